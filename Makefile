@@ -1,0 +1,28 @@
+# make demo    install, draw a small data set, train on it, evaluate, draw the predictions
+# make test    install, then every test that needs no GPU
+# make quick   the same without the slow ones
+# make check   lint, types and tests: what a commit must pass
+
+PY ?= $(shell command -v python3.11 || command -v python3)
+RUN = .venv/bin/python
+
+.PHONY: demo test quick lint check env
+
+env:
+	@$(PY) .ci/bootstrap.py
+
+demo: env
+	$(RUN) -m vitdet.app.demo
+
+test: env
+	$(RUN) -m pytest
+
+quick: env
+	$(RUN) -m pytest -m "not slow"
+
+lint: env
+	$(RUN) -m ruff check
+	$(RUN) -m ruff format --check
+	$(RUN) -m pyright
+
+check: lint test

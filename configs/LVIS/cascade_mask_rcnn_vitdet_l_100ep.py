@@ -1,0 +1,24 @@
+"""Cascade Mask R-CNN, plain ViT-L, simple feature pyramid: LVIS v1, 100 epochs.
+
+Source      detectron2 projects/ViTDet, model 329042206; the paper (arXiv 2203.16527) has no such
+            row
+Published   box AP 49.2, mask AP 44.5 on LVIS v1 val at 1024 pixels, plain NMS
+Parameters  364.69 M
+Cost        64 A100, 1 image each: 0.629 s an image (156250 x 0.629 s = 27 h), 24.9 GB; inference
+            0.150 s an image
+Schedule    156250 iterations x 64 images = 10.00 M images = 100 x 100000; lr / 10 at 138889
+            (88.9%) and 150463 (96.3%); warm-up 250 iterations
+Start       mae_pretrain_vit_large.pth, through converter.py (docs/recipes.md)
+Train       python train_net.py --config-file configs/LVIS/cascade_mask_rcnn_vitdet_l_100ep.py
+              --num-gpus 8 --num-machines 8 --machine-rank RANK --dist-url tcp://HOST:PORT
+Evaluate    python train_net.py --config-file configs/LVIS/cascade_mask_rcnn_vitdet_l_100ep.py
+              --eval-only train.init_checkpoint=WEIGHTS
+Note        Everything but the box heads is from mask_rcnn_vitdet_l_100ep.py.
+"""
+
+from ..common.models.cascade import cascade
+from .mask_rcnn_vitdet_l_100ep import dataloader, model, optimizer, schedule, train
+
+model.roi_heads = cascade(model.roi_heads)
+
+train.init_checkpoint = "weights/lvis_cascade_mask_rcnn_vitdet_l_init.pth"

@@ -1,0 +1,30 @@
+"""Mask R-CNN, plain ViT-L, simple feature pyramid: LVIS v1, 100 epochs.
+
+Source      ViTDet (arXiv 2203.16527), Table 10; detectron2 projects/ViTDet, model 329211570
+Published   box AP 46.1, mask AP 43.6 on LVIS v1 val at 1024 pixels, plain NMS; the paper has
+            46.1/43.5
+Parameters  336.73 M
+Cost        64 A100, 1 image each: 0.576 s an image (156250 x 0.576 s = 25 h), 24.7 GB; inference
+            0.137 s an image
+Schedule    156250 iterations x 64 images = 10.00 M images = 100 x 100000; lr / 10 at 138889
+            (88.9%) and 150463 (96.3%); warm-up 250 iterations
+Start       mae_pretrain_vit_large.pth, through converter.py (docs/recipes.md)
+Train       python train_net.py --config-file configs/LVIS/mask_rcnn_vitdet_l_100ep.py
+              --num-gpus 8 --num-machines 8 --machine-rank RANK --dist-url tcp://HOST:PORT
+Evaluate    python train_net.py --config-file configs/LVIS/mask_rcnn_vitdet_l_100ep.py
+              --eval-only train.init_checkpoint=WEIGHTS
+Note        1203 classes, federated loss, repeat factor sampling; else the model of
+            COCO/mask_rcnn_vitdet_l_100ep.py.
+"""
+
+from ..COCO.mask_rcnn_vitdet_l_100ep import model, optimizer, schedule, train
+from ..common.data.lvis import dataloader
+from ..common.models.lvis import lvis_heads
+
+model.roi_heads = lvis_heads(model.roi_heads)
+
+optimizer.lr = 2e-4
+train.init_checkpoint = "weights/lvis_mask_rcnn_vitdet_l_init.pth"
+train.eval_every = 30000 * 64
+train.num_images = 156250 * 64
+schedule.milestones = [138889 * 64, 150463 * 64]

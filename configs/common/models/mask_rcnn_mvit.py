@@ -1,0 +1,33 @@
+"""Mask R-CNN on detectron2's MViTv2-B with a feature pyramid network, at 1024 x 1024 pixels.
+
+The relative position tables keep the size of 224-pixel pre-training (`img_size` is detectron2's
+default) and are interpolated in every forward pass, as published.
+"""
+
+from detectron2.config import LazyCall as L
+from detectron2.modeling import FPN, MViT
+from detectron2.modeling.backbone.fpn import LastLevelMaxPool
+
+from vitdet.layers.norms import channel_layer_norm, layer_norm
+
+from .mask_rcnn import model
+
+model.backbone = L(FPN)(
+    bottom_up=L(MViT)(
+        img_size=224,
+        embed_dim=96,
+        depth=24,
+        num_heads=1,
+        last_block_indexes=[1, 4, 20, 23],  # last block of each stage
+        residual_pooling=True,
+        drop_path_rate=0.4,
+        norm_layer=L(layer_norm)(eps=1e-6),
+        use_act_checkpoint=False,
+        out_features=["scale2", "scale3", "scale4", "scale5"],  # strides 4, 8, 16, 32
+    ),
+    in_features="${.bottom_up.out_features}",
+    out_channels=256,
+    top_block=L(LastLevelMaxPool)(),
+    norm=L(channel_layer_norm)(eps=1e-6),
+    square_pad=1024,
+)

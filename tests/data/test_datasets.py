@@ -1,0 +1,355 @@
+from __future__ import annotations
+
+import json
+import logging
+from pathlib import Path
+
+import pytest
+import torch
+from detectron2.data import MetadataCatalog
+from detectron2.structures import BoxMode
+
+from vitdet.data.datasets import (
+    coco_dataset,
+    coco_mini,
+    federated_loss_weights,
+    named_dataset,
+    subset,
+)
+from vitdet.utils.checks import InputError
+
+
+def test_records_and_classes_come_from_the_file(tiny):
+    dataset = coco_dataset(tiny.json_file, tiny.images, "tiny")
+    assert dataset.class_names == ("cat", "dog")
+    assert dataset.class_ids == (3, 7)
+    assert dataset.num_classes == 2
+    assert [record["image_id"] for record in dataset.records] == [1, 2, 3]
+    first = dataset.records[0]
+    assert first["file_name"] == str(tiny.images / "1.jpg")
+    assert (first["height"], first["width"]) == (30, 40)
+    assert [a["category_id"] for a in first["annotations"]] == [0, 1]
+    assert first["annotations"][0]["bbox"] == [5, 5, 10, 8]
+    assert first["annotations"][0]["bbox_mode"] == BoxMode.XYWH_ABS
+    assert dataset.records[2]["annotations"][0]["iscrowd"] == 1
+    assert dataset.dropped == frozenset()
+    assert dataset.image_counts is None
+
+
+def test_detectron2_knows_the_data_set_by_its_name(tiny):
+    coco_dataset(tiny.json_file, tiny.images, "tiny")
+    metadata = MetadataCatalog.get("tiny")
+    assert metadata.thing_classes == ["cat", "dog"]
+    assert metadata.thing_dataset_id_to_contiguous_id == {3: 0, 7: 1}
+    assert metadata.json_file == str(tiny.json_file)
+    assert metadata.image_root == str(tiny.images)
+    tiny.content["categories"][0]["name"] = "wolf"  # a second data set under the same name
+    coco_dataset(tiny.write().json_file, tiny.images, "tiny")
+    assert MetadataCatalog.get("tiny").thing_classes == ["cat", "wolf"]
+
+
+def test_two_files_of_one_name_do_not_share_a_name(tiny, tmp_path):
+    other = tmp_path / "other" / tiny.json_file.name
+    other.parent.mkdir()
+    other.write_text(
+        json.dumps(tiny.content | {"categories": [{"id": 3, "name": "a"}, {"id": 7, "name": "b"}]})
+    )
+    first = coco_dataset(tiny.json_file, tiny.images)
+    second = coco_dataset(other, tiny.images)
+    assert second.name == str(other) != first.name
+    assert MetadataCatalog.get(first.name).thing_classes == ["cat", "dog"]
+    assert MetadataCatalog.get(second.name).thing_classes == ["a", "b"]
+
+
+def test_agrees_with_detectron2s_reader(tiny):
+    from detectron2.data.datasets.coco import load_coco_json
+
+    theirs = load_coco_json(str(tiny.json_file), str(tiny.images), "tiny_by_detectron2")
+    assert coco_dataset(tiny.json_file, tiny.images, "tiny").records == theirs
+
+
+def _set(place, **values):
+    def change(tiny):
+        tiny.content["annotations"][place].update(values)
+
+    return change
+
+
+def _delete_image(tiny):
+    (tiny.images / "2.jpg").unlink()
+
+
+def _repeat_image(tiny):
+    tiny.content["images"].append(dict(tiny.content["images"][0]))
+
+
+FAULTS = {
+    "box outside": (
+        _set(1, bbox=[30, 10, 12, 12]),
+        r"1 faults \(1 x box outside\); the first: annotation 12 of image 1 \(1\.jpg\): expected a "
+        r"box x, y, width, height inside the image of 40 x 30, got \[30, 10, 12, 12\]\. Correct",
+    ),
+    "box left of the image": (_set(1, bbox=[-3, 10, 12, 12]), r"box outside.*annotation 12 "),
+    "empty box": (_set(0, bbox=[5, 5, 0, 8]), r"empty box.*annotation 11 of image 1"),
+    "box of words": (_set(0, bbox=["a", 5, 1, 8]), r"wrong box.*annotation 11 .*four numbers"),
+    "box with nan": (_set(0, bbox=[float("nan"), 5, 1, 8]), r"wrong box.*annotation 11 "),
+    "no mask": (_set(2, segmentation=[]), r"empty mask.*annotation 13 of image 2 \(2\.jpg\)"),
+    "mask beside the image": (
+        _set(2, segmentation=[[50, 2, 60, 2, 60, 9]]),
+        r"1 x empty mask.*annotation 13 of image 2.*expected a mask that covers a pixel.*got none",
+    ),
+    "empty run lengths": (
+        _set(2, segmentation={"size": [30, 40], "counts": [1200]}),
+        r"1 x empty mask.*annotation 13 ",
+    ),
+    "run lengths of another size": (
+        _set(2, segmentation={"size": [40, 30], "counts": [0, 1200]}),
+        r"wrong mask.*annotation 13 .*size \[30, 40\].*got \[40, 30\]",
+    ),
+    "run lengths that do not add up": (
+        _set(2, segmentation={"size": [30, 40], "counts": [0, 1300]}),
+        r"wrong mask.*annotation 13 .*add up to 1200, got \[0, 1300\]",
+    ),
+    "polygon of two points": (_set(2, segmentation=[[1, 2, 3, 4]]), r"wrong mask.*annotation 13 "),
+    "unknown class": (
+        _set(3, category_id=8),
+        r"unknown category id.*annotation 14 of image 3.*among the file's 2 categories, got 8\.",
+    ),
+    "class by name": (_set(3, category_id="cat"), r"unknown category id.*annotation 14 .*'cat'"),
+    "unknown image": (_set(3, image_id=99), r"unknown image id.*annotation 14: .*got 99"),
+    "repeated id": (_set(3, id=11), r"repeated annotation id.*annotation 11: .*of its own"),
+    "id missing": (_set(3, id=None), r"wrong annotation id.*annotation number 3: "),
+    "iscrowd of 2": (_set(3, iscrowd=2), r"wrong iscrowd.*annotation 14 "),
+    "ignore": (_set(3, ignore=1), r"ignore flag.*annotation 14 "),
+    "missing image": (
+        _delete_image,
+        r"1 x missing image\); the first: image 2 \(2\.jpg\): expected the file .*2\.jpg, got no",
+    ),
+    "repeated image": (_repeat_image, r"repeated image id.*image 3 \(3\.jpg\)"),
+}
+
+
+@pytest.mark.parametrize("kind", FAULTS)
+def test_faults_stop_with_one_line_that_names_the_first(tiny, kind):
+    change, text = FAULTS[kind]
+    change(tiny)
+    with pytest.raises(InputError, match=text) as caught:
+        coco_dataset(tiny.write().json_file, tiny.images)
+    assert str(caught.value).startswith(f"annotation file {tiny.json_file} has 1 faults")
+    assert str(caught.value).endswith('Correct the file, or leave them out with check="drop".')
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("kind", FAULTS)
+def test_faults_can_be_left_out(tiny, kind, caplog):
+    FAULTS[kind][0](tiny)
+    with caplog.at_level(logging.WARNING):
+        dataset = coco_dataset(tiny.write().json_file, tiny.images, check="drop")
+    images = {"missing image": [1, 3], "repeated image": [1, 2]}.get(kind, [1, 2, 3])
+    assert [record["image_id"] for record in dataset.records] == images
+    assert sum(len(record["annotations"]) for record in dataset.records) == 3
+    assert len(dataset.dropped) == 1
+    assert "left out 1 faulty entries (1 x " in caplog.text
+
+
+def test_several_faults_are_counted_by_kind(tiny):
+    _set(0, bbox=[35, 5, 10, 8])(tiny)
+    _set(1, bbox=[35, 5, 10, 8])(tiny)
+    _set(2, segmentation=None)(tiny)
+    with pytest.raises(InputError, match=r"has 3 faults \(2 x box outside, 1 x empty mask\)"):
+        coco_dataset(tiny.write().json_file, tiny.images)
+
+
+def test_a_box_may_stick_out_by_rounding(tiny):
+    _set(2, bbox=[-0.5, -0.5, 41, 31])(tiny)
+    assert len(coco_dataset(tiny.write().json_file, tiny.images).records) == 3
+
+
+def test_a_data_set_of_boxes_needs_no_masks(tiny):
+    for annotation in tiny.content["annotations"]:
+        annotation["segmentation"] = []
+    dataset = coco_dataset(tiny.write().json_file, tiny.images)
+    assert not any("segmentation" in a for r in dataset.records for a in r["annotations"])
+
+
+def test_keep_takes_what_detectron2_takes(tiny):
+    _set(1, bbox=[30, 10, 12, 12])(tiny)
+    _set(2, segmentation=[[1, 2, 3, 4]])(tiny)  # too few points: detectron2 leaves it out
+    _delete_image(tiny)
+    dataset = coco_dataset(tiny.write().json_file, tiny.images, check="keep")
+    assert [len(record["annotations"]) for record in dataset.records] == [2, 0, 1]
+    _set(3, category_id=8)(tiny)
+    with pytest.raises(InputError, match="annotation 14: expected a category_id of its categories"):
+        coco_dataset(tiny.write().json_file, tiny.images, check="keep")
+
+
+def _no_file(tiny):
+    tiny.json_file.unlink()
+
+
+def _cut(tiny):
+    tiny.json_file.write_text(tiny.json_file.read_text()[:100])
+
+
+def _content(content):
+    def change(tiny):
+        tiny.json_file.write_text(json.dumps(content))
+
+    return change
+
+
+def _without(part, key):
+    def change(tiny):
+        del tiny.content[part][1][key]
+        tiny.write()
+
+    return change
+
+
+def _two_dogs(tiny):
+    tiny.content["categories"][1]["name"] = "dog"
+    tiny.write()
+
+
+def _float_height(tiny):
+    tiny.content["images"][0]["height"] = 30.5
+    tiny.write()
+
+
+@pytest.mark.parametrize(
+    ("change", "text"),
+    [
+        (_no_file, r"instances\.json: expected a file that can be read, got No such file"),
+        (_cut, r"instances\.json: expected json, got text that is not \(.*char \d+\)"),
+        (_content([1]), r'expected an object with "images".*got a list\. A list is often'),
+        (_content({"images": []}), r'expected a list "annotations" \(COCO format\), got only'),
+        (_content({"images": [], "annotations": [], "categories": []}), "got no category"),
+        (_without("images", "width"), r'image number 1: expected the key "width" .* got no such'),
+        (_without("images", "file_name"), r'image 1: expected the key "file_name", got no such'),
+        (_without("categories", "name"), r'category number 1: expected the key "name"'),
+        (_two_dogs, r"categories with one name each, got 2 times 'dog'"),
+        (_float_height, r'"height" with a value of type int, got 30\.5'),
+    ],
+)
+def test_files_that_are_not_coco(tiny, change, text):
+    change(tiny)
+    with pytest.raises(InputError, match=text) as caught:
+        coco_dataset(tiny.json_file, tiny.images)
+    assert "\n" not in str(caught.value)
+
+
+def test_image_folder_must_exist(tiny):
+    with pytest.raises(InputError, match=r"image folder .*nowhere: expected a folder, got nothing"):
+        coco_dataset(tiny.json_file, tiny.images / "nowhere")
+    with pytest.raises(InputError, match=r"image folder .*: expected a folder, got a file"):
+        coco_dataset(tiny.json_file, tiny.json_file)
+
+
+def test_check_has_three_values(tiny):
+    with pytest.raises(InputError, match='expected "error", "drop" or "keep", got \'yes\''):
+        coco_dataset(tiny.json_file, tiny.images, check="yes")
+
+
+def test_named_data_sets_lie_under_detectron2_datasets(tiny, tmp_path, monkeypatch):
+    root = tmp_path / "root"
+    (root / "coco" / "annotations").mkdir(parents=True)
+    tiny.images.rename(root / "coco" / "val2017")
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(root))
+    before = MetadataCatalog.get("coco_2017_val").as_dict()
+    with pytest.raises(
+        InputError,
+        match=r"data set coco_2017_val: expected its annotation file .*root/coco/annotations/"
+        r"instances_val2017\.json, got nothing at this path\. Set the environment variable "
+        r"DETECTRON2_DATASETS to the folder that holds .* and coco/val2017 \(it is .*root\)\.",
+    ):
+        named_dataset("coco_2017_val")
+    tiny.json_file.rename(root / "coco" / "annotations" / "instances_val2017.json")
+    try:
+        dataset = named_dataset("coco_2017_val")
+        assert dataset.name == "coco_2017_val"
+        assert dataset.records[0]["file_name"] == str(root / "coco" / "val2017" / "1.jpg")
+        assert MetadataCatalog.get("coco_2017_val").thing_colors == before["thing_colors"]
+    finally:
+        MetadataCatalog.remove("coco_2017_val")
+        MetadataCatalog.get("coco_2017_val").set(**before)
+
+
+def test_named_data_sets_default_to_the_folder_datasets(tmp_path, monkeypatch):
+    monkeypatch.delenv("DETECTRON2_DATASETS", raising=False)
+    monkeypatch.chdir(tmp_path)
+    text = r"annotation file datasets/lvis/lvis_v1_train\.json, .*\(it is not set, so \./datasets\)"
+    with pytest.raises(InputError, match=text):
+        named_dataset("lvis_v1_train")
+
+
+def test_names_with_a_typo_get_the_nearest():
+    with pytest.raises(InputError, match=r"got 'coco_2017_vall'\. Did you mean coco_2017_val\?"):
+        named_dataset("coco_2017_vall")
+    with pytest.raises(InputError, match=r"got 'zzz'\. Own data: use coco_dataset\(json="):
+        named_dataset("zzz")
+
+
+def test_lvis_files_have_urls_and_frequencies(tiny, tmp_path, monkeypatch):
+    root = tmp_path / "root"
+    (root / "lvis").mkdir(parents=True)
+    (root / "coco").mkdir()
+    tiny.images.rename(root / "coco" / "val2017")
+    for image in tiny.content["images"]:
+        image["coco_url"] = f"http://images.cocodataset.org/val2017/{image.pop('file_name')}"
+        image |= {"neg_category_ids": [3], "not_exhaustive_category_ids": [7]}
+    for category, count in zip(tiny.content["categories"], (5, 200), strict=True):
+        category |= {"image_count": count, "frequency": "r"}
+    (root / "lvis" / "lvis_v1_val.json").write_text(json.dumps(tiny.content))
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(root))
+    before = MetadataCatalog.get("lvis_v1_val").as_dict()
+    try:
+        dataset = named_dataset("lvis_v1_val")
+    finally:
+        MetadataCatalog.remove("lvis_v1_val")
+        MetadataCatalog.get("lvis_v1_val").set(**before)
+    assert dataset.style == "lvis"
+    assert dataset.image_counts == (200, 5)
+    assert Path(dataset.records[1]["file_name"]) == root / "coco" / "val2017" / "2.jpg"
+    assert dataset.records[1]["neg_category_ids"] == [3]
+    assert dataset.records[1]["not_exhaustive_category_ids"] == [7]
+
+
+def test_federated_weights_are_those_of_detectron2():
+    from detectron2.data.detection_utils import get_fed_loss_cls_weights
+
+    for power in (0.5, 1.0):
+        ours = federated_loss_weights("lvis_v1_train", power)()
+        theirs = get_fed_loss_cls_weights("lvis_v1_train", power)
+        assert ours.shape == (1203,)
+        assert torch.equal(ours, theirs)
+    with pytest.raises(InputError, match=r"counts detectron2 knows.*got 'coco_2017_train'"):
+        federated_loss_weights("coco_2017_train")
+
+
+def test_subset_keeps_the_first_images_with_objects(tiny):
+    dataset = coco_dataset(tiny.json_file, tiny.images)
+    assert [record["image_id"] for record in subset(dataset, 2).records] == [1, 2]
+    with pytest.raises(InputError, match="expected 3 images with objects, got 2"):
+        subset(dataset, 3)  # image 3 has a crowd region only
+
+
+@pytest.mark.parametrize(
+    ("split", "images", "polygons", "crowds"), [("train", 100, 895, 9), ("val", 34, 299, 5)]
+)
+def test_coco_mini(split, images, polygons, crowds):
+    try:
+        dataset = coco_mini(split)
+    except InputError as error:
+        pytest.skip(str(error))
+    annotations = [a for record in dataset.records for a in record["annotations"]]
+    assert len(dataset.records) == images
+    assert sum(isinstance(a["segmentation"], list) for a in annotations) == polygons
+    assert sum(a["iscrowd"] for a in annotations) == crowds
+    assert dataset.class_names == tuple(MetadataCatalog.get("coco_2017_val").thing_classes)
+    assert len(coco_mini(split, 8).records) == 8
+
+
+def test_coco_mini_absent(tmp_path, monkeypatch):
+    monkeypatch.setenv("VITDET_COCO_MINI", str(tmp_path / "none"))
+    with pytest.raises(InputError, match=r"folder .*none, got nothing.*VITDET_COCO_MINI"):
+        coco_mini("val")

@@ -1,0 +1,301 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pycocotools.mask as mask_util
+import pytest
+import torch
+from detectron2.data import DatasetMapper
+from detectron2.data import transforms as T
+from detectron2.structures import BoxMode, PolygonMasks
+from PIL import Image
+
+from vitdet.data.augment import fixed_resize, large_scale_jitter, resize_shortest_edge
+from vitdet.data.datasets import coco_dataset, coco_mini
+from vitdet.data.mapper import Mapper, read_image
+from vitdet.utils.checks import InputError
+from vitdet.utils.env import random_state
+
+SIZE = (24, 32)  # height, width
+
+
+def _blobs() -> np.ndarray:
+    """Three objects, one a channel, that touch no other: bool (height, width, 3)."""
+    masks = np.zeros((*SIZE, 3), dtype=bool)
+    masks[2:9, 3:10, 0] = True
+    masks[5:9, 7:10, 0] = False  # an L
+    masks[14:22, 20:30, 1] = np.tri(8, 10, dtype=bool)
+    masks[12:20, 2:8, 2] = True
+    masks[14:16, 4:6, 2] = False  # with a hole
+    return masks
+
+
+def _record(folder: Path, crowd: tuple[int, ...] = ()) -> dict[str, Any]:
+    """A record whose image shows exactly its masks: object i is white in channel i."""
+    masks = _blobs()
+    name = folder / "blobs.png"
+    Image.fromarray(masks.astype(np.uint8) * 255).save(name)
+    annotations = []
+    for index in range(3):
+        encoded = mask_util.encode(np.asfortranarray(masks[..., index], dtype=np.uint8))
+        annotations.append(
+            {
+                "category_id": index,
+                "bbox": mask_util.toBbox(encoded).tolist(),
+                "bbox_mode": BoxMode.XYWH_ABS,
+                "segmentation": encoded,
+                "iscrowd": int(index in crowd),
+            }
+        )
+    return {
+        "file_name": str(name),
+        "image_id": 5,
+        "height": SIZE[0],
+        "width": SIZE[1],
+        "annotations": annotations,
+    }
+
+
+def _extent(mask: np.ndarray) -> list[int]:
+    """Smallest box XYXY round the true pixels, by looking at every pixel."""
+    places = [(x, y) for y in range(mask.shape[0]) for x in range(mask.shape[1]) if mask[y, x]]
+    xs, ys = [x for x, _ in places], [y for _, y in places]
+    return [min(xs), min(ys), max(xs) + 1, max(ys) + 1]
+
+
+@pytest.mark.parametrize("scale", [1.0, 2.0])
+@pytest.mark.parametrize("seed", range(8))
+def test_jittered_masks_and_boxes_are_those_of_the_jittered_image(tmp_path, seed, scale):
+    # the image shows its masks, so after any flip, doubling and crop it must still show them
+    jitter = large_scale_jitter(32, min_scale=scale, max_scale=scale)
+    with random_state(seed):
+        result = Mapper(jitter, is_train=True)(_record(tmp_path))
+    shown = result["image"].numpy() > 127
+    assert shown.shape == (3, *((24, 32) if scale == 1 else (32, 32)))
+    instances = result["instances"]
+    expected = [index for index in range(3) if shown[index].any()]
+    assert instances.gt_classes.tolist() == expected
+    for place, index in enumerate(expected):
+        np.testing.assert_array_equal(instances.gt_masks.tensor[place].numpy(), shown[index])
+        assert instances.gt_boxes.tensor[place].tolist() == _extent(shown[index])
+
+
+def test_the_jitter_really_cuts_objects_away(tmp_path):
+    found = []
+    for seed in range(20):
+        with random_state(seed):
+            result = Mapper(large_scale_jitter(32, 2.0, 2.0), is_train=True)(_record(tmp_path))
+        found.append(len(result["instances"]))
+    assert min(found) < 3
+
+
+@pytest.mark.parametrize("flip", [False, True])
+def test_crop_and_flip_of_a_polygon_by_hand(tmp_path, flip):
+    record = _record(tmp_path)
+    corners = [4, 3, 14, 3, 14, 11, 4, 11]  # x from 4 to 14, y from 3 to 11
+    record["annotations"] = [
+        {"category_id": 0, "bbox": [4, 3, 10, 8], "bbox_mode": BoxMode.XYWH_ABS}
+        | {"segmentation": [corners]}
+    ]
+    steps: list[T.Transform] = [T.CropTransform(10, 5, 12, 16)]  # x from 10 to 22, y from 5 to 21
+    steps += [T.HFlipTransform(12)] if flip else []
+    instances = Mapper(steps, is_train=True)(record)["instances"]
+    expected = np.zeros((16, 12), dtype=bool)
+    expected[0:6, 0:4] = True
+    expected = expected[:, ::-1] if flip else expected
+    np.testing.assert_array_equal(instances.gt_masks.tensor[0].numpy(), expected)
+    assert instances.gt_boxes.tensor[0].tolist() == ([8, 0, 12, 6] if flip else [0, 0, 4, 6])
+    assert instances.image_size == (16, 12)
+
+
+def test_a_cut_triangle_gets_a_tight_box(tmp_path):
+    # cutting the box of the triangle would give [0, 0, 10, 20]
+    record = _record(tmp_path)
+    record["annotations"] = [
+        {"category_id": 0, "bbox": [0, 0, 20, 20], "bbox_mode": BoxMode.XYWH_ABS}
+        | {"segmentation": [[0, 0, 20, 0, 0, 20]]}
+    ]
+    steps = [T.CropTransform(10, 0, 10, 20)]
+    tight = Mapper(steps, is_train=True)(record)["instances"]
+    assert tight.gt_boxes.tensor[0].tolist() == _extent(tight.gt_masks.tensor[0].numpy())
+    assert tight.gt_boxes.tensor[0, 3] == pytest.approx(10, abs=1)
+    loose = Mapper(steps, is_train=True, recompute_boxes=False)(record)["instances"]
+    assert loose.gt_boxes.tensor[0].tolist() == [0, 0, 10, 20]
+
+
+def test_crowd_regions_are_no_training_objects(tmp_path):
+    record = _record(tmp_path, crowd=(1,))
+    assert Mapper([], is_train=True)(record)["instances"].gt_classes.tolist() == [0, 2]
+
+
+def test_only_crowd_regions_leave_an_empty_instances(tmp_path):
+    instances = Mapper([], is_train=True)(_record(tmp_path, crowd=(0, 1, 2)))["instances"]
+    assert len(instances) == 0
+    assert instances.gt_boxes.tensor.shape == (0, 4)
+    assert instances.gt_masks.tensor.shape == (0, *SIZE)
+
+
+def test_test_mode_has_no_annotations_unless_asked(tmp_path):
+    record = _record(tmp_path)
+    result = Mapper(resize_shortest_edge(48, 1000), is_train=False)(record)
+    assert sorted(result) == ["file_name", "height", "image", "image_id", "width"]
+    assert result["image"].shape == (3, 48, 64)
+    assert result["image"].dtype == torch.uint8
+    assert (result["height"], result["width"], result["image_id"]) == (*SIZE, 5)
+    shown = Mapper([], is_train=False, with_annotations_in_test=True)(record)
+    assert len(shown["instances"]) == 3
+
+
+def test_the_record_stays_as_it_was(tmp_path):
+    record = _record(tmp_path)
+    mapper = Mapper(large_scale_jitter(32), is_train=True)
+    boxes = [list(annotation["bbox"]) for annotation in record["annotations"]]
+    mapper(record)
+    assert [annotation["bbox"] for annotation in record["annotations"]] == boxes
+    assert isinstance(record["annotations"][0]["segmentation"], dict)
+
+
+def test_bgr_is_rgb_backwards(tmp_path):
+    record = _record(tmp_path)
+    rgb = Mapper([], is_train=False)(record)["image"]
+    bgr = Mapper([], is_train=False, image_format="BGR")(record)["image"]
+    assert torch.equal(rgb.flip(0), bgr)
+
+
+def test_cached_images_are_not_changed_by_augmentation(tmp_path):
+    record = _record(tmp_path)
+    mapper = Mapper([T.RandomBrightness(0.2, 0.3)], is_train=True, cache=True)
+    with random_state(3):
+        first = mapper(record)["image"]
+    Path(record["file_name"]).unlink()  # from here on only the cache has it
+    with random_state(3):
+        assert torch.equal(mapper(record)["image"], first)
+
+
+def test_boxes_only(tmp_path):
+    record = _record(tmp_path)
+    instances = Mapper([], is_train=True, use_masks=False)(record)["instances"]
+    assert sorted(instances.get_fields()) == ["gt_boxes", "gt_classes"]
+    assert instances.gt_boxes.tensor[0].tolist() == [3, 2, 10, 9]
+    del record["annotations"][1]["segmentation"]
+    with pytest.raises(InputError, match=r"category 1: expected a segmentation.*use_masks=False"):
+        Mapper([], is_train=True)(record)
+
+
+def test_polygon_format(tiny):
+    record = coco_dataset(tiny.json_file, tiny.images).records[0]
+    instances = Mapper([], is_train=True, mask_format="polygon")(record)["instances"]
+    assert isinstance(instances.gt_masks, PolygonMasks)
+    assert instances.gt_boxes.tensor.tolist() == [[5, 5, 15, 13], [20, 10, 32, 22]]
+
+
+def test_polygon_format_refuses_run_lengths(tmp_path):
+    with pytest.raises(InputError, match=r'expected a polygon, got a run-length.*"bitmask"'):
+        Mapper([], is_train=True, mask_format="polygon")(_record(tmp_path))
+    with pytest.raises(InputError, match=r"mapper\.mask_format: expected .* got 'bitmap'"):
+        Mapper([], is_train=True, mask_format="bitmap")  # pyright: ignore[reportArgumentType]
+
+
+def _missing(path: Path) -> None:
+    path.unlink()
+
+
+def _truncated(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-200])
+
+
+def _text(path: Path) -> None:
+    path.write_text("not an image")
+
+
+def _empty(path: Path) -> None:
+    path.write_bytes(b"")
+
+
+def _other_size(path: Path) -> None:
+    Image.new("RGB", (30, 40)).save(path)
+
+
+def _truncated_png(path: Path) -> None:
+    rng = np.random.default_rng(0)
+    Image.fromarray(rng.integers(0, 255, (30, 40, 3), dtype=np.uint8)).save(path, format="PNG")
+    path.write_bytes(path.read_bytes()[:300])
+
+
+@pytest.mark.parametrize(
+    ("damage", "text"),
+    [
+        (_missing, r"image .*1\.jpg: expected a file, got nothing at this path\. Check the image"),
+        (_truncated, r"image .*1\.jpg: expected an image that can be decoded, got .*truncated"),
+        (_truncated_png, r"image .*1\.jpg: expected an image that can be decoded, got "),
+        (_text, r"1\.jpg: expected an image that can be decoded, got UnidentifiedImageError"),
+        (_empty, r"1\.jpg: expected an image that can be decoded, got UnidentifiedImageError"),
+        (_other_size, r"1\.jpg: expected 30 x 40 pixels \(height x width\) .*, got 40 x 30\."),
+    ],
+)
+def test_bad_image_files(tiny, damage, text):
+    record = coco_dataset(tiny.json_file, tiny.images).records[0]
+    damage(tiny.images / "1.jpg")
+    with pytest.raises(InputError, match=text) as caught:
+        Mapper([], is_train=True)(record)
+    assert "\n" not in str(caught.value)
+
+
+def test_grey_images_become_three_channels(tiny):
+    Image.new("L", (40, 30), 77).save(tiny.images / "1.jpg")
+    record = coco_dataset(tiny.json_file, tiny.images).records[0]
+    assert (read_image(record) == 77).all()
+    assert read_image(record).shape == (30, 40, 3)
+
+
+def test_augmentation_lists():
+    names = [type(a).__name__ for a in large_scale_jitter(1024)]
+    assert names == ["RandomFlip", "ResizeScale", "FixedSizeCrop"]
+    assert [type(a).__name__ for a in large_scale_jitter(64, flip=False)] == names[1:]
+    image = np.zeros((30, 40, 3), dtype=np.uint8)
+    shapes = {
+        "at most 60": (resize_shortest_edge(60, 60), (45, 60, 3)),
+        "fixed": (fixed_resize(16, 20, flip=True), (16, 20, 3)),
+        "one of two": (resize_shortest_edge([15, 15], 99, flip=True), (15, 20, 3)),
+        "small stays small": (large_scale_jitter(64, 0.5, 0.5), (24, 32, 3)),
+    }
+    for name, (augmentations, shape) in shapes.items():
+        inputs = T.AugInput(image)
+        T.AugmentationList(augmentations)(inputs)
+        assert inputs.image is not None, name
+        assert inputs.image.shape == shape, name
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_same_as_detectron2s_mapper_on_real_images(seed):
+    try:
+        dataset = coco_mini("val")
+    except InputError as error:
+        pytest.skip(str(error))
+    augmentations = large_scale_jitter(128)
+    theirs = DatasetMapper(
+        is_train=True,
+        augmentations=augmentations,
+        image_format="RGB",
+        use_instance_mask=True,
+        instance_mask_format="bitmask",
+        recompute_boxes=True,
+    )
+    ours = Mapper(augmentations, is_train=True)
+    compared = 0
+    for record in dataset.records[seed::3]:
+        if not any(not annotation["iscrowd"] for annotation in record["annotations"]):
+            continue
+        with random_state(seed):
+            expected = theirs(record)
+        with random_state(seed):
+            got = ours(record)
+        assert torch.equal(got["image"], expected["image"])
+        for field in ("gt_boxes", "gt_masks"):
+            one, other = got["instances"].get(field), expected["instances"].get(field)
+            assert torch.equal(one.tensor, other.tensor)
+        assert torch.equal(got["instances"].gt_classes, expected["instances"].gt_classes)
+        compared += len(got["instances"])
+    assert compared > 20

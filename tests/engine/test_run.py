@@ -1,0 +1,316 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from tiny_recipe import draw, recipe, rectangles
+
+from vitdet import checkpoint
+from vitdet.config import load_config
+from vitdet.engine.hooks import Checkpoints, last_checkpoint
+from vitdet.engine.run import evaluate, train
+from vitdet.engine.trainer import NonFiniteLossError, Trainer
+from vitdet.utils.checks import InputError
+
+
+def stop_after(monkeypatch: pytest.MonkeyPatch, steps: int) -> None:
+    """Interrupt the next training in its step number `steps` (from 0), as ^C would."""
+    original = Trainer.step
+    done = []
+
+    def step(self: Trainer, batch: list) -> None:
+        if len(done) == steps:
+            monkeypatch.setattr(Trainer, "step", original)
+            raise KeyboardInterrupt
+        done.append(1)
+        original(self, batch)
+
+    monkeypatch.setattr(Trainer, "step", step)
+
+
+def assert_same(a: object, b: object, where: str = "") -> None:
+    if isinstance(a, torch.Tensor):
+        assert torch.equal(a, b), where
+    elif isinstance(a, dict):
+        assert a.keys() == b.keys(), where
+        for key in a:
+            assert_same(a[key], b[key], f"{where}.{key}")
+    elif isinstance(a, list | tuple):
+        assert len(a) == len(b), where
+        for index, (x, y) in enumerate(zip(a, b, strict=True)):
+            assert_same(x, y, f"{where}.{index}")
+    else:
+        assert a == b, where
+
+
+def numbers(folder: Path) -> list[dict]:
+    """The lines of metrics.json without what depends on the clock."""
+    clock = {"images_per_second", "data_seconds", "max_memory_mb"}
+    lines = (folder / "metrics.json").read_text().splitlines()
+    return [{k: v for k, v in json.loads(line).items() if k not in clock} for line in lines]
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory) -> Path:
+    """The folder of a whole run: 6 steps of 4 images, a checkpoint every 8 images."""
+    folder = tmp_path_factory.mktemp("undisturbed") / "run"
+    train(recipe(folder, checkpoint_every=8, eval_every=16))
+    return folder
+
+
+def test_a_run_leaves_its_record(undisturbed):
+    assert {path.name for path in undisturbed.iterdir() if "tfevents" not in path.name} == {
+        "config.yaml",
+        "environment.json",
+        "last_checkpoint",
+        "log.txt",
+        "metrics.json",
+        "model_000000008.pth",
+        "model_000000016.pth",
+        "model_final.pth",
+        "results.json",
+    }
+    assert len(list(undisturbed.glob("events.out.tfevents.*"))) == 1
+    assert (undisturbed / "last_checkpoint").read_text() == "model_final.pth\n"
+    content = checkpoint.read(undisturbed / "model_final.pth")
+    assert set(content) == {"model", "optimizer", "scaler", "images_seen", "seed", "vitdet"}
+    assert (content["images_seen"], content["seed"]) == (24, 3)
+    assert content["vitdet"]["class_names"] == ["dark", "light"]
+    assert content["vitdet"]["config"] == (undisturbed / "config.yaml").read_text()
+    assert "torch" in json.loads((undisturbed / "environment.json").read_text())
+    assert load_config(undisturbed / "config.yaml").train.num_images == 24
+
+
+def test_metrics_hold_each_loss_and_learning_rate(undisturbed):
+    lines = numbers(undisturbed)
+    assert [line["images_seen"] for line in lines] == [8, 16, 16, 24, 24]
+    losses = [name for name in lines[0] if name.startswith("loss_")]
+    assert losses == ["loss_box_reg", "loss_cls", "loss_mask", "loss_rpn_cls", "loss_rpn_loc"]
+    assert lines[0]["total_loss"] == pytest.approx(sum(lines[0][name] for name in losses))
+    # The step after 20 images, past the milestone at 16: lr / 10, and layer 0 of 2 + 1 below it.
+    assert lines[3]["lr"] == pytest.approx(1e-4)
+    assert lines[3]["lr_lowest"] == pytest.approx(1e-4 * 0.7**3)
+    assert lines[2]["bbox/AP"] == lines[4]["bbox/AP"] == 6.0
+    assert "bbox/APs" not in lines[4]  # not a number
+
+
+def test_progress_lines_and_the_ap_table(undisturbed):
+    log = (undisturbed / "log.txt").read_text()
+    assert "starting from random weights" in log
+    assert "24/24 images  eta 0:00:00  loss" in log
+    assert "lr 0.0001 lowest 3.43e-05" in log
+    assert "AP    AP50" in log
+    assert json.loads((undisturbed / "results.json").read_text())["results"]["bbox"]["APs"] is None
+
+
+@pytest.mark.parametrize("steps", [3, 4])  # in the middle of a period, and right after a checkpoint
+def test_a_resumed_run_ends_with_the_same_bits(undisturbed, tmp_path, monkeypatch, steps):
+    cfg = recipe(tmp_path / "run", checkpoint_every=8, eval_every=16)
+    stop_after(monkeypatch, steps)
+    with pytest.raises(KeyboardInterrupt):
+        train(cfg)
+    torch.rand(17)
+    results = train(recipe(tmp_path / "run", checkpoint_every=8, eval_every=16), resume=True)
+    whole = checkpoint.read(undisturbed / "model_final.pth")
+    resumed = checkpoint.read(tmp_path / "run" / "model_final.pth")
+    for key in ("model", "optimizer", "scaler", "images_seen", "seed"):
+        assert_same(resumed[key], whole[key], key)
+    assert numbers(tmp_path / "run") == numbers(undisturbed)
+    stored = json.loads((undisturbed / "results.json").read_text())["results"]["bbox"]
+    assert results["bbox"]["AP50"] == stored["AP50"]
+
+
+def test_a_finished_run_is_continued_when_it_gets_longer(tmp_path):
+    train(recipe(tmp_path / "short", num_images=16))
+    train(recipe(tmp_path / "short", num_images=20), resume=True)
+    train(recipe(tmp_path / "long", num_images=20))
+    long, short = (checkpoint.read(tmp_path / n / "model_final.pth") for n in ("long", "short"))
+    assert_same(short["model"], long["model"])
+
+
+def test_only_the_newest_checkpoints_stay(tmp_path):
+    train(recipe(tmp_path, checkpoint_every=4, keep_checkpoints=2))
+    assert sorted(path.name for path in tmp_path.glob("model_*")) == [
+        "model_000000016.pth",
+        "model_000000020.pth",
+        "model_final.pth",
+    ]
+
+
+def test_a_folder_that_holds_a_run_is_not_overwritten(undisturbed):
+    before = (undisturbed / "model_final.pth").stat().st_mtime_ns
+    with pytest.raises(
+        InputError,
+        match=r"expected a folder without a run, got one that holds model_final\.pth\. Add --res",
+    ):
+        train(recipe(undisturbed))
+    assert (undisturbed / "model_final.pth").stat().st_mtime_ns == before
+
+
+def test_resume_without_a_checkpoint_starts_anew_and_says_so(tmp_path, undisturbed):
+    start = str(undisturbed / "model_000000016.pth")
+    train(recipe(tmp_path, num_images=4, init_checkpoint=start), resume=True)
+    log = (tmp_path / "log.txt").read_text()
+    assert f"no checkpoint in {tmp_path}: starting a new run" in log
+    assert f"loaded {start} (0 images seen)" in log
+
+
+def test_a_pointer_to_a_missing_checkpoint_names_the_others(tmp_path):
+    (tmp_path / "last_checkpoint").write_text("model_000000099.pth\n")
+    (tmp_path / "model_000000050.pth").touch()
+    with pytest.raises(
+        InputError, match=r"model_000000099\.pth, which is not there\..*there are: model_000000050"
+    ):
+        last_checkpoint(tmp_path)
+
+
+def test_evaluation_alone_gives_the_results_of_the_training(undisturbed, tmp_path, capsys):
+    stored = json.loads((undisturbed / "results.json").read_text())["results"]
+    cfg = recipe(tmp_path / "out", init_checkpoint=str(undisturbed / "model_final.pth"))
+    results = evaluate(cfg)
+    assert results["bbox"]["AP50"] == stored["bbox"]["AP50"]
+    written = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert written["results"] == stored
+    assert written["checkpoint"].endswith("model_final.pth")
+    assert "bbox" in capsys.readouterr().out
+    assert evaluate(recipe(undisturbed), resume=True)["bbox"]["AP50"] == stored["bbox"]["AP50"]
+
+
+def test_evaluation_from_the_saved_config(undisturbed, tmp_path):
+    overrides = [
+        f"train.output_dir={tmp_path}",
+        f"train.init_checkpoint={undisturbed / 'model_final.pth'}",
+    ]
+    results = evaluate(load_config(undisturbed / "config.yaml", overrides))
+    stored = json.loads((undisturbed / "results.json").read_text())["results"]
+    assert results["bbox"]["AP50"] == stored["bbox"]["AP50"]
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_low_precision_runs_to_the_end(tmp_path, precision):
+    results = train(recipe(tmp_path, num_images=8, precision=precision))
+    assert results["bbox"]["AP"] == 6.0
+    state = checkpoint.read(tmp_path / "model_final.pth")["model"]
+    assert {value.dtype for value in state.values() if value.is_floating_point()} == {torch.float32}
+
+
+def test_evaluation_without_weights_is_refused(tmp_path):
+    with pytest.raises(InputError, match=r"weights to evaluate: expected train\.init_checkpoint="):
+        evaluate(recipe(tmp_path / "out"))
+    assert not (tmp_path / "out").exists()
+
+
+def rename_classes(cfg, *names: str):
+    for part in (cfg.dataloader.train, cfg.dataloader.test):
+        part.dataset.class_names = list(names)
+    return cfg
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        (("dark", "bright"), r"class names of .*expected those of the data set, bright among them"),
+        (("a", "b", "c"), r"model_final\.pth.* 2 classes.* 3\b"),
+    ],
+)
+def test_a_checkpoint_for_other_classes_is_refused(undisturbed, tmp_path, names, message):
+    start = str(undisturbed / "model_final.pth")
+    with pytest.raises(InputError, match=message):
+        train(rename_classes(recipe(tmp_path / "out", init_checkpoint=start), *names))
+    with pytest.raises(InputError, match=message):
+        evaluate(rename_classes(recipe(tmp_path / "out", init_checkpoint=start), *names))
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_checkpoint_of_another_size_is_refused(undisturbed, tmp_path):
+    cfg = recipe(tmp_path / "out", init_checkpoint=str(undisturbed / "model_final.pth"))
+    cfg.model.backbone.net.embed_dim = 64
+    with pytest.raises(InputError, match=r"model_final\.pth.* 32 .*embed_dim.* 64"):
+        train(cfg)
+    assert not (tmp_path / "out").exists()
+
+
+def test_training_and_test_classes_must_agree(tmp_path):
+    cfg = recipe(tmp_path / "out")
+    cfg.dataloader.test.dataset.class_names = ["light", "dark"]
+    with pytest.raises(
+        InputError, match=r"classes of the test data rectangles: expected those of the training"
+    ):
+        train(cfg)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_value_left_open_is_named(tmp_path):
+    with pytest.raises(
+        InputError, match=r"recipe: expected a value for train\.init_checkpoint, got \?\?\?"
+    ):
+        train(recipe(tmp_path / "out", init_checkpoint="???"))
+
+
+def test_unknown_keys_under_train_are_named(tmp_path):
+    with pytest.raises(
+        InputError, match=r"nothing missing, log_evry unknown\. Did you mean log_every\?"
+    ):
+        train(recipe(tmp_path / "out", log_evry=3))
+
+
+def test_a_batch_must_not_be_empty(tmp_path):
+    cfg = recipe(tmp_path / "out")
+    cfg.dataloader.train.total_batch_size = 0
+    with pytest.raises(InputError, match=r"total_batch_size: expected a multiple of the 1 proc"):
+        train(cfg)
+
+
+def test_devices_are_checked(tmp_path):
+    with pytest.raises(InputError, match=r"train\.device: expected auto, cpu or cuda, got tpu"):
+        train(recipe(tmp_path / "out", device="tpu"))
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")
+def test_a_gpu_that_is_not_there(tmp_path):
+    with pytest.raises(InputError, match=r"train\.device: expected a GPU that torch can use, got"):
+        train(recipe(tmp_path / "out", device="cuda"))
+
+
+def test_an_output_folder_that_cannot_be_made(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(InputError, match=r"expected a folder that can be made, got Not a dir"):
+        train(recipe(tmp_path / "file" / "out"))
+
+
+def test_a_poisoned_image_stops_the_run_and_leaves_the_last_good_checkpoint(tmp_path):
+    cfg = recipe(tmp_path, checkpoint_every=4)
+    cfg.dataloader.train.poison_at = 9
+    with pytest.raises(NonFiniteLossError, match=r"after 8 images|contain Inf/NaN") as caught:
+        train(cfg)
+    assert "rectangle_9.jpg" in str(caught.value)
+    assert last_checkpoint(tmp_path) == tmp_path / "model_000000008.pth"
+    state = checkpoint.read(tmp_path / "model_000000008.pth")["model"]
+    assert all(value.isfinite().all() for value in state.values())
+
+
+def test_no_checkpoint_is_written_after_a_nan(tmp_path):
+    """On a GPU losses are looked at only now and then: at the latest before a checkpoint."""
+    detector = torch.nn.Linear(1, 1)
+    trainer = Trainer(detector, torch.optim.SGD(detector.parameters(), lr=1.0), lambda _: 1.0)
+    trainer.loss = lambda _: {"loss_a": detector.weight.sum() * float("nan")}
+    trainer.check_each_step = False
+    trainer.step([{"file_name": "bad.jpg"}])
+    hook = Checkpoints(tmp_path, every=1, keep=1, total_batch_size=1, note={})
+    trainer.num_images = 10
+    with pytest.raises(NonFiniteLossError, match=r"loss_a=nan after 0 images .* bad\.jpg"):
+        hook.after_step(trainer)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_leftovers_of_a_killed_process_are_removed(tmp_path):
+    (tmp_path / ".model_000000008.pth.123.partial").touch()
+    train(recipe(tmp_path, num_images=4))
+    assert list(tmp_path.glob(".*")) == []
+
+
+def test_the_tiny_data_are_a_function_of_the_position():
+    assert torch.equal(draw(3)["image"], draw(3)["image"])
+    assert rectangles().class_names == ("dark", "light")

@@ -1,0 +1,1 @@
+"""Stored results of the published implementations against this project's modules."""

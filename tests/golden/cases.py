@@ -1,0 +1,242 @@
+"""Golden cases: find them, read them, know which are built, and say no to what is not understood.
+
+A case is NAME.json (what was run) and NAME.npz (what came out) in a folder named after its family.
+The cases lie outside the project: in the folder VITDET_GOLDEN, by default ../shared/golden.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import importlib.util
+import json
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import torch
+
+PROJECT = Path(__file__).resolve().parents[2]
+DEFAULT_FOLDER = PROJECT.parent / "shared" / "golden"
+
+# Names of cases (family/name, as in fnmatch) that these tests build.
+BUILT = ("detectron2/*", "sam/*", "hf_vitdet/*", "timm/vit_map*", "lr_decay/detectron2_*")
+
+# Everything else that may lie in the folder, and why it is not built. A family that is in neither
+# list makes `test_every_case_is_accounted_for` fail.
+NOT_BUILT = {
+    "timm/*_tokens*": "vitdet has no backbone with class or register tokens",
+    "timm/eva02_map*": "the EVA-02 backbone is not built yet",
+    "eva01_det/*": "the EVA-01 attention bias is not built yet",
+    "eva02_det/*": "the EVA-02 backbone is not built yet",
+    "easycv/*": "the EasyCV variants are not built yet",
+    "mmdet3_vitdet/*": "conversion from MMDetection is not built yet",
+    "streampetr/*": "the StreamPETR backbone is not built yet",
+    "vil/*": "the Vision Longformer backbone is not built yet",
+    "vitae_vitdet/*": "the ViTAE backbone and MMDetection heads are not built yet",
+    "lr_decay/easycv_*": "the EasyCV variants are not built yet",
+    "lr_decay/eva02_*": "the EVA-02 backbone is not built yet",
+    "lr_decay/mmdet3_*": "conversion from MMDetection is not built yet",
+    "lr_decay/streampetr_*": "the StreamPETR backbone is not built yet",
+    "lr_decay/vil_*": "the Vision Longformer backbone is not built yet",
+    "lr_decay/vitae_*": "the ViTAE backbone is not built yet",
+}
+
+# What says something about the run; the others, below, are for the reader.
+_JSON_KEYS = frozenset(
+    {"family", "name", "model", "config", "input", "tensors", "buffers_not_filled", "aliases"}
+    | {"outputs", "extra", "subsampled", "grad", "loss", "parameters_without_grad"}
+    | {"source", "call", "buffers_not_filled_note", "aliases_note", "extra_note", "stats", "notes"}
+    | {"float32_error", "float32_error_note", "environment"}
+)
+_LOSS = (
+    "eval mode, gradients on; loss = sum over outputs k in listed order of "
+    "(output_k * golden.image(1000 + k, output_k.shape)).sum()"
+)
+
+
+class UnsupportedCase(Exception):  # noqa: N818 (it is the case that is unsupported)
+    """A case asks for something that these tests do not understand or vitdet does not have."""
+
+
+def folder() -> Path | None:
+    """Return the folder of the cases, None when the default one does not exist.
+
+    Raises:
+        FileNotFoundError: VITDET_GOLDEN names something that is not a folder.
+    """
+    named = os.environ.get("VITDET_GOLDEN")
+    if named is None:
+        return DEFAULT_FOLDER if DEFAULT_FOLDER.is_dir() else None
+    if not Path(named).is_dir():
+        raise FileNotFoundError(f"VITDET_GOLDEN={named} is not a folder")
+    return Path(named).resolve()
+
+
+ABSENT = (
+    f"no golden cases: {DEFAULT_FOLDER} does not exist; name the folder that holds them in the "
+    "environment variable VITDET_GOLDEN"
+)
+
+
+def discover(root: Path | None) -> list[str]:
+    """Return the names (family/name) of all cases under `root`, sorted; [] for None."""
+    if root is None:
+        return []
+    files = (path for path in root.rglob("*.json") if path.parent != root)
+    return sorted(path.relative_to(root).with_suffix("").as_posix() for path in files)
+
+
+def is_built(case: str) -> bool:
+    """Whether these tests build the case `family/name`."""
+    return any(fnmatch.fnmatchcase(case, pattern) for pattern in BUILT)
+
+
+def not_built(case: str) -> str | None:
+    """Return why the case is not built, None when it is.
+
+    Raises:
+        UnsupportedCase: neither BUILT nor NOT_BUILT knows it.
+    """
+    if is_built(case):
+        return None
+    for pattern, reason in NOT_BUILT.items():
+        if fnmatch.fnmatchcase(case, pattern):
+            return f"not built yet: {pattern}: {reason}"
+    raise UnsupportedCase(
+        f"golden case {case}: neither BUILT nor NOT_BUILT in {Path(__file__).name} knows it; "
+        "build it or list it with a reason"
+    )
+
+
+@cache
+def reader(root: Path) -> ModuleType:
+    """Import golden.py, which makes weights and images, from beside the cases."""
+    places = [root / "golden.py", DEFAULT_FOLDER / "golden.py"]
+    found = next((place for place in places if place.is_file()), None)
+    if found is None:
+        raise FileNotFoundError(f"golden.py is in none of {[str(place) for place in places]}")
+    spec = importlib.util.spec_from_file_location("golden_reader", found)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@dataclass(frozen=True)
+class Case:
+    """One case: `info` is the JSON file, `arrays` the NPZ file, `golden` the module golden.py."""
+
+    name: str
+    info: dict[str, Any]
+    arrays: dict[str, np.ndarray]
+    golden: ModuleType
+
+    @property
+    def family(self) -> str:
+        """The folder."""
+        return self.name.split("/")[0]
+
+    def config(self) -> Options:
+        """Return the config, every key of which has to be used."""
+        return Options(self.info["config"], f"{self.name}: config")
+
+    def weights(self) -> dict[str, torch.Tensor]:
+        """Return every filled tensor by the name that the published code gives it.
+
+        Aliases are given too. Buffers that the case leaves as constructed have no value here.
+        """
+        filled = self.golden.fill(self.info["tensors"])
+        tensors = {name: torch.from_numpy(value) for name, value in filled.items()}
+        for alias, name in self.info.get("aliases", {}).items():
+            tensors[alias] = tensors[name]
+        return tensors
+
+    def images(self) -> list[torch.Tensor]:
+        """Return the inputs, leaves that gather a gradient."""
+        spec = Options(self.info["input"], f"{self.name}: input")
+        spec.inert("what", "proposals", "proposals_what")
+        listed = spec.take("images", None)
+        if listed is None:
+            return [self._image(spec)]
+        spec.done()
+        return [self._image(Options(item, f"{self.name}: images")) for item in listed]
+
+    def _image(self, spec: Options) -> torch.Tensor:
+        value = self.golden.image(spec.take("seed"), tuple(spec.take("shape")))
+        value = value * np.float32(spec.take("scale", 1.0)) + np.float32(spec.take("offset", 0.0))
+        spec.done()
+        return torch.from_numpy(value).requires_grad_()
+
+
+def read(root: Path, name: str) -> Case:
+    """Read a case that has both files.
+
+    Raises:
+        UnsupportedCase: the JSON file has keys or a loss that are not known.
+    """
+    golden = reader(root)
+    info, arrays = golden.load(root / name)
+    unknown = sorted(set(info) - _JSON_KEYS)
+    if unknown:
+        raise UnsupportedCase(f"{name}: unknown keys {unknown} at the top of the JSON file")
+    if not str(info["grad"]).startswith(_LOSS):
+        raise UnsupportedCase(f"{name}: unknown loss {info['grad']!r}")
+    return Case(name, info, arrays, golden)
+
+
+def read_table(root: Path, name: str) -> dict[str, Any]:
+    """Read a case of lr_decay, which is a JSON file alone."""
+    return json.loads((root / name).with_suffix(".json").read_text())
+
+
+_REQUIRED = object()
+
+
+@dataclass
+class Options:
+    """A config that must be understood completely: take every key, then call `done`."""
+
+    values: Mapping[str, Any]
+    place: str
+    _taken: set[str] = field(default_factory=set)
+
+    def take(self, key: str, default: Any = _REQUIRED) -> Any:
+        """Return the value of `key`."""
+        self._taken.add(key)
+        if key in self.values:
+            return self.values[key]
+        if default is _REQUIRED:
+            raise UnsupportedCase(f"{self.place}: no key {key!r}, and it has no default")
+        return default
+
+    def section(self, key: str) -> Options:
+        """Return the options under `key`."""
+        return Options(self.take(key), f"{self.place}.{key}")
+
+    def only(self, key: str, allowed: Iterable[Any], default: Any = _REQUIRED) -> Any:
+        """Return the value of `key`, which must be one of `allowed`."""
+        value = self.take(key, default)
+        allowed = list(allowed)
+        # True == 1 in Python, but not in a config.
+        if not any(
+            isinstance(value, bool) == isinstance(each, bool) and value == each for each in allowed
+        ):
+            raise UnsupportedCase(f"{self.place}.{key}: expected one of {allowed}, got {value!r}")
+        return value
+
+    def inert(self, *keys: str) -> None:
+        """Mark keys that cannot change what is compared."""
+        self._taken.update(keys)
+
+    def done(self) -> None:
+        """Raise UnsupportedCase when a key was not taken."""
+        unknown = sorted(set(self.values) - self._taken)
+        if unknown:
+            known = ", ".join(sorted(self._taken))
+            raise UnsupportedCase(f"{self.place}: unknown keys {unknown}; known are {known}")

@@ -1,0 +1,242 @@
+"""Compare what vitdet computes with what a golden case stores.
+
+Tolerances. Outputs, intermediate results, their statistics and input gradients: 1e-4 absolute. The
+published code itself moves by up to 5e-5 between float32 and float64 on these cases.
+Boxes and anchors in pixels: 1e-5 of the largest coordinate, because a box side of S pixels is
+S * delta / 10 for a delta that may be wrong by 1e-4.
+Gradient norms: 1e-5 relative, and 1e-5 absolute for norms below 1: entries are float32 sums of some
+hundred terms of order 1, each rounded by 6e-8, so a gradient that is zero in theory (that of the
+bias of k) comes out with a norm of some 1e-6.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+
+from .cases import Case
+
+TOLERANCE = 1e-4
+PIXEL_TOLERANCE = 1e-5
+NORM_TOLERANCE = 1e-5
+
+# Results of top-k and NMS: order and membership may change where scores nearly tie. This share of
+# the stored entries must be found, at most so many rows away from their place.
+_RANKED = re.compile(r"extra/(rpn\.proposals|detections)\.\d+\.")
+_RANKED_SHARE = 0.98
+_RANKED_REACH = 3
+
+_PIXELS = re.compile(r"\b(anchors|boxes|proposals|decoded|final_boxes)(\.p\d+)?$")
+
+
+@dataclass(frozen=True)
+class Difference:
+    """One compared key: the largest difference, where it is, and what it may be."""
+
+    key: str
+    largest: float
+    tolerance: float
+    place: str
+
+    @property
+    def failed(self) -> bool:
+        """Whether the difference is too large; a NaN is."""
+        return not self.largest <= self.tolerance
+
+    def __str__(self) -> str:
+        sizes = f"max difference {self.largest:.3g}, tolerance {self.tolerance:.3g}"
+        return f"{self.key}: {sizes}, {self.place}"
+
+
+@dataclass
+class Comparison:
+    """Everything compared for one case."""
+
+    case: str
+    differences: list[Difference] = field(default_factory=list)
+
+    @property
+    def failures(self) -> list[Difference]:
+        """The differences above their tolerances, largest excess first."""
+        failed = [each for each in self.differences if each.failed]
+        return sorted(failed, key=lambda each: -each.largest / max(each.tolerance, 1e-30))
+
+    def largest(self, pattern: str) -> float:
+        """Return the largest difference of the keys that match a regular expression."""
+        found = [each.largest for each in self.differences if re.match(pattern, each.key)]
+        return max(found, default=0.0)
+
+    def text(self) -> str:
+        """Return the failures, a line each."""
+        failures = self.failures
+        lines = [f"golden case {self.case}: {len(failures)} of {len(self.differences)} keys differ"]
+        return "\n  ".join(lines + [str(each) for each in failures])
+
+    def add(self, key: str, largest: float, tolerance: float, place: str) -> None:
+        """Add a result."""
+        self.differences.append(Difference(key, float(largest), tolerance, place))
+
+
+def compare(
+    case: Case,
+    outputs: Mapping[str, torch.Tensor],
+    extra: Mapping[str, torch.Tensor],
+    gradients: Mapping[str, torch.Tensor | None],
+    input_gradients: list[torch.Tensor | None],
+    not_offered: frozenset[str] = frozenset(),
+) -> Comparison:
+    """Compare one run with everything the case stores; a stored key that is not compared fails.
+
+    Args:
+        case: the case.
+        outputs: by the case's names.
+        extra: intermediate results by the case's names, without "extra/".
+        gradients: of every parameter, by the case's names; None where there is none.
+        input_gradients: of the inputs, in order.
+        not_offered: names in the case's `extra` that vitdet has no counterpart of.
+    """
+    result = Comparison(case.name)
+    left = set(case.arrays)
+    values = dict(outputs) | {f"extra/{name}": value for name, value in extra.items()}
+    for i, gradient in enumerate(input_gradients):
+        key = "grad_input" if len(input_gradients) == 1 else f"grad_input/{i}"
+        if gradient is not None:
+            values[key] = gradient
+    for key, value in values.items():
+        if key in case.arrays:
+            _compare_array(result, case, key, value)
+            left -= {key, f"stats/{key}"}
+    for name in not_offered:
+        left -= {f"extra/{name}", f"stats/extra/{name}"}
+    _compare_norms(result, case, gradients)
+    left -= {f"grad_norm/{name}" for name in gradients}
+    _compare_loss(result, case, outputs)
+    for key in sorted(left):
+        result.add(key, np.inf, TOLERANCE, "stored, but vitdet offers nothing to compare")
+    return result
+
+
+def loss_of(case: Case, outputs: Mapping[str, torch.Tensor]) -> torch.Tensor:
+    """Return the sum over outputs k of (output_k * golden.image(1000 + k, its shape)).sum()."""
+    loss = torch.zeros(())
+    for k, name in enumerate(case.info["outputs"]):
+        weight = case.golden.image(1000 + k, tuple(outputs[name].shape))
+        loss = loss + (outputs[name] * torch.from_numpy(weight)).sum()
+    return loss
+
+
+def _compare_loss(result: Comparison, case: Case, outputs: Mapping[str, torch.Tensor]) -> None:
+    """Compare the loss: n outputs wrong by 1e-4 with normal weights sum up to 1e-4 * sqrt(n)."""
+    count = sum(value.numel() for value in outputs.values())
+    got = float(loss_of(case, {name: value.detach() for name, value in outputs.items()}))
+    difference = abs(got - case.info["loss"])
+    result.add(
+        "loss", difference, TOLERANCE * count**0.5, f"got {got:.6g}, stored {case.info['loss']:.6g}"
+    )
+
+
+def _compare_array(result: Comparison, case: Case, key: str, value: torch.Tensor) -> None:
+    got, expected = value.detach().numpy(), case.arrays[key]
+    shape = _shape(case, key)
+    stride = case.info["subsampled"]["stride"].get(key)
+    stats = case.arrays.get(f"stats/{key}")
+    if stats is None:  # of whole numbers there are none
+        assert expected.dtype.kind == "i", f"{case.name}: no statistics of {key}"
+        stats = np.array([got.mean(), got.std(), np.abs(got).max()])
+    tolerance = TOLERANCE
+    if _PIXELS.search(key):
+        tolerance = PIXEL_TOLERANCE * max(1.0, float(stats[2]))
+    if _RANKED.match(key):
+        _compare_ranked(result, key, got, expected, stride or 1, tolerance)
+        # That share of the entries may be others, of at most the largest size.
+        _compare_stats(result, key, got, stats, tolerance + (1 - _RANKED_SHARE) * float(stats[2]))
+        return
+    if shape is not None and got.shape != shape:
+        result.add(key, np.inf, tolerance, f"shape {got.shape}, stored {shape}")
+        return
+    whole = got
+    if stride is not None:
+        got = got.reshape(-1)[::stride]
+    if got.shape != expected.shape:
+        result.add(key, np.inf, tolerance, f"shape {got.shape}, stored {expected.shape}")
+        return
+    difference = np.abs(got.astype(np.float64) - expected)
+    worst = int(np.argmax(np.nan_to_num(difference, nan=np.inf)))
+    place = tuple(int(i) for i in np.unravel_index(worst * (stride or 1), whole.shape))
+    values = f"got {got.reshape(-1)[worst]:.7g}, stored {expected.reshape(-1)[worst]:.7g}"
+    result.add(key, difference.reshape(-1)[worst], tolerance, f"at {list(place)}: {values}")
+    _compare_stats(result, key, whole, stats, tolerance)
+
+
+def _shape(case: Case, key: str) -> tuple[int, ...] | None:
+    """Return the shape that the JSON file gives to the full array, None for input gradients."""
+    if key.startswith("grad_input"):
+        return None
+    table = case.info["extra"] if key.startswith("extra/") else case.info["outputs"]
+    return tuple(table[key.removeprefix("extra/")])
+
+
+def _compare_stats(
+    result: Comparison, key: str, value: np.ndarray, stats: np.ndarray, tolerance: float
+) -> None:
+    """Compare mean, population standard deviation and largest absolute value of the full array."""
+    value = value.astype(np.float64)
+    got = np.array([value.mean(), value.std(), np.abs(value).max()])
+    difference = np.abs(got - stats)
+    worst = int(np.argmax(np.nan_to_num(difference, nan=np.inf)))
+    name = ("mean", "std", "max abs")[worst]
+    result.add(
+        f"stats/{key}",
+        difference[worst],
+        tolerance,
+        f"{name}: got {got[worst]:.7g}, stored {stats[worst]:.7g}",
+    )
+
+
+def _compare_ranked(
+    result: Comparison,
+    key: str,
+    got: np.ndarray,
+    expected: np.ndarray,
+    stride: int,
+    tolerance: float,
+) -> None:
+    """Compare rows that are sorted by score, where ties may have another order."""
+    columns = got.shape[1] if got.ndim > 1 else 1
+    flat = got.reshape(-1).astype(np.float64)
+    stored = expected.reshape(-1).astype(np.float64)
+    at = np.arange(stored.size) * stride
+    nearest = np.full(stored.size, np.inf)
+    for shift in range(-_RANKED_REACH, _RANKED_REACH + 1):
+        place = at + shift * columns
+        inside = (place >= 0) & (place < flat.size)
+        found = np.abs(flat[place[inside]] - stored[inside])
+        nearest[inside] = np.minimum(nearest[inside], found)
+    allowed = int((1 - _RANKED_SHARE) * stored.size)
+    missing = int((~(nearest <= tolerance)).sum())
+    largest = float(np.sort(nearest)[-1 - allowed])
+    place = f"{missing} of {stored.size} stored entries not found, {allowed} may be"
+    result.add(key, largest, tolerance, place)
+
+
+def _compare_norms(
+    result: Comparison, case: Case, gradients: Mapping[str, torch.Tensor | None]
+) -> None:
+    without = set(case.info["parameters_without_grad"])
+    for name, gradient in gradients.items():
+        key = f"grad_norm/{name}"
+        got = 0.0 if gradient is None else float(gradient.double().norm())
+        if name in without:
+            result.add(key, got, 0.0, f"got {got:.7g}, no gradient in the published code")
+        elif key not in case.arrays:
+            result.add(key, np.inf, 0.0, f"got {got:.7g}, nothing stored")
+        else:
+            stored = float(case.arrays[key])
+            difference = abs(got - stored)
+            # As a relative difference, so that keys can be compared with each other.
+            difference /= max(stored, 1.0)
+            result.add(key, difference, NORM_TOLERANCE, f"got {got:.7g}, stored {stored:.7g}")

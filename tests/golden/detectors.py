@@ -1,0 +1,290 @@
+"""Build whole detectors of golden cases out of the project's configs and call their parts."""
+
+from __future__ import annotations
+
+from copy import deepcopy
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from detectron2.config import LazyCall, LazyConfig
+from detectron2.layers import ShapeSpec
+from detectron2.modeling import GeneralizedRCNN
+from detectron2.modeling.box_regression import Box2BoxTransform
+from detectron2.structures import Boxes, ImageList, Instances
+from omegaconf import DictConfig
+
+from vitdet.backbones.vit import ViT
+from vitdet.config import build_model
+from vitdet.layers.norms import channel_layer_norm
+
+from .build import (
+    Built,
+    Mode,
+    Recorder,
+    for_mode,
+    load_by_name,
+    pyramid_options,
+    vit_options,
+    whole_patches,
+)
+from .cases import PROJECT, Case, Options
+from .kinks import Kinks, in_float64
+
+MODELS = PROJECT / "configs" / "common" / "models"
+
+
+def detector(case: Case, mode: Mode) -> Built:
+    """Build a Mask R-CNN or Cascade Mask R-CNN whose parts are called one by one."""
+    config = case.config()
+    recipe = detector_recipe(config, mode)
+    config.done()
+    model = build_model(recipe)
+    assert isinstance(model, GeneralizedRCNN)
+    parameters = load_by_name(case, model)
+    net = model.get_submodule("backbone.net")
+    assert isinstance(net, ViT)
+    recorder = Recorder(net)
+    parts = Parts(case, model, config, recorder)
+    return Built(model, parts.call, parameters)
+
+
+def mask_rcnn(is_cascade: bool) -> DictConfig:
+    """Return the project's model config, as it trains on COCO."""
+    model: Any = LazyConfig.load(str(MODELS / "mask_rcnn_vitdet.py"), "model")
+    if is_cascade:
+        cascade: Any = LazyConfig.load(str(MODELS / "cascade.py"), "cascade")
+        model.roi_heads = cascade(model.roi_heads)
+    return model
+
+
+def detector_recipe(config: Options, mode: Mode) -> DictConfig:
+    """Return the project's model config with the sizes of a case put in."""
+    is_cascade = config.take("cascade") is not None
+    model = mask_rcnn(is_cascade)
+    _backbone(model.backbone, config, mode)
+    channels = model.backbone.out_channels
+    _proposal_generator(model.proposal_generator, config, channels)
+    heads = model.roi_heads
+    heads.num_classes = config.take("num_classes")
+    heads.box_in_features = heads.mask_in_features = config.take("roi_features")
+    scales = [1 / stride for stride in config.take("roi_strides")]
+    for pooler in ("box_pooler", "mask_pooler"):
+        _pooler(heads[pooler], config.section(pooler), scales)
+    _mask_head(heads, config.section("mask_head"), channels)
+    (_cascade_box_head if is_cascade else _box_head)(heads, config, channels)
+    model.pixel_mean = config.take("pixel_mean")
+    model.pixel_std = config.take("pixel_std")
+    return model
+
+
+def _backbone(node: DictConfig, config: Options, mode: Mode) -> None:
+    node.net.update(for_mode(vit_options(config.section("net")), mode))
+    pyramid = pyramid_options(config.section("pyramid"))
+    if pyramid.pop("top_block") is None:
+        node.top_block = None
+    node.update(pyramid)
+
+
+def _proposal_generator(node: DictConfig, config: Options, channels: int) -> None:
+    node.in_features = config.take("features")
+    anchors = config.section("anchors")
+    for key in ("sizes", "aspect_ratios", "strides", "offset"):
+        node.anchor_generator[key] = anchors.take(key)
+    anchors.done()
+    head = config.section("rpn_head")
+    node.head.update(
+        in_channels=channels,
+        conv_dims=head.take("conv_dims"),
+        num_anchors=head.take("num_anchors"),
+    )
+    head.done()
+    rpn = config.section("rpn")
+    node.pre_nms_topk = [rpn.take("pre_nms_topk_test")] * 2  # training, inference
+    node.post_nms_topk = [rpn.take("post_nms_topk_test")] * 2
+    node.nms_thresh = rpn.take("nms_thresh")
+    node.min_box_size = rpn.take("min_box_size", 0.0)
+    rpn.done()
+
+
+def _pooler(node: DictConfig, options: Options, scales: list[float]) -> None:
+    node.scales = scales
+    node.output_size = options.take("output_size")
+    node.sampling_ratio = options.take("sampling_ratio")
+    node.pooler_type = options.take("type")
+    node.canonical_box_size = options.take("canonical_box_size", 224)
+    node.canonical_level = options.take("canonical_level", 4)
+    options.done()
+
+
+def _norm(options: Options) -> Any:
+    """Return the norm of a head's convolutions as the project's configs write it."""
+    name = options.only("conv_norm", ("LN", ""))
+    return LazyCall(channel_layer_norm)(eps=1e-6) if name else ""
+
+
+def _mask_head(heads: DictConfig, options: Options, channels: int) -> None:
+    size = heads.mask_pooler.output_size
+    heads.mask_head.input_shape = LazyCall(ShapeSpec)(channels=channels, height=size, width=size)
+    heads.mask_head.conv_dims = options.take("conv_dims")
+    heads.mask_head.conv_norm = _norm(options)
+    options.done()
+
+
+def _box_layers(
+    head: DictConfig, predictor: DictConfig, config: Options, shape: dict[str, int]
+) -> None:
+    """Put the sizes of a case into one box head and its predictor."""
+    options = config.section("box_head")
+    head.input_shape = LazyCall(ShapeSpec)(**shape)
+    head.conv_dims = options.take("conv_dims")
+    head.fc_dims = options.take("fc_dims")
+    head.conv_norm = _norm(options)
+    options.done()
+    if head.fc_dims:
+        shape = {"channels": head.fc_dims[-1]}
+    elif head.conv_dims:
+        shape = dict(shape, channels=head.conv_dims[-1])
+    predictor.input_shape = LazyCall(ShapeSpec)(**shape)
+    predictor.use_sigmoid_ce = config.take("use_sigmoid_ce")
+    test = config.section("test")
+    predictor.test_score_thresh = test.take("score_thresh")
+    predictor.test_nms_thresh = test.take("nms_thresh")
+    predictor.test_topk_per_image = test.take("topk_per_image")
+    test.done()
+
+
+def _box_head(heads: DictConfig, config: Options, channels: int) -> None:
+    size = heads.box_pooler.output_size
+    shape = {"channels": channels, "height": size, "width": size}
+    _box_layers(heads.box_head, heads.box_predictor, config, shape)
+    weights = config.take("box_reg_weights")
+    heads.box_predictor.box2box_transform = LazyCall(Box2BoxTransform)(weights=weights)
+
+
+def _cascade_box_head(heads: DictConfig, config: Options, channels: int) -> None:
+    size = heads.box_pooler.output_size
+    shape = {"channels": channels, "height": size, "width": size}
+    options = config.section("cascade")
+    weights = options.take("box_reg_weights")
+    agnostic = options.take("cls_agnostic_bbox_reg")
+    options.only("stages", (len(weights),))
+    options.done()
+    config.only("box_reg_weights", (None,))
+    for name in ("box_heads", "box_predictors", "proposal_matchers"):
+        if len(heads[name]) != len(weights):
+            heads[name] = [deepcopy(heads[name][0]) for _ in weights]
+    for head, predictor, each in zip(heads.box_heads, heads.box_predictors, weights, strict=True):
+        _box_layers(head, predictor, config, shape)
+        predictor.cls_agnostic_bbox_reg = agnostic
+        predictor.box2box_transform = LazyCall(Box2BoxTransform)(weights=each)
+
+
+@dataclass
+class Parts:
+    """Calls a detector part by part, on proposals that the case gives."""
+
+    case: Case
+    model: Any
+    config: Options
+    recorder: Recorder
+
+    def call(self, images: list[torch.Tensor]) -> Any:
+        """Return (outputs, extra) by the names of the case."""
+        kinks = Kinks(self.model)
+        with in_float64(self.model), kinks.recording():
+            self._parts([image.detach().double() for image in images])
+        self.recorder.clear()
+        with kinks.replaying():
+            batch, features, outputs, extra = self._parts(images)
+        self._end_to_end(batch, features, extra)
+        return outputs, extra
+
+    def _parts(self, images: list[torch.Tensor]) -> Any:
+        batch = self.preprocess(images)
+        patch_size = self.model.backbone.net.patch_size
+        features = self.model.backbone(whole_patches(batch.tensor, patch_size))
+        outputs, extra = dict(features), {"images": batch.tensor}
+        extra["last_feat"] = self.recorder.tokens[-1].permute(0, 3, 1, 2)
+        self._rpn(features, outputs, extra)
+        given = self.case.info["input"]["proposals"]
+        boxes = [Boxes(torch.tensor(each, dtype=torch.float32)) for each in given]
+        if self.config.take("cascade") is None:
+            self._box(features, boxes, batch, outputs, extra)
+        else:
+            self._cascade(features, boxes, batch, outputs, extra)
+        heads = self.model.roi_heads
+        pooled = heads.mask_pooler([features[f] for f in heads.mask_in_features], boxes)
+        outputs["mask.logits"] = heads.mask_head.layers(pooled)
+        return batch, features, outputs, extra
+
+    def preprocess(self, images: list[torch.Tensor]) -> ImageList:
+        """Normalise, pad and batch.
+
+        detectron2's pyramid pads to a square or to the largest image, ours also to a multiple of
+        the coarsest stride. That is cut off here.
+        """
+        batch = self.model.preprocess_image([{"image": image} for image in images])
+        square = self.model.backbone.square_pad
+        height, width = (
+            square or max(size[axis] for size in batch.image_sizes) for axis in range(2)
+        )
+        return ImageList(batch.tensor[..., :height, :width], batch.image_sizes)
+
+    def _rpn(self, features: Any, outputs: Any, extra: Any) -> None:
+        rpn = self.model.proposal_generator
+        levels = [features[f] for f in rpn.in_features]
+        objectness, deltas = rpn.rpn_head(levels)
+        anchors = rpn.anchor_generator(levels)
+        for name, *values in zip(rpn.in_features, objectness, deltas, anchors, strict=True):
+            outputs[f"rpn.objectness.{name}"] = values[0]
+            outputs[f"rpn.deltas.{name}"] = values[1]
+            extra[f"rpn.anchors.{name}"] = values[2].tensor
+
+    def _proposals(self, boxes: list[Boxes], batch: ImageList) -> list[Instances]:
+        return [
+            Instances(size, proposal_boxes=each)
+            for size, each in zip(batch.image_sizes, boxes, strict=True)
+        ]
+
+    def _box(self, features: Any, boxes: Any, batch: ImageList, outputs: Any, extra: Any) -> None:
+        heads = self.model.roi_heads
+        pooled = heads.box_pooler([features[f] for f in heads.box_in_features], boxes)
+        predictor = heads.box_predictor
+        predictions = predictor(heads.box_head(pooled))
+        outputs["box.scores"], outputs["box.deltas"] = predictions
+        proposals = self._proposals(boxes, batch)
+        extra["box_pooled"] = pooled
+        extra["box.probs"] = torch.cat(predictor.predict_probs(predictions, proposals))
+        extra["box.decoded"] = torch.cat(predictor.predict_boxes(predictions, proposals))
+
+    def _cascade(
+        self, features: Any, boxes: Any, batch: ImageList, outputs: Any, extra: Any
+    ) -> None:
+        heads = self.model.roi_heads
+        levels = [features[f] for f in heads.box_in_features]
+        proposals = self._proposals(boxes, batch)
+        probabilities, predicted = [], []
+        for k, predictor in enumerate(heads.box_predictor):
+            if k > 0:
+                proposals = heads._create_proposals_from_boxes(predicted, batch.image_sizes)
+            extra[f"box.stage{k}.proposals"] = torch.cat(
+                [each.proposal_boxes.tensor for each in proposals]
+            )
+            predictions = heads._run_stage(levels, proposals, k)
+            outputs[f"box.stage{k}.scores"], outputs[f"box.stage{k}.deltas"] = predictions
+            predicted = predictor.predict_boxes(predictions, proposals)
+            probabilities.append(torch.cat(predictor.predict_probs(predictions, proposals)))
+        extra["box.final_boxes"] = torch.cat(predicted)
+        extra["box.mean_probs"] = sum(probabilities) / len(probabilities)
+
+    @torch.no_grad()
+    def _end_to_end(self, batch: ImageList, features: Any, extra: Any) -> None:
+        proposals, _ = self.model.proposal_generator(batch, features, None)
+        detections, _ = self.model.roi_heads(batch, features, proposals, None)
+        for i, (proposed, detected) in enumerate(zip(proposals, detections, strict=True)):
+            extra[f"rpn.proposals.{i}.boxes"] = proposed.proposal_boxes.tensor
+            extra[f"rpn.proposals.{i}.logits"] = proposed.objectness_logits
+            extra[f"detections.{i}.boxes"] = detected.pred_boxes.tensor
+            extra[f"detections.{i}.scores"] = detected.scores
+            extra[f"detections.{i}.classes"] = detected.pred_classes

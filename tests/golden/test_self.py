@@ -1,0 +1,347 @@
+"""The golden tests can fail: spoilt models, unknown configs and unknown families are noticed."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from vitdet.backbones import vit as vit_module
+from vitdet.backbones.vit import Attention, ViT
+from vitdet.layers import mlp as mlp_module
+from vitdet.layers import rel_pos as rel_pos_module
+from vitdet.layers.norms import ChannelLayerNorm
+from vitdet.layers.windows import window_partition, window_reverse
+
+from .build import Mode, vit_options
+from .cases import (
+    ABSENT,
+    BUILT,
+    NOT_BUILT,
+    Case,
+    Options,
+    UnsupportedCase,
+    discover,
+    folder,
+    is_built,
+    not_built,
+    read,
+)
+from .compare import Comparison, compare
+from .families import compare_case
+
+ROOT = folder()
+
+# --- spoilt models are noticed -----------------------------------------------------------------
+
+Patch = pytest.MonkeyPatch
+
+
+def _set(model: nn.Module, kind: type[nn.Module], attribute: str, value: object) -> None:
+    modules = [module for module in model.modules() if isinstance(module, kind)]
+    assert modules, f"no {kind.__name__} in the model"
+    for module in modules:
+        setattr(module, attribute, value)
+
+
+def norm_eps(model: nn.Module, _: Patch) -> None:
+    _set(model, nn.LayerNorm, "eps", 1e-5)
+
+
+def channel_norm_eps(model: nn.Module, _: Patch) -> None:
+    _set(model, ChannelLayerNorm, "eps", 1e-5)
+
+
+def one_weight(model: nn.Module, _: Patch) -> None:
+    with torch.no_grad():
+        model.get_parameter("blocks.1.mlp.fc1.weight")[0, 0] += 1e-2
+
+
+def tanh_gelu(_: nn.Module, patch: Patch) -> None:
+    patch.setattr(mlp_module, "F", SimpleNamespace(gelu=partial(F.gelu, approximate="tanh")))
+
+
+def rel_pos_of_scaled_q(model: nn.Module, _: Patch) -> None:
+    # (scale * q) . r is q . (scale * r)
+    for name, table in model.named_parameters():
+        if "rel_pos" in name:
+            table.data *= table.shape[1] ** -0.5
+
+
+def rel_pos_swapped(model: nn.Module, _: Patch) -> None:
+    for module in model.modules():
+        if isinstance(module, Attention):
+            assert module.rel_pos_h is not None
+            assert module.rel_pos_w is not None
+            module.rel_pos_h.data, module.rel_pos_w.data = (
+                module.rel_pos_w.data,
+                module.rel_pos_h.data,
+            )
+
+
+def rel_pos_aligned_corners(_: nn.Module, patch: Patch) -> None:
+    def interpolate(table: torch.Tensor, **options: Any) -> torch.Tensor:
+        options["align_corners"] = True
+        return F.interpolate(table, **options)
+
+    patch.setattr(rel_pos_module, "F", SimpleNamespace(interpolate=interpolate))
+
+
+def pos_embed_antialias(model: nn.Module, _: Patch) -> None:
+    _set(model, ViT, "pos_embed_resize", "bicubic_antialias")
+
+
+def pos_embed_left_out(model: nn.Module, _: Patch) -> None:
+    model.get_parameter("pos_embed").data.zero_()
+
+
+def window_padding_above(_: nn.Module, patch: Patch) -> None:
+    def partition(x: torch.Tensor, size: int) -> torch.Tensor:
+        return window_partition(
+            F.pad(x, (0, 0, -x.shape[2] % size, 0, -x.shape[1] % size, 0)), size
+        )
+
+    def reverse(windows: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+        side = windows.shape[1]
+        above, left = -size[0] % side, -size[1] % side
+        return window_reverse(windows, (size[0] + above, size[1] + left))[:, above:, left:]
+
+    patch.setattr(vit_module, "window_partition", partition)
+    patch.setattr(vit_module, "window_reverse", reverse)
+
+
+def propagation_left_out(model: nn.Module, _: Patch) -> None:
+    for last in ("weight", "bias"):
+        model.get_parameter(f"blocks.1.residual.norm3.{last}").data.zero_()
+
+
+def gradient_cut(model: nn.Module, _: Patch) -> None:
+    model.get_submodule("blocks.2.mlp").register_forward_hook(lambda _, __, output: output.detach())
+
+
+def anchors_moved(model: nn.Module, _: Patch) -> None:
+    model.get_submodule("proposal_generator.anchor_generator").offset = 0.5  # pyright: ignore
+
+
+def roi_not_aligned(model: nn.Module, _: Patch) -> None:
+    for pooler in model.get_submodule("roi_heads.box_pooler.level_poolers").children():
+        pooler.aligned = False  # pyright: ignore[reportAttributeAccessIssue, reportArgumentType]
+
+
+def stage_weights(model: nn.Module, _: Patch) -> None:
+    predictor = model.get_submodule("roi_heads.box_predictor.1")
+    predictor.box2box_transform.weights = (10, 10, 5, 5)  # pyright: ignore
+
+
+# what is spoilt, in which public case, and a key that has to differ
+SPOILT: list[tuple[Callable[[nn.Module, Patch], None], str, str]] = [
+    (norm_eps, "detectron2/vit_small_input", "last_feat"),
+    (one_weight, "detectron2/vit_small_input", "last_feat"),
+    (one_weight, "detectron2/vit_small_input", "grad_norm/blocks.1.norm2.weight"),
+    (tanh_gelu, "detectron2/vit_plain", "last_feat"),
+    (rel_pos_of_scaled_q, "detectron2/vit_rel_pos", "extra/blocks.0"),
+    (rel_pos_swapped, "detectron2/vit_rel_pos", "extra/blocks.0"),
+    (rel_pos_aligned_corners, "detectron2/vit_rel_pos_resized", "extra/blocks.2"),
+    (pos_embed_antialias, "detectron2/vit_window", "extra/tokens_with_pos"),
+    (pos_embed_left_out, "detectron2/vit_no_cls", "extra/tokens_with_pos"),
+    (window_padding_above, "detectron2/vit_rel_pos", "extra/blocks.0"),
+    (window_padding_above, "detectron2/vit_rel_pos", "grad_input"),
+    (propagation_left_out, "detectron2/vit_residual", "extra/blocks.1"),
+    (gradient_cut, "detectron2/vit_plain", "grad_norm/blocks.2.mlp.fc1.weight"),
+    (gradient_cut, "detectron2/vit_plain", "grad_input"),
+    (channel_norm_eps, "detectron2/simple_feature_pyramid", "p2"),
+    (anchors_moved, "detectron2/cascade_mask_rcnn", "extra/rpn.anchors.p2"),
+    (roi_not_aligned, "detectron2/cascade_mask_rcnn", "box.stage0.scores"),
+    (stage_weights, "detectron2/cascade_mask_rcnn", "extra/box.stage2.proposals"),
+]
+
+
+@pytest.mark.parametrize(
+    ("spoil", "name", "key"), SPOILT, ids=[f"{s.__name__}-{n}-{k}" for s, n, k in SPOILT]
+)
+def test_spoilt_model_is_noticed(
+    spoil: Callable[[nn.Module, Patch], None], name: str, key: str, monkeypatch: Patch
+) -> None:
+    if ROOT is None:
+        pytest.skip(ABSENT)
+    if name not in discover(ROOT):
+        pytest.skip(f"{ROOT} has no case {name}")
+    comparison = compare_case(ROOT, name, Mode("eager"), lambda model: spoil(model, monkeypatch))
+    assert key in [each.key for each in comparison.failures]
+    assert f"golden case {name}: " in comparison.text()
+    assert f"\n  {key}: max difference " in comparison.text()
+
+
+# --- unknown families, files and configs are noticed -------------------------------------------
+
+
+def test_family_in_no_list_fails(tmp_path: Path) -> None:
+    (tmp_path / "swinny").mkdir()
+    (tmp_path / "swinny" / "tiny.json").write_text("{}")
+    assert discover(tmp_path) == ["swinny/tiny"]
+    with pytest.raises(
+        UnsupportedCase, match="golden case swinny/tiny: neither BUILT nor NOT_BUILT"
+    ):
+        not_built("swinny/tiny")
+
+
+def test_lists_agree() -> None:
+    assert not_built("detectron2/anything") is None
+    assert not_built("timm/vit_map_h1") is None
+    reason = not_built("vil/vil_rpe")
+    assert reason == "not built yet: vil/*: the Vision Longformer backbone is not built yet"
+    assert not set(BUILT) & set(NOT_BUILT)
+    assert not any(is_built(pattern.replace("*", "x")) for pattern in NOT_BUILT)
+
+
+def test_named_folder_must_exist(monkeypatch: Patch, tmp_path: Path) -> None:
+    monkeypatch.setenv("VITDET_GOLDEN", str(tmp_path / "nowhere"))
+    with pytest.raises(FileNotFoundError, match=r"VITDET_GOLDEN=.*nowhere is not a folder"):
+        folder()
+    monkeypatch.setenv("VITDET_GOLDEN", str(tmp_path))
+    assert folder() == tmp_path.resolve()
+
+
+INFO = {
+    "family": "detectron2",
+    "grad": "eval mode, gradients on; loss = sum over outputs k in listed order of "
+    "(output_k * golden.image(1000 + k, output_k.shape)).sum()",
+}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"dropout": 0.1}, r"detectron2/x: unknown keys \['dropout'\] at the top"),
+        ({"grad": "train mode"}, "detectron2/x: unknown loss 'train mode'"),
+    ],
+)
+def test_unknown_file_contents_fail(
+    change: dict[str, object], message: str, tmp_path: Path
+) -> None:
+    stub = f"def load(path):\n    return {INFO | change!r}, {{}}\n"
+    (tmp_path / "golden.py").write_text(stub)
+    with pytest.raises(UnsupportedCase, match=message):
+        read(tmp_path, "detectron2/x")
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ({"rope": True}, r"place: unknown keys \['rope'\]; known are act_layer, depth, "),
+        ({"qkv_bias": 1}, r"place.qkv_bias: expected one of \[True, False\], got 1"),
+        ({"act_layer": {"name": "SiLU"}}, r"place.act_layer.name: expected one of \['GELU'\]"),
+        ({"norm_layer": {"name": "LayerNorm", "bias": False}}, r"place.norm_layer: .*\['bias'\]"),
+    ],
+)
+def test_unknown_config_fails(config: dict[str, object], message: str) -> None:
+    with pytest.raises(UnsupportedCase, match=message):
+        vit_options(Options(config, "place"))
+
+
+def test_options_say_what_is_missing() -> None:
+    with pytest.raises(UnsupportedCase, match="place: no key 'seed', and it has no default"):
+        Options({}, "place").take("seed")
+
+
+# --- the comparison itself ---------------------------------------------------------------------
+
+
+def toy_case(arrays: Mapping[str, Any], **info: object) -> Case:
+    """Make a case with one output y (2, 3) = 0..5, stored whole."""
+    y = np.arange(6, dtype=np.float32).reshape(2, 3)
+    stored = {"y": y, "stats/y": np.array([2.5, y.std(), 5.0]), "grad_norm/w": np.float32(4.0)}
+    golden = ModuleType("toy")
+    golden.image = lambda _, shape: np.zeros(shape, np.float32)  # pyright: ignore
+    defaults = {"outputs": {"y": [2, 3]}, "extra": {}, "subsampled": {"stride": {}}, "loss": 0.0}
+    defaults |= {"parameters_without_grad": []}
+    return Case("toy/case", defaults | info, {**stored, **arrays}, golden)
+
+
+def compare_toy(
+    case: Case, y: torch.Tensor | None = None, w: torch.Tensor | None = None, **extra: torch.Tensor
+) -> Comparison:
+    if y is None:
+        y = torch.arange(6.0).view(2, 3)
+    gradients = {"w": torch.full((4,), 2.0) if w is None else w}
+    return compare(case, {"y": y}, extra, gradients, [])
+
+
+def failing(comparison: Comparison) -> list[str]:
+    return sorted(each.key for each in comparison.failures)
+
+
+def test_equal_values_pass() -> None:
+    assert failing(compare_toy(toy_case({}))) == []
+
+
+def test_one_wrong_entry_is_named() -> None:
+    y = torch.arange(6.0).view(2, 3)
+    y[1, 0] += 2e-4
+    comparison = compare_toy(toy_case({}), y)
+    assert failing(comparison) == ["y"]
+    assert comparison.text() == (
+        "golden case toy/case: 1 of 4 keys differ\n"
+        "  y: max difference 0.0002, tolerance 0.0001, at [1, 0]: got 3.0002, stored 3"
+    )
+
+
+def test_nan_and_shape_fail() -> None:
+    y = torch.arange(6.0).view(2, 3)
+    assert failing(compare_toy(toy_case({}), y.view(3, 2))) == ["y"]
+    y[0, 0] = torch.nan
+    assert failing(compare_toy(toy_case({}), y)) == ["loss", "stats/y", "y"]
+
+
+def test_entries_between_the_stored_ones_count() -> None:
+    case = toy_case({"y": np.array([0, 5], np.float32)}, subsampled={"stride": {"y": 5}})
+    assert failing(compare_toy(case)) == []
+    y = torch.arange(6.0).view(2, 3)
+    y[1, 1] = 0.0
+    assert failing(compare_toy(case, y)) == ["stats/y"]
+
+
+def test_stored_keys_must_be_compared() -> None:
+    case = toy_case({"extra/blocks.0": np.zeros(1, np.float32), "grad_norm/v": np.float32(1)})
+    comparison = compare_toy(case)
+    assert failing(comparison) == ["extra/blocks.0", "grad_norm/v"]
+    assert "vitdet offers nothing to compare" in comparison.text()
+
+
+def test_gradient_norms_are_relative() -> None:
+    assert failing(compare_toy(toy_case({}), w=torch.full((4,), 2.00001))) == []
+    assert failing(compare_toy(toy_case({}), w=torch.full((4,), 2.0001))) == ["grad_norm/w"]
+    none_stored = toy_case({}, parameters_without_grad=["w"])
+    assert failing(compare_toy(none_stored)) == ["grad_norm/w"]
+
+
+@pytest.mark.parametrize(("moved", "expected"), [(1, []), (5, ["extra/detections.0.scores"])])
+def test_near_ties_may_change_order(moved: int, expected: list[str]) -> None:
+    stored = np.linspace(1, 0, 100, dtype=np.float32)
+    stats = np.array([stored.mean(), stored.std(), 1.0])
+    key = "extra/detections.0.scores"
+    case = toy_case({key: stored, f"stats/{key}": stats}, extra={"detections.0.scores": [100]})
+    got = torch.from_numpy(stored.copy())
+    got[[40, 41]] = got[[41, 40]]
+    got[50 : 50 + moved] += 0.003  # found nowhere
+    values = {"detections.0.scores": got}
+    y = torch.arange(6.0).view(2, 3)
+    comparison = compare(case, {"y": y}, values, {"w": torch.full((4,), 2.0)}, [])
+    assert failing(comparison) == expected
+
+
+def test_cases_are_plain_json() -> None:
+    """A case is read as it lies on disk: every JSON file under the folder parses."""
+    if ROOT is None:
+        pytest.skip(ABSENT)
+    for name in discover(ROOT):
+        assert isinstance(json.loads((ROOT / name).with_suffix(".json").read_text()), dict), name

@@ -1,0 +1,366 @@
+"""Reading without running anything, writing whole or not at all, loading exactly."""
+
+from __future__ import annotations
+
+import argparse
+import collections
+import datetime
+import pickle
+import random
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from vitdet import checkpoint
+from vitdet.backbones.vit import ViT
+from vitdet.utils.checks import InputError
+
+ARRAYS = {
+    "rows": np.arange(6, dtype=np.float32).reshape(2, 3),
+    "columns": np.asfortranarray(np.arange(6, dtype=np.float64).reshape(2, 3)),
+    "big_endian": np.array([1, 2], dtype=">i4"),
+    "half": np.ones(2, np.float16),
+    "number": np.array(3, dtype=np.int64),
+    "empty": np.zeros((0, 4), np.float32),
+}
+
+
+def tiny(**changes: Any) -> ViT:
+    options: dict[str, Any] = {"img_size": 64, "embed_dim": 16, "depth": 2, "num_heads": 2}
+    options |= {"pretrain_img_size": 64, "use_rel_pos": True, "window_size": 2}
+    return ViT(**options | changes)
+
+
+# --- reading -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
+def test_pickle_of_arrays_gives_their_values(tmp_path: Path, protocol: int) -> None:
+    content = {
+        "model": ARRAYS,
+        "__author__": "Detectron2 Model Zoo",
+        "ordered": collections.OrderedDict(same=ARRAYS["rows"]),
+        "pair": (np.float64(2.5), np.bool_(True)),
+    }
+    path = tmp_path / "zoo.pkl"
+    path.write_bytes(pickle.dumps(content, protocol=protocol))
+    read = checkpoint.read(path)
+    assert list(read["model"]) == list(ARRAYS)
+    for name, array in ARRAYS.items():
+        tensor = read["model"][name]
+        assert tensor.shape == array.shape
+        assert tensor.dtype == torch.from_numpy(array.astype(array.dtype.newbyteorder("="))).dtype
+        assert tensor.numpy().tolist() == array.tolist()
+        assert tensor.is_contiguous()
+    assert read["ordered"]["same"] is read["model"]["rows"]
+    assert read["pair"] == (2.5, True)
+    assert read["__author__"] == "Detectron2 Model Zoo"
+
+
+def test_pickle_of_python_2(tmp_path: Path) -> None:
+    # the array's bytes are a text of Python 2, opcode U
+    array = (
+        b"cnumpy.core.multiarray\n_reconstruct\ncnumpy\nndarray\nK\x00\x85U\x01b\x87R"
+        b"(K\x01K\x02\x85cnumpy\ndtype\nU\x02f4K\x00K\x01\x87R"
+        b"(K\x03U\x01<NNNJ\xff\xff\xff\xffJ\xff\xff\xff\xffK\x00tb\x89U\x08"
+    )
+    array += np.array([1.5, -2.0], dtype="<f4").tobytes() + b"tb"
+    path = tmp_path / "old.pkl"
+    path.write_bytes(b"\x80\x02}U\x01w" + array + b"s.")
+    assert checkpoint.read(path)["w"].tolist() == [1.5, -2.0]
+
+
+def test_torch_file_with_plain_values(tmp_path: Path) -> None:
+    path = tmp_path / "weights.pth"
+    args = argparse.Namespace(lr=np.float64(1e-3), sizes=[np.int64(2)])
+    torch.save({"model": {"w": torch.ones(2)}, "args": args, "extra": ARRAYS["columns"]}, path)
+    read = checkpoint.read(path)
+    assert read["model"]["w"].tolist() == [1, 1]
+    assert (read["args"].lr, read["args"].sizes) == (1e-3, [2])
+    assert read["extra"].tolist() == ARRAYS["columns"].tolist()
+
+
+@pytest.mark.parametrize("suffix", [".pth", ".pt", ".bin", ".ckpt"])
+def test_torch_suffixes(tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"weights{suffix}"
+    torch.save({"w": torch.ones(2)}, path, _use_new_zipfile_serialization=suffix != ".bin")
+    assert checkpoint.read(path)["w"].tolist() == [1, 1]
+
+
+# Every one of these would touch the file {ran} if it were run.
+FORBIDDEN = {
+    "posix.system": b"cposix\nsystem\n(S'touch {ran}'\ntR.",
+    "builtins.eval": b'cbuiltins\neval\n(S\'open("{ran}", "w")\'\ntR.',
+    "os.system": b"(ios\nsystem\n.",
+    "numpy.load": b"cnumpy\nload\n(S'{ran}'\ntR.",
+    "torch.nn.modules.linear.Linear": b"ctorch.nn.modules.linear\nLinear\n(K\x01K\x01tR.",
+    "builtins.getattr": b"cbuiltins\ngetattr\n(cos\npath\nS'join'\ntR.",
+}
+
+
+@pytest.mark.parametrize("name", FORBIDDEN)
+def test_pickle_with_a_forbidden_class_is_refused_by_name(tmp_path: Path, name: str) -> None:
+    ran = tmp_path / "ran"
+    path = tmp_path / "evil.pkl"
+    path.write_bytes(FORBIDDEN[name].replace(b"{ran}", str(ran).encode()))
+    for trust in (False, True):
+        with pytest.raises(InputError, match=f"the class {name}.*No flag opens"):
+            checkpoint.read(path, trust=trust)
+    assert not ran.exists()
+
+
+def test_torch_file_with_a_forbidden_class_names_the_flag(tmp_path: Path) -> None:
+    path = tmp_path / "date.pth"
+    torch.save({"w": torch.ones(1), "when": datetime.date(2022, 3, 30)}, path)
+    with pytest.raises(InputError, match=r"got the class datetime.date\. .*--trust") as error:
+        checkpoint.read(path)
+    assert "\n" not in str(error.value)
+    assert checkpoint.read(path, trust=True)["when"].year == 2022
+
+
+CRAFTED = {
+    # BUILD on an allowed function would let a file change this program
+    "state for a function": b"cnumpy.core.multiarray\n_reconstruct\nN}S'x'\nK\x01s\x86b.",
+    "object array": pickle.dumps({"w": np.array([1, "a"], dtype=object)}, protocol=2),
+    "structured array": pickle.dumps({"w": np.zeros(2, dtype=[("a", "f4")])}, protocol=2),
+    "text array": pickle.dumps({"w": np.array(["a"])}, protocol=2),
+    "array without data": b"}S'w'\ncnumpy.core.multiarray\n_reconstruct\n)Rs.",
+    "a terabyte claimed": b"\x80\x04\x8e\x00\x00\x00\x00\x00\x01\x00\x00abc.",
+    "shape and bytes differ": pickle.dumps(np.ones(4), 2).replace(b"K\x04\x85", b"K\x05\x85"),
+    "persistent id": b"Pother\n.",
+    "a ring of tuples": b"(K\x01]q\x00t.",
+}
+CRAFTED["deep"] = b"(" * 200 + b"t" * 200 + b"."
+
+
+@pytest.mark.parametrize("name", CRAFTED)
+def test_crafted_pickle_is_one_clear_line(tmp_path: Path, name: str) -> None:
+    path = tmp_path / "crafted.pkl"
+    path.write_bytes(CRAFTED[name])
+    with pytest.raises(InputError, match=r"checkpoint .*crafted\.pkl: ") as error:
+        checkpoint.read(path)
+    assert "\n" not in str(error.value)
+
+
+def test_shared_parts_are_visited_once(tmp_path: Path) -> None:
+    # each list holds the one before twice: 2**60 parts for whoever walks them all
+    part: list[Any] = [1]
+    for _ in range(60):
+        part = [part, part]
+    path = tmp_path / "shared.pkl"
+    path.write_bytes(pickle.dumps({"a": part}))
+    assert len(checkpoint.read(path)["a"]) == 2
+
+
+def test_archive_that_unpacks_to_more_than_itself(tmp_path: Path) -> None:
+    path = tmp_path / "bomb.pth"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("archive/data.pkl", b"\x80\x02}.")
+        archive.writestr("archive/data/0", bytes(10_000_000))
+    with pytest.raises(InputError, match="it is compressed"):
+        checkpoint.read(path)
+
+
+def test_torchscript_archive_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "clip.pt"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("clip/constants.pkl", b"\x80\x02).")
+        archive.writestr("clip/data.pkl", b"\x80\x02}.")
+    with pytest.raises(InputError, match=r"TorchScript archive.*torch\.jit\.load"):
+        checkpoint.read(path)
+
+
+def test_wrong_paths(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="expected a file, got nothing there"):
+        checkpoint.read(tmp_path / "absent.pth")
+    with pytest.raises(InputError, match="expected a file, got a folder"):
+        checkpoint.read(tmp_path)
+    (tmp_path / "weights.onnx").write_bytes(b"x")
+    with pytest.raises(InputError, match=r"expected one of \.pth .* got \.onnx"):
+        checkpoint.read(tmp_path / "weights.onnx")
+    torch.save([torch.ones(1)], tmp_path / "list.pth")
+    with pytest.raises(InputError, match="expected a dictionary, got list"):
+        checkpoint.read(tmp_path / "list.pth")
+
+
+def _pickled(path: Path, content: dict[str, Any]) -> None:
+    arrays = {name: tensor.numpy() for name, tensor in content["model"].items()}
+    path.write_bytes(pickle.dumps({"model": arrays}, protocol=2))
+
+
+WRITERS: dict[str, Callable[[Path, dict[str, Any]], None]] = {
+    "a.pth": checkpoint.write,
+    "a.safetensors": checkpoint.write,
+    "a.pkl": _pickled,
+}
+
+
+@pytest.mark.parametrize("name", WRITERS)
+def test_truncated_files(tmp_path: Path, name: str) -> None:
+    path = tmp_path / name
+    WRITERS[name](path, {"model": {"w": torch.arange(64.0), "v": torch.ones(3)}})
+    whole = path.read_bytes()
+    for length in sorted({*range(0, len(whole), 29), len(whole) - 1}):
+        path.write_bytes(whole[:length])
+        with pytest.raises(InputError, match=f"checkpoint .*{name}: it cannot be read"):
+            checkpoint.read(path)
+
+
+@pytest.mark.parametrize("name", WRITERS)
+def test_flipped_bits_are_read_or_refused_in_one_line(tmp_path: Path, name: str) -> None:
+    path = tmp_path / name
+    WRITERS[name](path, {"model": {"w": torch.arange(8.0), "v": torch.ones(3)}})
+    whole = path.read_bytes()
+    choose = random.Random(0)
+    refused: list[str] = []
+    for _ in range(400):
+        damaged = bytearray(whole)
+        damaged[choose.randrange(len(whole))] ^= 1 << choose.randrange(8)
+        path.write_bytes(damaged)
+        try:
+            assert isinstance(checkpoint.read(path), dict)
+        except InputError as error:
+            refused.append(str(error))
+    assert len(refused) > 20
+    assert not any("\n" in line for line in refused)
+
+
+def test_flipped_bit_in_the_data_of_a_torch_file(tmp_path: Path) -> None:
+    path = tmp_path / "a.pth"
+    values = torch.linspace(1, 2, 64)
+    torch.save({"w": values}, path)
+    whole = bytearray(path.read_bytes())
+    whole[whole.index(values.numpy().tobytes()) + 7] ^= 1
+    path.write_bytes(whole)
+    with pytest.raises(InputError, match="checksum of its part a/data/0 is wrong"):
+        checkpoint.read(path)
+
+
+# --- writing -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
+def test_written_content_comes_back(tmp_path: Path, suffix: str) -> None:
+    base = torch.arange(12.0).view(3, 4)
+    model = {"whole": base, "view": base[1:], "turned": base.t(), "half": base.half()}
+    about = {"format": 1, "source_format": "mae", "initialised": ["a.b", "c"]}
+    path = tmp_path / f"weights{suffix}"
+    checkpoint.write(path, {"model": model, "vitdet": about})
+    read = checkpoint.read(path)
+    assert set(read) == {"model", "vitdet"}
+    assert read["vitdet"] == about
+    for name, tensor in model.items():
+        assert torch.equal(read["model"][name], tensor)
+        assert read["model"][name].dtype == tensor.dtype
+    assert checkpoint.weights_of(read, source="x")[1] == ["a.b", "c"]
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), KeyboardInterrupt()])
+def test_failed_write_leaves_the_old_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException
+) -> None:
+    path = tmp_path / "weights.pth"
+    checkpoint.write(path, {"model": {"w": torch.ones(1)}})
+    before = path.read_bytes()
+
+    def half(content: object, file: Any) -> None:
+        file.write(b"half of it")
+        raise error
+
+    monkeypatch.setattr(torch, "save", half)
+    expected = InputError if isinstance(error, OSError) else KeyboardInterrupt
+    with pytest.raises(expected, match=None if expected is KeyboardInterrupt else "No space left"):
+        checkpoint.write(path, {"model": {"w": torch.zeros(1)}})
+    assert path.read_bytes() == before
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_wrong_outputs(tmp_path: Path) -> None:
+    content = {"model": {"w": torch.ones(1)}}
+    with pytest.raises(InputError, match=r"expected \.pth or \.safetensors, got \.pkl"):
+        checkpoint.write(tmp_path / "a.pkl", content)
+    with pytest.raises(InputError, match=r"folder of .*mkdir -p .*absent"):
+        checkpoint.write(tmp_path / "absent" / "a.pth", content)
+    with pytest.raises(InputError, match=r"Write it to a \.pth file"):
+        checkpoint.write(tmp_path / "a.safetensors", {**content, "optimizer": {}})
+    assert list(tmp_path.iterdir()) == []
+
+
+# --- loading -----------------------------------------------------------------------------------
+
+
+class _Heads(nn.Module):
+    def __init__(self, classes: int) -> None:
+        super().__init__()
+        self.box_predictor = nn.ModuleDict({"cls_score": nn.Linear(4, classes + 1)})
+
+
+def test_load_weights_copies_every_value() -> None:
+    source, model = tiny(), tiny()
+    for parameter in source.parameters():
+        nn.init.normal_(parameter)
+    checkpoint.load_weights(model, source.state_dict(), source="x.pth")
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, source.state_dict()[name]), name
+
+
+def test_load_weights_leaves_what_it_was_told_to_leave() -> None:
+    model = tiny()
+    rel_pos = [name for name in model.state_dict() if "rel_pos" in name]
+    weights = tiny(use_rel_pos=False).state_dict()
+    with pytest.raises(InputError, match=r"8|4 missing \(blocks.0.attn.rel_pos_h"):
+        checkpoint.load_weights(model, weights, source="x.pth")
+    checkpoint.load_weights(model, weights, source="x.pth", initialised=rel_pos)
+    assert torch.equal(model.state_dict()["pos_embed"], weights["pos_embed"])
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"embed_dim": 32}, r"file has 32 channels \(embed_dim\), model 16"),
+        ({"depth": 3}, "file has 3 blocks, model 2"),
+        ({"depth": 1}, "file has 1 blocks, model 2"),
+        (
+            {"pretrain_img_size": 128},
+            r"shape of pos_embed: expected \(1, 17, 16\) \(model\), got \(1, 65, 16\) \(file\)"
+            r".*python converter\.py --source-model x\.pth",
+        ),
+        ({"window_size": 3}, r"shape of blocks\.0\.attn\.rel_pos_h \(and of 3 more\)"),
+        ({"mlp_ratio": 2}, r"shape of blocks\.0\.mlp\.fc1\.weight"),
+        ({"layer_scale": True}, r"4 unexpected \(blocks\.0\.ls1\.gamma"),
+    ],
+)
+def test_load_weights_names_the_cause(changes: dict[str, Any], message: str) -> None:
+    model = tiny()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    with pytest.raises(InputError, match=message) as error:
+        checkpoint.load_weights(model, tiny(**changes).state_dict(), source="x.pth")
+    assert str(error.value).startswith("x.pth: ")
+    assert "\n" not in str(error.value)
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, before[name])
+
+
+def test_load_weights_names_the_class_counts() -> None:
+    with pytest.raises(InputError, match=r"x\.pth: file has 80 classes, model 1203\. "):
+        checkpoint.load_weights(_Heads(1203), _Heads(80).state_dict(), source="x.pth")
+
+
+def test_load_weights_of_another_format_says_convert() -> None:
+    with pytest.raises(InputError, match=r"Convert it first: python converter\.py"):
+        checkpoint.load_weights(tiny(), {"encoder.w": torch.ones(1)}, source="x.pth")
+
+
+def test_weights_of_finds_the_state_dict() -> None:
+    weights = {"w": torch.ones(1)}
+    assert checkpoint.weights_of(weights, source="x") == (weights, [])
+    assert checkpoint.weights_of({"model": weights, "epoch": 3}, source="x") == (weights, [])
+    with pytest.raises(InputError, match=r"got the keys state_dict, epoch\. Convert it first"):
+        checkpoint.weights_of({"state_dict": weights, "epoch": 3}, source="x.pth")

@@ -1,0 +1,140 @@
+"""Reading, changing, saving and building recipes; test_configs.py builds the published ones."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from omegaconf import OmegaConf
+from torch import nn
+
+from vitdet.config import build_model, instantiate, load_config, save_config, set_num_classes
+from vitdet.utils.checks import InputError
+
+RECIPE = """
+from detectron2.config import LazyCall as L
+from torch import nn
+
+from vitdet.layers.norms import channel_layer_norm
+
+model = L(nn.Linear)(in_features=4, out_features="${train.width}")
+norm = L(channel_layer_norm)(eps=1e-5)
+train = dict(width=3, lr=1e-4, output_dir="out", flag=False, steps=[1, 2], clip=None)
+"""
+
+
+@pytest.fixture
+def recipe(tmp_path):
+    path = tmp_path / "recipe.py"
+    path.write_text(RECIPE)
+    return path
+
+
+def test_overrides_are_typed(recipe):
+    cfg = load_config(
+        recipe,
+        [
+            "train.width=7",
+            "train.lr=1e-3",
+            "train.output_dir=7",
+            "train.flag=true",
+            "train.steps=[5]",
+            "train.steps.0=6",
+            "train.clip=0.5",
+            "model.bias=false",
+        ],
+    )
+    assert cfg.train == {
+        "width": 7,
+        "lr": 1e-3,
+        "output_dir": "7",
+        "flag": True,
+        "steps": [6],
+        "clip": 0.5,
+    }
+    model = build_model(cfg.model)
+    assert isinstance(model, nn.Linear)
+    assert (model.out_features, model.bias) == (7, None)
+
+
+@pytest.mark.parametrize(
+    ("override", "text"),
+    [
+        (
+            "train.widht=7",
+            r"'train.widht': expected a key of train, got 'widht'. Did you mean train.width\?",
+        ),
+        ("trian.width=7", r"expected a key of the recipe, got 'trian'. Did you mean train\?"),
+        ("model.out_feature=7", r"Did you mean model.out_features\?"),
+        ("train.width=big", "expected int, as the recipe's 3, got 'big'"),
+        ("train.width=1.5", "expected int, as the recipe's 3, got '1.5'"),
+        ("train.lr=fast", "expected float, as the recipe's 0.0001, got 'fast'"),
+        ("train.flag=7", "expected bool, as the recipe's False, got '7'"),
+        ("train.steps=7", "expected a list, got '7'"),
+        ("train.steps.9=7", "expected a key of train.steps, got '9'"),
+        ("train.width", "expected key=value, got train.width"),
+    ],
+)
+def test_wrong_overrides(recipe, override, text):
+    with pytest.raises(InputError, match=text) as caught:
+        load_config(recipe, [override])
+    assert "\n" not in str(caught.value)
+
+
+def test_missing_file_names_the_nearest(recipe):
+    with pytest.raises(
+        InputError, match=r"expected a file, got .*recipes.py. Did you mean .*recipe.py\?"
+    ):
+        load_config(recipe.with_name("recipes.py"))
+
+
+def test_a_file_that_does_not_load_says_why(recipe):
+    recipe.write_text("model = (")
+    with pytest.raises(InputError, match="expected a recipe that loads"):
+        load_config(recipe)
+    yaml_file = recipe.with_suffix(".yaml")
+    yaml_file.write_text("!!python/object/apply:os.system ['true']")
+    with pytest.raises(InputError, match="could not determine a constructor"):
+        load_config(yaml_file)
+
+
+def test_saved_recipe_loads_again(recipe, tmp_path):
+    cfg = load_config(recipe, ["train.lr=1e-3"])
+    save_config(cfg, tmp_path / "saved.yaml")
+    again = load_config(tmp_path / "saved.yaml")
+    assert OmegaConf.to_container(again.train) == OmegaConf.to_container(cfg.train)
+    assert again.model._target_ == "torch.nn.Linear"
+    assert build_model(again.model).out_features == 3
+    assert instantiate(again.norm)(2).eps == 1e-5
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["recipe.py", "saved.yaml"]
+
+
+def test_what_cannot_be_saved_is_named_and_leaves_no_file(recipe, tmp_path):
+    cfg = OmegaConf.create({"train": {"made": print}}, flags={"allow_objects": True})
+    with pytest.raises(InputError, match=r"config value train\.made: expected numbers"):
+        save_config(cfg, tmp_path / "saved.yaml")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["recipe.py"]
+
+
+def test_number_of_classes():
+    cfg = OmegaConf.create(
+        {"model": {"roi_heads": {"num_classes": 80, "again": "${.num_classes}"}}}
+    )
+    set_num_classes(cfg, 3)
+    assert cfg.model.roi_heads.again == 3
+    cfg = OmegaConf.create({"model": {"num_classes": 80}})
+    set_num_classes(cfg, 4)
+    assert cfg.model.num_classes == 4
+
+
+def test_meta_device_takes_constructors_that_read_a_linspace():
+    class Reads(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.rates = [rate.item() for rate in torch.linspace(0, 1, 3)]
+            self.layer = nn.Linear(2, 2)
+
+    model = build_model(
+        OmegaConf.create({"_target_": Reads}, flags={"allow_objects": True}), "meta"
+    )
+    assert model.rates == [0, 0.5, 1]
+    assert model.layer.weight.is_meta

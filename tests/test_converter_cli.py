@@ -1,0 +1,256 @@
+"""converter.py: what it writes, prints and answers, and that nothing is left behind."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import pickle
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from vitdet import checkpoint
+from vitdet.backbones.vit import ViT
+from vitdet.config import build_model, load_config
+from vitdet.pyramid import SimpleFeaturePyramid
+
+SCRIPT = Path(__file__).parents[1] / "converter.py"
+RECIPE = """
+from detectron2.config import LazyCall as L
+from vitdet.backbones.vit import ViT
+from vitdet.pyramid import SimpleFeaturePyramid
+
+net = L(ViT)(img_size=64, embed_dim=16, depth=2, num_heads=2, pretrain_img_size=64)
+model = L(SimpleFeaturePyramid)(net=net, out_channels=8, scale_factors=(1.0,))
+"""
+Run = Callable[..., int]
+
+
+def _converter() -> Callable[[list[str]], int]:
+    spec = importlib.util.spec_from_file_location("converter", SCRIPT)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.main
+
+
+MAIN = _converter()
+
+
+def mae() -> dict[str, torch.Tensor]:
+    torch.manual_seed(0)
+    model = ViT(img_size=64, embed_dim=16, depth=2, num_heads=2, pretrain_img_size=64)
+    weights = {name: torch.randn_like(value) for name, value in model.state_dict().items()}
+    tokens = {"cls_token": torch.randn(1, 1, 16), "norm.weight": torch.ones(16)}
+    return weights | tokens | {"norm.bias": torch.zeros(16)}
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A folder with a recipe, a source file, and an empty folder for outputs."""
+    (tmp_path / "recipe.py").write_text(RECIPE)
+    torch.save({"model": mae(), "epoch": 800}, tmp_path / "mae.pth")
+    (tmp_path / "out").mkdir()
+    return tmp_path
+
+
+@pytest.fixture
+def run(folder: Path) -> Run:
+    """Return a function that runs converter.py on the folder; keywords replace its options."""
+
+    def call(*words: str, **paths: Path) -> int:
+        source = paths.get("source", folder / "mae.pth")
+        output = paths.get("output", folder / "out" / "vit.pth")
+        options = ["--source-model", str(source), "--output-model", str(output)]
+        return MAIN([*options, "--config-file", str(folder / "recipe.py"), *words])
+
+    return call
+
+
+def outputs(folder: Path) -> list[str]:
+    return sorted(path.name for path in (folder / "out").iterdir())
+
+
+@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
+def test_a_converted_file_loads_into_the_recipes_model(
+    folder: Path, run: Run, capsys: pytest.CaptureFixture[str], suffix: str
+) -> None:
+    output, report = folder / "out" / f"vit{suffix}", folder / "out" / "report.json"
+    assert run("--report", str(report), output=output) == 0
+    assert outputs(folder) == sorted([output.name, "report.json"])
+
+    model = build_model(load_config(folder / "recipe.py").model)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    content = checkpoint.read(output)
+    weights, initialised = checkpoint.weights_of(content, source=str(output))
+    checkpoint.load_weights(model, weights, source=str(output), initialised=initialised)
+    for name, value in model.state_dict().items():
+        inside = name.startswith("net.")
+        assert torch.equal(value, mae()[name[4:]] if inside else before[name])
+        assert (name in initialised) == (not inside)
+    assert content["vitdet"]["format"] == 1
+    assert content["vitdet"]["source_format"] == "mae"
+
+    record = json.loads(report.read_text())
+    assert record["source_format"] == "mae"
+    assert record["used"]["blocks.1.mlp.fc2.bias"] == "net.blocks.1.mlp.fc2.bias"
+    assert set(record["used"]) | set(record["dropped"]) == set(mae())
+    assert record["initialised"] == initialised
+    assert (record["unaccounted"], record["missing"], record["resized"]) == ([], [], {})
+    assert record["source_model"] == str(folder / "mae.pth")
+
+    printed = capsys.readouterr()
+    assert printed.err == ""
+    assert "used         27 keys" in printed.out
+    assert "dropped      1: class token" in printed.out
+    assert f"wrote        {output}: 27 tensors" in printed.out
+
+
+def test_overrides_change_the_target(folder: Path, run: Run) -> None:
+    report = folder / "out" / "report.json"
+    assert run("--report", str(report), "model.net.pretrain_img_size=96") == 0
+    assert json.loads(report.read_text())["resized"] == {
+        "net.pos_embed": [[1, 17, 16], [1, 37, 16]]
+    }
+    weights = checkpoint.read(folder / "out" / "vit.pth")["model"]
+    assert weights["net.pos_embed"].shape == (1, 37, 16)
+
+
+def test_underscores_in_options(folder: Path) -> None:
+    output = folder / "out" / "under_score.pth"
+    words = [f"--source_model={folder / 'mae.pth'}", "--output_model", str(output)]
+    assert MAIN([*words, "--config_file", str(folder / "recipe.py"), "--source_format=mae"]) == 0
+    assert outputs(folder) == ["under_score.pth"]
+
+
+def test_zoo_pickle_of_a_whole_pyramid(folder: Path, run: Run) -> None:
+    net = ViT(img_size=64, embed_dim=16, depth=2, num_heads=2, pretrain_img_size=64)
+    model = SimpleFeaturePyramid(net, out_channels=8, scale_factors=(1.0,))
+    arrays = {name: value.numpy() for name, value in model.state_dict().items()}
+    path = folder / "zoo.pkl"
+    path.write_bytes(pickle.dumps({"model": arrays, "__author__": "someone"}))
+    assert run(source=path) == 0
+    content = checkpoint.read(folder / "out" / "vit.pth")
+    assert content["vitdet"] == {"format": 1, "source_format": "detectron2", "initialised": []}
+    for name, value in model.state_dict().items():
+        assert torch.equal(content["model"][name], value)
+
+
+def test_unaccounted_keys_give_status_1_and_a_report(
+    folder: Path, run: Run, capsys: pytest.CaptureFixture[str]
+) -> None:
+    torch.save({"model": mae() | {"blocks.0.extra": torch.ones(1)}}, folder / "odd.pth")
+    report = folder / "out" / "report.json"
+    assert run("--report", str(report), source=folder / "odd.pth") == 1
+    assert outputs(folder) == ["report.json"]
+    assert json.loads(report.read_text())["unaccounted"] == ["blocks.0.extra"]
+    error = capsys.readouterr().err
+    assert error.startswith(f"error: {folder / 'odd.pth'} as mae: expected an account of every key")
+    assert error.count("\n") == 1
+
+
+def _truncate(folder: Path) -> Path:
+    path = folder / "short.pth"
+    path.write_bytes((folder / "mae.pth").read_bytes()[:-2000])
+    return path
+
+
+def _flip(folder: Path) -> Path:
+    path = folder / "flipped.pth"
+    damaged = bytearray((folder / "mae.pth").read_bytes())
+    damaged[len(damaged) // 2] ^= 4
+    path.write_bytes(damaged)
+    return path
+
+
+def _empty(folder: Path) -> Path:
+    path = folder / "empty.pth"
+    path.touch()
+    return path
+
+
+def _forbidden(folder: Path) -> Path:
+    path = folder / "evil.pkl"
+    path.write_bytes(b"cposix\nsystem\n(S'touch ran'\ntR.")
+    return path
+
+
+def _wide(folder: Path) -> Path:
+    path = folder / "wide.pth"
+    model = ViT(img_size=64, embed_dim=32, depth=2, num_heads=2, pretrain_img_size=64)
+    torch.save({"model": model.state_dict() | {"cls_token": torch.ones(1, 1, 32)}}, path)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (_truncate, "it cannot be read"),
+        (_flip, "checksum of its part"),
+        (_empty, "it cannot be read (it is empty)"),
+        (_forbidden, "got the class posix.system"),
+        (_wide, "file has 32 channels (embed_dim), model 16."),
+        (lambda folder: folder / "absent.pth", "expected a file, got nothing there"),
+    ],
+)
+def test_wrong_sources_leave_nothing_behind(
+    folder: Path,
+    run: Run,
+    capsys: pytest.CaptureFixture[str],
+    make: Callable[[Path], Path],
+    message: str,
+) -> None:
+    assert run("--report", str(folder / "out" / "report.json"), source=make(folder)) == 2
+    assert outputs(folder) == []
+    error = capsys.readouterr().err
+    assert error.startswith("error: ")
+    assert message in error
+    assert error.count("\n") == 1
+
+
+def test_wrong_outputs(folder: Path, run: Run, capsys: pytest.CaptureFixture[str]) -> None:
+    before = (folder / "mae.pth").read_bytes()
+    wrong = {
+        folder / "mae.pth": "expected a file of its own, got an input",
+        folder / "out" / ".." / "mae.pth": "expected a file of its own, got an input",
+        folder / "absent" / "vit.pth": "mkdir -p",
+        folder / "out" / "vit.pkl": "expected .pth or .safetensors, got .pkl",
+        folder / "out": "expected .pth or .safetensors, got no suffix",
+    }
+    for output, message in wrong.items():
+        assert run(output=output) == 2
+        assert message in capsys.readouterr().err
+    assert run("--report", str(folder / "mae.pth")) == 2
+    assert run("--report", str(folder / "out" / "vit.pth")) == 2
+    assert (folder / "mae.pth").read_bytes() == before
+    assert outputs(folder) == []
+
+
+def test_trust_opens_a_torch_file_with_other_classes(folder: Path, run: Run) -> None:
+    import datetime
+
+    path = folder / "dated.pth"
+    torch.save({"model": mae(), "when": datetime.date(2022, 3, 30)}, path)
+    assert run(source=path) == 2
+    assert run("--trust", source=path) == 0
+    assert outputs(folder) == ["vit.pth"]
+
+
+def test_a_typo_in_an_override(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("model.net.embed_dims=32") == 2
+    assert "Did you mean model.net.embed_dim?" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_as_a_program(folder: Path) -> None:
+    output = folder / "out" / "vit.safetensors"
+    words = ["--source-model", folder / "mae.pth", "--output-model", output]
+    command = [sys.executable, SCRIPT, *words, "--config-file", folder / "recipe.py"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert f"wrote        {output}: 27 tensors" in done.stdout

@@ -1,0 +1,382 @@
+from __future__ import annotations
+
+import json
+import math
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pycocotools.mask as mask_util
+import pytest
+import torch
+from detectron2.structures import Boxes, Instances
+
+from vitdet.evaluation import CocoEvaluator, ap_table, evaluate_results
+from vitdet.utils import distributed
+from vitdet.utils.checks import InputError
+
+SHARED = Path(
+    os.environ.get("VITDET_SHARED_DATA", Path(__file__).resolve().parents[2] / "shared" / "data")
+)
+HEIGHT, WIDTH = 60, 80
+
+
+def _expected(folder: str) -> tuple[Path, dict[str, Any]]:
+    path = SHARED / folder / "expected.json"
+    if not path.is_file():
+        pytest.skip(f"{path} is not there; set VITDET_SHARED_DATA to the folder of {folder}")
+    return path.parent, json.loads(path.read_text())
+
+
+def _worst(got: dict[Any, float], expected: dict[str, float]) -> float:
+    """Largest difference; the stored numbers say -1 where ours say nan."""
+    values = {str(key): -1 if math.isnan(value) else value for key, value in got.items()}
+    return max(abs(values[key] - value) for key, value in expected.items())
+
+
+@pytest.mark.parametrize("name", ["val2014_fakebbox100", "val2014_fakesegm100"])
+def test_published_coco_results(name):
+    folder, stored = _expected("coco-eval")
+    case = stored[name]
+    got = evaluate_results(
+        folder / case["ground_truth"], folder / case["results"], case["iou_type"]
+    )
+    by_category = got.pop("per_category_AP")
+    assert sorted(got) == sorted(case["stats"])
+    assert _worst(got, case["stats"]) < 1e-12
+    assert len(case["per_category_AP"]) >= 70
+    assert _worst(by_category, case["per_category_AP"]) < 1e-12
+
+
+@pytest.mark.parametrize("iou_type", ["bbox", "segm"])
+def test_made_coco_results(iou_type):
+    folder, stored = _expected("coco-eval")
+    case = stored["coco_mini_val_made"]
+    truth = folder / case["ground_truth"]
+    if not truth.is_file():
+        pytest.skip(f"{truth} is not there")
+    got = evaluate_results(truth, folder / case["results"], iou_type)
+    assert _worst(got.pop("per_category_AP"), case[f"per_category_AP_{iou_type}"]) < 1e-12
+    assert sorted(got) == sorted(case[iou_type])
+    assert _worst(got, case[iou_type]) < 1e-12
+
+
+@pytest.mark.parametrize("iou_type", ["bbox", "segm"])
+@pytest.mark.parametrize(("suffix", "limit"), [("", 300), ("_all_detections_kept", 10_000)])
+def test_lvis_results(iou_type, suffix, limit):
+    folder, stored = _expected("lvis-mini")
+    case = stored["lvis_val_100_made"]
+    got = evaluate_results(
+        folder / case["ground_truth"], folder / case["results"], iou_type, limit, style="lvis"
+    )
+    del got["per_category_AP"]
+    renamed = {
+        f"{key}@300": got.pop(name)
+        for key, name in (("AR", f"AR{limit}"), ("ARs", "ARs"), ("ARm", "ARm"), ("ARl", "ARl"))
+    }
+    expected = case[iou_type + suffix]
+    assert sorted(got | renamed) == sorted(expected)
+    assert _worst(got | renamed, expected) < 1e-12
+
+
+@dataclass
+class Data:
+    """Two images with three objects and a crowd region; class ids 3 and 7."""
+
+    json_file: Path
+    records: list[dict[str, Any]]
+    name: str = "tiny"
+    class_names: tuple[str, ...] = ("cat", "dog")
+    class_ids: tuple[int, ...] = (3, 7)
+    style: Any = "coco"
+    dropped: frozenset[int] = frozenset()
+    content: dict[str, Any] = field(default_factory=dict)
+
+    def write(self) -> None:
+        self.json_file.write_text(json.dumps(self.content))
+
+
+def _rectangle(box: list[int]) -> list[list[int]]:
+    x, y, width, height = box
+    return [[x, y, x + width, y, x + width, y + height, x, y + height]]
+
+
+OBJECTS = [  # image, class id, box XYWH, crowd
+    (1, 3, [5, 5, 20, 10], 0),
+    (1, 7, [40, 20, 30, 30], 0),
+    (2, 3, [0, 0, 50, 40], 0),
+    (2, 7, [55, 10, 20, 40], 1),
+]
+
+
+@pytest.fixture
+def data(tmp_path) -> Data:
+    content: dict[str, Any] = {
+        "images": [{"id": n, "height": HEIGHT, "width": WIDTH} for n in (1, 2)],
+        "categories": [{"id": 7, "name": "dog"}, {"id": 3, "name": "cat"}],
+        "annotations": [
+            {"id": n, "image_id": image, "category_id": c, "bbox": box, "iscrowd": crowd}
+            | {"area": box[2] * box[3], "segmentation": _rectangle(box)}
+            for n, (image, c, box, crowd) in enumerate(OBJECTS)  # an id 0, as some files have
+        ],
+    }
+    for annotation in content["annotations"]:
+        if annotation["iscrowd"]:
+            encoded = mask_util.merge(
+                mask_util.frPyObjects(annotation["segmentation"], HEIGHT, WIDTH)
+            )
+            counts = encoded["counts"].decode("ascii")
+            annotation["segmentation"] = {"size": [HEIGHT, WIDTH], "counts": counts}
+    data = Data(tmp_path / "tiny.json", [{"image_id": 1}, {"image_id": 2}], content=content)
+    data.write()
+    return data
+
+
+def _instances(boxes: list[list[float]], classes: list[int], masks: bool = True) -> Instances:
+    """Predictions XYWH with falling scores; masks fill the boxes."""
+    instances = Instances((HEIGHT, WIDTH))
+    tensor = torch.tensor(boxes, dtype=torch.float32).reshape(-1, 4)
+    tensor[:, 2:] += tensor[:, :2]
+    instances.pred_boxes = Boxes(tensor)
+    instances.scores = torch.linspace(0.9, 0.5, len(boxes))
+    instances.pred_classes = torch.tensor(classes, dtype=torch.int64)
+    if masks:
+        filled = torch.zeros((len(boxes), HEIGHT, WIDTH), dtype=torch.bool)
+        for mask, (x0, y0, x1, y1) in zip(filled, tensor.int().tolist(), strict=True):
+            mask[y0:y1, x0:x1] = True
+        instances.pred_masks = filled
+    return instances
+
+
+PERFECT = {
+    1: _instances([[5, 5, 20, 10], [40, 20, 30, 30]], [0, 1]),
+    2: _instances([[0, 0, 50, 40]], [0]),
+}
+
+
+def _evaluate(data: Data, predictions: dict[int, Instances], **options) -> dict[str, Any]:
+    evaluator = CocoEvaluator(data, **options)
+    evaluator.reset()
+    for image, instances in predictions.items():
+        evaluator.process([{"image_id": image}], [{"instances": instances}])
+    return evaluator.evaluate()
+
+
+def test_perfect_predictions_score_100(data):
+    results = _evaluate(data, PERFECT)
+    assert list(results) == ["bbox", "segm"]
+    for metrics in results.values():
+        assert metrics["AP"] == pytest.approx(100)
+        assert metrics["AP50"] == pytest.approx(100)
+        assert metrics["per_class"] == {"cat": pytest.approx(100), "dog": pytest.approx(100)}
+        assert math.isnan(metrics["APl"])  # no large object
+        assert {"AR1", "AR10", "AR100", "ARs", "ARm", "ARl"} <= set(metrics)
+    json.dumps(results)
+
+
+def test_a_missed_and_a_mislabelled_object(data):
+    predictions = {1: _instances([[5, 5, 20, 10], [40, 20, 30, 30]], [0, 0]), 2: _instances([], [])}
+    results = _evaluate(data, predictions)
+    # cat: one of two found, first in line; recall up to 0.5 at precision 1 is 51 of 101 points
+    assert results["bbox"]["per_class"] == {"cat": pytest.approx(100 * 51 / 101), "dog": 0.0}
+    assert results["bbox"]["AR100"] == pytest.approx(25)
+
+
+def test_a_detection_in_a_crowd_region_is_no_error(data):
+    inside = _instances([[0, 0, 50, 40], [56, 12, 10, 10], [60, 25, 10, 10]], [0, 1, 1])
+    inside.scores = torch.tensor([0.5, 0.99, 0.98])
+    results = _evaluate(data, PERFECT | {2: inside})
+    assert results["bbox"]["AP"] == pytest.approx(100)
+    assert results["segm"]["AP"] == pytest.approx(100)
+
+
+@pytest.mark.parametrize("masks", [True, False])
+def test_no_predictions_score_zero(data, masks):
+    results = _evaluate(data, {n: _instances([], [], masks) for n in (1, 2)})
+    assert list(results) == (["bbox", "segm"] if masks else ["bbox"])
+    for metrics in results.values():
+        assert metrics["AP"] == 0
+        assert metrics["per_class"] == {"cat": 0, "dog": 0}
+
+
+def test_no_ground_truth_scores_nan(data):
+    data.content["annotations"] = []
+    data.write()
+    results = _evaluate(data, PERFECT)
+    assert math.isnan(results["bbox"]["AP"])
+    assert math.isnan(results["segm"]["per_class"]["dog"])
+    assert "nan" in ap_table(results)
+
+
+def test_a_file_without_annotations_is_not_scored(data, tmp_path, caplog):
+    del data.content["annotations"]
+    data.write()
+    assert _evaluate(data, PERFECT, output_dir=tmp_path / "out") == {}
+    assert "has no annotations" in caplog.text
+    assert len(json.loads((tmp_path / "out/coco_instances_results.json").read_text())) == 3
+
+
+def test_missing_area_and_iscrowd_are_filled_in(data):
+    for annotation in data.content["annotations"]:
+        del annotation["area"]
+    del data.content["annotations"][0]["iscrowd"]
+    data.write()
+    results = _evaluate(data, PERFECT)
+    assert results["segm"]["AP"] == pytest.approx(100)
+    assert results["segm"]["APs"] == pytest.approx(100)  # 200 and 900 pixels are small
+    assert results["segm"]["APm"] == pytest.approx(100)  # 2000 pixels
+
+
+def test_boxes_without_masks_in_the_file(data):
+    for annotation in data.content["annotations"]:
+        annotation["segmentation"] = []
+    data.write()
+    results = _evaluate(data, PERFECT, iou_types=["bbox"])
+    assert results["bbox"]["AP"] == pytest.approx(100)
+
+
+def test_only_the_images_of_the_records_count(data):
+    data.records = data.records[:1]
+    assert _evaluate(data, {1: PERFECT[1]})["bbox"]["AP"] == pytest.approx(100)
+
+
+def test_dropped_annotations_do_not_count(data):
+    data.content["annotations"][1]["id"] = 0  # as the one before: repeated, hence left out
+    data.write()
+    data.dropped = frozenset({1})
+    predictions = PERFECT | {1: _instances([[5, 5, 20, 10]], [0])}
+    results = _evaluate(data, predictions)
+    assert results["bbox"]["AP"] == pytest.approx(100)
+    assert math.isnan(results["bbox"]["per_class"]["dog"])
+
+
+def test_max_dets(data):
+    crowded = _instances([[0, 40, 5, 5]] * 5 + [[5, 5, 20, 10]], [0] * 6)  # the right one is last
+    found = _instances([[0, 0, 50, 40]], [0])
+    found.scores = torch.tensor([0.95])
+    predictions = {1: crowded, 2: found}
+    everything = _evaluate(data, predictions, max_dets=6)["bbox"]["per_class"]["cat"]
+    assert everything == pytest.approx(100 * (51 + 50 * 2 / 7) / 101)
+    limited = _evaluate(data, predictions, max_dets=5)["bbox"]
+    assert limited["per_class"]["cat"] == pytest.approx(100 * 51 / 101)
+    assert {"AR1", "AR5"} <= set(limited)
+    assert "AR10" not in limited
+
+
+def test_results_file(data, tmp_path):
+    _evaluate(data, PERFECT, output_dir=tmp_path / "out")
+    path = tmp_path / "out" / "coco_instances_results.json"
+    stored = json.loads(path.read_text())
+    assert [path.name for path in path.parent.iterdir()] == ["coco_instances_results.json"]
+    assert {key: stored[1][key] for key in ("image_id", "category_id", "bbox")} == {
+        "image_id": 1,
+        "category_id": 7,
+        "bbox": [40, 20, 30, 30],
+    }
+    mask = mask_util.decode(stored[1]["segmentation"])
+    assert np.array_equal(mask, PERFECT[1].pred_masks[1].numpy())
+    assert evaluate_results(data.json_file, path, "segm")["AP"] == pytest.approx(1)
+    assert stored == json.loads(path.read_text())  # scoring changed nothing
+
+
+def test_processes_bring_their_parts_together(data, monkeypatch):
+    first, second = CocoEvaluator(data), CocoEvaluator(data)
+    first.process([{"image_id": 1}], [{"instances": PERFECT[1]}])
+    second.process([{"image_id": 2}], [{"instances": PERFECT[2]}])
+    parts: list[Any] = []
+    monkeypatch.setattr(distributed, "all_gather_object", lambda part: parts.append(part) or parts)
+    with pytest.raises(InputError, match="1 images not processed, such as image 2"):
+        first.evaluate()
+    monkeypatch.setattr(distributed, "is_main", lambda: False)
+    assert second.evaluate() == {}
+    monkeypatch.setattr(distributed, "is_main", lambda: True)
+    monkeypatch.setattr(distributed, "all_gather_object", lambda part: parts)
+    assert first.evaluate()["bbox"]["AP"] == pytest.approx(100)
+
+
+@pytest.mark.parametrize(
+    ("images", "text"),
+    [
+        (
+            [1],
+            r"evaluation on tiny: expected predictions for each of its 2 images once, got 1 "
+            r"images not processed, such as image 2\. Evaluate with the loader",
+        ),
+        ([1, 2, 2], "got 1 images processed more than once, such as image 2"),
+        ([1, 2, 9], "got 1 images not of this data set, such as image 9"),
+    ],
+)
+def test_every_image_once(data, images, text):
+    evaluator = CocoEvaluator(data)
+    for image in images:
+        evaluator.process([{"image_id": image}], [{"instances": _instances([], [])}])
+    with pytest.raises(InputError, match=text):
+        evaluator.evaluate()
+    evaluator.reset()
+    for image in (1, 2):
+        evaluator.process([{"image_id": image}], [{"instances": PERFECT[image]}])
+    assert evaluator.evaluate()["bbox"]["AP"] == pytest.approx(100)
+
+
+def test_a_model_with_too_many_classes(data):
+    text = "image 1: expected a class index below 2, as tiny has classes, got 2.*number of classes"
+    with pytest.raises(InputError, match=text):
+        _evaluate(data, {1: _instances([[0, 0, 5, 5]], [2])})
+
+
+GOOD = {"image_id": 1, "category_id": 3, "score": 0.5, "bbox": [1, 1, 5, 5]}
+
+
+@pytest.mark.parametrize(
+    ("results", "text"),
+    [
+        ([GOOD, GOOD | {"image_id": 5}], "results, result 1: expected a known image_id, got 5"),
+        ([GOOD | {"category_id": 0}], "result 0: expected a known category_id, got 0"),
+        ([GOOD | {"score": math.nan}], "result 0: expected finite numbers, got .nan, 1, 1, 5, 5."),
+        ([GOOD | {"bbox": [1, 1, math.inf, 2]}], "expected finite numbers, got .0.5, 1, 1, inf"),
+        ([{"image_id": 1}], r"expected the keys \['bbox', .*got \['image_id'\]"),
+        ([7], "expected the keys .* got int"),
+    ],
+)
+def test_bad_results(data, results, text):
+    with pytest.raises(InputError, match=text):
+        evaluate_results(data.json_file, results, "bbox")
+
+
+def test_bad_files(data, tmp_path):
+    broken = tmp_path / "broken.json"
+    broken.write_text('[{"image_id": 1,')
+    with pytest.raises(InputError, match=r"results file .*broken.json: expected a json file with"):
+        evaluate_results(data.json_file, broken, "bbox")
+    broken.write_text("{}")
+    with pytest.raises(InputError, match=r"with a list of results, got dict \{\}"):
+        evaluate_results(data.json_file, broken, "bbox")
+    with pytest.raises(InputError, match=r"annotation file .*broken.json: expected the lists"):
+        evaluate_results(broken, [], "bbox")
+    with pytest.raises(InputError, match=r"annotation file .*none.json: .*FileNotFoundError"):
+        evaluate_results(tmp_path / "none.json", [], "bbox")
+
+
+def test_bad_arguments(data):
+    with pytest.raises(InputError, match="got iou_type='keypoints' and max_dets=100"):
+        evaluate_results(data.json_file, [], "keypoints")
+    with pytest.raises(InputError, match="got iou_type='bbox' and max_dets=0"):
+        evaluate_results(data.json_file, [], "bbox", 0)
+    with pytest.raises(InputError, match="LVIS categories: expected a frequency each, got none"):
+        evaluate_results(data.json_file, [], "bbox", style="lvis")
+
+
+def test_table(data):
+    results = _evaluate(data, PERFECT)
+    rows = [
+        [cell.strip() for cell in line.split("|")[1:-1]] for line in ap_table(results).split("\n")
+    ]
+    assert rows[0] == ["", "AP", "AP50", "AP75", "APs", "APm", "APl"]
+    assert rows[2][:4] == ["bbox", "100.00", "100.00", "100.00"]
+    assert rows[3][0] == "segm"
+    table = ap_table(results, per_class=True)
+    assert "AP segm" in table
+    assert "dog" in table
+    assert ap_table({}) == "(no results)"

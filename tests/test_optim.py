@@ -1,0 +1,105 @@
+"""Optimizer groups and schedules. The published lr tables are checked in tests/golden."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from vitdet.backbones.vit import ViT
+from vitdet.optim import MultiStep, Setting, adamw, parameter_table
+from vitdet.utils.checks import InputError
+
+
+class Detector(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.backbone = ViT(
+            img_size=32, embed_dim=8, depth=2, num_heads=1, residual_block_indexes=[0]
+        )
+        self.head = nn.Linear(8, 3)
+
+
+def test_rules_of_the_table():
+    table = parameter_table(Detector(), weight_decay=0.2, layer_decay_rate=0.5)
+    assert table["backbone.pos_embed"] == Setting(0.125, 0.0)
+    assert table["backbone.patch_embed.proj.weight"] == Setting(0.125, 0.2)
+    assert table["backbone.blocks.0.norm1.weight"] == Setting(0.25, 0.0)
+    assert table["backbone.blocks.1.mlp.fc1.bias"] == Setting(0.5, 0.2)
+    assert table["backbone.blocks.0.residual.conv1.weight"] == Setting(1.0, 0.2)
+    assert table["backbone.blocks.0.residual.norm1.weight"] == Setting(1.0, 0.2)
+    assert table["head.weight"] == Setting(1.0, 0.2)
+
+
+def test_frozen_parameters_are_left_out_and_every_other_is_in_one_group():
+    model = Detector()
+    model.backbone.patch_embed.requires_grad_(False)
+    optimizer = adamw(model, lr=0.01, weight_decay=0.2, layer_decay_rate=0.5)
+    grouped = [id(p) for group in optimizer.param_groups for p in group["params"]]
+    assert len(grouped) == len(set(grouped))
+    assert set(grouped) == {id(p) for p in model.parameters() if p.requires_grad}
+    for group in optimizer.param_groups:
+        assert group["initial_lr"] == group["lr"] == 0.01 * group["lr_multiplier"]
+
+
+def test_norms_and_positions_decay_when_the_recipe_says_so():
+    table = parameter_table(Detector(), weight_decay=0.2, weight_decay_norm=None, no_decay=())
+    assert {setting.weight_decay for setting in table.values()} == {0.2}
+
+
+def test_layer_decay_needs_a_backbone_with_layers():
+    model = nn.Module()
+    model.backbone = nn.Linear(2, 2)
+    with pytest.raises(InputError, match=r"a backbone with layer_id\(\) .* got Linear"):
+        parameter_table(model, layer_decay_rate=0.7)
+
+
+def test_adamw_without_a_model_says_what_to_do():
+    with pytest.raises(InputError, match=r"Set cfg\.optimizer\.model"):
+        adamw()
+
+
+def test_schedule_by_hand():
+    schedule = MultiStep(num_images=100, milestones=[60, 80], warmup=10, warmup_factor=0.001)
+    assert schedule(0) == 0.001
+    assert schedule(5) == pytest.approx(0.5005)
+    assert [schedule(n) for n in (10, 59, 60, 79, 80, 100)] == pytest.approx(
+        [1, 1, 0.1, 0.1, 0.01, 0.01]
+    )
+
+
+def test_schedule_equals_detectron2():
+    from detectron2.solver import WarmupParamScheduler
+    from fvcore.common.param_scheduler import MultiStepParamScheduler
+
+    # ViT-H of COCO: its warm-up is a fraction inherited from a longer schedule.
+    steps = MultiStepParamScheduler([1, 0.1, 0.01], milestones=[122916, 133159], num_updates=138281)
+    theirs = WarmupParamScheduler(steps, 0.001, 250 / 184375)
+    ours = MultiStep(
+        num_images=138281 * 64,
+        milestones=[122916 * 64, 133159 * 64],
+        warmup=250 / 184375 * 138281 * 64,
+    )
+    for iteration in (0, 1, 100, 187, 188, 5000, 122915, 122916, 133158, 133159, 138280):
+        expected = theirs(iteration / 138281)
+        assert ours(iteration * 64) == pytest.approx(expected, rel=1e-9), iteration
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        ({"milestones": [80, 60]}, r"growing numbers, got \[80, 60\]"),
+        ({"milestones": [60, 120]}, r"within the 100 images of training, got 120"),
+        ({"milestones": [60], "warmup": 101}, r"within the 100 images of training, got 101"),
+    ],
+)
+def test_wrong_schedules(arguments, text):
+    with pytest.raises(InputError, match=text):
+        MultiStep(num_images=100, **arguments)
+
+
+def test_rate_of_every_group_follows_the_multiplier():
+    optimizer = adamw(Detector(), lr=0.01, layer_decay_rate=0.5)
+    assert isinstance(optimizer, torch.optim.AdamW)
+    rates = sorted({group["lr"] for group in optimizer.param_groups})
+    assert rates == pytest.approx([0.00125, 0.0025, 0.005, 0.01])

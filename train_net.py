@@ -1,0 +1,69 @@
+"""Train or evaluate a recipe: `python train_net.py --config-file configs/... [key=value ...]`."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import warnings
+
+# detectron2 and fvcore call what torch has deprecated: no news for a user.
+warnings.filterwarnings("ignore", message=r".*torch\.(jit\.(script|trace)|meshgrid)")
+
+
+def parse(arguments: list[str] | None = None) -> argparse.Namespace:
+    """Return the command line as detectron2's tools name it."""
+    parser = argparse.ArgumentParser(
+        description="Train or evaluate a detector. Runs on the GPU, or on the CPU without one.",
+        epilog="Under torchrun the flags about processes and machines come from its environment.",
+    )
+    parser.add_argument("--config-file", required=True, metavar="FILE", help="recipe, .py or .yaml")
+    parser.add_argument("--resume", action="store_true", help="continue train.output_dir's run")
+    parser.add_argument("--eval-only", action="store_true", help="evaluate, do not train")
+    parser.add_argument(
+        "--num-gpus", type=int, default=1, metavar="N", help="processes on this machine (default 1)"
+    )
+    parser.add_argument("--num-machines", type=int, default=1, metavar="N")
+    parser.add_argument("--machine-rank", type=int, default=0, metavar="I", help="0 to N-1")
+    parser.add_argument(
+        "--dist-url",
+        default="auto",
+        metavar="URL",
+        help="tcp://HOST:PORT of machine 0; auto finds a free port on one machine",
+    )
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="train.seed=1 and so on")
+    return parser.parse_args(arguments)
+
+
+def main(args: argparse.Namespace) -> None:
+    """Run in each process."""
+    from vitdet.config import load_config
+    from vitdet.engine.run import evaluate, train
+
+    cfg = load_config(args.config_file, args.overrides)
+    if args.eval_only:
+        evaluate(cfg, resume=args.resume)
+    else:
+        train(cfg, resume=args.resume)
+
+
+def run() -> int:
+    """Start the processes and return the exit status: 2 for what a user can repair, 130 for ^C."""
+    args = parse()
+    from vitdet.engine.launch import launch  # not above: --help should not wait for torch
+    from vitdet.utils.checks import InputError
+
+    try:
+        launch(
+            main, args.num_gpus, args.num_machines, args.machine_rank, args.dist_url, args=(args,)
+        )
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("interrupted; --resume continues from the last checkpoint", file=sys.stderr)
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(run())

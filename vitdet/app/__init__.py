@@ -1,0 +1,1 @@
+"""Room 5: programs for people. Nothing imports this room."""

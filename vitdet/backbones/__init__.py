@@ -1,0 +1,1 @@
+"""Room 2: backbones, one file a family."""

@@ -1,0 +1,274 @@
+"""Checkpoint files: read without running anything, write whole or not at all, load exactly.
+
+Three containers are read: torch files (.pth .pt .bin .ckpt), .safetensors, and .pkl, the pickles of
+NumPy arrays of detectron2's model zoo. None of them can run code here: torch files go through
+`torch.load(weights_only=True)`, pickles through `vitdet.utils.safe_pickle`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import pickle
+import re
+import struct
+import warnings
+import zipfile
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from typing import Any, NoReturn
+
+import safetensors
+import safetensors.torch
+import torch
+from torch import nn
+
+from vitdet.utils import safe_pickle
+from vitdet.utils.checks import InputError, fail, nearest
+from vitdet.utils.files import replacing
+from vitdet.utils.state_dicts import compare_shapes, some
+
+TORCH_SUFFIXES = (".pth", ".pt", ".bin", ".ckpt")
+
+# What torch, pickle, NumPy and zipfile raise on damaged content, found by damaging files.
+_DAMAGE = (
+    *(pickle.UnpicklingError, zipfile.BadZipFile, struct.error, EOFError, OSError, MemoryError),
+    *(RuntimeError, ValueError, TypeError, LookupError, AttributeError, ArithmeticError),
+    *(AssertionError, ImportError, RecursionError),
+)
+_CONVERT = "python converter.py --source-model {} --output-model OUT.pth --config-file YOUR_RECIPE"
+
+
+def read(path: str | Path, *, trust: bool = False) -> dict[str, Any]:
+    """Return the whole content of a checkpoint file, tensors on the CPU, arrays as tensors.
+
+    Args:
+        path: a file ending in .pth .pt .bin .ckpt (torch), .safetensors or .pkl (NumPy arrays).
+        trust: allow a torch file everything that pickle allows; opening it may then run code of
+            its author. Other files are never trusted.
+
+    Returns:
+        The file's dictionary. A safetensors file gives {"model": {name: tensor}} and, when this
+        project wrote it, "vitdet".
+
+    Raises:
+        InputError: no such file, unknown suffix, damaged, or more than tensors and plain values.
+    """
+    path = Path(path)
+    what = f"checkpoint {path}"
+    if not path.is_file():
+        got = "a folder" if path.is_dir() else "nothing there"
+        fail(what, expected="a file", got=got, remedy="Check the path.")
+    if not path.stat().st_size:
+        _damaged(path, "it is empty")
+    if path.suffix == ".safetensors":
+        content = _read_safetensors(path)
+    elif path.suffix == ".pkl":
+        content = _read_pickle(path)
+    elif path.suffix in TORCH_SUFFIXES:
+        content = _read_torch(path, trust=trust)
+    else:
+        known = " ".join((*TORCH_SUFFIXES, ".safetensors", ".pkl"))
+        got = path.suffix or "no suffix"
+        fail(what, expected=f"one of {known}", got=got, remedy="Name it after what it is.")
+    if not isinstance(content, dict):
+        got = type(content).__name__
+        fail(what, expected="a dictionary", got=got, remedy="Save a state dict instead.")
+    return content
+
+
+def write(path: str | Path, content: Mapping[str, Any]) -> None:
+    """Write `content` to a temporary file beside `path`, flush it to the disk, and rename it.
+
+    Args:
+        path: ends in .pth; or in .safetensors, for {"model": {name: tensor}, "vitdet": JSON}.
+        content: the dictionary.
+
+    Raises:
+        InputError: unknown suffix, missing folder, or the disk refuses. What stood at `path`
+            before stands there still.
+    """
+    path = Path(path)
+    check_writable(path)
+    extra = sorted(set(content) - {"model", "vitdet"})
+    if path.suffix == ".safetensors" and extra:
+        remedy = "Write it to a .pth file."
+        fail(f"output {path}", expected="model and vitdet only", got=extra, remedy=remedy)
+    try:
+        with replacing(path) as partial:
+            if path.suffix == ".safetensors":
+                tensors, metadata = _safetensors_parts(content)
+                safetensors.torch.save_file(tensors, partial, metadata)
+            else:
+                with partial.open("wb") as file:
+                    torch.save(dict(content), file)
+    except (OSError, safetensors.SafetensorError) as error:
+        text = f"output {path}: it cannot be written ({error}). Check space and rights of its disk."
+        raise InputError(text) from error
+
+
+def check_writable(path: str | Path) -> None:
+    """Raise InputError unless `path` ends in .pth or .safetensors and its folder exists."""
+    path = Path(path)
+    if path.suffix not in (".pth", ".safetensors"):
+        got = path.suffix or "no suffix"
+        fail(f"output {path}", expected=".pth or .safetensors", got=got, remedy="Rename it.")
+    if path.is_dir():
+        fail(f"output {path}", expected="a file name", got="a folder", remedy="Rename it.")
+    if not path.parent.is_dir():
+        remedy = f"Create it first: mkdir -p {path.parent}"
+        fail(f"folder of {path}", expected="an existing folder", got="none", remedy=remedy)
+
+
+def weights_of(
+    content: Mapping[str, Any], *, source: str
+) -> tuple[dict[str, torch.Tensor], list[str]]:
+    """Return (state dict, names left to initialisation) of what `read` returned.
+
+    The content is the state dict itself or holds it under "model".
+
+    Raises:
+        InputError: there is no state dict in it.
+    """
+    inner = content.get("model", content)
+    if not isinstance(inner, dict) or not all(isinstance(v, torch.Tensor) for v in inner.values()):
+        remedy = "Convert it first: " + _CONVERT.format(source)
+        got = f"the keys {some(content)}"
+        fail(source, expected='{"model": {name: tensor}}', got=got, remedy=remedy)
+    about = content.get("vitdet")
+    names = about.get("initialised", []) if isinstance(about, dict) else []
+    return inner, list(names)
+
+
+def load_weights(
+    model: nn.Module,
+    state_dict: Mapping[str, torch.Tensor],
+    *,
+    source: str,
+    initialised: Collection[str] = (),
+) -> None:
+    """Copy `state_dict` into `model`: every name and every shape must agree.
+
+    Args:
+        model: any module. When this raises, nothing in it has changed.
+        state_dict: {name: tensor}, with the names of `model.state_dict()`.
+        source: where the weights come from, for the messages.
+        initialised: names that may be missing: the model keeps its own initialisation there.
+
+    Raises:
+        InputError: a name or a shape differs. The line says why: another number of classes,
+            another size, another format.
+    """
+    target = {name: tuple(value.shape) for name, value in model.state_dict().items()}
+    given = {name: tuple(value.shape) for name, value in state_dict.items()}
+    if not given.keys() & target.keys():
+        remedy = "Convert it first: " + _CONVERT.format(source)
+        got = f"{some(given)}" if given else "none"
+        fail(f"{source}: names", expected=f"some of {some(target)}", got=got, remedy=remedy)
+    remedy = "Use the recipe it was made for. For another image, window or position grid size "
+    remedy += "convert it: " + _CONVERT.format(source)
+    compare_shapes(given, target, source=source, remedy=remedy)
+    allowed = set(initialised)
+    missing = [name for name in target if name not in given and name not in allowed]
+    unexpected = [name for name in given if name not in target]
+    if missing or unexpected:
+        parts = ((missing, "missing"), (unexpected, "unexpected"))
+        got = " and ".join(f"{len(names)} {word} ({some(names)})" for names, word in parts if names)
+        expected = f"the model's {len(target)}"
+        remedy = _remedy(missing, unexpected, source)
+        fail(f"{source}: names", expected=expected, got=got, remedy=remedy)
+    model.load_state_dict(dict(state_dict), strict=False)
+
+
+def _remedy(missing: list[str], unexpected: list[str], source: str) -> str:
+    if missing and unexpected and (close := nearest(missing[0], unexpected)):
+        return f"{close} may be {missing[0]}: convert the file: {_CONVERT.format(source)}"
+    return f"Use the recipe the file was made for, or convert it: {_CONVERT.format(source)}"
+
+
+def _damaged(path: Path, why: object) -> NoReturn:
+    reason = " ".join(str(why).split()).split(". ")[0][:200]
+    text = f"checkpoint {path}: it cannot be read ({reason}). Check it, or download it again."
+    raise InputError(text)
+
+
+def _refused(path: Path, wanted: str, remedy: str) -> NoReturn:
+    expected = "tensors and plain values only"
+    fail(f"checkpoint {path}", expected=expected, got=f"the class {wanted}", remedy=remedy)
+
+
+def _read_safetensors(path: Path) -> dict[str, Any]:
+    try:
+        with safetensors.safe_open(path, framework="pt", device="cpu") as file:
+            content: dict[str, Any] = {"model": {k: file.get_tensor(k) for k in list(file.keys())}}
+            about = (file.metadata() or {}).get("vitdet")
+        if about is not None:
+            content["vitdet"] = json.loads(about)
+    except (safetensors.SafetensorError, *_DAMAGE) as error:
+        _damaged(path, error)
+    return content
+
+
+def _safetensors_parts(
+    content: Mapping[str, Any],
+) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
+    tensors: dict[str, torch.Tensor] = {}
+    storages: set[int] = set()
+    for name, value in content["model"].items():
+        tensor = value.detach().cpu().contiguous()
+        storage = tensor.untyped_storage()
+        # The format knows no views: a tensor that shares its memory is written as a copy.
+        if storage.data_ptr() in storages or storage.nbytes() != tensor.nbytes:
+            tensor = tensor.clone()
+        storages.add(tensor.untyped_storage().data_ptr())
+        tensors[name] = tensor
+    return tensors, {"format": "pt", "vitdet": json.dumps(content.get("vitdet", {}))}
+
+
+def _read_pickle(path: Path) -> Any:
+    try:
+        return safe_pickle.load(path)
+    except safe_pickle.ForbiddenError as error:
+        remedy = "No flag opens such a .pkl file: ask for one of NumPy arrays alone, or a .pth."
+        _refused(path, str(error), remedy)
+    except _DAMAGE as error:
+        _damaged(path, error)
+
+
+def _read_torch(path: Path, *, trust: bool) -> Any:
+    try:
+        if zipfile.is_zipfile(path):
+            _check_archive(path)
+        if trust:
+            return safe_pickle.finish(torch.load(path, map_location="cpu", weights_only=False))
+        harmless = [(stand_in, name) for name, stand_in in safe_pickle.NUMPY.items()]
+        allowed = torch.serialization.safe_globals([argparse.Namespace, *harmless])
+        with allowed, warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # what torch warns of, it refuses next
+            return safe_pickle.finish(torch.load(path, map_location="cpu", weights_only=True))
+    except InputError:
+        raise
+    except _DAMAGE as error:
+        wanted = re.search(r"GLOBAL (\S+)", str(error))
+        if wanted and not trust:
+            remedy = "Only if you trust its author: --trust opens it, and may run code of theirs."
+            _refused(path, wanted[1], remedy)
+        # torch puts the cause between pieces of advice that do not hold here
+        cause = str(error).rsplit("WeightsUnpickler error:", 1)[-1]
+        _damaged(path, cause.split("Check the documentation", 1)[0])
+
+
+def _check_archive(path: Path) -> None:
+    with zipfile.ZipFile(path) as archive:
+        members = archive.infolist()
+    if any(member.filename.endswith("/constants.pkl") for member in members):
+        remedy = "Open it with torch.jit.load in a program of yours and save its state_dict()."
+        _refused(path, "TorchScript archive (a program)", remedy)
+    size = sum(member.file_size for member in members)
+    if size > path.stat().st_size or any(member.compress_type for member in members):
+        _damaged(path, "it is compressed, as no torch file is")
+    # torch.load does not look at the checksums that torch.save wrote
+    with zipfile.ZipFile(path) as archive:
+        broken = archive.testzip()
+    if broken:
+        _damaged(path, f"the checksum of its part {broken} is wrong")

@@ -1,0 +1,251 @@
+"""Recipes: read a LazyConfig file, change values by name, save what was used, build the model."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import inspect
+import os
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from detectron2.config import LazyConfig, instantiate
+from detectron2.utils.registry import locate
+from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from torch import nn
+from torch.overrides import TorchFunctionMode
+
+from vitdet.utils.checks import InputError, fail, nearest
+
+__all__ = ["build_model", "instantiate", "load_config", "save_config", "set_num_classes"]
+
+KEYS = ("model", "dataloader", "optimizer", "schedule", "train")
+
+
+def load_config(path: str | Path, overrides: Sequence[str] = ()) -> DictConfig:
+    """Read a recipe and change values in it.
+
+    Args:
+        path: a LazyConfig `.py` file, or a `.yaml` file that `save_config` wrote.
+        overrides: "dotted.key=value" each; the value is YAML ("1e-4", "[1, 2]", "null", "true").
+            A key must exist, or be an argument of the callable that its node describes.
+
+    Returns:
+        The recipe, with its interpolations unresolved.
+
+    Raises:
+        InputError: no such file, it does not load, a key that does not exist, a value of another
+            type than the one it replaces.
+    """
+    path = Path(path)
+    if not path.is_file():
+        here = [str(p) for p in path.parent.glob("*.py")] if path.parent.is_dir() else []
+        close = nearest(str(path), here)
+        hint = f"Did you mean {close}?" if close else "Recipes lie under configs/."
+        fail("--config-file", expected="a file", got=str(path), remedy=hint)
+    cfg = _read(path)
+    for override in overrides:
+        _override(cfg, override)
+    return cfg
+
+
+def _read(path: Path) -> DictConfig:
+    try:
+        if path.suffix in (".yaml", ".yml"):
+            content = yaml.safe_load(path.read_text())
+            if not isinstance(content, dict):
+                raise InputError(f"{path}: expected a mapping at the top, got {type(content)}.")
+            return OmegaConf.create(content, flags={"allow_objects": True})
+        loaded = LazyConfig.load(str(path))
+    except (SyntaxError, yaml.YAMLError, ImportError, AssertionError, NameError) as error:
+        what = f"{path}: {type(error).__name__}: {error}"
+        fail(what, expected="a recipe that loads", got="this error", remedy="Correct the file.")
+    assert isinstance(loaded, DictConfig)  # load() without keys returns the whole file
+    return loaded
+
+
+def _override(cfg: DictConfig, override: str) -> None:
+    key, separator, text = override.partition("=")
+    if not separator or not key:
+        fail(f"argument {override!r}", expected="key=value", got=override, remedy="Add the '='.")
+    *parents, last = key.split(".")
+    node: Any = cfg
+    for depth, part in enumerate(parents):
+        node = _child(node, part, ".".join(parents[:depth]), key)
+    old = _child(node, last, ".".join(parents), key, optional=True)
+    value = _typed(key, old, text)
+    index: Any = int(last) if isinstance(node, ListConfig) else last
+    OmegaConf.set_struct(node, False)
+    node[index] = value
+
+
+def _child(node: Any, part: str, where: str, key: str, *, optional: bool = False) -> Any:
+    """Return the value of `part` in `node`, or raise naming the nearest key.
+
+    With `optional` an argument of the node's callable that is not set yet gives its default.
+    """
+    if isinstance(node, ListConfig):
+        if part.isdigit() and int(part) < len(node):
+            return node[int(part)]
+        names: list[str] = [str(i) for i in range(len(node))]
+    elif isinstance(node, DictConfig):
+        if part in node:
+            return node[part]
+        arguments = _arguments(node)
+        if optional and part in arguments:
+            return arguments[part]
+        names = [str(name) for name in {**dict.fromkeys(node), **arguments} if name != "_target_"]
+    else:
+        names = []
+    prefix = f"{where}." if where else ""
+    close = nearest(part, names)
+    hint = (
+        f"Did you mean {prefix}{close}?"
+        if close
+        else f"It has: {', '.join(sorted(names)) or 'no keys'}."
+    )
+    fail(
+        f"override {key!r}",
+        expected=f"a key of {where or 'the recipe'}",
+        got=repr(part),
+        remedy=hint,
+    )
+
+
+def _arguments(node: DictConfig) -> dict[str, Any]:
+    """Return {argument: default} of the callable that a LazyCall node describes."""
+    target = node.get("_target_")
+    if isinstance(target, str):
+        target = locate(target)
+    if target is None:
+        return {}
+    target = inspect.unwrap(target.__init__ if inspect.isclass(target) else target)
+    return {
+        name: None if parameter.default is parameter.empty else parameter.default
+        for name, parameter in inspect.signature(target).parameters.items()
+        if parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY)
+        and name != "self"
+    }
+
+
+def _typed(key: str, old: Any, text: str) -> Any:
+    """Read `text` as YAML and check it against the type of the value that it replaces."""
+    try:
+        value = yaml.safe_load(text) if text else ""
+    except yaml.YAMLError:
+        value = text
+    if isinstance(value, str):
+        with contextlib.suppress(ValueError):
+            value = float(value)  # YAML reads 1e-4 as a string
+    if isinstance(old, str) and value is not None and not old.startswith("${"):
+        return value if isinstance(value, str) else text
+    kinds = {bool: (bool,), int: (int,), float: (int, float)}
+    for kind, allowed in kinds.items():
+        if type(old) is not kind or value is None or type(value) in allowed:
+            continue
+        if kind is int and type(value) is float and value.is_integer():
+            return int(value)
+        fail(
+            f"override {key!r}",
+            expected=f"{kind.__name__}, as the recipe's {old!r}",
+            got=f"{text!r}",
+            remedy="Give a value of that type.",
+        )
+    if isinstance(old, ListConfig) and not isinstance(value, list) and value is not None:
+        fail(f"override {key!r}", expected="a list", got=repr(text), remedy="Write [a, b, ...].")
+    return value
+
+
+def save_config(cfg: DictConfig, path: str | Path) -> None:
+    """Write the recipe, interpolations resolved, as YAML that `load_config` reads again.
+
+    The file appears whole or not at all.
+
+    Raises:
+        InputError: a value that YAML cannot hold.
+    """
+    path = Path(path)
+    try:
+        plain = _plain(cfg, "")
+    except OmegaConfBaseException as error:
+        first = str(error).splitlines()[0]
+        fail("recipe", expected="interpolations that resolve", got=first, remedy="Correct it.")
+    text = yaml.safe_dump(plain, sort_keys=False, default_flow_style=None, width=100)
+    with tempfile.NamedTemporaryFile(
+        "w", dir=path.parent, prefix=f".{path.name}.", delete=False
+    ) as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    Path(file.name).replace(path)
+
+
+def _plain(node: Any, key: str) -> Any:
+    """Turn a node into dicts, lists and scalars; callables become dotted names."""
+    if isinstance(node, DictConfig):
+        return {str(k): _plain(node[k], f"{key}.{k}" if key else str(k)) for k in node}
+    if isinstance(node, ListConfig | list | tuple):
+        return [_plain(item, f"{key}.{i}") for i, item in enumerate(node)]
+    if node is None or isinstance(node, bool | int | float | str):
+        return node
+    if key.endswith("_target_") and callable(node):
+        return _dotted_name(node)
+    fail(
+        f"config value {key}",
+        expected="numbers, text, lists, or a LazyCall",
+        got=repr(node),
+        remedy="Describe it by a LazyCall, which can be saved.",
+    )
+
+
+def _dotted_name(target: Callable[..., Any]) -> str:
+    """Return the shortest module path under which `target` can be imported again."""
+    module, name = target.__module__, target.__qualname__
+    parts = module.split(".")
+    for end in range(1, len(parts)):
+        short = ".".join(parts[:end])
+        if getattr(importlib.import_module(short), name, None) is target:
+            return f"{short}.{name}"
+    return f"{module}.{name}"
+
+
+def set_num_classes(cfg: DictConfig, num_classes: int) -> None:
+    """Make the recipe's heads predict `num_classes` classes (without background)."""
+    model = cfg.model
+    if "roi_heads" in model:
+        model.roi_heads.num_classes = num_classes
+    else:
+        model.num_classes = num_classes
+
+
+class _LinspaceOnCpu(TorchFunctionMode):
+    """Keep torch.linspace on the CPU.
+
+    detectron2's Swin and MViT take drop path rates out of a linspace with `.item()` in their
+    constructors, which a meta tensor cannot give. Can go when they use Python numbers.
+    """
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        """Call `func`, on the CPU if it is linspace."""
+        kwargs = dict(kwargs or {})
+        if func is torch.linspace:
+            kwargs["device"] = "cpu"
+        return func(*args, **kwargs)
+
+
+def build_model(model: DictConfig, device: str | torch.device = "cpu") -> nn.Module:
+    """Build the detector that `cfg.model` describes.
+
+    Args:
+        model: the `model` node of a recipe.
+        device: where its parameters are made; "meta" makes shapes only, for any size at once.
+    """
+    with torch.device(device), _LinspaceOnCpu():
+        return instantiate(model)

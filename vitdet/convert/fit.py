@@ -1,0 +1,100 @@
+"""Fit one tensor of a backbone to the shape that the model wants, where that has a meaning."""
+
+from __future__ import annotations
+
+import math
+from typing import NoReturn
+
+import torch
+import torch.nn.functional as F
+
+from vitdet.layers.pos_embed import resize_pos_embed
+from vitdet.layers.rel_pos import resize_rel_pos
+from vitdet.utils.checks import fail
+
+Shape = tuple[int, ...]
+
+
+def fit(
+    name: str, tensor: torch.Tensor, shape: Shape, *, resize_patch_embed: bool, source: str
+) -> tuple[torch.Tensor, list[str]]:
+    """Return the tensor in the model's shape, and notes about what that took.
+
+    Position embeddings are resized as detectron2 does at run time (bicubic), relative position
+    tables linearly, patch kernels on demand. Anything else comes back as it is.
+
+    Args:
+        name: inside the backbone, as detectron2 spells it.
+        tensor: the file's.
+        shape: the model's.
+        resize_patch_embed: whether a kernel may be resampled (bicubic), as
+            baaivision/EVA does for its "p14to16" files.
+        source: the file, for messages.
+
+    Raises:
+        InputError: positions that are no square grid, another patch size without the option.
+    """
+    if tuple(tensor.shape) == shape:
+        return tensor, []
+    if name == "pos_embed" and tensor.ndim == len(shape) == 3 and tensor.shape[2] == shape[2]:
+        return _pos_embed(tensor, shape, source)
+    if name.endswith((".rel_pos_h", ".rel_pos_w")) and tensor.ndim == len(shape) == 2:
+        places = (shape[0] + 1) // 2
+        return resize_rel_pos(tensor.float(), places).to(tensor.dtype).contiguous(), []
+    if name == "patch_embed.proj.weight" and tuple(tensor.shape[:2]) == shape[:2]:
+        if not resize_patch_embed:
+            _other_patch_size(tensor.shape[-1], shape[-1], source)
+        return _patch_embed(tensor, shape)
+    return tensor, []
+
+
+def class_rows(rows: int, what: str) -> int:
+    """Return how many of the rows of a position embedding stand before its square grid: 0 or 1."""
+    for spare in (0, 1):
+        if math.isqrt(rows - spare) ** 2 == rows - spare:
+            return spare
+    fail(
+        what,
+        expected="a square grid, with or without one class row",
+        got=f"{rows} rows",
+        remedy="Files with more tokens (distillation) or other grids cannot be used.",
+    )
+
+
+def _pos_embed(tensor: torch.Tensor, shape: Shape, source: str) -> tuple[torch.Tensor, list[str]]:
+    have = class_rows(tensor.shape[1], f"{source}: pos_embed of the file")
+    want = class_rows(shape[1], f"{source}: pos_embed of the model")
+    side, wanted = math.isqrt(tensor.shape[1] - have), math.isqrt(shape[1] - want)
+    notes = []
+    grid = tensor[:, have:]
+    if side != wanted:
+        grid = resize_pos_embed(grid.float(), (wanted, wanted)).to(tensor.dtype).flatten(1, 2)
+    if side > wanted:
+        notes.append(
+            f"pos_embed shrinks from {side}x{side} to {wanted}x{wanted} places: to keep all, set "
+            f"the backbone's pretrain_img_size to {side} times its patch size"
+        )
+    if want and not have:
+        notes.append("pos_embed: class row filled with zeros, the backbone never reads it")
+        grid = torch.cat([grid.new_zeros(1, 1, shape[2]), grid], dim=1)
+    elif want:
+        grid = torch.cat([tensor[:, :1], grid], dim=1)
+    elif have:
+        notes.append("pos_embed: class row dropped, the model has none")
+    return grid.contiguous(), notes
+
+
+def _patch_embed(tensor: torch.Tensor, shape: Shape) -> tuple[torch.Tensor, list[str]]:
+    kernel = F.interpolate(tensor.float(), size=shape[-2:], mode="bicubic", align_corners=False)
+    note = f"patch_embed resampled from {tensor.shape[-1]} to {shape[-1]} pixels"
+    return kernel.to(tensor.dtype), [note]
+
+
+def _other_patch_size(have: int, want: int, source: str) -> NoReturn:
+    remedy = "Use a recipe with its patch size, or allow to resample the kernel (bicubic): "
+    fail(
+        f"{source}: patch_embed.proj.weight",
+        expected=f"patch size {want} (model)",
+        got=f"patch size {have} (file)",
+        remedy=remedy + "--resize-patch-embed.",
+    )

@@ -1,0 +1,54 @@
+"""Augmentation lists in detectron2's transforms, as the recipes name them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from detectron2.data import transforms as T
+
+
+def large_scale_jitter(
+    size: int = 1024, min_scale: float = 0.1, max_scale: float = 2.0, flip: bool = True
+) -> list[T.Augmentation]:
+    """Flip, scale by a random factor, crop: the training augmentation of ViTDet.
+
+    "Simple Copy-Paste" (Ghiasi et al. 2021), Sec. 3, with the values of "Exploring Plain Vision
+    Transformer Backbones for Object Detection" (Li et al. 2022), Appendix A.2. Order and padding
+    are those of facebookresearch/detectron2 configs/common/data/coco.py with projects/ViTDet: the
+    image is not padded here; the model pads after normalisation.
+
+    Args:
+        size: side in pixels of the square that scale 1 fits the image into, and of the crop.
+        min_scale: smallest factor.
+        max_scale: largest factor.
+        flip: whether to flip horizontally half of the time.
+
+    Returns:
+        Augmentations whose output is at most `size` x `size` pixels.
+    """
+    scale = T.ResizeScale(min_scale, max_scale, target_height=size, target_width=size)
+    square: Any = (size, size)  # annotated as a tuple of one
+    crop = T.FixedSizeCrop(crop_size=square, pad=False)
+    return [T.RandomFlip(horizontal=True), scale, crop] if flip else [scale, crop]
+
+
+def resize_shortest_edge(
+    size: int | Sequence[int] = 1024, max_size: int = 1024, flip: bool = False
+) -> list[T.Augmentation]:
+    """Resize so that the shorter side is `size` pixels and the longer one at most `max_size`.
+
+    Args:
+        size: pixels, or several of which one is drawn at random for each image (training).
+        max_size: limit for the longer side in pixels; it wins over `size`.
+        flip: whether to flip horizontally half of the time first (training).
+    """
+    sizes = [size] if isinstance(size, int) else list(size)
+    resize = T.ResizeShortestEdge(sizes, max_size=max_size, sample_style="choice")
+    return [T.RandomFlip(horizontal=True), resize] if flip else [resize]
+
+
+def fixed_resize(height: int, width: int, flip: bool = False) -> list[T.Augmentation]:
+    """Resize to exactly `height` x `width` pixels without keeping the aspect ratio."""
+    resize = T.Resize((height, width))
+    return [T.RandomFlip(horizontal=True), resize] if flip else [resize]

@@ -1,0 +1,317 @@
+"""Loaders whose stream of images is a pure function of (seed, position).
+
+A position counts images over all processes from the start of training, so a run that is stopped
+goes on with the image after the last one, and the stream depends neither on the number of workers
+nor on the number of processes.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from itertools import islice
+from typing import Any, Protocol
+
+import cv2
+import torch
+from detectron2.data.common import DatasetFromList
+from detectron2.data.samplers import RepeatFactorTrainingSampler
+from torch.utils import data
+
+from vitdet.utils import distributed
+from vitdet.utils.checks import InputError, fail
+from vitdet.utils.env import random_state, seed_from
+
+logger = logging.getLogger(__name__)
+
+Record = dict[str, Any]
+MapFunction = Callable[[Record], Record]
+_EPOCH = 1  # keeps the seeds of epochs apart from those of positions
+
+
+class Records(Protocol):
+    """The part of a data set that a loader needs."""
+
+    @property
+    def name(self) -> str: ...  # noqa: D102
+
+    @property
+    def records(self) -> list[Record]: ...  # noqa: D102
+
+
+class ImageStream:
+    """Which image stands at which position.
+
+    Epoch e is a permutation that depends on (seed, e) alone. With repeat factors an image occurs
+    floor(factor) or floor(factor) + 1 times an epoch, the fraction being the chance of the extra
+    time, so epochs differ a little in length.
+
+    Args:
+        size: number of images.
+        seed: of the stream.
+        repeat_factors: (size,) at least 1 each, or None for each image once an epoch.
+    """
+
+    def __init__(self, size: int, seed: int, repeat_factors: torch.Tensor | None = None) -> None:
+        self.size = size
+        self.seed = seed
+        self.repeat_factors = repeat_factors
+
+    def epoch(self, number: int) -> torch.Tensor:
+        """Return the image indexes of an epoch in their order, int64."""
+        generator = torch.Generator().manual_seed(seed_from(self.seed, _EPOCH, number))
+        counts = self._counts(generator)
+        if counts is None:
+            return torch.randperm(self.size, generator=generator)
+        indexes = torch.repeat_interleave(torch.arange(self.size), counts)
+        return indexes[torch.randperm(len(indexes), generator=generator)]
+
+    def positions(self, start: int = 0) -> Iterator[tuple[int, int]]:
+        """Yield (position, image index) without end, from position `start`."""
+        number, offset = self.locate(start)
+        position = start
+        while True:
+            for index in self.epoch(number)[offset:].tolist():
+                yield position, index
+                position += 1
+            number, offset = number + 1, 0
+
+    def locate(self, position: int) -> tuple[int, int]:
+        """Return (epoch, place within the epoch) of a position."""
+        if self.repeat_factors is None:
+            return divmod(position, self.size)
+        number = 0
+        while position >= (length := self._length(number)):
+            position -= length
+            number += 1
+        return number, position
+
+    def _length(self, number: int) -> int:
+        generator = torch.Generator().manual_seed(seed_from(self.seed, _EPOCH, number))
+        counts = self._counts(generator)
+        return self.size if counts is None else int(counts.sum())
+
+    def _counts(self, generator: torch.Generator) -> torch.Tensor | None:
+        if self.repeat_factors is None:
+            return None
+        whole = torch.floor(self.repeat_factors)
+        extra = torch.rand(self.size, generator=generator) < self.repeat_factors - whole
+        return whole.long() + extra.long()
+
+
+class TrainLoader:
+    """Endless iterable of this process's batches; see `build_train_loader`."""
+
+    def __init__(
+        self,
+        records: Sequence[Record],
+        mapper: MapFunction,
+        stream: ImageStream,
+        *,
+        total_batch_size: int,
+        num_workers: int,
+        start: int,
+    ) -> None:
+        self.stream = stream
+        self.total_batch_size = total_batch_size
+        self.start = start
+        self.num_images = len(records)
+        self._mapped = _Mapped(records, mapper, stream.seed)
+        self._num_workers = num_workers
+        self._rank, self._world = distributed.rank(), distributed.world_size()
+
+    def __iter__(self) -> Iterator[list[Record]]:
+        """Begin at `start`; every call begins there anew."""
+        return _raise_failures(_torch_loader(self._mapped, _Batches(self), self._num_workers))
+
+    def batches(self) -> Iterator[list[tuple[int, int]]]:
+        """Yield this process's (position, image index) pairs, a list a batch, without end."""
+        positions = self.stream.positions(self.start)
+        share = self.total_batch_size // self._world
+        while True:
+            batch = list(islice(positions, self.total_batch_size))
+            yield batch[self._rank * share : (self._rank + 1) * share]
+
+
+class EvaluationLoader:
+    """Iterable of this process's part of the data set; see `build_test_loader`."""
+
+    def __init__(
+        self, records: Sequence[Record], mapper: MapFunction, *, batch_size: int, num_workers: int
+    ) -> None:
+        rank, world = distributed.rank(), distributed.world_size()
+        size = len(records)
+        mine = range(rank * size // world, (rank + 1) * size // world)
+        self._batches = [
+            [(index, index) for index in mine[first : first + batch_size]]
+            for first in range(0, len(mine), batch_size)
+        ]
+        self._mapped = _Mapped(records, mapper, seed=0)
+        self._num_workers = num_workers
+
+    def __iter__(self) -> Iterator[list[Record]]:
+        """Yield lists of model inputs in the order of the data set."""
+        return _raise_failures(_torch_loader(self._mapped, self._batches, self._num_workers))
+
+    def __len__(self) -> int:
+        """Number of batches of this process."""
+        return len(self._batches)
+
+
+def build_train_loader(
+    dataset: Records,
+    mapper: MapFunction,
+    *,
+    total_batch_size: int,
+    num_workers: int,
+    seed: int = 0,
+    repeat_threshold: float | None = None,
+    filter_empty: bool = True,
+    start: int = 0,
+) -> TrainLoader:
+    """Return an endless iterable of lists of model inputs, one list an iteration.
+
+    Position p counts images over all processes. Batch k holds positions [k * T, (k + 1) * T) for a
+    total batch of T, counted from `start`; rank r of R takes the r-th of R equal parts. Before an
+    image is mapped, random, NumPy and torch are seeded by (seed, p), and their states restored
+    after, so augmentation depends on nothing else. Each input also gets `position`.
+
+    Args:
+        dataset: has `name` and `records`.
+        mapper: record -> model input.
+        total_batch_size: images an iteration over all processes.
+        num_workers: reading processes for each training process; 0 reads in the process itself.
+        seed: of order and augmentation.
+        repeat_threshold: repeat-factor sampling ("LVIS", Gupta et al. 2019, Appendix B.2): an image
+            whose rarest class is in a fraction f of the images is repeated sqrt(threshold / f)
+            times. None for none; LVIS recipes use 0.001.
+        filter_empty: leave out images without annotation other than crowd regions.
+        start: images already seen, to resume.
+
+    Raises:
+        InputError: nothing to train on, or a batch that the processes cannot share equally.
+            While iterating: what the mapper raises, also from worker processes.
+    """
+    world = distributed.world_size()
+    if total_batch_size < 1 or total_batch_size % world:
+        fail(
+            "dataloader.train.total_batch_size",
+            expected=f"a multiple of the number of processes ({world})",
+            got=total_batch_size,
+            remedy="Change the batch size or the number of processes.",
+        )
+    records = dataset.records
+    if filter_empty:
+        records = [record for record in records if _has_objects(record)]
+        logger.info(
+            "%s: %d of %d images have objects", dataset.name, len(records), len(dataset.records)
+        )
+    if not records:
+        fail(
+            f"data set {dataset.name}",
+            expected="images with objects to train on",
+            got=f"none among {len(dataset.records)} images",
+            remedy="Check the annotation file; filter_empty=False would keep empty images.",
+        )
+    factors = None
+    if repeat_threshold is not None:
+        factors = RepeatFactorTrainingSampler.repeat_factors_from_category_frequency(
+            records, repeat_threshold
+        )
+    return TrainLoader(
+        records,
+        mapper,
+        ImageStream(len(records), seed, factors),
+        total_batch_size=total_batch_size,
+        num_workers=num_workers,
+        start=start,
+    )
+
+
+def build_test_loader(
+    dataset: Records, mapper: MapFunction, *, batch_size: int = 1, num_workers: int = 4
+) -> EvaluationLoader:
+    """Return an iterable of lists of model inputs: each image once, over all processes.
+
+    The data set is cut into as many contiguous parts as there are processes.
+
+    Args:
+        dataset: has `name` and `records`.
+        mapper: record -> model input.
+        batch_size: images an iteration of one process; the last list may be shorter.
+        num_workers: reading processes; 0 reads in the process itself.
+
+    Raises:
+        InputError: the data set is empty; while iterating, what the mapper raises.
+    """
+    if not dataset.records:
+        fail(
+            f"data set {dataset.name}",
+            expected="at least one image",
+            got="none",
+            remedy="Check the annotation file.",
+        )
+    return EvaluationLoader(dataset.records, mapper, batch_size=batch_size, num_workers=num_workers)
+
+
+def _has_objects(record: Record) -> bool:
+    return any(not annotation.get("iscrowd", 0) for annotation in record.get("annotations", ()))
+
+
+class _Mapped(data.Dataset):
+    """Maps (position, image index); a user's error becomes the value, so that it can travel."""
+
+    def __init__(self, records: Sequence[Record], mapper: MapFunction, seed: int) -> None:
+        # pickled into one tensor: worker processes share it instead of copying it page by page
+        self._records = DatasetFromList(list(records), copy=False, serialize=True)
+        self._mapper = mapper
+        self._seed = seed
+
+    def __getitem__(self, key: tuple[int, int]) -> Record | InputError:
+        position, index = key
+        try:
+            with random_state(seed_from(self._seed, position)):
+                result = self._mapper(self._records[index])
+        except InputError as error:
+            return error
+        result["position"] = position
+        return result
+
+
+class _Batches:
+    """Gives the batches to a torch DataLoader, which wants an object that it can iterate over."""
+
+    def __init__(self, loader: TrainLoader) -> None:
+        self._loader = loader
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        return self._loader.batches()
+
+
+def _torch_loader(mapped: _Mapped, batches: Any, num_workers: int) -> data.DataLoader:
+    return data.DataLoader(
+        mapped,
+        batch_sampler=batches,
+        num_workers=num_workers,
+        collate_fn=_as_list,
+        worker_init_fn=_start_worker,
+        # of its own, because it draws a number and must not move the training's random state
+        generator=torch.Generator(),
+    )
+
+
+def _as_list(items: list[Any]) -> list[Any]:
+    return items
+
+
+def _start_worker(_: int) -> None:
+    cv2.setNumThreads(0)
+    torch.set_num_threads(1)
+
+
+def _raise_failures(batches: data.DataLoader) -> Iterator[list[Record]]:
+    for batch in batches:
+        for item in batch:
+            if isinstance(item, InputError):
+                raise item
+        yield batch

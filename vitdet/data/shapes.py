@@ -1,0 +1,340 @@
+"""The embedded data set: shapes on textured backgrounds, drawn by seed, in COCO's format.
+
+It needs no download and is read by the ordinary loader. Six classes, any rotation, occlusion,
+partly outside the image, from small to large, and sometimes a crowd region: what a detector with
+masks has to cope with, in images small enough for a CPU.
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pycocotools.mask
+
+from vitdet.data.datasets import Dataset, coco_dataset
+from vitdet.utils.checks import fail
+from vitdet.utils.env import seed_from
+
+mask_util: Any = pycocotools.mask  # its type stubs know only one of each function's call forms
+
+CLASSES = ("circle", "rectangle", "triangle", "star", "ring", "cross")
+SPLITS = ("train", "val", "test")
+
+_VERSION = 1  # of the drawing; a change of it gives new folders instead of stale images
+_SMALLEST, _LARGEST = 8 / 128, 80 / 128  # extent of an object, relative to the image's side
+_MAX_OBJECTS = 8
+_CROWD_CHANCE = 0.12
+_LEAST_VISIBLE = 0.4  # part of an object that later ones leave visible
+_LEAST_PIXELS = 12 / 128**2  # visible area, relative to the image's
+_CONTRAST = 55.0  # least distance in RGB between an object and what it covers
+_SUBPIXEL = 4  # bits after the point in OpenCV's integer coordinates
+
+Draw = np.random.Generator
+Polygons = list[np.ndarray]  # each (points, 2) x, y; a second one is a hole
+
+
+@dataclass
+class _Object:
+    """A drawn object: its visible mask (size, size) bool, and its whole area in pixels."""
+
+    label: int
+    visible: np.ndarray
+    area: int
+    outline: Polygons
+    crowd: bool = False
+
+
+def shapes_dataset(
+    root: str | Path, split: str, *, num_images: int, size: int = 128, seed: int = 0
+) -> Dataset:
+    """Return the drawn data set; draw it first where it is not there yet.
+
+    Image i of a split depends on (seed, split, i) and the size alone, so a larger data set begins
+    with the smaller one. The images are drawn into a temporary folder that is renamed when it is
+    complete: an interrupted run leaves nothing half-written, and several processes may ask at once.
+
+    Args:
+        root: folder for the drawn data sets.
+        split: "train", "val" or "test".
+        num_images: number of images.
+        size: side of the square images in pixels.
+        seed: of the drawing.
+
+    Raises:
+        InputError: unknown split, or a number that is too small.
+    """
+    if split not in SPLITS or num_images < 1 or size < 32:
+        fail(
+            "shapes data set",
+            expected=f"split of {', '.join(SPLITS)}, num_images >= 1 and size >= 32",
+            got=f"split={split!r}, num_images={num_images}, size={size}",
+            remedy="Correct the value.",
+        )
+    name = f"shapes_v{_VERSION}_{split}_{num_images}x{size}px_seed{seed}"
+    folder = Path(root) / name
+    if not folder.is_dir():
+        _draw_folder(folder, split, num_images, size, seed)
+    return coco_dataset(folder / "instances.json", folder / "images", name)
+
+
+def draw_image(
+    split: str, index: int, *, size: int = 128, seed: int = 0
+) -> tuple[np.ndarray, list[dict[str, Any]]]:
+    """Draw one image.
+
+    Returns:
+        The image uint8 RGB (size, size, 3), and its annotations in COCO's format without ids.
+    """
+    draw = np.random.default_rng(seed_from(seed, SPLITS.index(split), index))
+    image = _background(draw, size)
+    objects: list[_Object] = []
+    if draw.random() < _CROWD_CHANCE:
+        objects.append(_draw_crowd(draw, image))
+    for _ in range(int(draw.integers(1, _MAX_OBJECTS + 1))):
+        _add_object(draw, image, objects)
+    annotations = [_annotation(item, size) for item in objects]
+    return np.clip(image + 0.5, 0, 255).astype(np.uint8), annotations
+
+
+def _draw_folder(folder: Path, split: str, num_images: int, size: int, seed: int) -> None:
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".drawing-", dir=folder.parent) as temporary:
+        drawn = Path(temporary) / folder.name
+        (drawn / "images").mkdir(parents=True)
+        images, annotations = [], []
+        for index in range(num_images):
+            pixels, found = draw_image(split, index, size=size, seed=seed)
+            name = f"{index:06d}.jpg"
+            written = cv2.imwrite(
+                str(drawn / "images" / name), pixels[:, :, ::-1], [cv2.IMWRITE_JPEG_QUALITY, 93]
+            )
+            if not written:
+                raise OSError(f"OpenCV could not write {drawn / 'images' / name}")
+            images.append({"id": index + 1, "file_name": name, "height": size, "width": size})
+            for annotation in found:
+                number = {"id": len(annotations) + 1, "image_id": index + 1}
+                annotations.append(number | annotation)
+        content = {
+            "info": {"description": f"Drawn shapes, version {_VERSION}, {split}, seed {seed}"},
+            "categories": [{"id": i + 1, "name": label} for i, label in enumerate(CLASSES)],
+            "images": images,
+            "annotations": annotations,
+        }
+        (drawn / "instances.json").write_text(json.dumps(content), encoding="utf-8")
+        try:
+            drawn.rename(folder)
+        except OSError:
+            if not folder.is_dir():  # otherwise another process was faster, with the same images
+                raise
+
+
+# --- background ---------------------------------------------------------------------------------
+
+
+def _background(draw: Draw, size: int) -> np.ndarray:
+    """Smoothed noise, a gradient or stripes between two colours, with a little grain; float32."""
+    first, second = _two_colours(draw)
+    kind = draw.integers(3)
+    if kind == 0:
+        cells = int(draw.integers(3, 13))
+        noise = draw.random((cells, cells), dtype=np.float32)
+        weight = cv2.resize(noise, (size, size), interpolation=cv2.INTER_CUBIC)
+    else:
+        ramp = _ramp(draw, size)
+        stripes = np.float32(draw.uniform(3, 10) * 2 * np.pi)
+        weight = ramp if kind == 1 else 0.5 + 0.5 * np.sin(ramp * stripes)
+    grain = draw.standard_normal((size, size, 1), dtype=np.float32) * np.float32(draw.uniform(1, 6))
+    return second + (first - second) * weight.astype(np.float32)[:, :, None] + grain
+
+
+def _two_colours(draw: Draw) -> tuple[np.ndarray, np.ndarray]:
+    first = draw.uniform(20, 235, 3)
+    second = np.clip(first + draw.uniform(-70, 70, 3), 0, 255)
+    return first.astype(np.float32), second.astype(np.float32)
+
+
+def _ramp(draw: Draw, size: int) -> np.ndarray:
+    """Values from about 0 to 1 along a random direction, (size, size)."""
+    angle = draw.uniform(0, 2 * np.pi)
+    axis = np.linspace(-0.5, 0.5, size, dtype=np.float32)
+    right, down = np.float32(np.cos(angle)), np.float32(np.sin(angle))
+    return axis[None, :] * right + axis[:, None] * down + np.float32(0.5)
+
+
+# --- objects ------------------------------------------------------------------------------------
+
+
+def _add_object(draw: Draw, image: np.ndarray, objects: list[_Object]) -> None:
+    """Draw one object over the image; a place that hides an earlier object too much is refused."""
+    size = len(image)
+    label = int(draw.integers(len(CLASSES)))
+    extent = size * float(np.exp(draw.uniform(np.log(_SMALLEST), np.log(_LARGEST))))
+    shape = _SHAPES[CLASSES[label]](draw)
+    for _ in range(12):
+        outline = _place(draw, shape, extent, draw.uniform(0.02 * size, 0.98 * size, 2))
+        coverage = _coverage(outline, size)
+        mask = coverage >= 128
+        area = int(np.count_nonzero(mask))
+        if area < max(_LEAST_PIXELS * size**2, 0.3 * _area(outline)):
+            continue  # too much of it is outside the image
+        if any(_hidden(item, mask, size) for item in objects):
+            continue
+        _paint(draw, image, coverage, _fill_colour(draw, image[mask].mean(axis=0)))
+        for item in objects:
+            item.visible &= ~mask
+        objects.append(_Object(label, mask, area, outline))
+        return
+
+
+def _hidden(item: _Object, mask: np.ndarray, size: int) -> bool:
+    left = int(np.count_nonzero(item.visible & ~mask))
+    return left < max(_LEAST_PIXELS * size**2, _LEAST_VISIBLE * item.area)
+
+
+def _draw_crowd(draw: Draw, image: np.ndarray) -> _Object:
+    """Draw a cluster of tiny shapes of one class; its region is one crowd annotation."""
+    size = len(image)
+    label = int(draw.integers(len(CLASSES)))
+    centre = draw.uniform(0.2 * size, 0.8 * size, 2)
+    colour = _fill_colour(draw, image.reshape(-1, 3).mean(axis=0))
+    union = np.zeros((size, size), dtype=np.uint8)
+    for _ in range(int(draw.integers(7, 14))):
+        shape = _SHAPES[CLASSES[label]](draw)
+        extent = size * draw.uniform(0.055, 0.075)
+        outline = _place(draw, shape, extent, centre + draw.normal(0, 0.09 * size, 2))
+        coverage = _coverage(outline, size)
+        _paint(draw, image, coverage, np.clip(colour + draw.uniform(-20, 20, 3), 0, 255))
+        union |= ((coverage >= 128) * 255).astype(np.uint8)
+    grown = max(3, int(0.04 * size) | 1)
+    region = cv2.morphologyEx(union, cv2.MORPH_CLOSE, np.ones((grown, grown), np.uint8)) > 0
+    return _Object(label, region, int(np.count_nonzero(region)), [], crowd=True)
+
+
+def _place(draw: Draw, shape: Polygons, extent: float, centre: np.ndarray) -> Polygons:
+    """Turn a shape of diameter 1 by a random angle and move it; pixel edges are whole numbers."""
+    angle = draw.uniform(0, 2 * np.pi)
+    turn = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
+    return [part @ turn.T * extent + centre for part in shape]
+
+
+def _area(outline: Polygons) -> float:
+    """Area in square pixels, holes taken off."""
+    areas = [abs(cv2.contourArea(part.astype(np.float32))) for part in outline]
+    return areas[0] - sum(areas[1:])
+
+
+def _coverage(outline: Polygons, size: int) -> np.ndarray:
+    """Anti-aliased coverage of each pixel, uint8 (size, size); OpenCV counts from pixel centres."""
+    canvas = np.zeros((size, size), dtype=np.uint8)
+    points = [np.round((part - 0.5) * (1 << _SUBPIXEL)).astype(np.int32) for part in outline]
+    cv2.fillPoly(canvas, points, 255, lineType=cv2.LINE_AA, shift=_SUBPIXEL)
+    return canvas
+
+
+def _fill_colour(draw: Draw, below: np.ndarray) -> np.ndarray:
+    """A random colour that differs visibly from the mean colour below the object."""
+    colour = draw.uniform(10, 245, 3)
+    while np.linalg.norm(colour - below) < _CONTRAST:
+        colour = draw.uniform(10, 245, 3)
+    return colour
+
+
+def _paint(draw: Draw, image: np.ndarray, coverage: np.ndarray, colour: np.ndarray) -> None:
+    """Blend a plain, shaded or striped surface over the image, in place."""
+    x, y, width, height = cv2.boundingRect(coverage)
+    if not width:
+        return
+    window = slice(y, y + height), slice(x, x + width)
+    alpha = coverage[window][:, :, None].astype(np.float32) / 255
+    surface = np.broadcast_to(colour.astype(np.float32), (*alpha.shape[:2], 3))
+    kind = draw.integers(3)
+    if kind:
+        ramp = _ramp(draw, max(width, height))[:height, :width, None]
+        stripes = np.float32(draw.uniform(2, 5) * 2 * np.pi)
+        wave = ramp - 0.5 if kind == 1 else 0.5 * np.sin(ramp * stripes)
+        surface = surface + wave * np.float32(draw.uniform(20, 50))
+    image[window] = image[window] * (1 - alpha) + np.clip(surface, 0, 255) * alpha
+
+
+# --- annotations --------------------------------------------------------------------------------
+
+
+def _annotation(item: _Object, size: int) -> dict[str, Any]:
+    """COCO annotation: a polygon where the whole outline is visible, else run lengths."""
+    whole = (
+        not item.crowd
+        and len(item.outline) == 1
+        and item.visible.sum() == item.area
+        and bool((item.outline[0] >= 0).all() and (item.outline[0] <= size).all())
+    )
+    if whole:
+        points = np.round(item.outline[0], 2).reshape(-1).tolist()
+        segmentation: Any = [points]
+        encoded = mask_util.merge(mask_util.frPyObjects([points], size, size))
+    else:
+        encoded = mask_util.encode(np.asfortranarray(item.visible, dtype=np.uint8))
+        segmentation = {"size": [size, size], "counts": encoded["counts"].decode("ascii")}
+    return {
+        "category_id": item.label + 1,
+        "segmentation": segmentation,
+        "bbox": mask_util.toBbox(encoded).tolist(),
+        "area": float(mask_util.area(encoded)),
+        "iscrowd": int(item.crowd),
+    }
+
+
+# --- shapes of diameter 1 round the origin ------------------------------------------------------
+
+
+def _regular(corners: int, radius: float = 0.5) -> np.ndarray:
+    angles = np.arange(corners) * (2 * np.pi / corners)
+    return np.stack([np.cos(angles), np.sin(angles)], axis=1) * radius
+
+
+def _circle(_: Draw) -> Polygons:
+    return [_regular(40)]
+
+
+def _rectangle(draw: Draw) -> Polygons:
+    ratio = draw.uniform(0.45, 1.0)
+    half = np.array([1.0, ratio]) / (2 * np.hypot(1.0, ratio))
+    return [np.array([[-1, -1], [1, -1], [1, 1], [-1, 1]]) * half]
+
+
+def _triangle(_: Draw) -> Polygons:
+    return [_regular(3)]
+
+
+def _star(_: Draw) -> Polygons:
+    points = _regular(10)
+    points[1::2] *= 0.45
+    return [points]
+
+
+def _ring(draw: Draw) -> Polygons:
+    return [_regular(40), _regular(40, 0.5 * draw.uniform(0.5, 0.65))]
+
+
+def _cross(draw: Draw) -> Polygons:
+    arm = draw.uniform(0.11, 0.16)
+    far = float(np.sqrt(0.25 - arm**2))
+    quarter = np.array([[far, -arm], [far, arm], [arm, arm]])
+    turn = np.array([[0, 1], [-1, 0]])  # row vectors, a quarter turn
+    return [np.concatenate([quarter @ np.linalg.matrix_power(turn, n) for n in range(4)])]
+
+
+_SHAPES: dict[str, Callable[[Draw], Polygons]] = {
+    "circle": _circle,
+    "rectangle": _rectangle,
+    "triangle": _triangle,
+    "star": _star,
+    "ring": _ring,
+    "cross": _cross,
+}

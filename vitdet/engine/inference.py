@@ -1,0 +1,105 @@
+"""Run a detector over test data and hand its predictions to an evaluator."""
+
+from __future__ import annotations
+
+import logging
+import math
+from typing import Any
+
+import torch
+from detectron2.structures import Instances
+from omegaconf import DictConfig
+from torch import nn
+
+from vitdet.config import instantiate
+from vitdet.engine.trainer import PRECISIONS
+from vitdet.utils.checks import fail
+from vitdet.utils.distributed import is_main
+
+logger = logging.getLogger(__name__)
+
+Results = dict[str, dict[str, Any]]
+
+
+def build(node: DictConfig, **parts: Any) -> Any:
+    """Instantiate a config node, with some of its arguments given as finished objects."""
+    described = {key: node[key] for key in node if key not in parts}
+    return instantiate({**described, **parts})
+
+
+class TestSet:
+    """The test half of `cfg.dataloader`: data set, loader, evaluator."""
+
+    def __init__(self, cfg: DictConfig, expected_classes: tuple[str, ...] | None = None) -> None:
+        self.dataset = build(cfg.dataloader.test.dataset)
+        self.name = str(self.dataset.name)
+        self.class_names = tuple(self.dataset.class_names)
+        if expected_classes is not None and self.class_names != expected_classes:
+            fail(
+                f"classes of the test data {self.name}",
+                expected=f"those of the training data ({len(expected_classes)}: "
+                f"{', '.join(expected_classes[:5])}, ...)",
+                got=f"{len(self.class_names)}: {', '.join(self.class_names[:5])}, ...",
+                remedy="Give both json files the same categories in the same order.",
+            )
+        # Built at once: a mistake in them should not show after the training.
+        self.loader = build(cfg.dataloader.test, dataset=self.dataset)
+        self.evaluator = build(cfg.dataloader.evaluator, dataset=self.dataset)
+
+    def evaluate(self, detector: nn.Module, precision: str) -> Results:
+        """Run the detector over the test images, print the AP table, return the results."""
+        results = run_evaluator(detector, self.loader, self.evaluator, precision)
+        if is_main():
+            logger.info("%s\n%s", self.name, ap_table(results))
+        return results
+
+
+def run_evaluator(detector: nn.Module, loader: Any, evaluator: Any, precision: str) -> Results:
+    """Feed a detector's predictions to an evaluator with detectron2's DatasetEvaluator API.
+
+    The detector's training or evaluation mode is what it was before when this returns.
+    """
+    device, dtype = next(detector.parameters()).device, PRECISIONS[precision]
+    was_training = detector.training
+    detector.eval()
+    evaluator.reset()
+    try:
+        with torch.inference_mode():
+            for batch in loader:
+                with torch.autocast(device.type, dtype, enabled=dtype is not None):
+                    outputs = detector(batch)
+                evaluator.process(batch, [_in_fp32(output) for output in outputs])
+    finally:
+        detector.train(was_training)
+    return dict(evaluator.evaluate() or {})
+
+
+def _in_fp32(output: dict[str, Any]) -> dict[str, Any]:
+    """NumPy, and so every evaluator, knows no bfloat16."""
+    found: Instances = output["instances"]
+    fields = {
+        name: value.float()
+        if isinstance(value, torch.Tensor) and value.is_floating_point()
+        else value
+        for name, value in found.get_fields().items()
+    }
+    return {**output, "instances": Instances(found.image_size, **fields)}
+
+
+def ap_table(results: Results) -> str:
+    """Return the AP numbers (percent) as a table, one row a task."""
+    columns = [key for key in next(iter(results.values()), {}) if key.startswith("AP")]
+    rows = [["", *columns]]
+    for task, values in results.items():
+        rows.append([task, *(f"{values.get(key, math.nan):.2f}" for key in columns)])
+    return "\n".join("".join(f"{cell:>8}" for cell in row) for row in rows)
+
+
+def flatten(results: Results) -> dict[str, float]:
+    """{"bbox": {"AP": 1.0}} -> {"bbox/AP": 1.0}; what is not a number (per class) stays out."""
+    return {
+        f"{task}/{key}": float(value)
+        for task, values in results.items()
+        for key, value in values.items()
+        if isinstance(value, int | float) and math.isfinite(value)
+    }

@@ -1,0 +1,89 @@
+"""The losses of a detector as a mean over images, whatever the batch or the number of processes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from detectron2.modeling import GeneralizedRCNN
+from detectron2.structures import ImageList
+from torch import nn
+
+from vitdet.utils.checks import fail
+from vitdet.utils.env import random_state, seed_from
+
+Batch = list[dict[str, Any]]
+Losses = dict[str, torch.Tensor]
+
+
+class DetectorLoss(nn.Module):
+    """Run a detector in training mode and average its losses over the images of the batch.
+
+    detectron2 normalises each loss by what one process sees (sampled anchors, foreground boxes),
+    so its value depends on how many images share a process. The published ViTDet recipes had one
+    image a GPU (facebookresearch/detectron2 projects/ViTDet, 64 images on 64 GPUs). Here the
+    backbone sees the whole batch, and the heads see one image at a time under that image's own
+    random state. A batch, the same batch spread over processes, and gradient accumulation then
+    have the same loss, the same sampled proposals and the same gradient.
+
+    Args:
+        detector: detectron2 meta-architecture. Only GeneralizedRCNN is taken apart. Others
+            (RetinaNet, FCOS) normalise by a running mean over batches, which a split would change,
+            so they get the whole batch and keep detectron2's normalisation.
+        seed: seed of the run. Image `position` gets `seed_from(seed, position)`.
+    """
+
+    def __init__(self, detector: nn.Module, *, seed: int = 0) -> None:
+        super().__init__()
+        self.detector = detector
+        self.seed = seed
+
+    def forward(self, batch: Batch) -> Losses:
+        """Return named scalar losses.
+
+        Args:
+            batch: detectron2 input dicts (image uint8 (3, H, W), instances) with "position", the
+                number of the image in the stream of the run.
+
+        Raises:
+            InputError: a dict has no "position".
+        """
+        if not isinstance(self.detector, GeneralizedRCNN):
+            return self.detector(batch)
+        detector: Any = self.detector  # its parts are modules, not tensors
+        positions = [_position(record) for record in batch]
+        images = detector.preprocess_image(batch)
+        truths = [record["instances"].to(detector.device) for record in batch]
+        features = detector.backbone(images.tensor)
+        # One split a level: its backward is one concatenation. Slicing would add B padded copies.
+        levels = {name: level.split(1) for name, level in features.items()}
+        rows = images.tensor.split(1)
+        summed: Losses = {}
+        for index, position in enumerate(positions):
+            image = ImageList(rows[index], [images.image_sizes[index]])
+            level = {name: parts[index] for name, parts in levels.items()}
+            with random_state(seed_from(self.seed, position)):
+                losses = _head_losses(detector, image, level, truths[index])
+            for name, loss in losses.items():
+                summed[name] = summed[name] + loss if name in summed else loss
+        return {name: loss / len(batch) for name, loss in summed.items()}
+
+
+def _head_losses(
+    detector: GeneralizedRCNN, image: ImageList, features: dict[str, torch.Tensor], truth: Any
+) -> Losses:
+    """Losses of the proposal generator and the ROI heads on one image."""
+    proposals, losses = detector.proposal_generator(image, features, [truth])
+    _, head_losses = detector.roi_heads(image, features, proposals, [truth])
+    return {**losses, **head_losses}
+
+
+def _position(record: dict[str, Any]) -> int:
+    if "position" not in record:
+        fail(
+            f"training image {record.get('file_name', '(without a file name)')}",
+            expected='a "position" (number of the image in the stream of the run)',
+            got=f"only {sorted(record)}",
+            remedy="Use vitdet.data.loaders.build_train_loader, or add the number in your loader.",
+        )
+    return record["position"]

@@ -1,0 +1,1 @@
+"""Room 1: the parts of a backbone. Torch only."""

@@ -1,0 +1,82 @@
+"""The one door to the attention kernels."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+
+from vitdet.layers.kernels import eager, sdpa
+from vitdet.layers.rel_pos import RelPos
+from vitdet.utils.checks import fail, nearest
+
+_Run = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, "RelPos | None", float], torch.Tensor]
+
+
+class Kernel(NamedTuple):
+    """A kernel: `run` computes, `can_run` tells whether it can for these inputs."""
+
+    run: _Run
+    can_run: Callable[[torch.Tensor, RelPos | None], bool]
+
+
+KERNELS: dict[str, Kernel] = {
+    "eager": Kernel(eager.attention, eager.can_run),
+    "sdpa": Kernel(sdpa.attention, sdpa.can_run),
+}
+
+
+def check_backend(backend: str) -> None:
+    """Raise an InputError unless `backend` is "auto" or the name of a kernel."""
+    names = ["auto", *KERNELS]
+    if backend not in names:
+        meant = nearest(backend, names)
+        fail(
+            "attention backend",
+            expected=f"one of {', '.join(names)}",
+            got=repr(backend),
+            remedy=f"Did you mean {meant!r}?" if meant else "Take one of these.",
+        )
+
+
+def attention(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    *,
+    rel_pos: RelPos | None = None,
+    scale: float | None = None,
+    backend: str = "auto",
+) -> torch.Tensor:
+    """Compute softmax(scale * q k^T + bias) v, exactly, with the chosen kernel.
+
+    Args:
+        q: (B, N, L, D) queries.
+        k: (B, N, L, D) keys.
+        v: (B, N, L, D) values.
+        rel_pos: terms of the relative-position bias on the H x W grid of the keys (L = H * W), not
+            scaled; None for no bias.
+        scale: factor on q k^T, D ** -0.5 when None.
+        backend: name of a kernel in KERNELS, or "auto": sdpa, which was at least as fast as eager
+            in every size measured (benchmarks/attention.py) and never holds an L x L matrix in
+            inference.
+
+    Returns:
+        (B, N, L, D).
+
+    Raises:
+        InputError: no such kernel, or it cannot run for these inputs.
+    """
+    name = "sdpa" if backend == "auto" else backend
+    if name not in KERNELS:
+        check_backend(backend)
+    kernel = KERNELS[name]
+    if not kernel.can_run(q, rel_pos):
+        fail(
+            f"attention backend {name!r}",
+            expected="inputs that it supports",
+            got=f"q {tuple(q.shape)} {q.dtype} on {q.device}",
+            remedy="Use backend 'auto' or 'eager'.",
+        )
+    return kernel.run(q, k, v, rel_pos, q.shape[-1] ** -0.5 if scale is None else scale)

@@ -1,0 +1,1 @@
+"""Kernels of `vitdet.layers.attention`: one file each, all with the signature of `eager.py`."""

@@ -1,0 +1,43 @@
+"""Windows of a token map (ViTDet, Sec. 3, "window attention": no overlap, no shift)."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+
+
+def window_partition(x: torch.Tensor, window_size: int) -> torch.Tensor:
+    """Cut a map into windows, with zeros on the right and below where it does not divide.
+
+    Args:
+        x: (B, H, W, C).
+        window_size: side of a window in tokens, S.
+
+    Returns:
+        (B * number of windows, S, S, C), windows in row-major order.
+    """
+    B, H, W, C = x.shape
+    below, right = -H % window_size, -W % window_size
+    if below or right:
+        x = F.pad(x, (0, 0, 0, right, 0, below))
+    rows, columns = (H + below) // window_size, (W + right) // window_size
+    x = x.reshape(B, rows, window_size, columns, window_size, C)
+    return x.permute(0, 1, 3, 2, 4, 5).reshape(-1, window_size, window_size, C)
+
+
+def window_reverse(windows: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+    """Put windows back together and cut the padding off: the inverse of `window_partition`.
+
+    Args:
+        windows: (B * number of windows, S, S, C).
+        size: (H, W) of the map before the partition.
+
+    Returns:
+        (B, H, W, C).
+    """
+    window_size, C = windows.shape[1], windows.shape[-1]
+    H, W = size
+    rows, columns = -(-H // window_size), -(-W // window_size)
+    x = windows.reshape(-1, rows, columns, window_size, window_size, C)
+    x = x.permute(0, 1, 3, 2, 4, 5).reshape(-1, rows * window_size, columns * window_size, C)
+    return x[:, :H, :W]

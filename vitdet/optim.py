@@ -1,0 +1,200 @@
+"""Optimizer groups with layer-wise lr decay, and schedules.
+
+Layer-wise lr decay: a parameter of layer i of n learns at rate ** (n + 1 - i) of the base rate
+(ViTDet, Appendix A.2; facebookresearch/detectron2, modeling/backbone/vit.py get_vit_lr_decay_rate
+and solver/build.py get_default_optimizer_params).
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol, runtime_checkable
+
+import torch
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.instancenorm import _InstanceNorm
+
+from vitdet.utils.checks import fail
+
+# The norms whose weight decay `weight_decay_norm` sets: torch's own, as in the published training.
+# The channel LayerNorm of pyramid and heads is not among them and keeps `weight_decay`.
+_NORMS = (_BatchNorm, _InstanceNorm, nn.GroupNorm, nn.LayerNorm, nn.LocalResponseNorm)
+
+
+@runtime_checkable
+class Layered(Protocol):
+    """A module that knows the layer of each of its parameters."""
+
+    @property
+    def num_layers(self) -> int:
+        """Number of blocks."""
+        ...
+
+    def layer_id(self, name: str) -> int:
+        """Return the layer of a parameter, 0 to num_layers + 1."""
+        ...
+
+
+class Setting(NamedTuple):
+    """How one parameter is trained: its lr over the base lr, and its weight decay."""
+
+    lr_multiplier: float
+    weight_decay: float
+
+
+def parameter_table(
+    model: nn.Module,
+    *,
+    weight_decay: float = 0.1,
+    weight_decay_norm: float | None = 0.0,
+    no_decay: Collection[str] = ("pos_embed",),
+    layer_decay_rate: float | None = None,
+) -> dict[str, Setting]:
+    """Return lr multiplier and weight decay of every parameter that is trained.
+
+    Args:
+        model: a detector. With `layer_decay_rate` its `backbone` must know its layers.
+        weight_decay: for every parameter without another rule.
+        weight_decay_norm: for parameters of torch's norm modules; None for `weight_decay`.
+        no_decay: last parts of names (`pos_embed`) that get no weight decay.
+        layer_decay_rate: factor from a layer to the one before it, None for one rate everywhere.
+
+    Returns:
+        {name: Setting}, in the order of `model.named_parameters()`.
+
+    Raises:
+        InputError: layer decay for a backbone that does not know its layers.
+    """
+    table = {}
+    for module_name, module in model.named_modules():
+        for last, parameter in module.named_parameters(recurse=False):
+            name = f"{module_name}.{last}" if module_name else last
+            if not parameter.requires_grad:
+                continue
+            decay = weight_decay
+            if isinstance(module, _NORMS) and weight_decay_norm is not None:
+                decay = weight_decay_norm
+            if last in no_decay:
+                decay = 0.0
+            table[name] = Setting(_lr_multiplier(model, name, layer_decay_rate), decay)
+    return {name: table[name] for name, _ in model.named_parameters() if name in table}
+
+
+def _lr_multiplier(model: nn.Module, name: str, rate: float | None) -> float:
+    prefix, _, rest = name.partition(".")
+    if rate is None or prefix != "backbone":
+        return 1.0
+    backbone = model.get_submodule("backbone")
+    if not isinstance(backbone, Layered):
+        fail(
+            "optimizer.layer_decay_rate",
+            expected="a backbone with layer_id() and num_layers",
+            got=type(backbone).__name__,
+            remedy="Set it to null for this backbone.",
+        )
+    return rate ** (backbone.num_layers + 1 - backbone.layer_id(rest))
+
+
+def adamw(
+    model: nn.Module | None = None,
+    *,
+    lr: float = 1e-4,
+    betas: tuple[float, float] = (0.9, 0.999),
+    eps: float = 1e-8,
+    weight_decay: float = 0.1,
+    weight_decay_norm: float | None = 0.0,
+    no_decay: Collection[str] = ("pos_embed",),
+    layer_decay_rate: float | None = None,
+) -> torch.optim.AdamW:
+    """Return AdamW over the groups of `parameter_table`; see there for the last four arguments.
+
+    Every group has `lr_multiplier` and `initial_lr`, the rate that a schedule multiplies.
+
+    Raises:
+        InputError: no model, or no parameter to train.
+    """
+    if model is None:
+        fail(
+            "optimizer.model",
+            expected="the detector",
+            got="nothing",
+            remedy="Set cfg.optimizer.model before instantiating; vitdet.engine does.",
+        )
+    table = parameter_table(
+        model,
+        weight_decay=weight_decay,
+        weight_decay_norm=weight_decay_norm,
+        no_decay=no_decay,
+        layer_decay_rate=layer_decay_rate,
+    )
+    members: dict[Setting, list[nn.Parameter]] = {}
+    for name, setting in table.items():
+        members.setdefault(setting, []).append(model.get_parameter(name))
+    groups = [
+        {
+            "params": parameters,
+            "lr": lr * setting.lr_multiplier,
+            "initial_lr": lr * setting.lr_multiplier,
+            "lr_multiplier": setting.lr_multiplier,
+            "weight_decay": setting.weight_decay,
+        }
+        for setting, parameters in members.items()
+    ]
+    if not groups:
+        fail("model", expected="parameters to train", got="none", remedy="Unfreeze some.")
+    return torch.optim.AdamW(groups, lr=lr, betas=(betas[0], betas[1]), eps=eps)
+
+
+@dataclass(frozen=True)
+class MultiStep:
+    """Linear warm-up, then a constant rate cut by `gamma` at every milestone.
+
+    All lengths are in images, so a recipe keeps its meaning with another batch size.
+
+    Args:
+        num_images: length of the training.
+        milestones: where the rate is cut, growing.
+        warmup: length of the warm-up, in which the multiplier grows linearly.
+        warmup_factor: multiplier at the first image.
+        gamma: factor of every cut.
+
+    Raises:
+        InputError: milestones out of order or outside the training, warm-up longer than it.
+    """
+
+    num_images: float
+    milestones: Sequence[float]
+    warmup: float = 0
+    warmup_factor: float = 0.001
+    gamma: float = 0.1
+
+    def __post_init__(self) -> None:
+        """Check the lengths against each other."""
+        if list(self.milestones) != sorted(self.milestones):
+            fail(
+                "schedule.milestones",
+                expected="growing numbers",
+                got=self.milestones,
+                remedy="Sort.",
+            )
+        last = max([self.warmup, *self.milestones])
+        if last > self.num_images:
+            fail(
+                "schedule",
+                expected=f"warm-up and milestones within the {self.num_images} images of training",
+                got=f"{last}",
+                remedy="Scale them with train.num_images; all are counted in images.",
+            )
+
+    def __call__(self, images_seen: float) -> float:
+        """Return the factor on every group's rate after `images_seen` images."""
+        if images_seen < self.warmup:
+            done = images_seen / self.warmup
+            return self.warmup_factor * (1 - done) + self._steps(self.warmup) * done
+        return self._steps(images_seen)
+
+    def _steps(self, images_seen: float) -> float:
+        return self.gamma ** bisect_right(list(self.milestones), images_seen)

@@ -1,0 +1,1 @@
+"""Room 4: predictions and pictures of them."""

@@ -1,0 +1,1 @@
+"""Room 0: errors a user can repair, environment and seeds, process groups."""

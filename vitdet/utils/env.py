@@ -1,0 +1,79 @@
+"""Seeds and versions: what a run needs in order to be repeated."""
+
+from __future__ import annotations
+
+import hashlib
+import platform
+import random
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib import metadata
+from pathlib import Path
+
+import numpy as np
+import torch
+
+_PACKAGES = ("torch", "torchvision", "numpy", "timm", "fvcore", "pycocotools", "faster-coco-eval")
+
+
+def seed_from(*numbers: int) -> int:
+    """Mix integers into one seed in [0, 2**63), the same on every machine and Python version."""
+    text = ",".join(str(int(number)) for number in numbers)
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big") >> 1
+
+
+def seed_all(seed: int) -> None:
+    """Seed `random`, NumPy's global generator and torch (every device)."""
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.manual_seed(seed)
+
+
+@contextmanager
+def random_state(seed: int) -> Iterator[None]:
+    """Run a block under `seed` (random, NumPy, torch), then restore the states."""
+    states = random.getstate(), np.random.get_state(), torch.get_rng_state()
+    cuda = torch.cuda.get_rng_state() if torch.cuda.is_initialized() else None
+    seed_all(seed)
+    try:
+        yield
+    finally:
+        random.setstate(states[0])
+        np.random.set_state(states[1])
+        torch.set_rng_state(states[2])
+        if cuda is not None:
+            torch.cuda.set_rng_state(cuda)
+
+
+def describe() -> dict[str, str]:
+    """Return versions, device and the git commit of this checkout, for a run's record."""
+    found = {"python": platform.python_version(), "system": platform.platform()}
+    for name in _PACKAGES:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            found[name] = "not installed"
+    found["device"] = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
+    found["threads"] = str(torch.get_num_threads())
+    found["git"] = _git_state()
+    return found
+
+
+def _git_state() -> str:
+    root = Path(__file__).resolve().parents[2]
+    if not (root / ".git").exists():
+        return "not a git checkout"
+    commands = (["rev-parse", "--short=12", "HEAD"], ["status", "--porcelain"])
+    answers = []
+    for command in commands:
+        try:
+            done = subprocess.run(
+                ["git", "-C", str(root), *command], capture_output=True, text=True, check=False
+            )
+        except FileNotFoundError:
+            return "git is not installed"
+        if done.returncode:
+            return "no commit yet"
+        answers.append(done.stdout.strip())
+    return answers[0] + (" with local changes" if answers[1] else "")
