@@ -10,7 +10,7 @@ import math
 from collections.abc import Callable, Sequence
 
 import torch
-from detectron2.layers import Conv2d, ShapeSpec
+from detectron2.layers import Conv2d
 from detectron2.modeling import Backbone
 from torch import nn
 
@@ -107,15 +107,6 @@ class SimpleFeaturePyramid(Backbone):
         """Return the backbone's layer of the parameter `name`; the pyramid itself is after it."""
         prefix, _, rest = name.partition(".")
         return self.net.layer_id(rest) if prefix == "net" else self.num_layers + 1  # pyright: ignore
-
-    def output_shape(self) -> dict[str, ShapeSpec]:
-        """Return channels and stride (pixels) of every level."""
-        return {
-            name: ShapeSpec(
-                channels=self._out_feature_channels[name], stride=self._out_feature_strides[name]
-            )
-            for name in self._out_features
-        }
 
     def forward(self, images: torch.Tensor) -> dict[str, torch.Tensor]:
         """Map images (B, 3, h, w) to levels {"p2": (B, out_channels, h / 4, w / 4), ...}."""

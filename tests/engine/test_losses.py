@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from detectron2.modeling import GeneralizedRCNN
 from detectron2.utils.events import EventStorage
 from tiny_recipe import detector_node, draw
 from torch import nn
@@ -104,3 +105,13 @@ def test_other_meta_architectures_get_the_whole_batch():
     detector = WholeBatch()
     assert DetectorLoss(detector)([draw(0), draw(1)]) == {"loss_cls": torch.tensor(1.5)}
     assert detector.calls == [2]
+
+
+def test_a_subclass_with_its_own_forward_gets_the_whole_batch():
+    class OwnForward(GeneralizedRCNN):
+        def forward(self, batched_inputs: list) -> dict[str, torch.Tensor]:
+            return {"loss_own": torch.tensor(float(len(batched_inputs)))}
+
+    detector = make_detector()
+    detector.__class__ = OwnForward
+    assert DetectorLoss(detector)([draw(0), draw(1)]) == {"loss_own": torch.tensor(2.0)}

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import pytest
+import torch
 
 from .compare import Comparison
 
@@ -15,6 +16,15 @@ _KINDS = {
     "grad_norm (relative)": "grad_norm/",
 }
 _LARGEST = pytest.StashKey[dict[str, dict[str, float]]]()
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> Iterator[None]:
+    """Run on one thread, as the published code did: sums then have one order."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import pytest
-import torch
 
 from .build import MODES, Mode
 from .cases import ABSENT, discover, folder, is_built, not_built
@@ -15,15 +14,6 @@ from .families import compare_case
 ROOT = folder()
 NAMES = discover(ROOT)
 pytestmark = pytest.mark.skipif(ROOT is None, reason=ABSENT)
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    """Run on one thread, as the published code did: sums then have one order."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def test_there_are_cases() -> None:

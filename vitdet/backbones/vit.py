@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Collection
 
 import torch
-from detectron2.layers import ShapeSpec
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
@@ -255,15 +254,6 @@ class ViT(LayeredBackbone):
         if parts[0] == "blocks" and "residual" not in parts:
             return int(parts[1]) + 1
         return self.num_layers + 1
-
-    def output_shape(self) -> dict[str, ShapeSpec]:
-        """Return channels and stride (pixels) of the output."""
-        return {
-            name: ShapeSpec(
-                channels=self._out_feature_channels[name], stride=self._out_feature_strides[name]
-            )
-            for name in self._out_features
-        }
 
     def forward(self, images: torch.Tensor) -> dict[str, torch.Tensor]:
         """Map images (B, 3, h, w) to {out_feature: (B, C, H, W)}, H = ceil(h / patch_size)."""

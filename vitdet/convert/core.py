@@ -9,7 +9,7 @@ from typing import Any, NoReturn
 
 import torch
 
-from vitdet.convert import detectron2, hf_vitdet, mae, own, sam, timm_vit
+from vitdet.convert import detectron2_zoo, hf_vitdet, mae, own, sam, timm_vit
 from vitdet.convert.fit import fit
 from vitdet.convert.report import Report, UnaccountedError
 from vitdet.convert.rules import Drop, File, Format, Refuse, Rename, root_of
@@ -17,7 +17,8 @@ from vitdet.utils.checks import fail, nearest
 from vitdet.utils.state_dicts import compare_shapes, compare_sizes, some
 
 FORMATS: dict[str, Format] = {
-    module.FORMAT.name: module.FORMAT for module in (own, detectron2, sam, hf_vitdet, mae, timm_vit)
+    module.FORMAT.name: module.FORMAT
+    for module in (own, detectron2_zoo, sam, hf_vitdet, mae, timm_vit)
 }
 Shapes = Mapping[str, tuple[int, ...]]
 
@@ -87,7 +88,7 @@ def convert(
         _unknown_format(source_format)
     report = Report(fmt.name, nested_under)
     places = _places(fmt, state_dict, target, source)
-    rest = sorted(set(content) - {nested_under, "vitdet"}) if nested_under else []
+    rest = sorted({str(key) for key in content} - {nested_under, "vitdet"}) if nested_under else []
     if rest:
         report.notes.append(f"left out beside the weights: {some(rest)}")
 

@@ -169,8 +169,7 @@ class Metrics:
             lines = self.path.read_text(encoding="utf-8").splitlines()
             kept = [line for line in lines if _images_of(line) <= images_seen]
         write_text(self.path, "".join(line + "\n" for line in kept))
-        purge = images_seen + 1 if images_seen else None
-        self.writer = SummaryWriter(str(output_dir), purge_step=purge)
+        self.writer = SummaryWriter(str(output_dir), purge_step=images_seen + 1)
 
     def write(self, images_seen: int, values: dict[str, float]) -> None:
         """Add one line and one point a name."""

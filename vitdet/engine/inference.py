@@ -88,6 +88,8 @@ def _in_fp32(output: dict[str, Any]) -> dict[str, Any]:
 
 def ap_table(results: Results) -> str:
     """Return the AP numbers (percent) as a table, one row a task."""
+    if not results:
+        return "(no results)"
     columns = [key for key in next(iter(results.values()), {}) if key.startswith("AP")]
     rows = [["", *columns]]
     for task, values in results.items():

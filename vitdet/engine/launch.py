@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import socket
 import sys
@@ -122,6 +123,8 @@ def _spawn(
     machine_rank: int,
     dist_url: str,
 ) -> None:
+    # It reports each process that it ends; the one line that matters is the error's own.
+    logging.getLogger("torch.multiprocessing.spawn").setLevel(logging.ERROR)
     errors = mp.get_context("spawn").SimpleQueue()
     world = processes * num_machines
     context: Any = mp.start_processes(

@@ -27,9 +27,9 @@ class DetectorLoss(nn.Module):
     have the same loss, the same sampled proposals and the same gradient.
 
     Args:
-        detector: detectron2 meta-architecture. Only GeneralizedRCNN is taken apart. Others
-            (RetinaNet, FCOS) normalise by a running mean over batches, which a split would change,
-            so they get the whole batch and keep detectron2's normalisation.
+        detector: detectron2 meta-architecture. Only what runs GeneralizedRCNN's own forward is
+            taken apart. Others (RetinaNet and FCOS normalise by a running mean over batches,
+            PanopticFPN has one more head) get the whole batch and keep detectron2's normalisation.
         seed: seed of the run. Image `position` gets `seed_from(seed, position)`.
     """
 
@@ -48,9 +48,9 @@ class DetectorLoss(nn.Module):
         Raises:
             InputError: a dict has no "position".
         """
-        if not isinstance(self.detector, GeneralizedRCNN):
-            return self.detector(batch)
         detector: Any = self.detector  # its parts are modules, not tensors
+        if type(detector).forward is not GeneralizedRCNN.forward or not detector.proposal_generator:
+            return detector(batch)
         positions = [_position(record) for record in batch]
         images = detector.preprocess_image(batch)
         truths = [record["instances"].to(detector.device) for record in batch]

@@ -239,7 +239,7 @@ def _build_trainer(cfg: DictConfig, class_names: tuple[str, ...]) -> Trainer:
         precision=cfg.train.precision,
         seed=cfg.train.seed,
         clip_grad_norm=cfg.train.clip_grad_norm,
-        ddp=dict(cfg.train.ddp),
+        ddp=dict(cfg.train.ddp or {}),
     )
 
 
