@@ -9,6 +9,9 @@ import warnings
 # detectron2 and fvcore call what torch has deprecated: no news for a user.
 warnings.filterwarnings("ignore", message=r".*torch\.(jit\.(script|trace)|meshgrid)")
 
+# Said of 1x1 convolutions, whose strides differ only where a size is 1.
+warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides")
+
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     """Return the command line as detectron2's tools name it."""

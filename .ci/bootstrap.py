@@ -1,8 +1,8 @@
 """Make an environment in which vitdet runs. Standard library only.
 
-    python .ci/bootstrap.py               .venv beside this project, everything in it
-    python .ci/bootstrap.py --here        the environment of this Python, as it is: its torch and its
-                                          detectron2 stay what they are, only missing parts are added
+    python .ci/bootstrap.py          .venv beside this project, everything in it
+    python .ci/bootstrap.py --here   the environment of this Python: its torch and its detectron2
+                                     stay what they are, only missing parts are added
 
 A second run does nothing until pyproject.toml or this folder's requirement file changes.
 """
@@ -46,7 +46,7 @@ torchvision cannot load its compiled operators ({error}).
   expected: a torch and a torchvision of the same release and the same build (both CUDA or both CPU)
   got:      torch {torch}, torchvision {torchvision}
   to do:    pip uninstall -y torch torchvision && pip install torch torchvision
-            (one index for both: a CPU-only torch needs the torchvision of PyTorch's own CPU index)"""
+            (one index for both: a CPU-only torch needs the torchvision of PyTorch's CPU index)"""
 
 
 def run(*command: str) -> None:
@@ -54,7 +54,7 @@ def run(*command: str) -> None:
     print("+", " ".join(command), flush=True)
     status = subprocess.run(command, check=False).returncode
     if status:
-        sys.exit(f"bootstrap: this command failed with status {status}: {' '.join(command)}")
+        sys.exit(f"bootstrap: status {status} from this command: {' '.join(command)}")
 
 
 def pip(*arguments: str) -> None:
@@ -88,7 +88,8 @@ def install(extras: str) -> None:
         pip("install", "--quiet", "--constraint", str(pins), "--editable", target, *needs)
     importlib.invalidate_caches()
     if missing("detectron2"):
-        # The wheel is tagged for CPython 3.10; its Python files run on any, its compiled part is not used.
+        # The wheel is tagged for CPython 3.10. Its Python files run on any; its compiled part is
+        # not used.
         pip(
             "install", "--quiet", "--no-deps", "--require-hashes", "--only-binary=:all:",
             "--python-version", "3.10", "--implementation", "cp", "--abi", "none",
@@ -132,9 +133,10 @@ def main() -> None:
     parser.add_argument("--extras", default="test,lint", help="extras (default: test,lint)")
     arguments = parser.parse_args()
 
-    if sys.version_info < (3, 10):
+    if sys.version_info < (3, 10):  # noqa: UP036 (this file runs on whatever Python is there)
+        found = sys.version.split()[0]
         sys.exit(
-            f"bootstrap: expected Python 3.10 to 3.13, got {sys.version.split()[0]}: start it with another"
+            f"bootstrap: expected Python 3.10 to 3.13, got {found}: use make PY=python3.11 ..."
         )
     if arguments.here:
         install(arguments.extras)

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from vitdet.backbones.vit import ViT
-from vitdet.optim import MultiStep, Setting, adamw, parameter_table
+from vitdet.optim import Cosine, MultiStep, Setting, adamw, parameter_table
 from vitdet.utils.checks import InputError
 
 
@@ -83,6 +83,15 @@ def test_schedule_equals_detectron2():
     for iteration in (0, 1, 100, 187, 188, 5000, 122915, 122916, 133158, 133159, 138280):
         expected = theirs(iteration / 138281)
         assert ours(iteration * 64) == pytest.approx(expected, rel=1e-9), iteration
+
+
+def test_cosine_by_hand():
+    schedule = Cosine(num_images=110, warmup=10, warmup_factor=0.1)
+    assert [schedule(n) for n in (0, 5, 10, 60, 110, 120)] == pytest.approx(
+        [0.1, 0.55, 1, 0.5, 0, 0]
+    )
+    with pytest.raises(InputError, match="less than the 100 images of training, got 100"):
+        Cosine(num_images=100, warmup=100)
 
 
 @pytest.mark.parametrize(

@@ -53,7 +53,10 @@ def test_layers_of_parameters_for_lr_decay():
 @pytest.mark.parametrize(
     ("changes", "text"),
     [
-        ({"scale_factors": [3.0]}, r"scale factor: expected one of \(4.0, 2.0, 1.0, 0.5\), got 3.0"),
+        (
+            {"scale_factors": [3.0]},
+            r"scale factor: expected one of \(4.0, 2.0, 1.0, 0.5\), got 3.0",
+        ),
         ({"norm": "BN"}, r"pyramid norm: expected one of \['LN', ''\], got 'BN'"),
     ],
 )

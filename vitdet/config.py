@@ -13,7 +13,8 @@ from typing import Any
 
 import torch
 import yaml
-from detectron2.config import LazyConfig, instantiate
+from detectron2.config import LazyConfig
+from detectron2.config import instantiate as _instantiate
 from detectron2.utils.registry import locate
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -238,6 +239,11 @@ class _LinspaceOnCpu(TorchFunctionMode):
         if func is torch.linspace:
             kwargs["device"] = "cpu"
         return func(*args, **kwargs)
+
+
+def instantiate(node: Any) -> Any:
+    """Build what a LazyCall node describes, and first what its arguments describe."""
+    return _instantiate(node)
 
 
 def build_model(model: DictConfig, device: str | torch.device = "cpu") -> nn.Module:

@@ -7,6 +7,7 @@ and solver/build.py get_default_optimizer_params).
 
 from __future__ import annotations
 
+import math
 from bisect import bisect_right
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
@@ -148,6 +149,12 @@ def adamw(
     return torch.optim.AdamW(groups, lr=lr, betas=(betas[0], betas[1]), eps=eps)
 
 
+def _warm_up(images_seen: float, warmup: float, factor: float, end: float) -> float:
+    """Return the multiplier within the warm-up: linear from `factor` to `end`."""
+    done = images_seen / warmup
+    return factor * (1 - done) + end * done
+
+
 @dataclass(frozen=True)
 class MultiStep:
     """Linear warm-up, then a constant rate cut by `gamma` at every milestone.
@@ -192,9 +199,45 @@ class MultiStep:
     def __call__(self, images_seen: float) -> float:
         """Return the factor on every group's rate after `images_seen` images."""
         if images_seen < self.warmup:
-            done = images_seen / self.warmup
-            return self.warmup_factor * (1 - done) + self._steps(self.warmup) * done
+            return _warm_up(images_seen, self.warmup, self.warmup_factor, self._steps(self.warmup))
         return self._steps(images_seen)
 
     def _steps(self, images_seen: float) -> float:
         return self.gamma ** bisect_right(list(self.milestones), images_seen)
+
+
+@dataclass(frozen=True)
+class Cosine:
+    """Linear warm-up, then half a cosine down to zero (Loshchilov and Hutter, "SGDR", Eq. 5).
+
+    All lengths are in images.
+
+    Args:
+        num_images: length of the training.
+        warmup: length of the warm-up, in which the multiplier grows linearly to 1.
+        warmup_factor: multiplier at the first image.
+
+    Raises:
+        InputError: a warm-up that is not shorter than the training.
+    """
+
+    num_images: float
+    warmup: float = 0
+    warmup_factor: float = 0.001
+
+    def __post_init__(self) -> None:
+        """Check the lengths against each other."""
+        if self.warmup >= self.num_images:
+            fail(
+                "schedule.warmup",
+                expected=f"less than the {self.num_images} images of training",
+                got=self.warmup,
+                remedy="Shorten it or lengthen train.num_images; both are counted in images.",
+            )
+
+    def __call__(self, images_seen: float) -> float:
+        """Return the factor on every group's rate after `images_seen` images."""
+        if images_seen < self.warmup:
+            return _warm_up(images_seen, self.warmup, self.warmup_factor, 1.0)
+        done = (images_seen - self.warmup) / (self.num_images - self.warmup)
+        return 0.5 * (1 + math.cos(math.pi * min(done, 1.0)))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from typing import Any, Protocol
 
 import torch
 from detectron2.layers import Conv2d
@@ -19,6 +20,17 @@ from vitdet.utils.checks import fail
 
 _NORMS: dict[str, Callable[[int], nn.Module] | None] = {"LN": ChannelLayerNorm, "": None}
 _SCALES = (4.0, 2.0, 1.0, 0.5)
+
+
+class TopBlock(Protocol):
+    """Makes coarser levels out of one, as detectron2's `LastLevelMaxPool`."""
+
+    num_levels: int
+    in_feature: str
+
+    def __call__(self, x: torch.Tensor) -> list[torch.Tensor]:
+        """Map a level (B, C, H, W) to `num_levels` coarser ones."""
+        ...
 
 
 class SimpleFeaturePyramid(Backbone):
@@ -47,7 +59,7 @@ class SimpleFeaturePyramid(Backbone):
         in_feature: str = "last_feat",
         out_channels: int = 256,
         scale_factors: Sequence[float] = _SCALES,
-        top_block: nn.Module | None = None,
+        top_block: TopBlock | None = None,
         norm: str = "LN",
         square_pad: int = 0,
     ) -> None:
@@ -70,7 +82,7 @@ class SimpleFeaturePyramid(Backbone):
         self.net = net
         self.in_feature = in_feature
         self.square_pad = square_pad
-        self.top_block = top_block
+        self.top_block: Any = top_block  # a module: its parameters are ours
         self._levels: list[tuple[str, str]] = []  # (name of the level, name of its module)
         self._out_feature_strides: dict[str, int] = {}
         for scale in scale_factors:
@@ -108,11 +120,14 @@ class SimpleFeaturePyramid(Backbone):
         prefix, _, rest = name.partition(".")
         return self.net.layer_id(rest) if prefix == "net" else self.num_layers + 1  # pyright: ignore
 
-    def forward(self, images: torch.Tensor) -> dict[str, torch.Tensor]:
-        """Map images (B, 3, h, w) to levels {"p2": (B, out_channels, h / 4, w / 4), ...}."""
-        features = self.net(images)
-        x = features[self.in_feature]
-        levels = {name: self.get_submodule(module)(x) for name, module in self._levels}
+    # detectron2 declares forward() without arguments.
+    def forward(  # pyright: ignore[reportIncompatibleMethodOverride]
+        self, x: torch.Tensor
+    ) -> dict[str, torch.Tensor]:
+        """Map images x (B, 3, h, w) to levels {"p2": (B, out_channels, h / 4, w / 4), ...}."""
+        features = self.net(x)
+        last = features[self.in_feature]
+        levels = {name: self.get_submodule(module)(last) for name, module in self._levels}
         if self.top_block is not None:
             source = self.top_block.in_feature
             top = features[source] if source in features else levels[source]

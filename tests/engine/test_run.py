@@ -305,6 +305,17 @@ def test_no_checkpoint_is_written_after_a_nan(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_no_checkpoint_is_written_with_weights_that_are_not_finite(tmp_path):
+    detector = torch.nn.Linear(1, 1)
+    trainer = Trainer(detector, torch.optim.SGD(detector.parameters(), lr=1.0), lambda _: 1.0)
+    trainer.loss = lambda _: {"loss_a": (detector.weight - detector.weight).sqrt().sum()}
+    trainer.step([{"file_name": "bad.jpg"}])  # the loss is 0, its gradient is not a number
+    hook = Checkpoints(tmp_path, every=1, keep=1, total_batch_size=1, note={})
+    with pytest.raises(NonFiniteLossError, match=r"1 tensors that are not \(weight.* bad\.jpg"):
+        hook.after_train(trainer)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_leftovers_of_a_killed_process_are_removed(tmp_path):
     (tmp_path / ".model_000000008.pth.123.partial").touch()
     train(recipe(tmp_path, num_images=4))
@@ -314,3 +325,15 @@ def test_leftovers_of_a_killed_process_are_removed(tmp_path):
 def test_the_tiny_data_are_a_function_of_the_position():
     assert torch.equal(draw(3)["image"], draw(3)["image"])
     assert rectangles().class_names == ("dark", "light")
+
+
+def test_a_start_of_training_is_not_evaluated(tmp_path, undisturbed):
+    content = checkpoint.read(undisturbed / "model_final.pth")
+    name = next(iter(content["model"]))
+    start = {"model": {**content["model"]}, "vitdet": {"format": 1, "initialised": [name]}}
+    del start["model"][name]
+    checkpoint.write(tmp_path / "start.pth", start)
+    cfg = recipe(tmp_path / "run", init_checkpoint=str(tmp_path / "start.pth"))
+    with pytest.raises(InputError, match="expected a trained detector, got a start of training: 1"):
+        evaluate(cfg)
+    assert not (tmp_path / "run").exists()

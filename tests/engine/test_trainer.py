@@ -139,8 +139,8 @@ def test_a_loss_that_is_not_finite_stops_before_the_weights_change():
     before = trainer.detector.weight.detach().clone()
     with pytest.raises(
         NonFiniteLossError,
-        match=r"expected finite losses, got loss_a=inf, loss_b=\d.* after 1 images at lr 0\.11 "
-        r"with images image_2\.jpg, image_inf\.jpg\. Look at",
+        match=r"expected finite losses and weights, got loss_a=inf, loss_b=\d.* after 1 images "
+        r"at lr 0\.11 with images image_2\.jpg, image_inf\.jpg\. Look at",
     ) as caught:
         trainer.step(batch_of(2.0, math.inf))
     assert "\n" not in str(caught.value)

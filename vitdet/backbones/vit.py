@@ -114,7 +114,7 @@ class Block(nn.Module):
         if self.window_size:
             # Padded after the norm: padding tokens are zero, their k and v the bias alone.
             windows = self.attn(window_partition(y, self.window_size))
-            y = window_reverse(windows, x.shape[1:3])
+            y = window_reverse(windows, (x.shape[1], x.shape[2]))
         else:
             y = self.attn(y)
         x = x + self.drop_path(self.ls1(y))
@@ -255,9 +255,12 @@ class ViT(LayeredBackbone):
             return int(parts[1]) + 1
         return self.num_layers + 1
 
-    def forward(self, images: torch.Tensor) -> dict[str, torch.Tensor]:
-        """Map images (B, 3, h, w) to {out_feature: (B, C, H, W)}, H = ceil(h / patch_size)."""
-        x = self.patch_embed(images)  # (B, H, W, C)
+    # detectron2 declares forward() without arguments.
+    def forward(  # pyright: ignore[reportIncompatibleMethodOverride]
+        self, x: torch.Tensor
+    ) -> dict[str, torch.Tensor]:
+        """Map images x (B, 3, h, w) to {out_feature: (B, C, H, W)}, H = ceil(h / patch_size)."""
+        x = self.patch_embed(x)  # (B, H, W, C)
         if self.pos_embed is not None:
             grid = self.pos_embed[:, 1:] if self.pretrain_use_cls_token else self.pos_embed
             x = x + resize_pos_embed(grid, (x.shape[1], x.shape[2]), self.pos_embed_resize)

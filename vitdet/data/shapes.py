@@ -28,7 +28,7 @@ CLASSES = ("circle", "rectangle", "triangle", "star", "ring", "cross")
 SPLITS = ("train", "val", "test")
 
 _VERSION = 1  # of the drawing; a change of it gives new folders instead of stale images
-_SMALLEST, _LARGEST = 8 / 128, 80 / 128  # extent of an object, relative to the image's side
+_SMALLEST, _LARGEST = 10 / 128, 80 / 128  # extent of an object, relative to the image's side
 _MAX_OBJECTS = 8
 _CROWD_CHANCE = 0.12
 _LEAST_VISIBLE = 0.4  # part of an object that later ones leave visible

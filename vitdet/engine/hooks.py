@@ -112,6 +112,7 @@ class Checkpoints:
 
     def _write(self, trainer: Trainer, name: str) -> None:
         trainer.check_finite()
+        trainer.check_weights()
         if is_main():
             content = {**trainer.state_dict(), "vitdet": self.note}
             checkpoint.write(self.output_dir / name, content)

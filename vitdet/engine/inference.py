@@ -12,7 +12,8 @@ from omegaconf import DictConfig
 from torch import nn
 
 from vitdet.config import instantiate
-from vitdet.engine.trainer import PRECISIONS
+from vitdet.engine.losses import check_image_sizes
+from vitdet.engine.precision import autocast_dtype
 from vitdet.utils.checks import fail
 from vitdet.utils.distributed import is_main
 
@@ -59,13 +60,15 @@ def run_evaluator(detector: nn.Module, loader: Any, evaluator: Any, precision: s
 
     The detector's training or evaluation mode is what it was before when this returns.
     """
-    device, dtype = next(detector.parameters()).device, PRECISIONS[precision]
+    device = next(detector.parameters()).device
+    dtype = autocast_dtype(precision, device)
     was_training = detector.training
     detector.eval()
     evaluator.reset()
     try:
         with torch.inference_mode():
             for batch in loader:
+                check_image_sizes(detector, batch)
                 with torch.autocast(device.type, dtype, enabled=dtype is not None):
                     outputs = detector(batch)
                 evaluator.process(batch, [_in_fp32(output) for output in outputs])

@@ -46,7 +46,7 @@ class DetectorLoss(nn.Module):
                 number of the image in the stream of the run.
 
         Raises:
-            InputError: a dict has no "position".
+            InputError: a dict has no "position", or an image is larger than the model's square.
         """
         detector: Any = self.detector  # its parts are modules, not tensors
         if type(detector).forward is not GeneralizedRCNN.forward or not detector.proposal_generator:
@@ -67,6 +67,26 @@ class DetectorLoss(nn.Module):
             for name, loss in losses.items():
                 summed[name] = summed[name] + loss if name in summed else loss
         return {name: loss / len(batch) for name, loss in summed.items()}
+
+
+def check_image_sizes(detector: nn.Module, batch: Batch) -> None:
+    """Raise an InputError for an image larger than the square that the backbone pads to.
+
+    detectron2's ImageList (structures/image_list.py) cuts such an image off without a word. Can go
+    when it does not.
+    """
+    backbone = getattr(detector, "backbone", None)
+    square = backbone.padding_constraints.get("square_size", 0) if backbone is not None else 0
+    for record in batch if square else ():
+        height, width = record["image"].shape[-2:]
+        if max(height, width) > square:
+            fail(
+                f"image {record.get('file_name', '(without a file name)')}",
+                expected=f"at most {square} x {square} pixels (model.backbone.square_pad)",
+                got=f"{height} x {width}",
+                remedy="Resize to less in the mapper's augmentations, or set square_pad to 0, which "
+                "pads to what the images need.",
+            )
 
 
 def _head_losses(

@@ -123,7 +123,9 @@ def evaluate(cfg: DictConfig, *, resume: bool = False) -> Results:
         set_num_classes(cfg, len(test.class_names))
         detector = build_model(cfg.model, device=str(pick_device(cfg.train.device)))
         source = source or Path(cfg.train.init_checkpoint)
-        load_weights(detector, checkpoint.read(source), str(source), test.class_names)
+        content = checkpoint.read(source)
+        _check_complete(content, str(source))
+        load_weights(detector, content, str(source), test.class_names)
         log_to(_made_folder(output_dir) / "log.txt")
         results = test.evaluate(detector, cfg.train.precision)
         _write_results(output_dir, test.name, str(source), results)
@@ -167,6 +169,19 @@ def load_weights(
             got=f"{first[0]} in its place",
             remedy="Use the data set that the file was trained on; to start another training from "
             "these weights, pass them through converter.py, which drops the names.",
+        )
+
+
+def _check_complete(content: Mapping[str, Any], source: str) -> None:
+    """Stop an evaluation of weights that are meant to be trained first."""
+    _, initialised = checkpoint.weights_of(content, source=source)
+    if initialised:
+        fail(
+            f"weights to evaluate, {source}",
+            expected="a trained detector",
+            got=f"a start of training: {len(initialised)} tensors ({initialised[0]}, ...) are left "
+            "to initialisation",
+            remedy="Train from it first, and evaluate the checkpoint of that run.",
         )
 
 

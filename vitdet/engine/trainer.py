@@ -14,11 +14,10 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from vitdet.engine.losses import Batch, DetectorLoss, Losses
+from vitdet.engine.precision import autocast_dtype
 from vitdet.utils.checks import InputError, fail
 from vitdet.utils.distributed import rank, world_size
 from vitdet.utils.env import seed_all, seed_from
-
-PRECISIONS = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 class NonFiniteLossError(InputError):
@@ -76,7 +75,7 @@ class Trainer:
         optimizer: over the parameters of `detector`. Each group's learning rate at a step is its
             "initial_lr" (by default its "lr") times `schedule(images_seen)`.
         schedule: images seen -> multiplier.
-        precision: "fp32", "bf16" or "fp16" (autocast; fp16 with a loss scaler).
+        precision: see `vitdet.engine.precision`; fp16 has a loss scaler.
         seed: with the rank and the images seen it fixes every random number of a step.
         clip_grad_norm: largest norm of the whole gradient, None for no limit.
         ddp: arguments for DistributedDataParallel when there are several processes, and
@@ -94,21 +93,14 @@ class Trainer:
         clip_grad_norm: float | None = None,
         ddp: dict[str, Any] | None = None,
     ) -> None:
-        if precision not in PRECISIONS:
-            fail(
-                "train.precision",
-                expected=f"one of {', '.join(PRECISIONS)}",
-                got=precision,
-                remedy="bf16 is the choice for recent GPUs, fp32 for a CPU.",
-            )
         self.detector = detector
         self.optimizer = optimizer
         self.schedule = schedule
         self.seed = seed
         self.clip_grad_norm = clip_grad_norm
         self.device = next(detector.parameters()).device
-        self.dtype = PRECISIONS[precision]
-        self.scaler = torch.amp.GradScaler(self.device.type, enabled=precision == "fp16")
+        self.dtype = autocast_dtype(precision, self.device)
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.dtype == torch.float16)
         self.loss = _distributed(DetectorLoss(detector, seed=seed), self.device, ddp or {})
         # On other devices a look at the numbers would wait for the device: see check_finite.
         self.check_each_step = self.device.type == "cpu"
@@ -178,6 +170,20 @@ class Trainer:
         """
         for record in self.window.steps:
             _check_step(record)
+
+    def check_weights(self) -> None:
+        """Look at all weights; call it before they are saved. It waits for the device.
+
+        Raises:
+            NonFiniteLossError: some hold a value that is infinite or not a number, which finite
+                losses with a gradient that is not finite leave behind.
+        """
+        state = self.detector.state_dict()
+        bad = [name for name, value in state.items() if not bool(value.isfinite().all())]
+        if bad:
+            files = self.window.steps[-1].files if self.window.steps else []
+            what = f"{len(bad)} tensors that are not ({bad[0]}, ...)"
+            raise NonFiniteLossError(_diverged(what, files, self._lr()))
 
     def next_window(self) -> Window:
         """Return the steps since the last call, checked, and start anew."""
@@ -266,8 +272,9 @@ def _check_step(record: StepRecord) -> None:
 
 
 def _diverged(what: str, files: list[str], lr: float) -> str:
+    images = f" with images {', '.join(files)}" if files else ""
     return (
-        f"training: expected finite losses, got {what} at lr {lr:.3g} with images "
-        f"{', '.join(files)}. Look at these images, lower optimizer.lr or lengthen the warm-up, "
-        "or use train.precision=bf16 or fp32; then continue with --resume."
+        f"training: expected finite losses and weights, got {what} at lr {lr:.3g}{images}. "
+        "Look at these images, lower optimizer.lr or lengthen the warm-up, or use "
+        "train.precision=bf16 or fp32; then continue with --resume."
     )

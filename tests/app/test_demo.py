@@ -1,0 +1,49 @@
+"""The demo end to end, shortened: what it leaves on disk and what it says."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from vitdet.app import demo
+
+SHORT = [
+    "schedule.warmup=4",
+    "train.num_images=8",
+    "train.checkpoint_every=4",
+    "dataloader.train.total_batch_size=4",
+    "dataloader.train.num_workers=0",
+    "dataloader.test.num_workers=0",
+    "dataloader.train.dataset.num_images=12",
+    "dataloader.test.dataset.num_images=8",
+]
+
+
+@pytest.mark.slow
+def test_demo_trains_evaluates_draws_and_goes_on_where_it_was(tmp_path, capsys):
+    folder = tmp_path / "run"
+    places = [f"train.output_dir={folder}"]
+    places += [f"dataloader.{part}.dataset.root={tmp_path}/data" for part in ("train", "test")]
+    assert demo.main(["--num-processes", "1", *SHORT, *places]) == 0
+    said = capsys.readouterr().out
+    assert "box AP" in said
+    assert str(folder / "predictions.png") in said
+    picture = np.asarray(Image.open(folder / "predictions.png"))
+    assert picture.shape[2] == 3
+    assert picture.std() > 20  # no empty sheet
+    results = json.loads((folder / "results.json").read_text())["results"]
+    assert set(results) == {"bbox", "segm"}
+    written = (folder / "model_final.pth").stat().st_mtime_ns
+    assert demo.main(["--num-processes", "1", *SHORT, *places]) == 0  # finished: only evaluates
+    assert (folder / "model_final.pth").stat().st_mtime_ns == written
+
+
+def test_a_wrong_override_is_one_line(capsys):
+    assert demo.main(["train.num_image=8"]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: override 'train.num_image'")
+    assert "Did you mean train.num_images?" in error
+    assert error.count("\n") == 1

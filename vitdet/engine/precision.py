@@ -1,0 +1,38 @@
+"""Which number format a run computes in."""
+
+from __future__ import annotations
+
+import torch
+
+from vitdet.utils.checks import fail
+
+PRECISIONS = ("auto", "bf16", "fp16", "fp32")
+
+
+def autocast_dtype(precision: str, device: torch.device) -> torch.dtype | None:
+    """Return the type that autocast uses, or None for no autocast.
+
+    Args:
+        precision: "bf16", "fp16", "fp32", or "auto": bf16 where the device multiplies in bf16
+            itself, else fp32.
+        device: where the run computes.
+
+    Raises:
+        InputError: another precision.
+    """
+    if precision not in PRECISIONS:
+        fail(
+            "train.precision",
+            expected=f"one of {', '.join(PRECISIONS)}",
+            got=precision,
+            remedy="bf16 is the choice for recent GPUs, fp32 for a CPU; auto chooses so.",
+        )
+    if precision == "auto":
+        return torch.bfloat16 if _has_bfloat16(device) else None
+    return {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision)
+
+
+def _has_bfloat16(device: torch.device) -> bool:
+    if device.type == "cuda":
+        return torch.cuda.get_device_capability(device) >= (8, 0)
+    return device.type == "cpu" and torch.cpu._is_avx512_bf16_supported()
