@@ -84,8 +84,8 @@ def check_image_sizes(detector: nn.Module, batch: Batch) -> None:
                 f"image {record.get('file_name', '(without a file name)')}",
                 expected=f"at most {square} x {square} pixels (model.backbone.square_pad)",
                 got=f"{height} x {width}",
-                remedy="Resize to less in the mapper's augmentations, or set square_pad to 0, which "
-                "pads to what the images need.",
+                remedy="Resize to less in the mapper's augmentations, or set square_pad to 0: "
+                "then the model pads to what the images need.",
             )
 
 
