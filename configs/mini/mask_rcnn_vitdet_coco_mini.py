@@ -3,7 +3,7 @@
 Source      this project; the parts are those of ViTDet (arXiv 2203.16527), the sizes are small
 Data        coco-mini, 100 + 34 images with all 80 classes, in the folder that VITDET_COCO_MINI
             names. Too few images for an AP that means something: for overfitting and for trials.
-Schedule    16000 images = 2000 iterations x 8, cosine, warm-up 100 iterations
+Schedule    8000 images = 1000 iterations x 8, cosine, warm-up 100 iterations
 Train       python train_net.py --config-file configs/mini/mask_rcnn_vitdet_coco_mini.py
 Overfit     add dataloader.train.dataset.num_images=8 dataloader.test.dataset.split=train
               dataloader.test.dataset.num_images=8
@@ -18,19 +18,34 @@ from .mask_rcnn_vitdet_shapes import dataloader, model, optimizer, schedule, tra
 
 SIZE = 256  # pixels, the longer side
 
-model.backbone.net.update(img_size=SIZE, pretrain_img_size=SIZE, embed_dim=192, num_heads=3)
-model.backbone.square_pad = SIZE
-rpn = model.proposal_generator
-rpn.head.num_anchors = 9
-rpn.anchor_generator.update(
-    sizes=[[8, 16, 24], [32, 48, 64], [96, 144, 216]], aspect_ratios=[0.5, 1.0, 2.0]
+model.backbone.net.update(
+    img_size=SIZE,
+    patch_size=16,
+    embed_dim=192,
+    window_size=8,
+    pretrain_img_size=SIZE,
 )
-rpn.update(batch_size_per_image=128, pre_nms_topk=[500, 500], post_nms_topk=[200, 200])
-model.roi_heads.update(num_classes=80, batch_size_per_image=128)
+model.backbone.update(scale_factors=[4.0, 2.0, 1.0, 0.5], square_pad=SIZE)
+_levels, _strides = ["p2", "p3", "p4", "p5"], [4, 8, 16, 32]
+_rpn = model.proposal_generator
+_rpn.in_features = _levels
+_rpn.head.num_anchors = 6
+_rpn.anchor_generator.update(
+    sizes=[[8, 12], [20, 32], [48, 80], [128, 192]],
+    aspect_ratios=[0.5, 1.0, 2.0],
+    strides=_strides,
+)
+_rpn.update(batch_size_per_image=128, pre_nms_topk=[300, 300], post_nms_topk=[150, 150])
+_heads = model.roi_heads
+_heads.update(num_classes=80, batch_size_per_image=64)
+_heads.box_in_features = _heads.mask_in_features = _levels
+for _pooler in (_heads.box_pooler, _heads.mask_pooler):
+    _pooler.scales = [1 / stride for stride in _strides]
 
-resize = L(resize_shortest_edge)(size=SIZE, max_size=SIZE)
+_resize = L(resize_shortest_edge)(size=SIZE, max_size=SIZE)
 dataloader.train.dataset = L(coco_mini)(split="train", num_images=None)
-dataloader.train.mapper.update(augmentations=resize, cache=True)
+dataloader.train.mapper.update(augmentations=_resize, cache=True)
 dataloader.test.dataset = L(coco_mini)(split="val", num_images=None)
-dataloader.test.mapper.augmentations = resize
-train.update(output_dir="output/coco_mini", num_images=16000)
+dataloader.test.mapper.augmentations = _resize
+optimizer.lr = 5e-4
+train.update(output_dir="output/coco_mini", num_images=8000, checkpoint_every=2000)

@@ -2,7 +2,7 @@
 
 Source      this project. The parts are those of ViTDet (arXiv 2203.16527); patches of 8 pixels, 96
             channels, 6 blocks and narrow heads make them fit 128 x 128 pixels and two cores.
-Schedule    17000 images = 2125 iterations x 8, cosine, warm-up 100 iterations
+Schedule    15000 images = 1875 iterations x 8, cosine, warm-up 100 iterations
 Train       python train_net.py --config-file configs/mini/mask_rcnn_vitdet_shapes.py --num-gpus 2
 """
 
@@ -34,42 +34,39 @@ model.backbone.update(
     out_channels=64, scale_factors=[2.0, 1.0, 0.5], top_block=None, square_pad=128
 )
 
-levels, strides = ["p2", "p3", "p4"], [4, 8, 16]
-rpn = model.proposal_generator
-rpn.in_features = levels
-rpn.head.update(in_channels=64, num_anchors=2, conv_dims=[-1])
-rpn.anchor_generator.update(
-    sizes=[[12, 18], [28, 40], [60, 88]], aspect_ratios=[1.0], strides=strides, offset=0.5
+_levels, _strides = ["p2", "p3", "p4"], [4, 8, 16]
+_rpn = model.proposal_generator
+_rpn.in_features = _levels
+_rpn.head.update(in_channels=64, num_anchors=2, conv_dims=[-1])
+_rpn.anchor_generator.update(
+    sizes=[[12, 18], [28, 40], [60, 88]], aspect_ratios=[1.0], strides=_strides, offset=0.5
 )
-rpn.update(batch_size_per_image=64, pre_nms_topk=[100, 300], post_nms_topk=[64, 100])
+_rpn.update(batch_size_per_image=64, pre_nms_topk=[100, 300], post_nms_topk=[64, 100])
 
-heads = model.roi_heads
-heads.update(num_classes=6, batch_size_per_image=32)
-heads.box_in_features = heads.mask_in_features = levels
-for pooler in (heads.box_pooler, heads.mask_pooler):
-    # Half the usual size a level: 112 pixels is level 3, so nearly every shape is pooled from p2.
-    pooler.update(
-        scales=[1 / stride for stride in strides], canonical_box_size=112, canonical_level=3
-    )
-heads.box_head.update(conv_dims=[], fc_dims=[256, 256])
-heads.box_head.input_shape.channels = heads.mask_head.input_shape.channels = 64
-heads.box_predictor.input_shape.channels = 256
-heads.mask_head.conv_dims = [48, 48, 48]
+_heads = model.roi_heads
+_heads.update(num_classes=6, batch_size_per_image=32)
+_heads.box_in_features = _heads.mask_in_features = _levels
+for _pooler in (_heads.box_pooler, _heads.mask_pooler):
+    _pooler.scales = [1 / stride for stride in _strides]
+_heads.box_head.update(conv_dims=[], fc_dims=[256, 256])
+_heads.box_head.input_shape.channels = _heads.mask_head.input_shape.channels = 64
+_heads.box_predictor.input_shape.channels = 256
+_heads.mask_head.conv_dims = [48, 48, 48]
 
-root = "datasets/shapes"
+_root = "datasets/shapes"
 dataloader.train.update(total_batch_size=8, num_workers=1)
-dataloader.train.dataset = L(shapes_dataset)(root=root, split="train", num_images=4000, size=128)
+dataloader.train.dataset = L(shapes_dataset)(root=_root, split="train", num_images=4000, size=128)
 dataloader.train.mapper.augmentations = L(fixed_resize)(height=128, width=128, flip=True)
 dataloader.test.update(batch_size=8, num_workers=1)
-dataloader.test.dataset = L(shapes_dataset)(root=root, split="val", num_images=200, size=128)
+dataloader.test.dataset = L(shapes_dataset)(root=_root, split="val", num_images=200, size=128)
 dataloader.test.mapper.augmentations = L(fixed_resize)(height=128, width=128)
 
 optimizer.update(lr=1e-3, weight_decay=0.05)
-schedule = L(Cosine)(num_images="${train.num_images}", warmup=100 * 8)
+schedule = L(Cosine)(num_images="${train.num_images}", warmup=100 * 8, warmup_factor=0.001)
 train.update(
     output_dir="output/shapes",
     precision="auto",
-    num_images=17000,
+    num_images=15000,
     checkpoint_every=4000,
     eval_every=0,
     log_every=50,

@@ -117,12 +117,10 @@ def test_a_subclass_with_its_own_forward_gets_the_whole_batch():
     assert DetectorLoss(detector)([draw(0), draw(1)]) == {"loss_own": torch.tensor(2.0)}
 
 
-def test_an_image_larger_than_the_square_is_named_instead_of_cut_off(monkeypatch):
+def test_an_image_larger_than_the_square_is_named_instead_of_cut_off():
     detector = make_detector()
-    square = {"square_size": 16}
-    monkeypatch.setattr(type(detector.backbone), "padding_constraints", square, raising=False)
+    detector.backbone.square_pad = 32
     record = {**draw(0), "file_name": "wide.jpg"}
-    size = " x ".join(str(side) for side in record["image"].shape[-2:])
-    text = rf"image wide\.jpg: expected at most 16 x 16 pixels .*, got {size}\. Resize"
+    text = r"image wide\.jpg: expected at most 32 x 32 pixels .*, got 64 x 64\. Resize to less"
     with pytest.raises(InputError, match=text):
         DetectorLoss(detector)([record])

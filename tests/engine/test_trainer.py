@@ -128,11 +128,6 @@ def test_low_precision_trains_with_weights_in_fp32(precision):
     assert bool(trainer.state_dict()["scaler"]) == (precision == "fp16")
 
 
-def test_an_unknown_precision_is_named():
-    with pytest.raises(InputError, match=r"train\.precision: expected one of fp32, bf16, fp16"):
-        make_trainer(precision="half")
-
-
 def test_a_loss_that_is_not_finite_stops_before_the_weights_change():
     trainer = make_trainer()
     trainer.step(batch_of(1.0))

@@ -49,6 +49,7 @@ class DetectorLoss(nn.Module):
             InputError: a dict has no "position", or an image is larger than the model's square.
         """
         detector: Any = self.detector  # its parts are modules, not tensors
+        check_image_sizes(detector, batch)
         if type(detector).forward is not GeneralizedRCNN.forward or not detector.proposal_generator:
             return detector(batch)
         positions = [_position(record) for record in batch]
