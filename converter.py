@@ -21,7 +21,8 @@ from vitdet.utils.checks import InputError, fail
 from vitdet.utils.files import replacing
 
 
-def _parse(argv: Sequence[str]) -> argparse.Namespace:
+def parse(argv: Sequence[str]) -> argparse.Namespace:
+    """Return the command line; underscores in option names are read as dashes."""
     formats = "; ".join(f"{fmt.name}: {fmt.what}" for fmt in FORMATS.values())
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--source-model", type=Path, required=True, help="file to read")
@@ -101,7 +102,7 @@ def _run(args: argparse.Namespace) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; return the exit status."""
-    args = _parse(sys.argv[1:] if argv is None else argv)
+    args = parse(sys.argv[1:] if argv is None else argv)
     try:
         _run(args)
     except UnaccountedError as error:
