@@ -1,8 +1,10 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -93,6 +95,24 @@ def test_a_killed_process_ends_the_others(tmp_path):
     ):
         launch(workers.die_on_rank_1, 2, args=(str(tmp_path),))
     assert not any(alive(tmp_path / f"pid{rank}") for rank in range(2))
+
+
+@pytest.mark.slow
+def test_no_process_outlives_the_launcher(tmp_path):
+    start = f"launch(workers.kill_the_launcher, 2, args=({str(tmp_path)!r},))"
+    script = tmp_path / "start.py"
+    script.write_text(
+        "import workers\nfrom vitdet.engine.launch import launch\n"
+        f"if __name__ == '__main__':\n    {start}\n"
+    )
+    command = [sys.executable, str(script)]
+    ended = subprocess.run(command, env=environment(), capture_output=True, check=False)
+    assert ended.returncode == -signal.SIGKILL
+    pids = [tmp_path / f"pid{rank}" for rank in range(2)]
+    deadline = time.monotonic() + 60
+    while any(alive(pid) for pid in pids) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert not any(alive(pid) for pid in pids)
 
 
 @pytest.mark.slow

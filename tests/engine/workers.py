@@ -50,3 +50,12 @@ def crash_on_rank_0(_: str) -> None:
     if rank() == 0:
         raise ZeroDivisionError("a bug")
     time.sleep(3600)
+
+
+def kill_the_launcher(folder: str) -> None:
+    """Rank 0 kills the process that started both, which would leave two orphans."""
+    (Path(folder) / f"pid{rank()}").write_text(str(os.getpid()))
+    all_gather_object(None)  # both have written
+    if rank() == 0:
+        os.kill(os.getppid(), signal.SIGKILL)
+    time.sleep(3600)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import logging
+import multiprocessing
 import os
 import socket
 import sys
+import threading
 from collections.abc import Callable, Sequence
 from datetime import timedelta
 from multiprocessing.process import BaseProcess
@@ -20,6 +22,7 @@ from vitdet.utils.checks import InputError, fail
 
 TIMEOUT = timedelta(minutes=30)
 INPUT_ERROR_STATUS = 2
+LAUNCHER_GONE_STATUS = 3
 INTERRUPTED_STATUS = 130  # what shells give for ^C: 128 + SIGINT
 GRACE_SECONDS = 10.0
 
@@ -169,6 +172,14 @@ def _stop(process: BaseProcess) -> None:
         process.join()
 
 
+def _end_with_the_launcher() -> None:
+    """End this process when the one that started it is gone, however that one was ended."""
+    launcher = multiprocessing.parent_process()
+    if launcher is not None:
+        launcher.join()
+        os._exit(LAUNCHER_GONE_STATUS)
+
+
 def _child(
     local_rank: int,
     main: Callable[..., Any],
@@ -179,6 +190,7 @@ def _child(
     dist_url: str,
     errors: Any,
 ) -> None:
+    threading.Thread(target=_end_with_the_launcher, daemon=True).start()
     if not torch.cuda.is_available():
         # Each process would otherwise start a thread for every core of the machine.
         torch.set_num_threads(max(1, torch.get_num_threads() // processes))
