@@ -13,7 +13,7 @@ import pytest
 import torch
 from detectron2.structures import Boxes, Instances
 
-from vitdet.evaluation import CocoEvaluator, ap_table, evaluate_results
+from vitdet.evaluation import CocoEvaluator, evaluate_results
 from vitdet.utils import distributed
 from vitdet.utils.checks import InputError
 
@@ -207,7 +207,6 @@ def test_no_ground_truth_scores_nan(data):
     results = _evaluate(data, PERFECT)
     assert math.isnan(results["bbox"]["AP"])
     assert math.isnan(results["segm"]["per_class"]["dog"])
-    assert "nan" in ap_table(results)
 
 
 def test_a_file_without_annotations_is_not_scored(data, tmp_path, caplog):
@@ -366,17 +365,3 @@ def test_bad_arguments(data):
         evaluate_results(data.json_file, [], "bbox", 0)
     with pytest.raises(InputError, match="LVIS categories: expected a frequency each, got none"):
         evaluate_results(data.json_file, [], "bbox", style="lvis")
-
-
-def test_table(data):
-    results = _evaluate(data, PERFECT)
-    rows = [
-        [cell.strip() for cell in line.split("|")[1:-1]] for line in ap_table(results).split("\n")
-    ]
-    assert rows[0] == ["", "AP", "AP50", "AP75", "APs", "APm", "APl"]
-    assert rows[2][:4] == ["bbox", "100.00", "100.00", "100.00"]
-    assert rows[3][0] == "segm"
-    table = ap_table(results, per_class=True)
-    assert "AP segm" in table
-    assert "dog" in table
-    assert ap_table({}) == "(no results)"

@@ -7,7 +7,7 @@ import logging
 import math
 import os
 from collections import Counter, OrderedDict
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -16,7 +16,6 @@ import pycocotools.mask
 import torch
 from detectron2.evaluation import DatasetEvaluator
 from faster_coco_eval import COCO, COCOeval_faster
-from tabulate import tabulate
 
 from vitdet.utils import distributed
 from vitdet.utils.checks import fail
@@ -27,7 +26,6 @@ mask_util: Any = pycocotools.mask  # its type stubs know only one of each functi
 Style = Literal["coco", "lvis"]
 Json = dict[str, Any]
 _SIZES = {"s": "small", "m": "medium", "l": "large"}
-_HEADLINE = ("AP", "AP50", "AP75", "APs", "APm", "APl", "APr", "APc", "APf")
 
 
 class EvaluationData(Protocol):
@@ -207,21 +205,6 @@ def evaluate_results(
     evaluator.evaluate()
     evaluator.accumulate()
     return _metrics(evaluator, truth["categories"], style)
-
-
-def ap_table(results: Mapping[str, Mapping[str, Any]], per_class: bool = False) -> str:
-    """Return a table of `CocoEvaluator.evaluate`'s AP: a row a kind, then one a class if asked."""
-    if not results:
-        return "(no results)"
-    columns = [name for name in _HEADLINE if any(name in row for row in results.values())]
-    rows = [[kind, *(row.get(name, math.nan) for name in columns)] for kind, row in results.items()]
-    text = tabulate(rows, headers=["", *columns], floatfmt=".2f", tablefmt="github")
-    if per_class:
-        names = list(next(iter(results.values()))["per_class"])
-        by_class = [[n, *(row["per_class"][n] for row in results.values())] for n in names]
-        headers = ["class", *(f"AP {kind}" for kind in results)]
-        text += "\n\n" + tabulate(by_class, headers=headers, floatfmt=".2f", tablefmt="github")
-    return text
 
 
 def _to_results(instances: Any, image_id: int, dataset: EvaluationData) -> list[Json]:
