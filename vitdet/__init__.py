@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import importlib.util
 
+from vitdet.utils.env import quiet_dependencies
+
 __version__ = "0.1.0"
 
 if importlib.util.find_spec("detectron2") is None:
@@ -17,6 +19,8 @@ if importlib.util.find_spec("detectron2") is None:
         "'detectron2 @ git+https://github.com/facebookresearch/detectron2.git'`."
     )
 
-from vitdet.config import build_model, load_config
+quiet_dependencies()
+
+from vitdet.config import build_model, load_config  # noqa: E402 (after the two lines above)
 
 __all__ = ["build_model", "load_config"]

@@ -6,6 +6,7 @@ import hashlib
 import platform
 import random
 import subprocess
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib import metadata
@@ -15,6 +16,23 @@ import numpy as np
 import torch
 
 _PACKAGES = ("torch", "torchvision", "numpy", "timm", "fvcore", "pycocotools", "faster-coco-eval")
+
+# What dependencies say of their own code, which a user of this project cannot change. Each can go
+# when its source no longer says it.
+_NOISE = (
+    r".*torch\.jit\.(script|trace|script_method).* is deprecated",  # fvcore, at import
+    r"Importing from timm\.models\.layers is deprecated",  # detectron2, at import
+    r"pkg_resources is deprecated",  # detectron2, at import
+    r"torch\.meshgrid: in an upcoming release",  # detectron2's anchors
+    r"The given NumPy array is not writable",  # detectron2's masks
+    r"Grad strides do not match bucket view strides",  # DistributedDataParallel, of 1x1 kernels
+)
+
+
+def quiet_dependencies() -> None:
+    """Leave the known warnings of dependencies out of what a user reads; all others stay."""
+    for message in _NOISE:
+        warnings.filterwarnings("ignore", message=message)
 
 
 def seed_from(*numbers: int) -> int:
