@@ -85,7 +85,16 @@ def install(extras: str) -> None:
         pins = Path(folder) / "constraints.txt"
         pins.write_text(constraints())
         target = f"{ROOT}[{extras}]" if extras else str(ROOT)
-        pip("install", "--quiet", "--constraint", str(pins), "--editable", target, *needs)
+        pip(
+            "install",
+            "--quiet",
+            "--no-compile",
+            "--constraint",
+            str(pins),
+            "--editable",
+            target,
+            *needs,
+        )
     importlib.invalidate_caches()
     if missing("detectron2"):
         # The wheel is tagged for CPython 3.10. Its Python files run on any; its compiled part is

@@ -2,7 +2,7 @@
 
 Source      this project. The parts are those of ViTDet (arXiv 2203.16527); patches of 8 pixels, 96
             channels, 6 blocks and narrow heads make them fit 128 x 128 pixels and two cores.
-Schedule    15000 images = 1875 iterations x 8, cosine, warm-up 100 iterations
+Schedule    16000 images = 2000 iterations x 8, cosine, warm-up 100 iterations
 Train       python train_net.py --config-file configs/mini/mask_rcnn_vitdet_shapes.py --num-gpus 2
 """
 
@@ -44,17 +44,17 @@ _rpn.anchor_generator.update(
 _rpn.update(batch_size_per_image=64, pre_nms_topk=[100, 300], post_nms_topk=[64, 100])
 
 _heads = model.roi_heads
-_heads.update(num_classes=6, batch_size_per_image=32)
+_heads.update(num_classes=6, batch_size_per_image=32, positive_fraction=0.375)
 _heads.box_in_features = _heads.mask_in_features = _levels
 for _pooler in (_heads.box_pooler, _heads.mask_pooler):
     _pooler.scales = [1 / stride for stride in _strides]
 _heads.box_head.update(conv_dims=[], fc_dims=[256, 256])
 _heads.box_head.input_shape.channels = _heads.mask_head.input_shape.channels = 64
 _heads.box_predictor.input_shape.channels = 256
-_heads.mask_head.conv_dims = [48, 48, 48]
+_heads.mask_head.conv_dims = [32, 32, 32]
 
 _root = "datasets/shapes"
-dataloader.train.update(total_batch_size=8, num_workers=1)
+dataloader.train.update(total_batch_size=8, num_workers=0)
 dataloader.train.dataset = L(shapes_dataset)(root=_root, split="train", num_images=4000, size=128)
 dataloader.train.mapper.augmentations = L(fixed_resize)(height=128, width=128, flip=True)
 dataloader.test.update(batch_size=8, num_workers=1)
@@ -66,7 +66,7 @@ schedule = L(Cosine)(num_images="${train.num_images}", warmup=100 * 8, warmup_fa
 train.update(
     output_dir="output/shapes",
     precision="auto",
-    num_images=15000,
+    num_images=16000,
     checkpoint_every=4000,
     eval_every=0,
     log_every=50,

@@ -6,8 +6,10 @@ import json
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
+from vitdet import checkpoint
 from vitdet.app import demo
 
 SHORT = [
@@ -36,9 +38,11 @@ def test_demo_trains_evaluates_draws_and_goes_on_where_it_was(tmp_path, capsys):
     assert picture.std() > 20  # no empty sheet
     results = json.loads((folder / "results.json").read_text())["results"]
     assert set(results) == {"bbox", "segm"}
-    written = (folder / "model_final.pth").stat().st_mtime_ns
+    before = checkpoint.read(folder / "model_final.pth")
     assert demo.main(["--num-processes", "1", *SHORT, *places]) == 0  # finished: only evaluates
-    assert (folder / "model_final.pth").stat().st_mtime_ns == written
+    after = checkpoint.read(folder / "model_final.pth")
+    assert after["images_seen"] == before["images_seen"] == 8
+    assert all(torch.equal(after["model"][name], value) for name, value in before["model"].items())
 
 
 def test_a_wrong_override_is_one_line(capsys):
