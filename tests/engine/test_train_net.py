@@ -62,6 +62,13 @@ def test_an_input_error_in_processes_is_one_line_and_status_2(tmp_path):
     assert "Traceback" not in done.stderr
 
 
+# A shell starts background jobs with ^C ignored, and what they start inherits that.
+INTERRUPTIBLE = (
+    "import os, signal, sys; signal.signal(signal.SIGINT, signal.SIG_DFL); "
+    "os.execv(sys.argv[1], sys.argv[1:])"
+)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("processes", [1, 2])
 def test_interrupted_resumed_and_evaluated_from_the_command_line(tmp_path, processes):
@@ -70,7 +77,7 @@ def test_interrupted_resumed_and_evaluated_from_the_command_line(tmp_path, proce
     )
     arguments = ("--config-file", config, "--num-gpus", processes)
     running = subprocess.Popen(
-        command(*arguments),
+        [sys.executable, "-c", INTERRUPTIBLE, *command(*arguments)],
         env=environment(),
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
