@@ -80,6 +80,13 @@ def test_wrong_overrides(recipe, override, text):
     assert "\n" not in str(caught.value)
 
 
+def test_a_value_left_open_can_be_given(recipe):
+    recipe.write_text(RECIPE + '\ndata = dict(json="???")\n')
+    assert load_config(recipe, ["data.json=train.json"]).data.json == "train.json"
+    with pytest.raises(InputError, match=r"Did you mean data.json\?"):
+        load_config(recipe, ["data.jsn=train.json"])
+
+
 def test_missing_file_names_the_nearest(recipe):
     with pytest.raises(
         InputError, match=r"expected a file, got .*recipes.py. Did you mean .*recipe.py\?"

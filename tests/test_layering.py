@@ -41,7 +41,7 @@ NARROW = {
     "engine": {"utils", "checkpoint", "config"},  # everything else comes out of a recipe
     "predict": {"utils", "checkpoint", "config", "data"},
     "export": {"utils", "checkpoint", "config"},
-    "vitdet": {"config", "predict"},  # the doors in vitdet/__init__.py
+    "vitdet": {"config", "predict", "utils.env"},  # the doors in vitdet/__init__.py
 }
 
 # Files and folders under vitdet/ that may import detectron2.

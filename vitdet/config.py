@@ -95,8 +95,8 @@ def _child(node: Any, part: str, where: str, key: str, *, optional: bool = False
             return node[int(part)]
         names: list[str] = [str(i) for i in range(len(node))]
     elif isinstance(node, DictConfig):
-        if part in node:
-            return node[part]
+        if part in node.keys():  # noqa: SIM118 (a value left open, "???", is not `in` the node)
+            return None if OmegaConf.is_missing(node, part) else node[part]
         arguments = _arguments(node)
         if optional and part in arguments:
             return arguments[part]
