@@ -9,8 +9,9 @@ from detectron2.modeling import GeneralizedRCNN
 from detectron2.structures import ImageList
 from torch import nn
 
+from vitdet.engine.head_losses import batch_losses, can_batch
 from vitdet.utils.checks import fail
-from vitdet.utils.env import random_state, seed_from
+from vitdet.utils.env import RandomStream, seed_from
 
 Batch = list[dict[str, Any]]
 Losses = dict[str, torch.Tensor]
@@ -52,22 +53,13 @@ class DetectorLoss(nn.Module):
         check_image_sizes(detector, batch)
         if type(detector).forward is not GeneralizedRCNN.forward or not detector.proposal_generator:
             return detector(batch)
-        positions = [_position(record) for record in batch]
+        streams = [RandomStream(seed_from(self.seed, _position(record))) for record in batch]
         images = detector.preprocess_image(batch)
         truths = [record["instances"].to(detector.device) for record in batch]
         features = detector.backbone(images.tensor)
-        # One split a level: its backward is one concatenation. Slicing would add B padded copies.
-        levels = {name: level.split(1) for name, level in features.items()}
-        rows = images.tensor.split(1)
-        summed: Losses = {}
-        for index, position in enumerate(positions):
-            image = ImageList(rows[index], [images.image_sizes[index]])
-            level = {name: parts[index] for name, parts in levels.items()}
-            with random_state(seed_from(self.seed, position)):
-                losses = _head_losses(detector, image, level, truths[index])
-            for name, loss in losses.items():
-                summed[name] = summed[name] + loss if name in summed else loss
-        return {name: loss / len(batch) for name, loss in summed.items()}
+        if can_batch(detector):
+            return batch_losses(detector, images, features, truths, streams)
+        return _one_by_one(detector, images, features, truths, streams)
 
 
 def check_image_sizes(detector: nn.Module, batch: Batch) -> None:
@@ -90,13 +82,27 @@ def check_image_sizes(detector: nn.Module, batch: Batch) -> None:
             )
 
 
-def _head_losses(
-    detector: GeneralizedRCNN, image: ImageList, features: dict[str, torch.Tensor], truth: Any
+def _one_by_one(
+    detector: Any,
+    images: ImageList,
+    features: dict[str, torch.Tensor],
+    truths: list[Any],
+    streams: list[RandomStream],
 ) -> Losses:
-    """Losses of the proposal generator and the ROI heads on one image."""
-    proposals, losses = detector.proposal_generator(image, features, [truth])
-    _, head_losses = detector.roi_heads(image, features, proposals, [truth])
-    return {**losses, **head_losses}
+    """Mean losses of heads of any kind, which see one image at a time."""
+    # One split a level: its backward is one concatenation. Slicing would add B padded copies.
+    levels = {name: level.split(1) for name, level in features.items()}
+    rows = images.tensor.split(1)
+    summed: Losses = {}
+    for index, (truth, stream) in enumerate(zip(truths, streams, strict=True)):
+        image = ImageList(rows[index], [images.image_sizes[index]])
+        level = {name: parts[index] for name, parts in levels.items()}
+        with stream:
+            proposals, losses = detector.proposal_generator(image, level, [truth])
+            _, head_losses = detector.roi_heads(image, level, proposals, [truth])
+        for name, loss in {**losses, **head_losses}.items():
+            summed[name] = summed[name] + loss if name in summed else loss
+    return {name: loss / len(truths) for name, loss in summed.items()}
 
 
 def _position(record: dict[str, Any]) -> int:

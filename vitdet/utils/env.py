@@ -7,8 +7,6 @@ import platform
 import random
 import subprocess
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
 
@@ -48,20 +46,49 @@ def seed_all(seed: int) -> None:
     torch.manual_seed(seed)
 
 
-@contextmanager
-def random_state(seed: int) -> Iterator[None]:
-    """Run a block under `seed` (random, NumPy, torch), then restore the states."""
-    states = random.getstate(), np.random.get_state(), torch.get_rng_state()
+class RandomStream:
+    """Random numbers (random, NumPy, torch) of their own, drawn from inside `with` blocks.
+
+    Every block goes on where the one before stopped, and leaves the states outside as they were.
+    """
+
+    def __init__(self, seed: int) -> None:
+        self._seed = seed
+        self._inside: _States | None = None
+        self._outside: _States | None = None
+
+    def __enter__(self) -> None:
+        self._outside = _states()
+        if self._inside is None:
+            seed_all(self._seed)
+        else:
+            _restore(self._inside)
+
+    def __exit__(self, *_: object) -> None:
+        self._inside = _states()
+        assert self._outside is not None
+        _restore(self._outside)
+
+
+def random_state(seed: int) -> RandomStream:
+    """Return a block that runs under `seed` (random, NumPy, torch) and restores the states."""
+    return RandomStream(seed)
+
+
+_States = tuple[object, object, torch.Tensor, torch.Tensor | None]
+
+
+def _states() -> _States:
     cuda = torch.cuda.get_rng_state() if torch.cuda.is_initialized() else None
-    seed_all(seed)
-    try:
-        yield
-    finally:
-        random.setstate(states[0])
-        np.random.set_state(states[1])
-        torch.set_rng_state(states[2])
-        if cuda is not None:
-            torch.cuda.set_rng_state(cuda)
+    return random.getstate(), np.random.get_state(), torch.get_rng_state(), cuda
+
+
+def _restore(states: _States) -> None:
+    random.setstate(states[0])  # pyright: ignore[reportArgumentType]
+    np.random.set_state(states[1])  # pyright: ignore[reportArgumentType]
+    torch.set_rng_state(states[2])
+    if states[3] is not None:
+        torch.cuda.set_rng_state(states[3])
 
 
 def describe() -> dict[str, str]:
