@@ -6,12 +6,15 @@
 PY ?= $(shell command -v python3.11 || command -v python3)
 RUN = .venv/bin/python
 
-.PHONY: demo test quick lint check env
+.PHONY: demo test quick lint check env runtime
+
+runtime:
+	@$(PY) .ci/bootstrap.py --extras ""
 
 env:
 	@$(PY) .ci/bootstrap.py
 
-demo: env
+demo: runtime
 	$(RUN) -m vitdet.app.demo
 
 test: env

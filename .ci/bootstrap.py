@@ -1,6 +1,7 @@
 """Make an environment in which vitdet runs. Standard library only.
 
-    python .ci/bootstrap.py          .venv beside this project, everything in it
+    python .ci/bootstrap.py          .venv beside this project, with the tools of tests and lint
+    python .ci/bootstrap.py --extras ""   the same with what running needs
     python .ci/bootstrap.py --here   the environment of this Python: its torch and its detectron2
                                      stay what they are, only missing parts are added
 
@@ -125,9 +126,9 @@ def check_operators() -> None:
         sys.exit(NO_OPERATORS.format(error=error, **versions))
 
 
-def fingerprint(extras: str) -> str:
+def fingerprint() -> str:
     """What an environment was made from: changes when it has to be made again."""
-    digest = hashlib.sha256(extras.encode())
+    digest = hashlib.sha256()
     for path in (ROOT / "pyproject.toml", SNAPSHOT, Path(__file__)):
         digest.update(path.read_bytes())
     return digest.hexdigest()
@@ -151,16 +152,18 @@ def main() -> None:
         install(arguments.extras)
         check_operators()
         return
-    stamp = arguments.venv / "made-from.txt"
-    wanted = fingerprint(arguments.extras)
-    if stamp.exists() and stamp.read_text() == wanted:
+    stamp = arguments.venv / "made-from.txt"  # the fingerprint, then the extras that are in
+    extras = set(filter(None, arguments.extras.split(",")))
+    made_from, *present = stamp.read_text().split() if stamp.exists() else [""]
+    if made_from == fingerprint() and extras <= set(present):
         return
+    extras |= set(present)
     python = arguments.venv / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
     if not python.exists():
         print(f"+ making {arguments.venv}", flush=True)
         venv.create(arguments.venv, with_pip=True)
-    run(str(python), str(Path(__file__).resolve()), "--here", "--extras", arguments.extras)
-    stamp.write_text(wanted)
+    run(str(python), str(Path(__file__).resolve()), "--here", "--extras", ",".join(sorted(extras)))
+    stamp.write_text(" ".join([fingerprint(), *sorted(extras)]))
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 
 Source      this project. The parts are those of ViTDet (arXiv 2203.16527); patches of 8 pixels, 96
             channels, 6 blocks and narrow heads make them fit 128 x 128 pixels and two cores.
-Schedule    16000 images = 2000 iterations x 8, cosine, warm-up 100 iterations
+Schedule    15000 images = 1875 iterations x 8, cosine, warm-up 100 iterations
 Train       python train_net.py --config-file configs/mini/mask_rcnn_vitdet_shapes.py --num-gpus 2
 """
 
@@ -48,6 +48,7 @@ _heads.update(num_classes=6, batch_size_per_image=32, positive_fraction=0.375)
 _heads.box_in_features = _heads.mask_in_features = _levels
 for _pooler in (_heads.box_pooler, _heads.mask_pooler):
     _pooler.scales = [1 / stride for stride in _strides]
+    _pooler.sampling_ratio = 1  # samples a cell; the adaptive number is slow on a CPU
 _heads.box_head.update(conv_dims=[], fc_dims=[256, 256])
 _heads.box_head.input_shape.channels = _heads.mask_head.input_shape.channels = 64
 _heads.box_predictor.input_shape.channels = 256
@@ -66,8 +67,8 @@ schedule = L(Cosine)(num_images="${train.num_images}", warmup=100 * 8, warmup_fa
 train.update(
     output_dir="output/shapes",
     precision="auto",
-    num_images=16000,
-    checkpoint_every=4000,
+    num_images=15000,
+    checkpoint_every=5000,
     eval_every=0,
     log_every=50,
     keep_checkpoints=2,
