@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 import warnings
 
@@ -22,6 +23,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--config-file", required=True, metavar="FILE", help="recipe, .py or .yaml")
     parser.add_argument("--resume", action="store_true", help="continue train.output_dir's run")
     parser.add_argument("--eval-only", action="store_true", help="evaluate, do not train")
+    parser.add_argument("--print-groups", action="store_true", help="print each parameter's lr")
     parser.add_argument(
         "--num-gpus", type=int, default=1, metavar="N", help="processes on this machine (default 1)"
     )
@@ -30,7 +32,6 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--dist-url",
         default="auto",
-        metavar="URL",
         help="tcp://HOST:PORT of machine 0; auto finds a free port on one machine",
     )
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="train.seed=1 and so on")
@@ -40,10 +41,13 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
 def main(args: argparse.Namespace) -> None:
     """Run in each process."""
     from vitdet.config import load_config
+    from vitdet.engine.groups import group_lines
     from vitdet.engine.run import evaluate, train
 
     cfg = load_config(args.config_file, args.overrides)
-    if args.eval_only:
+    if args.print_groups:
+        print(*group_lines(cfg), sep="\n", flush=True)
+    elif args.eval_only:
         evaluate(cfg, resume=args.resume)
     else:
         train(cfg, resume=args.resume)
@@ -56,15 +60,19 @@ def run() -> int:
     from vitdet.utils.checks import InputError
 
     try:
-        launch(
-            main, args.num_gpus, args.num_machines, args.machine_rank, args.dist_url, args=(args,)
-        )
+        if args.print_groups:
+            main(args)
+        else:
+            where = (args.num_gpus, args.num_machines, args.machine_rank, args.dist_url)
+            launch(main, *where, args=(args,))
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("interrupted; --resume continues from the last checkpoint", file=sys.stderr)
         return 130
+    except BrokenPipeError:  # what reads the table, as head does, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 0
 
 

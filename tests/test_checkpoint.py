@@ -167,15 +167,6 @@ def test_archive_that_unpacks_to_more_than_itself(tmp_path: Path) -> None:
         checkpoint.read(path)
 
 
-def test_torchscript_archive_is_named(tmp_path: Path) -> None:
-    path = tmp_path / "clip.pt"
-    with zipfile.ZipFile(path, "w") as archive:
-        archive.writestr("clip/constants.pkl", b"\x80\x02).")
-        archive.writestr("clip/data.pkl", b"\x80\x02}.")
-    with pytest.raises(InputError, match=r"TorchScript archive.*torch\.jit\.load"):
-        checkpoint.read(path)
-
-
 def test_wrong_paths(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="expected a file, got nothing there"):
         checkpoint.read(tmp_path / "absent.pth")

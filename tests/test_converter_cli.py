@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import safetensors.torch
 import torch
 
 from vitdet import checkpoint
@@ -126,6 +127,68 @@ def test_underscores_in_options(folder: Path) -> None:
     words = [f"--source_model={folder / 'mae.pth'}", "--output_model", str(output)]
     assert MAIN([*words, "--config_file", str(folder / "recipe.py"), "--source_format=mae"]) == 0
     assert outputs(folder) == ["under_score.pth"]
+
+
+def test_weights_among_several(folder: Path, run: Run, capsys: pytest.CaptureFixture[str]) -> None:
+    average = {name: value + 1 for name, value in mae().items()}
+    path = folder / "two.pth"
+    torch.save({"model": mae(), "ema_state": average}, path)
+    assert run(source=path) == 0
+    assert (
+        "weights taken from 'model'; --weights takes another: ema_state" in capsys.readouterr().out
+    )
+    written = checkpoint.read(folder / "out" / "vit.pth")["model"]
+    assert torch.equal(written["net.pos_embed"], mae()["pos_embed"])
+    assert run("--weights", "ema_state", "--source-format=mae", source=path) == 0
+    written = checkpoint.read(folder / "out" / "vit.pth")["model"]
+    assert torch.equal(written["net.pos_embed"], mae()["pos_embed"] + 1)
+    assert run("--weights", "ema", source=path) == 2
+    assert "got 'ema', the file has model, ema_state" in capsys.readouterr().err
+
+
+def test_layer_scale_is_folded_on_demand(folder: Path, run: Run) -> None:
+    scales = {f"blocks.{i}.ls{k}.gamma": torch.full((16,), 2.0) for i in (0, 1) for k in (1, 2)}
+    path = folder / "dino.pth"
+    torch.save(mae() | scales, path)
+    assert run(source=path) == 1
+    assert outputs(folder) == []
+    report = folder / "out" / "report.json"
+    assert run("--fold-layer-scale", "--report", str(report), source=path) == 0
+    written = checkpoint.read(folder / "out" / "vit.pth")["model"]
+    for name in ("blocks.0.attn.proj.bias", "blocks.1.mlp.fc2.weight"):
+        assert torch.equal(written[f"net.{name}"], 2 * mae()[name])
+    record = json.loads(report.read_text())
+    assert record["made"]["net.blocks.1.mlp.fc2.weight"] == [
+        "blocks.1.mlp.fc2.weight",
+        "blocks.1.ls2.gamma",
+    ]
+
+
+def test_a_recipe_that_computes_something_else(
+    folder: Path, run: Run, capsys: pytest.CaptureFixture[str]
+) -> None:
+    report = folder / "out" / "report.json"
+    words = ("--report", str(report), "model.net.norm_eps=1e-3")
+    assert run(*words) == 1
+    assert outputs(folder) == ["report.json"]
+    assert (
+        "expected of the model: norm_eps=1e-06, not 0.001. Set that in" in capsys.readouterr().err
+    )
+    assert json.loads(report.read_text())["settings"] == {"norm_eps": [1e-6, 1e-3]}
+    assert run("--allow-inexact", *words) == 0
+    assert outputs(folder) == ["report.json", "vit.pth"]
+    expected = "inexact      norm_eps is 0.001, the weights were made with 1e-06"
+    assert expected in capsys.readouterr().out
+
+
+def test_safetensors_of_others_hold_the_weights_alone(folder: Path, run: Run) -> None:
+    path = folder / "model.safetensors"
+    safetensors.torch.save_file(mae(), path)
+    assert set(checkpoint.read(path)) == set(mae())
+    report = folder / "out" / "report.json"
+    assert run("--report", str(report), source=path) == 0
+    record = json.loads(report.read_text())
+    assert (record["source_format"], record["nested_under"]) == ("timm", "")
 
 
 def test_zoo_pickle_of_a_whole_pyramid(folder: Path, run: Run) -> None:

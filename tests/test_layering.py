@@ -19,6 +19,7 @@ PROJECT = Path(__file__).resolve().parents[1]
 ROOMS = {
     "utils": 0,
     "layers": 1,
+    "postprocess": 1,
     "backbones": 2,
     "pyramid": 2,
     "heads": 2,
@@ -55,6 +56,7 @@ OUTSIDE = {
     "utils": {"torch", "numpy"},
     "layers": {"torch"},
     "layers.kernels": {"torch", "triton", "xformers"},
+    "postprocess": {"torch"},
     "backbones": {"torch"},
     "pyramid": {"torch"},
     "heads": {"torch"},

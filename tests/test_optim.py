@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import inspect
+
 import pytest
 import torch
 from torch import nn
 
 from vitdet.backbones.vit import ViT
-from vitdet.optim import Cosine, MultiStep, Setting, adamw, parameter_table
+from vitdet.optim import Constant, Cosine, MultiStep, Setting, adamw, parameter_table
 from vitdet.utils.checks import InputError
 
 
@@ -45,6 +47,113 @@ def test_frozen_parameters_are_left_out_and_every_other_is_in_one_group():
 def test_norms_and_positions_decay_when_the_recipe_says_so():
     table = parameter_table(Detector(), weight_decay=0.2, weight_decay_norm=None, no_decay=())
     assert {setting.weight_decay for setting in table.values()} == {0.2}
+
+
+def multipliers(model: nn.Module, **rules) -> dict[str, float]:
+    table = parameter_table(model, **rules)
+    return {name: setting.lr_multiplier for name, setting in table.items()}
+
+
+def test_head_pyramid_and_backbone_have_multipliers_of_their_own():
+    found = multipliers(
+        Detector(),
+        layer_decay_rate=0.5,
+        backbone_lr_multiplier=0.1,
+        pyramid_lr_multiplier=3.0,
+        head_lr_multiplier=4.0,
+    )
+    assert found["backbone.pos_embed"] == pytest.approx(0.1 * 0.5**3)
+    assert found["backbone.blocks.1.attn.qkv.weight"] == pytest.approx(0.1 * 0.5)
+    assert found["backbone.blocks.0.residual.conv1.weight"] == 3.0  # after the layers
+    assert found["head.bias"] == 4.0
+
+
+def test_one_rate_for_the_whole_backbone():
+    """StreamPETR's released configs: backbone x 0.1, head x 1, no layers."""
+    assert multipliers(Detector(), backbone_lr_multiplier=0.1)["head.weight"] == 1.0
+    assert multipliers(Detector(), backbone_lr_multiplier=0.1)["backbone.pos_embed"] == 0.1
+    model = nn.Sequential()
+    model.add_module("img_backbone", nn.Linear(2, 2))  # knows no layers
+    model.add_module("img_backbone_neck", nn.Linear(2, 2))
+    found = multipliers(model, backbone="img_backbone", backbone_lr_multiplier=0.1)
+    assert [*found.values()] == [0.1, 0.1, 1.0, 1.0]
+
+
+def test_the_number_of_layers_that_the_rate_counts_can_differ():
+    found = multipliers(Detector(), layer_decay_rate=0.5, num_layers=1)
+    assert found["backbone.pos_embed"] == 0.25
+    assert found["backbone.blocks.1.norm1.weight"] == 1.0
+    assert found["backbone.blocks.0.residual.conv1.weight"] == 1.0
+    found = multipliers(Detector(), layer_decay_rate=0.5, num_layers=0)
+    assert found["backbone.blocks.1.norm1.weight"] == 2.0  # above the full rate, as published once
+    found = multipliers(Detector(), layer_decay_rate=0.5, num_layers=4)
+    assert found["backbone.blocks.1.norm1.weight"] == 0.125
+    assert found["head.weight"] == 1.0
+
+
+def test_multipliers_by_name():
+    """The last expression that is found counts; 0 leaves a parameter as it is."""
+    rules = {"backbone": 0.1, r"blocks\.1\.": 0.5, "bias$": 0.0}
+    found = multipliers(Detector(), lr_multipliers=rules, layer_decay_rate=0.5)
+    assert found["backbone.blocks.0.mlp.fc1.weight"] == pytest.approx(0.1 * 0.25)
+    assert found["backbone.blocks.1.mlp.fc1.weight"] == pytest.approx(0.5 * 0.5)
+    assert found["backbone.blocks.1.mlp.fc1.bias"] == found["head.bias"] == 0.0
+    assert found["head.weight"] == 1.0
+
+
+def test_rules_of_weight_decay_in_their_order():
+    decay = {
+        name: setting.weight_decay
+        for name, setting in parameter_table(
+            Detector(),
+            weight_decay=0.3,
+            weight_decay_norm=0.2,
+            weight_decay_vectors=0.1,
+            no_decay=[r"blocks\.1\..*fc1", "embed$"],
+        ).items()
+    }
+    assert decay["backbone.blocks.0.attn.qkv.weight"] == 0.3
+    assert decay["backbone.blocks.0.norm1.weight"] == 0.1  # a vector too
+    assert decay["backbone.blocks.0.attn.qkv.bias"] == decay["head.bias"] == 0.1
+    assert decay["backbone.blocks.1.mlp.fc1.weight"] == decay["backbone.pos_embed"] == 0.0
+    assert decay["backbone.patch_embed.proj.weight"] == 0.3
+    norms = parameter_table(Detector(), weight_decay=0.3, weight_decay_norm=0.2)
+    assert norms["backbone.blocks.0.norm1.weight"].weight_decay == 0.2
+
+
+@pytest.mark.parametrize(
+    ("rules", "text"),
+    [
+        (
+            {"no_decay": ["norm("]},
+            r"optimizer\.no_decay: expected regular expressions, got 'norm\('",
+        ),
+        ({"lr_multipliers": {"*": 1.0}}, r"optimizer\.lr_multipliers: expected regular"),
+        (
+            {"backbone": "trunk", "head_lr_multiplier": 4.0},
+            r"optimizer\.backbone: expected the name of a submodule, got 'trunk'\. The model has "
+            r"backbone, head\.",
+        ),
+    ],
+)
+def test_wrong_rules(rules, text):
+    with pytest.raises(InputError, match=text):
+        parameter_table(Detector(), **rules)
+
+
+def test_adamw_takes_every_rule_of_the_table():
+    model, rules = Detector(), {"head_lr_multiplier": 4.0, "weight_decay_vectors": 0.0}
+    rules |= {"layer_decay_rate": 0.9, "num_layers": 3, "lr_multipliers": {"patch": 0.5}}
+    optimizer = adamw(model, lr=0.01, **rules)
+    table = parameter_table(model, **rules)
+    groups = {id(p): group for group in optimizer.param_groups for p in group["params"]}
+    for name, parameter in model.named_parameters():
+        group = groups[id(parameter)]
+        assert group["lr"] == pytest.approx(0.01 * table[name].lr_multiplier)
+        assert group["weight_decay"] == table[name].weight_decay
+    defaults = inspect.signature(parameter_table).parameters, inspect.signature(adamw).parameters
+    for name, parameter in defaults[0].items():
+        assert name == "model" or defaults[1][name].default == parameter.default, name
 
 
 def test_layer_decay_needs_a_backbone_with_layers():
@@ -92,6 +201,14 @@ def test_cosine_by_hand():
     )
     with pytest.raises(InputError, match="less than the 100 images of training, got 100"):
         Cosine(num_images=100, warmup=100)
+
+
+def test_constant_by_hand():
+    schedule = Constant(num_images=100, warmup=10, warmup_factor=0.1)
+    assert [schedule(n) for n in (0, 5, 10, 60, 100)] == pytest.approx([0.1, 0.55, 1, 1, 1])
+    assert Constant(num_images=100)(0) == 1.0
+    with pytest.raises(InputError, match="at most the 100 images of training, got 101"):
+        Constant(num_images=100, warmup=101)
 
 
 @pytest.mark.parametrize(

@@ -1,8 +1,9 @@
 """Checkpoint files: read without running anything, write whole or not at all, load exactly.
 
-Three containers are read: torch files (.pth .pt .bin .ckpt), .safetensors, and .pkl, the pickles of
-NumPy arrays of detectron2's model zoo. None of them can run code here: torch files go through
-`torch.load(weights_only=True)`, pickles through `vitdet.utils.safe_pickle`.
+Four containers are read: torch files (.pth .pt .bin .ckpt), TorchScript archives under the same
+suffixes, .safetensors, and .pkl, the pickles of NumPy arrays of detectron2's model zoo. None of
+them can run code here: torch files go through `torch.load(weights_only=True)`, pickles through
+`vitdet.utils.safe_pickle`, archives through `vitdet.utils.torchscript`.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import re
 import struct
 import warnings
 import zipfile
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -23,10 +24,10 @@ import safetensors.torch
 import torch
 from torch import nn
 
-from vitdet.utils import safe_pickle
+from vitdet.utils import safe_pickle, torchscript
 from vitdet.utils.checks import InputError, fail, nearest
 from vitdet.utils.files import replacing
-from vitdet.utils.state_dicts import compare_shapes, some
+from vitdet.utils.state_dicts import compare_shapes, rows_of, some
 
 TORCH_SUFFIXES = (".pth", ".pt", ".bin", ".ckpt")
 
@@ -48,8 +49,8 @@ def read(path: str | Path, *, trust: bool = False) -> dict[str, Any]:
             its author. Other files are never trusted.
 
     Returns:
-        The file's dictionary. A safetensors file gives {"model": {name: tensor}} and, when this
-        project wrote it, "vitdet".
+        The file's dictionary. A safetensors file gives {name: tensor}; when this project wrote it,
+        {"model": {name: tensor}, "vitdet": ...}. A TorchScript archive gives {name: tensor}.
 
     Raises:
         InputError: no such file, unknown suffix, damaged, or more than tensors and plain values.
@@ -137,7 +138,11 @@ def weights_of(
         fail(source, expected='{"model": {name: tensor}}', got=got, remedy=remedy)
     about = content.get("vitdet")
     names = about.get("initialised", []) if isinstance(about, dict) else []
-    return inner, list(names)
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        remedy = "Convert the file again."
+        got = type(names).__name__ if not isinstance(names, list) else "other things"
+        fail(f"{source}: initialised", expected="a list of names", got=got, remedy=remedy)
+    return inner, names
 
 
 def load_weights(
@@ -153,7 +158,8 @@ def load_weights(
         model: any module. When this raises, nothing in it has changed.
         state_dict: {name: tensor}, with the names of `model.state_dict()`.
         source: where the weights come from, for the messages.
-        initialised: names that may be missing: the model keeps its own initialisation there.
+        initialised: names that may be missing: the model keeps its own initialisation there; or
+            "name[0-3,7]": rows of a tensor for which the same holds.
 
     Raises:
         InputError: a name or a shape differs. The line says why: another number of classes,
@@ -177,7 +183,28 @@ def load_weights(
         expected = f"the model's {len(target)}"
         remedy = _remedy(missing, unexpected, source)
         fail(f"{source}: names", expected=expected, got=got, remedy=remedy)
-    model.load_state_dict(dict(state_dict), strict=False)
+    model.load_state_dict(_with_own_rows(model, state_dict, allowed, source), strict=False)
+
+
+def _with_own_rows(
+    model: nn.Module, state_dict: Mapping[str, torch.Tensor], entries: Iterable[str], source: str
+) -> dict[str, torch.Tensor]:
+    """Return the state dict with the model's own values in the rows that `entries` name."""
+    result, own = dict(state_dict), model.state_dict()
+    for entry in entries:
+        found = rows_of(entry)
+        if found is None:
+            continue
+        name, rows = found
+        if name not in result or not rows or rows[-1].stop > len(result[name]):
+            remedy = "Convert the file again."
+            expected = "rows of a tensor in the file"
+            fail(f"{source}: initialised", expected=expected, got=entry, remedy=remedy)
+        tensor = result[name].clone()
+        for each in rows:
+            tensor[each.start : each.stop] = own[name][each.start : each.stop].to(tensor)
+        result[name] = tensor
+    return result
 
 
 def _remedy(missing: list[str], unexpected: list[str], source: str) -> str:
@@ -188,6 +215,8 @@ def _remedy(missing: list[str], unexpected: list[str], source: str) -> str:
 
 def _damaged(path: Path, why: object) -> NoReturn:
     reason = " ".join(str(why).split()).split(". ")[0][:200]
+    if not re.search(r"[a-z]{3}", reason):  # a bare number, or nothing
+        reason = f"damaged {reason}".strip()
     text = f"checkpoint {path}: it cannot be read ({reason}). Check it, or download it again."
     raise InputError(text)
 
@@ -200,13 +229,11 @@ def _refused(path: Path, wanted: str, remedy: str) -> NoReturn:
 def _read_safetensors(path: Path) -> dict[str, Any]:
     try:
         with safetensors.safe_open(path, framework="pt", device="cpu") as file:
-            content: dict[str, Any] = {"model": {k: file.get_tensor(k) for k in list(file.keys())}}
+            tensors = {name: file.get_tensor(name) for name in list(file.keys())}
             about = (file.metadata() or {}).get("vitdet")
-        if about is not None:
-            content["vitdet"] = json.loads(about)
+        return tensors if about is None else {"model": tensors, "vitdet": json.loads(about)}
     except (safetensors.SafetensorError, *_DAMAGE) as error:
         _damaged(path, error)
-    return content
 
 
 def _safetensors_parts(
@@ -222,7 +249,9 @@ def _safetensors_parts(
             tensor = tensor.clone()
         storages.add(tensor.untyped_storage().data_ptr())
         tensors[name] = tensor
-    return tensors, {"format": "pt", "vitdet": json.dumps(content.get("vitdet", {}))}
+    # files for other projects have no part "vitdet"
+    about = {"vitdet": json.dumps(content["vitdet"])} if "vitdet" in content else {}
+    return tensors, {"format": "pt", **about}
 
 
 def _read_pickle(path: Path) -> Any:
@@ -236,18 +265,26 @@ def _read_pickle(path: Path) -> Any:
 
 
 def _read_torch(path: Path, *, trust: bool) -> Any:
+    size = path.stat().st_size
     try:
+        if torchscript.is_archive(path):
+            return safe_pickle.finish(torchscript.load(path), size)
         if zipfile.is_zipfile(path):
             _check_archive(path)
         if trust:
-            return safe_pickle.finish(torch.load(path, map_location="cpu", weights_only=False))
+            whole = torch.load(path, map_location="cpu", weights_only=False)
+            return safe_pickle.finish(whole, size)
         harmless = [(stand_in, name) for name, stand_in in safe_pickle.NUMPY.items()]
         allowed = torch.serialization.safe_globals([argparse.Namespace, *harmless])
         with allowed, warnings.catch_warnings():
             warnings.simplefilter("ignore")  # what torch warns of, it refuses next
-            return safe_pickle.finish(torch.load(path, map_location="cpu", weights_only=True))
+            whole = torch.load(path, map_location="cpu", weights_only=True)
+            return safe_pickle.finish(whole, size)
     except InputError:
         raise
+    except safe_pickle.ForbiddenError as error:
+        remedy = "Open it with torch.jit.load in a program of yours and save its state_dict()."
+        _refused(path, str(error), remedy)
     except _DAMAGE as error:
         wanted = re.search(r"GLOBAL (\S+)", str(error))
         if wanted and not trust:
@@ -261,9 +298,6 @@ def _read_torch(path: Path, *, trust: bool) -> Any:
 def _check_archive(path: Path) -> None:
     with zipfile.ZipFile(path) as archive:
         members = archive.infolist()
-    if any(member.filename.endswith("/constants.pkl") for member in members):
-        remedy = "Open it with torch.jit.load in a program of yours and save its state_dict()."
-        _refused(path, "TorchScript archive (a program)", remedy)
     size = sum(member.file_size for member in members)
     if size > path.stat().st_size or any(member.compress_type for member in members):
         _damaged(path, "it is compressed, as no torch file is")

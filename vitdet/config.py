@@ -23,7 +23,15 @@ from torch.overrides import TorchFunctionMode
 
 from vitdet.utils.checks import InputError, fail, nearest
 
-__all__ = ["build_model", "instantiate", "load_config", "save_config", "set_num_classes"]
+__all__ = [
+    "backbone_settings",
+    "build_model",
+    "instantiate",
+    "load_config",
+    "model_settings",
+    "save_config",
+    "set_num_classes",
+]
 
 KEYS = ("model", "dataloader", "optimizer", "schedule", "train")
 
@@ -222,6 +230,59 @@ def set_num_classes(cfg: DictConfig, num_classes: int) -> None:
         model.roi_heads.num_classes = num_classes
     else:
         model.num_classes = num_classes
+
+
+def backbone_settings(model: Any) -> dict[str, Any]:
+    """Return the arguments of the transformer that a recipe's model is built on, {} without one.
+
+    Args:
+        model: the `model` node of a recipe, or a node in it.
+
+    Returns:
+        {argument: value}, defaults of the constructor among them.
+    """
+    if not isinstance(model, DictConfig):
+        return {}
+    given = {str(name): model[name] for name in model if not OmegaConf.is_missing(model, name)}
+    defaults = _arguments(model)
+    if {"embed_dim", "depth"} <= defaults.keys():
+        return defaults | given
+    return next((found for part in given.values() if (found := backbone_settings(part))), {})
+
+
+def model_settings(node: Any, model: nn.Module) -> dict[str, Any]:
+    """Return what no shape tells of a recipe's model and a file may have to agree with.
+
+    Args:
+        node: the `model` node of the recipe.
+        model: what is built from it.
+
+    Returns:
+        `backbone_settings`, and the kinds of norms ("LN", "GN1" for a GroupNorm of one group,
+        "GN1+LN", "none") as "pyramid.norm", "box_head.norm" and "mask_head.norm".
+    """
+    parts: dict[str, list[nn.Module]] = {"pyramid": [], "box_head": [], "mask_head": []}
+    for name, module in model.named_modules():
+        *_, last = name.split(".")
+        part = "pyramid" if last.startswith("simfp_") else last
+        if part in parts:
+            parts[part].append(module)
+    norms = {f"{part}.norm": _norm_kind(modules) for part, modules in parts.items() if modules}
+    return backbone_settings(node) | norms
+
+
+def _norm_kind(modules: list[nn.Module]) -> str:
+    # "LN" is that of maps: vitdet's ChannelLayerNorm and detectron2's LayerNorm
+    kinds = set()
+    for module in (part for whole in modules for part in whole.modules()):
+        name = type(module).__name__
+        if isinstance(module, nn.GroupNorm):
+            kinds.add(f"GN{module.num_groups}")
+        elif name.endswith("LayerNorm"):
+            kinds.add("LN")
+        elif "BatchNorm" in name:
+            kinds.add("BN")
+    return "+".join(sorted(kinds)) or "none"
 
 
 class _LinspaceOnCpu(TorchFunctionMode):

@@ -2,14 +2,17 @@
 
 Layer-wise lr decay: a parameter of layer i of n learns at rate ** (n + 1 - i) of the base rate
 (ViTDet, Appendix A.2; facebookresearch/detectron2, modeling/backbone/vit.py get_vit_lr_decay_rate
-and solver/build.py get_default_optimizer_params).
+and solver/build.py get_default_optimizer_params). StreamPETR's "vit_wise" rule, in which the head
+learns faster than the base rate, is `head_lr_multiplier` (NVlabs/OmniDrive,
+layer_decay_optimizer_constructor.py), its "backbone x 0.1" is `backbone_lr_multiplier`.
 """
 
 from __future__ import annotations
 
 import math
+import re
 from bisect import bisect_right
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol, runtime_checkable
 
@@ -51,24 +54,55 @@ def parameter_table(
     *,
     weight_decay: float = 0.1,
     weight_decay_norm: float | None = 0.0,
+    weight_decay_vectors: float | None = None,
     no_decay: Collection[str] = ("pos_embed",),
     layer_decay_rate: float | None = None,
+    num_layers: int | None = None,
+    backbone: str = "backbone",
+    backbone_lr_multiplier: float = 1.0,
+    pyramid_lr_multiplier: float = 1.0,
+    head_lr_multiplier: float = 1.0,
+    lr_multipliers: Mapping[str, float] | None = None,
 ) -> dict[str, Setting]:
     """Return lr multiplier and weight decay of every parameter that is trained.
 
+    The weight decay of a parameter is that of the last rule that fits: `weight_decay`,
+    `weight_decay_norm`, `weight_decay_vectors`, `no_decay`. Its lr multiplier is a product:
+    layer_decay_rate ** (num_layers + 1 - layer), the multiplier of the part that it lies in, and
+    that of the last of `lr_multipliers` that fits.
+
     Args:
-        model: a detector. With `layer_decay_rate` its `backbone` must know its layers.
+        model: a detector. With `layer_decay_rate` its backbone must know its layers.
         weight_decay: for every parameter without another rule.
-        weight_decay_norm: for parameters of torch's norm modules; None for `weight_decay`.
-        no_decay: last parts of names (`pos_embed`) that get no weight decay.
+        weight_decay_norm: for parameters of torch's norm modules; None for no such rule.
+        weight_decay_vectors: for 1-D parameters and those named bias; None for no such rule.
+        no_decay: regular expressions; a name in which one is found gets no weight decay.
         layer_decay_rate: factor from a layer to the one before it, None for one rate everywhere.
+        num_layers: layers that the rate counts, None for those of the backbone. A smaller number
+            gives the last layers more than the full rate, a larger one all layers less. What comes
+            after the layers keeps the full rate.
+        backbone: name of the submodule that is the backbone. What lies outside is the head.
+        backbone_lr_multiplier: for the layers of the backbone; for all of it when it does not know
+            its layers.
+        pyramid_lr_multiplier: for what comes after the layers within the backbone: pyramid,
+            propagation blocks, last norm.
+        head_lr_multiplier: for everything outside the backbone.
+        lr_multipliers: {regular expression: multiplier}; searched in the name.
 
     Returns:
         {name: Setting}, in the order of `model.named_parameters()`.
 
     Raises:
-        InputError: layer decay for a backbone that does not know its layers.
+        InputError: layer decay for a backbone that does not know its layers, no submodule of the
+            backbone's name, an expression that is none.
     """
+    without = [_expression("no_decay", text) for text in no_decay]
+    factors = [
+        (_expression("lr_multipliers", text), value)
+        for text, value in (lr_multipliers or {}).items()
+    ]
+    parts = (backbone_lr_multiplier, pyramid_lr_multiplier, head_lr_multiplier)
+    lr_of = _lr_rule(model, backbone, layer_decay_rate, num_layers, parts)
     table = {}
     for module_name, module in model.named_modules():
         for last, parameter in module.named_parameters(recurse=False):
@@ -78,25 +112,66 @@ def parameter_table(
             decay = weight_decay
             if isinstance(module, _NORMS) and weight_decay_norm is not None:
                 decay = weight_decay_norm
-            if last in no_decay:
+            if weight_decay_vectors is not None and (parameter.ndim == 1 or last == "bias"):
+                decay = weight_decay_vectors
+            if any(expression.search(name) for expression in without):
                 decay = 0.0
-            table[name] = Setting(_lr_multiplier(model, name, layer_decay_rate), decay)
+            fitting = [value for expression, value in factors if expression.search(name)]
+            table[name] = Setting(lr_of(name) * (fitting[-1] if fitting else 1.0), decay)
     return {name: table[name] for name, _ in model.named_parameters() if name in table}
 
 
-def _lr_multiplier(model: nn.Module, name: str, rate: float | None) -> float:
-    prefix, _, rest = name.partition(".")
-    if rate is None or prefix != "backbone":
-        return 1.0
-    backbone = model.get_submodule("backbone")
-    if not isinstance(backbone, Layered):
+def _expression(what: str, text: str) -> re.Pattern[str]:
+    try:
+        return re.compile(text)
+    except re.error as error:
+        fail(
+            f"optimizer.{what}",
+            expected="regular expressions",
+            got=f"{text!r} ({error})",
+            remedy=r"Put a backslash before a character that stands for itself, as in \.",
+        )
+
+
+def _lr_rule(
+    model: nn.Module,
+    backbone: str,
+    rate: float | None,
+    num_layers: int | None,
+    parts: tuple[float, float, float],
+) -> Callable[[str], float]:
+    """Return name -> lr multiplier by layer and by part (layers, pyramid, head)."""
+    of_layers, of_pyramid, of_head = parts
+    if rate is None and parts == (1.0, 1.0, 1.0):
+        return lambda _: 1.0  # any model will do, also one without a backbone
+    net = dict(model.named_modules()).get(backbone)
+    if net is None:
+        fail(
+            "optimizer.backbone",
+            expected="the name of a submodule",
+            got=repr(backbone),
+            remedy=f"The model has {', '.join(name for name, _ in model.named_children())}.",
+        )
+    if rate is not None and not isinstance(net, Layered):
         fail(
             "optimizer.layer_decay_rate",
             expected="a backbone with layer_id() and num_layers",
-            got=type(backbone).__name__,
+            got=type(net).__name__,
             remedy="Set it to null for this backbone.",
         )
-    return rate ** (backbone.num_layers + 1 - backbone.layer_id(rest))
+
+    def multiplier(name: str) -> float:
+        if not name.startswith(f"{backbone}."):
+            return of_head
+        if not isinstance(net, Layered):
+            return of_layers
+        layer = net.layer_id(name.removeprefix(f"{backbone}."))
+        if layer > net.num_layers:
+            return of_pyramid
+        counted = net.num_layers if num_layers is None else num_layers
+        return of_layers if rate is None else of_layers * rate ** (counted + 1 - layer)
+
+    return multiplier
 
 
 def adamw(
@@ -107,15 +182,22 @@ def adamw(
     eps: float = 1e-8,
     weight_decay: float = 0.1,
     weight_decay_norm: float | None = 0.0,
+    weight_decay_vectors: float | None = None,
     no_decay: Collection[str] = ("pos_embed",),
     layer_decay_rate: float | None = None,
+    num_layers: int | None = None,
+    backbone: str = "backbone",
+    backbone_lr_multiplier: float = 1.0,
+    pyramid_lr_multiplier: float = 1.0,
+    head_lr_multiplier: float = 1.0,
+    lr_multipliers: Mapping[str, float] | None = None,
 ) -> torch.optim.AdamW:
-    """Return AdamW over the groups of `parameter_table`; see there for the last four arguments.
+    """Return AdamW over the groups of `parameter_table`; see there for what follows `eps`.
 
     Every group has `lr_multiplier` and `initial_lr`, the rate that a schedule multiplies.
 
     Raises:
-        InputError: no model, or no parameter to train.
+        InputError: no model, no parameter to train, or what `parameter_table` raises.
     """
     if model is None:
         fail(
@@ -128,8 +210,15 @@ def adamw(
         model,
         weight_decay=weight_decay,
         weight_decay_norm=weight_decay_norm,
+        weight_decay_vectors=weight_decay_vectors,
         no_decay=no_decay,
         layer_decay_rate=layer_decay_rate,
+        num_layers=num_layers,
+        backbone=backbone,
+        backbone_lr_multiplier=backbone_lr_multiplier,
+        pyramid_lr_multiplier=pyramid_lr_multiplier,
+        head_lr_multiplier=head_lr_multiplier,
+        lr_multipliers=lr_multipliers,
     )
     members: dict[Setting, list[nn.Parameter]] = {}
     for name, setting in table.items():
@@ -241,3 +330,37 @@ class Cosine:
             return _warm_up(images_seen, self.warmup, self.warmup_factor, 1.0)
         done = (images_seen - self.warmup) / (self.num_images - self.warmup)
         return 0.5 * (1 + math.cos(math.pi * min(done, 1.0)))
+
+
+@dataclass(frozen=True)
+class Constant:
+    """Linear warm-up, then one rate to the end. All lengths are in images.
+
+    Args:
+        num_images: length of the training.
+        warmup: length of the warm-up, in which the multiplier grows linearly to 1.
+        warmup_factor: multiplier at the first image.
+
+    Raises:
+        InputError: a warm-up that is longer than the training.
+    """
+
+    num_images: float
+    warmup: float = 0
+    warmup_factor: float = 0.001
+
+    def __post_init__(self) -> None:
+        """Check the lengths against each other."""
+        if self.warmup > self.num_images:
+            fail(
+                "schedule.warmup",
+                expected=f"at most the {self.num_images} images of training",
+                got=self.warmup,
+                remedy="Shorten it or lengthen train.num_images; both are counted in images.",
+            )
+
+    def __call__(self, images_seen: float) -> float:
+        """Return the factor on every group's rate after `images_seen` images."""
+        if images_seen < self.warmup:
+            return _warm_up(images_seen, self.warmup, self.warmup_factor, 1.0)
+        return 1.0

@@ -1,16 +1,20 @@
 """Simple feature pyramid: every level from the last map of a backbone (ViTDet, Sec. 3, Fig. 2).
 
 Parameter names and numbers as facebookresearch/detectron2, modeling/backbone/vit.py
-SimpleFeaturePyramid.
+SimpleFeaturePyramid. Others have the same pyramid with one thing changed: exiawsh/StreamPETR
+(models/backbones/eva_vit.py) makes the coarse levels by strided convolutions, alibaba/EasyCV
+(detection/necks/sfp.py) normalises by GroupNorm with one group, and its first version keeps all
+channels in the deconvolutions.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from collections.abc import Callable, Collection, Sequence
+from typing import Any, NamedTuple, Protocol
 
 import torch
+import torch.nn.functional as F
 from detectron2.layers import Conv2d
 from detectron2.modeling import Backbone
 from torch import nn
@@ -18,8 +22,19 @@ from torch import nn
 from vitdet.layers.norms import ChannelLayerNorm
 from vitdet.utils.checks import fail
 
-_NORMS: dict[str, Callable[[int], nn.Module] | None] = {"LN": ChannelLayerNorm, "": None}
-_SCALES = (4.0, 2.0, 1.0, 0.5)
+_Norm = Callable[[int], nn.Module]
+
+# name: factory of the norm of so many channels and that epsilon
+_NORMS: dict[str, Callable[[int, float], nn.Module] | None] = {
+    "LN": ChannelLayerNorm,  # over the channels, at every position
+    "GN1": lambda channels, eps: nn.GroupNorm(1, channels, eps=eps),  # over the whole map
+    "": None,
+}
+_DOWNSAMPLES: dict[str, Callable[[int, int], nn.Module]] = {
+    "max_pool": lambda _, factor: nn.MaxPool2d(factor, stride=factor),
+    "conv": lambda dim, factor: nn.Conv2d(dim, dim, factor, stride=factor),
+}
+_SCALES = (4.0, 2.0, 1.0, 0.5, 0.25)
 
 
 class TopBlock(Protocol):
@@ -33,68 +48,92 @@ class TopBlock(Protocol):
         ...
 
 
+class _Level(NamedTuple):
+    """A level's name, that of its module, and that of the backbone's map."""
+
+    name: str
+    module: str
+    source: str
+
+
 class SimpleFeaturePyramid(Backbone):
     """Levels of several strides from one map, each by its own (de)convolutions.
 
     Args:
         net: the backbone, a finished part. If it tells the layer of a parameter (`layer_id`,
             `num_layers`), so does the pyramid.
-        in_feature: name of the map of `net` to use.
+        in_feature: name of the map of `net` to use, or one for each level: maps of several stages
+            of the backbone (Fig. 2a, with `top_down`).
         out_channels: channels of every level.
-        scale_factors: out of 4, 2, 1 and 0.5: a factor f gives a level of stride patch_size / f.
+        scale_factors: out of 4, 2, 1, 0.5 and 0.25: a factor f gives a level of stride
+            patch_size / f.
+        downsample: how the levels of 0.5 and 0.25 are made: "max_pool" (published), or "conv" of
+            that kernel and stride (StreamPETR).
+        halve_channels: whether every deconvolution halves the channels; else it keeps them.
+        top_down: whether to add every level's 1x1 convolution to the next finer one, as a feature
+            pyramid network does (Fig. 2b: with one map; Fig. 2a: with four).
         top_block: makes further levels from the last, as detectron2's `LastLevelMaxPool`; it is
             given the level whose name is its `in_feature`.
-        norm: "LN", or "" for none.
+        norm: "LN" over the channels, "GN1" over a whole map (GroupNorm with one group), or "" for
+            none. Their parameters have the same names and shapes and mean something else.
+        norm_eps: epsilon of the norms.
+        upsample_norm: norm between the two deconvolutions of the level of 4, None for `norm`.
+            ViTAE-Transformer/ViTDet and the first version of EasyCV have another one there.
+        upsample_norm_eps: its epsilon, None for `norm_eps`.
         square_pad: side in pixels to which images are padded on the right and below, 0 to pad only
             to a multiple of the coarsest stride.
 
     Raises:
-        InputError: a scale factor or norm that does not exist.
+        InputError: a scale factor, norm or downsampling that does not exist; another number of
+            maps than of levels; a top block that reads another level than the coarsest.
     """
 
     def __init__(
         self,
         net: Backbone,
         *,
-        in_feature: str = "last_feat",
+        in_feature: str | Sequence[str] = "last_feat",
         out_channels: int = 256,
-        scale_factors: Sequence[float] = _SCALES,
+        scale_factors: Sequence[float] = (4.0, 2.0, 1.0, 0.5),
+        downsample: str = "max_pool",
+        halve_channels: bool = True,
+        top_down: bool = False,
         top_block: TopBlock | None = None,
         norm: str = "LN",
+        norm_eps: float = 1e-6,
+        upsample_norm: str | None = None,
+        upsample_norm_eps: float | None = None,
         square_pad: int = 0,
     ) -> None:
         super().__init__()
-        if norm not in _NORMS:
-            fail(
-                "pyramid norm",
-                expected=f"one of {list(_NORMS)}",
-                got=repr(norm),
-                remedy="Take one.",
-            )
-        shape = net.output_shape()[in_feature]
-        if shape.channels is None or shape.stride is None:
-            fail(
-                f"backbone feature {in_feature!r}",
-                expected="known channels and stride",
-                got=str(shape),
-                remedy="Have the backbone's output_shape() tell them.",
-            )
+        _check_word("pyramid norm", norm, _NORMS)
+        _check_word("pyramid downsample", downsample, _DOWNSAMPLES)
+        make_norm = _norm_factory(norm, norm_eps)
+        upsample_norm = norm if upsample_norm is None else upsample_norm
+        _check_word("pyramid upsample_norm", upsample_norm, _NORMS)
+        upsample_eps = norm_eps if upsample_norm_eps is None else upsample_norm_eps
+        make_upsample_norm = _norm_factory(upsample_norm, upsample_eps)
+        sources = _sources(in_feature, len(scale_factors))
         self.net = net
-        self.in_feature = in_feature
+        self.top_down = top_down
         self.square_pad = square_pad
         self.top_block: Any = top_block  # a module: its parameters are ours
-        self._levels: list[tuple[str, str]] = []  # (name of the level, name of its module)
+        self._levels: list[_Level] = []
         self._out_feature_strides: dict[str, int] = {}
-        for scale in scale_factors:
-            stride = int(shape.stride / scale)
+        for scale, source in zip(scale_factors, sources, strict=True):
+            channels, stride = _channels_and_stride(net, source)
+            stride = int(stride / scale)
             level = int(math.log2(stride))
+            layers, dim = _resample(scale, channels, downsample, halve_channels, make_upsample_norm)
             # `simfp_2` and so on are detectron2's names in the state dict.
-            self.add_module(f"simfp_{level}", _level(scale, shape.channels, out_channels, norm))
-            self._levels.append((f"p{level}", f"simfp_{level}"))
+            module = nn.Sequential(*layers, *_convolutions(dim, out_channels, make_norm))
+            self.add_module(f"simfp_{level}", module)
+            self._levels.append(_Level(f"p{level}", f"simfp_{level}", source))
             self._out_feature_strides[f"p{level}"] = stride
         self._size_divisibility = max(self._out_feature_strides.values())
         if top_block is not None:
-            coarsest = max(int(name[1:]) for name, _ in self._levels)
+            coarsest = max(int(level.name[1:]) for level in self._levels)
+            _check_top_block(top_block, coarsest, {level.name for level in self._levels}, net)
             for i in range(coarsest + 1, coarsest + 1 + top_block.num_levels):
                 self._out_feature_strides[f"p{i}"] = 2**i
         self._out_features = list(self._out_feature_strides)
@@ -126,41 +165,107 @@ class SimpleFeaturePyramid(Backbone):
     ) -> dict[str, torch.Tensor]:
         """Map images x (B, 3, h, w) to levels {"p2": (B, out_channels, h / 4, w / 4), ...}."""
         features = self.net(x)
-        last = features[self.in_feature]
-        levels = {name: self.get_submodule(module)(last) for name, module in self._levels}
+        if self.top_down:
+            levels = self._sum_downwards(features)
+        else:
+            levels = {
+                name: self.get_submodule(module)(features[source])
+                for name, module, source in self._levels
+            }
         if self.top_block is not None:
             source = self.top_block.in_feature
             top = features[source] if source in features else levels[source]
             levels.update(zip(self._out_features[len(levels) :], self.top_block(top), strict=True))
         return levels
 
+    def _sum_downwards(self, features: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """Return the levels, each with the next coarser one's 1x1 convolution added to its own."""
+        levels: dict[str, torch.Tensor] = {}
+        coarser: torch.Tensor | None = None
+        for name, module, source in sorted(self._levels, key=lambda level: -int(level.name[1:])):
+            *before, last = self.get_submodule(module).children()
+            x = features[source]
+            for layer in before:
+                x = layer(x)
+            if coarser is not None:
+                x = x + F.interpolate(coarser, size=x.shape[-2:], mode="nearest")
+            coarser = x
+            levels[name] = last(x)
+        return {level.name: levels[level.name] for level in self._levels}
 
-def _level(scale: float, dim: int, out_channels: int, norm: str) -> nn.Sequential:
-    """Return the layers of one level: resampling, then 1x1 and 3x3 convolutions (Sec. 3)."""
-    make_norm = _NORMS[norm]
-    layers: list[nn.Module] = []
-    if scale == 4.0:
-        layers += [nn.ConvTranspose2d(dim, dim // 2, 2, stride=2)]
-        layers += [make_norm(dim // 2) if make_norm else nn.Identity(), nn.GELU()]
-        layers += [nn.ConvTranspose2d(dim // 2, dim // 4, 2, stride=2)]
-        dim //= 4
-    elif scale == 2.0:
-        layers += [nn.ConvTranspose2d(dim, dim // 2, 2, stride=2)]
-        dim //= 2
-    elif scale == 0.5:
-        layers += [nn.MaxPool2d(2, stride=2)]
-    elif scale != 1.0:
-        fail("scale factor", expected=f"one of {_SCALES}", got=scale, remedy="Take one of these.")
-    for kernel, channels in ((1, dim), (3, out_channels)):
-        conv_norm = make_norm(out_channels) if make_norm else None
-        layers.append(
-            Conv2d(
-                channels,
-                out_channels,
-                kernel,
-                padding=kernel // 2,
-                bias=conv_norm is None,
-                norm=conv_norm,
-            )
+
+def _sources(in_feature: str | Sequence[str], count: int) -> list[str]:
+    """Return the name of the map of each of `count` levels."""
+    if isinstance(in_feature, str):
+        return [in_feature] * count
+    if len(in_feature) != count:
+        remedy = "Name one map, or one for each of scale_factors."
+        fail("pyramid in_feature", expected=f"{count} names", got=len(in_feature), remedy=remedy)
+    return list(in_feature)
+
+
+def _channels_and_stride(net: Backbone, feature: str) -> tuple[int, int]:
+    shapes = net.output_shape()
+    if feature not in shapes:
+        remedy = "Take one of these."
+        fail("pyramid in_feature", expected=f"one of {list(shapes)}", got=feature, remedy=remedy)
+    shape = shapes[feature]
+    if shape.channels is None or shape.stride is None:
+        fail(
+            f"backbone feature {feature!r}",
+            expected="known channels and stride",
+            got=str(shape),
+            remedy="Have the backbone's output_shape() tell them.",
         )
-    return nn.Sequential(*layers)
+    return shape.channels, shape.stride
+
+
+def _norm_factory(norm: str, eps: float) -> _Norm | None:
+    make = _NORMS[norm]
+    return None if make is None else lambda channels: make(channels, eps)
+
+
+def _check_word(what: str, word: str, known: Collection[str]) -> None:
+    if word not in known:
+        fail(what, expected=f"one of {list(known)}", got=repr(word), remedy="Take one.")
+
+
+def _check_top_block(top_block: TopBlock, coarsest: int, levels: set[str], net: Backbone) -> None:
+    """Levels beyond the coarsest are named by their strides, so they must be made from it."""
+    source = top_block.in_feature
+    if source != f"p{coarsest}" and (source in levels or source not in net.output_shape()):
+        fail(
+            "in_feature of the pyramid's top block",
+            expected=f"the coarsest level, 'p{coarsest}', or a map of the backbone",
+            got=repr(source),
+            remedy="Change scale_factors, or leave the top block out.",
+        )
+
+
+def _resample(
+    scale: float, dim: int, downsample: str, halve: bool, make_norm: _Norm | None
+) -> tuple[list[nn.Module], int]:
+    """Return the layers that change the stride of a map of `dim` channels, and its channels."""
+    if scale not in _SCALES:
+        fail("scale factor", expected=f"one of {_SCALES}", got=scale, remedy="Take one of these.")
+    if scale == 1.0:
+        return [], dim
+    if scale < 1.0:
+        return [_DOWNSAMPLES[downsample](dim, int(1 / scale))], dim
+    middle = dim // 2 if halve else dim
+    layers: list[nn.Module] = [nn.ConvTranspose2d(dim, middle, 2, stride=2)]
+    if scale == 2.0:
+        return layers, middle
+    last = dim // 4 if halve else dim
+    layers += [make_norm(middle) if make_norm else nn.Identity(), nn.GELU()]
+    return [*layers, nn.ConvTranspose2d(middle, last, 2, stride=2)], last
+
+
+def _convolutions(dim: int, out_channels: int, make_norm: _Norm | None) -> list[nn.Module]:
+    """Return the 1x1 and 3x3 convolutions that every level ends with (Sec. 3)."""
+    layers: list[nn.Module] = []
+    for kernel, channels in ((1, dim), (3, out_channels)):
+        norm = make_norm(out_channels) if make_norm else None
+        padding, bias = kernel // 2, norm is None
+        layers.append(Conv2d(channels, out_channels, kernel, padding=padding, bias=bias, norm=norm))
+    return layers

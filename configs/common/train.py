@@ -12,5 +12,7 @@ train = dict(
     log_every=20,  # iterations
     keep_checkpoints=5,
     clip_grad_norm=None,
+    ema_decay=None,  # of a moving average of the weights, evaluated beside them
+    eval_weights="model",  # what --eval-only takes of a file: "model" or "ema"
     ddp=dict(fp16_compression=True),  # gradients travel as fp16
 )

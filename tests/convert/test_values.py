@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 
 from vitdet.backbones.vit import ViT
-from vitdet.convert import convert, detect
+from vitdet.convert import convert, detect, tensors
 from vitdet.pyramid import SimpleFeaturePyramid
 from vitdet.utils.checks import InputError
 
@@ -205,7 +205,7 @@ def test_class_row_dropped_or_filled_with_zeros() -> None:
     output, report = convert({"model": weights}, shapes(vit()))
     assert torch.equal(output["pos_embed"][:, 1:], weights["pos_embed"])
     assert not output["pos_embed"][:, 0].any()
-    assert report.notes == ["pos_embed: class row filled with zeros, the backbone never reads it"]
+    assert report.notes == ["pos_embed: class row filled with zeros, the file has none"]
 
 
 def test_shrinking_positions_says_how_to_keep_them() -> None:
@@ -254,6 +254,133 @@ def test_half_precision_stays() -> None:
     assert {value.dtype for value in output.values()} == {torch.float16}
 
 
+def test_folded_layer_scale_is_the_same_network() -> None:
+    torch.manual_seed(1)
+    source = vit(layer_scale=True)
+    for value in source.parameters():
+        torch.nn.init.normal_(value, std=0.3)
+    model = vit()
+    output, report = convert(
+        {"state_dict": source.state_dict()},
+        shapes(model),
+        source_format="detectron2",
+        fold_layer_scale=True,
+    )
+    model.load_state_dict(output)
+    image = torch.randn(1, 3, 128, 128)
+    expected = source(image)["last_feat"]
+    torch.testing.assert_close(model(image)["last_feat"], expected, rtol=0, atol=1e-4)
+    assert report.made["blocks.2.mlp.fc2.bias"] == ["blocks.2.mlp.fc2.bias", "blocks.2.ls2.gamma"]
+    assert report.notes == ["LayerScale of 8 branches folded into the layers before it"]
+    half = {name: value.bfloat16() for name, value in source.state_dict().items()}
+    output, _ = convert(half, shapes(model), source_format="detectron2", fold_layer_scale=True)
+    assert {value.dtype for value in output.values()} == {torch.bfloat16}
+    name, gamma = "blocks.0.attn.proj.weight", half["blocks.0.ls1.gamma"].float()
+    assert torch.equal(output[name], (half[name].float() * gamma[:, None]).bfloat16())
+
+
+def test_folding_what_is_not_there() -> None:
+    with pytest.raises(InputError, match=r"x: --fold-layer-scale: expected LayerScale in the file"):
+        convert({"model": mae()}, shapes(vit()), fold_layer_scale=True, source="x")
+
+
+def test_weights_are_chosen_among_the_nests_of_a_file() -> None:
+    average = {name: value + 1 for name, value in mae().items()}
+    target = shapes(vit())
+    content = {"model": mae(), "ema_state": average, "iteration": 3}
+    output, report = convert(content, target, source_format="mae")
+    assert torch.equal(output["pos_embed"], content["model"]["pos_embed"])
+    assert report.nested_under == "model"
+    assert "weights taken from 'model'; --weights takes another: ema_state" in report.notes
+    output, report = convert(content, target, source_format="mae", weights="ema_state")
+    assert torch.equal(output["pos_embed"], average["pos_embed"])
+    assert report.nested_under == "ema_state"
+    content = {"state_dict": mae(), "state_dict_ema": average}
+    output, report = convert(content, target, source_format="mae")
+    assert torch.equal(output["pos_embed"], average["pos_embed"])
+    with pytest.raises(
+        InputError, match=r"x: --weights: .* got 'ema', the file has state_dict, st"
+    ):
+        convert(content, target, weights="ema", source="x")
+    with pytest.raises(InputError, match="expected tensors, got other things: a"):
+        convert({"mine": {"a": 1}, "model": mae()}, target, weights="mine")
+
+
+def test_compiled_models_prefix_is_taken_off() -> None:
+    weights = {f"module._orig_mod.{name}": value for name, value in mae().items()}
+    output, _ = convert({"model": weights}, shapes(vit()))
+    assert torch.equal(output["pos_embed"], weights["module._orig_mod.pos_embed"])
+
+
+def test_class_token_and_the_row_for_it() -> None:
+    weights = mae()
+    tokens = {"use_cls_token": True, "final_norm": True}
+    output, report = convert({"model": weights}, shapes(vit(**tokens)))
+    assert torch.equal(output["cls_token"], weights["cls_token"])
+    assert report.dropped == {}
+    output, report = convert(
+        {"model": weights}, shapes(vit(**tokens, pretrain_use_cls_token=False))
+    )
+    row = weights["pos_embed"][:, :1]
+    assert torch.equal(output["cls_token"], weights["cls_token"] + row)
+    assert torch.equal(output["pos_embed"], weights["pos_embed"][:, 1:])
+    assert report.made["cls_token"] == ["cls_token", "pos_embed"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "advice"),
+    [
+        ({"num_register_tokens": 2}, "Set num_register_tokens"),
+        ({"pre_norm": True}, "Set pre_norm"),
+        ({"ffn_layer": "swiglu"}, "Set ffn_layer"),
+    ],
+)
+def test_parts_that_the_file_lacks(changes: dict[str, Any], advice: str) -> None:
+    with pytest.raises(InputError, match=rf"of its weights are not in the file .* {advice}"):
+        convert({"model": mae()}, shapes(vit(**changes)))
+
+
+# --- computed weights ----------------------------------------------------------------------------
+
+
+def test_functions_of_computed_weights() -> None:
+    q, v = torch.arange(4.0), torch.arange(4.0) + 10
+    joined = tensors.join([q, None, v], (12,))
+    assert torch.equal(joined, torch.cat([q, torch.zeros(4), v]))
+    assert torch.equal(tensors.part(2)([joined], (4,)), v)
+    assert torch.equal(tensors.part(1, 2)([v], (2,)), v[2:])
+    table = torch.ones(5, 16)
+    assert torch.equal(tensors.scaled_by_head([table], (5, 16)), table / 4)
+    assert torch.equal(tensors.scaled(3)([v], (4,)), 3 * v)
+    assert tensors.batched([torch.ones(5, 3)], (1, 5, 3)).shape == (1, 5, 3)
+    assert tensors.reshaped([torch.ones(4, 3)], (12,)).shape == (12,)
+    assert tensors.reshaped([torch.ones(4, 3)], (13,)).shape == (4, 3)
+    assert torch.equal(tensors.zeros([table.half()], (2,)), torch.zeros(2, dtype=torch.half))
+    with pytest.raises(ValueError, match="no tensor"):
+        tensors.copy([None], (4,))
+
+
+def test_a_rule_does_not_replace_a_tensor_of_the_same_name_unread() -> None:
+    weights = mae()
+    bias = weights["patch_embed.proj.bias"]
+    output, report = convert(weights, shapes(vit()), source_format="timm")
+    assert torch.equal(output["patch_embed.proj.bias"], bias)
+    del weights["patch_embed.proj.bias"]
+    output, report = convert(weights, shapes(vit()), source_format="timm")
+    assert torch.equal(output["patch_embed.proj.bias"], torch.zeros(48))
+    assert "patch_embed.proj.bias is zero: the file has none" in report.notes
+    assert report.made == {"patch_embed.proj.bias": ["patch_embed.proj.weight"]}
+    assert report.used["patch_embed.proj.weight"] == "patch_embed.proj.weight"
+
+
+def test_gradients_flow_through_a_conversion() -> None:
+    weights = {name: value.requires_grad_() for name, value in mae().items()}
+    output, _ = convert(weights, shapes(vit(pretrain_img_size=160)), source_format="mae")
+    sum(value.sum() for value in output.values()).backward()
+    assert torch.equal(weights["blocks.1.norm1.weight"].grad, torch.ones(48))
+    assert weights["pos_embed"].grad.abs().sum() > 0
+
+
 # --- what is not let through ---------------------------------------------------------------------
 
 
@@ -290,7 +417,7 @@ def test_a_table_missing_among_others_is_an_error() -> None:
 def test_an_unknown_key_is_an_error(key: str, advice: str) -> None:
     weights = mae() | {key: torch.ones(48)}
     with pytest.raises(InputError, match=rf"1 keys have no place in the model \({key}\).*{advice}"):
-        convert({"model": weights}, shapes(vit()))
+        convert({"model": weights}, shapes(vit()), source_format="mae")
 
 
 def test_relative_positions_in_a_format_without_them_are_refused() -> None:
@@ -326,7 +453,9 @@ def test_wrong_content_and_formats() -> None:
         convert(mae(), target, source_format="timmm")
     with pytest.raises(InputError, match=r"expected a key that ends in patch_embed\.proj\.weight"):
         convert({"w": torch.ones(1)}, target, source_format="mae")
-    with pytest.raises(InputError, match="expected a plain ViT backbone"):
+    with pytest.raises(
+        InputError, match=r"backbone of the model: .* a plain ViT, got names like back"
+    ):
         convert({"model": mae()}, {"backbone.bottom_up.stem.conv1.weight": (64, 3, 7, 7)})
 
 

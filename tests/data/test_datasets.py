@@ -13,6 +13,7 @@ from vitdet.data.datasets import (
     coco_dataset,
     coco_mini,
     federated_loss_weights,
+    joined_dataset,
     named_dataset,
     subset,
 )
@@ -312,6 +313,76 @@ def test_lvis_files_have_urls_and_frequencies(tiny, tmp_path, monkeypatch):
     assert Path(dataset.records[1]["file_name"]) == root / "coco" / "val2017" / "2.jpg"
     assert dataset.records[1]["neg_category_ids"] == [3]
     assert dataset.records[1]["not_exhaustive_category_ids"] == [7]
+
+
+@pytest.fixture
+def objects365(tiny, tmp_path, monkeypatch):
+    """Two files in the layout of Objects365; the second has other images. Boxes only."""
+    root = tmp_path / "root"
+    (root / "Objects365" / "annotations").mkdir(parents=True)
+    (root / "Objects365" / "images" / "v1").mkdir(parents=True)
+    tiny.images.rename(root / "Objects365" / "images" / "v1" / "patch0")
+    for image in tiny.content["images"]:
+        image["file_name"] = f"images/v1/patch0/{image['file_name']}"
+    for annotation in tiny.content["annotations"]:
+        del annotation["segmentation"]
+    files = {}
+    for split in ("train", "val"):
+        files[split] = root / "Objects365" / "annotations" / f"zhiyuan_objv2_{split}.json"
+        files[split].write_text(json.dumps(tiny.content))
+        for image in tiny.content["images"]:
+            image["id"] += 100
+        for annotation in tiny.content["annotations"]:
+            annotation["image_id"] += 100
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(root))
+    return files
+
+
+def test_objects365_has_names_of_its_own(objects365):
+    dataset = named_dataset("objects365_v2_val")
+    assert dataset.class_names == ("cat", "dog")  # whatever the file has: no table is built in
+    assert dataset.json_file == objects365["val"]
+    assert dataset.style == "coco"
+    first = dataset.records[0]
+    assert first["image_id"] == 101
+    assert Path(first["file_name"]).is_file()
+    assert first["file_name"].endswith("Objects365/images/v1/patch0/1.jpg")
+    objects365["train"].unlink()
+    with pytest.raises(
+        InputError,
+        match=r"objects365_v2_train: expected its annotation file .*Objects365/annotations/zhiyuan_"
+        r"objv2_train\.json, got nothing at this path",
+    ):
+        named_dataset("objects365_v2_train")
+    with pytest.raises(InputError, match=r"Did you mean objects365_v2_val\?"):
+        named_dataset("objects365_v2_vall")
+
+
+def test_joined_data_sets_are_one_to_train_on(objects365):
+    joined = joined_dataset(["objects365_v2_train", "objects365_v2_val"])
+    assert joined.name == "objects365_v2_train+objects365_v2_val"
+    assert [record["image_id"] for record in joined.records] == [1, 2, 3, 101, 102, 103]
+    parts = [named_dataset(f"objects365_v2_{split}") for split in ("train", "val")]
+    assert joined.records == [*parts[0].records, *parts[1].records]
+    assert (joined.class_names, joined.class_ids) == (("cat", "dog"), (3, 7))
+    assert joined.image_counts is None
+    assert MetadataCatalog.get(joined.name).thing_classes == ["cat", "dog"]
+    assert not joined.json_file.exists()  # an evaluation by one of the two would be wrong
+    assert joined_dataset(["objects365_v2_val"]).records == parts[1].records
+
+
+def test_joined_data_sets_have_the_same_classes(objects365):
+    content = json.loads(objects365["val"].read_text())
+    content["categories"].append({"id": 9, "name": "cow"})
+    objects365["val"].write_text(json.dumps(content))
+    with pytest.raises(
+        InputError,
+        match=r"joined data sets objects365_v2_train, objects365_v2_val: expected the 2 classes of "
+        r"objects365_v2_train in each, got 3 in objects365_v2_val",
+    ):
+        joined_dataset(["objects365_v2_train", "objects365_v2_val"])
+    with pytest.raises(InputError, match="joined data sets: expected names, got none"):
+        joined_dataset([])
 
 
 def test_federated_weights_are_those_of_detectron2():

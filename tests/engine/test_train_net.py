@@ -31,9 +31,28 @@ def test_the_flags_are_those_of_detectron2():
     assert shown.returncode == 0
     for flag in (
         *("--config-file", "--num-gpus", "--num-machines", "--machine-rank", "--dist-url"),
-        *("--resume", "--eval-only", "key=value"),
+        *("--resume", "--eval-only", "--print-groups", "key=value"),
     ):
         assert flag in shown.stdout
+
+
+def test_a_flag_without_effect_does_not_exist():
+    """EVA's script takes --tta and never looks at it."""
+    done = train_net("--config-file", "x.py", "--tta")
+    assert done.returncode == 2
+    assert "unrecognized arguments: --tta" in done.stderr
+
+
+@pytest.mark.slow
+def test_groups_are_printed_without_data(tmp_path):
+    config = "configs/LVIS/cascade_mask_rcnn_vitdet_l_100ep.py"
+    done = train_net("--config-file", PROJECT / config, "--print-groups", "optimizer.lr=1")
+    assert (done.returncode, done.stderr) == (0, "")
+    lines = done.stdout.splitlines()
+    (embedding,) = [line for line in lines if "patch_embed.proj.weight" in line]
+    assert embedding.split(maxsplit=1)[1].lstrip().startswith("1024 x 3 x 16 x 16 ")
+    assert embedding.split()[-2:] == ["0.00377789", "0.1"]  # 0.8 ** 25
+    assert "364691690 are trained" in lines[-1]
 
 
 @pytest.mark.slow

@@ -246,6 +246,8 @@ def recipe(output_dir: Path, **train):
                 "log_every": 2,
                 "keep_checkpoints": 5,
                 "clip_grad_norm": None,
+                "ema_decay": None,
+                "eval_weights": "model",
                 "ddp": {},
                 **train,
             },

@@ -14,6 +14,7 @@ import torch
 from detectron2.modeling.backbone.fpn import LastLevelMaxPool
 from torch import nn
 
+from vitdet.backbones.base import LayeredBackbone
 from vitdet.backbones.vit import ViT
 from vitdet.convert import convert
 from vitdet.layers.attention import KERNELS
@@ -24,6 +25,7 @@ from .cases import Case, Options, UnsupportedCase
 from .compare import Comparison, compare, loss_of
 
 Change = Callable[[nn.Module], None]
+Prepare = Callable[[str, torch.Tensor], torch.Tensor]
 
 
 @dataclass(frozen=True)
@@ -55,13 +57,15 @@ MODES = [Mode(backend) for backend in cpu_backends()] + [Mode(checkpointed=True)
 class Built:
     """A finished model: `call` maps the images to (outputs, extra), both by the case's names.
 
-    `parameters` gives for each parameter name of the case the name of ours.
+    `parameters` gives for each parameter name of the case the name of ours. Where the weights went
+    through `converted`, `leaves` holds the tensors under the case's names that gather gradients.
     """
 
     model: nn.Module
     call: Callable[[list[torch.Tensor]], tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]]
     parameters: dict[str, str]
     not_offered: frozenset[str] = frozenset()
+    leaves: Mapping[str, torch.Tensor] | None = None
 
 
 def run(built: Built, case: Case, mode: Mode, change: Change | None = None) -> Comparison:
@@ -75,7 +79,7 @@ def run(built: Built, case: Case, mode: Mode, change: Change | None = None) -> C
     """
     for module in built.model.modules():
         # Blocks are checkpointed in training only; in training a detector would compute losses.
-        module.training = mode.checkpointed and isinstance(module, ViT)
+        module.training = mode.checkpointed and isinstance(module, LayeredBackbone)
     if change is not None:
         change(built.model)
     images = case.images()
@@ -87,8 +91,11 @@ def run(built: Built, case: Case, mode: Mode, change: Change | None = None) -> C
         )
     outputs = {name: outputs[name] for name in case.info["outputs"]}
     loss_of(case, outputs).backward()
-    own = dict(built.model.named_parameters())
-    gradients = {name: own[mine].grad for name, mine in built.parameters.items()}
+    if built.leaves is not None:
+        gradients = {name: built.leaves[name].grad for name in built.parameters}
+    else:
+        own = dict(built.model.named_parameters())
+        gradients = {name: own[mine].grad for name, mine in built.parameters.items()}
     input_gradients = [image.grad for image in images]
     return compare(case, outputs, extra, gradients, input_gradients, built.not_offered)
 
@@ -185,6 +192,59 @@ def load_by_conversion(case: Case, model: nn.Module, source_format: str) -> dict
     used = {name: mine for name, mine in report.used.items() if name not in aliases}
     assert sorted(used.values()) == sorted(target), "a name of ours comes from no name of the case"
     return used
+
+
+def converted(
+    case: Case,
+    model: nn.Module,
+    source_format: str,
+    prefix: str = "",
+    beside: Mapping[str, torch.Tensor] | None = None,
+    prepare: Prepare | None = None,
+) -> tuple[dict[str, str], dict[str, torch.Tensor]]:
+    """Put the case's weights through `vitdet.convert` into the model, with their gradients.
+
+    The model's parameters become functions of tensors that carry the case's names: a gradient norm
+    is then that of the published parameter, whatever the conversion does (scaling, joining).
+
+    Args:
+        case: the case.
+        model: ours; its parameters are replaced by plain tensors.
+        source_format: name of the format.
+        prefix: put before the case's names, to make them those of a detector.
+        beside: weights of other parts, that a file needs and the case lacks, by the file's names.
+        prepare: changes a weight of the case, given its name, before the conversion.
+
+    Returns:
+        (parameters, leaves) of `Built`.
+    """
+    frozen = {name for name, value in model.named_parameters() if not value.requires_grad}
+    trained = {name for name, _ in model.named_parameters()}
+    own = model.state_dict()
+    target = {name: tuple(value.shape) for name, value in own.items()}
+    leaves = case.weights()
+    for name, shape in case.info["buffers_not_filled"].items():
+        leaves[name] = torch.zeros(shape, dtype=torch.int64)  # batches seen
+    for value in leaves.values():
+        value.requires_grad_(value.is_floating_point())
+    given = {name: prepare(name, value) if prepare else value for name, value in leaves.items()}
+    source = {prefix + name: value for name, value in given.items()} | dict(beside or {})
+    state, report = convert(source, target, source_format=source_format)
+    left = [name for name in report.initialised if not name.endswith("num_batches_tracked")]
+    if report.resized or left or report.dropped:
+        raise UnsupportedCase(
+            f"{case.name}: conversion resized {report.resized}, left {left}, {report.dropped}"
+        )
+    for name, value in state.items():
+        module = model.get_submodule(name.rpartition(".")[0])
+        last = name.rpartition(".")[2]
+        if name in trained:
+            del module._parameters[last]
+            setattr(module, last, value.detach() if name in frozen else value)
+        else:
+            module._buffers[last] = value.detach()
+    used = {name: report.used[prefix + name] for name in leaves}
+    return {name: mine for name, mine in used.items() if mine in trained}, leaves
 
 
 # --- backbones ---------------------------------------------------------------------------------

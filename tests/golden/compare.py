@@ -1,7 +1,8 @@
 """Compare what vitdet computes with what a golden case stores.
 
 Tolerances. Outputs, intermediate results, their statistics and input gradients: 1e-4 absolute. The
-published code itself moves by up to 5e-5 between float32 and float64 on these cases.
+published code itself moves by up to 5e-5 between float32 and float64 on these cases. Where a case
+says that it moves by more (gradients of 1000 for inputs of 0.01), three times that.
 Boxes and anchors in pixels: 1e-5 of the largest coordinate, because a box side of S pixels is
 S * delta / 10 for a delta that may be wrong by 1e-4.
 Gradient norms: 1e-5 relative, and 2e-5 absolute for norms below 2: gradients are float32 sums of
@@ -24,6 +25,8 @@ TOLERANCE = 1e-4
 PIXEL_TOLERANCE = 1e-5
 NORM_TOLERANCE = 1e-5
 _SMALL_NORM = 2.0
+# Of what the published code moves by in float32, stored in the case.
+_ROUNDING = 3.0
 
 # Results of top-k and NMS: order and membership may change where scores nearly tie. This share of
 # the stored entries must be found, at most so many rows away from their place.
@@ -115,7 +118,8 @@ def compare(
         left -= {f"extra/{name}", f"stats/extra/{name}"}
     _compare_norms(result, case, gradients)
     left -= {f"grad_norm/{name}" for name in gradients}
-    _compare_loss(result, case, outputs)
+    if not case.info.get("conversion"):
+        _compare_loss(result, case, outputs)
     for key in sorted(left):
         result.add(key, np.inf, TOLERANCE, "stored, but vitdet offers nothing to compare")
     return result
@@ -146,9 +150,9 @@ def _compare_array(result: Comparison, case: Case, key: str, value: torch.Tensor
     stride = case.info["subsampled"]["stride"].get(key)
     stats = case.arrays.get(f"stats/{key}")
     if stats is None:  # of whole numbers there are none
-        assert expected.dtype.kind == "i", f"{case.name}: no statistics of {key}"
+        assert expected.dtype.kind in "iu", f"{case.name}: no statistics of {key}"
         stats = np.array([got.mean(), got.std(), np.abs(got).max()])
-    tolerance = TOLERANCE
+    tolerance = max(TOLERANCE, _ROUNDING * case.info.get("float32_error", {}).get(key, 0.0))
     if _PIXELS.search(key):
         tolerance = PIXEL_TOLERANCE * max(1.0, float(stats[2]))
     if _RANKED.match(key):
@@ -164,6 +168,9 @@ def _compare_array(result: Comparison, case: Case, key: str, value: torch.Tensor
         got = got.reshape(-1)[::stride]
     if got.shape != expected.shape:
         result.add(key, np.inf, tolerance, f"shape {got.shape}, stored {expected.shape}")
+        return
+    if not expected.size:  # a table of no tokens: its shape is all there is
+        result.add(key, 0.0, tolerance, "empty")
         return
     difference = np.abs(got.astype(np.float64) - expected)
     worst = int(np.argmax(np.nan_to_num(difference, nan=np.inf)))

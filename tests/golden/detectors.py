@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any
@@ -13,8 +14,8 @@ from detectron2.modeling import GeneralizedRCNN
 from detectron2.modeling.box_regression import Box2BoxTransform
 from detectron2.structures import Boxes, ImageList, Instances
 from omegaconf import DictConfig
+from torch import nn
 
-from vitdet.backbones.vit import ViT
 from vitdet.config import build_model
 from vitdet.layers.norms import channel_layer_norm
 
@@ -36,16 +37,33 @@ MODELS = PROJECT / "configs" / "common" / "models"
 
 def detector(case: Case, mode: Mode) -> Built:
     """Build a Mask R-CNN or Cascade Mask R-CNN whose parts are called one by one."""
+    return assemble(case, mode, mask_rcnn, vit_options, load_by_name)
+
+
+def assemble(
+    case: Case,
+    mode: Mode,
+    base: Callable[[bool], DictConfig],
+    net_options: Callable[[Options], dict[str, Any]],
+    load: Callable[[Case, nn.Module], dict[str, str]],
+) -> Built:
+    """Build a detector whose parts are called one by one.
+
+    Args:
+        case: the case.
+        mode: attention kernel or checkpointing.
+        base: gives the project's model config, cascade or not.
+        net_options: translates the arguments of the case's backbone to those of the config's.
+        load: loads the weights, and returns our parameter's name under the case's name.
+    """
     config = case.config()
-    recipe = detector_recipe(config, mode)
+    recipe = detector_recipe(config, mode, base, net_options)
     config.done()
     model = build_model(recipe)
     assert isinstance(model, GeneralizedRCNN)
-    parameters = load_by_name(case, model)
-    net = model.get_submodule("backbone.net")
-    assert isinstance(net, ViT)
-    recorder = Recorder(net)
-    parts = Parts(case, model, config, recorder)
+    parameters = load(case, model)
+    net: Any = model.get_submodule("backbone.net")
+    parts = Parts(case, model, config, Recorder(net))
     return Built(model, parts.call, parameters)
 
 
@@ -58,11 +76,16 @@ def mask_rcnn(is_cascade: bool) -> DictConfig:
     return model
 
 
-def detector_recipe(config: Options, mode: Mode) -> DictConfig:
+def detector_recipe(
+    config: Options,
+    mode: Mode,
+    base: Callable[[bool], DictConfig] = mask_rcnn,
+    net_options: Callable[[Options], dict[str, Any]] = vit_options,
+) -> DictConfig:
     """Return the project's model config with the sizes of a case put in."""
     is_cascade = config.take("cascade") is not None
-    model = mask_rcnn(is_cascade)
-    _backbone(model.backbone, config, mode)
+    model = base(is_cascade)
+    _backbone(model.backbone, config, for_mode(net_options(config.section("net")), mode))
     channels = model.backbone.out_channels
     _proposal_generator(model.proposal_generator, config, channels)
     heads = model.roi_heads
@@ -78,8 +101,8 @@ def detector_recipe(config: Options, mode: Mode) -> DictConfig:
     return model
 
 
-def _backbone(node: DictConfig, config: Options, mode: Mode) -> None:
-    node.net.update(for_mode(vit_options(config.section("net")), mode))
+def _backbone(node: DictConfig, config: Options, net: dict[str, Any]) -> None:
+    node.net.update(net)
     pyramid = pyramid_options(config.section("pyramid"))
     if pyramid.pop("top_block") is None:
         node.top_block = None

@@ -2,13 +2,27 @@
 
 from __future__ import annotations
 
+import sys
+import types
+from importlib.util import find_spec
+
 import pytest
 import torch
 
+from vitdet.backbones.eva02 import EVA02ViT
+from vitdet.backbones.vit import ViT
 from vitdet.layers.attention import KERNELS, attention
-from vitdet.layers.kernels import sdpa
+from vitdet.layers.kernels import sdpa, xformers
 from vitdet.layers.rel_pos import RelPos, rel_pos_terms, rel_pos_vectors, resize_rel_pos
 from vitdet.utils.checks import InputError
+
+# Those that run here, with and without a bias.
+CPU = [
+    name
+    for name, kernel in KERNELS.items()
+    if kernel.can_run(torch.zeros(1), None)
+    and kernel.can_run(torch.zeros(1), RelPos(torch.zeros(1), torch.zeros(1)))
+]
 
 
 def brute_force(q, k, v, table_h, table_w, size, scale):
@@ -29,7 +43,11 @@ def brute_force(q, k, v, table_h, table_w, size, scale):
     return out
 
 
-@pytest.mark.parametrize("backend", KERNELS)
+def test_reference_and_default_run_everywhere():
+    assert {"eager", "sdpa"} <= {*CPU}
+
+
+@pytest.mark.parametrize("backend", CPU)
 @pytest.mark.parametrize("size", [(3, 4), (4, 3), (1, 5)])
 def test_kernel_equals_definition(backend, size):
     torch.manual_seed(0)
@@ -43,7 +61,7 @@ def test_kernel_equals_definition(backend, size):
     torch.testing.assert_close(out, expected, rtol=0, atol=1e-12)
 
 
-@pytest.mark.parametrize("backend", [name for name in KERNELS if name != "eager"])
+@pytest.mark.parametrize("backend", [name for name in CPU if name != "eager"])
 @pytest.mark.parametrize("with_rel_pos", [True, False])
 @pytest.mark.parametrize("head_dim", [32, 64, 80, 128])
 @pytest.mark.parametrize("size", [(14, 14), (5, 9)])
@@ -90,6 +108,71 @@ def test_unknown_backend_names_the_nearest():
     q = torch.zeros(1, 1, 4, 8)
     with pytest.raises(InputError, match=r"got 'sdap'\. Did you mean 'sdpa'\?"):
         attention(q, q, q, backend="sdap")
+
+
+@pytest.mark.parametrize("backbone", [ViT, EVA02ViT])
+def test_xformers_not_installed_is_told_when_building(backbone, monkeypatch):
+    monkeypatch.setitem(sys.modules, "xformers", None)
+    text = (
+        r"attention backend 'xformers': expected the package xformers, got no such package\. "
+        r"Run `pip install xformers`, or use backend 'auto'\."
+    )
+    with pytest.raises(InputError, match=text):
+        backbone(depth=1, embed_dim=16, num_heads=2, attention_backend="xformers")
+    q = torch.zeros(1, 1, 4, 8)
+    with pytest.raises(InputError, match=text):
+        attention(q, q, q, backend="xformers")
+
+
+def test_xformers_is_given_its_own_layout_and_our_scale(monkeypatch):
+    """With its function replaced by the definition over (B, L, N, D), as its documentation says."""
+
+    def definition(query, key, value, scale):
+        logits = torch.einsum("blnd,bmnd->bnlm", query, key) * scale
+        return torch.einsum("bnlm,bmnd->blnd", logits.softmax(-1), value)
+
+    ops = types.ModuleType("xformers.ops")
+    ops.memory_efficient_attention = definition
+    monkeypatch.setitem(sys.modules, "xformers", types.ModuleType("xformers"))
+    monkeypatch.setitem(sys.modules, "xformers.ops", ops)
+    torch.manual_seed(5)
+    q, k, v = torch.randn(3, 2, 3, 7, 8)
+    expected = attention(q, k, v, scale=0.3, backend="eager")
+    torch.testing.assert_close(xformers.attention(q, k, v, None, 0.3), expected)
+
+
+needs_xformers = pytest.mark.skipif(
+    find_spec("xformers") is None, reason="xformers is not installed"
+)
+
+
+@needs_xformers
+def test_xformers_needs_cuda_and_no_bias():
+    q = torch.zeros(1, 1, 4, 8)
+    with pytest.raises(InputError, match=r"'xformers': expected inputs that it supports, got q .*"):
+        attention(q, q, q, backend="xformers")
+    rel_pos = RelPos(torch.zeros(1, 1, 4, 2), torch.zeros(1, 1, 4, 2))
+    with pytest.raises(InputError, match=r"on cpu, with a position bias\. Use backend 'auto'"):
+        attention(q, q, q, rel_pos=rel_pos, backend="xformers")
+
+
+@pytest.mark.gpu
+@needs_xformers
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize("head_dim", [32, 64, 88])
+def test_xformers_equals_eager(head_dim):
+    gradients, outputs = [], []
+    for name in ("eager", "xformers"):
+        torch.manual_seed(4)
+        q, k, v = (torch.randn(2, 3, 400, head_dim, device="cuda") for _ in range(3))
+        leaves = [x.requires_grad_() for x in (q, k, v)]
+        out = attention(q, k, v, backend=name)
+        (out * torch.randn_like(out)).sum().backward()
+        outputs.append(out.detach())
+        gradients.append([x.grad for x in leaves])
+    torch.testing.assert_close(outputs[1], outputs[0], rtol=0, atol=1e-5)
+    for ours, reference in zip(gradients[1], gradients[0], strict=True):
+        torch.testing.assert_close(ours, reference, rtol=0, atol=5e-5)
 
 
 def test_table_rows_are_offsets():

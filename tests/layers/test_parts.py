@@ -13,7 +13,7 @@ from vitdet.layers.drop_path import DropPath, drop_path_rates
 from vitdet.layers.norms import ChannelLayerNorm, channel_layer_norm
 from vitdet.layers.patch_embed import PatchEmbed
 from vitdet.layers.pos_embed import resize_pos_embed
-from vitdet.layers.propagation import BottleneckPropagation
+from vitdet.layers.propagation import ConvPropagation
 from vitdet.layers.windows import window_partition, window_reverse
 from vitdet.utils.checks import InputError
 
@@ -48,7 +48,7 @@ def test_channel_norm_equals_detectron2():
 
 def test_propagation_starts_as_the_identity():
     x = torch.randn(1, 4, 5, 8)
-    block = BottleneckPropagation(8)
+    block = ConvPropagation(8)
     assert torch.equal(block(x), x)
     torch.nn.init.ones_(block.norm3.weight)
     assert not torch.equal(block(x), x)

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Collection
 
 from detectron2.modeling import Backbone
+
+from vitdet.utils.checks import fail
 
 
 class LayeredBackbone(Backbone):
@@ -22,3 +25,15 @@ class LayeredBackbone(Backbone):
     @abstractmethod
     def layer_id(self, name: str) -> int:
         """Return the layer, 0 to num_layers + 1, of the parameter `name` of this module."""
+
+
+def check_block_indexes(what: str, indexes: Collection[int], depth: int) -> None:
+    """Raise an InputError unless all `indexes` (the argument `what`) are numbers of blocks."""
+    wrong = [i for i in indexes if not 0 <= i < depth]
+    if wrong:
+        fail(
+            what,
+            expected=f"block numbers from 0 to {depth - 1}",
+            got=str(wrong),
+            remedy="The first block is 0.",
+        )

@@ -2,26 +2,62 @@
 
 Li et al., "Exploring Plain Vision Transformer Backbones for Object Detection" (ViTDet). Parameter
 names and numbers as facebookresearch/detectron2, modeling/backbone/vit.py.
+
+The parts that ViTDet leaves out are off by default. With them the network computes what CLIP,
+DeiT-III, DINOv2 and DINOv3 compute, under the names of huggingface/pytorch-image-models,
+models/vision_transformer.py. Where class and register tokens take part, the tokens are a sequence
+(B, P + H * W, C), the P prefix tokens first.
 """
 
 from __future__ import annotations
 
 from collections.abc import Collection
+from typing import Literal
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from vitdet.backbones.base import LayeredBackbone
+from vitdet.backbones.base import LayeredBackbone, check_block_indexes
 from vitdet.layers.attention import attention, check_backend
 from vitdet.layers.drop_path import DropPath, drop_path_rates
-from vitdet.layers.mlp import LayerScale, Mlp
+from vitdet.layers.mlp import (
+    Activation,
+    FeedForward,
+    LayerScale,
+    Mlp,
+    SwiGLU,
+    make_feed_forward,
+)
 from vitdet.layers.patch_embed import PatchEmbed
 from vitdet.layers.pos_embed import PosEmbedResize, resize_pos_embed
-from vitdet.layers.propagation import BottleneckPropagation
+from vitdet.layers.propagation import (
+    ConvPropagation,
+    PropagationKind,
+    PropagationNorm,
+    check_propagation,
+)
 from vitdet.layers.rel_pos import RelPosResize, rel_pos_terms
-from vitdet.layers.windows import window_partition, window_reverse
-from vitdet.utils.checks import fail
+from vitdet.layers.rope import (
+    RotaryTables,
+    centred_tables,
+    check_head_dim,
+    rotary_tables,
+    rotate,
+)
+from vitdet.layers.windows import resize_map, whole_windows, window_partition, window_reverse
+from vitdet.utils.checks import fail, nearest
+
+Rope = Literal["none", "dinov3", "eva02"]
+WindowFit = Literal["pad", "interpolate"]
+_CHOICES = {
+    "ffn_layer": ("mlp", "swiglu", "swiglu_norm"),
+    "act_layer": ("gelu", "quick_gelu"),
+    "rope": ("none", "dinov3", "eva02"),
+    "window_fit": ("pad", "interpolate"),
+}
+_EVA02_GRID = 16  # side of the map that EVA-02's rotary positions were trained on
 
 
 class Attention(nn.Module):
@@ -60,16 +96,41 @@ class Attention(nn.Module):
             self.rel_pos_h = nn.Parameter(torch.zeros(shape))
             self.rel_pos_w = nn.Parameter(torch.zeros(shape))
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Map tokens x (B, H, W, C) to (B, H, W, C); every token attends to every other."""
-        B, H, W, C = x.shape
-        qkv = self.qkv(x).view(B, H * W, 3, self.num_heads, C // self.num_heads)
+    def forward(
+        self,
+        x: torch.Tensor,
+        size: tuple[int, int] | None = None,
+        rope: RotaryTables | None = None,
+    ) -> torch.Tensor:
+        """Let every token attend to every other.
+
+        Args:
+            x: tokens (B, H, W, C), or (B, P + H * W, C) with P prefix tokens first.
+            size: (H, W) of a sequence, None for a map.
+            rope: rotary tables of the H * W tokens; prefix tokens are not turned.
+
+        Returns:
+            The same shape.
+        """
+        B, C = x.shape[0], x.shape[-1]
+        H, W = size or (x.shape[1], x.shape[2])
+        qkv = self.qkv(x).view(B, -1, 3, self.num_heads, C // self.num_heads)
         q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)  # each (B, N, L, D)
         rel_pos = None
         if self.rel_pos_h is not None and self.rel_pos_w is not None:
             rel_pos = rel_pos_terms(q, self.rel_pos_h, self.rel_pos_w, (H, W), self.rel_pos_resize)
-        x = attention(q, k, v, rel_pos=rel_pos, backend=self.backend)
-        return self.proj(x.transpose(1, 2).reshape(B, H, W, C))
+        if rope is not None:
+            q, k = _rotate_places(q, rope), _rotate_places(k, rope)
+        y = attention(q, k, v, rel_pos=rel_pos, backend=self.backend)
+        return self.proj(y.transpose(1, 2).reshape(x.shape))
+
+
+def _rotate_places(x: torch.Tensor, rope: RotaryTables) -> torch.Tensor:
+    """Turn the last tokens of x (B, N, L, D), as many as there are tables for."""
+    spare = x.shape[2] - rope.cos.shape[0]
+    if not spare:
+        return rotate(x, rope)
+    return torch.cat((x[:, :, :spare], rotate(x[:, :, spare:], rope)), dim=2)
 
 
 class Block(nn.Module):
@@ -78,10 +139,12 @@ class Block(nn.Module):
     Args:
         dim: channels C.
         attn: the attention, a finished part.
-        mlp_ratio: hidden channels of the MLP over C.
+        mlp: the feed-forward layer, a finished part.
         drop_path: probability that a branch is left out in training.
         norm_eps: epsilon of the two LayerNorms.
         window_size: side of a window in tokens, 0 for the whole map.
+        window_fit: how a map is fitted to whole windows, see `ViT`.
+        shift: by how many tokens the windows start above and left of the map.
         layer_scale: whether both branches have a learned factor a channel.
         residual: a propagation block after the MLP, or None.
     """
@@ -90,10 +153,12 @@ class Block(nn.Module):
         self,
         dim: int,
         attn: Attention,
-        mlp_ratio: float = 4.0,
+        mlp: Mlp | SwiGLU,
         drop_path: float = 0.0,
         norm_eps: float = 1e-6,
         window_size: int = 0,
+        window_fit: WindowFit = "pad",
+        shift: int = 0,
         layer_scale: bool = False,
         residual: nn.Module | None = None,
     ) -> None:
@@ -102,28 +167,80 @@ class Block(nn.Module):
         self.attn = attn
         self.ls1 = LayerScale(dim) if layer_scale else nn.Identity()
         self.norm2 = nn.LayerNorm(dim, eps=norm_eps)
-        self.mlp = Mlp(dim, int(dim * mlp_ratio))
+        self.mlp = mlp
         self.ls2 = LayerScale(dim) if layer_scale else nn.Identity()
         self.drop_path = DropPath(drop_path)
         self.window_size = window_size
+        self.window_fit: WindowFit = window_fit
+        self.shift = shift
         self.residual = residual
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Map tokens x (B, H, W, C) to (B, H, W, C)."""
+    def forward(
+        self,
+        x: torch.Tensor,
+        size: tuple[int, int] | None = None,
+        rope: RotaryTables | None = None,
+    ) -> torch.Tensor:
+        """Map tokens to tokens of the same shape; for arguments see `Attention.forward`.
+
+        `rope` belongs to a window, or to the map where there are none.
+        """
         y = self.norm1(x)
-        if self.window_size:
-            # Padded after the norm: padding tokens are zero, their k and v the bias alone.
-            windows = self.attn(window_partition(y, self.window_size))
-            y = window_reverse(windows, (x.shape[1], x.shape[2]))
+        if not self.window_size:
+            y = self.attn(y, size, rope)
+        elif size is None:
+            y = self._windows(y, rope)
         else:
-            y = self.attn(y)
+            y = self._windows_with_prefix(y, size, rope)
         x = x + self.drop_path(self.ls1(y))
         x = x + self.drop_path(self.ls2(self.mlp(self.norm2(x))))
-        return x if self.residual is None else self.residual(x)
+        if self.residual is None:
+            return x
+        if size is None:
+            return self.residual(x)
+        prefix, places = _split(x, size)
+        return torch.cat((prefix, self.residual(places).flatten(1, 2)), dim=1)
+
+    def _windows(self, x: torch.Tensor, rope: RotaryTables | None) -> torch.Tensor:
+        """Attention in windows of a map x (B, H, W, C)."""
+        size = (x.shape[1], x.shape[2])
+        if self.window_fit == "interpolate":
+            x = resize_map(x, whole_windows(size, self.window_size))
+        if self.shift:
+            x = F.pad(x, (0, 0, self.shift, 0, self.shift, 0))
+        # Padded after the norm: padding tokens are zero, their k and v the bias alone.
+        windows = self.attn(window_partition(x, self.window_size), None, rope)
+        x = window_reverse(windows, (x.shape[1], x.shape[2]))[:, self.shift :, self.shift :]
+        return resize_map(x, size)
+
+    def _windows_with_prefix(
+        self, x: torch.Tensor, size: tuple[int, int], rope: RotaryTables | None
+    ) -> torch.Tensor:
+        """Attention in windows of tokens x (B, P + H * W, C).
+
+        The prefix tokens join every window; what becomes of them is the mean over the windows. So
+        one window over the whole map is global attention.
+        """
+        prefix, places = _split(x, size)
+        windows = window_partition(places, self.window_size)  # (B * windows, S, S, C)
+        count, window = windows.shape[0] // x.shape[0], (self.window_size, self.window_size)
+        joined = torch.cat((prefix.repeat_interleave(count, 0), windows.flatten(1, 2)), dim=1)
+        prefixes, windows = _split(self.attn(joined, window, rope), window)
+        prefix = prefixes.unflatten(0, (-1, count)).mean(dim=1)
+        return torch.cat((prefix, window_reverse(windows, size).flatten(1, 2)), dim=1)
+
+
+def _split(x: torch.Tensor, size: tuple[int, int]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Part tokens (B, P + H * W, C) into prefix tokens (B, P, C) and a map (B, H, W, C)."""
+    prefix, places = x.split((x.shape[1] - size[0] * size[1], size[0] * size[1]), dim=1)
+    return prefix, places.unflatten(1, size)
 
 
 class ViT(LayeredBackbone):
-    """Plain ViT without class token and without a norm after the last block (ViTDet, Sec. 3).
+    """Plain ViT, by default without class token and norm after the last block (ViTDet, Sec. 3).
+
+    In window blocks the class and register tokens join every window, see `Block`; no published
+    network has both, so use them where most blocks are global.
 
     Args:
         img_size: side in pixels of the square training image: the size of the global blocks'
@@ -145,17 +262,35 @@ class ViT(LayeredBackbone):
         window_size: side of a window in tokens, 0 for no windows at all.
         global_block_indexes: blocks that attend to the whole map; all others use windows.
             detectron2's `window_block_indexes` lists the others.
-        residual_block_indexes: blocks followed by a bottleneck propagation.
+        window_fit: "pad" (published) fills windows up with zeros; "interpolate" resizes the map to
+            whole windows before attention and back after it, 64 to 56 places for windows of 14.
+        shifted_block_indexes: window blocks whose windows start half a window above and left of
+            the map (Table 2a, "shifted win."). The rest is filled up with zeros, unmasked, as
+            everywhere else; Swin rolls and masks instead.
+        residual_block_indexes: blocks followed by a propagation block of convolutions.
+        propagation: "naive", "basic" or "bottleneck", see `vitdet.layers.propagation`.
+        propagation_norm: "LN", or "BN" for the blocks of EasyCV before v0.7.
         checkpoint_blocks: blocks whose activations are recomputed in the backward pass.
         pretrain_img_size: side in pixels of the pretraining image: the size of `pos_embed`.
         pretrain_use_cls_token: whether `pos_embed` has a first row for a class token. It is kept,
-            so that pretrained weights fit, and not used.
+            so that pretrained weights fit, and used with `use_cls_token` only.
         layer_scale: whether branches have a learned factor a channel, as DINOv2 weights do.
+        use_cls_token: whether a class token takes part in the blocks.
+        num_register_tokens: how many register tokens do (Darcet et al., "Vision Transformers Need
+            Registers", Sec. 2.2).
+        pre_norm: whether a LayerNorm stands before the first block, as in CLIP.
+        final_norm: whether one stands after the last block.
+        ffn_layer: "mlp", "swiglu" (DINOv2-g, DINOv3-H+), or "swiglu_norm" (EVA-02).
+        act_layer: of the MLP, "gelu" or "quick_gelu", see `vitdet.layers.mlp`.
+        rope: rotary positions: "none", "dinov3", or "eva02" (a map or window of any size spans the
+            pretraining's grid, as in huggingface/pytorch-image-models, models/eva.py).
         attention_backend: kernel, see `vitdet.layers.attention`.
         out_feature: name of the output.
+        out_block_indexes: blocks whose maps are outputs too, called "block0" and so on.
 
     Raises:
-        InputError: an index outside the blocks, sizes that do not divide, an unknown backend.
+        InputError: an index outside the blocks, sizes that do not divide, an unknown choice,
+            relative positions together with class or register tokens.
     """
 
     def __init__(
@@ -177,34 +312,70 @@ class ViT(LayeredBackbone):
         pos_embed_resize: PosEmbedResize = "bicubic",
         window_size: int = 0,
         global_block_indexes: Collection[int] = (),
+        window_fit: WindowFit = "pad",
+        shifted_block_indexes: Collection[int] = (),
         residual_block_indexes: Collection[int] = (),
+        propagation: PropagationKind = "bottleneck",
+        propagation_norm: PropagationNorm = "LN",
         checkpoint_blocks: Collection[int] = (),
         pretrain_img_size: int = 224,
         pretrain_use_cls_token: bool = True,
         layer_scale: bool = False,
+        use_cls_token: bool = False,
+        num_register_tokens: int = 0,
+        pre_norm: bool = False,
+        final_norm: bool = False,
+        ffn_layer: FeedForward = "mlp",
+        act_layer: Activation = "gelu",
+        rope: Rope = "none",
         attention_backend: str = "auto",
         out_feature: str = "last_feat",
+        out_block_indexes: Collection[int] = (),
     ) -> None:
         super().__init__()
         check_backend(attention_backend)
-        _check_indexes("global_block_indexes", global_block_indexes, depth)
-        _check_indexes("residual_block_indexes", residual_block_indexes, depth)
-        _check_indexes("checkpoint_blocks", checkpoint_blocks, depth)
+        check_block_indexes("out_block_indexes", out_block_indexes, depth)
+        check_block_indexes("global_block_indexes", global_block_indexes, depth)
+        check_block_indexes("residual_block_indexes", residual_block_indexes, depth)
+        check_propagation(propagation, propagation_norm)
+        _check_shifted(shifted_block_indexes, global_block_indexes, depth)
+        check_block_indexes("checkpoint_blocks", checkpoint_blocks, depth)
+        _check_choice("ffn_layer", ffn_layer)
+        _check_choice("act_layer", act_layer)
+        _check_choice("rope", rope)
+        _check_choice("window_fit", window_fit)
+        self.num_prefix_tokens = int(use_cls_token) + num_register_tokens
+        _check_prefix(self.num_prefix_tokens, use_rel_pos)
+        if rope != "none":
+            check_head_dim(embed_dim, num_heads)
         self.patch_size = patch_size
+        self.head_dim = embed_dim // num_heads
+        self.rope: Rope = rope
         self.pos_embed_resize: PosEmbedResize = pos_embed_resize
         self.pretrain_use_cls_token = pretrain_use_cls_token
         self.checkpoint_blocks = frozenset(checkpoint_blocks)
         self.out_feature = out_feature
+        self.out_blocks = frozenset(out_block_indexes)
 
         self.patch_embed = PatchEmbed(patch_size, in_chans, embed_dim)
         self.pos_embed: nn.Parameter | None = None
         if use_abs_pos:
             rows = (pretrain_img_size // patch_size) ** 2 + int(pretrain_use_cls_token)
             self.pos_embed = nn.Parameter(torch.zeros(1, rows, embed_dim))
+        self.cls_token = nn.Parameter(torch.zeros(1, 1, embed_dim)) if use_cls_token else None
+        self.reg_token: nn.Parameter | None = None
+        if num_register_tokens:
+            self.reg_token = nn.Parameter(torch.zeros(1, num_register_tokens, embed_dim))
+        self.norm_pre = nn.LayerNorm(embed_dim, eps=norm_eps) if pre_norm else nn.Identity()
 
+        hidden_dim = int(embed_dim * mlp_ratio)
+        self.windows = [0 if i in global_block_indexes else window_size for i in range(depth)]
         self.blocks = nn.ModuleList()
         for i, drop_path in enumerate(drop_path_rates(drop_path_rate, depth)):
-            window = 0 if i in global_block_indexes else window_size
+            window = self.windows[i]
+            residual = None
+            if i in residual_block_indexes:
+                residual = ConvPropagation(embed_dim, propagation, propagation_norm)
             attn = Attention(
                 embed_dim,
                 num_heads,
@@ -216,25 +387,29 @@ class ViT(LayeredBackbone):
             block = Block(
                 embed_dim,
                 attn,
-                mlp_ratio=mlp_ratio,
+                make_feed_forward(ffn_layer, embed_dim, hidden_dim, act_layer, norm_eps),
                 drop_path=drop_path,
                 norm_eps=norm_eps,
                 window_size=window,
+                window_fit=window_fit,
+                shift=window // 2 if i in shifted_block_indexes else 0,
                 layer_scale=layer_scale,
-                residual=BottleneckPropagation(embed_dim) if i in residual_block_indexes else None,
+                residual=residual,
             )
             self.blocks.append(block)
+        self.norm = nn.LayerNorm(embed_dim, eps=norm_eps) if final_norm else nn.Identity()
 
         # detectron2's Backbone.output_shape reads these three.
-        self._out_features = [out_feature]
-        self._out_feature_channels = {out_feature: embed_dim}
-        self._out_feature_strides = {out_feature: patch_size}
+        self._out_features = [out_feature, *(f"block{i}" for i in sorted(out_block_indexes))]
+        self._out_feature_channels = dict.fromkeys(self._out_features, embed_dim)
+        self._out_feature_strides = dict.fromkeys(self._out_features, patch_size)
         self._init_weights()
 
     def _init_weights(self) -> None:
-        """Initialise as detectron2: linear layers and `pos_embed` from a truncated normal, 0.02."""
-        if self.pos_embed is not None:
-            nn.init.trunc_normal_(self.pos_embed, std=0.02)
+        """Initialise as detectron2: linear layers and embeddings from a truncated normal, 0.02."""
+        for embedding in (self.pos_embed, self.cls_token, self.reg_token):
+            if embedding is not None:
+                nn.init.trunc_normal_(embedding, std=0.02)
         for module in self.modules():
             if isinstance(module, nn.Linear):
                 nn.init.trunc_normal_(module.weight, std=0.02)
@@ -248,7 +423,7 @@ class ViT(LayeredBackbone):
 
     def layer_id(self, name: str) -> int:
         """Return 0 for the embeddings, i + 1 for block i, num_layers + 1 for propagation blocks."""
-        if name.startswith(("pos_embed", "patch_embed")):
+        if name.startswith(("pos_embed", "patch_embed", "cls_token", "reg_token", "norm_pre")):
             return 0
         parts = name.split(".")
         if parts[0] == "blocks" and "residual" not in parts:
@@ -260,24 +435,92 @@ class ViT(LayeredBackbone):
         self, x: torch.Tensor
     ) -> dict[str, torch.Tensor]:
         """Map images x (B, 3, h, w) to {out_feature: (B, C, H, W)}, H = ceil(h / patch_size)."""
-        x = self.patch_embed(x)  # (B, H, W, C)
+        blocks: dict[int, torch.Tensor] = {}
+        x, size = self.forward_tokens(x, blocks)
+        maps = {self.out_feature: x, **{f"block{i}": tokens for i, tokens in blocks.items()}}
+        if self.num_prefix_tokens:
+            maps = {name: _split(tokens, size)[1] for name, tokens in maps.items()}
+        return {name: tokens.permute(0, 3, 1, 2) for name, tokens in maps.items()}
+
+    def forward_tokens(
+        self, images: torch.Tensor, blocks: dict[int, torch.Tensor] | None = None
+    ) -> tuple[torch.Tensor, tuple[int, int]]:
+        """Return the tokens after the last block (and norm) and the size (H, W) of their map.
+
+        Args:
+            images: (B, 3, h, w).
+            blocks: is given the tokens after each of `out_block_indexes`.
+
+        Returns:
+            Tokens (B, H, W, C); with prefix tokens (B, P + H * W, C), the class token first, then
+            the register tokens.
+        """
+        x = self.patch_embed(images)  # (B, H, W, C)
+        H, W = x.shape[1], x.shape[2]
         if self.pos_embed is not None:
             grid = self.pos_embed[:, 1:] if self.pretrain_use_cls_token else self.pos_embed
-            x = x + resize_pos_embed(grid, (x.shape[1], x.shape[2]), self.pos_embed_resize)
+            x = x + resize_pos_embed(grid, (H, W), self.pos_embed_resize)
+        if self.num_prefix_tokens:
+            prefix = self._prefix().expand(x.shape[0], -1, -1)
+            x = torch.cat((prefix, x.flatten(1, 2)), dim=1)
+        x = self.norm_pre(x)
+        size = (H, W) if self.num_prefix_tokens else None
+        # Made once a pass for each size of window. They cost less than one block's norm.
+        ropes = {window: self._rope((H, W), window, x.device) for window in {*self.windows}}
         for i, block in enumerate(self.blocks):
+            rope = ropes[self.windows[i]]
             if i in self.checkpoint_blocks and self.training:
-                x = checkpoint(block, x, use_reentrant=False)
+                x = checkpoint(block, x, size, rope, use_reentrant=False)
             else:
-                x = block(x)
-        return {self.out_feature: x.permute(0, 3, 1, 2)}
+                x = block(x, size, rope)
+            if blocks is not None and i in self.out_blocks:
+                blocks[i] = x
+        return self.norm(x), (H, W)
+
+    def _prefix(self) -> torch.Tensor:
+        """Return class and register tokens (1, P, C)."""
+        tokens = []
+        if self.cls_token is not None:
+            has_row = self.pos_embed is not None and self.pretrain_use_cls_token
+            row = self.pos_embed[:, :1] if has_row and self.pos_embed is not None else 0.0
+            tokens.append(self.cls_token + row)
+        if self.reg_token is not None:
+            tokens.append(self.reg_token)
+        return torch.cat(tokens, dim=1)
+
+    def _rope(
+        self, places: tuple[int, int], window: int, device: torch.device
+    ) -> RotaryTables | None:
+        """Return the rotary tables of a block, `window` 0 for a global one."""
+        size = (window, window) if window else places
+        if self.rope == "dinov3":
+            return centred_tables(size, self.head_dim, places, device=device)
+        if self.rope == "eva02":
+            grid = _EVA02_GRID
+            return rotary_tables(size, self.head_dim, places=size, grid=grid, device=device)
+        return None
 
 
-def _check_indexes(what: str, indexes: Collection[int], depth: int) -> None:
-    wrong = [i for i in indexes if not 0 <= i < depth]
-    if wrong:
+def _check_choice(what: str, value: str) -> None:
+    names = _CHOICES[what]
+    if value not in names:
+        meant = nearest(value, names)
+        remedy = f"Did you mean {meant!r}?" if meant else "Take one of these."
+        fail(what, expected=f"one of {', '.join(names)}", got=repr(value), remedy=remedy)
+
+
+def _check_shifted(shifted: Collection[int], global_blocks: Collection[int], depth: int) -> None:
+    check_block_indexes("shifted_block_indexes", shifted, depth)
+    if both := sorted(set(shifted) & set(global_blocks)):
+        remedy = "A block that sees the whole map has no windows to shift."
+        fail("shifted_block_indexes", expected="window blocks", got=str(both), remedy=remedy)
+
+
+def _check_prefix(count: int, use_rel_pos: bool) -> None:
+    if count and use_rel_pos:
         fail(
-            what,
-            expected=f"block numbers from 0 to {depth - 1}",
-            got=str(wrong),
-            remedy="The first block is 0.",
+            "use_rel_pos",
+            expected="False with class or register tokens, which have no place on the map",
+            got="True",
+            remedy="Set use_cls_token=False and num_register_tokens=0, or use_rel_pos=False.",
         )

@@ -2,53 +2,97 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any, NoReturn
 
 import torch
 
-from vitdet.convert import detectron2_zoo, hf_vitdet, mae, own, sam, timm_vit
+from vitdet.convert import (
+    beit,
+    clip,
+    detectron2_zoo,
+    dinov2,
+    dinov3,
+    easycv,
+    easycv_old,
+    eva01,
+    eva01_pretrain,
+    eva02,
+    hf_vitdet,
+    mae,
+    mmdet3,
+    own,
+    sam,
+    streampetr,
+    timm_eva,
+    timm_vit,
+    vil,
+    vil_det,
+    vitae,
+    vitae_classifier,
+    vitae_pretrain,
+)
+from vitdet.convert.account import account, account_settings, stop_if_unaccounted
+from vitdet.convert.class_rows import settle
 from vitdet.convert.fit import fit
+from vitdet.convert.layer_scale import fold
+from vitdet.convert.nesting import nests, unnest
+from vitdet.convert.places import Places, find_places
+from vitdet.convert.plan import Given, Step, plan
 from vitdet.convert.report import Report, UnaccountedError
-from vitdet.convert.rules import Drop, File, Format, Refuse, Rename, root_of
+from vitdet.convert.rules import File, Format, Refuse, Shapes
 from vitdet.utils.checks import fail, nearest
-from vitdet.utils.state_dicts import compare_shapes, compare_sizes, some
+from vitdet.utils.state_dicts import compare_shapes, compare_sizes, rows_of, some
+
+__all__ = ["FORMATS", "Report", "UnaccountedError", "convert", "detect"]
 
 FORMATS: dict[str, Format] = {
     module.FORMAT.name: module.FORMAT
-    for module in (own, detectron2_zoo, sam, hf_vitdet, mae, timm_vit)
+    for module in (
+        own,
+        detectron2_zoo,
+        sam,
+        hf_vitdet,
+        mae,
+        timm_vit,
+        dinov2,
+        dinov3,
+        clip,
+        beit,
+        eva01_pretrain,
+        streampetr,
+        easycv,
+        easycv_old,
+        eva01,
+        eva02,
+        timm_eva,
+        mmdet3,
+        vitae,
+        vitae_pretrain,
+        vitae_classifier,
+        vil,
+        vil_det,
+    )
 }
-Shapes = Mapping[str, tuple[int, ...]]
 
-_ANCHOR = "patch_embed.proj.weight"
-_NESTS = ("model", "state_dict", "module", "model_state", "net")
-# Parts of a backbone that a source may lack as a whole. Both start as the identity: detectron2
-# initialises the tables with zeros, and the last norm of a propagation block too.
-_OPTIONAL = (r"blocks\.\d+\.attn\.rel_pos_[hw]$", r"blocks\.\d+\.residual\.")
-# A buffer that a model with federated loss computes from the data set.
-_FED_LOSS = r"roi_heads\.box_predictor\.(\d+\.)?fed_loss_cls_weights$"
-# What to set in a recipe when a part is in the file and not in the model, or the other way.
-_ADVICE = (
-    (r"\.ls[12]\.gamma$", "Set layer_scale of the recipe's backbone to what the file has."),
-    (r"\.rel_pos_[hw]$", "Set use_rel_pos of the recipe's backbone to what the file has."),
-    (r"\.residual\.", "Set residual_block_indexes of the recipe's backbone as in the file."),
-    (r"\.qkv\.bias$", "Set qkv_bias of the recipe's backbone to what the file has."),
-    (r"pos_embed$", "Set use_abs_pos of the recipe's backbone to what the file has."),
+# beside weights: indexes and counters
+_DTYPES = (
+    *(torch.float64, torch.float32, torch.bfloat16, torch.float16),
+    *(torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.bool),
 )
 
 
-def detect(content: Mapping[str, Any]) -> str:
+def detect(content: Mapping[str, Any], weights: str | None = None) -> str:
     """Return the name of the format of a file's content.
 
     Args:
         content: what `vitdet.checkpoint.read` returned, or a state dict.
+        weights: the key that holds the state dict, None to find it.
 
     Raises:
         InputError: none of `FORMATS` fits.
     """
-    state_dict, nested_under = _unnest(content, "source")
+    state_dict, nested_under = unnest(content, "source", weights)
     return _detect(content, state_dict, nested_under, "source").name
 
 
@@ -57,18 +101,31 @@ def convert(
     target: Shapes,
     *,
     source_format: str | None = None,
+    weights: str | None = None,
     backbone_only: bool = False,
     resize_patch_embed: bool = False,
+    fold_layer_scale: bool = False,
+    allow_inexact: bool = False,
+    settings: Mapping[str, object] | None = None,
     source: str = "source",
 ) -> tuple[dict[str, torch.Tensor], Report]:
     """Turn the content of a file into a state dict for a model.
+
+    Gradients flow through it: weights that require one give a state dict that does.
 
     Args:
         content: what `vitdet.checkpoint.read` returned, or a state dict.
         target: {name: shape} of the model: a whole detector, a pyramid, or a backbone alone.
         source_format: a name in `FORMATS`; None to recognise it.
+        weights: the key of the file that holds the state dict ("ema_state"); None to find it.
         backbone_only: leave out the source's pyramid and heads, if it has them.
         resize_patch_embed: allow the patch kernel to be resampled to another patch size.
+        fold_layer_scale: multiply LayerScale into the layers before it, exactly, for a model
+            that has none.
+        allow_inexact: go on where the model lacks a part of the source's network; the account
+            lists what was left out.
+        settings: arguments of the model's backbone, as far as they are known: those that the
+            format knows better must agree.
         source: the file's name, for messages.
 
     Returns:
@@ -76,49 +133,69 @@ def convert(
 
     Raises:
         UnaccountedError: a key no rule covers, or a name that should have been filled.
-        InputError: unknown format, another size, another number of classes, parts that our
-            ViT has no place for.
+        InputError: unknown format, another size, another number of classes, parts that the model
+            has no place for.
     """
-    state_dict, nested_under = _unnest(content, source)
-    if source_format is None:
-        fmt = _detect(content, state_dict, nested_under, source)
-    elif source_format in FORMATS:
-        fmt = FORMATS[source_format]
-    else:
-        _unknown_format(source_format)
-    report = Report(fmt.name, nested_under)
-    places = _places(fmt, state_dict, target, source)
-    rest = sorted({str(key) for key in content} - {nested_under, "vitdet"}) if nested_under else []
-    if rest:
-        report.notes.append(f"left out beside the weights: {some(rest)}")
+    state_dict, fmt, report = open_up(content, source_format, weights, source)
+    given_shapes = {name: tuple(value.shape) for name, value in state_dict.items()}
+    places = find_places(fmt, given_shapes, target, source)
 
-    named = _name_keys(state_dict, places, report, source, backbone_only=backbone_only)
-    given = {name: tuple(tensor.shape) for name, (_, tensor) in named.items()}
-    compare_sizes(given, target, source=source)
-    about = content.get("vitdet")
-    left_open = about.get("initialised", []) if isinstance(about, Mapping) else []
-    _account(named, target, places, report, set(left_open))
-    _stop_if_unaccounted(report, source)
-    result = _fit_all(named, target, places, report, source, resize_patch_embed=resize_patch_embed)
-    given = {name: tuple(tensor.shape) for name, tensor in result.items()}
+    given = _name_keys(state_dict, places, report, source)
+    if backbone_only:
+        _leave_outside(given, report)
+    if fold_layer_scale:
+        fold(given, places, target, report, source)
+    settle(given, places, target, report, source)
+    _compare_sizes(given, places, target, source)
+    steps = plan(given, places, target)
+    left_open = _left_open(content, source)
+    account(given, steps, places, target, report, set(left_open))
+    # single rows of a class head that its file leaves open stay open
+    rows = ((entry, rows_of(entry)) for entry in left_open)
+    report.initialised += [entry for entry, found in rows if found and found[0] in report.used]
+    account_settings(fmt, settings or {}, report)
+    stop_if_unaccounted(report, source, allow_inexact=allow_inexact)
+    result = _carry_out(steps, given, target, report, source, resize_patch_embed=resize_patch_embed)
+    shapes = {name: tuple(tensor.shape) for name, tensor in result.items()}
     remedy = "Use the recipe that the file was made for."
-    compare_shapes(given, target, source=source, remedy=remedy)
+    compare_shapes(shapes, target, source=source, remedy=remedy)
     return result, report
 
 
-def _unnest(content: Mapping[str, Any], source: str) -> tuple[dict[str, torch.Tensor], str]:
-    """Return the state dict in a file's content and the key that held it."""
-    key = next((k for k in _NESTS if isinstance(content.get(k), Mapping) and content[k]), "")
-    inner: Mapping[str, Any] = content[key] if key else content
-    wrong = [str(name) for name, value in inner.items() if not isinstance(value, torch.Tensor)]
-    if wrong or not inner:
-        got = f"other things: {some(wrong)}" if wrong else "nothing"
-        remedy = f"The state dict may lie under one of: {', '.join(_NESTS)}."
-        fail(f"{source}: state dict", expected="tensors", got=got, remedy=remedy)
-    names = [str(name) for name in inner]
-    # DistributedDataParallel puts this before every name
-    prefix = "module." if all(name.startswith("module.") for name in names) else ""
-    return {str(name)[len(prefix) :]: value for name, value in inner.items()}, key
+def open_up(
+    content: Mapping[str, Any], source_format: str | None, weights: str | None, source: str
+) -> tuple[dict[str, torch.Tensor], Format, Report]:
+    """Return a file's state dict, its format, and an account that notes what lies beside it.
+
+    Args:
+        content: what `vitdet.checkpoint.read` returned, or a state dict.
+        source_format: a name in `FORMATS`; None to recognise it.
+        weights: the key of the file that holds the state dict; None to find it.
+        source: the file's name, for messages.
+
+    Raises:
+        InputError: unknown format, no state dict.
+    """
+    state_dict, nested_under = unnest(content, source, weights)
+    fmt = _format(source_format, content, state_dict, nested_under, source)
+    report = Report(fmt.name, nested_under)
+    report.notes += fmt.notes
+    _note_the_rest(content, report)
+    return state_dict, fmt, report
+
+
+def _format(
+    name: str | None,
+    content: Mapping[str, Any],
+    state_dict: Mapping[str, torch.Tensor],
+    nest: str,
+    source: str,
+) -> Format:
+    if name is None:
+        return _detect(content, state_dict, nest, source)
+    if name not in FORMATS:
+        _unknown_format(name)
+    return FORMATS[name]
 
 
 def _detect(
@@ -144,181 +221,104 @@ def _known() -> str:
     return ", ".join(FORMATS)
 
 
-@dataclass(frozen=True)
-class _Places:
-    """Where the backbone stands in the names of the source and of the target.
-
-    A root is "backbone.net." in a detector, "net." in a pyramid, "" in a bare backbone; the pyramid
-    stands one step up.
-    """
-
-    fmt: Format
-    source_root: str
-    target_root: str
-
-    def local(self, key: str) -> str | None:
-        """Return a source key without the backbone's root, None outside the backbone."""
-        root = self.source_root
-        return key[len(root) :] if key.startswith(root) else None
-
-    def rule(self, key: str) -> Drop | Rename | Refuse | None:
-        """Return the format's rule for a source key."""
-        local = self.local(key)
-        rules = self.fmt.outside if local is None else self.fmt.rules
-        text = key if local is None else local
-        return next((rule for rule in rules if re.match(rule.pattern, text)), None)
-
-    def left_out(self, key: str, backbone_only: bool) -> str:
-        """Return why a pyramid's or head's key has no place, "" when it has one."""
-        if self.local(key) is not None or not (backbone_only or self.fmt.detector):
-            return ""
-        if backbone_only:
-            return "outside the backbone (--backbone-only)"
-        return "" if self.outside(key) else "pyramid or head: the model has no place for it"
-
-    def outside(self, key: str) -> str | None:
-        """Return the target's spelling of a pyramid's or head's key, None when it has no place."""
-        source, target = _above(self.source_root), _above(self.target_root)
-        if not self.target_root or not self.fmt.detector:
-            return None
-        if key.startswith(source):
-            return target + key[len(source) :]
-        return key if target else None
-
-    def inside(self, name: str) -> str:
-        """Return a target name without the backbone's root, "" outside the backbone."""
-        return name[len(self.target_root) :] if name.startswith(self.target_root) else ""
-
-
-def _above(root: str) -> str:
-    return re.sub(r"[^.]+\.$", "", root)
-
-
-def _places(fmt: Format, state_dict: Mapping[str, Any], target: Shapes, source: str) -> _Places:
-    source_root = root_of(state_dict, fmt.anchor)
-    target_root = root_of(target, _ANCHOR)
-    if source_root is None:
-        remedy = "Check --source-format."
-        expected = f"a key that ends in {fmt.anchor}"
-        fail(f"{source} as {fmt.name}", expected=expected, got=some(state_dict), remedy=remedy)
-    if target_root is None or (not fmt.detector and not _is_vit(target, target_root)):
-        got = some(list(target)[:3])
-        remedy = "Use a recipe with a plain ViT."
-        fail("model", expected="a plain ViT backbone", got=f"names like {got}", remedy=remedy)
-    return _Places(fmt, source_root, target_root)
-
-
-def _is_vit(target: Shapes, root: str) -> bool:
-    return f"{root}blocks.0.mlp.fc1.weight" in target
+def _note_the_rest(content: Mapping[str, Any], report: Report) -> None:
+    nest = report.nested_under
+    others = [key for key in nests(content) if key != nest] if nest else []
+    if others:
+        how = "--weights takes another"
+        report.notes.append(f"weights taken from {nest!r}; {how}: {', '.join(others)}")
+    rest = sorted({str(key) for key in content} - {nest, "vitdet", *others}) if nest else []
+    if rest:
+        report.notes.append(f"left out beside the weights: {some(rest)}")
 
 
 def _name_keys(
-    state_dict: Mapping[str, torch.Tensor],
-    places: _Places,
-    report: Report,
-    source: str,
-    *,
-    backbone_only: bool,
-) -> dict[str, tuple[str, torch.Tensor]]:
-    """Return {name in the target's spelling: (source key, tensor)}; enter the others as dropped."""
-    named: dict[str, tuple[str, torch.Tensor]] = {}
+    state_dict: Mapping[str, torch.Tensor], places: Places, report: Report, source: str
+) -> dict[str, Given]:
+    """Return {inner name: what the file gives for it}."""
+    given: dict[str, Given] = {}
     for key, value in state_dict.items():
-        local = places.local(key)
-        rule = places.rule(key)
+        name, rule = places.inner(key)
         if isinstance(rule, Refuse):
-            what = f"{source}: {key} as {places.fmt.name}"
-            remedy = "Our plain ViT has no such part, so these weights cannot be used."
-            fail(what, expected="a plain ViT", got=rule.why, remedy=remedy)
-        why = rule.why if isinstance(rule, Drop) else places.left_out(key, backbone_only)
-        if why:
-            report.dropped[key] = why
-            continue
-        name, tensor = places.outside(key), value
-        if local is not None:
-            if isinstance(rule, Rename):
-                local = re.sub(rule.pattern, rule.replacement, local, count=1)
-            name, tensor = places.target_root + local, places.fmt.tensor(local, value)
-        if name is None:
-            report.unaccounted.append(key)
-        elif name in named:
-            got = f"{named[name][0]} and {key}"
+            what = f"{source}: {key} as {report.source_format}"
+            remedy = "Our models have no such part, so these weights cannot be used."
+            fail(what, expected="parts that our models have", got=rule.why, remedy=remedy)
+        if name in given:
+            got = f"{given[name].keys[0]} and {key}"
             remedy = "Check --source-format."
             fail(f"{source}: weights for {name}", expected="one key", got=got, remedy=remedy)
-        else:
-            named[name] = key, tensor
-    return named
+        given[name] = Given((key,), value, rule)
+    return given
 
 
-def _account(
-    named: Mapping[str, tuple[str, torch.Tensor]],
+def _leave_outside(given: dict[str, Given], report: Report) -> None:
+    for name in [name for name in given if name.startswith("/")]:
+        rule = given[name].rule
+        why = getattr(rule, "why", "outside the backbone (--backbone-only)")
+        report.dropped |= dict.fromkeys(given.pop(name).keys, why)
+
+
+def _left_open(content: Mapping[str, Any], source: str) -> list[str]:
+    """Return what a file of ours leaves to the model's own initialisation."""
+    about = content.get("vitdet")
+    names = about.get("initialised", []) if isinstance(about, Mapping) else []
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        remedy = "Convert the file again from its source."
+        got = type(names).__name__ if not isinstance(names, list) else "other things"
+        fail(f"{source}: initialised", expected="a list of names", got=got, remedy=remedy)
+    return names
+
+
+def _compare_sizes(given: Mapping[str, Given], places: Places, target: Shapes, source: str) -> None:
+    named = ((places.target(name), each) for name, each in given.items())
+    shapes = {name: tuple(each.tensor.shape) for name, each in named if name is not None}
+    compare_sizes(shapes, target, source=source)
+
+
+def _carry_out(
+    steps: list[Step],
+    given: Mapping[str, Given],
     target: Shapes,
-    places: _Places,
-    report: Report,
-    left_open: set[str],
-) -> None:
-    """Enter every key and every target name into the report."""
-    for name, (key, _) in named.items():
-        if name in target:
-            report.used[key] = name
-        elif re.match(_FED_LOSS, name):
-            report.dropped[key] = "buffer of the federated loss: the model has no such loss"
-        else:
-            report.unaccounted.append(key)
-    heads_given = any(not places.inside(name) for name in named)
-    inside_given = [places.inside(name) for name in named]
-    for name in target:
-        if name in named:
-            continue
-        local = places.inside(name)
-        optional = any(
-            re.match(pattern, local) and not any(re.match(pattern, n) for n in inside_given)
-            for pattern in _OPTIONAL
-        )
-        head = not local and (not heads_given or re.match(_FED_LOSS, name))
-        open_ = optional or head or name in left_open
-        (report.initialised if open_ else report.missing).append(name)
-
-
-def _stop_if_unaccounted(report: Report, source: str) -> None:
-    unaccounted, missing = report.unaccounted, report.missing
-    if not unaccounted and not missing:
-        return
-    parts = (
-        (unaccounted, "keys have no place in the model"),
-        (missing, "of its weights are not in the file"),
-    )
-    got = " and ".join(f"{len(names)} {what} ({some(names)})" for names, what in parts if names)
-    first = (unaccounted or missing)[0]
-    remedy = next(
-        (advice for pattern, advice in _ADVICE if re.search(pattern, first)),
-        "Check --config-file and --source-format; --backbone-only leaves out pyramid and heads.",
-    )
-    text = f"{source} as {report.source_format}: expected an account of every key, got: {got}."
-    raise UnaccountedError(f"{text} {remedy}", report)
-
-
-def _fit_all(
-    named: Mapping[str, tuple[str, torch.Tensor]],
-    target: Shapes,
-    places: _Places,
     report: Report,
     source: str,
     *,
     resize_patch_embed: bool,
 ) -> dict[str, torch.Tensor]:
     result: dict[str, torch.Tensor] = {}
-    for name, (key, tensor) in named.items():
-        if name not in target:
-            continue
-        if tensor.device.type != "meta" and not torch.isfinite(tensor).all():
-            remedy = "The file is damaged or its training diverged."
-            fail(f"{source}: {key}", expected="finite numbers", got="inf or nan", remedy=remedy)
+    for step in steps:
+        shape = tuple(target[step.name])
+        parts = [None if name is None else given[name] for name in step.sources]
+        for part in parts:
+            if part is not None:
+                check_finite(part, source)
+        tensor = step.compute([None if part is None else part.tensor for part in parts], shape)
+        if step.make is not None and step.make.note and step.make.note not in report.notes:
+            report.notes.append(step.make.note)
         fitted, notes = tensor, []
-        if local := places.inside(name):
-            shape, allowed = tuple(target[name]), resize_patch_embed
-            fitted, notes = fit(local, tensor, shape, resize_patch_embed=allowed, source=source)
-        if fitted.shape != tensor.shape:
-            report.resized[name] = tuple(tensor.shape), tuple(fitted.shape)
+        if not step.inner.startswith("/"):
+            allowed = resize_patch_embed
+            fitted, notes = fit(
+                step.inner, tensor, shape, resize_patch_embed=allowed, source=source
+            )
+        before = tensor.shape
+        if step.sources == (step.inner,) and (part := parts[0]) is not None:
+            # a rule may resize too; a view of the same numbers is no resize
+            before = part.tensor.shape if part.tensor.numel() != fitted.numel() else before
+        if fitted.shape != before:
+            report.resized[step.name] = tuple(before), tuple(fitted.shape)
         report.notes += notes
-        result[name] = fitted
+        result[step.name] = fitted
     return result
+
+
+def check_finite(given: Given, source: str) -> None:
+    """Raise InputError when a weight is inf or nan, or of a type that is no weight's."""
+    tensor = given.tensor
+    if tensor.dtype not in _DTYPES:
+        remedy = "Save the weights as float32."
+        what, got = f"{source}: {given.keys[0]}", str(tensor.dtype).removeprefix("torch.")
+        fail(what, expected="float64, float32, bfloat16 or float16", got=got, remedy=remedy)
+    if tensor.device.type != "meta" and not torch.isfinite(tensor).all():
+        remedy = "The file is damaged or its training diverged."
+        what = f"{source}: {given.keys[0]}"
+        fail(what, expected="finite numbers", got="inf or nan", remedy=remedy)

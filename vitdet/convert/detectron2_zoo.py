@@ -6,14 +6,18 @@ not the network (baaivision/EVA: EVA-01/det and EVA-02/det, modeling/backbone/vi
 
 from __future__ import annotations
 
-from vitdet.convert.rules import Drop, File, Format, Refuse
+from vitdet.convert.rules import Drop, File, Format, OtherThan, Refuse
 
 _CONSTANT = "constant of the recipe, not a weight"
 _TOKENS = r"cls_token$|norm\.weight$|head\.|fc_norm\."
 
 
+# what makes a file one of EVA's: it has formats of its own
+_EVA = r"((backbone\.)?net\.)?blocks\.0\.attn\.(q_proj|q_bias)"
+
+
 def _recognise(file: File) -> bool:
-    if "vitdet" in file.keys:
+    if "vitdet" in file.keys or file.has(_EVA):
         return False
     if file.has(r"(backbone\.)?(net|bottom_up)\.patch_embed\."):
         return True
@@ -36,4 +40,8 @@ FORMAT = Format(
         Drop(r"proposal_generator\.anchor_generator\.cell_anchors\.", _CONSTANT),
     ),
     detector=True,
+    # a GroupNorm of one group has the names and shapes of detectron2's LayerNorm
+    settings=tuple(
+        (f"{part}.norm", OtherThan("GN1")) for part in ("pyramid", "box_head", "mask_head")
+    ),
 )

@@ -75,7 +75,7 @@ def _pos_embed(tensor: torch.Tensor, shape: Shape, source: str) -> tuple[torch.T
             f"the backbone's pretrain_img_size to {side} times its patch size"
         )
     if want and not have:
-        notes.append("pos_embed: class row filled with zeros, the backbone never reads it")
+        notes.append("pos_embed: class row filled with zeros, the file has none")
         grid = torch.cat([grid.new_zeros(1, 1, shape[2]), grid], dim=1)
     elif want:
         grid = torch.cat([tensor[:, :1], grid], dim=1)

@@ -6,19 +6,12 @@ modeling/image_encoder.py: the block is detectron2's with the MLP's layers calle
 
 from __future__ import annotations
 
-import torch
-
-from vitdet.convert.rules import Drop, File, Format, Rename
+from vitdet.convert.rules import Drop, File, Format, Make, Rename
+from vitdet.convert.tensors import grid_to_rows
 
 
 def _recognise(file: File) -> bool:
-    return file.has(r"(.*\.)?blocks\.0\.mlp\.lin1\.weight$") and file.has(r"(.*\.)?neck\.0\.weight")
-
-
-def _tensor(name: str, tensor: torch.Tensor) -> torch.Tensor:
-    if name == "pos_embed" and tensor.ndim == 4 and tensor.shape[1] == tensor.shape[2]:
-        return tensor.flatten(1, 2)  # (1, H, W, C) to (1, H * W, C)
-    return tensor
+    return file.has(r"(.*\.)?blocks\.0\.mlp\.lin1\.weight$")
 
 
 FORMAT = Format(
@@ -33,5 +26,6 @@ FORMAT = Format(
         Drop(r"(prompt_encoder|mask_decoder)\.", "prompt encoder and mask decoder"),
         Drop(r"(pixel_mean|pixel_std)$", "constant of the recipe, not a weight"),
     ),
-    tensor=_tensor,
+    # (1, H, W, C) to (1, H * W, C)
+    makes=(Make(r"pos_embed$", ("pos_embed",), grid_to_rows),),
 )

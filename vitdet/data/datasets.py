@@ -20,6 +20,13 @@ logger = logging.getLogger(__name__)
 
 _PROJECT = Path(__file__).resolve().parents[2]
 
+# name: (image folder, annotation file). File names in the published annotations begin with
+# "images/v1/" or "images/v2/" (baaivision/EVA, EVA-02/det, data/datasets/objects365.py).
+_OBJECTS365 = {
+    f"objects365_v2_{split}": ("Objects365", f"Objects365/annotations/zhiyuan_objv2_{split}.json")
+    for split in ("train", "val")
+}
+
 
 @dataclass(frozen=True)
 class Dataset:
@@ -102,15 +109,16 @@ def coco_dataset(
 
 
 def named_dataset(name: str) -> Dataset:
-    """Return a data set that detectron2 has a name for, such as "coco_2017_train".
+    """Return a data set by its usual name, such as "coco_2017_train".
 
     The files lie under the folder named by the environment variable DETECTRON2_DATASETS, which is
     read at every call, "./datasets" by default. The layout is detectron2's
-    (facebookresearch/detectron2 datasets/README.md). Annotations are taken as detectron2 takes
-    them (check="keep").
+    (facebookresearch/detectron2 datasets/README.md), and for Objects365 that of EVA's code:
+    Objects365/annotations/zhiyuan_objv2_{train,val}.json, Objects365/images/v1/patch0 and so on.
+    Annotations are taken as detectron2 takes them (check="keep").
 
     Args:
-        name: coco_2014_*, coco_2017_*, lvis_v1_*, lvis_v0.5_*.
+        name: coco_2014_*, coco_2017_*, lvis_v1_*, lvis_v0.5_*, objects365_v2_train or _val.
 
     Raises:
         InputError: unknown name (says the nearest), missing file or folder.
@@ -142,6 +150,43 @@ def named_dataset(name: str) -> Dataset:
                 f"{json_file} and {images} (it is {root if given else 'not set, so ./datasets'}).",
             )
     return coco_dataset(root / json_file, root / images, name, style, check="keep")
+
+
+def joined_dataset(names: Sequence[str]) -> Dataset:
+    """Return several named data sets as one to train on; it has no annotation file to evaluate by.
+
+    Args:
+        names: for `named_dataset`; all must have the same classes.
+
+    Raises:
+        InputError: no names, other classes, or what `named_dataset` raises.
+    """
+    if not names:
+        fail("joined data sets", expected="names", got="none", remedy="Name at least one.")
+    parts = [named_dataset(name) for name in names]
+    first = parts[0]
+    for part in parts[1:]:
+        if (part.class_names, part.class_ids) != (first.class_names, first.class_ids):
+            fail(
+                f"joined data sets {', '.join(names)}",
+                expected=f"the {first.num_classes} classes of {first.name} in each",
+                got=f"{part.num_classes} in {part.name}, or other names or ids",
+                remedy="Join data sets of the same classes only.",
+            )
+    name = "+".join(names)
+    counts = [part.image_counts for part in parts if part.image_counts is not None]
+    joined = replace(
+        first,
+        name=name,
+        records=[record for part in parts for record in part.records],
+        json_file=Path(f"{name} has no annotation file of its own"),
+        image_counts=tuple(map(sum, zip(*counts, strict=True)))
+        if len(counts) == len(parts)
+        else None,
+        dropped=frozenset(),
+    )
+    _register(joined)
+    return joined
 
 
 def coco_mini(split: Literal["train", "val"], num_images: int | None = None) -> Dataset:
@@ -221,10 +266,10 @@ def federated_loss_weights(
 
 
 def _known() -> dict[str, tuple[str, str, Style]]:
-    """Name -> (image folder, annotation file, style), from detectron2's own tables."""
+    """Name -> (image folder, annotation file, style), most from detectron2's own tables."""
+    splits_of_coco = {**builtin._PREDEFINED_SPLITS_COCO["coco"], **_OBJECTS365}
     known: dict[str, tuple[str, str, Style]] = {
-        name: (images, json_file, "coco")
-        for name, (images, json_file) in builtin._PREDEFINED_SPLITS_COCO["coco"].items()
+        name: (images, json_file, "coco") for name, (images, json_file) in splits_of_coco.items()
     }
     for splits in builtin._PREDEFINED_SPLITS_LVIS.values():
         known |= {name: (images, file, "lvis") for name, (images, file) in splits.items()}

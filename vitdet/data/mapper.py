@@ -5,16 +5,20 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Literal
 
+import cv2
 import numpy as np
 import torch
 from detectron2.data import detection_utils
 from detectron2.data import transforms as T
-from detectron2.structures import BitMasks, Instances, PolygonMasks
+from detectron2.structures import BitMasks, Boxes, BoxMode, Instances, PolygonMasks
 from PIL import Image
 
+from vitdet.data.images import read_image, read_reduced
+from vitdet.data.views import Patch, View, draw_view
 from vitdet.utils.checks import fail
 
 _KEPT_KEYS = ("file_name", "image_id", "height", "width")
+_MIN_SIDE = 1e-5  # pixels; detectron2's filter_empty_instances drops boxes that are not larger
 
 
 class Mapper:
@@ -23,6 +27,10 @@ class Mapper:
     Behaviour of facebookresearch/detectron2 data/dataset_mapper.py: crowd regions are left out of
     the instances, boxes are recomputed from the augmented masks where asked, and instances that
     the augmentation left without box or mask are dropped.
+
+    With `fast` the same random numbers give the same masks and boxes several times sooner, see
+    `vitdet.data.views`. Pixels are the same too, except in JPEG images of which less than a quarter
+    of each side's pixels is wanted: those are decoded at a reduced size.
 
     Args:
         augmentations: detectron2 augmentations or transforms, applied in order.
@@ -34,6 +42,8 @@ class Mapper:
         with_annotations_in_test: make instances although `is_train` is False (to draw them).
         cache: keep every decoded image in memory (height * width * 3 bytes each, in each worker);
             for data sets of a few thousand small images.
+        fast: make only what the augmentations leave of image and objects. They may flip
+            horizontally, resize and crop, in this order.
     """
 
     def __init__(
@@ -47,6 +57,7 @@ class Mapper:
         recompute_boxes: bool = True,
         with_annotations_in_test: bool = False,
         cache: bool = False,
+        fast: bool = False,
     ) -> None:
         if mask_format not in ("bitmask", "polygon"):
             fail(
@@ -62,6 +73,7 @@ class Mapper:
         self.mask_format = mask_format
         self.recompute_boxes = recompute_boxes and use_masks
         self.with_instances = is_train or with_annotations_in_test
+        self.fast = fast
         self._cache: dict[str, np.ndarray] | None = {} if cache else None
 
     def __call__(self, record: dict[str, Any]) -> dict[str, Any]:
@@ -76,13 +88,19 @@ class Mapper:
             InputError: the file is missing, damaged or of another size than the record says, or
                 an annotation has no mask in the wanted format.
         """
-        image = self._image(record)
-        inputs = T.AugInput(image)
+        with_instances = self.with_instances and "annotations" in record
+        result = {key: record[key] for key in _KEPT_KEYS if key in record}
+        if self.fast:
+            view = draw_view(self.augmentations, (record["height"], record["width"]))
+            result["image"] = self._view_of_image(record, view)
+            if with_instances:
+                result["instances"] = self._view_of_instances(record, view)
+            return result
+        inputs = T.AugInput(self._image(record))
         transforms = self.augmentations(inputs)
         image = np.ascontiguousarray(inputs.image)
-        result = {key: record[key] for key in _KEPT_KEYS if key in record}
         result["image"] = torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))
-        if self.with_instances and "annotations" in record:
+        if with_instances:
             size = (int(image.shape[0]), int(image.shape[1]))
             result["instances"] = self._instances(record, transforms, size)
         return result
@@ -101,11 +119,8 @@ class Mapper:
         self, record: dict[str, Any], transforms: T.TransformList, size: tuple[int, int]
     ) -> Instances:
         objects = [
-            detection_utils.transform_instance_annotations(
-                self._annotation(annotation, record), transforms, size
-            )
-            for annotation in record["annotations"]
-            if not annotation.get("iscrowd", 0)
+            detection_utils.transform_instance_annotations(annotation, transforms, size)
+            for annotation in self._annotations(record)
         ]
         instances = detection_utils.annotations_to_instances(objects, size, self.mask_format)
         if not objects and self.use_masks:
@@ -119,6 +134,62 @@ class Mapper:
         kept = detection_utils.filter_empty_instances(instances)
         assert isinstance(kept, Instances)  # a tuple only where its mask is asked for
         return kept
+
+    def _view_of_image(self, record: dict[str, Any], view: View) -> torch.Tensor:
+        """Return what the view shows of the image, uint8 (3, height, width)."""
+        if self._cache is None:
+            picture, reduction = read_reduced(record, view.shrink)
+            channels = slice(None) if self.image_format == "RGB" else slice(None, None, -1)
+        else:
+            picture, reduction = Image.fromarray(self._image(record)), 1
+            channels = slice(None)  # the cache has the right order
+        planes = np.empty((3, *view.size), dtype=np.uint8)
+        cv2.split(view.image(picture, reduction), list(planes)[channels])
+        return torch.from_numpy(planes)
+
+    def _view_of_instances(self, record: dict[str, Any], view: View) -> Instances:
+        """Return what the view shows of the objects, of those of which it shows anything."""
+        annotations = self._annotations(record)
+        if self.use_masks and self.mask_format == "polygon":
+            return self._view_of_polygons(annotations, view)
+        wanted = annotations if self.use_masks else []
+        patches = view.masks([each["segmentation"] for each in wanted])
+        if self.recompute_boxes:
+            sides = np.array([patch.box for patch in patches], dtype=np.float32)
+            boxes = Boxes(torch.from_numpy(sides.reshape(-1, 4)))
+        else:
+            boxes = _boxes(annotations, view)
+        # as filter_empty_instances, which would look at every pixel of every mask
+        shown = boxes.nonempty(threshold=_MIN_SIDE).numpy()
+        if self.use_masks:
+            shown = shown & np.array([patch.pixels.size > 0 for patch in patches], dtype=bool)
+        places = np.flatnonzero(shown).tolist()
+        instances = Instances(view.size)
+        instances.gt_boxes = boxes[places]
+        instances.gt_classes = _classes([annotations[place] for place in places])
+        if self.use_masks:
+            instances.gt_masks = _bitmasks([patches[place] for place in places], view.size)
+        return instances
+
+    def _view_of_polygons(self, annotations: list[dict[str, Any]], view: View) -> Instances:
+        instances = Instances(view.size)
+        objects = view.polygons([each["segmentation"] for each in annotations])
+        polygons: list[Any] = [[part.ravel() for part in parts] for parts in objects]
+        masks = PolygonMasks(polygons)
+        boxes = masks.get_bounding_boxes() if self.recompute_boxes else _boxes(annotations, view)
+        instances.gt_boxes, instances.gt_masks = boxes, masks
+        instances.gt_classes = _classes(annotations)
+        kept = detection_utils.filter_empty_instances(instances)
+        assert isinstance(kept, Instances)  # a tuple only where its mask is asked for
+        return kept
+
+    def _annotations(self, record: dict[str, Any]) -> list[dict[str, Any]]:
+        """Return copies of the annotations that are training objects."""
+        return [
+            self._annotation(annotation, record)
+            for annotation in record["annotations"]
+            if not annotation.get("iscrowd", 0)
+        ]
 
     def _annotation(self, annotation: dict[str, Any], record: dict[str, Any]) -> dict[str, Any]:
         """Return a shallow copy, without its mask where none is wanted."""
@@ -145,43 +216,23 @@ class Mapper:
         return copy
 
 
-def read_image(record: dict[str, Any], image_format: str = "RGB") -> np.ndarray:
-    """Decode the image of a record, turned upright by its EXIF orientation.
+def _boxes(annotations: Sequence[dict[str, Any]], view: View) -> Boxes:
+    """The boxes of the file, moved and clipped as the view is."""
+    absolute = [
+        BoxMode.convert(each["bbox"], each["bbox_mode"], BoxMode.XYXY_ABS) for each in annotations
+    ]
+    moved = view.boxes(np.array(absolute, dtype=np.float64).reshape(-1, 4))
+    return Boxes(torch.from_numpy(moved))
 
-    Args:
-        record: has `file_name`, and `height` and `width` in pixels.
-        image_format: "RGB" or "BGR".
 
-    Returns:
-        uint8 (height, width, 3).
+def _classes(annotations: Sequence[dict[str, Any]]) -> torch.Tensor:
+    return torch.tensor([each["category_id"] for each in annotations], dtype=torch.int64)
 
-    Raises:
-        InputError: missing, unreadable or truncated file, or a size other than the record's.
-    """
-    name = record["file_name"]
-    try:
-        image = detection_utils.read_image(name, format=image_format)
-    except FileNotFoundError:
-        fail(
-            f"image {name}",
-            expected="a file",
-            got="nothing at this path",
-            remedy="Check the image folder, or leave such images out with check=drop.",
-        )
-    # what Pillow raises for damaged files: SyntaxError for PNG, ValueError and EOFError for others
-    except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
-        fail(
-            f"image {name}",
-            expected="an image that can be decoded",
-            got=f"{type(error).__name__} ({error})",
-            remedy="Replace the file, or remove the image from the annotation file.",
-        )
-    expected = (record["height"], record["width"])
-    if image.shape[:2] != expected:
-        fail(
-            f"image {name}",
-            expected=f"{expected[0]} x {expected[1]} pixels (height x width) as in the annotations",
-            got=f"{image.shape[0]} x {image.shape[1]}",
-            remedy="Correct height and width in the annotation file, or replace the image.",
-        )
-    return image
+
+def _bitmasks(patches: Sequence[Patch], size: tuple[int, int]) -> BitMasks:
+    """Masks of the whole view; memory that no object touches is not written to."""
+    filled = np.zeros((len(patches), *size), dtype=bool)
+    for mask, patch in zip(filled, patches, strict=True):
+        left, top, right, bottom = patch.box
+        mask[top:bottom, left:right] = patch.pixels
+    return BitMasks(torch.from_numpy(filled))

@@ -47,9 +47,13 @@ class TestSet:
         self.loader = build(cfg.dataloader.test, dataset=self.dataset)
         self.evaluator = build(cfg.dataloader.evaluator, dataset=self.dataset)
 
-    def evaluate(self, detector: nn.Module, precision: str) -> Results:
-        """Run the detector over the test images, print the AP table, return the results."""
-        results = run_evaluator(detector, self.loader, self.evaluator, precision)
+    def evaluate(self, detector: nn.Module, precision: str, prefix: str = "") -> Results:
+        """Run the detector over the test images, print the AP table, return the results.
+
+        `prefix` is put before the names of the tasks: "ema/" makes "bbox" to "ema/bbox".
+        """
+        found = run_evaluator(detector, self.loader, self.evaluator, precision)
+        results = {f"{prefix}{task}": values for task, values in found.items()}
         if is_main():
             logger.info("%s\n%s", self.name, ap_table(results))
         return results
@@ -97,7 +101,10 @@ def ap_table(results: Results) -> str:
     rows = [["", *columns]]
     for task, values in results.items():
         rows.append([task, *(f"{values.get(key, math.nan):.2f}" for key in columns)])
-    return "\n".join("".join(f"{cell:>8}" for cell in row) for row in rows)
+    first = max(8, *(len(row[0]) + 1 for row in rows))
+    return "\n".join(
+        f"{row[0]:>{first}}" + "".join(f"{cell:>8}" for cell in row[1:]) for row in rows
+    )
 
 
 def flatten(results: Results) -> dict[str, float]:

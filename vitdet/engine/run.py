@@ -5,17 +5,12 @@ from __future__ import annotations
 import json
 import logging
 import math
-import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
-from itertools import zip_longest
-from logging.handlers import MemoryHandler
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from omegaconf import DictConfig, OmegaConf
-from torch import nn
 
 from vitdet import checkpoint
 from vitdet.config import build_model, save_config, set_num_classes
@@ -28,7 +23,9 @@ from vitdet.engine.hooks import (
     write_text,
 )
 from vitdet.engine.inference import Results, TestSet, build, flatten
+from vitdet.engine.logs import logging_to
 from vitdet.engine.trainer import Trainer
+from vitdet.engine.weights import EVAL_WEIGHTS, check_complete, chosen, load_weights
 from vitdet.utils.checks import InputError, fail, nearest
 from vitdet.utils.distributed import barrier, is_main, world_size
 from vitdet.utils.env import describe, seed_all
@@ -41,6 +38,8 @@ TRAIN_KEYS = frozenset(
         *("checkpoint_every", "keep_checkpoints", "eval_every", "log_every", "clip_grad_norm"),
     }
 )
+# What a recipe may leave out (configs saved before there were these keys do), and what holds then.
+OPTIONAL_TRAIN_KEYS = {"ema_decay": None, "eval_weights": "model"}
 
 
 def train(cfg: DictConfig, *, resume: bool = False) -> Results:
@@ -53,7 +52,8 @@ def train(cfg: DictConfig, *, resume: bool = False) -> Results:
 
     Returns:
         {"bbox": {"AP": percent, ...}, "segm": {...}} of the final weights on the test data (on the
-        main process; other processes get what the evaluator returns there).
+        main process; other processes get what the evaluator returns there). With
+        `train.ema_decay` also "ema/bbox" and "ema/segm", of the averaged weights.
 
     Raises:
         InputError: anything in config, data or files that a user can repair.
@@ -62,7 +62,7 @@ def train(cfg: DictConfig, *, resume: bool = False) -> Results:
     _check_batch(cfg)
     output_dir = Path(cfg.train.output_dir)
     previous = _previous(output_dir, resume)
-    with _logging() as log_to:
+    with logging_to() as log_to:
         dataset = build(cfg.dataloader.train.dataset)
         test = TestSet(cfg, expected_classes=tuple(dataset.class_names))
         trainer = _build_trainer(cfg, dataset.class_names)
@@ -75,6 +75,10 @@ def train(cfg: DictConfig, *, resume: bool = False) -> Results:
 
         def evaluate_now() -> Results:
             results = test.evaluate(trainer.detector, cfg.train.precision)
+            if trainer.ema is not None:
+                with trainer.ema.applied():
+                    averaged = test.evaluate(trainer.detector, cfg.train.precision, "ema/")
+                results = {**results, **averaged}
             metrics.write(trainer.images_seen, flatten(results))
             return results
 
@@ -102,8 +106,11 @@ def train(cfg: DictConfig, *, resume: bool = False) -> Results:
 def evaluate(cfg: DictConfig, *, resume: bool = False) -> Results:
     """Evaluate `train.init_checkpoint`, or with `resume` the last checkpoint of the output folder.
 
+    `train.eval_weights` says which weights of the file: "model", or "ema" for their average.
+
     Returns:
-        As `train`; also written to `results.json` in the output folder.
+        As `train`, of "ema" under the names "ema/bbox" and so on; also written to `results.json`
+        in the output folder.
 
     Raises:
         InputError: anything in config, data or files that a user can repair.
@@ -118,16 +125,18 @@ def evaluate(cfg: DictConfig, *, resume: bool = False) -> Results:
             got=f"neither (train.output_dir={output_dir})",
             remedy="Add one of the two.",
         )
-    with _logging() as log_to:
+    with logging_to() as log_to:
         test = TestSet(cfg)
         set_num_classes(cfg, len(test.class_names))
         detector = build_model(cfg.model, device=str(pick_device(cfg.train.device)))
         source = source or Path(cfg.train.init_checkpoint)
-        content = checkpoint.read(source)
-        _check_complete(content, str(source))
+        which = _optional(cfg, "eval_weights")
+        content = chosen(checkpoint.read(source), which, str(source))
+        check_complete(content, str(source))
         load_weights(detector, content, str(source), test.class_names)
         log_to(_made_folder(output_dir) / "log.txt")
-        results = test.evaluate(detector, cfg.train.precision)
+        prefix = "" if which == "model" else "ema/"
+        results = test.evaluate(detector, cfg.train.precision, prefix)
         _write_results(output_dir, test.name, str(source), results)
     return results
 
@@ -146,43 +155,6 @@ def pick_device(name: str) -> torch.device:
     if name == "cpu" or not torch.cuda.is_available():
         return torch.device("cpu")
     return torch.device("cuda", torch.cuda.current_device())
-
-
-def load_weights(
-    detector: nn.Module, content: Mapping[str, Any], source: str, class_names: Iterable[str]
-) -> None:
-    """Load the weights of a file's content exactly; its class names, if any, must be ours.
-
-    Raises:
-        InputError: another size, class count, format, or other class names.
-    """
-    state, initialised = checkpoint.weights_of(content, source=source)
-    checkpoint.load_weights(detector, state, source=source, initialised=initialised)
-    about = content.get("vitdet")
-    theirs = about.get("class_names") if isinstance(about, dict) else None
-    if theirs is not None and list(theirs) != list(class_names):
-        pairs = zip_longest(theirs, class_names, fillvalue="no class")
-        first = next((a, b) for a, b in pairs if a != b)
-        fail(
-            f"class names of {source}",
-            expected=f"those of the data set, {first[1]} among them",
-            got=f"{first[0]} in its place",
-            remedy="Use the data set that the file was trained on; to start another training from "
-            "these weights, pass them through converter.py, which drops the names.",
-        )
-
-
-def _check_complete(content: Mapping[str, Any], source: str) -> None:
-    """Stop an evaluation of weights that are meant to be trained first."""
-    _, initialised = checkpoint.weights_of(content, source=source)
-    if initialised:
-        fail(
-            f"weights to evaluate, {source}",
-            expected="a trained detector",
-            got=f"a start of training: {len(initialised)} tensors ({initialised[0]}, ...) are left "
-            "to initialisation",
-            remedy="Train from it first, and evaluate the checkpoint of that run.",
-        )
 
 
 def _previous(output_dir: Path, resume: bool) -> Path | None:
@@ -207,17 +179,28 @@ def _check(cfg: DictConfig) -> None:
             got="???",
             remedy=f"Give it as {missing[0]}=VALUE on the command line.",
         )
-    given = {str(key) for key in cfg.train}
+    given = {str(key) for key in cfg.train} - set(OPTIONAL_TRAIN_KEYS)
     if given != TRAIN_KEYS:
         absent, unknown = sorted(TRAIN_KEYS - given), sorted(given - TRAIN_KEYS)
-        close = [nearest(key, TRAIN_KEYS) for key in unknown]
+        close = [nearest(key, {*TRAIN_KEYS, *OPTIONAL_TRAIN_KEYS}) for key in unknown]
         fail(
             "recipe key train",
-            expected=", ".join(sorted(TRAIN_KEYS)),
+            expected=", ".join(sorted({*TRAIN_KEYS, *OPTIONAL_TRAIN_KEYS})),
             got=f"{', '.join(absent) or 'nothing'} missing, "
             f"{', '.join(unknown) or 'nothing'} unknown",
             remedy=f"Did you mean {close[0]}?" if close and close[0] else "Correct the recipe.",
         )
+    if _optional(cfg, "eval_weights") not in EVAL_WEIGHTS:
+        fail(
+            "train.eval_weights",
+            expected=" or ".join(EVAL_WEIGHTS),
+            got=cfg.train.eval_weights,
+            remedy="ema is the moving average of a run with train.ema_decay.",
+        )
+
+
+def _optional(cfg: DictConfig, key: str) -> Any:
+    return cfg.train.get(key, OPTIONAL_TRAIN_KEYS[key])
 
 
 def _missing(node: Any, key: str) -> list[str]:
@@ -254,6 +237,7 @@ def _build_trainer(cfg: DictConfig, class_names: tuple[str, ...]) -> Trainer:
         precision=cfg.train.precision,
         seed=cfg.train.seed,
         clip_grad_norm=cfg.train.clip_grad_norm,
+        ema_decay=_optional(cfg, "ema_decay"),
         ddp=dict(cfg.train.ddp or {}),
     )
 
@@ -315,40 +299,3 @@ def _made_folder(path: Path) -> Path:
             f"train.output_dir={path}: expected a folder that can be made, got {error.strerror}. "
             "Choose another one."
         ) from error
-
-
-@contextmanager
-def _logging() -> Iterator[Callable[[Path], None]]:
-    """Send the main process's log lines to stdout; yields what also sends all of them to a file."""
-    # detectron2's image lists make recent torch say a line about tracing: no news for a user.
-    logging.getLogger("torch.fx._symbolic_trace").setLevel(logging.ERROR)
-    package = logging.getLogger("vitdet")
-    level = package.level
-    style = logging.Formatter("[%(asctime)s] %(message)s", "%m-%d %H:%M:%S")
-    handlers: list[logging.Handler] = []
-    earlier = MemoryHandler(capacity=10_000, flushLevel=logging.CRITICAL + 1)
-
-    def add(handler: logging.Handler) -> None:
-        handler.setFormatter(style)
-        package.addHandler(handler)
-        handlers.append(handler)
-
-    def log_to(path: Path) -> None:
-        if is_main():
-            file = logging.FileHandler(path, encoding="utf-8")
-            add(file)
-            for record in earlier.buffer:
-                file.handle(record)
-            package.removeHandler(earlier)
-
-    if is_main():
-        add(logging.StreamHandler(sys.stdout))
-        add(earlier)
-    package.setLevel(logging.INFO if is_main() else logging.WARNING)
-    try:
-        yield log_to
-    finally:
-        for handler in handlers:
-            package.removeHandler(handler)
-            handler.close()
-        package.setLevel(level)

@@ -13,6 +13,7 @@ from detectron2.utils.events import EventStorage
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
+from vitdet.engine import ema
 from vitdet.engine.losses import Batch, DetectorLoss, Losses
 from vitdet.engine.precision import autocast_dtype
 from vitdet.utils.checks import InputError, fail
@@ -78,6 +79,8 @@ class Trainer:
         precision: see `vitdet.engine.precision`; fp16 has a loss scaler.
         seed: with the rank and the images seen it fixes every random number of a step.
         clip_grad_norm: largest norm of the whole gradient, None for no limit.
+        ema_decay: keep an exponential moving average of the weights, see `vitdet.engine.ema`; None
+            for none. It starts from the weights with which `run` begins at the first image.
         ddp: arguments for DistributedDataParallel when there are several processes, and
             `fp16_compression` (halves the traffic; CUDA).
     """
@@ -91,6 +94,7 @@ class Trainer:
         precision: str = "fp32",
         seed: int = 0,
         clip_grad_norm: float | None = None,
+        ema_decay: float | None = None,
         ddp: dict[str, Any] | None = None,
     ) -> None:
         self.detector = detector
@@ -98,6 +102,7 @@ class Trainer:
         self.schedule = schedule
         self.seed = seed
         self.clip_grad_norm = clip_grad_norm
+        self.ema = None if ema_decay is None else ema.Ema(detector, ema_decay)
         self.device = next(detector.parameters()).device
         self.dtype = autocast_dtype(precision, self.device)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.dtype == torch.float16)
@@ -114,6 +119,8 @@ class Trainer:
     def run(self, batches: Iterator[Batch], num_images: int, hooks: Sequence[Hook] = ()) -> None:
         """Train until `num_images` images have been seen by all processes together."""
         self.num_images = num_images
+        if self.ema is not None and self.images_seen == 0:
+            self.ema.restart()  # weights may have been loaded since the trainer was made
         self.detector.train()
         self.window = Window()
         with self.statistics:
@@ -144,6 +151,8 @@ class Trainer:
             nn.utils.clip_grad_norm_(self.detector.parameters(), self.clip_grad_norm)
         self.scaler.step(self.optimizer)
         self.scaler.update()
+        if self.ema is not None:
+            self.ema.update()
         images = len(batch) * world_size()
         self.images_seen += images
         self.window.images += images
@@ -179,6 +188,8 @@ class Trainer:
                 losses with a gradient that is not finite leave behind.
         """
         state = self.detector.state_dict()
+        if self.ema is not None:
+            state |= {f"{ema.KEY}.{name}": value for name, value in self.ema.state.items()}
         bad = [name for name, value in state.items() if not bool(value.isfinite().all())]
         if bad:
             files = self.window.steps[-1].files if self.window.steps else []
@@ -196,8 +207,10 @@ class Trainer:
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that a resume needs; random numbers follow from seed and images seen."""
+        average = {} if self.ema is None else {ema.KEY: self.ema.state}
         return {
             "model": self.detector.state_dict(),
+            **average,
             "optimizer": self.optimizer.state_dict(),
             "scaler": self.scaler.state_dict(),
             "images_seen": self.images_seen,
@@ -214,7 +227,8 @@ class Trainer:
             source: file name for error messages.
 
         Raises:
-            InputError: the state is of another seed or of an optimizer with other parameters.
+            InputError: the state is of another seed, of an optimizer with other parameters, or
+                only one of state and trainer has an average of the weights.
         """
         if state["seed"] != self.seed:
             fail(
@@ -233,10 +247,26 @@ class Trainer:
                 got=f"{sum(grouping[1])} in {len(grouping[1])}",
                 remedy="Resume with the optimizer settings of the run (see its config.yaml).",
             )
+        self._load_average(state, source)
         self.optimizer.load_state_dict({**mine, "state": saved["state"]})
         if state["scaler"] and self.scaler.is_enabled():  # empty when the run had no fp16
             self.scaler.load_state_dict(state["scaler"])
         self.images_seen = state["images_seen"]
+
+    def _load_average(self, state: dict[str, Any], source: str) -> None:
+        """Continue the average of the weights; what a run began with, it goes on with."""
+        if (self.ema is None) != (ema.KEY not in state):
+            fail(
+                f"train.ema_decay for resuming {source}",
+                expected="the run's: the file holds an average of the weights"
+                if self.ema is None
+                else "null: the file holds no average of the weights",
+                got="null" if self.ema is None else self.ema.decay,
+                remedy="Take the value of the run (see its config.yaml), or start a new run from "
+                "the file with train.init_checkpoint.",
+            )
+        if self.ema is not None:
+            self.ema.load(state[ema.KEY])
 
 
 def _distributed(loss: DetectorLoss, device: torch.device, options: dict[str, Any]) -> nn.Module:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from importlib.util import find_spec
 from typing import NamedTuple
 
 import torch
 
-from vitdet.layers.kernels import eager, sdpa
+from vitdet.layers.kernels import eager, sdpa, xformers
 from vitdet.layers.rel_pos import RelPos
 from vitdet.utils.checks import fail, nearest
 
@@ -15,20 +16,28 @@ _Run = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, "RelPos | None", floa
 
 
 class Kernel(NamedTuple):
-    """A kernel: `run` computes, `can_run` tells whether it can for these inputs."""
+    """A kernel: `run` computes, `can_run` tells whether it can for these inputs.
+
+    `package` is the optional package that it needs, "" for none.
+    """
 
     run: _Run
     can_run: Callable[[torch.Tensor, RelPos | None], bool]
+    package: str = ""
 
 
 KERNELS: dict[str, Kernel] = {
     "eager": Kernel(eager.attention, eager.can_run),
     "sdpa": Kernel(sdpa.attention, sdpa.can_run),
+    "xformers": Kernel(xformers.attention, xformers.can_run, xformers.PACKAGE),
 }
 
 
 def check_backend(backend: str) -> None:
-    """Raise an InputError unless `backend` is "auto" or the name of a kernel."""
+    """Raise an InputError unless `backend` is "auto" or the name of a kernel that is installed.
+
+    Backbones call this when they are built, so that a training run does not stop at its first step.
+    """
     names = ["auto", *KERNELS]
     if backend not in names:
         meant = nearest(backend, names)
@@ -37,6 +46,14 @@ def check_backend(backend: str) -> None:
             expected=f"one of {', '.join(names)}",
             got=repr(backend),
             remedy=f"Did you mean {meant!r}?" if meant else "Take one of these.",
+        )
+    package = KERNELS[backend].package if backend in KERNELS else ""
+    if package and find_spec(package) is None:
+        fail(
+            f"attention backend {backend!r}",
+            expected=f"the package {package}",
+            got="no such package",
+            remedy=f"Run `pip install {package}`, or use backend 'auto'.",
         )
 
 
@@ -73,10 +90,12 @@ def attention(
         check_backend(backend)
     kernel = KERNELS[name]
     if not kernel.can_run(q, rel_pos):
+        check_backend(name)
+        bias = "with" if rel_pos else "without"
         fail(
             f"attention backend {name!r}",
             expected="inputs that it supports",
-            got=f"q {tuple(q.shape)} {q.dtype} on {q.device}",
+            got=f"q {tuple(q.shape)} {q.dtype} on {q.device}, {bias} a position bias",
             remedy="Use backend 'auto' or 'eager'.",
         )
     return kernel.run(q, k, v, rel_pos, q.shape[-1] ** -0.5 if scale is None else scale)

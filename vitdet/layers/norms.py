@@ -61,3 +61,12 @@ def channel_layer_norm(eps: float = 1e-6) -> Callable[[int], ChannelLayerNorm]:
 def layer_norm(eps: float = 1e-6) -> Callable[[int], nn.LayerNorm]:
     """Return a factory of torch's LayerNorm, over the last axis of tokens (B, H, W, C)."""
     return partial(nn.LayerNorm, eps=eps)
+
+
+def group_norm(num_groups: int = 1, eps: float = 1e-5) -> Callable[[int], nn.GroupNorm]:
+    """Return a factory of torch's GroupNorm, for arguments that want a norm by its channels.
+
+    With one group it normalises over a whole map (C, H, W) of an image. That is no LayerNorm over
+    the channels of each position, though their weights have the same names and shapes.
+    """
+    return partial(nn.GroupNorm, num_groups, eps=eps)

@@ -1,4 +1,4 @@
-"""Windows of a token map (ViTDet, Sec. 3, "window attention": no overlap, no shift)."""
+"""Windows of a token map (ViTDet, Sec. 3, "window attention": no overlap)."""
 
 from __future__ import annotations
 
@@ -41,3 +41,17 @@ def window_reverse(windows: torch.Tensor, size: tuple[int, int]) -> torch.Tensor
     x = windows.reshape(-1, rows, columns, window_size, window_size, C)
     x = x.permute(0, 1, 3, 2, 4, 5).reshape(-1, rows * window_size, columns * window_size, C)
     return x[:, :H, :W]
+
+
+def whole_windows(size: tuple[int, int], window_size: int) -> tuple[int, int]:
+    """Return the largest size in whole windows that fits into (H, W), at least one window."""
+    height, width = (max(side // window_size, 1) * window_size for side in size)
+    return height, width
+
+
+def resize_map(x: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+    """Resize a map (B, H, W, C) to `size` bilinearly, corners not aligned."""
+    if (x.shape[1], x.shape[2]) == size:
+        return x
+    y = F.interpolate(x.permute(0, 3, 1, 2), size=size, mode="bilinear", align_corners=False)
+    return y.permute(0, 2, 3, 1)

@@ -6,9 +6,23 @@ import difflib
 from collections.abc import Iterable
 from typing import NoReturn
 
+_LONGEST_WORD = 1000
+
 
 class InputError(ValueError):
-    """A wrong input: file, config value, argument, annotation. Command lines print one line."""
+    """A wrong input: file, config value, argument, annotation. Command lines print one line.
+
+    Names out of a file may be in the text, so it is made one line of printable characters.
+    """
+
+    def __init__(self, text: str) -> None:
+        super().__init__(one_line(text))
+
+
+def one_line(text: str) -> str:
+    """Return the text in one line: control characters as escapes, endless words cut short."""
+    words = (word if len(word) <= _LONGEST_WORD else f"{word[:100]}..." for word in text.split())
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in " ".join(words))
 
 
 def fail(what: str, *, expected: object, got: object, remedy: str) -> NoReturn:
@@ -23,8 +37,7 @@ def fail(what: str, *, expected: object, got: object, remedy: str) -> NoReturn:
     Raises:
         InputError: always.
     """
-    text = f"{what}: expected {expected}, got {got}. {remedy}"
-    raise InputError(" ".join(text.split()))
+    raise InputError(f"{what}: expected {expected}, got {got}. {remedy}")
 
 
 def nearest(name: str, names: Iterable[str]) -> str | None:

@@ -20,6 +20,9 @@ import torch
 
 _SCALARS = ("f2", "f4", "f8", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "b1")
 _MAX_DEPTH = 64
+# How many times its own size, and how many bytes more, the tensors of a file may have: parts of it
+# may be shared, as the rotary tables of EVA-02 are.
+_UNFOLD, _SPARE = 4, 1 << 26
 
 
 class ForbiddenError(Exception):
@@ -113,8 +116,12 @@ _ALLOWED: dict[str, Any] = {
 class _File(io.BufferedReader):
     """Never allocates more than is left of the file, whatever length the file claims."""
 
+    def __init__(self, raw: io.FileIO) -> None:
+        super().__init__(raw)
+        self._size = os.fstat(raw.fileno()).st_size
+
     def read(self, size: int | None = -1, /) -> bytes:
-        left = os.fstat(self.fileno()).st_size - self.tell()
+        left = self._size - self.tell()
         if size is not None and size > left:
             raise EOFError("it ends too early")
         return super().read(size)
@@ -126,23 +133,37 @@ class _File(io.BufferedReader):
         return line
 
 
-class _Unpickler(pickle._Unpickler):
-    # The Python version of the class: the C version lets a file of ten bytes ask for a memo of
-    # gigabytes.
+def error_of(what: str) -> Exception:
+    """Return the exception for content that no weights file has."""
+    return pickle.UnpicklingError(what)
+
+
+class Unpickler(pickle._Unpickler):
+    """Builds nothing but what is on the list.
+
+    It derives from the Python version of the class: the C version lets a file of ten bytes ask for
+    a memo of gigabytes.
+
+    Attributes:
+        builds: the stand-ins that take a state.
+    """
+
+    builds: tuple[type, ...] = (DType, Array)
     stack: list[Any]
     dispatch: ClassVar[dict[int, Any]] = dict(pickle._Unpickler.dispatch)
 
     def find_class(self, module: str, name: str) -> Any:
+        """Return what stands behind a name on the list."""
         found = _ALLOWED.get(f"{module}.{name}")
         if found is None:
             raise ForbiddenError(f"{module}.{name}")
         return found
 
     def _build(self) -> None:
-        # BUILD reaches the two stand-ins only: on the functions and classes behind the names it
-        # could change this module.
+        # BUILD reaches the stand-ins only: on the functions and classes behind the names it could
+        # change this module.
         state = self.stack.pop()
-        if not isinstance(self.stack[-1], (DType, Array)):
+        if not isinstance(self.stack[-1], self.builds):
             raise pickle.UnpicklingError(f"a state for {type(self.stack[-1]).__name__}")
         self.stack[-1].__setstate__(state)
 
@@ -158,34 +179,79 @@ def load(path: Path) -> Any:
     """
     with _File(io.FileIO(path)) as file:
         # latin1 is how Python 3 reads the arrays that Python 2 pickled
-        content = _Unpickler(file, encoding="latin1").load()
-    return finish(content)
+        content = Unpickler(file, encoding="latin1").load()
+    return finish(content, path.stat().st_size)
 
 
-def finish(content: Any) -> Any:
-    """Replace the stand-ins inside nested containers by tensors, in place where it can be."""
-    return _finish(content, {}, 0)
+def finish(content: Any, file_size: int) -> Any:
+    """Replace the stand-ins inside nested containers by tensors, in place where it can be.
+
+    Args:
+        content: what an unpickler made.
+        file_size: bytes of the file. Its tensors may share their numbers, but not so that they
+            would unfold to many times the file.
+
+    Raises:
+        pickle.UnpicklingError: more numbers than that, tensors that are no plain ones, containers
+            nested too deep.
+    """
+    return _Finisher(_UNFOLD * file_size + _SPARE).finish(content, 0)
 
 
-def _finish(value: Any, done: dict[int, tuple[Any, Any]], depth: int) -> Any:
-    # `done` holds id -> (original, result): shared parts are visited once and stay shared
-    if id(value) in done:
-        return done[id(value)][1]
-    if depth > _MAX_DEPTH:
-        raise pickle.UnpicklingError(f"containers nested deeper than {_MAX_DEPTH}")
-    result = value
-    if isinstance(value, (dict, list, argparse.Namespace)):
-        done[id(value)] = value, value
-        items: Any = vars(value) if isinstance(value, argparse.Namespace) else value
-        for key in range(len(items)) if isinstance(items, list) else list(items):
-            items[key] = _finish(items[key], done, depth + 1)
-    elif type(value) is tuple:
-        result = tuple(_finish(part, done, depth + 1) for part in value)
-    elif isinstance(value, Array):
-        result = value.tensor()
-    elif isinstance(value, DType):
-        result = str(value.value)
-    elif isinstance(value, np.ndarray) and value.dtype.str[1:] in _SCALARS:
-        result = torch.from_numpy(value.astype(value.dtype.newbyteorder("="), copy=True))
-    done[id(value)] = value, result
-    return result
+class _Finisher:
+    """Visits every part of a content once.
+
+    Attributes:
+        room: bytes that further tensors may have.
+    """
+
+    def __init__(self, room: int) -> None:
+        self.room = room
+        # id -> (original, result): shared parts are visited once and stay shared
+        self._done: dict[int, tuple[Any, Any]] = {}
+
+    def finish(self, value: Any, depth: int) -> Any:
+        if id(value) in self._done:
+            return self._done[id(value)][1]
+        if depth > _MAX_DEPTH:
+            raise pickle.UnpicklingError(f"containers nested deeper than {_MAX_DEPTH}")
+        result = value
+        if isinstance(value, (dict, list, argparse.Namespace)):
+            self._done[id(value)] = value, value
+            items: Any = vars(value) if isinstance(value, argparse.Namespace) else value
+            for key in range(len(items)) if isinstance(items, list) else list(items):
+                items[key] = self.finish(items[key], depth + 1)
+        elif type(value) is tuple:
+            result = tuple(self.finish(part, depth + 1) for part in value)
+        else:
+            result = self._leaf(value)
+        self._done[id(value)] = value, result
+        return result
+
+    def _leaf(self, value: Any) -> Any:
+        if isinstance(value, torch.Tensor):
+            self._check(value)
+            return value.detach() if value.requires_grad else value
+        if isinstance(value, Array):
+            self._claim(0 if value.value is None else value.value.nbytes)
+            return value.tensor()
+        if isinstance(value, DType):
+            return str(value.value)
+        if isinstance(value, np.ndarray) and value.dtype.str[1:] in _SCALARS:
+            self._claim(value.nbytes)
+            native = value.astype(value.dtype.newbyteorder("="), copy=True)
+            return torch.from_numpy(native)
+        return value
+
+    def _check(self, tensor: torch.Tensor) -> None:
+        plain = tensor.layout == torch.strided and not tensor.is_quantized
+        if not plain or tensor.is_nested or tensor.device.type != "cpu":
+            kind = "quantized" if tensor.is_quantized else f"{tensor.layout}"
+            place = tensor.device.type
+            raise pickle.UnpicklingError(f"a tensor without plain numbers ({kind} on {place})")
+        self._claim(tensor.numel() * tensor.element_size())
+
+    def _claim(self, size: int) -> None:
+        self.room -= size
+        if self.room < 0:
+            raise pickle.UnpicklingError("its tensors unfold to many times the size of the file")

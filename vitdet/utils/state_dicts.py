@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import itertools
 import re
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 
-from vitdet.utils.checks import InputError, fail
+from vitdet.utils.checks import InputError, fail, one_line
 
 Shapes = Mapping[str, tuple[int, ...]]
 _BLOCK = re.compile(r"^(?:.*\.)?blocks\.(\d+)\.")
 _EMBED = re.compile(r"patch_embed\.proj\.weight$")
 _CLASSES = re.compile(r"box_predictor\.(\d+\.)?cls_score\.weight$")
+_ROWS = re.compile(r"(.+)\[(\d{1,9}(?:-\d{1,9})?(?:,\d{1,9}(?:-\d{1,9})?)*)\]$")
 # (name, what its first dimension counts, entries that are not counted, remedy)
 _COUNTS = (
     (_EMBED, "channels (embed_dim)", 0, "Use the recipe of its size."),
@@ -20,8 +22,34 @@ _COUNTS = (
 
 def some(names: Collection[str], count: int = 3) -> str:
     """Return the first names as text, with dots when there are more."""
-    shown = ", ".join(str(name) for name in list(names)[:count])
+    shown = one_line(", ".join(str(name) for name in list(names)[:count]))
     return shown + (", ..." if len(names) > count else "")
+
+
+def rows_of(entry: str) -> tuple[str, list[range]] | None:
+    """Read "name[0-3,7]": rows of a tensor that a file leaves to the model's own initialisation.
+
+    Returns:
+        (name, rising ranges of rows), no ranges when the numbers do not rise; None for a name.
+    """
+    found = _ROWS.match(entry)
+    if found is None:
+        return None
+    ends = [part.partition("-") for part in found[2].split(",")]
+    rows = [range(int(a), int(b or a) + 1) for a, _, b in ends]
+    rising = all(rows) and all(a.stop <= b.start for a, b in itertools.pairwise(rows))
+    return found[1], rows if rising else []
+
+
+def rows_entry(name: str, rows: Sequence[int]) -> str:
+    """Write rising row numbers as `rows_of` reads them."""
+    ends: list[list[int]] = []
+    for row in rows:
+        if ends and row == ends[-1][1] + 1:
+            ends[-1][1] = row
+        else:
+            ends.append([row, row])
+    return f"{name}[{','.join(str(a) if a == b else f'{a}-{b}' for a, b in ends)}]"
 
 
 def block_count(names: Iterable[str]) -> int:
@@ -39,7 +67,10 @@ def compare_sizes(given: Shapes, target: Shapes, *, source: str) -> None:
     """
     for pattern, what, spare, advice in _COUNTS:
         for name in filter(pattern.search, given):
-            have, want = given[name][0] - spare, target.get(name, given[name])[0] - spare
+            shapes = given[name], target.get(name, given[name])
+            if not all(shapes):
+                continue  # no numbers at all: `compare_shapes` says so
+            have, want = (shape[0] - spare for shape in shapes)
             if have != want:
                 raise InputError(f"{source}: file has {have} {what}, model {want}. {advice}")
     blocks, wanted = block_count(given), block_count(target)

@@ -2,7 +2,9 @@
 
 Order in training: flip, resize to 1024 x (0.1 to 2.0), crop to at most 1024 x 1024 (the model pads
 with zeros after normalisation), boxes taken again from the cut masks. Evaluation: longer side to
-1024, one image at a time. Files under DETECTRON2_DATASETS, as detectron2 lays them out.
+1024, one image at a time. mapper.fast gives detectron2's boxes and masks and, but for rounding and
+much reduced JPEG images, its pixels; train.mapper.fast=False gives them to the bit. Files under
+DETECTRON2_DATASETS, as detectron2 lays them out.
 """
 
 from detectron2.config import LazyCall as L
@@ -23,6 +25,7 @@ dataloader = dict(
             use_masks=True,
             mask_format="bitmask",
             recompute_boxes=True,
+            fast=True,
         ),
         total_batch_size=64,
         num_workers=4,

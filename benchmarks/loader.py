@@ -1,0 +1,209 @@
+"""Time the mapper with large-scale jitter: ours and detectron2's on the same images, in turn.
+
+    python benchmarks/loader.py [--repeat 5] [--size 1024] [--write]
+
+Images are those of coco-mini that have objects. Image number i of round r is augmented under the
+same seed by each mapper, so all make the same flips, scales and crops. Before timing, boxes and
+masks are compared with detectron2's. One process, one thread; times are CPU time, which other work
+on the machine disturbs less than the clock. "handed over" adds a copy of all tensors, as a loader's
+worker makes one when it gives them to the training process.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import platform
+import statistics
+import time
+from collections.abc import Callable
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+from detectron2.data import DatasetMapper
+
+from vitdet.data.augment import large_scale_jitter
+from vitdet.data.datasets import coco_mini
+from vitdet.data.images import read_reduced
+from vitdet.data.mapper import Mapper
+from vitdet.data.views import draw_view
+from vitdet.utils.env import quiet_dependencies, random_state
+
+Json = dict[str, Any]
+Map = Callable[[Json], Json]
+SCALES = {"0.1 to 2.0": (0.1, 2.0), "shrinking, 0.1 to 0.5": (0.1, 0.5), "2.0": (2.0, 2.0)}
+THEIRS, PUBLISHED, FAST = "detectron2", "ours, fast=False", "ours, fast=True"
+BOX_TOLERANCE, MASK_IOU = 0.5, 0.99
+
+
+def mappers(size: int, scales: tuple[float, float]) -> dict[str, Map]:
+    augmentations = large_scale_jitter(size, *scales)
+    theirs = DatasetMapper(
+        is_train=True,
+        augmentations=augmentations,
+        image_format="RGB",
+        use_instance_mask=True,
+        instance_mask_format="bitmask",
+        recompute_boxes=True,
+    )
+    return {
+        THEIRS: theirs,
+        PUBLISHED: Mapper(augmentations, is_train=True),
+        FAST: Mapper(augmentations, is_train=True, fast=True),
+    }
+
+
+def images() -> list[Json]:
+    records = [*coco_mini("train").records, *coco_mini("val").records]
+    return [r for r in records if any(not a["iscrowd"] for a in r["annotations"])]
+
+
+def compare(todo: dict[str, Map], records: list[Json]) -> str:
+    """Return how far the fast mapper is from detectron2's; stop when it is too far."""
+    box, iou, same, objects, pixels = 0.0, 1.0, 0, 0, []
+    for seed, record in enumerate(records):
+        with random_state(seed):
+            expected = todo[THEIRS](record)
+        with random_state(seed):
+            got = todo[FAST](record)
+        one, other = got["instances"], expected["instances"]
+        if one.gt_classes.tolist() != other.gt_classes.tolist():
+            raise SystemExit(f"{record['file_name']}: other objects than detectron2's")
+        difference = got["image"].float() - expected["image"].float()
+        pixels.append(difference.abs().mean().item())
+        if not len(one):
+            continue
+        box = max(box, (one.gt_boxes.tensor - other.gt_boxes.tensor).abs().max().item())
+        a, b = one.gt_masks.tensor.flatten(1), other.gt_masks.tensor.flatten(1)
+        iou = min(iou, ((a & b).sum(1) / (a | b).sum(1)).min().item())
+        same += int((a == b).all(1).sum())
+        objects += len(one)
+    if box > BOX_TOLERANCE or iou < MASK_IOU:
+        raise SystemExit(f"boxes differ by {box} px, masks have an IoU down to {iou}")
+    return (
+        f"{objects} objects: boxes differ by at most {box:g} px, {same} masks are the same to the "
+        f"pixel and the worst IoU is {iou:.4f}; pixels differ by {statistics.mean(pixels):.2f} of "
+        f"255 on average and by {max(pixels):.2f} in the worst image."
+    )
+
+
+def copied(result: Json) -> list[torch.Tensor]:
+    instances = result["instances"]
+    return [
+        result["image"].clone(),
+        instances.gt_boxes.tensor.clone(),
+        instances.gt_masks.tensor.clone(),
+    ]
+
+
+def measure(
+    todo: dict[str, Map], records: list[Json], repeat: int
+) -> dict[str, tuple[list[float], list[float]]]:
+    """Return for each mapper its milliseconds an image in each round, and those with a copy."""
+    seen: dict[str, tuple[list[float], list[float]]] = {name: ([], []) for name in todo}
+    for number in range(repeat):
+        alone, handed = dict.fromkeys(todo, 0.0), dict.fromkeys(todo, 0.0)
+        for place, record in enumerate(records):
+            for name, mapper in todo.items():  # in turn, so that drift hits all alike
+                with random_state(number * len(records) + place):
+                    started = time.process_time()
+                    result = mapper(record)
+                    mapped = time.process_time()
+                    copied(result)
+                    ended = time.process_time()
+                alone[name] += 1e3 * (mapped - started) / len(records)
+                handed[name] += 1e3 * (ended - started) / len(records)
+        for name in todo:
+            seen[name][0].append(alone[name])
+            seen[name][1].append(handed[name])
+    return seen
+
+
+def stages(mapper: Any, records: list[Json]) -> str:
+    """Return where the fast mapper's time goes: reading, resizing, drawing masks."""
+    spent = {"read and decode": 0.0, "flip, resize and crop": 0.0, "draw the masks": 0.0}
+    for seed, record in enumerate(records):
+        with random_state(seed):
+            view = draw_view(mapper.augmentations, (record["height"], record["width"]))
+        objects = [a["segmentation"] for a in record["annotations"] if not a["iscrowd"]]
+        times = [time.process_time()]
+        picture, reduction = read_reduced(record, view.shrink)
+        times.append(time.process_time())
+        view.image(picture, reduction)
+        times.append(time.process_time())
+        view.masks(objects)
+        times.append(time.process_time())
+        for name, duration in zip(spent, np.diff(times), strict=True):
+            spent[name] += 1e3 * duration / len(records)
+    return ", ".join(f"{name} {value:.1f} ms" for name, value in spent.items())
+
+
+def rows(seen: dict[str, tuple[list[float], list[float]]], scales: str) -> list[str]:
+    lines = []
+    for name, (alone, handed) in seen.items():
+        median = statistics.median(alone)
+        ratios = [a / b for a, b in zip(seen[THEIRS][0], alone, strict=True)]
+        late = [a / b for a, b in zip(seen[THEIRS][1], handed, strict=True)]
+        lines.append(
+            f"| {scales} | {name} | {median:.1f} | {min(alone):.1f} to {max(alone):.1f} | "
+            f"{1e3 / median:.0f} | {statistics.median(ratios):.2f} | "
+            f"{min(ratios):.2f} to {max(ratios):.2f} | {statistics.median(late):.2f} |"
+        )
+    return lines
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--repeat", type=int, default=5)
+    parser.add_argument("--size", type=int, default=1024)
+    parser.add_argument("--write", action="store_true", help="write benchmarks/results/")
+    args = parser.parse_args()
+    quiet_dependencies()
+    torch.set_num_threads(1)
+    cv2.setNumThreads(0)
+    records = images()
+    lines = [
+        "| jitter | mapper | ms an image | range | images/s | ratio | range | handed over |",
+        "| --- | --- |" + " ---: |" * 6,
+    ]
+    notes = []
+    for name, scales in SCALES.items():
+        todo = mappers(args.size, scales)
+        notes.append(f"Jitter {name}, {compare(todo, records)}")
+        lines += rows(measure(todo, records, args.repeat), name)
+        notes.append(f"Of fast=True: {stages(todo[FAST], records)}.")
+    table = "\n".join([*lines, "", *notes]) + "\n"
+    print(table)
+    if args.write:
+        today = datetime.date.today().isoformat()
+        path = Path(__file__).parent / "results" / f"loader_cpu1_{today}.md"
+        head = f"Large-scale jitter at {args.size} px on {len(records)} images of coco-mini, CPU "
+        head += f"time, median of {args.repeat} rounds. Ratios are detectron2's time over this\n"
+        head += "one's, round by round; in the last column with a copy of the tensors.\n"
+        head += f"One thread of {processor()}, {versions()}, {today}.\n"
+        head += "Made by `python benchmarks/loader.py --write`.\n\n"
+        path.write_text(head + table)
+        print(path)
+
+
+def versions() -> str:
+    names = ("torch", "pillow", "shapely", "pycocotools")
+    found = [f"{name} {metadata.version(name)}" for name in names]
+    return ", ".join([*found, f"opencv {cv2.__version__}"])
+
+
+def processor() -> str:
+    info = Path("/proc/cpuinfo")
+    if info.exists():
+        for line in info.read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,255 @@
+"""Time and memory of the Vision Longformer's attention on a CPU.
+
+    python benchmarks/sliding_chunk.py [--part kernels | kinds] [--repeat 3] [--write]
+
+"kernels": every kernel of the sliding chunks and "rolled", the published algorithm in its einsum
+form: the map of keys is rolled to each of the nine neighbours, the nine products are put together,
+and the same again for the values. On the same inputs, in turn, in one run; results are compared
+first. "kinds": a backbone of the tiny size with one kind of attention in all stages, one image of
+256 to 1344 pixels, forward and backward, each in its own process.
+
+Times are seconds of processor time on one thread, so that other programs disturb them little.
+"kept" is what autograd holds between forward and backward, "peak" the growth of the process.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import json
+import os
+import platform
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from vitdet.backbones.msvit import MsViT
+from vitdet.backbones.msvit.grid import ChunkGrid
+from vitdet.backbones.msvit.sliding_chunk import sliding_chunk_attention
+
+MIB = 2**20
+WINDOW, HEAD_DIM = 7, 32
+# what, heads, height, width in tokens: ViL-Small on 800 x 1344 pixels, and a quarter of it
+MAPS = [
+    ("stage 1, 400 x 672 px", 3, 100, 168),
+    ("stage 1, 800 x 1344 px", 3, 200, 336),
+    ("stage 3, 800 x 1344 px", 6, 50, 84),
+]
+KERNELS = ("by_hand", "autograd", "sdpa")
+TOLERANCE = 2e-4
+
+# name: attention, its size in the four stages, and the longest side that is measured
+KINDS: dict[str, tuple[str, list[int], int]] = {
+    "vil": ("vil", [7, 7, 7, 7], 1344),
+    "only_global": ("only_global", [1, 1, 1, 1], 1344),
+    "srformer 32": ("srformer", [8, 4, 2, 1], 1344),
+    "linformer": ("linformer", [256, 256, 256, 256], 1344),
+    "performer": ("performer", [256, 256, 256, 256], 1344),
+    "full": ("full", [1, 1, 1, 1], 512),
+}
+SIDES = (256, 512, 800, 1024, 1344)
+
+Tensors = list[torch.Tensor]
+
+
+# --- kernels -----------------------------------------------------------------------------------
+
+
+def inputs(heads: int, height: int, width: int) -> Tensors:
+    """Return q, k, v, keys and values of one global token, table, bias of the global token."""
+    torch.manual_seed(0)
+    maps = [torch.randn(1, heads, height, width, HEAD_DIM) for _ in range(3)]
+    over = [torch.randn(1, heads, 1, HEAD_DIM) for _ in range(2)]
+    side = 4 * WINDOW - 1
+    tensors = [*maps, *over, torch.randn(heads, side, side), torch.randn(heads, 1)]
+    return [tensor.requires_grad_() for tensor in tensors]
+
+
+def rolled(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    k_global: torch.Tensor,
+    v_global: torch.Tensor,
+    table: torch.Tensor,
+    bias: torch.Tensor,
+) -> torch.Tensor:
+    """Attend by rolling the map of chunks to its nine neighbours, all scores at once."""
+    grid = ChunkGrid(q.shape[2], q.shape[3], WINDOW)
+    # (B * N, D, rows, columns, w * w)
+    q, k, v = (grid.chunks(x)[0].movedim(-1, 1) for x in (q * HEAD_DIM**-0.5, k, v))
+    shifts = [(-row, -column) for row, column in grid.slots]
+
+    def neighbours(x: torch.Tensor) -> Tensors:
+        return [torch.roll(x, shift, (2, 3)) for shift in shifts]
+
+    scores = [torch.einsum("ncxyi,ncxyj->nxyij", q, near) for near in neighbours(k)]
+    local = torch.cat(scores, -1) + grid.slot_bias(table)[:, None, None]
+    local = local.masked_fill(grid.unseen(q.device)[None, :, :, None], -torch.inf)
+    over = torch.einsum("ncxyi,ngc->nxyig", q, k_global[0]) + bias[:, None, None, None]
+    weights = torch.cat([over, local], -1).softmax(-1)
+    num_global = k_global.shape[2]
+    out = torch.einsum("nxyig,ngc->ncxyi", weights[..., :num_global], v_global[0])
+    parts = weights[..., num_global:].split(WINDOW**2, -1)
+    for part, near in zip(parts, neighbours(v), strict=True):
+        out = out + torch.einsum("nxyij,ncxyj->ncxyi", part, near)
+    return grid.tokens(out.movedim(1, -1)[None])
+
+
+def kernel(name: str) -> Callable[..., torch.Tensor]:
+    def run(*tensors: torch.Tensor) -> torch.Tensor:
+        *five, table, bias = tensors
+        grid = ChunkGrid(tensors[0].shape[2], tensors[0].shape[3], WINDOW)
+        return sliding_chunk_attention(*five, grid, table=table, global_bias=bias, backend=name)
+
+    return run
+
+
+def kept(run: Callable[..., torch.Tensor], tensors: Tensors) -> int:
+    """Return the bytes that autograd holds after a forward pass, beside the inputs."""
+    given = {tensor.untyped_storage().data_ptr() for tensor in tensors}
+    held: dict[int, int] = {}
+
+    def keep(x: torch.Tensor) -> torch.Tensor:
+        held[x.untyped_storage().data_ptr()] = x.untyped_storage().nbytes()
+        return x
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x):
+        out = run(*tensors)
+    del out
+    return sum(size for place, size in held.items() if place not in given)
+
+
+def compare_kernels(heads: int, height: int, width: int, repeat: int) -> dict[str, list[float]]:
+    """Return forward seconds, forward and backward seconds, MiB kept of every kernel."""
+    tensors = inputs(heads, height, width)
+    todo = {"rolled": rolled} | {name: kernel(name) for name in KERNELS}
+    times: dict[str, list[tuple[float, float]]] = {name: [] for name in todo}
+    expected: Tensors = []
+
+    def once(name: str) -> tuple[float, float]:
+        started = time.process_time()
+        out = todo[name](*tensors)
+        forward = time.process_time() - started
+        found = [out.detach(), *torch.autograd.grad(out.square().mean(), tensors)]
+        both = time.process_time() - started
+        expected.extend(found if not expected else [])
+        for got, want in zip(found, expected, strict=True):
+            error = float((got - want).norm() / want.norm())
+            if error > TOLERANCE:
+                raise SystemExit(f"{name} differs from rolled by {error} of the norm")
+        return forward, both
+
+    for name in todo:
+        once(name)
+    for _ in range(repeat):
+        for name, seen in times.items():
+            seen.append(once(name))
+    columns = {name: zip(*seen, strict=True) for name, seen in times.items()}
+    medians = {name: [statistics.median(each) for each in both] for name, both in columns.items()}
+    return {name: [*medians[name], kept(todo[name], tensors) / MIB] for name in todo}
+
+
+def kernels_table(repeat: int) -> list[str]:
+    lines = ["| map | kernel | forward s | forward + backward s | kept MiB | rolled / it |"]
+    lines.append("| --- | --- | ---: | ---: | ---: | ---: |")
+    for what, *size in MAPS:
+        found = compare_kernels(*size, repeat)
+        for name, (forward, both, memory) in found.items():
+            ratio = found["rolled"][1] / both
+            cells = [what, name, f"{forward:.2f}", f"{both:.2f}", f"{memory:.0f}", f"{ratio:.2f}"]
+            lines.append("| " + " | ".join(cells) + " |")
+            print(lines[-1], flush=True)
+    return lines
+
+
+# --- kinds -------------------------------------------------------------------------------------
+
+
+def measure_kind(name: str, side: int) -> tuple[float, float]:
+    """Return seconds and MiB of a forward and backward pass of one image, in this process."""
+    kind, sizes, _ = KINDS[name]
+    torch.manual_seed(0)
+    net = MsViT(
+        embed_dim=[48, 96, 192, 384],
+        depth=[1, 1, 9, 1],
+        num_heads=[1, 3, 3, 6],
+        patch_size=[4, 2, 2, 2],
+        num_global_tokens=[1, 1, 1, 1],
+        attention=kind,
+        attention_size=sizes,
+        use_abs_pos=True,
+        img_size=1344,
+    )
+    image = torch.randn(1, 3, side, side)
+    before = _resident()
+    started = time.process_time()
+    sum(level.square().mean() for level in net(image).values()).backward()
+    seconds = time.process_time() - started
+    return seconds, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024 - before
+
+
+def _resident() -> float:
+    """Return the MiB of memory that this process has now."""
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE") / MIB
+
+
+def kinds_table() -> list[str]:
+    lines = ["| attention | " + " | ".join(f"{side} px: s, MiB" for side in SIDES) + " |"]
+    lines.append("| --- |" + " ---: |" * len(SIDES))
+    for name, (_, _, largest) in KINDS.items():
+        cells = []
+        for side in SIDES:
+            if side > largest:
+                cells.append("-")
+                continue
+            command = [sys.executable, __file__, "--one", name, str(side)]
+            result = subprocess.run(command, check=True, capture_output=True, text=True)
+            seconds, memory = json.loads(result.stdout.splitlines()[-1])
+            cells.append(f"{seconds:.2f}, {memory:.0f}")
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+        print(lines[-1], flush=True)
+    return lines
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--part", choices=["kernels", "kinds"], default="kernels")
+    parser.add_argument("--repeat", type=int, default=3)
+    parser.add_argument("--write", action="store_true", help="write benchmarks/results/")
+    parser.add_argument("--one", nargs=2, metavar=("KIND", "SIDE"), help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    if args.one:
+        print(json.dumps(measure_kind(args.one[0], int(args.one[1]))))
+        return
+    lines = kernels_table(args.repeat) if args.part == "kernels" else kinds_table()
+    if args.write:
+        today = datetime.date.today().isoformat()
+        path = Path(__file__).parent / "results" / f"sliding_chunk_{args.part}_cpu1_{today}.md"
+        head = "Attention of the Vision Longformer, float32, processor time on one thread of "
+        head += f"{processor()}, torch {torch.__version__}, {today}.\n"
+        head += f"Made by `python benchmarks/sliding_chunk.py --part {args.part} --write`.\n\n"
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(head + "\n".join(lines) + "\n")
+        print(path)
+
+
+def processor() -> str:
+    info = Path("/proc/cpuinfo")
+    if info.exists():
+        for line in info.read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+if __name__ == "__main__":
+    main()

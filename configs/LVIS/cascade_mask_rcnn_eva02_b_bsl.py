@@ -1,0 +1,31 @@
+"""Cascade Mask R-CNN, EVA-02-B, simple feature pyramid: LVIS v1, head-to-head row.
+
+Source      EVA-02 (arXiv 2303.11331); baaivision/EVA, EVA-02/det, row eva02_B_lvis_bsl,
+            eva2_lvis_cascade_mask_rcnn_vitdet_b_4attn_1024_lrd0p7.py
+Published   box AP 47.1, mask AP 41.4 on LVIS v1 val at 1024 pixels, plain NMS; its log:
+            47.1304 / 41.3575
+Parameters  144.86 M
+Schedule    50000 iterations x 128 images = 6.40 M images = 64.0 x 100000; lr / 10 at 40000
+            (80%) and 45000 (90%); warm-up 1000 iterations
+Start       eva02_B_pt_in21k_p14to16.pt, through converter.py (docs/recipes.md)
+Train       python train_net.py --config-file configs/LVIS/cascade_mask_rcnn_eva02_b_bsl.py
+              --num-gpus 8 --num-machines N --machine-rank RANK --dist-url tcp://HOST:PORT
+Evaluate    python train_net.py --config-file configs/LVIS/cascade_mask_rcnn_eva02_b_bsl.py
+              --eval-only train.init_checkpoint=WEIGHTS
+Note        1203 classes, federated loss, repeat factor sampling; else the model of
+            COCO/cascade_mask_rcnn_eva02_b_bsl.py.
+"""
+
+from ..COCO.cascade_mask_rcnn_eva02_b_bsl import model, optimizer, schedule, train
+from ..common.data.lvis import dataloader
+from ..common.models.lvis import lvis_heads
+
+model.roi_heads = lvis_heads(model.roi_heads)
+
+dataloader.train.total_batch_size = 128
+optimizer.lr = 1e-4
+train.init_checkpoint = "weights/lvis_cascade_mask_rcnn_eva02_b_bsl_init.pth"
+train.num_images = 50000 * 128
+train.checkpoint_every = train.eval_every = 2500 * 128
+schedule.milestones = [40000 * 128, 45000 * 128]
+schedule.warmup = 1000 * 128

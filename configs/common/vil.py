@@ -1,0 +1,56 @@
+"""Data, optimizer and schedule of Vision Longformer detectors: 1x, 800 pixels, 16 images a step.
+
+Source: microsoft/VisionLongformerForObjectDetection, configs/ and README. All durations are in
+images. Norms, biases and positions decay like everything else. The 3x recipes change the length and
+draw the shorter side from 640 to 800 pixels.
+"""
+
+from detectron2.config import LazyCall as L
+
+from vitdet.data.augment import resize_shortest_edge
+from vitdet.optim import MultiStep, adamw
+
+from .data.coco import dataloader
+
+BATCH = 16
+
+dataloader.train.total_batch_size = BATCH
+dataloader.train.mapper.update(
+    augmentations=L(resize_shortest_edge)(size=[800], max_size=1333, flip=True),
+    mask_format="polygon",
+    recompute_boxes=False,
+)
+dataloader.test.mapper.augmentations = L(resize_shortest_edge)(size=800, max_size=1333)
+
+optimizer = L(adamw)(
+    lr=1e-4,
+    betas=[0.9, 0.999],
+    weight_decay=0.05,
+    weight_decay_norm=None,
+    no_decay=[],
+    layer_decay_rate=None,
+    lr_multipliers=None,
+)
+
+schedule = L(MultiStep)(
+    num_images="${train.num_images}",
+    milestones=[60_000 * BATCH, 80_000 * BATCH],
+    warmup=1000 * BATCH,
+    warmup_factor=0.01,
+    gamma=0.1,
+)
+
+train = dict(
+    output_dir="./output",
+    init_checkpoint="",  # weights written by converter.py; none: random
+    seed=0,
+    device="auto",
+    precision="fp16",
+    num_images=90_000 * BATCH,
+    checkpoint_every=5000 * BATCH,
+    eval_every=7330 * BATCH,
+    log_every=20,  # iterations
+    keep_checkpoints=5,
+    clip_grad_norm=0.5,  # of the whole model's gradient; RetinaNet: 1.0
+    ddp=dict(fp16_compression=False),
+)

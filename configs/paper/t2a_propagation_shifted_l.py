@@ -1,0 +1,23 @@
+"""ViT-L with shifted windows: Mask R-CNN, COCO, 100 epochs.
+
+Source      ViTDet (arXiv 2203.16527), Table 2a, row "shifted win."
+Published   box AP 54.0, mask AP 47.9 on val2017; without relative positions, as all ablations
+Parameters  330.55 M
+Schedule    184375 iterations x 64 images = 11.80 M images = 100 x 118000; lr / 10 at 163889 (88.9%)
+            and 177546 (96.3%); warm-up 250 iterations
+Start       mae_pretrain_vit_large.pth, through converter.py (docs/recipes.md)
+Train       python train_net.py --config-file configs/paper/t2a_propagation_shifted_l.py
+              --num-gpus 8 --num-machines 8 --machine-rank RANK --dist-url tcp://HOST:PORT
+Note        Every second block is shifted by 7 tokens. Where a shifted window hangs over the map it
+            is filled up with zeros, unmasked, as all windows here are; Swin rolls the map and
+            masks.
+"""
+
+from ..COCO.mask_rcnn_vitdet_l_100ep import dataloader, model, optimizer, schedule, train
+from ..common.ablations import as_ablated as _as_ablated
+from ..common.ablations import shifted_windows as _shifted_windows
+
+_as_ablated(model)
+_shifted_windows(model)
+
+train.init_checkpoint = "weights/paper_t2a_propagation_shifted_l_init.pth"

@@ -1,0 +1,20 @@
+"""ViT-B with its first four blocks global: Mask R-CNN, COCO, 100 epochs.
+
+Source      ViTDet (arXiv 2203.16527), Table 8c, row "first 4 blocks"
+Published   box AP 49.1, mask AP 44.1 on val2017; without relative positions, as all ablations
+Parameters  110.80 M
+Schedule    184375 iterations x 64 images = 11.80 M images = 100 x 118000; lr / 10 at 163889 (88.9%)
+            and 177546 (96.3%); warm-up 250 iterations
+Start       mae_pretrain_vit_base.pth, through converter.py (docs/recipes.md)
+Train       python train_net.py --config-file configs/paper/t8c_placement_first_b.py
+              --num-gpus 8 --num-machines 8 --machine-rank RANK --dist-url tcp://HOST:PORT
+"""
+
+from ..COCO.mask_rcnn_vitdet_b_100ep import dataloader, model, optimizer, schedule, train
+from ..common.ablations import as_ablated as _as_ablated
+from ..common.ablations import global_blocks as _global_blocks
+
+_as_ablated(model)
+_global_blocks(model, "first", count=4)
+
+train.init_checkpoint = "weights/paper_t8c_placement_first_b_init.pth"

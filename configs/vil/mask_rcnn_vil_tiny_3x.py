@@ -1,0 +1,29 @@
+"""Mask R-CNN, ViL-Tiny (ImageNet-1K), FPN: COCO, 3x.
+
+Source      ViL (arXiv 2103.15358), Tables 6 and 7; microsoft/VisionLongformerForObjectDetection,
+            README and configs/msvit_maskrcnn_fpn_3xms_tiny_sparse.yaml
+Published   box AP 44.2, mask AP 40.6 on val2017 at 800 pixels
+Parameters  26.43 M; the published model has 26.81 M (26.9 M in the README): its backbone keeps the
+            classifier, which nothing uses
+FLOPs       145.6 G (README): multiply-adds at 800 x 1344 without the products of the sliding chunks
+            and the mask head
+Schedule    270000 iterations x 16 images = 4.32 M images = 37 x 118000; lr / 10 at 180000 (66.7%)
+            and 240000 (88.9%); warm-up 1000 iterations from 0.01; 640 to 800 pixels
+Start       the ImageNet classifier of vision-longformer, through converter.py (docs/recipes.md)
+Train       python train_net.py --config-file configs/vil/mask_rcnn_vil_tiny_3x.py
+              --num-gpus 8
+Evaluate    python train_net.py --config-file configs/vil/mask_rcnn_vil_tiny_3x.py
+              --eval-only train.init_checkpoint=WEIGHTS
+Note        Weight decay 0.05 and drop path are those of the README; its YAML files have 0.0001 and
+            0.0.
+"""
+
+from ..common.models.mask_rcnn_vil import model
+from ..common.vil import dataloader, optimizer, schedule, train
+
+model.backbone.bottom_up.drop_path_rate = 0.1
+
+dataloader.train.mapper.augmentations.size = [640, 672, 704, 736, 768, 800]
+train.init_checkpoint = "weights/coco_mask_rcnn_vil_tiny_3x_init.pth"
+train.num_images = 270_000 * 16
+schedule.milestones = [180_000 * 16, 240_000 * 16]

@@ -1,0 +1,29 @@
+"""RetinaNet, ViL-Base-D (ImageNet-21K), FPN: COCO, 1x.
+
+Source      ViL (arXiv 2103.15358), Tables 6 and 7; microsoft/VisionLongformerForObjectDetection,
+            README and configs/msvit_retina_fpn_1x.yaml
+Published   box AP 47.8 on val2017 at 800 pixels
+Parameters  65.98 M; the published model has 66.75 M (66.74 M in the README): its backbone keeps the
+            classifier, which nothing uses
+FLOPs       420.9 G (README): multiply-adds at 800 x 1344 without the products of the sliding chunks
+Schedule    90000 iterations x 16 images = 1.44 M images = 12 x 118000; lr / 10 at 60000 (66.7%) and
+            80000 (88.9%); warm-up 1000 iterations from 0.01; 800 pixels
+Start       the ImageNet classifier of vision-longformer, through converter.py (docs/recipes.md)
+Train       python train_net.py --config-file configs/vil/retinanet_vil_base_d_1x.py
+              --num-gpus 8
+Evaluate    python train_net.py --config-file configs/vil/retinanet_vil_base_d_1x.py
+              --eval-only train.init_checkpoint=WEIGHTS
+Note        Weight decay 0.05 and drop path are those of the README; its YAML files have 0.0001 and
+            0.0. The YAML file evaluates Python code (its anchor sizes).
+"""
+
+from ..common.models.retinanet_vil import model
+from ..common.models.vil import base_deep as _size
+from ..common.vil import dataloader, optimizer, schedule, train
+
+model.backbone.bottom_up.update(_size)
+model.backbone.bottom_up.drop_path_rate = 0.3
+
+dataloader.train.mapper.use_masks = False
+train.init_checkpoint = "weights/coco_retinanet_vil_base_d_1x_init.pth"
+train.clip_grad_norm = 1.0

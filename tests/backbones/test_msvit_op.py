@@ -1,0 +1,285 @@
+"""Sliding chunks: every kernel equals a brute-force list of what each query sees."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+import torch
+
+from vitdet.backbones.msvit import by_hand as by_hand_module
+from vitdet.backbones.msvit import flex
+from vitdet.backbones.msvit.grid import EXACT, MODES, NEIGHBOURS, ChunkGrid
+from vitdet.backbones.msvit.sliding_chunk import KERNELS, sliding_chunk_attention
+from vitdet.utils.checks import InputError
+
+TRAIN = ("by_hand", "autograd", "sdpa")
+# of a gradient, over its norm: by_hand sums in float32, sdpa keeps its biases in bf16
+BF16_ERROR = {"by_hand": 0.015, "autograd": 0.03, "sdpa": 0.06}
+HEADS, DIM = 2, 4
+
+
+def visible(grid: ChunkGrid, row: int, column: int) -> list[tuple[int, int, int]]:
+    """List (token or -1 for filling, row offset, column offset) of what a query sees.
+
+    Offsets are query minus key, as if the neighbouring chunk lay there where it is reached from.
+    """
+    side, found = grid.window, []
+    slots = [(0, 0)] if grid.mode else list(itertools.product((-1, 0, 1), repeat=2))
+    slots += [NEIGHBOURS[grid.mode - 1]] if grid.mode > 0 else []
+    own = row // side, column // side
+    for (down, right), i, j in itertools.product(slots, range(side), range(side)):
+        chunk = own[0] + down, own[1] + right
+        offset = row - (chunk[0] * side + i), column - (chunk[1] * side + j)
+        wrapped = chunk[0] % grid.rows, chunk[1] % grid.columns
+        r, c = wrapped[0] * side + i, wrapped[1] * side + j
+        if grid.exact >= 0 and wrapped != chunk:
+            continue
+        if grid.exact == 1 and max(map(abs, offset)) > side:
+            continue
+        filling = r >= grid.height, c >= grid.width
+        if any(fill and at == to for fill, at, to in zip(filling, chunk, wrapped, strict=True)):
+            continue
+        found.append((-1 if any(filling) else r * grid.width + c, *offset))
+    return found
+
+
+def brute_force(q, k, v, k_global, v_global, grid, table=None, global_bias=None):
+    """Attend query by query."""
+    k, v = (torch.cat([x.flatten(2, 3), torch.zeros_like(x[:, :, 0, :1])], 2) for x in (k, v))
+    out = torch.zeros_like(q)
+    for row, column in itertools.product(range(grid.height), range(grid.width)):
+        seen = visible(grid, row, column)
+        token = torch.tensor([entry[0] for entry in seen])
+        keys, values = (
+            torch.cat([g, x[:, :, token]], 2) for g, x in ((k_global, k), (v_global, v))
+        )
+        scores = (q[:, :, row, column, None] @ keys.mT)[:, :, 0] * q.shape[-1] ** -0.5
+        over = k_global.shape[2]
+        if table is not None:
+            offsets = torch.tensor([entry[1:] for entry in seen]) + 2 * grid.window - 1
+            local = table[:, offsets[:, 0], offsets[:, 1]]
+            scores = torch.cat([scores[..., :over], scores[..., over:] + local], -1)
+        if global_bias is not None:
+            scores = torch.cat([scores[..., :over] + global_bias, scores[..., over:]], -1)
+        out[:, :, row, column] = (scores.softmax(-1)[:, :, None] @ values)[:, :, 0]
+    return out
+
+
+def inputs(height, width, window, over=2, biased=True, dtype=torch.float64, batch=2):
+    """q, k, v, k_global, v_global and the two biases."""
+    torch.manual_seed(0)
+    q, k, v = (torch.randn(batch, HEADS, height, width, DIM, dtype=dtype) for _ in range(3))
+    k_global, v_global = (torch.randn(batch, HEADS, over, DIM, dtype=dtype) for _ in range(2))
+    side = 4 * window - 1
+    table = torch.randn(HEADS, side, side, dtype=torch.float64) if biased else None
+    bias = torch.randn(HEADS, over, dtype=torch.float64) if biased and over else None
+    every = [q, k, v, k_global, v_global, table, bias]
+    return [None if x is None else x.requires_grad_() for x in every]
+
+
+def run(tensors, grid, backend):
+    q, k, v, k_global, v_global, table, bias = tensors
+    return sliding_chunk_attention(
+        q, k, v, k_global, v_global, grid, table=table, global_bias=bias, backend=backend
+    )
+
+
+def gradients(out, tensors):
+    torch.manual_seed(1)
+    given = [x for x in tensors if x is not None]
+    return torch.autograd.grad(out, given, torch.randn(out.shape).to(out.dtype))
+
+
+@pytest.mark.parametrize("exact", EXACT)
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize(("height", "width", "window"), [(5, 7, 3), (4, 3, 2), (1, 5, 2)])
+def test_kernels_equal_brute_force(exact, mode, height, width, window):
+    biased = (mode + height) % 2 == 0
+    tensors = inputs(height, width, window, over=height % 3, biased=biased, batch=1)
+    grid = ChunkGrid(height, width, window, exact, mode)
+    expected = brute_force(*tensors[:5], grid, *tensors[5:])
+    wanted = gradients(expected, tensors)
+    for backend in TRAIN:
+        out = run(tensors, grid, backend)
+        torch.testing.assert_close(out, expected, rtol=0, atol=1e-6)
+        for got, want in zip(gradients(out, tensors), wanted, strict=True):
+            torch.testing.assert_close(got, want, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("scores", [1, 700, 5000])
+def test_by_hand_is_the_same_in_blocks_of_any_size(scores, monkeypatch):
+    tensors, grid = inputs(11, 13, 3), ChunkGrid(11, 13, 3)
+    expected = run(tensors, grid, "autograd")
+    monkeypatch.setattr(by_hand_module, "_SCORES", {"cpu": scores})
+    out = run(tensors, grid, "by_hand")
+    torch.testing.assert_close(out, expected)
+    pairs = zip(gradients(out, tensors), gradients(expected, tensors), strict=True)
+    for got, want in pairs:
+        torch.testing.assert_close(got, want)
+
+
+def test_auto_is_by_hand():
+    tensors, grid = inputs(7, 5, 3, dtype=torch.float32), ChunkGrid(7, 5, 3)
+    assert torch.equal(run(tensors, grid, "auto"), run(tensors, grid, "by_hand"))
+
+
+# --- precision ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("backend", TRAIN)
+@pytest.mark.parametrize("exact", EXACT)
+def test_bf16(backend, exact):
+    half = [None if x is None else x.detach().bfloat16() for x in inputs(7, 8, 3)]
+    half = [None if x is None else x.requires_grad_() for x in half]
+    whole = [None if x is None else x.detach().float().requires_grad_() for x in half]
+    grid = ChunkGrid(7, 8, 3, exact)
+    out, expected = run(half, grid, backend), run(whole, grid, "autograd")
+    assert out.dtype == torch.bfloat16
+    torch.testing.assert_close(out.float(), expected, rtol=0.02, atol=0.03)
+    pairs = zip(gradients(out, half), gradients(expected, whole), strict=True)
+    for got, want in pairs:
+        assert got.dtype == torch.bfloat16
+        error = (got.float() - want).norm() / want.norm()
+        assert error < BF16_ERROR[backend]
+
+
+def test_by_hand_keeps_full_precision_under_autocast():
+    """The published operator computes in half precision on a GPU even where nobody asked for it."""
+    tensors, grid = inputs(7, 8, 3, dtype=torch.float32), ChunkGrid(7, 8, 3)
+    out = run(tensors, grid, "by_hand")
+    expected = gradients(out, tensors)
+    with torch.autocast("cpu", torch.bfloat16):
+        mixed = run(tensors, grid, "by_hand")
+        found = gradients(mixed, tensors)
+    assert torch.equal(mixed, out)
+    assert all(map(torch.equal, found, expected))
+
+
+# --- memory ------------------------------------------------------------------------------------
+
+
+def saved(height, width, backend) -> tuple[int, int]:
+    """Return numbers kept for the backward pass: in all, and in the largest tensor."""
+    tensors = inputs(height, width, 3, dtype=torch.float32, batch=1)
+    kept: dict[int, int] = {}
+
+    def keep(x: torch.Tensor) -> torch.Tensor:
+        kept[x.untyped_storage().data_ptr()] = x.untyped_storage().nbytes() // 4
+        return x
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x):
+        out = run(tensors, ChunkGrid(height, width, 3), backend)
+    del out
+    return sum(kept.values()), max(kept.values())
+
+
+def test_memory_grows_with_the_tokens():
+    for backend in TRAIN:
+        (small, _), (large, _) = saved(30, 30, backend), saved(60, 60, backend)
+        assert large <= 4.4 * small, backend  # four times the tokens; 16 times for every pair
+    tokens = 60 * 60
+    whole, largest = saved(60, 60, "by_hand")
+    # q, k and v with their border of chunks, the output: nothing the size of the scores, which are
+    # tokens * HEADS * (81 + 2).
+    assert largest <= 1.3 * tokens * HEADS * DIM
+    assert whole <= 6 * tokens * HEADS * DIM
+
+
+def test_by_hand_holds_few_scores_at_a_time(monkeypatch):
+    tensors, grid = inputs(30, 30, 3, dtype=torch.float32), ChunkGrid(30, 30, 3)
+    limit = 50_000
+    monkeypatch.setattr(by_hand_module, "_SCORES", {"cpu": limit})
+    sizes = []
+    softmax = torch.Tensor.softmax
+
+    def noting(x: torch.Tensor, dim: int) -> torch.Tensor:
+        sizes.append(x.numel())
+        return softmax(x, dim)
+
+    monkeypatch.setattr(torch.Tensor, "softmax", noting)
+    gradients(run(tensors, grid, "by_hand"), tensors)
+    assert max(sizes) <= limit
+    assert sum(sizes) == 2 * 2 * HEADS * 900 * 83  # forward and backward, batch of two
+
+
+# --- flex attention ----------------------------------------------------------------------------
+
+
+@pytest.fixture
+def _uncompiled(monkeypatch) -> None:
+    monkeypatch.setattr(flex, "_compiled", lambda: flex.flex_attention)
+
+
+@pytest.mark.usefixtures("_uncompiled")
+@pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
+@pytest.mark.parametrize(
+    ("mode", "exact", "over", "biased"),
+    [(0, 0, 0, True), (0, 1, 2, True), (-1, 0, 3, False), (3, 0, 1, True)],
+)
+def test_flex_equals_the_others(mode, exact, over, biased):
+    tensors = inputs(14, 11, 4, over=over, biased=biased, dtype=torch.float32)
+    tensors = [None if x is None else x.detach().float() for x in tensors]
+    grid = ChunkGrid(14, 11, 4, exact, mode)
+    expected = run(tensors, grid, "autograd")
+    torch.testing.assert_close(run(tensors, grid, "flex"), expected, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("mode", "height", "width", "over"), [(0, 50, 25, 1), (-1, 50, 20, 0), (6, 14, 50, 130)]
+)
+def test_flex_visits_every_block_with_a_visible_pair(height, width, over, mode):
+    grid = ChunkGrid(height, width, 5, 0, mode)
+    mask = flex.block_mask(grid, over, torch.device("cpu"))
+    queries, keys = mask.seq_lengths
+    every = torch.arange(queries)[:, None], torch.arange(keys)[None]
+    wanted = mask.mask_mod(0, 0, *every)
+    visited = mask.to_dense()[0, 0].bool().repeat_interleave(128, 0).repeat_interleave(128, 1)
+    assert not (wanted & ~visited[:queries, :keys]).any()
+    if mode == -1 and height > width:  # and leaves blocks out
+        assert not mask.to_dense().bool().all()
+
+
+@pytest.mark.parametrize(
+    ("exact", "training", "text"),
+    [
+        (-1, False, r"sliding-chunk backend 'flex': .*exact -1 on cpu\. Use backend 'auto'"),
+        (0, True, r"sliding-chunk backend 'flex': .*exact 0 on cpu, training\. Use backend"),
+    ],
+)
+def test_flex_says_what_it_cannot_do(exact, training, text):
+    tensors = inputs(5, 5, 3)
+    with torch.set_grad_enabled(training), pytest.raises(InputError, match=text):
+        run(tensors, ChunkGrid(5, 5, 3, exact), "flex")
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+@pytest.mark.parametrize("backend", list(KERNELS))
+def test_kernels_on_a_gpu(backend):
+    tensors = inputs(40, 33, 7, dtype=torch.float32)
+    here = [None if x is None else x.detach().float().requires_grad_() for x in tensors]
+    there = [None if x is None else x.detach().cuda().requires_grad_() for x in here]
+    grid = ChunkGrid(40, 33, 7)
+    expected, out = run(here, grid, "autograd"), run(there, grid, backend)
+    torch.testing.assert_close(out.cpu(), expected, rtol=1e-3, atol=1e-3)
+    weight = torch.randn(expected.shape)
+    wanted = torch.autograd.grad(expected, here, weight)
+    for got, want in zip(torch.autograd.grad(out, there, weight.cuda()), wanted, strict=True):
+        torch.testing.assert_close(got.cpu(), want, rtol=1e-2, atol=1e-2)
+
+
+# --- errors ------------------------------------------------------------------------------------
+
+
+def test_unknown_backend():
+    with pytest.raises(
+        InputError, match=r"sliding-chunk backend: expected one of auto, .*by_hand'"
+    ):
+        run(inputs(4, 4, 2), ChunkGrid(4, 4, 2), "byhand")
+
+
+@pytest.mark.parametrize(("exact", "mode"), [(2, 0), (0, 9), (0, -2)])
+def test_unknown_patterns(exact, mode):
+    with pytest.raises(InputError, match=f"exact and mode: .*got exact {exact}, mode {mode}"):
+        ChunkGrid(4, 4, 2, exact, mode)

@@ -1,0 +1,187 @@
+"""Tiny versions of every backbone, propagation and pyramid of the recipes learn a few pictures."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from detectron2.config import LazyCall as L
+from detectron2.layers import ShapeSpec
+from detectron2.modeling.anchor_generator import DefaultAnchorGenerator
+from detectron2.modeling.backbone.fpn import LastLevelP6P7
+from detectron2.modeling.box_regression import Box2BoxTransform
+from detectron2.modeling.matcher import Matcher
+from detectron2.modeling.meta_arch import RetinaNet
+from detectron2.modeling.meta_arch.retinanet import RetinaNetHead
+from detectron2.utils.events import EventStorage
+from tiny_recipe import SIZE, detector_node, draw
+from torch import nn
+
+from vitdet.backbones.vitae import ViTAE
+from vitdet.backbones.vitae_s import ViTAES
+from vitdet.config import build_model
+from vitdet.engine.losses import DetectorLoss
+from vitdet.optim import adamw
+from vitdet.utils.env import seed_all
+
+Node = Any
+STEPS = 14
+
+
+def vitae_b(node: Node) -> None:
+    node.backbone.net = L(ViTAE)(
+        img_size=SIZE, embed_dim=32, depth=2, num_heads=2, window_size=2, global_block_indexes=[1]
+    )
+
+
+def vitae_s(node: Node) -> None:
+    node.backbone.net = L(ViTAES)(
+        img_size=SIZE,
+        embed_dims=[8, 8, 16],
+        token_dims=[16, 16, 32],
+        depths=[0, 0, 2],
+        num_heads=[1, 1, 2],
+        groups=[1, 1, 8],
+        window_size=2,
+        global_block_indexes=[1],
+    )
+
+
+def convolutions(kind: str, norm: str) -> Callable[[Node], None]:
+    def change(node: Node) -> None:
+        node.backbone.net.update(
+            global_block_indexes=[],
+            residual_block_indexes=[0, 1],
+            propagation=kind,
+            propagation_norm=norm,
+        )
+
+    return change
+
+
+def shifted(node: Node) -> None:
+    node.backbone.net.update(global_block_indexes=[], shifted_block_indexes=[1])
+
+
+def interpolated(node: Node) -> None:
+    node.backbone.net.update(window_size=3, window_fit="interpolate")
+
+
+def no_pyramid(node: Node) -> None:
+    node.backbone.update(scale_factors=[1.0], top_block=None)
+    rpn, heads = node.proposal_generator, node.roi_heads
+    rpn.in_features = heads.box_in_features = ["p4"]
+    rpn.anchor_generator.update(sizes=[[8, 16, 32, 48, 64]], strides=[16])
+    rpn.head.num_anchors = 15
+    heads.box_pooler.scales = [1 / 16]
+    if "mask_in_features" in heads:
+        heads.mask_in_features = ["p4"]
+        heads.mask_pooler.scales = [1 / 16]
+
+
+def fpn_last_map(node: Node) -> None:
+    node.backbone.top_down = True
+
+
+def fpn_four_stages(node: Node) -> None:
+    node.backbone.net.update(depth=4, global_block_indexes=[3], out_block_indexes=[0, 1, 2])
+    node.backbone.in_feature = ["block0", "block1", "block2", "last_feat"]
+    node.backbone.top_down = True
+
+
+def first_easycv(node: Node) -> None:
+    node.backbone.net.final_norm = True
+    node.backbone.update(halve_channels=False, norm="GN1", norm_eps=1e-5)
+    node.backbone.update(upsample_norm="LN", upsample_norm_eps=1e-6)
+
+
+VARIANTS: dict[str, Callable[[Node], None]] = {
+    "vitae_b": vitae_b,
+    "vitae_s": vitae_s,
+    "naive": convolutions("naive", "LN"),
+    "basic": convolutions("basic", "LN"),
+    "bottleneck": convolutions("bottleneck", "LN"),
+    "basic with BatchNorm": convolutions("basic", "BN"),
+    "shifted": shifted,
+    "interpolated windows": interpolated,
+    "no pyramid": no_pyramid,
+    "fpn, last map": fpn_last_map,
+    "fpn, four stages": fpn_four_stages,
+    "first EasyCV": first_easycv,
+}
+
+
+def learn(model: nn.Module) -> list[float]:
+    """Train on two pictures; return the losses. Every weight of the backbone must move."""
+    named = {n: p for n, p in model.named_parameters() if ".net." in n and p.requires_grad}
+    before = {name: value.detach().clone() for name, value in named.items()}
+    optimizer = adamw(model, lr=3e-3, weight_decay=0.01, layer_decay_rate=0.9)
+    loss, batch = DetectorLoss(model.train(), seed=3), [draw(2), draw(5)]
+    found = []
+    with EventStorage(0):
+        for _ in range(STEPS):
+            total = torch.stack(list(loss(batch).values())).sum()
+            optimizer.zero_grad()
+            total.backward()
+            optimizer.step()
+            # RetinaNet's losses are over a running mean of the objects in a batch.
+            found.append(total.item() * getattr(model, "loss_normalizer", 1.0))
+    still = [name for name, value in named.items() if torch.equal(value, before[name])]
+    assert still == []
+    return found
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_variant_learns(name: str) -> None:
+    seed_all(0)
+    node = detector_node()
+    VARIANTS[name](node)
+    model = build_model(node)
+    statistics = [m for m in model.modules() if isinstance(m, nn.BatchNorm2d)]
+    losses = learn(model)
+    assert sum(losses[-3:]) / 3 < 0.75 * losses[0]
+    assert all(m.num_batches_tracked == STEPS for m in statistics)
+    assert bool(statistics) is (name.startswith("vitae") or "BatchNorm" in name)
+    with torch.no_grad():
+        (out,) = model.eval()([draw(2)])
+    assert out["instances"].scores.isfinite().all()
+    assert len(out["instances"]) > 0
+
+
+def test_retinanet_learns() -> None:
+    seed_all(0)
+    backbone = detector_node().backbone
+    backbone.scale_factors = [2.0, 1.0, 0.5]
+    backbone.top_block = L(LastLevelP6P7)(in_channels=32, out_channels=32, in_feature="p5")
+    node = L(RetinaNet)(
+        backbone=backbone,
+        head=L(RetinaNetHead)(
+            input_shape=[L(ShapeSpec)(channels=32)] * 5,
+            num_classes=2,
+            conv_dims=[32],
+            num_anchors=3,
+        ),
+        anchor_generator=L(DefaultAnchorGenerator)(
+            sizes=[[8], [16], [32], [48], [64]],
+            aspect_ratios=[0.5, 1.0, 2.0],
+            strides=[8, 16, 32, 64, 128],
+        ),
+        box2box_transform=L(Box2BoxTransform)(weights=[1.0, 1.0, 1.0, 1.0]),
+        anchor_matcher=L(Matcher)(
+            thresholds=[0.4, 0.5], labels=[0, -1, 1], allow_low_quality_matches=True
+        ),
+        num_classes=2,
+        head_in_features=["p3", "p4", "p5", "p6", "p7"],
+        pixel_mean=[110.0, 110.0, 110.0],
+        pixel_std=[50.0, 50.0, 50.0],
+        test_score_thresh=0.0,
+    )
+    model = build_model(node)
+    losses = learn(model)
+    assert sum(losses[-3:]) / 3 < 0.75 * losses[0]
+    with torch.no_grad():
+        (out,) = model.eval()([draw(2)])
+    assert not out["instances"].has("pred_masks")
+    assert len(out["instances"]) > 0

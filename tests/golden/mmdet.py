@@ -1,0 +1,300 @@
+"""What ViTAE, EasyCV and mmdetection 3.x share: MMDetection's configs and names.
+
+A case is a part of a detector: backbone, pyramid, or a head. Its weights go through
+`vitdet.convert` as those of a whole file would, so the part is put into a detector of our names,
+and the case's names into a file of theirs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from detectron2.layers import ShapeSpec
+from detectron2.modeling.backbone.fpn import LastLevelMaxPool
+from detectron2.modeling.box_regression import Box2BoxTransform
+from detectron2.modeling.roi_heads import (
+    FastRCNNConvFCHead,
+    FastRCNNOutputLayers,
+    MaskRCNNConvUpsampleHead,
+)
+from torch import nn
+
+from vitdet.backbones.base import LayeredBackbone
+from vitdet.backbones.vit import ViT
+from vitdet.heads import rpn_head
+from vitdet.layers.norms import channel_layer_norm, group_norm
+from vitdet.pyramid import SimpleFeaturePyramid
+
+from .build import Built, converted
+from .cases import Case, Options, UnsupportedCase
+
+LEVELS = ("p2", "p3", "p4", "p5")
+# How many modules of a level of ours come before its 1x1 convolution.
+RESAMPLING = (4, 1, 0, 1)
+
+
+class Detector(nn.Module):
+    """Our names of a detector round any of its parts.
+
+    The levels are called p2 to p5 whatever the patch size, as in published files.
+    """
+
+    def __init__(self, net: LayeredBackbone, pyramid: SimpleFeaturePyramid | None = None) -> None:
+        super().__init__()
+        self.backbone = nn.Module()
+        self.backbone.net = net
+        self.proposal_generator = nn.Module()
+        self.roi_heads = nn.Module()
+        if pyramid is not None:
+            for level, each in zip(LEVELS, pyramid._levels, strict=True):
+                self.backbone.add_module(f"simfp_{level[1]}", pyramid.get_submodule(each.module))
+
+    def levels(self) -> list[nn.Sequential]:
+        """Return the modules of the levels, the finest first."""
+        found = [self.backbone.get_submodule(f"simfp_{level[1]}") for level in LEVELS]
+        return [module for module in found if isinstance(module, nn.Sequential)]
+
+
+def toy_net(channels: int = 4) -> ViT:
+    """Return a backbone to stand where a case has none."""
+    return ViT(img_size=16, embed_dim=channels, depth=1, num_heads=1, use_abs_pos=False)
+
+
+def toy_weights(net: nn.Module) -> dict[str, torch.Tensor]:
+    """Return its weights as a file has them."""
+    return {f"backbone.{name}": value.clone() for name, value in net.state_dict().items()}
+
+
+class Outputs:
+    """Keeps what the modules gave that a case names in `extra`, the first time they were called."""
+
+    def __init__(self, case: Case, net: nn.Module, prefix: str = "") -> None:
+        self.values: dict[str, torch.Tensor] = {}
+        for name, shape in case.info["extra"].items():
+            module = net.get_submodule(name.removeprefix(prefix))
+            module.register_forward_hook(self._keep(name, len(shape)))
+
+    def _keep(self, name: str, dimensions: int) -> Callable[[nn.Module, Any, torch.Tensor], None]:
+        def hook(_: nn.Module, __: Any, output: torch.Tensor) -> None:
+            # checkpointing calls a block again in the backward pass
+            self.values.setdefault(name, output.flatten(1, 2) if dimensions == 3 else output)
+
+        return hook
+
+
+# --- options -----------------------------------------------------------------------------------
+
+
+def norm_name(options: Options, key: str = "norm_cfg") -> tuple[str, float]:
+    """Return ("LN" | "GN1" | "", eps) of mmcv's `norm_cfg`; without eps it is mmcv's 1e-5."""
+    if options.take(key, None) is None:
+        return "", 1e-5
+    norm = options.section(key)
+    kind = norm.only("type", ("LN", "LN2d", "GN"))
+    if kind == "GN":
+        norm.only("num_groups", (1,))
+    eps = norm.take("eps", 1e-5)
+    norm.inert("requires_grad")
+    norm.done()
+    return ("GN1" if kind == "GN" else "LN"), eps
+
+
+def head_norm(options: Options) -> Callable[[int], nn.Module] | None:
+    """Return the factory of a head's norms, None for none."""
+    name, eps = norm_name(options)
+    if not name:
+        return None
+    return group_norm(1, eps) if name == "GN1" else channel_layer_norm(eps)
+
+
+def top_block(options: Options) -> LastLevelMaxPool | None:
+    """Return what makes the fifth level of `num_outs`."""
+    return LastLevelMaxPool() if options.only("num_outs", (4, 5)) == 5 else None
+
+
+def with_top(levels: list[torch.Tensor], top: LastLevelMaxPool | None) -> dict[str, torch.Tensor]:
+    """Return the levels by the cases' names p2, p3, ..."""
+    outputs = dict(zip(LEVELS, levels, strict=True))
+    return outputs if top is None else outputs | {"p6": top(levels[-1])[0]}
+
+
+# --- heads -------------------------------------------------------------------------------------
+
+
+def rpn(case: Case, source_format: str) -> Built:
+    """Build mmdet's RPNHead; outputs rpn_cls_score and rpn_bbox_pred."""
+    options = case.config()
+    anchors = options.section("anchor_generator")
+    count = len(anchors.take("scales")) * len(anchors.take("ratios"))
+    anchors.inert("type", "strides")
+    anchors.done()
+    channels = options.take("in_channels")
+    convolutions = options.take("num_convs", 1)
+    head = rpn_head(
+        in_channels=channels,
+        num_anchors=count,
+        conv_dims=[options.take("feat_channels", 256)] * convolutions,
+        norm=head_norm(options),
+    )
+    options.inert("bbox_coder", "loss_cls", "loss_bbox", "train_cfg", "test_cfg", "num_classes")
+    options.done()
+    model = Detector(toy_net())
+    model.proposal_generator.rpn_head = head
+
+    def call(images: list[torch.Tensor]) -> Any:
+        scores, deltas = head(images)
+        return {"rpn_cls_score": scores[0], "rpn_bbox_pred": deltas[0]}, {}
+
+    return _built(case, model, call, source_format, "rpn_head.")
+
+
+def box_head(case: Case, source_format: str) -> Built:
+    """Build mmdet's Shared4Conv1FCBBoxHead; outputs cls_score and bbox_pred."""
+    options = case.config()
+    channels, size = options.take("in_channels"), options.take("roi_feat_size", 7)
+    width = options.take("fc_out_channels", 1024)
+    coder = options.section("bbox_coder")
+    coder.only("target_means", ([0.0, 0.0, 0.0, 0.0],))
+    weights = [1 / std for std in coder.take("target_stds")]
+    coder.inert("type")
+    coder.done()
+    head = FastRCNNConvFCHead(
+        ShapeSpec(channels=channels, height=size, width=size),
+        conv_dims=[options.take("conv_out_channels", 256)] * 4,
+        fc_dims=[width],
+        conv_norm=head_norm(options) or "",
+    )
+    predictor = FastRCNNOutputLayers(
+        ShapeSpec(channels=width),
+        box2box_transform=Box2BoxTransform(weights=weights),
+        num_classes=options.take("num_classes", 80),
+        cls_agnostic_bbox_reg=options.only("reg_class_agnostic", (True, False), False),
+    )
+    options.inert("loss_cls", "loss_bbox")
+    options.done()
+    model = Detector(toy_net())
+    model.roi_heads.box_head, model.roi_heads.box_predictor = head, predictor
+
+    def call(images: list[torch.Tensor]) -> Any:
+        scores, deltas = predictor(head(images[0]))
+        return {"cls_score": scores, "bbox_pred": deltas}, {}
+
+    return _built(case, model, call, source_format, "roi_head.bbox_head.")
+
+
+def mask_head(case: Case, source_format: str) -> Built:
+    """Build mmdet's FCNMaskHead; output mask_pred."""
+    options = case.config()
+    channels, width = options.take("in_channels", 256), options.take("conv_out_channels", 256)
+    size = case.info["input"]["images"][0]["shape"][-1]
+    head = MaskRCNNConvUpsampleHead(
+        ShapeSpec(channels=channels, height=size, width=size),
+        num_classes=options.take("num_classes", 80),
+        conv_dims=[width] * (options.take("num_convs", 4) + 1),
+        conv_norm=head_norm(options) or "",
+    )
+    options.inert("loss_mask", "roi_feat_size")
+    options.done()
+    model = Detector(toy_net())
+    model.roi_heads.mask_head = head
+
+    def call(images: list[torch.Tensor]) -> Any:
+        return {"mask_pred": head.layers(images[0])}, {}
+
+    return _built(case, model, call, source_format, "roi_head.mask_head.")
+
+
+def _built(case: Case, model: Detector, call: Any, source_format: str, prefix: str) -> Built:
+    beside = toy_weights(model.get_submodule("backbone.net"))
+    parameters, leaves = converted(case, model, source_format, prefix, beside)
+    return Built(model, call, parameters, leaves=leaves)
+
+
+# --- backbones of mmdet 2.x --------------------------------------------------------------------
+
+
+class OldOptions:
+    """What the backbones of ViTAE-Transformer/ViTDet and of EasyCV before v0.7 have in common.
+
+    Published models have the positions of a rectangle where the model is one, from its first row
+    and column; ours those of a square, of which a rectangle is the corner. And they may have a
+    factor `qk_scale` on q; ours has head_dim ** -0.5, so the rest of it goes into the weights.
+    """
+
+    def __init__(self, options: Options) -> None:
+        size = options.take("img_size", 224)
+        sides = (size, size) if isinstance(size, int) else tuple(size)
+        self.patch_size = options.take("patch_size", 16)
+        self.grid = (sides[0] // self.patch_size, sides[1] // self.patch_size)
+        depth, interval = options.take("depth", 12), options.take("interval", 3)
+        self.head_dim = options.take("embed_dim", 768) // options.take("num_heads", 12)
+        self.global_blocks = [i for i in range(depth) if (i + 1) % interval == 0]
+        scale = options.take("qk_scale", None)
+        self.q_factor = 1.0 if scale is None else scale * self.head_dim**0.5
+        mode = "interpolate" if self.grid[0] == self.grid[1] else "crop"
+        self.arguments: dict[str, Any] = {
+            "img_size": max(sides),
+            "patch_size": self.patch_size,
+            "in_chans": options.take("in_chans", 3),
+            "embed_dim": options.take("embed_dim", 768),
+            "depth": depth,
+            "num_heads": options.take("num_heads", 12),
+            "mlp_ratio": options.take("mlp_ratio", 4.0),
+            "qkv_bias": options.only("qkv_bias", (True, False), False),
+            "drop_path_rate": options.take("drop_path_rate", 0.0),
+            "norm_eps": 1e-6,
+            "window_size": 14,
+            "global_block_indexes": self.global_blocks,
+            "rel_pos_resize": mode,
+            "pos_embed_resize": "bicubic" if mode == "interpolate" else "crop",
+        }
+        options.only("norm_layer", (None,), None)
+        options.only("hybrid_backbone", (None,), None)
+        # Off in evaluation, a way to compute, or accepted without effect.
+        options.inert("drop_rate", "attn_drop_rate", "use_checkpoint", "num_classes", "pretrained")
+        options.inert("use_rel_pos_bias", "use_shared_rel_pos_bias", "out_indices")
+
+    def vit(self, options: Options) -> dict[str, Any]:
+        """Return the arguments of our ViT."""
+        use_abs_pos = options.only("use_abs_pos_emb", (True, False), True)
+        layer_scale = options.take("init_values", None)
+        return self.arguments | {
+            "use_abs_pos": use_abs_pos,
+            "use_rel_pos": True,
+            "pretrain_img_size": self.arguments["img_size"],
+            "pretrain_use_cls_token": False,
+            "layer_scale": bool(layer_scale),
+            "final_norm": True,
+        }
+
+    def prepare(self, name: str, value: torch.Tensor) -> torch.Tensor:
+        """Return a published weight as a square model with the usual scale has it."""
+        last = name.rpartition("attn.")[2]
+        if last in ("qkv.weight", "qkv.bias") and self.q_factor != 1.0:
+            q, rest = value[: len(value) // 3], value[len(value) // 3 :]
+            return torch.cat([q * self.q_factor, rest])
+        if last == "q_bias":
+            return value * self.q_factor
+        height, width = self.grid
+        if height == width:
+            return value
+        side = max(height, width)
+        if name.endswith("pos_embed"):
+            grid = value.unflatten(1, self.grid)
+            grid = torch.nn.functional.pad(grid, (0, 0, 0, side - width, 0, side - height))
+            return grid.flatten(1, 2)
+        if last == "rel_pos_w" and len(value) != 27:
+            # Row 0 is the offset 1 - width there, whatever the table's length.
+            spare = side - width
+            used = value[: 2 * width - 1]
+            return torch.nn.functional.pad(used, (0, 0, spare, spare))
+        return value
+
+
+def check_prepared(case: Case, options: OldOptions) -> None:
+    """Refuse what the published code cannot compute either, so that no rule is invented here."""
+    height, width = options.grid
+    if width > height and options.global_blocks:
+        raise UnsupportedCase(f"{case.name}: wider than tall with global blocks")

@@ -1,0 +1,339 @@
+"""Build the Vision Longformer: operator, attention, backbone, its pyramids, conversion."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from detectron2.modeling import FPN
+from detectron2.modeling.backbone.fpn import LastLevelMaxPool, LastLevelP6P7
+from torch import nn
+
+from vitdet.backbones.msvit import MsViT
+from vitdet.backbones.msvit.approximate import InstanceNorm
+from vitdet.backbones.msvit.arch import STAGE_ARGUMENTS, Stage, parse_arch
+from vitdet.backbones.msvit.attention import VilAttention
+from vitdet.backbones.msvit.blocks import StageEmbed
+from vitdet.backbones.msvit.grid import ChunkGrid
+from vitdet.backbones.msvit.sliding_chunk import gather, sliding_chunk_attention
+from vitdet.convert import convert
+
+from .build import Built, Mode
+from .cases import Case, Options, UnsupportedCase
+
+# attn_type of the published code: kind of our stages with s1
+KINDS = {
+    "full": "full",
+    "longformerhand": "vil",
+    "longformerauto": "vil",
+    "srformer": "srformer",
+    "linformer": "linformer",
+    "performer": "performer",
+}
+# kernel of dense attention that a mode asks for: kernel of the sliding chunks
+BACKENDS = {"eager": "autograd", "sdpa": "sdpa", "auto": "by_hand"}
+
+
+def sliding_backend(mode: Mode, by_autograd: bool) -> str:
+    """Return the kernel of the sliding chunks in a mode; the published class may name its own."""
+    return "autograd" if by_autograd and mode.backend == "auto" else BACKENDS[mode.backend]
+
+
+# --- the operator ------------------------------------------------------------------------------
+
+
+def operator(case: Case, mode: Mode) -> Built:
+    """Build the sliding-chunk attention of q, k, v (B, N, H * W, D), without scale and bias."""
+    options = case.config()
+    size = options.take("nx"), options.take("ny")
+    window, exact, modes = options.take("w"), options.take("exact"), options.take("modes")
+    backend = sliding_backend(mode, options.only("autograd", (True, False)))
+    options.done()
+
+    def call(inputs: list[torch.Tensor]) -> Any:
+        q, k, v = (each.unflatten(2, size) for each in inputs)
+        none = q.new_zeros(*q.shape[:2], 0, q.shape[-1])
+        outputs, extra = {}, {}
+        for number in modes:
+            grid = ChunkGrid(*size, window, exact, number)
+            out = sliding_chunk_attention(q, k, v, none, none, grid, scale=1.0, backend=backend)
+            outputs[f"context_mode{number}"] = out.flatten(2, 3)
+            real, filling = seen(grid)
+            extra |= {f"seen_mode{number}": real, f"padded_keys_seen_mode{number}": filling}
+        return outputs, extra
+
+    return Built(nn.Identity(), call, {})
+
+
+def seen(grid: ChunkGrid) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return how often each query sees each token (L, L), and zeros that fill up the map (L,)."""
+    count = grid.height * grid.width
+    number = torch.arange(1, count + 1.0).view(1, 1, grid.height, grid.width, 1)
+    keys = gather(grid.chunks(number), torch.zeros(1, 1, 0, 1), grid)[0, 0, ..., 0].long()
+    hidden = grid.unseen(number.device)[:, :, None].repeat(1, 1, grid.window**2, 1)
+    if grid.exact == 1:
+        hidden |= grid.too_far(number.device)
+    found = torch.zeros(*hidden.shape[:3], count + 1, dtype=torch.long)
+    found.scatter_add_(3, keys[:, :, None].expand_as(hidden), (~hidden).long())
+    found = grid.tokens(found[None, None])[0, 0].flatten(0, 1)  # (L, 1 + L)
+    return found[:, 1:].to(torch.uint8), found[:, 0].to(torch.uint8)
+
+
+def attention(case: Case, mode: Mode) -> Built:
+    """Build the attention with random neighbours, the draw fixed to one after the other."""
+    options = case.config()
+    size = options.take("nx"), options.take("ny")
+    shifts = options.take("shifts")
+    model = VilAttention(
+        options.take("dim"),
+        options.take("num_heads"),
+        options.take("nglo"),
+        qkv_bias=True,
+        use_rel_pos=options.only("rpe", (True, False)),
+        share_weights=options.only("sharew", (True, False)),
+        window_size=options.take("w"),
+        exact=options.take("exact"),
+        mode=1,
+        sliding_chunk_backend=sliding_backend(mode, options.only("autograd", (True, False))),
+    )
+    options.done()
+    state = case.weights()
+    for name in case.info.get("aliases", {}):
+        del state[name]
+    model.load_state_dict(state, strict=True)
+
+    def call(inputs: list[torch.Tensor]) -> Any:
+        outputs = {}
+        for shift in shifts:
+            model.draw_mode = lambda shift=shift: shift  # pyright: ignore
+            outputs[f"shift{shift}"] = model(inputs[0], size)
+        return outputs, {}
+
+    return Built(model, call, {name: name for name, _ in model.named_parameters()})
+
+
+# --- the backbone ------------------------------------------------------------------------------
+
+
+def stage_arguments(stages: tuple[Stage, ...]) -> dict[str, list[Any]]:
+    """Return the stages as lists for `MsViT`, as the published code reads their string.
+
+    There s0 makes every later stage full too.
+    """
+    lists = {name: [getattr(stage, name) for stage in stages] for name in STAGE_ARGUMENTS}
+    kinds = lists["attention"]
+    if "full" in kinds:
+        first = kinds.index("full")
+        lists["attention"] = kinds[:first] + ["full"] * (len(kinds) - first)
+    return lists
+
+
+def arch_of(arch: str, attn_type: str, only_global: bool) -> tuple[Stage, ...]:
+    """Return the stages of a published string and attention type."""
+    kind = KINDS[attn_type]
+    return parse_arch(arch, "only_global" if only_global and kind == "vil" else kind)
+
+
+def vit_arguments(options: Options, mode: Mode) -> dict[str, Any]:
+    """Translate the arguments of the published MsViT to ours."""
+    attn_type = options.only("attn_type", tuple(KINDS))
+    only_global = options.only("only_glo", (True, False))
+    stages = arch_of(options.take("arch"), attn_type, only_global)
+    arguments = {
+        **stage_arguments(stages),
+        "img_size": options.take("img_size"),
+        "drop_rate": options.take("drop_rate", 0.0),
+        "drop_path_rate": options.take("drop_path_rate", 0.0),
+        "norm_embed": options.only("norm_embed", (True, False)),
+        "avg_pool": options.only("avg_pool", (True, False)),
+        "share_global_weights": options.only("sharew", (True, False)),
+        "share_kv": options.only("share_kv", (True, False)),
+        "exact": options.take("sw_exact"),
+        "mode": options.take("mode"),
+        "redraw_interval": options.take("redraw_interval", None),
+        "out_features": options.take("out_features", ["head"]),
+        "attention_backend": mode.backend,
+        "sliding_chunk_backend": sliding_backend(mode, attn_type == "longformerauto"),
+    }
+    options.inert("ln_eps")  # the published class keeps it and uses 1e-6
+    classes = options.take("num_classes", 1000)
+    arguments["num_classes"] = classes if "head" in arguments["out_features"] else 0
+    if mode.checkpointed:
+        arguments["checkpoint_blocks"] = list(range(sum(stage.depth for stage in stages)))
+        arguments["drop_path_rate"] = 0.0
+    return arguments
+
+
+def backbone(case: Case, mode: Mode) -> Built:
+    """Build the MsViT of the detection or of the classification repository."""
+    options = case.config()
+    is_classifier = "out_features" not in options.values
+    vit = MsViT(**vit_arguments(options, mode))
+    options.done()
+    recorder = Recorder(vit)
+
+    def call(images: list[torch.Tensor]) -> Any:
+        outputs = vit(images[0])
+        return {"logits": outputs["head"]} if is_classifier else outputs, recorder.tokens
+
+    return built(case, vit, call)
+
+
+class Recorder:
+    """Keeps the tokens after every part of every stage, by the part's name."""
+
+    def __init__(self, vit: MsViT, prefix: str = "") -> None:
+        self.tokens: dict[str, torch.Tensor] = {}
+        for name, module in vit.named_modules():
+            if name.count(".") == 1 and name.startswith("layer"):
+                module.register_forward_hook(self._keep(prefix + name))
+            if isinstance(module, InstanceNorm):
+                module.register_forward_hook(lambda _, __, output: GradientAsStored.apply(output))
+
+    def _keep(self, name: str) -> Callable[[nn.Module, Any, Any], None]:
+        def hook(module: nn.Module, _: Any, output: Any) -> None:
+            tokens = output[0] if isinstance(module, StageEmbed) else output
+            self.tokens.setdefault(name, tokens)  # a checkpointed block is called once more
+
+        return hook
+
+
+class GradientAsStored(torch.autograd.Function):
+    """Nothing forward; backward the mistake that torch 2.15 made where the results were stored.
+
+    There the gradient of `instance_norm` of one image takes the numbers of the gradient that
+    reaches it in the order in which they lie in memory: here place by place, not map by map. That
+    this project's own gradient is right is tested in tests/backbones/test_msvit_attention.py.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor) -> torch.Tensor:  # pyright: ignore
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx: Any, gradient: torch.Tensor) -> torch.Tensor:  # pyright: ignore
+        if gradient.shape[0] > 1:
+            return gradient
+        return gradient.permute(0, 2, 3, 1).reshape(gradient.shape)
+
+
+def load(case: Case, model: nn.Module) -> dict[str, str]:
+    """Load the case's weights through `vitdet.convert`; return our names under the case's."""
+    state = case.weights() | {n: torch.from_numpy(value) for n, value in case.buffers.items()}
+    for name, shape in case.info["buffers_not_filled"].items():
+        state.setdefault(name, torch.zeros(shape, dtype=torch.int64))
+    target = {name: tuple(value.shape) for name, value in model.state_dict().items()}
+    loaded, report = convert(state, target, source_format="vil")
+    without = set(case.info["parameters_without_grad"])
+    expected = {name for name, value in state.items() if not value.numel()} | without
+    expected |= set(case.info.get("aliases", {})) | set(case.info["buffers_not_filled"])
+    surplus = sorted(set(report.dropped) - expected)
+    if surplus or report.resized or set(report.initialised) - {"num_redraws"}:
+        raise UnsupportedCase(
+            f"{case.name}: conversion dropped {surplus}, resized {report.resized}, "
+            f"left {report.initialised}"
+        )
+    assert not set(loaded) - set(target)
+    missing, unexpected = model.load_state_dict(loaded, strict=False)
+    assert set(missing) == set(report.initialised)
+    assert not unexpected
+    learned = {name for name, _ in model.named_parameters()}
+    aliases = set(case.info.get("aliases", {}))
+    used = {name: mine for name, mine in report.used.items() if name not in aliases}
+    parameters = {name: mine for name, mine in used.items() if mine in learned}
+    assert set(parameters.values()) == learned
+    return parameters
+
+
+def built(case: Case, model: nn.Module, call: Callable[[list[torch.Tensor]], Any]) -> Built:
+    """Load the case's weights; the published tables of no tokens have an empty gradient."""
+    parameters = load(case, model)
+    own = dict(model.named_parameters())
+    leaves: dict[str, torch.Tensor] = {name: own[mine] for name, mine in parameters.items()}
+    for name, shape in case.info["tensors"].items():
+        if 0 in shape:
+            leaves[name] = torch.zeros(shape)
+            leaves[name].grad = torch.zeros(shape)
+    return Built(model, call, {name: name for name in leaves}, leaves=leaves)
+
+
+def fpn(case: Case, mode: Mode) -> Built:
+    """Build detectron2's FPN on the backbone, for Mask R-CNN or RetinaNet."""
+    options = case.config()
+    msvit = options.section("MSVIT")
+    retina = case.info["model"] == "build_retinanet_msvit_fpn_backbone"
+    values = {
+        "arch": msvit.take("ARCH"),
+        "attn_type": msvit.take("ATTN_TYPE"),
+        "only_glo": msvit.take("ONLY_GLOBAL"),
+        "img_size": options.take("MAX_SIZE_TRAIN"),
+        "drop_rate": options.take("DROP", 0.0),
+        "drop_path_rate": options.take("DROP_PATH"),
+        "norm_embed": options.take("NORM_EMBED"),
+        "avg_pool": options.take("AVG_POOL"),
+        "sharew": msvit.take("SHARE_W"),
+        "share_kv": msvit.take("SHARE_KV"),
+        "sw_exact": msvit.take("SW_EXACT"),
+        "ln_eps": msvit.take("LN_EPS"),
+        "mode": msvit.take("MODE"),
+        "redraw_interval": msvit.take("REDRAW_INTERVAL"),
+        "out_features": options.take("OUT_FEATURES"),
+    }
+    msvit.done()
+    inner = Options(values, f"{case.name}: MSVIT")
+    vit = MsViT(**vit_arguments(inner, mode))
+    inner.done()
+    features = options.take("FPN_IN_FEATURES")
+    channels = options.take("FPN_OUT_CHANNELS")
+    options.done()
+    top: nn.Module = LastLevelMaxPool()
+    if retina:
+        last = features[-1]
+        top = LastLevelP6P7(vit.output_shape()[last].channels, channels, last)
+    model = FPN(vit, features, channels, norm="", top_block=top)
+    tokens = Recorder(vit, "bottom_up.").tokens
+    return built(case, model, lambda images: (model(images[0]), tokens))
+
+
+# --- conversion --------------------------------------------------------------------------------
+
+
+def conversion(case: Case) -> dict[str, torch.Tensor]:
+    """Convert a classifier's file for a detector and return what the published converter writes.
+
+    The detector of these cases has the classifier and the copies for global tokens that ours has
+    not, so that their tensors are compared too.
+    """
+    options = case.config()
+    name = options.take("config_file")
+    classes = options.section("classifier_args").take("num_classes")
+    key, size = options.take("options")
+    if key != "INPUT.MAX_SIZE_TRAIN" or "gformer" in name:
+        raise UnsupportedCase(f"{case.name}: options {key}, {name}")
+    attn_type = next((kind for kind in KINDS if kind in name), "longformerhand")
+    options.inert("classifier_arch")  # the source's tensors are listed
+    detector = MsViT(
+        **stage_arguments(arch_of(options.take("detection_arch"), attn_type, only_global=False)),
+        img_size=int(size),
+        share_global_weights=False,
+        num_classes=classes,
+        out_features=["layer1", "head"],
+    )
+    options.done()
+    prefix = "backbone.bottom_up."
+    target = {prefix + n: tuple(value.shape) for n, value in detector.state_dict().items()}
+    source = case.weights()
+    for alias, name in case.info.get("source_aliases", {}).items():
+        source[alias] = source[name]
+    for name, (shape, _) in case.info.get("source_integer_tensors", {}).items():
+        source[name] = torch.zeros(shape, dtype=torch.int64)
+    content = {case.info["input"]["top_level"]: source}
+    state, report = convert(content, target)
+    assert report.source_format == "vil"
+    # Rows that the published converter does not make, so that its tensor no longer fits its model.
+    for name, (stored, whole) in case.info["output_shape_differs_from_model"].items():
+        assert list(state[name].shape) == whole
+        state[name] = state[name][tuple(slice(rows) for rows in stored)]
+    empty = [name for name, shape in case.info["outputs"].items() if 0 in shape]
+    return state | {name: torch.zeros(case.info["outputs"][name]) for name in empty}

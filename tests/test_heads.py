@@ -1,0 +1,259 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from detectron2.config import LazyConfig
+from detectron2.modeling import roi_heads as detectron2_heads
+from detectron2.structures import Boxes, Instances, pairwise_iou
+from detectron2.utils.events import EventStorage
+from omegaconf import DictConfig
+
+from vitdet import heads
+from vitdet.config import instantiate
+from vitdet.postprocess import maskness
+from vitdet.utils.checks import InputError
+
+MODELS = Path(__file__).resolve().parents[1] / "configs/common/models"
+SIZE = (64, 96)
+KINDS = ("standard", "cascade")
+OURS = {"standard": heads.StandardROIHeads, "cascade": heads.CascadeROIHeads}
+THEIRS = {
+    "standard": detectron2_heads.StandardROIHeads,
+    "cascade": detectron2_heads.CascadeROIHeads,
+}
+
+
+def tiny_node(kind: str) -> DictConfig:
+    """The heads of the project's recipes with 4 channels and 3 classes."""
+    node: Any = LazyConfig.load(str(MODELS / "mask_rcnn.py"), "model").roi_heads
+    node.num_classes = 3
+    node.box_head.update(conv_dims=[], fc_dims=[16])
+    node.box_head.input_shape.channels = node.mask_head.input_shape.channels = 4
+    node.box_predictor.input_shape.channels = 16
+    node.box_predictor.test_score_thresh = 0.0
+    node.mask_head.conv_dims = [4, 4]
+    if kind == "cascade":
+        cascade: Any = LazyConfig.load(str(MODELS / "cascade.py"), "cascade")
+        node = cascade(node)
+    return node
+
+
+def built(node: DictConfig, target: Any, **options: Any) -> Any:
+    """Build heads in evaluation mode; equal weights whatever the class and the options."""
+    torch.manual_seed(0)
+    node = node.copy()
+    node["_target_"] = target
+    module = instantiate({**node, **options}).eval()
+    generator = torch.Generator().manual_seed(1)
+    for parameter in module.parameters():
+        values = torch.randn(parameter.shape, generator=generator)
+        fan_in = max(1, parameter[0].numel()) ** 0.5
+        parameter.data = values * (2.0 / fan_in if parameter.ndim > 1 else 0.1)
+    return module
+
+
+def inputs() -> tuple[dict[str, torch.Tensor], list[Instances]]:
+    """Feature maps of two images of 64 x 96 pixels, and 40 proposals each."""
+    generator = torch.Generator().manual_seed(2)
+    features = {
+        f"p{level}": torch.randn(2, 4, SIZE[0] >> level, SIZE[1] >> level, generator=generator)
+        for level in range(2, 6)
+    }
+    proposals = []
+    for _ in range(2):
+        corners = torch.rand(40, 2, generator=generator) * torch.tensor([40.0, 60.0])
+        boxes = torch.cat([corners, corners + 10 + 15 * torch.rand(40, 2, generator=generator)], 1)
+        proposals.append(Instances(SIZE, proposal_boxes=Boxes(boxes)))
+    return features, proposals
+
+
+@torch.no_grad()
+def run(module: Any) -> list[Instances]:
+    features, proposals = inputs()
+    found, losses = module(None, features, proposals)
+    assert losses == {}
+    return found
+
+
+def assert_same(first: list[Instances], second: list[Instances]) -> None:
+    for a, b in zip(first, second, strict=True):
+        assert len(a) > 5
+        assert torch.equal(a.pred_boxes.tensor, b.pred_boxes.tensor)
+        assert torch.equal(a.pred_classes, b.pred_classes)
+        assert torch.equal(a.scores, b.scores)
+        assert torch.equal(a.pred_masks, b.pred_masks)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_switched_off_they_are_detectron2s(kind):
+    node = tiny_node(kind)
+    ours, theirs = built(node, OURS[kind]), built(node, THEIRS[kind])
+    assert list(ours.state_dict()) == list(theirs.state_dict())
+    assert_same(run(ours), run(theirs))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_hard_soft_nms_is_plain_nms(kind):
+    """The way to the boxes is our own here; plain NMS drops what overlaps by more than 0.5."""
+    node = tiny_node(kind)
+    plain = run(built(node, THEIRS[kind]))
+    options = {"method": "hard", "iou_threshold": 0.5, "min_score": 1e-30}
+    assert_same(run(built(node, OURS[kind], use_soft_nms=True, **options)), plain)
+
+
+def brute_force(boxes, scores, classes, threshold):
+    """Linear soft-NMS within the classes, with detectron2's IoU."""
+    iou = pairwise_iou(Boxes(boxes), Boxes(boxes)).double()
+    scores, left, kept = scores.double().clone(), set(range(len(boxes))), []
+    while left:
+        best = max(left, key=lambda i: (float(scores[i]), -i))
+        left.remove(best)
+        if scores[best] >= 1e-3:
+            kept.append((best, float(scores[best])))
+        for i in left:
+            if classes[i] == classes[best] and iou[best, i] >= threshold:
+                scores[i] *= 1 - iou[best, i]
+    return kept
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_soft_nms_of_all_candidates(kind):
+    """Candidates are every proposal and class above the threshold that overrides."""
+    node = tiny_node(kind)
+    node_predictors = node.get("box_predictors") or [node.box_predictor]
+    for predictor in node_predictors:
+        predictor.test_score_thresh, predictor.test_topk_per_image = 0.9, -1
+    module = built(
+        node, OURS[kind], use_soft_nms=True, iou_threshold=0.6, override_score_thresh=0.05
+    )
+    seen: list[Any] = []
+    original = module.detections
+    module.detections = lambda *arguments: seen.append(arguments) or original(*arguments)
+    found = run(module)
+    for image, (boxes, scores, size) in zip(found, zip(*seen[0], strict=True), strict=True):
+        rows, classes = (scores[:, :-1] > 0.05).nonzero(as_tuple=True)
+        candidates = Boxes(boxes.view(len(boxes), -1, 4)[rows, classes if kind != "cascade" else 0])
+        candidates.clip(size)
+        kept = brute_force(candidates.tensor, scores[rows, classes], classes, 0.6)
+        places = [place for place, _ in kept]
+        assert len(image) == len(kept) > 20
+        assert torch.equal(image.pred_boxes.tensor, candidates.tensor[places])
+        assert torch.equal(image.pred_classes, classes[places])
+        assert image.scores.tolist() == pytest.approx([score for _, score in kept], rel=1e-5)
+        assert image.scores.tolist() != pytest.approx(scores[rows, classes][places].tolist())
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_top_k_holds_after_soft_nms(kind):
+    """The published code returns every box on this path, whatever the recipe asks for."""
+    node = tiny_node(kind)
+    all_of_them = run(built(node, OURS[kind], use_soft_nms=True))
+    for predictor in node.get("box_predictors") or [node.box_predictor]:
+        predictor.test_topk_per_image = 7
+    best = run(built(node, OURS[kind], use_soft_nms=True))
+    for few, many in zip(best, all_of_them, strict=True):
+        assert len(many) > 20
+        assert len(few) == 7
+        assert torch.equal(few.scores, many.scores[:7])
+        assert torch.equal(few.pred_boxes.tensor, many.pred_boxes.tensor[:7])
+
+
+@pytest.mark.parametrize("use_soft_nms", [False, True])
+@pytest.mark.parametrize("kind", KINDS)
+def test_maskness_rescores_and_puts_in_order(kind, use_soft_nms):
+    """The published code sorts a variable of its own; the returned detections keep their order."""
+    node = tiny_node(kind)
+    before = run(built(node, OURS[kind], use_soft_nms=use_soft_nms))
+    after = run(built(node, OURS[kind], use_soft_nms=use_soft_nms, maskness_thresh=0.5))
+    for old, new in zip(before, after, strict=True):
+        scores = old.scores * maskness(old.pred_masks, 0.5)
+        order = sorted(range(len(old)), key=lambda i: -scores[i])
+        assert order != list(range(len(old)))
+        assert torch.equal(new.scores, scores[order])
+        assert (new.scores.diff() <= 0).all()
+        assert torch.equal(new.pred_boxes.tensor, old.pred_boxes.tensor[order])
+        assert torch.equal(new.pred_classes, old.pred_classes[order])
+        assert torch.equal(new.pred_masks, old.pred_masks[order])
+
+
+def test_the_score_threshold_is_overridden_without_soft_nms_too():
+    node = tiny_node("standard")
+    node.box_predictor.test_score_thresh = 0.9
+    low = run(built(node, OURS["standard"], override_score_thresh=0.2))
+    node.box_predictor.test_score_thresh = 0.2
+    assert_same(low, run(built(node, THEIRS["standard"])))
+
+
+def test_classes_share_boxes_when_not_class_wise():
+    node = tiny_node("cascade")
+    apart = run(built(node, OURS["cascade"], use_soft_nms=True, method="hard", iou_threshold=0.9))
+    options = {"method": "hard", "iou_threshold": 0.9, "class_wise": False}
+    shared = run(built(node, OURS["cascade"], use_soft_nms=True, **options))
+    for many, few in zip(apart, shared, strict=True):  # a proposal has one box for all classes
+        assert len(few.pred_boxes.tensor.unique(dim=0)) == len(few) < len(many)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_boxes_that_are_not_finite_are_left_out(kind):
+    module = built(tiny_node(kind), OURS[kind], use_soft_nms=True)
+    boxes, scores = torch.tensor([[0.0, 0, 9, 9], [0, 0, 9, float("nan")]]), torch.full((2, 4), 0.4)
+    boxes = boxes if kind == "cascade" else boxes.repeat(1, 3)
+    (found,) = module.detections([boxes], [scores], [SIZE])
+    assert found.pred_boxes.tensor.tolist() == [[0, 0, 9, 9]] * 3
+    (none,) = module.detections([boxes[:0]], [scores[:0]], [SIZE])
+    assert len(none) == 0
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_no_detections_at_all(kind):
+    module = built(
+        tiny_node(kind),
+        OURS[kind],
+        use_soft_nms=True,
+        override_score_thresh=1.0,
+        maskness_thresh=0.5,
+    )
+    assert [len(image) for image in run(module)] == [0, 0]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_training_is_detectron2s(kind):
+    features, proposals = inputs()
+    truth = Instances(SIZE, gt_boxes=Boxes(proposals[0].proposal_boxes.tensor[:3] + 1.0))
+    truth.gt_classes = torch.tensor([0, 1, 2])
+    losses = []
+    for target, options in (
+        (OURS[kind], {"use_soft_nms": True, "override_score_thresh": 0.0}),
+        (THEIRS[kind], {}),
+    ):
+        node = tiny_node(kind)
+        node.update(mask_in_features=None, mask_pooler=None, mask_head=None)
+        module = built(node, target, **options).train()
+        torch.manual_seed(5)
+        copies = [
+            Instances(
+                SIZE, proposal_boxes=p.proposal_boxes.clone(), objectness_logits=torch.ones(40)
+            )
+            for p in proposals
+        ]
+        with EventStorage():
+            losses.append(module(None, features, copies, [truth, truth])[1])
+    assert losses[0].keys() == losses[1].keys()
+    assert len(losses[0]) == (6 if kind == "cascade" else 2)
+    for name, value in losses[0].items():
+        assert torch.equal(value, losses[1][name])
+
+
+def test_maskness_needs_a_mask_head():
+    node = tiny_node("cascade")
+    node.update(mask_in_features=None, mask_pooler=None, mask_head=None)
+    with pytest.raises(InputError, match="maskness_thresh: expected a mask head, got none"):
+        built(node, OURS["cascade"], maskness_thresh=0.5)
+
+
+def test_wrong_numbers_are_found_when_the_heads_are_built():
+    with pytest.raises(InputError, match="soft-NMS method: expected one of linear, gaussian, hard"):
+        built(tiny_node("standard"), OURS["standard"], method="naive")

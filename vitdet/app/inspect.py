@@ -1,0 +1,281 @@
+"""`vitdet inspect FILE`: what a weights file holds, and which recipes it fits.
+
+Nothing in the file is run. A recipe is compared by its names and shapes: its model is built on the
+meta device, and the file converted for it without data.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from vitdet import checkpoint
+from vitdet.convert import Report, convert
+from vitdet.convert.inspect import Description, describe
+from vitdet.convert.nesting import unnest
+from vitdet.utils.checks import InputError, fail
+from vitdet.utils.state_dicts import some
+
+CONFIGS = Path(__file__).resolve().parents[2] / "configs"
+_PARTS = "common"  # the folder of what recipes are made of
+# what may have to be allowed, from nothing to most
+_LEAVE: tuple[tuple[str, ...], ...] = (
+    (),
+    ("resize_patch_embed",),
+    ("backbone_only",),
+    ("allow_inexact",),
+    ("resize_patch_embed", "allow_inexact"),
+)
+
+
+Shapes = dict[str, tuple[int, ...]]
+Recipe = tuple[Shapes, dict[str, Any]]  # of its model, and the arguments of its backbone
+
+
+@dataclass
+class Fit:
+    """How a file fits a recipe.
+
+    Attributes:
+        recipe: its path.
+        fit: "whole" (every weight of the model, as it is), "resized" (every weight, some resized),
+            "start" (the rest is left to initialisation).
+        options: what converter.py has to be given beside the files.
+        resized: {model's name: [shape in the file, shape in the model]}.
+        dropped: {rule: names of the file}.
+        initialised: names of the model that the file does not fill.
+    """
+
+    recipe: str
+    fit: str
+    options: list[str] = field(default_factory=list)
+    resized: dict[str, Any] = field(default_factory=dict)
+    dropped: dict[str, list[str]] = field(default_factory=dict)
+    initialised: list[str] = field(default_factory=list)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options of the sub-command."""
+    parser.add_argument("file", type=Path, help="weights: .pth .pt .bin .ckpt .safetensors .pkl")
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    parser.add_argument(
+        "--weights", metavar="KEY", help="key of the file that holds the state dict (ema_state)"
+    )
+    parser.add_argument(
+        "--trust",
+        action="store_true",
+        help="open a torch file that holds more than tensors: it may run code of its author",
+    )
+    parser.add_argument(
+        "--configs", type=Path, metavar="FOLDER", help="recipes to try (default: configs/)"
+    )
+    parser.add_argument("--no-recipes", action="store_true", help="try no recipes")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Print what the file holds; return 0, or 1 when its format is none that is known.
+
+    Raises:
+        InputError: no such file, damaged, no tensors in it.
+    """
+    content = _without_data(checkpoint.read(args.file, trust=args.trust))
+    found = describe(content, weights=args.weights, source=str(args.file))
+    folder = None if args.no_recipes else _folder(args.configs)
+    fits, failed = fitting(content, found, folder, args.weights) if folder else ([], [])
+    found.notes += failed
+    if args.json:
+        record = {"file": str(args.file), "file_bytes": args.file.stat().st_size}
+        record |= found.as_dict() | {"recipes": [asdict(fit) for fit in fits]}
+        print(json.dumps(record, indent=1))
+    else:
+        print("\n".join([*_lines(args.file, found), *_recipe_lines(fits, folder)]))
+    return 0 if found.format else 1
+
+
+def _folder(given: Path | None) -> Path | None:
+    if given is None:
+        return CONFIGS if CONFIGS.is_dir() else None
+    if not given.is_dir():
+        fail("--configs", expected="a folder", got=str(given), remedy="Check the path.")
+    return given
+
+
+def _without_data(content: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the content with its state dicts on the meta device, so that the data can go."""
+
+    def bare(value: Any) -> Any:
+        return value.to("meta") if isinstance(value, torch.Tensor) else value
+
+    return {
+        key: {name: bare(each) for name, each in value.items()}
+        if isinstance(value, Mapping)
+        else bare(value)
+        for key, value in content.items()
+    }
+
+
+# --- recipes --------------------------------------------------------------------------------------
+
+
+def fitting(
+    content: Mapping[str, Any], found: Description, folder: Path, weights: str | None = None
+) -> tuple[list[Fit], list[str]]:
+    """Return the recipes of a folder that a file fits, and notes on recipes that do not load.
+
+    Args:
+        content: what `vitdet.checkpoint.read` returned; tensors without data do.
+        found: its description.
+        folder: searched with its subfolders, without "common".
+        weights: the key of the file that holds the state dict; None to find it.
+
+    Returns:
+        (the fits, best ones first; notes).
+    """
+    state_dict, _ = unnest(content, "source", weights)
+    given = {name: tuple(tensor.shape) for name, tensor in state_dict.items()}
+    fits: list[Fit] = []
+    notes: list[str] = []
+    for path in sorted(folder.rglob("*.py")):
+        if _PARTS in path.relative_to(folder).parts or path.name.startswith("_"):
+            continue
+        try:
+            recipe = _recipe(path, found)
+        except InputError as error:
+            notes.append(f"recipe {_short(path)} was not tried: {error}")
+            continue
+        fit = _fit(path, content, given, recipe, weights) if recipe else None
+        if fit is not None:
+            fits.append(fit)
+    order = ("whole", "resized", "start")
+    return sorted(fits, key=lambda fit: (order.index(fit.fit), len(fit.options))), notes
+
+
+def _recipe(path: Path, found: Description) -> Recipe | None:
+    """Return a recipe's model, None when its sizes show that it is another one."""
+    from vitdet import config  # detectron2 takes seconds to import
+
+    cfg = config.load_config(path)
+    if "model" not in cfg:
+        return None
+    settings = config.backbone_settings(cfg.model)
+    for name in ("embed_dim", "depth"):
+        if name in settings and settings[name] != found.backbone.get(name, settings[name]):
+            return None
+    model = config.build_model(cfg.model, device="meta")
+    settings = config.model_settings(cfg.model, model)
+    return {name: tuple(value.shape) for name, value in model.state_dict().items()}, settings
+
+
+def _fit(
+    path: Path,
+    content: Mapping[str, Any],
+    given: Shapes,
+    recipe: Recipe,
+    weights: str | None,
+) -> Fit | None:
+    target, settings = recipe
+    if given == target:
+        return Fit(_short(path), "whole")
+    for leave in _LEAVE:
+        try:
+            _, report = convert(
+                content,
+                target,
+                weights=weights,
+                backbone_only="backbone_only" in leave,
+                resize_patch_embed="resize_patch_embed" in leave,
+                allow_inexact="allow_inexact" in leave,
+                settings=settings,
+            )
+        except InputError:
+            continue
+        return _fit_of(path, report, leave)
+    return None
+
+
+def _short(path: Path) -> str:
+    here = Path.cwd()
+    return str(path.relative_to(here) if path.is_relative_to(here) else path)
+
+
+def _fit_of(path: Path, report: Report, leave: tuple[str, ...]) -> Fit:
+    word = "start" if report.initialised else "resized" if report.resized else "whole"
+    dropped: dict[str, list[str]] = {}
+    for name, why in (report.dropped | report.inexact).items():
+        dropped.setdefault(why, []).append(name)
+    options = [f"--{name.replace('_', '-')}" for name in leave]
+    return Fit(_short(path), word, options, dict(report.resized), dropped, report.initialised)
+
+
+# --- text -----------------------------------------------------------------------------------------
+
+
+def _lines(path: Path, found: Description) -> list[str]:
+    nested = f", under {found.nested_under!r}" if found.nested_under else ""
+    what = f": {found.what}" if found.what else ""
+    dtypes = ", ".join(f"{name} {count}" for name, count in found.dtypes.items())
+    lines = [
+        f"file         {path}, {_bytes(path.stat().st_size)}",
+        f"format       {found.format or 'unknown'}{nested}{what}",
+        f"tensors      {found.tensors} ({dtypes}), {found.parameters / 1e6:.2f} M numbers, "
+        f"{_bytes(found.bytes)}",
+    ]
+    if found.beside:
+        lines.append(f"beside       {some(found.beside, 8)}")
+    sizes = {key: value for key, value in found.backbone.items() if key not in ("kind", "what")}
+    if sizes:
+        root = f", names after {found.backbone_root!r}" if found.backbone_root else ""
+        lines.append(f"backbone     {found.backbone.get('what', 'of equal blocks')}{root}")
+        lines += [f"             {key} = {value}" for key, value in sizes.items()]
+        if "num_heads" not in sizes:
+            lines.append("             num_heads is not in the shapes")
+    if found.pyramid:
+        lines.append(f"pyramid      {' '.join(found.pyramid)}")
+    if found.head:
+        values = ", ".join(f"{key} {value}" for key, value in found.head.items() if key != "kind")
+        lines.append(f"head         {found.head['kind']}, {values}")
+    if found.class_names:
+        lines.append(f"classes      {some(found.class_names, 8)}")
+    if found.initialised:
+        lines.append(f"left open    {len(found.initialised)} names ({some(found.initialised)})")
+    return lines + [f"note         {note}" for note in found.notes]
+
+
+def _recipe_lines(fits: list[Fit], folder: Path | None) -> list[str]:
+    if folder is None:
+        return []
+    if not fits:
+        return [f"recipes      it fits none in {folder}"]
+    lines = []
+    for fit in fits:
+        options = f" with {' '.join(fit.options)}" if fit.options else ""
+        dropped = sum(map(len, fit.dropped.values()))
+        counts = {"resized": len(fit.resized), "dropped": dropped}
+        counts["left to initialisation"] = len(fit.initialised)
+        parts = [f"{count} {word}" for word, count in counts.items() if count]
+        lines.append(
+            f"{fit.fit:<12} {fit.recipe}{options}" + (": " * bool(parts)) + ", ".join(parts)
+        )
+    return lines + _details(fits[0])
+
+
+def _details(fit: Fit) -> list[str]:
+    lines = [f"first        {fit.recipe}"] if fit.resized or fit.dropped or fit.initialised else []
+    for name, (have, want) in list(fit.resized.items())[:2]:
+        lines.append(f"             resized {name} from {tuple(have)} to {tuple(want)}")
+    for why, names in fit.dropped.items():
+        lines.append(f"             dropped {len(names)} ({some(names, 2)}): {why}")
+    if fit.initialised:
+        count, names = len(fit.initialised), some(fit.initialised, 2)
+        lines.append(f"             left to initialisation {count} ({names})")
+    return lines
+
+
+def _bytes(count: int) -> str:
+    return f"{count / 1e6:.1f} MB" if count >= 1e5 else f"{count} bytes"

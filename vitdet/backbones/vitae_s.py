@@ -1,0 +1,403 @@
+"""ViTAE-S: stages of reduction cells and normal cells, from the pixels down to a stride of 16.
+
+Xu et al., "ViTAE: Vision Transformer Advanced by Exploring Intrinsic Inductive Bias", Sec. 3.2
+(reduction cell) and 3.3 (normal cell). Parameter names and numbers as ViTAE-Transformer/ViTDet,
+mmdet/models/backbones/vitae_s.py, with the differences that `vitdet.backbones.vitae` names.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+
+from vitdet.backbones.base import LayeredBackbone, check_block_indexes
+from vitdet.backbones.vitae import CellAttention, NormalCell, init_linear
+from vitdet.layers.attention import check_backend
+from vitdet.layers.drop_path import drop_path_rates
+from vitdet.layers.rel_pos import RelPosResize
+from vitdet.utils.checks import fail
+
+ReductionKind = Literal["performer", "performer_less"]
+
+
+class PyramidReduction(nn.Module):
+    """Strided convolutions of several dilations beside each other (ViTAE, Sec. 3.2).
+
+    Args:
+        in_chans: channels of the map.
+        embed_dim: channels of each convolution.
+        kernel_size: side of their kernels.
+        stride: their stride; a side that it does not divide is rounded up.
+        dilations: one for each convolution.
+
+    Raises:
+        InputError: kernels that leave pixels out between them.
+    """
+
+    def __init__(
+        self,
+        in_chans: int,
+        embed_dim: int,
+        kernel_size: int,
+        stride: int,
+        dilations: Sequence[int],
+    ) -> None:
+        super().__init__()
+        if kernel_size < stride - 1:
+            remedy = "A smaller kernel leaves pixels out."
+            fail("kernel_sizes", expected=f"{stride - 1} or more", got=kernel_size, remedy=remedy)
+        self.stride = stride
+        self.out_channels = embed_dim * len(dilations)
+        self.convs = nn.ModuleList()
+        for dilation in dilations:
+            padding = math.ceil(((kernel_size - 1) * dilation + 1 - stride) / 2)
+            conv = nn.Conv2d(
+                in_chans,
+                embed_dim,
+                kernel_size,
+                stride=stride,
+                padding=padding,
+                dilation=dilation,
+            )
+            self.convs.append(nn.Sequential(conv, nn.GELU()))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Map x (B, C, h, w) to (B, H, W, out_channels), H = ceil(h / stride)."""
+        # Sides that the stride does not divide get more zeros, on both ends as published.
+        spare = math.ceil(self.stride / 2) - 1
+        above, left = (spare if side % self.stride else 0 for side in x.shape[-2:])
+        if above or left:
+            x = F.pad(x, (left, left, above, above))
+        levels = [conv(x) for conv in self.convs]
+        return torch.cat(levels, dim=1).permute(0, 2, 3, 1)
+
+
+class TokenPerformer(nn.Module):
+    """Linear attention with positive random features (Choromanski et al., "Rethinking Attention
+    with Performers", Lemma 1), then an MLP.
+
+    The values are the shortcut of the attention, because it changes the number of channels. The
+    random features `w` are drawn once and never trained.
+
+    Args:
+        in_dim: channels of the input.
+        dim: channels of the output.
+        dropout: probability of dropout after the projection and after the MLP, in training.
+        feature_ratio: number of random features over `dim`.
+    """
+
+    def __init__(
+        self, in_dim: int, dim: int, dropout: float = 0.1, feature_ratio: float = 0.5
+    ) -> None:
+        super().__init__()
+        features = int(dim * feature_ratio)
+        self.norm1 = nn.LayerNorm(in_dim)  # eps 1e-5 in the reduction cells, as published
+        self.kqv = nn.Linear(in_dim, 3 * dim)
+        random_features = nn.init.orthogonal_(torch.empty(features, dim)) * math.sqrt(features)
+        self.w = nn.Parameter(random_features, requires_grad=False)
+        self.proj = nn.Linear(dim, dim)
+        self.dropout = nn.Dropout(dropout)
+        self.norm2 = nn.LayerNorm(dim)
+        self.mlp = nn.Sequential(
+            nn.Linear(dim, dim), nn.GELU(), nn.Linear(dim, dim), nn.Dropout(dropout)
+        )
+
+    def forward(self, x: torch.Tensor, shortcut: torch.Tensor) -> torch.Tensor:
+        """Map tokens x (B, H, W, in_dim) to (B, H, W, C); `shortcut` is added before the MLP."""
+        B, H, W, _ = x.shape
+        k, q, v = self.kqv(self.norm1(x)).view(B, H * W, -1).chunk(3, dim=-1)  # (B, L, C)
+        y = v + self.dropout(self.proj(self._attend(q, k, v).to(v.dtype)))
+        x = y.view(B, H, W, -1) + shortcut
+        return x + self.mlp(self.norm2(x))
+
+    def _attend(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+        """Return phi(q) phi(k)^T v over its row sums, in float32 also in mixed precision."""
+        with _without_autocast(v.device.type):
+            q, k, v = self._features(q.float()), self._features(k.float()), v.float()
+            context = k.transpose(1, 2) @ v  # (B, features, C)
+            total = q @ k.sum(dim=1).unsqueeze(-1)  # (B, L, 1)
+            return (q @ context) / (total + 1e-8)
+
+    def _features(self, x: torch.Tensor) -> torch.Tensor:
+        """Return phi(x) = exp(w x - |x|^2 / 2) / sqrt(m) for x (B, L, C): (B, L, m)."""
+        features = self.w.float()
+        half_square = x.square().sum(dim=-1, keepdim=True) / 2
+        return torch.exp(x @ features.T - half_square) / math.sqrt(len(features))
+
+
+def _without_autocast(device: str) -> AbstractContextManager[Any]:
+    if not torch.amp.autocast_mode.is_autocast_available(device):  # "meta"
+        return nullcontext()
+    return torch.autocast(device, enabled=False)
+
+
+class ReductionCell(nn.Module):
+    """Makes a map smaller: dilated convolutions, attention, and a convolution branch beside them.
+
+    Args:
+        in_chans: channels of the map.
+        embed_dim: channels of each dilated convolution.
+        token_dim: channels of the output.
+        ratio: 2, 4 or 8, the stride of the cell.
+        kernel_size: side of the dilated convolutions' kernels.
+        dilations: their dilations.
+        kind: "performer", or "performer_less" for the dilated convolutions alone.
+        groups: groups of the branch's convolutions.
+
+    Raises:
+        InputError: another ratio or kind; widths that do not fit without attention.
+    """
+
+    def __init__(
+        self,
+        in_chans: int,
+        embed_dim: int,
+        token_dim: int,
+        ratio: int,
+        kernel_size: int,
+        dilations: Sequence[int],
+        kind: ReductionKind = "performer",
+        groups: int = 1,
+    ) -> None:
+        super().__init__()
+        if ratio not in (2, 4, 8):
+            remedy = "Each of the three convolutions beside can halve the map once."
+            fail("downsample_ratios", expected="2, 4 or 8", got=ratio, remedy=remedy)
+        self.PRM = PyramidReduction(in_chans, embed_dim, kernel_size, ratio, dilations)
+        width = self.PRM.out_channels
+        if kind == "performer_less":
+            if width != token_dim:
+                remedy = "The dilated convolutions are the output: set embed_dims or token_dims."
+                fail("token_dims", expected=f"{width}", got=token_dim, remedy=remedy)
+            self.PCM = None
+            self.attn = None
+        elif kind == "performer":
+            self.PCM = _strided_branch(in_chans, embed_dim, token_dim, ratio, groups)
+            self.attn = TokenPerformer(width, token_dim)
+        else:
+            names = "performer, performer_less"
+            fail("reduction_kinds", expected=f"one of {names}", got=repr(kind), remedy="Take one.")
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Map x (B, C, h, w) to tokens (B, H, W, token_dim), H = ceil(h / ratio)."""
+        tokens = self.PRM(x)
+        if self.PCM is None or self.attn is None:
+            return tokens
+        return self.attn(tokens, self.PCM(x).permute(0, 2, 3, 1))
+
+
+def _strided_branch(
+    in_chans: int, embed_dim: int, token_dim: int, ratio: int, groups: int
+) -> nn.Sequential:
+    """Return three 3x3 convolutions of which the first log2(ratio) have a stride of 2."""
+    strides = [2 if ratio >= 2**i else 1 for i in (1, 2, 3)]
+
+    def conv(channels: int, out: int, stride: int) -> nn.Conv2d:
+        return nn.Conv2d(channels, out, 3, stride=stride, padding=1, groups=groups)
+
+    return nn.Sequential(
+        conv(in_chans, embed_dim, strides[0]),
+        nn.SiLU(),
+        conv(embed_dim, embed_dim, strides[1]),
+        nn.BatchNorm2d(embed_dim),
+        nn.SiLU(),
+        conv(embed_dim, token_dim, strides[2]),
+        nn.SiLU(),
+    )
+
+
+def _normal_branch(dim: int, hidden_dim: int, groups: int) -> nn.Sequential:
+    """Return the branch of a normal cell: three grouped 3x3 convolutions, SiLU after each."""
+
+    def conv(channels: int, out: int) -> nn.Conv2d:
+        return nn.Conv2d(channels, out, 3, padding=1, groups=groups)
+
+    return nn.Sequential(
+        conv(dim, hidden_dim),
+        nn.BatchNorm2d(hidden_dim),
+        nn.SiLU(),
+        conv(hidden_dim, dim),
+        nn.BatchNorm2d(dim),
+        nn.SiLU(),
+        conv(dim, dim),
+        nn.SiLU(),
+    )
+
+
+class Stage(nn.Module):
+    """A reduction cell and the normal cells after it."""
+
+    def __init__(self, reduction: ReductionCell, cells: Sequence[NormalCell]) -> None:
+        super().__init__()
+        self.RC = reduction
+        self.NC = nn.ModuleList(cells)
+
+
+class ViTAES(LayeredBackbone):
+    """ViTAE-S with window and global attention and a norm after the last cell.
+
+    Every list has one entry a stage. Normal cells are counted through all stages.
+
+    Args:
+        img_size: side in pixels of the square training image: the size of the global cells'
+            position tables. There are no absolute positions.
+        in_chans: channels of an image.
+        embed_dims: channels of each dilated convolution and of the branch of the reduction cells.
+        token_dims: channels of the tokens.
+        downsample_ratios: strides of the reduction cells.
+        kernel_sizes: sides of the dilated convolutions' kernels.
+        dilations: their dilations.
+        reduction_kinds: "performer" or "performer_less".
+        reduction_groups: groups of the convolutions beside a reduction cell.
+        depths: numbers of normal cells.
+        num_heads: heads of the normal cells.
+        groups: groups of the convolutions in normal cells.
+        mlp_ratio: hidden channels of MLP and convolution branch over the tokens' channels.
+        qkv_bias: whether q, k and v have biases.
+        drop_path_rate: stochastic depth of the last normal cell; it grows linearly from 0.
+        norm_eps: epsilon of the LayerNorms of the normal cells and of the last one.
+        rel_pos_resize: "interpolate" or "crop", see `vitdet.layers.rel_pos`.
+        window_size: side of a window in tokens.
+        global_block_indexes: normal cells that attend to the whole map.
+        checkpoint_blocks: normal cells whose activations are recomputed in the backward pass.
+            BatchNorm then sees each batch twice.
+        attention_backend: kernel, see `vitdet.layers.attention`.
+        out_feature: name of the output.
+
+    Raises:
+        InputError: lists of different lengths, an index outside the cells, sizes that do not fit,
+            an unknown backend.
+    """
+
+    def __init__(
+        self,
+        *,
+        img_size: int = 1024,
+        in_chans: int = 3,
+        embed_dims: Sequence[int] = (64, 64, 192),
+        token_dims: Sequence[int] = (96, 192, 384),
+        downsample_ratios: Sequence[int] = (4, 2, 2),
+        kernel_sizes: Sequence[int] = (7, 3, 3),
+        dilations: Sequence[Sequence[int]] = ((1, 2, 3, 4), (1, 2, 3), (1, 2)),
+        reduction_kinds: Sequence[ReductionKind] = ("performer", "performer", "performer_less"),
+        reduction_groups: Sequence[int] = (1, 1, 1),
+        depths: Sequence[int] = (0, 0, 14),
+        num_heads: Sequence[int] = (1, 1, 6),
+        groups: Sequence[int] = (1, 1, 96),
+        mlp_ratio: float = 3.0,
+        qkv_bias: bool = True,
+        drop_path_rate: float = 0.0,
+        norm_eps: float = 1e-6,
+        rel_pos_resize: RelPosResize = "interpolate",
+        window_size: int = 14,
+        global_block_indexes: Collection[int] = (),
+        checkpoint_blocks: Collection[int] = (),
+        attention_backend: str = "auto",
+        out_feature: str = "last_feat",
+    ) -> None:
+        super().__init__()
+        stages = {
+            "embed_dims": embed_dims,
+            "token_dims": token_dims,
+            "downsample_ratios": downsample_ratios,
+            "kernel_sizes": kernel_sizes,
+            "dilations": dilations,
+            "reduction_kinds": reduction_kinds,
+            "reduction_groups": reduction_groups,
+            "num_heads": num_heads,
+            "groups": groups,
+        }
+        for name, entries in stages.items():
+            if len(entries) != len(depths):
+                remedy = "Every list has one entry a stage, as depths has."
+                fail(name, expected=f"{len(depths)} entries", got=len(entries), remedy=remedy)
+        check_backend(attention_backend)
+        check_block_indexes("global_block_indexes", global_block_indexes, sum(depths))
+        check_block_indexes("checkpoint_blocks", checkpoint_blocks, sum(depths))
+        self.depths = list(depths)
+        self.checkpoint_blocks = frozenset(checkpoint_blocks)
+        self.out_feature = out_feature
+
+        rates = drop_path_rates(drop_path_rate, sum(depths))
+        self.layers = nn.ModuleList()
+        stride, channels, first = 1, in_chans, 0
+        for s, depth in enumerate(depths):
+            stride *= downsample_ratios[s]
+            reduction = ReductionCell(
+                channels,
+                embed_dims[s],
+                token_dims[s],
+                downsample_ratios[s],
+                kernel_sizes[s],
+                dilations[s],
+                reduction_kinds[s],
+                reduction_groups[s],
+            )
+            channels = token_dims[s]
+            cells = []
+            for i in range(first, first + depth):
+                window = 0 if i in global_block_indexes else window_size
+                attn = CellAttention(
+                    channels,
+                    num_heads[s],
+                    window or img_size // stride,
+                    qkv_bias=qkv_bias,
+                    rel_pos_resize=rel_pos_resize,
+                    backend=attention_backend,
+                )
+                branch = _normal_branch(channels, int(channels * mlp_ratio), groups[s])
+                cells.append(
+                    NormalCell(channels, attn, branch, mlp_ratio, rates[i], norm_eps, window)
+                )
+            self.layers.append(Stage(reduction, cells))
+            first += depth
+        self.norm = nn.LayerNorm(channels, eps=norm_eps)
+
+        # detectron2's Backbone.output_shape reads these three.
+        self._out_features = [out_feature]
+        self._out_feature_channels = {out_feature: channels}
+        self._out_feature_strides = {out_feature: stride}
+        init_linear(self)
+
+    @property
+    def num_layers(self) -> int:
+        """Number of cells of both kinds: 17 for ViTAE-S."""
+        return sum(self.depths) + len(self.depths)
+
+    def layer_id(self, name: str) -> int:
+        """Return the number of a cell through all stages, the first reduction cell being 0.
+
+        The last norm has num_layers + 1. ViTAE-Transformer/ViTDet, mmcv_custom
+        layer_decay_optimizer_constructor.py with `layer_sep` [0, 1, 2].
+        """
+        parts = name.split(".")
+        if parts[0] != "layers":
+            return self.num_layers + 1
+        stage = int(parts[1])
+        before = sum(self.depths[:stage]) + stage
+        return before + int(parts[3]) + 1 if parts[2] == "NC" else before
+
+    # detectron2 declares forward() without arguments.
+    def forward(  # pyright: ignore[reportIncompatibleMethodOverride]
+        self, x: torch.Tensor
+    ) -> dict[str, torch.Tensor]:
+        """Map images x (B, 3, h, w) to {out_feature: (B, C, H, W)}, H = ceil(h / stride)."""
+        number = 0
+        for stage in self.layers:
+            assert isinstance(stage, Stage)
+            tokens = stage.RC(x)  # (B, H, W, C)
+            for cell in stage.NC:
+                if number in self.checkpoint_blocks and self.training:
+                    tokens = checkpoint(cell, tokens, use_reentrant=False)
+                else:
+                    tokens = cell(tokens)
+                number += 1
+            x = tokens.permute(0, 3, 1, 2)
+        return {self.out_feature: self.norm(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)}

@@ -1,0 +1,365 @@
+"""What flip, resize and crop leave of an image and its objects, made without the rest.
+
+detectron2's transforms make every step in full: the enlarged picture before its crop, a bitmap of
+the whole crop for each object. A `View` knows from the sizes alone what will be left, so only that
+is made: the part of the source that the crop keeps is resized, and an object is drawn into the
+rectangle that it fills. Coordinates follow detectron2's arithmetic, and masks are drawn by the same
+function (facebookresearch/detectron2 data/transforms, structures/masks.py; fvcore transforms).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
+
+import cv2
+import numpy as np
+import pycocotools.mask
+import shapely
+from detectron2.data import transforms as T
+from PIL import Image
+
+from vitdet.utils.checks import fail
+
+mask_util: Any = pycocotools.mask  # its type stubs know only one of each function's call forms
+
+_TOLERANCE = 1 / 64  # pixels that an enlarged image may be out of place
+
+Size = tuple[int, int]
+
+
+class Patch(NamedTuple):
+    """The smallest rectangle round an object: its place in the view, and its mask.
+
+    Attributes:
+        top: first row.
+        left: first column.
+        pixels: uint8 (height, width), 1 on the object; (0, 0) when nothing of it is in the view.
+    """
+
+    top: int
+    left: int
+    pixels: np.ndarray
+
+    @property
+    def box(self) -> tuple[int, int, int, int]:
+        """XYXY in pixels of the view; all 0 when empty."""
+        height, width = self.pixels.shape
+        return self.left, self.top, self.left + width, self.top + height
+
+
+NOTHING = Patch(0, 0, np.zeros((0, 0), dtype=np.uint8))
+
+
+@dataclass(frozen=True)
+class View:
+    """A horizontal flip or none, then a resize or none, then a crop or none.
+
+    Attributes:
+        source: (height, width) of the image.
+        resized: (height, width) of the whole image after the resize.
+        flip: whether it is flipped.
+        crop: (top, left, height, width) of what is kept of the resized image; may reach over its
+            right and bottom edge. None for everything.
+        interpolation: Pillow's resampling filter for the image.
+    """
+
+    source: Size
+    resized: Size
+    flip: bool = False
+    crop: tuple[int, int, int, int] | None = None
+    interpolation: int = Image.Resampling.BILINEAR
+
+    @property
+    def size(self) -> Size:
+        """(height, width) of the result."""
+        if self.crop is None:
+            return self.resized
+        top, left, height, width = self.crop
+        return min(height, self.resized[0] - top), min(width, self.resized[1] - left)
+
+    @property
+    def corner(self) -> Size:
+        """(top, left) of the result in the resized image."""
+        return self.crop[:2] if self.crop else (0, 0)
+
+    @property
+    def shrink(self) -> float:
+        """How many times smaller the result shows the image; below 1 where it is enlarged."""
+        return min(old / new for old, new in zip(self.source, self.resized, strict=True))
+
+    def then(self, transform: T.Transform) -> View:
+        """Return the view after one more transform.
+
+        Raises:
+            InputError: a transform of another kind, or out of order.
+        """
+        if isinstance(transform, T.TransformList):
+            view = self
+            for part in transform.transforms:
+                view = view.then(part)
+            return view
+        if isinstance(transform, T.NoOpTransform):
+            return self
+        if self.crop is None and isinstance(transform, T.CropTransform):
+            part: Any = transform  # its attributes are set by name
+            return replace(self, crop=(int(part.y0), int(part.x0), int(part.h), int(part.w)))
+        if self.crop is None and self.resized == self.source:
+            if isinstance(transform, T.HFlipTransform):
+                return replace(self, flip=not self.flip)
+            if isinstance(transform, T.ResizeTransform):
+                part = transform
+                size = (int(part.new_h), int(part.new_w))
+                return replace(self, resized=size, interpolation=part.interp)
+        fail(
+            "mapper.augmentations with mapper.fast=True",
+            expected="horizontal flips, then a resize, then a crop",
+            got=f"{type(transform).__name__} as the next step",
+            remedy="Use mapper.fast=False for other augmentations.",
+        )
+
+    def image(self, picture: Image.Image, reduction: int = 1) -> np.ndarray:
+        """Return what is left of the image, uint8 (height, width, channels).
+
+        Args:
+            picture: the source, upright.
+            reduction: how many times smaller than `source` it was decoded.
+        """
+        if self.flip:
+            picture = picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+        larger = self.resized[0] >= picture.height and self.resized[1] >= picture.width
+        if larger and reduction == 1 and self.interpolation == Image.Resampling.BILINEAR:
+            return self._enlarged(np.asarray(picture))
+        # Pillow averages over all pixels that fall together. Where the reduction does not divide
+        # the width, the last pixel is not whole, and a flip puts it first.
+        shift = picture.width - self.source[1] / reduction if self.flip else 0.0
+        top, left = self.corner
+        height, width = self.size
+        down = self.source[0] / self.resized[0] / reduction
+        across = self.source[1] / self.resized[1] / reduction
+        box = (
+            left * across + shift,
+            top * down,
+            min((left + width) * across + shift, picture.width),
+            min((top + height) * down, picture.height),
+        )
+        resampling = Image.Resampling(self.interpolation)
+        return np.asarray(picture.resize((width, height), resampling, box=box))
+
+    def _enlarged(self, pixels: np.ndarray) -> np.ndarray:
+        """Interpolate between pixels (height, width, channels), only where the crop is."""
+        (top, left), (height, width) = self.corner, self.size
+        first_row, end_row, above = _part(self.source[0], self.resized[0], top, height)
+        first, end, before = _part(self.source[1], self.resized[1], left, width)
+        down, across = (new / old for old, new in zip(self.source, self.resized, strict=True))
+        # the exact variant rounds to nearest, the usual one mostly down
+        enlarged = cv2.resize(
+            pixels[first_row:end_row, first:end],
+            None,
+            fx=across,
+            fy=down,
+            interpolation=cv2.INTER_LINEAR_EXACT,
+        )
+        return enlarged[above : above + height, before : before + width]
+
+    def boxes(self, boxes: np.ndarray) -> np.ndarray:
+        """Return boxes (N, 4) XYXY of the source as boxes of the view, clipped to it."""
+        corners = self._resized_points(boxes.reshape(-1, 2)).reshape(-1, 2, 2)
+        if self.crop:
+            corners = corners - self.corner[::-1]
+        ordered = np.concatenate([corners.min(axis=1), corners.max(axis=1)], axis=1)
+        return np.minimum(ordered.clip(min=0), (*self.size[::-1], *self.size[::-1]))
+
+    def polygons(self, objects: Sequence[Sequence[Any]]) -> list[list[np.ndarray]]:
+        """Return what is left of the polygons of each object.
+
+        Args:
+            objects: for each object its polygons as lists x1, y1, x2, y2, ... in the source.
+
+        Returns:
+            For each object polygons (points, 2) xy in the view, cut at the edges of the crop.
+        """
+        owners = [owner for owner, polygons in enumerate(objects) for _ in polygons]
+        found: list[list[np.ndarray]] = [[] for _ in objects]
+        if not owners:
+            return found
+        parts = [np.asarray(part, dtype=np.float64).reshape(-1, 2) for o in objects for part in o]
+        points = self._resized_points(np.concatenate(parts))
+        ends = np.cumsum([len(part) for part in parts])
+        moved = np.split(points, ends[:-1])
+        kept = [[part] for part in moved] if self.crop is None else _cropped(moved, self.crop)
+        for owner, pieces in zip(owners, kept, strict=True):
+            found[owner] += pieces
+        return found
+
+    def masks(self, segmentations: Sequence[Any]) -> list[Patch]:
+        """Draw each object into the view.
+
+        Args:
+            segmentations: for each object a list of polygons, or a run-length encoding of the
+                source as pycocotools has it.
+        """
+        lists = [item if isinstance(item, list) else [] for item in segmentations]
+        polygons = self.polygons(lists)
+        return [
+            _drawn(polygons[place], self.size) if isinstance(item, list) else self._sampled(item)
+            for place, item in enumerate(segmentations)
+        ]
+
+    def _resized_points(self, points: np.ndarray) -> np.ndarray:
+        """Flip and resize points (N, 2) xy."""
+        xs, ys = points[:, 0], points[:, 1]
+        if self.flip:
+            xs = self.source[1] - xs
+        across = self.resized[1] * 1.0 / self.source[1]
+        down = self.resized[0] * 1.0 / self.source[0]
+        return np.stack([xs * across, ys * down], axis=1)
+
+    def _sampled(self, encoded: Any) -> Patch:
+        """Take the pixels of a run-length encoded mask that Pillow's nearest-pixel resize takes."""
+        left, top, width, height = (int(value) for value in mask_util.toBbox(encoded))
+        rows = _nearest(self.source[0], self.resized[0])[self.corner[0] :][: self.size[0]]
+        columns = _nearest(self.source[1], self.resized[1])[self.corner[1] :][: self.size[1]]
+        if self.flip:
+            columns = self.source[1] - 1 - columns
+        # only those in which the object has a pixel
+        down = np.flatnonzero((rows >= top) & (rows < top + height))
+        across = np.flatnonzero((columns >= left) & (columns < left + width))
+        if not down.size or not across.size:
+            return NOTHING
+        pixels = mask_util.decode(encoded)[np.ix_(rows[down], columns[across])]
+        return _tight(int(down[0]), int(across[0]), np.ascontiguousarray(pixels))
+
+
+class _Sizes:
+    """Stands in for detectron2's AugInput: augmentations draw from the size, not the pixels."""
+
+    def __init__(self, view: View) -> None:
+        self.view = view
+
+    @property
+    def image(self) -> np.ndarray:
+        return np.broadcast_to(np.uint8(0), (*self.view.size, 3))
+
+    def transform(self, transform: T.Transform) -> None:
+        self.view = self.view.then(transform)
+
+
+def draw_view(augmentations: T.AugmentationList, source: Size) -> View:
+    """Let augmentations draw their random numbers for an image of (height, width) `source`.
+
+    They draw the same numbers in the same order as when they are given the image.
+
+    Raises:
+        InputError: they do anything else than flip, resize and crop, in this order.
+    """
+    sizes: Any = _Sizes(View(source=source, resized=source))
+    augmentations(sizes)
+    return sizes.view
+
+
+def _cropped(polygons: list[np.ndarray], crop: tuple[int, int, int, int]) -> list[list[np.ndarray]]:
+    """Cut polygons (points, 2) at the edges of a crop; their pieces in its coordinates.
+
+    Most lie wholly inside or outside. For the others, and for those that cross themselves, the cut
+    is that of fvcore's CropTransform.
+    """
+    top, left, height, width = crop
+    near, far = np.array([[left, top], [left + width, top + height]])
+    pieces = []
+    for polygon in polygons:
+        low, high = polygon.min(axis=0), polygon.max(axis=0)
+        if (high <= near).any() or (low >= far).any():
+            pieces.append([])
+            continue
+        shape = shapely.Polygon(polygon)
+        if (low >= near).all() and (high <= far).all() and shape.is_valid:
+            pieces.append([polygon - near])
+            continue
+        cut = shape.buffer(0.0).intersection(shapely.box(*near, *far))
+        pieces.append(
+            [
+                shapely.get_coordinates(part.exterior)[:-1] - near
+                for part in shapely.get_parts(cut)
+                if isinstance(part, shapely.Polygon) and part.is_valid and not part.is_empty
+            ]
+        )
+    return pieces
+
+
+def _drawn(polygons: list[np.ndarray], size: Size) -> Patch:
+    """Fill polygons (points, 2) as pycocotools fills them on a canvas of `size`."""
+    if not polygons:
+        return NOTHING
+    low = np.min([polygon.min(axis=0) for polygon in polygons], axis=0)
+    high = np.max([polygon.max(axis=0) for polygon in polygons], axis=0)
+    # corners are rounded to a fifth of a pixel, hence the margin of one
+    left, top = (max(0, int(value) - 1) for value in low)
+    width, height = (min(int(end) + 2, side) for end, side in zip(high, size[::-1], strict=True))
+    if width <= left or height <= top:
+        return NOTHING
+    # the canvas ends where the object ends; if it began where the object begins, sums would be
+    # rounded otherwise, and now and then a pixel with them
+    flat = [polygon.ravel() for polygon in polygons]
+    encoded = mask_util.merge(mask_util.frPyObjects(flat, height, width))
+    columns = mask_util.decode(_without_columns(encoded, left)).T  # (width, height) in memory
+    return _tight(top, left, cv2.transpose(columns[:, top:]))
+
+
+def _without_columns(encoded: Any, number: int) -> Any:
+    """Cut empty columns off the left of a run-length encoded mask, so that none need be decoded.
+
+    The runs go down the columns, and the first is empty, so only its length changes. pycocotools
+    writes a length in characters of five bits, the lowest first, from 48 on; 32 more tells that
+    another follows, and 16 in the last stands for a negative number.
+    """
+    counts, (height, width) = encoded["counts"], encoded["size"]
+    digits = 1
+    while counts[digits - 1] - 48 & 32:
+        digits += 1
+    length = sum((code - 48 & 31) << 5 * place for place, code in enumerate(counts[:digits]))
+    length -= number * height
+    codes = [length & 31]
+    while length > 15:
+        length >>= 5
+        codes.append(length & 31)
+    first = bytes(48 + code + 32 for code in codes[:-1]) + bytes([48 + codes[-1]])
+    return {"size": [height, width - number], "counts": first + counts[digits:]}
+
+
+def _tight(top: int, left: int, pixels: np.ndarray) -> Patch:
+    """Cut a mask to the smallest rectangle round its pixels."""
+    x, y, width, height = cv2.boundingRect(pixels)
+    if not width:
+        return NOTHING
+    return Patch(top + y, left + x, pixels[y : y + height, x : x + width])
+
+
+def _part(old: int, new: int, first: int, count: int) -> tuple[int, int, int]:
+    """Find the part of a row that some pixels of the enlarged row are interpolated from.
+
+    A part may be enlarged by itself when it begins where an edge between two pixels of the enlarged
+    row lies, nearly: it is taken a little longer for that, at most from the image's own edge.
+
+    Args:
+        old: pixels in the row.
+        new: pixels in the enlarged row.
+        first: of the enlarged row, the first pixel that is wanted.
+        count: how many are wanted.
+
+    Returns:
+        Begin and end of the part, and the place of `first` in the enlarged part.
+    """
+    scale = new / old
+    leftmost = max(0, int((first + 0.5) / scale - 0.5))
+    edges = np.arange(leftmost + 1) * scale
+    begin = np.flatnonzero(np.abs(edges - edges.round()) <= _TOLERANCE)[-1]
+    end = min(old, int((first + count) / scale) + 2)
+    return int(begin), end, first - int(edges[begin].round())
+
+
+def _nearest(old: int, new: int) -> np.ndarray:
+    """Which of `old` pixels in a row each of `new` shows, int32, by asking Pillow."""
+    ramp = Image.fromarray(np.arange(old, dtype=np.int32)[None])
+    return np.asarray(ramp.resize((new, 1), Image.Resampling.NEAREST))[0]

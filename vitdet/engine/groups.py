@@ -1,0 +1,43 @@
+"""What an optimizer does with each parameter of a recipe's model, without data or memory."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from omegaconf import DictConfig
+
+from vitdet.config import build_model
+from vitdet.engine.inference import build
+
+
+def group_lines(cfg: DictConfig) -> Iterator[str]:
+    """Yield a table of every parameter: name, shape, lr, weight decay; then how many there are.
+
+    Model and optimizer are those that the recipe describes, on the meta device. The lr is the one
+    that the schedule multiplies. A parameter that the optimizer does not have is "frozen". The
+    number of classes is the recipe's, as no data set is read.
+
+    Raises:
+        InputError: what building the model or the optimizer raises.
+    """
+    model = build_model(cfg.model, device="meta")
+    optimizer = build(cfg.optimizer, model=model)
+    found = {
+        id(parameter): (f"{group['lr']:.6g}", f"{group['weight_decay']:.6g}")
+        for group in optimizer.param_groups
+        for parameter in group["params"]
+    }
+    rows = [("name", "shape", "lr", "weight decay")]
+    rows += [
+        (name, " x ".join(map(str, value.shape)), *found.get(id(value), ("frozen", "-")))
+        for name, value in model.named_parameters()
+    ]
+    widths = [max(len(row[column]) for row in rows) for column in range(4)]
+    for name, shape, lr, decay in rows:
+        yield f"{name:{widths[0]}}  {shape:>{widths[1]}}  {lr:>{widths[2]}}  {decay:>{widths[3]}}"
+    trained = [value.numel() for value in model.parameters() if id(value) in found]
+    every = [value.numel() for value in model.parameters()]
+    yield (
+        f"{len(every)} parameters with {sum(every)} numbers; {len(trained)} with {sum(trained)} "
+        f"are trained, in {len(optimizer.param_groups)} groups"
+    )

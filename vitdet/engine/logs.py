@@ -1,0 +1,49 @@
+"""Where the log lines of a run go."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from logging.handlers import MemoryHandler
+from pathlib import Path
+
+from vitdet.utils.distributed import is_main
+
+
+@contextmanager
+def logging_to() -> Iterator[Callable[[Path], None]]:
+    """Send the main process's log lines to stdout; yields what also sends all of them to a file."""
+    # detectron2's image lists make recent torch say a line about tracing: no news for a user.
+    logging.getLogger("torch.fx._symbolic_trace").setLevel(logging.ERROR)
+    package = logging.getLogger("vitdet")
+    level = package.level
+    style = logging.Formatter("[%(asctime)s] %(message)s", "%m-%d %H:%M:%S")
+    handlers: list[logging.Handler] = []
+    earlier = MemoryHandler(capacity=10_000, flushLevel=logging.CRITICAL + 1)
+
+    def add(handler: logging.Handler) -> None:
+        handler.setFormatter(style)
+        package.addHandler(handler)
+        handlers.append(handler)
+
+    def log_to(path: Path) -> None:
+        if is_main():
+            file = logging.FileHandler(path, encoding="utf-8")
+            add(file)
+            for record in earlier.buffer:
+                file.handle(record)
+            package.removeHandler(earlier)
+
+    if is_main():
+        add(logging.StreamHandler(sys.stdout))
+        add(earlier)
+    package.setLevel(logging.INFO if is_main() else logging.WARNING)
+    try:
+        yield log_to
+    finally:
+        for handler in handlers:
+            package.removeHandler(handler)
+            handler.close()
+        package.setLevel(level)

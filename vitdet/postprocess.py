@@ -1,0 +1,230 @@
+"""Scores of detections after the heads: soft-NMS and maskness. Torch alone.
+
+Bodla et al., "Soft-NMS: Improving Object Detection With One Line of Code", Sec. 3, and Wang et al.,
+"SOLO: Segmenting Objects by Locations", Sec. 3.4 (mask score), as baaivision/EVA, EVA-02/det
+evaluates with them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Literal, get_args
+
+import torch
+
+from vitdet.utils.checks import fail
+
+SoftNMSMethod = Literal["linear", "gaussian", "hard"]
+
+_PAIRS = 2_000_000  # pairs of boxes that are looked at together: about 100 MB
+_MATRIX_SIDE = 4000  # boxes for which a matrix of all pairs is made: 128 MB
+
+
+def soft_nms(
+    boxes: torch.Tensor,
+    scores: torch.Tensor,
+    classes: torch.Tensor | None = None,
+    *,
+    method: SoftNMSMethod = "linear",
+    iou_threshold: float = 0.3,
+    sigma: float = 0.5,
+    min_score: float = 1e-3,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Lower the scores of boxes that overlap better ones, and drop those that become too low.
+
+    The definition: take the box with the highest score (of equal ones the first), multiply the
+    score of every box that is left by f(IoU with it), and go on. f is, with t the threshold,
+    "linear" 1 - IoU from IoU >= t on, "gaussian" exp(-IoU ** 2 / sigma), "hard" 0 from IoU >= t on,
+    else 1.
+
+    Overlaps and scores are computed in float64, whatever comes in.
+
+    Args:
+        boxes: (N, 4), XYXY.
+        scores: (N,).
+        classes: (N,) whole numbers; boxes of different classes do not touch each other. None for
+            one class.
+        method: f, see above.
+        iou_threshold: t, above 0; not used by "gaussian".
+        sigma: width of "gaussian", above 0.
+        min_score: boxes below it are dropped; above 0.
+
+    Returns:
+        Places (K,) of the boxes that are kept, in the order of falling new scores, and these (K,).
+
+    Raises:
+        InputError: a number or name outside its range.
+    """
+    check_soft_nms(method, iou_threshold, sigma, min_score)
+    # A box below min_score only lowers boxes that are below it, too.
+    places = (scores >= min_score).nonzero()[:, 0]
+    old = scores[places].double()
+    parts = [
+        _factors(first, second, iou, method, iou_threshold, sigma)
+        for first, second, iou in _overlaps(
+            boxes[places], None if classes is None else classes[places]
+        )
+    ]
+    first, second, factor = (torch.cat(each) for each in zip(*parts, strict=True))
+    # Rounds are few launches for a GPU. A CPU has fewer operations to do one box after the other,
+    # as long as the matrix of factors is small, unless there is almost nothing to do.
+    few = len(first) <= 4 * len(old)
+    rounds = few or len(old) > _MATRIX_SIDE or boxes.device.type != "cpu"
+    new = (_in_rounds if rounds else _one_by_one)(old, first, second, factor, min_score)
+    order = new.argsort(descending=True, stable=True)
+    order = order[new[order] >= min_score]
+    return places[order], new[order].to(scores.dtype)
+
+
+def _in_rounds(
+    scores: torch.Tensor,
+    first: torch.Tensor,
+    second: torch.Tensor,
+    factor: torch.Tensor,
+    min_score: float,
+) -> torch.Tensor:
+    """Return the new scores (N,), taking many boxes at once.
+
+    Scores only fall, so a box is at its final score as soon as no box that it overlaps has a
+    higher one. All boxes of which this is true are taken in one round; there are some tens.
+
+    Args:
+        scores: (N,).
+        first, second: (P,) places of the pairs that touch each other.
+        factor: (P,) f of their IoU.
+        min_score: boxes below it touch no other.
+    """
+    new = scores.clone()
+    while len(first):
+        # Of every pair the one that comes later in the order of falling scores.
+        a, b = new[first], new[second]
+        later = torch.where((a > b) | ((a == b) & (first < second)), second, first)
+        waits = torch.zeros_like(new, dtype=torch.bool)
+        waits[later] = True
+        by_first, by_second = ~waits[first], ~waits[second]  # never both
+        target = torch.cat([second[by_first], first[by_second]])
+        new.scatter_reduce_(0, target, torch.cat([factor[by_first], factor[by_second]]), "prod")
+        alive = new >= min_score
+        left = ~(by_first | by_second) & alive[first] & alive[second]
+        first, second, factor = first[left], second[left], factor[left]
+    return new
+
+
+def _one_by_one(
+    scores: torch.Tensor,
+    first: torch.Tensor,
+    second: torch.Tensor,
+    factor: torch.Tensor,
+    min_score: float,
+) -> torch.Tensor:
+    """Return what `_in_rounds` returns, taking the boxes in the order of the definition."""
+    touched, index = torch.cat([first, second]).unique(return_inverse=True)
+    a, b = index.chunk(2)
+    factors = scores.new_ones(len(touched), len(touched))
+    factors[a, b] = factors[b, a] = factor
+    factors.fill_diagonal_(-0.5)  # what was taken is below every other from then on
+    rows = factors.unbind(0)
+    left = scores[touched]
+    order: list[int] = []
+    final: list[float] = []
+    for _ in rows:
+        best, place = left.max(0)  # of equal ones the first
+        score = best.item()
+        if score < min_score:
+            break
+        order.append(int(place))
+        final.append(score)
+        left.mul_(rows[order[-1]])
+    new = scores.clone()
+    new[touched] = 0.0
+    new[touched[order]] = scores.new_tensor(final)
+    return new
+
+
+def maskness(masks: torch.Tensor, threshold: float = 0.5) -> torch.Tensor:
+    """Return how sure masks are: the mean of each over its pixels above `threshold`.
+
+    Args:
+        masks: (N, ..., H, W) probabilities.
+        threshold: pixels above it are the mask.
+
+    Returns:
+        (N,), 0 for a mask without such pixels.
+    """
+    flat = masks.flatten(1)
+    inside = flat > threshold
+    return (flat * inside).sum(1) / inside.sum(1).clamp(min=1)
+
+
+def check_soft_nms(method: str, iou_threshold: float, sigma: float, min_score: float) -> None:
+    """Raise InputError for an argument of `soft_nms` outside its range."""
+    known = get_args(SoftNMSMethod)
+    if method not in known:
+        expected = f"one of {', '.join(known)}"
+        fail("soft-NMS method", expected=expected, got=method, remedy="Take one of these.")
+    if not 0 < iou_threshold <= 1:
+        remedy = "Published recipes have 0.6."
+        fail("soft-NMS iou_threshold", expected="0 < t <= 1", got=iou_threshold, remedy=remedy)
+    for name, value, usual in (("sigma", sigma, 0.5), ("min_score", min_score, 0.001)):
+        if value <= 0:
+            remedy = f"{usual} is usual."
+            fail(f"soft-NMS {name}", expected="more than 0", got=value, remedy=remedy)
+
+
+def _factors(
+    first: torch.Tensor,
+    second: torch.Tensor,
+    iou: torch.Tensor,
+    method: SoftNMSMethod,
+    iou_threshold: float,
+    sigma: float,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Return the pairs whose factor f(IoU) is not 1, and the factors."""
+    if method == "gaussian":
+        return first, second, torch.exp(-(iou**2) / sigma)
+    touched = iou >= iou_threshold
+    first, second, iou = first[touched], second[touched], iou[touched]
+    return first, second, torch.zeros_like(iou) if method == "hard" else 1 - iou
+
+
+def _overlaps(
+    boxes: torch.Tensor, classes: torch.Tensor | None
+) -> Iterator[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
+    """Yield (first, second, IoU) of the pairs of one class that can overlap, part by part.
+
+    Boxes are sorted by class and left side; a box can then overlap only a run of those behind it.
+    """
+    boxes = boxes.double()
+    x1, y1, x2, y2 = boxes.unbind(1)
+    group = torch.zeros_like(x1)
+    if classes is not None:
+        group = classes.unique(return_inverse=True)[1].double()
+    span = torch.cat([x2, x1, x1.new_zeros(1)]).max() - torch.cat([x1, x1.new_zeros(1)]).min() + 1
+    left, order = (x1 + group * span).sort(stable=True)
+    x1, y1, x2, y2 = boxes[order].t().contiguous().unbind(0)
+    area = (x2 - x1).clamp(min=0) * (y2 - y1).clamp(min=0)
+    row = torch.arange(len(boxes), device=boxes.device)
+    runs = torch.searchsorted(left, x2 + group[order] * span) - row - 1
+    runs = runs.clamp(min=0)
+    total = runs.cumsum(0)
+    for rows in _parts(total):
+        length = runs[rows]
+        i = row[rows].repeat_interleave(length)
+        # Place in the part, less the place where the pairs of this row begin.
+        begin = (length.cumsum(0) - length).repeat_interleave(length)
+        j = i + 1 + torch.arange(len(i), device=i.device) - begin
+        height = torch.minimum(y2[i], y2[j]) - torch.maximum(y1[i], y1[j])
+        meet = (height > 0).nonzero()[:, 0]  # few do: the rest is done for these alone
+        i, j, height = i[meet], j[meet], height[meet]
+        common = (torch.minimum(x2[i], x2[j]) - x1[j]).clamp(min=0) * height
+        yield order[i], order[j], common / (area[i] + area[j] - common)
+
+
+def _parts(total: torch.Tensor) -> Iterator[slice]:
+    """Yield slices of rows, each with about `_PAIRS` pairs; `total` counts pairs up to a row."""
+    pairs = int(total[-1]) if len(total) else 0
+    ends = torch.tensor(range(_PAIRS, pairs, _PAIRS), dtype=total.dtype, device=total.device)
+    begin = 0
+    for end in [*torch.searchsorted(total, ends).tolist(), len(total)]:
+        yield slice(begin, end)
+        begin = end
