@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import ast
 import inspect
-from functools import cache
+import re
+from functools import cache, partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import nn
 
+import vitdet
 from tests.convert.manifests import CHECKPOINTS, find
 from vitdet import build_model, load_config
-from vitdet.config import save_config
+from vitdet.config import instantiate, save_config
 from vitdet.convert import convert
+from vitdet.engine.groups import group_lines
 
 FOLDER = Path(__file__).resolve().parents[1] / "configs" / "backbones"
 SIZES = {  # (height, width) of the images, side of a global window in tokens
@@ -50,6 +54,21 @@ def test_features_of_five_levels(name):
     }
 
 
+def test_the_three_lines_of_the_readme_do_what_they_say(monkeypatch):
+    root = FOLDER.parents[1]
+    section = (root / "README.md").read_text().split("## A backbone for another project")[1]
+    lines = re.findall(r"^    (.+)$", section.split("\n## ")[0], re.MULTILINE)
+    assert len(lines) == 3
+    monkeypatch.chdir(root)
+    monkeypatch.setattr(vitdet, "build_model", partial(build_model, device="meta"))
+    names: dict[str, Any] = {"images": torch.zeros(1, 3, 320, 800, device="meta")}
+    exec("\n".join(lines), names)
+    said = re.findall(r'"(p\d)": \(B, (\d+), (\d+), (\d+)\)', lines[-1])
+    assert {level for level, *_ in said} == {"p2", "p6"}
+    for level, *shape in said:
+        assert tuple(names["features"][level].shape) == (1, *map(int, shape))
+
+
 @pytest.mark.parametrize("name", SIZES)
 def test_global_windows_are_the_short_side(name):
     (height, _), window = SIZES[name]
@@ -71,13 +90,70 @@ def test_header_records_the_parameters(name):
 @pytest.mark.parametrize("name", SIZES)
 def test_saved_file_loads_again(name, tmp_path):
     config = load_config(FOLDER / f"{name}.py", ["model.net.global_window_size=0"])
-    assert sorted(config) == ["model"]
+    assert sorted(config) == ["model", "optimizer"]
     net = config.model.net
     inspect.signature(net._target_).bind(**{k: net[k] for k in net if k != "_target_"})
     save_config(config, tmp_path / "backbone.yaml")
     again = load_config(tmp_path / "backbone.yaml")
     assert again.model.net.global_window_size == 0
     assert shapes(build_model(again.model, device="meta")) == shapes(model_of(name))
+
+
+def rate_and_decay(optimizer: torch.optim.Optimizer, detector: nn.Module) -> dict[str, Any]:
+    of = {
+        id(parameter): (group["lr"], group["weight_decay"])
+        for group in optimizer.param_groups
+        for parameter in group["params"]
+    }
+    return {name: of[id(parameter)] for name, parameter in detector.named_parameters()}
+
+
+@pytest.mark.parametrize("name", SIZES)
+def test_layer_wise_rates_and_a_faster_head(name):
+    """Source: docs/ViT_Large.md; tests/golden compares the rule with the published constructor."""
+    detector = nn.Module()
+    detector.img_backbone, detector.head = model_of(name), nn.Linear(2, 2, device="meta")
+    node = load_config(FOLDER / f"{name}.py").optimizer
+    optimizer = instantiate({**node, "model": detector, "backbone": "img_backbone"})
+    assert isinstance(optimizer, torch.optim.AdamW)
+    table = rate_and_decay(optimizer, detector)
+    net = "img_backbone.net"
+    for parameter, rate, decay in (
+        (f"{net}.pos_embed", 1e-4 * 0.9**25, 1e-7),
+        (f"{net}.patch_embed.proj.bias", 1e-4 * 0.9**25, 0.0),
+        (f"{net}.blocks.0.attn.q_proj.weight", 1e-4 * 0.9**24, 1e-7),
+        (f"{net}.blocks.0.attn.q_bias", 1e-4 * 0.9**24, 0.0),
+        (f"{net}.blocks.23.norm2.weight", 1e-4 * 0.9, 0.0),
+        ("img_backbone.simfp_6.0.weight", 4e-4, 1e-7),
+        ("img_backbone.simfp_2.1.weight", 4e-4, 0.0),
+        ("head.weight", 4e-4, 1e-7),
+        ("head.bias", 4e-4, 0.0),
+    ):
+        assert table[parameter] == pytest.approx((rate, decay)), parameter
+
+
+def test_a_tenth_of_the_rate_for_the_backbone():
+    path = FOLDER / "streampetr_eva02_l_800x320.py"
+    header = ast.get_docstring(ast.parse(path.read_text())) or ""
+    overrides = [word for word in header.split() if word.startswith("optimizer.")]
+    assert len(overrides) == 7
+    detector = nn.Module()
+    detector.img_backbone, detector.head = model_of(path.stem), nn.Linear(2, 2, device="meta")
+    node = load_config(path, overrides).optimizer
+    optimizer = instantiate({**node, "model": detector, "backbone": "img_backbone"})
+    for parameter, setting in rate_and_decay(optimizer, detector).items():
+        rate = 4e-4 if parameter.startswith("head.") else 4e-5
+        assert setting == pytest.approx((rate, 0.01)), parameter
+
+
+@pytest.mark.parametrize("name", SIZES)
+def test_groups_are_printed_of_a_backbone_alone(name):
+    lines = list(group_lines(load_config(FOLDER / f"{name}.py")))
+    found = {line.split()[0]: line.split()[-2:] for line in lines}
+    assert found["net.blocks.0.norm1.weight"] == [f"{1e-4 * 0.9**24:.6g}", "0"]
+    assert found["net.pos_embed"] == [f"{1e-4 * 0.9**25:.6g}", "1e-07"]
+    assert found["simfp_5.0.weight"] == ["0.0004", "1e-07"]
+    assert "333020352 are trained" in lines[-1]
 
 
 @needs_manifests

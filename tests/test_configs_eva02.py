@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ast
 import json
+import sys
 from typing import Any, NamedTuple
 
 import pytest
@@ -19,6 +20,7 @@ from test_configs import CHECKPOINTS, NAMES, ROOT, model_of, recipe, shapes
 from vitdet import heads
 from vitdet.config import build_model, instantiate, load_config
 from vitdet.optim import parameter_table
+from vitdet.utils.checks import InputError
 
 MASK = "cascade_mask_rcnn_eva02"
 FOUR = {"b": [2, 5, 8, 11], "l": [5, 11, 17, 23]}
@@ -209,6 +211,16 @@ def test_the_published_flags_work_on_every_recipe():
     module: Any = build_model(cfg.model, "meta").roi_heads
     assert (module.use_soft_nms, module.iou_threshold, module.maskness_thresh) == (True, 0.6, 0.5)
     assert module.override_score_thresh == 0.0
+
+
+def test_xformers_asked_for_and_not_installed_is_told_before_anything_runs(monkeypatch):
+    """The published code imports it under `except: pass` and fails in the first forward pass."""
+    monkeypatch.setitem(sys.modules, "xformers", None)
+    path = ROOT / f"configs/COCO/{MASK}_b_bsl.py"
+    cfg = load_config(path, ["model.backbone.net.attention_backend=xformers"])
+    text = r"expected the package xformers, got no such package\. Run `pip install xformers`"
+    with pytest.raises(InputError, match=text):
+        build_model(cfg.model, "meta")
 
 
 def test_objects365_has_boxes_alone():

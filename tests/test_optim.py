@@ -141,6 +141,19 @@ def test_wrong_rules(rules, text):
         parameter_table(Detector(), **rules)
 
 
+def test_a_model_may_be_a_backbone_alone():
+    detector = Detector()
+    rules = {"layer_decay_rate": 0.5, "head_lr_multiplier": 4.0, "pyramid_lr_multiplier": 3.0}
+    whole, alone = (
+        parameter_table(detector, **rules),
+        parameter_table(detector.backbone, **rules, backbone=""),
+    )
+    assert {f"backbone.{name}": setting for name, setting in alone.items()} == {
+        name: setting for name, setting in whole.items() if name.startswith("backbone.")
+    }
+    assert len({setting.lr_multiplier for setting in alone.values()}) > 3
+
+
 def test_adamw_takes_every_rule_of_the_table():
     model, rules = Detector(), {"head_lr_multiplier": 4.0, "weight_decay_vectors": 0.0}
     rules |= {"layer_decay_rate": 0.9, "num_layers": 3, "lr_multipliers": {"patch": 0.5}}

@@ -24,6 +24,7 @@ from torch.overrides import TorchFunctionMode
 from vitdet.utils.checks import InputError, fail, nearest
 
 __all__ = [
+    "KEYS",
     "backbone_settings",
     "build_model",
     "instantiate",

@@ -118,8 +118,10 @@ def _one_by_one(
     min_score: float,
 ) -> torch.Tensor:
     """Return what `_in_rounds` returns, taking the boxes in the order of the definition."""
-    touched, index = torch.cat([first, second]).unique(return_inverse=True)
-    a, b = index.chunk(2)
+    has_pair = torch.zeros_like(scores, dtype=torch.bool)
+    has_pair[first] = has_pair[second] = True
+    touched, place_of = has_pair.nonzero()[:, 0], has_pair.cumsum(0) - 1
+    a, b = _at(place_of, first), _at(place_of, second)
     factors = scores.new_ones(len(touched), len(touched))
     factors[a, b] = factors[b, a] = factor
     factors.fill_diagonal_(-0.5)  # what was taken is below every other from then on
@@ -182,8 +184,8 @@ def _factors(
     """Return the pairs whose factor f(IoU) is not 1, and the factors."""
     if method == "gaussian":
         return first, second, torch.exp(-(iou**2) / sigma)
-    touched = iou >= iou_threshold
-    first, second, iou = first[touched], second[touched], iou[touched]
+    touched = (iou >= iou_threshold).nonzero()[:, 0]
+    first, second, iou = _at(first, touched), _at(second, touched), _at(iou, touched)
     return first, second, torch.zeros_like(iou) if method == "hard" else 1 - iou
 
 
@@ -213,11 +215,17 @@ def _overlaps(
         # Place in the part, less the place where the pairs of this row begin.
         begin = (length.cumsum(0) - length).repeat_interleave(length)
         j = i + 1 + torch.arange(len(i), device=i.device) - begin
-        height = torch.minimum(y2[i], y2[j]) - torch.maximum(y1[i], y1[j])
-        meet = (height > 0).nonzero()[:, 0]  # few do: the rest is done for these alone
-        i, j, height = i[meet], j[meet], height[meet]
-        common = (torch.minimum(x2[i], x2[j]) - x1[j]).clamp(min=0) * height
-        yield order[i], order[j], common / (area[i] + area[j] - common)
+        bottom, top = torch.minimum(_at(y2, i), _at(y2, j)), torch.maximum(_at(y1, i), _at(y1, j))
+        meet = (bottom > top).nonzero()[:, 0]  # few do: the rest is done for these alone
+        i, j, height = _at(i, meet), _at(j, meet), _at(bottom, meet) - _at(top, meet)
+        width = (torch.minimum(_at(x2, i), _at(x2, j)) - _at(x1, j)).clamp(min=0)
+        common = width * height
+        yield _at(order, i), _at(order, j), common / (_at(area, i) + _at(area, j) - common)
+
+
+def _at(values: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
+    """Return values[index], which torch has a faster way for on a CPU, three to five times."""
+    return values.index_select(0, index)
 
 
 def _parts(total: torch.Tensor) -> Iterator[slice]:

@@ -13,11 +13,20 @@ Start       python converter.py --config-file configs/backbones/streampetr_eva02
               --source-model eva02_L_coco_det_sys_o365.pth --weights model --output-model WEIGHTS
             leaves simfp_6 and the convolution of simfp_5 at their initialisation: EVA-02 has none
 Use         model = build_model(load_config(FILE).model), then features = model(images)
+Optimizer   layer-wise ("vit_wise"): 1e-4, decay 0.9 over 24 layers, 4 times the rate for the head
+            and for the pyramid, which the published constructor puts into the head's groups; no
+            weight decay of vectors. For a detector with this backbone as `img_backbone`:
+            instantiate({**config.optimizer, "model": detector, "backbone": "img_backbone"})
+            "x0.1 backbone": optimizer.lr=4e-4 optimizer.layer_decay_rate=null
+            optimizer.backbone_lr_multiplier=0.1 optimizer.pyramid_lr_multiplier=0.1
+            optimizer.head_lr_multiplier=1 optimizer.weight_decay=0.01
+            optimizer.weight_decay_vectors=null (with batches of 16)
 """
 
 from detectron2.config import LazyCall as L
 
 from vitdet.backbones.eva02 import EVA02ViT
+from vitdet.optim import adamw
 from vitdet.pyramid import SimpleFeaturePyramid
 
 model = L(SimpleFeaturePyramid)(
@@ -47,4 +56,16 @@ model = L(SimpleFeaturePyramid)(
     scale_factors=[4.0, 2.0, 1.0, 0.5, 0.25],
     downsample="conv",
     norm="LN",
+)
+optimizer = L(adamw)(
+    lr=1e-4,
+    betas=[0.9, 0.999],
+    weight_decay=1e-7,
+    weight_decay_norm=None,
+    weight_decay_vectors=0.0,
+    no_decay=[],
+    layer_decay_rate=0.9,
+    backbone="",  # the model is one
+    pyramid_lr_multiplier=4.0,
+    head_lr_multiplier=4.0,
 )

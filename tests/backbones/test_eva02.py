@@ -95,6 +95,32 @@ def test_rectangle_of_320_by_800_pixels(global_window_size):
     torch.testing.assert_close(seen["out1"][0].double(), expected, rtol=0, atol=2e-4)
 
 
+@pytest.mark.parametrize(("global_window_size", "size"), [(20, (20, 20)), (0, (20, 50))])
+def test_tables_of_320_by_800_pixels_equal_the_formula(global_window_size, size):
+    with torch.device("meta"):
+        net = EVA02ViT(
+            img_size=320,
+            depth=1,
+            window_size=16,
+            global_window_size=global_window_size,
+        )
+    frequencies = 10000 ** (-torch.arange(0, 32, 2, dtype=torch.float64) / 32)  # heads of 64
+    for tables, (rows, columns), step in (
+        (net.global_tables((20, 50), CPU), size, 16 / 20),
+        (net.local_tables(CPU), (16, 16), 1.0),
+    ):
+        angles = torch.empty(rows, columns, 64, dtype=torch.float64)
+        angles[..., 0:32:2] = angles[..., 1:32:2] = (
+            step * torch.arange(rows)[:, None, None] * frequencies
+        )
+        angles[..., 32::2] = angles[..., 33::2] = (
+            step * torch.arange(columns)[:, None] * frequencies
+        )
+        angles = angles.flatten(0, 1)
+        torch.testing.assert_close(tables.cos.double(), angles.cos(), rtol=0, atol=5e-6)
+        torch.testing.assert_close(tables.sin.double(), angles.sin(), rtol=0, atol=5e-6)
+
+
 def test_positions_of_a_rectangle_continue_those_of_the_square():
     net = randomised(global_block_indexes=[3])
     square = net.global_tables((8, 8), CPU)  # the training image

@@ -33,6 +33,14 @@ def randomised(**changes) -> ViT:
         ({"rope": "eva"}, r"rope: expected one of none, dinov3, eva02, got 'eva'"),
         ({"rope": "eva02", "embed_dim": 12}, "a head of a multiple of 4 channels, out of 12"),
         ({"use_cls_token": True}, r"use_rel_pos: expected False with class or register tokens"),
+        (
+            {"use_rel_pos": False, "num_register_tokens": 1, "window_fit": "interpolate"},
+            r"window_fit: expected 'pad' with class or register tokens, .* got 'interpolate'",
+        ),
+        (
+            {"use_rel_pos": False, "use_cls_token": True, "shifted_block_indexes": [0]},
+            r"shifted_block_indexes: expected \[\] with class or register tokens, .* got \[0\]",
+        ),
         ({"attention_backend": "flash"}, "attention backend: expected one of auto, eager, sdpa"),
     ],
 )

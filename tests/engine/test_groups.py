@@ -49,6 +49,13 @@ def frozen_pyramid(freeze: bool, **options):
     return SimpleFeaturePyramid(**options).requires_grad_(not freeze)
 
 
+def test_no_optimizer_is_one_line(tmp_path):
+    cfg = recipe(tmp_path)
+    del cfg["optimizer"]
+    with pytest.raises(InputError, match=r"print-groups: expected an optimizer, got only .*model"):
+        list(group_lines(cfg))
+
+
 def test_no_data_and_no_memory_are_needed(tmp_path):
     cfg = recipe(tmp_path)
     cfg.model.backbone.net.update(embed_dim=1280, depth=200, num_heads=16)  # 15 GB as numbers

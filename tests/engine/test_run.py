@@ -249,6 +249,16 @@ def test_a_value_left_open_is_named(tmp_path):
         train(recipe(tmp_path / "out", init_checkpoint="???"))
 
 
+@pytest.mark.parametrize("run", [train, evaluate])
+def test_a_part_is_no_recipe(tmp_path, run):
+    cfg = recipe(tmp_path / "out")
+    del cfg["train"], cfg["schedule"]
+    with pytest.raises(
+        InputError, match=r"recipe to train or evaluate: expected .*, got no schedule, train\."
+    ):
+        run(cfg)
+
+
 def test_unknown_keys_under_train_are_named(tmp_path):
     with pytest.raises(
         InputError, match=r"nothing missing, log_evry unknown\. Did you mean log_every\?"

@@ -15,8 +15,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from vitdet.backbones import vit as vit_module
-from vitdet.backbones.vit import Attention, ViT
+from vitdet.backbones import vit_block
+from vitdet.backbones.vit import ViT
+from vitdet.backbones.vit_block import Attention
 from vitdet.layers import mlp as mlp_module
 from vitdet.layers import rel_pos as rel_pos_module
 from vitdet.layers.norms import ChannelLayerNorm
@@ -115,8 +116,8 @@ def window_padding_above(_: nn.Module, patch: Patch) -> None:
         above, left = -size[0] % side, -size[1] % side
         return window_reverse(windows, (size[0] + above, size[1] + left))[:, above:, left:]
 
-    patch.setattr(vit_module, "window_partition", partition)
-    patch.setattr(vit_module, "window_reverse", reverse)
+    patch.setattr(vit_block, "window_partition", partition)
+    patch.setattr(vit_block, "window_reverse", reverse)
 
 
 def propagation_left_out(model: nn.Module, _: Patch) -> None:

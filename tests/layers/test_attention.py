@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import sys
 import types
+from importlib.machinery import ModuleSpec
 from importlib.util import find_spec
 
 import pytest
 import torch
 
+from vitdet.backbones.eva01 import EVA01ViT
 from vitdet.backbones.eva02 import EVA02ViT
 from vitdet.backbones.vit import ViT
 from vitdet.layers.attention import KERNELS, attention
@@ -110,7 +112,7 @@ def test_unknown_backend_names_the_nearest():
         attention(q, q, q, backend="sdap")
 
 
-@pytest.mark.parametrize("backbone", [ViT, EVA02ViT])
+@pytest.mark.parametrize("backbone", [ViT, EVA01ViT, EVA02ViT])
 def test_xformers_not_installed_is_told_when_building(backbone, monkeypatch):
     monkeypatch.setitem(sys.modules, "xformers", None)
     text = (
@@ -122,6 +124,18 @@ def test_xformers_not_installed_is_told_when_building(backbone, monkeypatch):
     q = torch.zeros(1, 1, 4, 8)
     with pytest.raises(InputError, match=text):
         attention(q, q, q, backend="xformers")
+
+
+@pytest.mark.parametrize("backbone", [ViT, EVA01ViT])
+def test_xformers_takes_no_relative_positions_is_told_when_building(backbone, monkeypatch):
+    module = types.ModuleType("xformers")
+    module.__spec__ = ModuleSpec("xformers", None)
+    monkeypatch.setitem(sys.modules, "xformers", module)
+    small = {"depth": 1, "embed_dim": 16, "num_heads": 2, "attention_backend": "xformers"}
+    assert backbone(**small).blocks[0].attn.backend == "xformers"
+    text = r"'xformers': expected a backbone without relative positions, got use_rel_pos=True\. Use"
+    with pytest.raises(InputError, match=text):
+        backbone(**small, use_rel_pos=True)
 
 
 def test_xformers_is_given_its_own_layout_and_our_scale(monkeypatch):

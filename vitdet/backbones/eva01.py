@@ -241,7 +241,7 @@ class EVA01ViT(LayeredBackbone):
         out_feature: str = "last_feat",
     ) -> None:
         super().__init__()
-        check_backend(attention_backend)
+        check_backend(attention_backend, rel_pos=use_rel_pos)
         check_block_indexes("global_block_indexes", global_block_indexes, depth)
         check_block_indexes("residual_block_indexes", residual_block_indexes, depth)
         check_block_indexes("checkpoint_blocks", checkpoint_blocks, depth)

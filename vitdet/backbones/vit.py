@@ -15,21 +15,14 @@ from collections.abc import Collection
 from typing import Literal
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from vitdet.backbones.base import LayeredBackbone, check_block_indexes
-from vitdet.layers.attention import attention, check_backend
-from vitdet.layers.drop_path import DropPath, drop_path_rates
-from vitdet.layers.mlp import (
-    Activation,
-    FeedForward,
-    LayerScale,
-    Mlp,
-    SwiGLU,
-    make_feed_forward,
-)
+from vitdet.backbones.vit_block import Attention, Block, WindowFit, split_prefix
+from vitdet.layers.attention import check_backend
+from vitdet.layers.drop_path import drop_path_rates
+from vitdet.layers.mlp import Activation, FeedForward, make_feed_forward
 from vitdet.layers.patch_embed import PatchEmbed
 from vitdet.layers.pos_embed import PosEmbedResize, resize_pos_embed
 from vitdet.layers.propagation import (
@@ -38,19 +31,11 @@ from vitdet.layers.propagation import (
     PropagationNorm,
     check_propagation,
 )
-from vitdet.layers.rel_pos import RelPosResize, rel_pos_terms
-from vitdet.layers.rope import (
-    RotaryTables,
-    centred_tables,
-    check_head_dim,
-    rotary_tables,
-    rotate,
-)
-from vitdet.layers.windows import resize_map, whole_windows, window_partition, window_reverse
+from vitdet.layers.rel_pos import RelPosResize
+from vitdet.layers.rope import RotaryTables, centred_tables, check_head_dim, rotary_tables
 from vitdet.utils.checks import fail, nearest
 
 Rope = Literal["none", "dinov3", "eva02"]
-WindowFit = Literal["pad", "interpolate"]
 _CHOICES = {
     "ffn_layer": ("mlp", "swiglu", "swiglu_norm"),
     "act_layer": ("gelu", "quick_gelu"),
@@ -58,182 +43,6 @@ _CHOICES = {
     "window_fit": ("pad", "interpolate"),
 }
 _EVA02_GRID = 16  # side of the map that EVA-02's rotary positions were trained on
-
-
-class Attention(nn.Module):
-    """Multi-head self-attention with decomposed relative positions.
-
-    Args:
-        dim: channels C.
-        num_heads: heads N.
-        qkv_bias: whether the layer that makes q, k and v has a bias.
-        rel_pos_size: side of the square map that the position tables are made for, None for none.
-        rel_pos_resize: how a table is fitted to another map, see `vitdet.layers.rel_pos`.
-        backend: kernel, see `vitdet.layers.attention`.
-    """
-
-    def __init__(
-        self,
-        dim: int,
-        num_heads: int,
-        qkv_bias: bool = True,
-        rel_pos_size: int | None = None,
-        rel_pos_resize: RelPosResize = "interpolate",
-        backend: str = "auto",
-    ) -> None:
-        super().__init__()
-        if dim % num_heads:
-            fail("num_heads", expected=f"a divisor of {dim}", got=num_heads, remedy="Change it.")
-        self.num_heads = num_heads
-        self.qkv = nn.Linear(dim, 3 * dim, bias=qkv_bias)
-        self.proj = nn.Linear(dim, dim)
-        self.rel_pos_resize: RelPosResize = rel_pos_resize
-        self.backend = backend
-        self.rel_pos_h: nn.Parameter | None = None
-        self.rel_pos_w: nn.Parameter | None = None
-        if rel_pos_size is not None:
-            shape = (2 * rel_pos_size - 1, dim // num_heads)
-            self.rel_pos_h = nn.Parameter(torch.zeros(shape))
-            self.rel_pos_w = nn.Parameter(torch.zeros(shape))
-
-    def forward(
-        self,
-        x: torch.Tensor,
-        size: tuple[int, int] | None = None,
-        rope: RotaryTables | None = None,
-    ) -> torch.Tensor:
-        """Let every token attend to every other.
-
-        Args:
-            x: tokens (B, H, W, C), or (B, P + H * W, C) with P prefix tokens first.
-            size: (H, W) of a sequence, None for a map.
-            rope: rotary tables of the H * W tokens; prefix tokens are not turned.
-
-        Returns:
-            The same shape.
-        """
-        B, C = x.shape[0], x.shape[-1]
-        H, W = size or (x.shape[1], x.shape[2])
-        qkv = self.qkv(x).view(B, -1, 3, self.num_heads, C // self.num_heads)
-        q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)  # each (B, N, L, D)
-        rel_pos = None
-        if self.rel_pos_h is not None and self.rel_pos_w is not None:
-            rel_pos = rel_pos_terms(q, self.rel_pos_h, self.rel_pos_w, (H, W), self.rel_pos_resize)
-        if rope is not None:
-            q, k = _rotate_places(q, rope), _rotate_places(k, rope)
-        y = attention(q, k, v, rel_pos=rel_pos, backend=self.backend)
-        return self.proj(y.transpose(1, 2).reshape(x.shape))
-
-
-def _rotate_places(x: torch.Tensor, rope: RotaryTables) -> torch.Tensor:
-    """Turn the last tokens of x (B, N, L, D), as many as there are tables for."""
-    spare = x.shape[2] - rope.cos.shape[0]
-    if not spare:
-        return rotate(x, rope)
-    return torch.cat((x[:, :, :spare], rotate(x[:, :, spare:], rope)), dim=2)
-
-
-class Block(nn.Module):
-    """Transformer block with attention in windows or over the whole map (ViTDet, Fig. 2).
-
-    Args:
-        dim: channels C.
-        attn: the attention, a finished part.
-        mlp: the feed-forward layer, a finished part.
-        drop_path: probability that a branch is left out in training.
-        norm_eps: epsilon of the two LayerNorms.
-        window_size: side of a window in tokens, 0 for the whole map.
-        window_fit: how a map is fitted to whole windows, see `ViT`.
-        shift: by how many tokens the windows start above and left of the map.
-        layer_scale: whether both branches have a learned factor a channel.
-        residual: a propagation block after the MLP, or None.
-    """
-
-    def __init__(
-        self,
-        dim: int,
-        attn: Attention,
-        mlp: Mlp | SwiGLU,
-        drop_path: float = 0.0,
-        norm_eps: float = 1e-6,
-        window_size: int = 0,
-        window_fit: WindowFit = "pad",
-        shift: int = 0,
-        layer_scale: bool = False,
-        residual: nn.Module | None = None,
-    ) -> None:
-        super().__init__()
-        self.norm1 = nn.LayerNorm(dim, eps=norm_eps)
-        self.attn = attn
-        self.ls1 = LayerScale(dim) if layer_scale else nn.Identity()
-        self.norm2 = nn.LayerNorm(dim, eps=norm_eps)
-        self.mlp = mlp
-        self.ls2 = LayerScale(dim) if layer_scale else nn.Identity()
-        self.drop_path = DropPath(drop_path)
-        self.window_size = window_size
-        self.window_fit: WindowFit = window_fit
-        self.shift = shift
-        self.residual = residual
-
-    def forward(
-        self,
-        x: torch.Tensor,
-        size: tuple[int, int] | None = None,
-        rope: RotaryTables | None = None,
-    ) -> torch.Tensor:
-        """Map tokens to tokens of the same shape; for arguments see `Attention.forward`.
-
-        `rope` belongs to a window, or to the map where there are none.
-        """
-        y = self.norm1(x)
-        if not self.window_size:
-            y = self.attn(y, size, rope)
-        elif size is None:
-            y = self._windows(y, rope)
-        else:
-            y = self._windows_with_prefix(y, size, rope)
-        x = x + self.drop_path(self.ls1(y))
-        x = x + self.drop_path(self.ls2(self.mlp(self.norm2(x))))
-        if self.residual is None:
-            return x
-        if size is None:
-            return self.residual(x)
-        prefix, places = _split(x, size)
-        return torch.cat((prefix, self.residual(places).flatten(1, 2)), dim=1)
-
-    def _windows(self, x: torch.Tensor, rope: RotaryTables | None) -> torch.Tensor:
-        """Attention in windows of a map x (B, H, W, C)."""
-        size = (x.shape[1], x.shape[2])
-        if self.window_fit == "interpolate":
-            x = resize_map(x, whole_windows(size, self.window_size))
-        if self.shift:
-            x = F.pad(x, (0, 0, self.shift, 0, self.shift, 0))
-        # Padded after the norm: padding tokens are zero, their k and v the bias alone.
-        windows = self.attn(window_partition(x, self.window_size), None, rope)
-        x = window_reverse(windows, (x.shape[1], x.shape[2]))[:, self.shift :, self.shift :]
-        return resize_map(x, size)
-
-    def _windows_with_prefix(
-        self, x: torch.Tensor, size: tuple[int, int], rope: RotaryTables | None
-    ) -> torch.Tensor:
-        """Attention in windows of tokens x (B, P + H * W, C).
-
-        The prefix tokens join every window; what becomes of them is the mean over the windows. So
-        one window over the whole map is global attention.
-        """
-        prefix, places = _split(x, size)
-        windows = window_partition(places, self.window_size)  # (B * windows, S, S, C)
-        count, window = windows.shape[0] // x.shape[0], (self.window_size, self.window_size)
-        joined = torch.cat((prefix.repeat_interleave(count, 0), windows.flatten(1, 2)), dim=1)
-        prefixes, windows = _split(self.attn(joined, window, rope), window)
-        prefix = prefixes.unflatten(0, (-1, count)).mean(dim=1)
-        return torch.cat((prefix, window_reverse(windows, size).flatten(1, 2)), dim=1)
-
-
-def _split(x: torch.Tensor, size: tuple[int, int]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Part tokens (B, P + H * W, C) into prefix tokens (B, P, C) and a map (B, H, W, C)."""
-    prefix, places = x.split((x.shape[1] - size[0] * size[1], size[0] * size[1]), dim=1)
-    return prefix, places.unflatten(1, size)
 
 
 class ViT(LayeredBackbone):
@@ -289,8 +98,9 @@ class ViT(LayeredBackbone):
         out_block_indexes: blocks whose maps are outputs too, called "block0" and so on.
 
     Raises:
-        InputError: an index outside the blocks, sizes that do not divide, an unknown choice,
-            relative positions together with class or register tokens.
+        InputError: an index outside the blocks, sizes that do not divide, an unknown choice;
+            relative positions, shifted or interpolated windows together with class or register
+            tokens.
     """
 
     def __init__(
@@ -333,7 +143,7 @@ class ViT(LayeredBackbone):
         out_block_indexes: Collection[int] = (),
     ) -> None:
         super().__init__()
-        check_backend(attention_backend)
+        check_backend(attention_backend, rel_pos=use_rel_pos)
         check_block_indexes("out_block_indexes", out_block_indexes, depth)
         check_block_indexes("global_block_indexes", global_block_indexes, depth)
         check_block_indexes("residual_block_indexes", residual_block_indexes, depth)
@@ -345,7 +155,8 @@ class ViT(LayeredBackbone):
         _check_choice("rope", rope)
         _check_choice("window_fit", window_fit)
         self.num_prefix_tokens = int(use_cls_token) + num_register_tokens
-        _check_prefix(self.num_prefix_tokens, use_rel_pos)
+        if self.num_prefix_tokens:
+            _check_prefix(use_rel_pos, window_fit, shifted_block_indexes)
         if rope != "none":
             check_head_dim(embed_dim, num_heads)
         self.patch_size = patch_size
@@ -439,7 +250,7 @@ class ViT(LayeredBackbone):
         x, size = self.forward_tokens(x, blocks)
         maps = {self.out_feature: x, **{f"block{i}": tokens for i, tokens in blocks.items()}}
         if self.num_prefix_tokens:
-            maps = {name: _split(tokens, size)[1] for name, tokens in maps.items()}
+            maps = {name: split_prefix(tokens, size)[1] for name, tokens in maps.items()}
         return {name: tokens.permute(0, 3, 1, 2) for name, tokens in maps.items()}
 
     def forward_tokens(
@@ -516,11 +327,19 @@ def _check_shifted(shifted: Collection[int], global_blocks: Collection[int], dep
         fail("shifted_block_indexes", expected="window blocks", got=str(both), remedy=remedy)
 
 
-def _check_prefix(count: int, use_rel_pos: bool) -> None:
-    if count and use_rel_pos:
-        fail(
-            "use_rel_pos",
-            expected="False with class or register tokens, which have no place on the map",
-            got="True",
-            remedy="Set use_cls_token=False and num_register_tokens=0, or use_rel_pos=False.",
-        )
+def _check_prefix(
+    use_rel_pos: bool, window_fit: WindowFit, shifted_blocks: Collection[int]
+) -> None:
+    """Raise an InputError for what class and register tokens cannot take part in."""
+    for what, asked_for, plain in (
+        ("use_rel_pos", use_rel_pos, False),
+        ("window_fit", window_fit, "pad"),
+        ("shifted_block_indexes", list(shifted_blocks), []),
+    ):
+        if asked_for != plain:
+            fail(
+                what,
+                expected=f"{plain!r} with class or register tokens, which have no place on the map",
+                got=repr(asked_for),
+                remedy="Set use_cls_token=False and num_register_tokens=0, or leave this out.",
+            )

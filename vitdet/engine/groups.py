@@ -8,6 +8,7 @@ from omegaconf import DictConfig
 
 from vitdet.config import build_model
 from vitdet.engine.inference import build
+from vitdet.utils.checks import fail
 
 
 def group_lines(cfg: DictConfig) -> Iterator[str]:
@@ -18,8 +19,15 @@ def group_lines(cfg: DictConfig) -> Iterator[str]:
     number of classes is the recipe's, as no data set is read.
 
     Raises:
-        InputError: what building the model or the optimizer raises.
+        InputError: no optimizer, and what building the model or the optimizer raises.
     """
+    if "optimizer" not in cfg:
+        fail(
+            "recipe for --print-groups",
+            expected="an optimizer",
+            got=f"only {', '.join(map(str, cfg))}",
+            remedy="Add one to the file; configs/common/optim.py has ViTDet's.",
+        )
     model = build_model(cfg.model, device="meta")
     optimizer = build(cfg.optimizer, model=model)
     found = {

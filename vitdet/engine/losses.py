@@ -22,10 +22,10 @@ class DetectorLoss(nn.Module):
 
     detectron2 normalises each loss by what one process sees (sampled anchors, foreground boxes),
     so its value depends on how many images share a process. The published ViTDet recipes had one
-    image a GPU (facebookresearch/detectron2 projects/ViTDet, 64 images on 64 GPUs). Here the
-    backbone sees the whole batch, and the heads see one image at a time under that image's own
-    random state. A batch, the same batch spread over processes, and gradient accumulation then
-    have the same loss, the same sampled proposals and the same gradient.
+    image a GPU (facebookresearch/detectron2 projects/ViTDet, 64 images on 64 GPUs). Here every loss
+    is normalised by its own image, and proposals are sampled under that image's own random state.
+    A batch, the same batch spread over processes, and gradient accumulation then have the same
+    loss, the same sampled proposals and the same gradient.
 
     Args:
         detector: detectron2 meta-architecture. Only what runs GeneralizedRCNN's own forward is

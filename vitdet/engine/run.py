@@ -13,7 +13,7 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 
 from vitdet import checkpoint
-from vitdet.config import build_model, save_config, set_num_classes
+from vitdet.config import KEYS, build_model, save_config, set_num_classes
 from vitdet.engine.hooks import (
     Checkpoints,
     Evaluations,
@@ -171,6 +171,14 @@ def _previous(output_dir: Path, resume: bool) -> Path | None:
 
 def _check(cfg: DictConfig) -> None:
     """Check what would otherwise be found out late, or never."""
+    absent = [key for key in KEYS if key not in cfg]
+    if absent:
+        fail(
+            "recipe to train or evaluate",
+            expected=", ".join(KEYS),
+            got=f"no {', '.join(absent)}",
+            remedy="This file describes a part: configs/COCO has whole recipes.",
+        )
     missing = _missing(OmegaConf.to_container(cfg), "")
     if missing:
         fail(

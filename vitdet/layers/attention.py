@@ -18,25 +18,28 @@ _Run = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, "RelPos | None", floa
 class Kernel(NamedTuple):
     """A kernel: `run` computes, `can_run` tells whether it can for these inputs.
 
-    `package` is the optional package that it needs, "" for none.
+    `package` is the optional package that it needs, "" for none, `takes_rel_pos` whether it can
+    compute with relative positions at all.
     """
 
     run: _Run
     can_run: Callable[[torch.Tensor, RelPos | None], bool]
     package: str = ""
+    takes_rel_pos: bool = True
 
 
 KERNELS: dict[str, Kernel] = {
     "eager": Kernel(eager.attention, eager.can_run),
     "sdpa": Kernel(sdpa.attention, sdpa.can_run),
-    "xformers": Kernel(xformers.attention, xformers.can_run, xformers.PACKAGE),
+    "xformers": Kernel(xformers.attention, xformers.can_run, xformers.PACKAGE, False),
 }
 
 
-def check_backend(backend: str) -> None:
+def check_backend(backend: str, *, rel_pos: bool = False) -> None:
     """Raise an InputError unless `backend` is "auto" or the name of a kernel that is installed.
 
-    Backbones call this when they are built, so that a training run does not stop at its first step.
+    With `rel_pos` it must also be able to compute with relative positions. Backbones call this when
+    they are built, so that a training run does not stop at its first step.
     """
     names = ["auto", *KERNELS]
     if backend not in names:
@@ -54,6 +57,13 @@ def check_backend(backend: str) -> None:
             expected=f"the package {package}",
             got="no such package",
             remedy=f"Run `pip install {package}`, or use backend 'auto'.",
+        )
+    if rel_pos and backend in KERNELS and not KERNELS[backend].takes_rel_pos:
+        fail(
+            f"attention backend {backend!r}",
+            expected="a backbone without relative positions",
+            got="use_rel_pos=True",
+            remedy="Use backend 'auto'.",
         )
 
 
