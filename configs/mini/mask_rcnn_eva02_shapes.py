@@ -3,7 +3,7 @@
 Source      this project. The parts are those of EVA-02 (arXiv 2303.11331), as small as the ViT of
             mask_rcnn_vitdet_shapes.py, from which everything else is; lr decay and weight decay
             follow EVA's rule (every parameter decays).
-Schedule    14000 images = 1750 iterations x 8, cosine, warm-up 100 iterations
+Schedule    14000 images = 3500 iterations x 4, cosine, warm-up 200 iterations
 Train       python train_net.py --config-file configs/mini/mask_rcnn_eva02_shapes.py --num-gpus 2
 """
 
