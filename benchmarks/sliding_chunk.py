@@ -6,7 +6,9 @@
 form: the map of keys is rolled to each of the nine neighbours, the nine products are put together,
 and the same again for the values. On the same inputs, in turn, in one run; results are compared
 first. "kinds": a backbone of the tiny size with one kind of attention in all stages, one image of
-256 to 1344 pixels, forward and backward, each in its own process.
+256 to 1344 pixels, forward and backward, each in its own process, and the same with "rolled". Its
+"growth" is the power of the number of pixels with which time and memory grow from the second size
+to the last that was measured: 1 is linear, 2 quadratic.
 
 Times are seconds of processor time on one thread, so that other programs disturb them little.
 "kept" is what autograd holds between forward and backward, "peak" the growth of the process.
@@ -17,6 +19,7 @@ from __future__ import annotations
 import argparse
 import datetime
 import json
+import math
 import os
 import platform
 import resource
@@ -30,8 +33,8 @@ from pathlib import Path
 import torch
 
 from vitdet.backbones.msvit import MsViT
-from vitdet.backbones.msvit.grid import ChunkGrid
-from vitdet.backbones.msvit.sliding_chunk import sliding_chunk_attention
+from vitdet.backbones.msvit.grid import ChunkGrid, Chunks
+from vitdet.backbones.msvit.sliding_chunk import KERNELS, Kernel, sliding_chunk_attention
 
 MIB = 2**20
 WINDOW, HEAD_DIM = 7, 32
@@ -41,17 +44,18 @@ MAPS = [
     ("stage 1, 800 x 1344 px", 3, 200, 336),
     ("stage 3, 800 x 1344 px", 6, 50, 84),
 ]
-KERNELS = ("by_hand", "autograd", "sdpa")
+COMPARED = ("rolled", "by_hand", "autograd", "sdpa")
 TOLERANCE = 2e-4
 
 # name: attention, its size in the four stages, and the longest side that is measured
 KINDS: dict[str, tuple[str, list[int], int]] = {
     "vil": ("vil", [7, 7, 7, 7], 1344),
+    "vil, rolled": ("vil", [7, 7, 7, 7], 1344),
     "only_global": ("only_global", [1, 1, 1, 1], 1344),
     "srformer 32": ("srformer", [8, 4, 2, 1], 1344),
     "linformer": ("linformer", [256, 256, 256, 256], 1344),
     "performer": ("performer", [256, 256, 256, 256], 1344),
-    "full": ("full", [1, 1, 1, 1], 512),
+    "full": ("full", [1, 1, 1, 1], 800),
 }
 SIDES = (256, 512, 800, 1024, 1344)
 
@@ -71,35 +75,37 @@ def inputs(heads: int, height: int, width: int) -> Tensors:
     return [tensor.requires_grad_() for tensor in tensors]
 
 
-def rolled(
-    q: torch.Tensor,
-    k: torch.Tensor,
-    v: torch.Tensor,
-    k_global: torch.Tensor,
-    v_global: torch.Tensor,
-    table: torch.Tensor,
-    bias: torch.Tensor,
-) -> torch.Tensor:
+def rolled(x: Chunks, grid: ChunkGrid) -> torch.Tensor:
     """Attend by rolling the map of chunks to its nine neighbours, all scores at once."""
-    grid = ChunkGrid(q.shape[2], q.shape[3], WINDOW)
-    # (B * N, D, rows, columns, w * w)
-    q, k, v = (grid.chunks(x)[0].movedim(-1, 1) for x in (q * HEAD_DIM**-0.5, k, v))
+    B, N, _, _, area, _ = x.q.shape
+    # (B * N, D, rows, columns, w * w), and (B * N, G, D)
+    q, k, v = (chunks.flatten(0, 1).movedim(-1, 1) for chunks in (x.q, x.k, x.v))
+    k_global, v_global = x.k_global.flatten(0, 1), x.v_global.flatten(0, 1)
     shifts = [(-row, -column) for row, column in grid.slots]
 
-    def neighbours(x: torch.Tensor) -> Tensors:
-        return [torch.roll(x, shift, (2, 3)) for shift in shifts]
+    def neighbours(chunks: torch.Tensor) -> Tensors:
+        return [torch.roll(chunks, shift, (2, 3)) for shift in shifts]
 
+    over = torch.einsum("ncxyi,ngc->nxyig", q, k_global)
     scores = [torch.einsum("ncxyi,ncxyj->nxyij", q, near) for near in neighbours(k)]
-    local = torch.cat(scores, -1) + grid.slot_bias(table)[:, None, None]
-    local = local.masked_fill(grid.unseen(q.device)[None, :, :, None], -torch.inf)
-    over = torch.einsum("ncxyi,ngc->nxyig", q, k_global[0]) + bias[:, None, None, None]
-    weights = torch.cat([over, local], -1).softmax(-1)
-    num_global = k_global.shape[2]
-    out = torch.einsum("nxyig,ngc->ncxyi", weights[..., :num_global], v_global[0])
-    parts = weights[..., num_global:].split(WINDOW**2, -1)
+    scores = torch.cat([over, *scores], -1)
+    if x.bias is not None:
+        scores = scores + x.bias.expand(N, -1, -1).repeat(B, 1, 1)[:, None, None]
+    num_global = k_global.shape[1]
+    unseen = torch.nn.functional.pad(grid.unseen(q.device), (num_global, 0))
+    weights = scores.masked_fill(unseen[None, :, :, None], -torch.inf).softmax(-1)
+    out = torch.einsum("nxyig,ngc->ncxyi", weights[..., :num_global], v_global)
+    parts = weights[..., num_global:].split(area, -1)
     for part, near in zip(parts, neighbours(v), strict=True):
         out = out + torch.einsum("nxyij,ncxyj->ncxyi", part, near)
-    return grid.tokens(out.movedim(1, -1)[None])
+    return out.movedim(1, -1).unflatten(0, (B, N))
+
+
+def no_wrapping(x: Chunks, grid: ChunkGrid) -> bool:  # noqa: ARG001 (one signature for all)
+    return grid.exact >= 0
+
+
+KERNELS["rolled"] = Kernel(rolled, no_wrapping)
 
 
 def kernel(name: str) -> Callable[..., torch.Tensor]:
@@ -129,7 +135,7 @@ def kept(run: Callable[..., torch.Tensor], tensors: Tensors) -> int:
 def compare_kernels(heads: int, height: int, width: int, repeat: int) -> dict[str, list[float]]:
     """Return forward seconds, forward and backward seconds, MiB kept of every kernel."""
     tensors = inputs(heads, height, width)
-    todo = {"rolled": rolled} | {name: kernel(name) for name in KERNELS}
+    todo = {name: kernel(name) for name in COMPARED}
     times: dict[str, list[tuple[float, float]]] = {name: [] for name in todo}
     expected: Tensors = []
 
@@ -186,6 +192,7 @@ def measure_kind(name: str, side: int) -> tuple[float, float]:
         attention_size=sizes,
         use_abs_pos=True,
         img_size=1344,
+        sliding_chunk_backend="rolled" if name.endswith("rolled") else "auto",
     )
     image = torch.randn(1, 3, side, side)
     before = _resident()
@@ -202,18 +209,22 @@ def _resident() -> float:
 
 
 def kinds_table() -> list[str]:
-    lines = ["| attention | " + " | ".join(f"{side} px: s, MiB" for side in SIDES) + " |"]
-    lines.append("| --- |" + " ---: |" * len(SIDES))
+    heads = ["attention", *(f"{side} px: s, MiB" for side in SIDES), "growth: s, MiB"]
+    lines = [f"| {' | '.join(heads)} |", "| --- |" + " ---: |" * (len(heads) - 1)]
     for name, (_, _, largest) in KINDS.items():
-        cells = []
-        for side in SIDES:
-            if side > largest:
-                cells.append("-")
-                continue
+        found: dict[int, tuple[float, float]] = {}
+        for side in (side for side in SIDES if side <= largest):
             command = [sys.executable, __file__, "--one", name, str(side)]
             result = subprocess.run(command, check=True, capture_output=True, text=True)
-            seconds, memory = json.loads(result.stdout.splitlines()[-1])
-            cells.append(f"{seconds:.2f}, {memory:.0f}")
+            found[side] = json.loads(result.stdout.splitlines()[-1])
+        cells = [
+            f"{found[side][0]:.2f}, {found[side][1]:.0f}" if side in found else "-"
+            for side in SIDES
+        ]
+        small, large = SIDES[1], max(found)
+        pixels = math.log((large / small) ** 2)
+        ratios = [after / before for before, after in zip(found[small], found[large], strict=True)]
+        cells.append(", ".join(f"{math.log(ratio) / pixels:.2f}" for ratio in ratios))
         lines.append(f"| {name} | {' | '.join(cells)} |")
         print(lines[-1], flush=True)
     return lines

@@ -176,11 +176,11 @@ def test_every_recipe_is_found():
         "COCO": 16,
         "LVIS": 15,
         "O365": 1,
-        "mini": 5,
+        "mini": 17,
         "own": 1,
         "easycv": 7,
         "mmdetection": 1,
-        "paper": 38,
+        "paper": 44,
         "vil": 25,
         "vitae": 7,
     }

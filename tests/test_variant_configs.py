@@ -41,6 +41,10 @@ ROWS: dict[str, tuple[tuple[float, float] | None, int]] = {
     "paper/fig5_retinanet_b": (None, 96_976_500),
     "paper/fig5_retinanet_h": (None, 644_629_364),
     "paper/fig5_retinanet_l": (None, 315_601_652),
+    "paper/t10_lvis_in1k_b": ((37.2, 34.9), 116_939_778),
+    "paper/t10_lvis_in1k_l": ((38.3, 36.0), 336_728_642),
+    "paper/t10_lvis_in21k_b": ((38.7, 36.3), 116_939_778),
+    "paper/t10_lvis_in21k_l": ((42.1, 39.5), 336_728_642),
     "paper/t1_pyramid_fpn_4stage_b": ((50.3, 44.9), 110_803_120),
     "paper/t1_pyramid_fpn_4stage_l": ((54.4, 48.4), 330_550_512),
     "paper/t1_pyramid_fpn_last_b": ((50.9, 45.3), 110_803_120),
@@ -67,6 +71,8 @@ ROWS: dict[str, tuple[tuple[float, float] | None, int]] = {
     "paper/t6_system_b": ((56.0, 48.0), 141_177_374),
     "paper/t6_system_h": ((60.4, 52.0), 691_489_438),
     "paper/t6_system_l": ((59.6, 51.1), 360_966_238),
+    "paper/t7_lvis_system_h": ((53.4, 48.1), 695_231_274),
+    "paper/t7_lvis_system_l": ((51.2, 46.0), 364_708_074),
     "paper/t8a_propagation_none_b": ((48.9, 43.9), 110_803_120),
     "paper/t8a_propagation_shifted_b": ((50.1, 44.8), 110_803_120),
     "paper/t8b_conv_basic_b": ((50.7, 45.2), 153_282_736),
@@ -275,9 +281,10 @@ def test_pyramids_of_table_1() -> None:
 
 
 @pytest.mark.parametrize("name", [name for name in NAMES if name.startswith("paper/t")])
-def test_relative_positions_are_in_no_ablation(name: str) -> None:
-    assert net_of(name).use_rel_pos is name.startswith("paper/t6")
-    drop_path = {"b": 0.1, "l": 0.4, "h": 0.5}[name[-1]]
+def test_relative_positions_and_drop_path(name: str) -> None:
+    ablation = not name.startswith(("paper/t6", "paper/t7", "paper/t10"))
+    assert net_of(name).use_rel_pos is not ablation
+    drop_path = {"b": 0.1, "l": 0.4, "h": 0.4 if "lvis" in name else 0.5}[name[-1]]
     assert net_of(name).drop_path_rate == drop_path
 
 
@@ -297,15 +304,38 @@ def test_hyperparameters_of_table_11() -> None:
         assert bool(train.init_checkpoint) is ("scratch" not in name)
 
 
-@pytest.mark.parametrize("size", ["b", "l", "h"])
-def test_system_level_recipes(size: str) -> None:
-    cfg = recipe(f"paper/t6_system_{size}")
+@pytest.mark.parametrize("name", [n for n in NAMES if "lvis" in n and n.startswith("paper")])
+def test_lvis_is_lvis(name: str) -> None:
+    """App. A.2: 0.02 as lowest score, repeat factors from 0.001, up to 300 detections."""
+    cfg = recipe(name)
+    assert cfg.dataloader.train.dataset.name == "lvis_v1_train"
+    assert (cfg.dataloader.train.repeat_threshold, cfg.dataloader.evaluator.max_dets) == (
+        0.001,
+        300,
+    )
+    heads = cfg.model.roi_heads
+    for predictor in heads.get("box_predictors") or [heads.box_predictor]:
+        assert (predictor.test_score_thresh, predictor.test_topk_per_image) == (0.02, 300)
+        assert predictor.use_fed_loss
+    optimizer = cfg.optimizer
+    rate = {"7_l": (2e-4, 0.8), "7_h": (1e-4, 0.9)}.get(f"{name[7]}_{name[-1]}", (1.6e-4, None))
+    assert (optimizer.lr, optimizer.layer_decay_rate, optimizer.weight_decay) == (*rate, 0.1)
+    epochs = 100 if "t7" in name else 50
+    assert cfg.train.num_images / 64 == 156250 * epochs / 100
+
+
+@pytest.mark.parametrize(
+    "name", [f"t6_system_{size}" for size in "blh"] + [f"t7_lvis_system_{size}" for size in "lh"]
+)
+def test_system_level_recipes(name: str) -> None:
+    cfg = recipe(f"paper/{name}")
     assert (cfg.model.backbone.square_pad, cfg.model.backbone.net.img_size) == (1280, 1280)
     _, scale, crop = instantiate(cfg.dataloader.train.mapper.augmentations)
     assert (scale.target_height, tuple(crop.crop_size)) == (1280, (1280, 1280))
     (resize,) = instantiate(cfg.dataloader.test.mapper.augmentations)
     assert (list(resize.short_edge_length), resize.max_size) == ([1280], 1280)
     assert cfg.model.roi_heads.use_soft_nms
+    assert (cfg.model.roi_heads.method, cfg.model.roi_heads.iou_threshold) == ("linear", 0.5)
     assert len(cfg.model.roi_heads.box_heads) == 3
 
 

@@ -22,7 +22,10 @@ model.backbone.net.update(
     img_size=SIZE,
     patch_size=16,
     embed_dim=192,
+    depth=6,
     window_size=8,
+    global_block_indexes=[2, 5],
+    residual_block_indexes=[],
     pretrain_img_size=SIZE,
 )
 model.backbone.update(scale_factors=[4.0, 2.0, 1.0, 0.5], square_pad=SIZE)
@@ -41,11 +44,14 @@ _heads.update(num_classes=80, batch_size_per_image=64)
 _heads.box_in_features = _heads.mask_in_features = _levels
 for _pooler in (_heads.box_pooler, _heads.mask_pooler):
     _pooler.scales = [1 / stride for stride in _strides]
+    _pooler.sampling_ratio = 0
 
 _resize = L(resize_shortest_edge)(size=SIZE, max_size=SIZE)
+dataloader.train.total_batch_size = 8
 dataloader.train.dataset = L(coco_mini)(split="train", num_images=None)
 dataloader.train.mapper.update(augmentations=_resize, cache=True)
 dataloader.test.dataset = L(coco_mini)(split="val", num_images=None)
 dataloader.test.mapper.augmentations = _resize
 optimizer.lr = 5e-4
-train.update(output_dir="output/coco_mini", num_images=8000, checkpoint_every=2000)
+schedule.warmup = 100 * 8
+train.update(output_dir="output/coco_mini", num_images=8000, checkpoint_every=2000, log_every=50)

@@ -4,7 +4,7 @@ Source      this project. The parts are those of ViTDet (arXiv 2203.16527); patc
             channels, 4 blocks and narrow heads make them fit 128 x 128 pixels and two cores. A
             bottleneck of convolutions after every block (its Sec. 3, "cross-window propagation"),
             small batches and a short warm-up suit a training from nothing that sees few images.
-Schedule    12000 images = 3000 iterations x 4, cosine, warm-up 200 iterations
+Schedule    15000 images = 3750 iterations x 4, cosine, warm-up 200 iterations
 Train       python train_net.py --config-file configs/mini/mask_rcnn_vitdet_shapes.py --num-gpus 2
 """
 
@@ -70,8 +70,8 @@ schedule = L(Cosine)(num_images="${train.num_images}", warmup=200 * 4, warmup_fa
 train.update(
     output_dir="output/shapes",
     precision="auto",
-    num_images=12000,
-    checkpoint_every=4000,
+    num_images=15000,
+    checkpoint_every=5000,
     eval_every=0,
     log_every=100,
     keep_checkpoints=2,

@@ -2,7 +2,7 @@
 
 Source      this project. The backbone is that of mask_rcnn_vil_shapes.py, the head RetinaNet's
             (arXiv 1708.02002) with two narrow layers, on the strides 4, 8 and 16.
-Schedule    12000 images = 3000 iterations x 4, cosine, warm-up 200 iterations
+Schedule    15000 images = 3750 iterations x 4, cosine, warm-up 200 iterations
 Train       python train_net.py --config-file configs/mini/retinanet_vil_shapes.py --num-gpus 2
 """
 

@@ -12,9 +12,9 @@ Train       python train_net.py --config-file configs/paper/t1_pyramid_fpn_4stag
 
 from ..COCO.mask_rcnn_vitdet_b_100ep import dataloader, model, optimizer, schedule, train
 from ..common.ablations import as_ablated as _as_ablated
-from ..common.ablations import fpn_four_stages as _fpn_four_stages
+from ..common.ablations import fpn_stages as _fpn_stages
 
 _as_ablated(model)
-_fpn_four_stages(model)
+_fpn_stages(model)
 
 train.init_checkpoint = "weights/paper_t1_pyramid_fpn_4stage_b_init.pth"

@@ -8,8 +8,8 @@ Schedule    184375 iterations x 64 images = 11.80 M images = 100 x 118000; lr / 
 Start       mae_pretrain_vit_base.pth, through converter.py (docs/recipes.md)
 Train       python train_net.py --config-file configs/paper/t1_pyramid_none_b.py
               --num-gpus 8 --num-machines 8 --machine-rank RANK --dist-url tcp://HOST:PORT
-Note        How the paper puts its heads on one level is not said; here one level of stride 16 has
-            the anchors of all five.
+Note        As Sec. 4.2 has it, RPN and heads all stand on the last map, of stride 16, and its RPN
+            has anchors of several sizes: here all five of the other rows.
 """
 
 from ..COCO.mask_rcnn_vitdet_b_100ep import dataloader, model, optimizer, schedule, train

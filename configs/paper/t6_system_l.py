@@ -13,15 +13,9 @@ Note        With relative positions. Of soft-NMS the paper says no kind and no t
             from an overlap of 0.5 is chosen here.
 """
 
-from vitdet.heads import CascadeROIHeads as _CascadeROIHeads
-
 from ..COCO.cascade_mask_rcnn_vitdet_l_100ep import dataloader, model, optimizer, schedule, train
-from ..common.ablations import larger_images as _larger_images
+from ..common.ablations import system_level as _system_level
 
-_larger_images(model, dataloader, 1280)
-model.roi_heads._target_ = _CascadeROIHeads
-model.roi_heads.use_soft_nms = True
-model.roi_heads.method = "linear"
-model.roi_heads.iou_threshold = 0.5
+_system_level(model, dataloader)
 
 train.init_checkpoint = "weights/paper_t6_system_l_init.pth"

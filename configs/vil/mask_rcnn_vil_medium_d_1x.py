@@ -3,8 +3,8 @@
 Source      ViL (arXiv 2103.15358), Tables 6 and 7; microsoft/VisionLongformerForObjectDetection,
             README and configs/msvit_maskrcnn_fpn_1x_medium_sparse.yaml
 Published   box AP 47.6, mask AP 43.0 on val2017 at 800 pixels
-Parameters  59.29 M; the published model has 60.06 M (60.1 M in the README): its backbone keeps the
-            classifier, which nothing uses
+Parameters  59.29 M. The published model has 60.06 M: its backbone keeps a classifier that nothing
+            uses. The README's 60.1 M have absolute positions for relative ones: 60,102,616
 FLOPs       293.8 G (README): multiply-adds at 800 x 1344 without the products of the sliding chunks
             and the mask head
 Schedule    90000 iterations x 16 images = 1.44 M images = 12 x 118000; lr / 10 at 60000 (66.7%) and

@@ -3,8 +3,8 @@
 Source      ViL (arXiv 2103.15358), Tables 6 and 7; microsoft/VisionLongformerForObjectDetection,
             README and configs/msvit_maskrcnn_fpn_3xms_medium_sparse.yaml
 Published   box AP 48.9, mask AP 44.2 on val2017 at 800 pixels
-Parameters  59.29 M; the published model has 60.06 M (60.1 M in the README): its backbone keeps the
-            classifier, which nothing uses
+Parameters  59.29 M. The published model has 60.06 M: its backbone keeps a classifier that nothing
+            uses. The README's 60.1 M have absolute positions for relative ones: 60,102,616
 FLOPs       293.8 G (README): multiply-adds at 800 x 1344 without the products of the sliding chunks
             and the mask head
 Schedule    270000 iterations x 16 images = 4.32 M images = 37 x 118000; lr / 10 at 180000 (66.7%)

@@ -3,8 +3,8 @@
 Source      ViL (arXiv 2103.15358), Tables 6 and 7; microsoft/VisionLongformerForObjectDetection,
             README and configs/msvit_maskrcnn_fpn_3xms_small_sparse.yaml
 Published   box AP 47.1, mask AP 42.7 on val2017 at 800 pixels
-Parameters  44.17 M; the published model has 44.94 M (45.0 M in the README): its backbone keeps the
-            classifier, which nothing uses
+Parameters  44.17 M. The published model has 44.94 M: its backbone keeps a classifier that nothing
+            uses. The README's 45.0 M have absolute positions for relative ones: 45,017,176
 FLOPs       218.3 G (README): multiply-adds at 800 x 1344 without the products of the sliding chunks
             and the mask head
 Schedule    270000 iterations x 16 images = 4.32 M images = 37 x 118000; lr / 10 at 180000 (66.7%)

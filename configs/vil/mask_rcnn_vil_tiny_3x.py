@@ -3,8 +3,8 @@
 Source      ViL (arXiv 2103.15358), Tables 6 and 7; microsoft/VisionLongformerForObjectDetection,
             README and configs/msvit_maskrcnn_fpn_3xms_tiny_sparse.yaml
 Published   box AP 44.2, mask AP 40.6 on val2017 at 800 pixels
-Parameters  26.43 M; the published model has 26.81 M (26.9 M in the README): its backbone keeps the
-            classifier, which nothing uses
+Parameters  26.43 M. The published model has 26.81 M: its backbone keeps a classifier that nothing
+            uses. The README's 26.9 M have absolute positions for relative ones: 26,850,424
 FLOPs       145.6 G (README): multiply-adds at 800 x 1344 without the products of the sliding chunks
             and the mask head
 Schedule    270000 iterations x 16 images = 4.32 M images = 37 x 118000; lr / 10 at 180000 (66.7%)

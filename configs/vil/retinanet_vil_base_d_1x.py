@@ -3,8 +3,8 @@
 Source      ViL (arXiv 2103.15358), Tables 6 and 7; microsoft/VisionLongformerForObjectDetection,
             README and configs/msvit_retina_fpn_1x.yaml
 Published   box AP 47.8 on val2017 at 800 pixels
-Parameters  65.98 M; the published model has 66.75 M (66.74 M in the README): its backbone keeps the
-            classifier, which nothing uses
+Parameters  65.98 M. The published model has 66.75 M: its backbone keeps a classifier that nothing
+            uses. The README's 66.74 M have absolute positions for relative ones: 66,741,980
 FLOPs       420.9 G (README): multiply-adds at 800 x 1344 without the products of the sliding chunks
 Schedule    90000 iterations x 16 images = 1.44 M images = 12 x 118000; lr / 10 at 60000 (66.7%) and
             80000 (88.9%); warm-up 1000 iterations from 0.01; 800 pixels

@@ -3,8 +3,8 @@
 Source      ViL (arXiv 2103.15358), Tables 6 and 7; microsoft/VisionLongformerForObjectDetection,
             README and configs/msvit_retina_fpn_3x_ms.yaml
 Published   box AP 43.6 on val2017 at 800 pixels
-Parameters  16.22 M; the published model has 16.60 M (16.64 M in the README): its backbone keeps the
-            classifier, which nothing uses
+Parameters  16.22 M. The published model has 16.60 M: its backbone keeps a classifier that nothing
+            uses. The README's 16.64 M have absolute positions for relative ones: 16,642,172
 FLOPs       182.7 G (README): multiply-adds at 800 x 1344 without the products of the sliding chunks
 Schedule    270000 iterations x 16 images = 4.32 M images = 37 x 118000; lr / 10 at 180000 (66.7%)
             and 240000 (88.9%); warm-up 1000 iterations from 0.01; 640 to 800 pixels

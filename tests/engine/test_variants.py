@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -21,8 +23,9 @@ from torch import nn
 
 from vitdet.backbones.vitae import ViTAE
 from vitdet.backbones.vitae_s import ViTAES
-from vitdet.config import build_model
+from vitdet.config import build_model, load_config
 from vitdet.engine.losses import DetectorLoss
+from vitdet.engine.run import train
 from vitdet.optim import adamw
 from vitdet.utils.env import seed_all
 
@@ -185,3 +188,59 @@ def test_retinanet_learns() -> None:
         (out,) = model.eval()([draw(2)])
     assert not out["instances"].has("pred_masks")
     assert len(out["instances"]) > 0
+
+
+# --- the recipes of configs/mini/variants, from the first image to the AP table -----------------
+
+FOLDER = Path(__file__).resolve().parents[2] / "configs/mini/variants"
+RECIPES = sorted(path.stem for path in FOLDER.glob("*.py"))
+ITERATIONS = 32
+
+
+def test_every_part_of_the_ablations_has_a_tiny_recipe() -> None:
+    assert RECIPES == [
+        "conv_basic",
+        "conv_bottleneck",
+        "conv_naive",
+        "easycv_attention",
+        "fpn_last_map",
+        "fpn_stages",
+        "global_attention",
+        "no_propagation",
+        "no_pyramid",
+        "shifted_windows",
+        "vitae_b",
+        "vitae_s",
+    ]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", RECIPES)
+def test_tiny_recipe_trains_on_the_shapes(name: str, tmp_path: Path) -> None:
+    """Two drawn images, over and over: the losses fall, and the run ends with an evaluation."""
+    cfg = load_config(
+        FOLDER / f"{name}.py",
+        [
+            f"train.num_images={2 * ITERATIONS}",
+            "train.checkpoint_every=1000",
+            "train.log_every=1",
+            f"train.output_dir={tmp_path}/run",
+            "train.precision=fp32",
+            "train.device=cpu",
+            "optimizer.lr=1.5e-3",
+            "schedule.warmup=16",
+            "schedule.num_images=1000",  # no decay within these few steps
+            "dataloader.train.total_batch_size=2",
+            "dataloader.train.dataset.num_images=2",
+            f"dataloader.train.dataset.root={tmp_path}/shapes",
+            "dataloader.test.dataset.num_images=2",
+            f"dataloader.test.dataset.root={tmp_path}/shapes",
+            "dataloader.test.num_workers=0",
+        ],
+    )
+    results = train(cfg)
+    assert set(results) == {"bbox", "segm"}
+    lines = (tmp_path / "run/metrics.json").read_text().splitlines()
+    losses = [found["total_loss"] for found in map(json.loads, lines) if "total_loss" in found]
+    assert len(losses) == ITERATIONS
+    assert sum(losses[-4:]) < 0.8 * sum(losses[:4])

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from vitdet import checkpoint
 from vitdet.convert import Report, convert
 from vitdet.convert.inspect import Description, describe
 from vitdet.convert.nesting import unnest
+from vitdet.convert.recipes import COMMANDS
 from vitdet.utils.checks import InputError, fail
 from vitdet.utils.state_dicts import some
 
@@ -46,7 +47,7 @@ class Fit:
         recipe: its path.
         fit: "whole" (every weight of the model, as it is), "resized" (every weight, some resized),
             "start" (the rest is left to initialisation).
-        options: what converter.py has to be given beside the files.
+        options: what converter.py has to be given beside the files: options, changes to the recipe.
         resized: {model's name: [shape in the file, shape in the model]}.
         dropped: {rule: names of the file}.
         initialised: names of the model that the file does not fill.
@@ -73,7 +74,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="open a torch file that holds more than tensors: it may run code of its author",
     )
     parser.add_argument(
-        "--configs", type=Path, metavar="FOLDER", help="recipes to try (default: configs/)"
+        "--configs",
+        type=Path,
+        metavar="FOLDER",
+        help="try every recipe there; left out: those of docs/conversion.md for such files",
     )
     parser.add_argument("--no-recipes", action="store_true", help="try no recipes")
 
@@ -86,24 +90,25 @@ def run(args: argparse.Namespace) -> int:
     """
     content = _without_data(checkpoint.read(args.file, trust=args.trust))
     found = describe(content, weights=args.weights, source=str(args.file))
-    folder = None if args.no_recipes else _folder(args.configs)
-    fits, failed = fitting(content, found, folder, args.weights) if folder else ([], [])
+    candidates = [] if args.no_recipes else _candidates(args.configs, found)
+    fits, failed = fitting(content, found, candidates, args.weights)
     found.notes += failed
     if args.json:
         record = {"file": str(args.file), "file_bytes": args.file.stat().st_size}
         record |= found.as_dict() | {"recipes": [asdict(fit) for fit in fits]}
         print(json.dumps(record, indent=1))
     else:
-        print("\n".join([*_lines(args.file, found), *_recipe_lines(fits, folder)]))
+        recipes = [] if args.no_recipes else _recipe_lines(fits, len(candidates))
+        print("\n".join([*_lines(args.file, found), *recipes]))
     return 0 if found.format else 1
 
 
-def _folder(given: Path | None) -> Path | None:
-    if given is None:
-        return CONFIGS if CONFIGS.is_dir() else None
-    if not given.is_dir():
-        fail("--configs", expected="a folder", got=str(given), remedy="Check the path.")
-    return given
+def _candidates(folder: Path | None, found: Description) -> list[Candidate]:
+    if folder is None:
+        return known(found) if CONFIGS.is_dir() else []
+    if not folder.is_dir():
+        fail("--configs", expected="a folder", got=str(folder), remedy="Check the path.")
+    return every(folder)
 
 
 def _without_data(content: Mapping[str, Any]) -> dict[str, Any]:
@@ -123,49 +128,88 @@ def _without_data(content: Mapping[str, Any]) -> dict[str, Any]:
 # --- recipes --------------------------------------------------------------------------------------
 
 
+@dataclass(frozen=True)
+class Candidate:
+    """A recipe to try.
+
+    Attributes:
+        path: the file.
+        overrides: changes to it.
+    """
+
+    path: Path
+    overrides: tuple[str, ...] = ()
+
+
+def known(found: Description) -> list[Candidate]:
+    """Return the recipes that `vitdet.convert.recipes` names for files like this one.
+
+    Files in our names, ours and detectron2's, may be of any recipe of their width.
+    """
+    sizes = found.backbone
+    width = sizes.get("embed_dim") or next(iter(sizes.get("embed_dims", ())), 0)
+    ours = found.format in ("vitdet", "detectron2")
+    candidates = [
+        Candidate(CONFIGS / f"{command.recipe}.py", () if ours else command.overrides)
+        for command in COMMANDS
+        if command.width == width and (ours or command.format == found.format)
+    ]
+    return list(dict.fromkeys(candidates))
+
+
+def every(folder: Path) -> list[Candidate]:
+    """Return all recipes of a folder and its subfolders, but those in "common"."""
+    paths = (
+        path
+        for path in sorted(folder.rglob("*.py"))
+        if _PARTS not in path.relative_to(folder).parts and not path.name.startswith("_")
+    )
+    return [Candidate(path) for path in paths]
+
+
 def fitting(
-    content: Mapping[str, Any], found: Description, folder: Path, weights: str | None = None
+    content: Mapping[str, Any],
+    found: Description,
+    candidates: Iterable[Candidate],
+    weights: str | None = None,
 ) -> tuple[list[Fit], list[str]]:
-    """Return the recipes of a folder that a file fits, and notes on recipes that do not load.
+    """Return the recipes that a file fits, and notes on recipes that do not load.
 
     Args:
         content: what `vitdet.checkpoint.read` returned; tensors without data do.
         found: its description.
-        folder: searched with its subfolders, without "common".
+        candidates: what to try.
         weights: the key of the file that holds the state dict; None to find it.
 
     Returns:
         (the fits, best ones first; notes).
     """
-    state_dict, _ = unnest(content, "source", weights)
-    given = {name: tuple(tensor.shape) for name, tensor in state_dict.items()}
     fits: list[Fit] = []
     notes: list[str] = []
-    for path in sorted(folder.rglob("*.py")):
-        if _PARTS in path.relative_to(folder).parts or path.name.startswith("_"):
-            continue
+    for candidate in candidates:
         try:
-            recipe = _recipe(path, found)
+            recipe = _recipe(candidate, found)
         except InputError as error:
-            notes.append(f"recipe {_short(path)} was not tried: {error}")
+            notes.append(f"recipe {_short(candidate.path)} was not tried: {error}")
             continue
-        fit = _fit(path, content, given, recipe, weights) if recipe else None
+        fit = _fit(candidate, content, found, recipe, weights) if recipe else None
         if fit is not None:
             fits.append(fit)
     order = ("whole", "resized", "start")
     return sorted(fits, key=lambda fit: (order.index(fit.fit), len(fit.options))), notes
 
 
-def _recipe(path: Path, found: Description) -> Recipe | None:
+def _recipe(candidate: Candidate, found: Description) -> Recipe | None:
     """Return a recipe's model, None when its sizes show that it is another one."""
     from vitdet import config  # detectron2 takes seconds to import
 
-    cfg = config.load_config(path)
+    cfg = config.load_config(candidate.path, candidate.overrides)
     if "model" not in cfg:
         return None
     settings = config.backbone_settings(cfg.model)
     for name in ("embed_dim", "depth"):
-        if name in settings and settings[name] != found.backbone.get(name, settings[name]):
+        known_size = found.backbone.get(name, settings.get(name))
+        if isinstance(settings.get(name), int) and settings[name] != known_size:
             return None
     model = config.build_model(cfg.model, device="meta")
     settings = config.model_settings(cfg.model, model)
@@ -173,15 +217,18 @@ def _recipe(path: Path, found: Description) -> Recipe | None:
 
 
 def _fit(
-    path: Path,
+    candidate: Candidate,
     content: Mapping[str, Any],
-    given: Shapes,
+    found: Description,
     recipe: Recipe,
     weights: str | None,
 ) -> Fit | None:
     target, settings = recipe
-    if given == target:
-        return Fit(_short(path), "whole")
+    if "kind" not in found.backbone:  # a backbone of detectron2's own, which is not converted
+        state_dict, _ = unnest(content, "source", weights)
+        given = {name: tuple(tensor.shape) for name, tensor in state_dict.items()}
+        if given == target:
+            return Fit(_short(candidate.path), "whole")
     for leave in _LEAVE:
         try:
             _, report = convert(
@@ -195,7 +242,7 @@ def _fit(
             )
         except InputError:
             continue
-        return _fit_of(path, report, leave)
+        return _fit_of(candidate, report, leave)
     return None
 
 
@@ -204,13 +251,16 @@ def _short(path: Path) -> str:
     return str(path.relative_to(here) if path.is_relative_to(here) else path)
 
 
-def _fit_of(path: Path, report: Report, leave: tuple[str, ...]) -> Fit:
+def _fit_of(candidate: Candidate, report: Report, leave: tuple[str, ...]) -> Fit:
     word = "start" if report.initialised else "resized" if report.resized else "whole"
     dropped: dict[str, list[str]] = {}
     for name, why in (report.dropped | report.inexact).items():
         dropped.setdefault(why, []).append(name)
     options = [f"--{name.replace('_', '-')}" for name in leave]
-    return Fit(_short(path), word, options, dict(report.resized), dropped, report.initialised)
+    options += candidate.overrides
+    return Fit(
+        _short(candidate.path), word, options, dict(report.resized), dropped, report.initialised
+    )
 
 
 # --- text -----------------------------------------------------------------------------------------
@@ -247,11 +297,9 @@ def _lines(path: Path, found: Description) -> list[str]:
     return lines + [f"note         {note}" for note in found.notes]
 
 
-def _recipe_lines(fits: list[Fit], folder: Path | None) -> list[str]:
-    if folder is None:
-        return []
+def _recipe_lines(fits: list[Fit], tried: int) -> list[str]:
     if not fits:
-        return [f"recipes      it fits none in {folder}"]
+        return [f"recipes      it fits none of {tried} (--configs FOLDER tries all in a folder)"]
     lines = []
     for fit in fits:
         options = f" with {' '.join(fit.options)}" if fit.options else ""

@@ -13,9 +13,13 @@ from vitdet.convert.report import Report, UnaccountedError
 from vitdet.convert.rules import Drop, Format, Inexact, OtherThan, Shapes
 from vitdet.utils.state_dicts import some
 
-# Parts of a backbone that a source may lack as a whole. Both start as the identity: detectron2
-# initialises the tables with zeros, and the last norm of a propagation block too.
-_OPTIONAL = (r"blocks\.\d+\.attn\.rel_pos_[hw]$", r"blocks\.\d+\.residual\.")
+# Parts that a source may lack as a whole. Those of a backbone start as the identity: detectron2
+# initialises the tables with zeros, and the last norm of a propagation block too. A detector of
+# boxes alone (EVA-02's for Objects365) starts one with masks.
+_OPTIONAL = (
+    *(r"blocks\.\d+\.attn\.rel_pos_[hw]$", r"blocks\.\d+\.residual\."),
+    r"/roi_heads\.mask_head\.",
+)
 # A buffer that a model with federated loss computes from the data set.
 _FED_LOSS = r"/roi_heads\.box_predictor\.(\d+\.)?fed_loss_cls_weights$"
 # Parts of a detector that a format's settings may speak of, and what is in their names.

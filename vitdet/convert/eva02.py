@@ -14,6 +14,8 @@ from vitdet.convert.rules import Drop, File, Format
 ROPE = r"((rope|rope_win|rope_glb|blocks\.\d+\.attn\.rope)\.)freqs_(cos|sin)$"
 ROPE_WHY = "rotary table, computed from the recipe's sizes"
 CONSTANT = "constant of the recipe, not a weight"
+# StreamPETR's pyramid has a fifth level, and a convolution where EVA-02 pools
+MORE_LEVELS = (r"/backbone\.simfp_6\.", r"/backbone\.simfp_5\.0\.")
 
 
 def _recognise(file: File) -> bool:
@@ -41,8 +43,7 @@ FORMAT = Format(
         Drop(r"proposal_generator\.anchor_generator\.cell_anchors\.", CONSTANT),
     ),
     kinds=("eva02",),
-    # StreamPETR's pyramid has a fifth level, and convolutions where EVA-02 pools
-    optional=(r"/backbone\.simfp_6\.", r"/backbone\.simfp_5\.0\."),
+    optional=MORE_LEVELS,
     detector=True,
     settings=(("pyramid.norm", "LN"), ("box_head.norm", "LN"), ("mask_head.norm", "LN")),
 )

@@ -7,9 +7,8 @@ docs/ViT_Large.md renames an EVA-02 detector: `backbone.net.X` to `img_backbone.
 
 from __future__ import annotations
 
+from vitdet.convert.eva02 import MORE_LEVELS, ROPE, ROPE_WHY
 from vitdet.convert.rules import Drop, File, Format, Rename
-
-_ROPE = r"(rope_win|rope_glb|blocks\.\d+\.attn\.rope)\.freqs_(cos|sin)$"
 
 
 def _recognise(file: File) -> bool:
@@ -22,11 +21,11 @@ FORMAT = Format(
     recognise=_recognise,
     rules=(
         Rename(r"adapter\.simfp", "/backbone.simfp"),
-        Drop(_ROPE, "rotary table, computed from the recipe's sizes"),
+        Drop(ROPE, ROPE_WHY),
     ),
     outside=(Drop(r"(pts_bbox_head|img_roi_head|img_neck)\.", "StreamPETR's own neck and heads"),),
     kinds=("eva02", "vit"),
-    # the file has a pyramid at most
-    optional=(r"/(proposal_generator|roi_heads)\.",),
+    # a file has a pyramid at most, of StreamPETR's five levels or of an EVA-02 detector's four
+    optional=(r"/(proposal_generator|roi_heads)\.", *MORE_LEVELS),
     detector=True,
 )

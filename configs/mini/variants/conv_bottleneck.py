@@ -1,0 +1,13 @@
+"""ViT, bottleneck convolution blocks: a tiny Mask R-CNN on drawn shapes.
+
+Source      ViTDet (arXiv 2203.16527), Table 2b, row "bottleneck"
+Schedule    as global_attention.py
+Train       python train_net.py --config-file configs/mini/variants/conv_bottleneck.py --num-gpus 2
+"""
+
+from ...common.ablations import convolutions as _convolutions
+from .global_attention import dataloader, model, optimizer, schedule, train
+
+_convolutions(model, "bottleneck")
+
+train.output_dir = "output/variants/conv_bottleneck"
