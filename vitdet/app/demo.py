@@ -22,7 +22,7 @@ from vitdet.engine.run import train
 from vitdet.predict.visualize import contact_sheet, draw_instances, save_image
 from vitdet.utils.checks import InputError
 
-RECIPE = Path("configs/mini/mask_rcnn_vitdet_shapes.py")
+RECIPE = Path("configs/mini/mask_rcnn_eva02_shapes.py")
 NUM_PICTURES = 8
 THRESHOLD = 0.5
 
