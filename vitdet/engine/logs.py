@@ -15,8 +15,6 @@ from vitdet.utils.distributed import is_main
 @contextmanager
 def logging_to() -> Iterator[Callable[[Path], None]]:
     """Send the main process's log lines to stdout; yields what also sends all of them to a file."""
-    # detectron2's image lists make recent torch say a line about tracing: no news for a user.
-    logging.getLogger("torch.fx._symbolic_trace").setLevel(logging.ERROR)
     package = logging.getLogger("vitdet")
     level = package.level
     style = logging.Formatter("[%(asctime)s] %(message)s", "%m-%d %H:%M:%S")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import platform
 import random
 import subprocess
@@ -31,6 +32,8 @@ def quiet_dependencies() -> None:
     """Leave the known warnings of dependencies out of what a user reads; all others stay."""
     for message in _NOISE:
         warnings.filterwarnings("ignore", message=message)
+    # detectron2's image lists make recent torch log a line about tracing
+    logging.getLogger("torch.fx._symbolic_trace").setLevel(logging.ERROR)
 
 
 def seed_from(*numbers: int) -> int:
