@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from tests.convert.manifests import CHECKPOINTS, find
-from vitdet import checkpoint
-from vitdet.app import cli, inspect
+from vitdet import checkpoint, config
+from vitdet.app import cli, demo, inspect
 from vitdet.backbones.vit import ViT
 from vitdet.convert.inspect import describe
 from vitdet.convert.recipes import COMMANDS
@@ -205,6 +205,17 @@ def test_recipes_of_published_files(
 
 
 @needs_manifests
+def test_a_checkpoint_of_the_demo_is_told_its_recipe(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = config.build_model(config.load_config(demo.RECIPE).model, device="cpu")
+    path = saved({"model": model.state_dict(), "vitdet": {"format": 1}}, tmp_path)
+    found = as_json(path, capsys=capsys)
+    assert [(fit["recipe"], fit["fit"]) for fit in found["recipes"]] == [
+        (str(demo.RECIPE), "whole")
+    ]
+
+
 def test_few_recipes_are_tried() -> None:
     # each takes a tenth of a second and more to load, and there are more than a hundred
     for command in COMMANDS:

@@ -144,7 +144,8 @@ class Candidate:
 def known(found: Description) -> list[Candidate]:
     """Return the recipes that `vitdet.convert.recipes` names for files like this one.
 
-    Files in our names, ours and detectron2's, may be of any recipe of their width.
+    Files in our names, ours and detectron2's, may be of any recipe of their width; files that this
+    project wrote also of its own small recipes.
     """
     sizes = found.backbone
     width = sizes.get("embed_dim") or next(iter(sizes.get("embed_dims", ())), 0)
@@ -154,6 +155,8 @@ def known(found: Description) -> list[Candidate]:
         for command in COMMANDS
         if command.width == width and (ours or command.format == found.format)
     ]
+    if found.format == "vitdet":
+        candidates += [*every(CONFIGS / "mini"), *every(CONFIGS / "own")]
     return list(dict.fromkeys(candidates))
 
 
