@@ -12,7 +12,6 @@ time of all processes, so that other programs disturb them little.
 from __future__ import annotations
 
 import argparse
-import datetime
 import json
 import os
 import resource
@@ -23,7 +22,7 @@ import tempfile
 from pathlib import Path
 from typing import NamedTuple
 
-import torch
+from common import Table, write
 
 from vitdet.config import build_model, load_config
 
@@ -76,8 +75,8 @@ def parameters(name: str) -> int:
     return sum(value.numel() for value in model.parameters())
 
 
-def row(name: str, runs: list[Run]) -> str:
-    """Return a variant's line of the table."""
+def row(name: str, runs: list[Run]) -> list[str]:
+    """Return the cells of a variant's line of the table."""
     cells = [f"[{name}](../../configs/mini/variants/{name}.py)"]
     for values in zip(*(run.scores for run in runs), strict=True):
         cell = f"{statistics.mean(values):.1f}"
@@ -86,7 +85,7 @@ def row(name: str, runs: list[Run]) -> str:
         cells.append(cell)
     cells.append(f"{parameters(name) / 1e6:.2f}")
     cells.append(f"{statistics.mean(run.seconds for run in runs):.0f}")
-    return f"| {' | '.join(cells)} |"
+    return cells
 
 
 def main() -> None:
@@ -98,23 +97,16 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", choices=names(), default=names(), metavar="NAME")
     parser.add_argument("--write", action="store_true", help="write benchmarks/results/")
     args = parser.parse_args()
-    heads = ["variant", *(column[0] for column in COLUMNS), "parameters [M]", "processor s"]
-    lines = [f"| {' | '.join(heads)} |", "| --- |" + " ---: |" * (len(heads) - 1)]
-    print(*lines, sep="\n", flush=True)
+    table = Table("variant", *(column[0] for column in COLUMNS), "parameters [M]", "processor s")
     for name in args.only:
-        runs = [train(name, seed, args.images, args.processes) for seed in args.seeds]
-        lines.append(row(name, runs))
-        print(lines[-1], flush=True)
+        table.add(
+            *row(name, [train(name, seed, args.images, args.processes) for seed in args.seeds])
+        )
     if args.write:
-        today = datetime.date.today().isoformat()
-        path = ROOT / f"benchmarks/results/variants_shapes_{args.images}_{today}.md"
         seeds = ", ".join(map(str, args.seeds))
-        text = f"Tiny variants after {args.images} drawn images, seeds {seeds}, CPU, torch "
-        text += f"{torch.__version__}, {today}.\nMade by `python benchmarks/variants.py --images "
-        text += f"{args.images} --seeds {' '.join(map(str, args.seeds))} --write`.\n\n"
-        path.parent.mkdir(exist_ok=True)
-        path.write_text(text + "\n".join(lines) + "\n")
-        print(path)
+        about = f"Tiny variants after {args.images} drawn images, seeds {seeds}, "
+        about += f"{args.processes} process(es)."
+        write(f"variants_shapes_{args.images}", about, table.lines)
 
 
 if __name__ == "__main__":

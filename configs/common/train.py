@@ -14,5 +14,6 @@ train = dict(
     clip_grad_norm=None,
     ema_decay=None,  # of a moving average of the weights, evaluated beside them
     eval_weights="model",  # what --eval-only takes of a file: "model" or "ema"
+    compile=False,  # torch.compile of the backbone's blocks
     ddp=dict(fp16_compression=True),  # gradients travel as fp16
 )

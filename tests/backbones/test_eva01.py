@@ -145,7 +145,10 @@ def test_initialisation_follows_the_published_rule():
         ({"num_heads": 3}, "num_heads: expected a divisor of 16, got 3"),
         ({"qkv_bias": True}, "qkv_bias: expected one of qv, full, none, got True"),
         ({"rel_pos_resize": "vitdet"}, "rel_pos_resize: expected one of interpolate, crop, beit"),
-        ({"attention_backend": "flash"}, "attention backend: expected one of auto, eager, sdpa"),
+        (
+            {"attention_backend": "flash"},
+            "attention backend: expected one of auto, eager, blocks, sdpa",
+        ),
     ],
 )
 def test_wrong_choices(changes, text):

@@ -288,7 +288,10 @@ def test_initialisation_follows_the_published_rule():
         ({"num_heads": 3}, "num_heads with rotary positions: .* out of 16, got 3 heads"),
         ({"num_heads": 8}, "a head of a multiple of 4 channels, out of 16, got 8 heads"),
         ({"rope_resize": "crop"}, "rope_resize: expected extend or stretch, got 'crop'"),
-        ({"attention_backend": "flash"}, "attention backend: expected one of auto, eager, sdpa"),
+        (
+            {"attention_backend": "flash"},
+            "attention backend: expected one of auto, eager, blocks, sdpa",
+        ),
     ],
 )
 def test_wrong_choices(changes, text):

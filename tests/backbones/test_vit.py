@@ -41,7 +41,10 @@ def randomised(**changes) -> ViT:
             {"use_rel_pos": False, "use_cls_token": True, "shifted_block_indexes": [0]},
             r"shifted_block_indexes: expected \[\] with class or register tokens, .* got \[0\]",
         ),
-        ({"attention_backend": "flash"}, "attention backend: expected one of auto, eager, sdpa"),
+        (
+            {"attention_backend": "flash"},
+            "attention backend: expected one of auto, eager, blocks, sdpa",
+        ),
     ],
 )
 def test_wrong_choices(changes, text):

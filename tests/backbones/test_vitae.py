@@ -45,7 +45,10 @@ def vitae_s(**changes: Any) -> nn.Module:
         ({"checkpoint_blocks": [-1]}, r"checkpoint_blocks: .* got \[-1\]"),
         ({"num_heads": 3}, "num_heads: expected a divisor of 16, got 3"),
         ({"embed_dim": 18}, "embed_dim: expected a multiple of 4, got 18"),
-        ({"attention_backend": "flash"}, "attention backend: expected one of auto, eager, sdpa"),
+        (
+            {"attention_backend": "flash"},
+            "attention backend: expected one of auto, eager, blocks, sdpa",
+        ),
     ],
 )
 def test_wrong_choices_of_vitae_b(changes: dict[str, Any], text: str) -> None:

@@ -31,13 +31,15 @@ KINDS = {
     "linformer": "linformer",
     "performer": "performer",
 }
-# kernel of dense attention that a mode asks for: kernel of the sliding chunks
-BACKENDS = {"eager": "autograd", "sdpa": "sdpa", "auto": "by_hand"}
+# kernel of dense attention that a mode asks for: kernel of the sliding chunks, "by_hand" for others
+BACKENDS = {"eager": "autograd", "sdpa": "sdpa"}
 
 
 def sliding_backend(mode: Mode, by_autograd: bool) -> str:
     """Return the kernel of the sliding chunks in a mode; the published class may name its own."""
-    return "autograd" if by_autograd and mode.backend == "auto" else BACKENDS[mode.backend]
+    if by_autograd and mode.backend == "auto":
+        return "autograd"
+    return BACKENDS.get(mode.backend, "by_hand")
 
 
 # --- the operator ------------------------------------------------------------------------------

@@ -7,14 +7,16 @@ import types
 from importlib.machinery import ModuleSpec
 from importlib.util import find_spec
 
+import kernel_cases
 import pytest
 import torch
 
 from vitdet.backbones.eva01 import EVA01ViT
 from vitdet.backbones.eva02 import EVA02ViT
 from vitdet.backbones.vit import ViT
+from vitdet.layers import attention as door
 from vitdet.layers.attention import KERNELS, attention
-from vitdet.layers.kernels import sdpa, xformers
+from vitdet.layers.kernels import triton_rel_pos, xformers
 from vitdet.layers.rel_pos import RelPos, rel_pos_terms, rel_pos_vectors, resize_rel_pos
 from vitdet.utils.checks import InputError
 
@@ -63,47 +65,16 @@ def test_kernel_equals_definition(backend, size):
     torch.testing.assert_close(out, expected, rtol=0, atol=1e-12)
 
 
-@pytest.mark.parametrize("backend", [name for name in CPU if name != "eager"])
-@pytest.mark.parametrize("with_rel_pos", [True, False])
-@pytest.mark.parametrize("head_dim", [32, 64, 80, 128])
-@pytest.mark.parametrize("size", [(14, 14), (5, 9)])
-def test_kernel_equals_eager(backend, with_rel_pos, head_dim, size):
-    L = size[0] * size[1]
-    gradients, outputs = [], []
-    for name in ("eager", backend):
-        torch.manual_seed(1)
-        q, k, v = (torch.randn(2, 3, L, head_dim, requires_grad=True) for _ in range(3))
-        h = torch.randn(2, 3, L, size[0], requires_grad=True)
-        w = torch.randn(2, 3, L, size[1], requires_grad=True)
-        rel_pos = RelPos(h, w) if with_rel_pos else None
-        out = attention(q, k, v, rel_pos=rel_pos, backend=name)
-        (out * torch.randn_like(out)).sum().backward()
-        outputs.append(out.detach())
-        gradients.append([x.grad for x in (q, k, v, h, w) if x.grad is not None])
-    torch.testing.assert_close(outputs[1], outputs[0], rtol=0, atol=2e-6)
-    assert len(gradients[0]) == (5 if with_rel_pos else 3)
-    for ours, reference in zip(gradients[1], gradients[0], strict=True):
-        torch.testing.assert_close(ours, reference, rtol=0, atol=1e-5)
-
-
-def test_blocks_of_queries_equal_one_block(monkeypatch):
-    torch.manual_seed(2)
-    q, k, v = torch.randn(3, 1, 2, 35, 16)
-    rel_pos = RelPos(torch.randn(1, 2, 35, 5), torch.randn(1, 2, 35, 7))
-    whole = sdpa.blocked(q, k, v, rel_pos, 0.25)
-    monkeypatch.setattr(sdpa, "_BLOCK", 2 * 35 * 4)  # four queries at a time
-    torch.testing.assert_close(sdpa.blocked(q, k, v, rel_pos, 0.25), whole, rtol=0, atol=1e-6)
-
-
-def test_bfloat16_is_near_float32():
-    torch.manual_seed(3)
-    q, k, v = torch.randn(3, 2, 2, 36, 32)
-    rel_pos = RelPos(torch.randn(2, 2, 36, 6), torch.randn(2, 2, 36, 6))
-    exact = attention(q, k, v, rel_pos=rel_pos, backend="eager")
-    low = [x.bfloat16() for x in (q, k, v)]
-    out = attention(*low, rel_pos=RelPos(*(x.bfloat16() for x in rel_pos)), backend="sdpa")
-    assert out.dtype == torch.bfloat16
-    torch.testing.assert_close(out.float(), exact, rtol=0, atol=0.05)
+@pytest.mark.parametrize("with_rel_pos", [True, False], ids=["bias", "plain"])
+@pytest.mark.parametrize("case", kernel_cases.CASES, ids=str)
+@pytest.mark.parametrize("backend", [name for name in KERNELS if name != "eager"])
+def test_kernel_equals_eager(backend, case, with_rel_pos):
+    """Values and gradients of every kernel that can run here; tests/gpu has those of CUDA."""
+    q = torch.zeros(1, 1, 1, 16, dtype=getattr(torch, case.dtype), requires_grad=True)
+    if not KERNELS[backend].can_run(q, RelPos(q, q) if with_rel_pos else None):
+        pytest.skip("not for these inputs on a CPU")
+    found = kernel_cases.differences(case, backend, bias=with_rel_pos)
+    kernel_cases.check(found, case.dtype, with_rel_pos)
 
 
 def test_unknown_backend_names_the_nearest():
@@ -187,6 +158,122 @@ def test_xformers_equals_eager(head_dim):
     torch.testing.assert_close(outputs[1], outputs[0], rtol=0, atol=1e-5)
     for ours, reference in zip(gradients[1], gradients[0], strict=True):
         torch.testing.assert_close(ours, reference, rtol=0, atol=5e-5)
+
+
+@pytest.mark.parametrize("backend", ["flex", "triton_rel_pos"])
+def test_kernel_that_needs_relative_positions_is_told_when_building(backend, monkeypatch):
+    module = types.ModuleType("triton")
+    module.__spec__ = ModuleSpec("triton", None)
+    monkeypatch.setitem(sys.modules, "triton", module)
+    small = {"depth": 1, "embed_dim": 16, "num_heads": 2, "attention_backend": backend}
+    assert ViT(**small, use_rel_pos=True).blocks[0].attn.backend == backend
+    with pytest.raises(InputError, match="expected a backbone with relative positions, got use_r"):
+        ViT(**small, use_rel_pos=False)
+
+
+def test_triton_not_installed_is_told_when_building(monkeypatch):
+    monkeypatch.setitem(sys.modules, "triton", None)
+    with pytest.raises(InputError, match=r"expected the package triton, got no such package\. Run"):
+        ViT(depth=1, embed_dim=16, num_heads=2, attention_backend="triton_rel_pos")
+
+
+@pytest.mark.parametrize(
+    ("dtype", "bias", "expected"),
+    [
+        (torch.float32, True, "blocks"),
+        (torch.float32, False, "sdpa"),
+        (torch.bfloat16, True, "blocks"),
+    ],
+)
+def test_auto_on_a_cpu_and_what_it_tells_once(dtype, bias, expected, caplog, monkeypatch):
+    monkeypatch.setattr(door, "_TOLD", set())
+    q = torch.zeros(1, 1, 4, 8, dtype=dtype)
+    rel_pos = RelPos(q[..., :2], q[..., :2]) if bias else None
+    with caplog.at_level("INFO", "vitdet.layers.attention"):
+        assert door.automatic(q, rel_pos) == expected
+        attention(q, q, q, rel_pos=rel_pos)
+    kind = str(dtype).removeprefix("torch.")
+    words = f"attention on cpu, {kind}, {'with' if bias else 'without'} position bias, without"
+    assert [f"{words} gradients: {expected}"] == caplog.messages
+
+
+@pytest.mark.parametrize(
+    ("dtype", "bias", "expected"),
+    [
+        (torch.bfloat16, True, "triton_rel_pos"),
+        (torch.float32, True, "sdpa"),
+        (torch.bfloat16, False, "sdpa"),
+    ],
+)
+def test_auto_by_device_and_type(dtype, bias, expected, monkeypatch):
+    """With tensors that only say that they are on a GPU."""
+    line = door.Choice("triton_rel_pos", "cuda", rel_pos=True, types=(torch.bfloat16,))
+    monkeypatch.setattr(door, "CHOICES", (line, *door.CHOICES))
+    monkeypatch.setattr(triton_rel_pos, "_INSTALLED", True)
+    monkeypatch.setattr(triton_rel_pos, "_capable", lambda index: True)
+    q = types.SimpleNamespace(
+        device=torch.device("cuda"),
+        dtype=dtype,
+        ndim=4,
+        shape=torch.Size((1, 1, 4, 64)),
+        requires_grad=True,
+    )
+    assert door.automatic(q, RelPos(q, q) if bias else None) == expected
+
+
+def test_auto_reads_its_table_from_above(monkeypatch):
+    """By size and by gradient, too; a kernel that cannot run is passed over."""
+    table = (
+        door.Choice("triton_rel_pos"),
+        door.Choice("eager", most=4),
+        door.Choice("blocks", gradients=False),
+        door.Choice("sdpa"),
+    )
+    monkeypatch.setattr(door, "CHOICES", table)
+    monkeypatch.setattr(triton_rel_pos, "_INSTALLED", False)
+    small, large = torch.zeros(1, 1, 4, 8), torch.zeros(1, 1, 5, 8)
+    assert door.automatic(small, None) == "eager"
+    assert door.automatic(large, None) == "blocks"
+    assert door.automatic(large.requires_grad_(), None) == "sdpa"
+    with torch.no_grad():
+        assert door.automatic(large, None) == "blocks"
+
+
+def test_auto_does_not_cut_a_compiled_graph(monkeypatch):
+    monkeypatch.setattr(door, "_TOLD", set())
+    q, k, v = torch.randn(3, 1, 2, 6, 16)
+    rel_pos = RelPos(torch.randn(1, 2, 6, 2), torch.randn(1, 2, 6, 3))
+    compiled = torch.compile(attention, backend="aot_eager", fullgraph=True)
+    for bias in (rel_pos, None):
+        expected = attention(q, k, v, rel_pos=bias, backend="eager")
+        torch.testing.assert_close(compiled(q, k, v, rel_pos=bias), expected)
+
+
+def test_flex_has_no_gradients_on_a_cpu():
+    q = torch.zeros(1, 1, 4, 16, requires_grad=True)
+    rel_pos = RelPos(torch.zeros(1, 1, 4, 2), torch.zeros(1, 1, 4, 2))
+    with pytest.raises(InputError, match="'flex': expected inputs that it supports, got q"):
+        attention(q, q, q, rel_pos=rel_pos, backend="flex")
+
+
+@pytest.mark.parametrize(
+    ("dtype", "size"), [(torch.float32, (5, 9)), (torch.bfloat16, (5, 9)), (torch.float32, (7, 6))]
+)
+def test_flex_equals_eager(dtype, size):
+    """Compiled with the C++ compiler of this machine, forward only; for a second size, too."""
+    torch.manual_seed(6)
+    L = size[0] * size[1]
+    q, k, v = torch.randn(3, 1, 2, L, 32, dtype=dtype)
+    rel_pos = RelPos(*(torch.randn(1, 2, L, side, dtype=dtype) for side in size))
+    exact = attention(
+        *(x.float() for x in (q, k, v)),
+        rel_pos=RelPos(*(x.float() for x in rel_pos)),
+        backend="eager",
+    )
+    out = attention(q, k, v, rel_pos=rel_pos, backend="flex")
+    assert out.dtype == dtype
+    tolerance = 2e-6 if dtype == torch.float32 else 3e-2
+    torch.testing.assert_close(out.float(), exact, rtol=0, atol=tolerance)
 
 
 def test_table_rows_are_offsets():

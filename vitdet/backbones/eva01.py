@@ -20,6 +20,7 @@ from vitdet.backbones.base import LayeredBackbone, check_block_indexes
 from vitdet.layers.attention import attention, check_backend
 from vitdet.layers.drop_path import DropPath, drop_path_rates
 from vitdet.layers.geometric import resize_rel_pos_geometric
+from vitdet.layers.linear import Linear, linear
 from vitdet.layers.mlp import Mlp
 from vitdet.layers.patch_embed import PatchEmbed
 from vitdet.layers.pos_embed import PosEmbedResize, resize_pos_embed
@@ -87,10 +88,10 @@ class Attention(nn.Module):
         if dim % num_heads:
             fail("num_heads", expected=f"a divisor of {dim}", got=num_heads, remedy="Change it.")
         self.num_heads = num_heads
-        self.qkv = nn.Linear(dim, 3 * dim, bias=qkv_bias == "full")
+        self.qkv = Linear(dim, 3 * dim, bias=qkv_bias == "full")
         self.q_bias = nn.Parameter(torch.zeros(dim)) if qkv_bias == "qv" else None
         self.v_bias = nn.Parameter(torch.zeros(dim)) if qkv_bias == "qv" else None
-        self.proj = nn.Linear(dim, dim)
+        self.proj = Linear(dim, dim)
         self.rel_pos_resize: RelPosResize | Literal["beit"] = rel_pos_resize
         self.backend = backend
         self.rel_pos_h: nn.Parameter | None = None
@@ -106,7 +107,7 @@ class Attention(nn.Module):
         bias = self.qkv.bias
         if self.q_bias is not None and self.v_bias is not None:
             bias = torch.cat([self.q_bias, torch.zeros_like(self.v_bias), self.v_bias])
-        qkv = F.linear(x, self.qkv.weight, bias)
+        qkv = linear(x, self.qkv.weight, bias)
         qkv = qkv.view(B, H * W, 3, self.num_heads, C // self.num_heads)
         q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)  # each (B, N, L, D)
         x = attention(q, k, v, rel_pos=self._rel_pos(q, (H, W)), backend=self.backend)

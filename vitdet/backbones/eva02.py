@@ -13,13 +13,13 @@ from __future__ import annotations
 from collections.abc import Collection
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from vitdet.backbones.base import LayeredBackbone, check_block_indexes
 from vitdet.layers.attention import attention, check_backend
 from vitdet.layers.drop_path import DropPath, drop_path_rates
+from vitdet.layers.linear import Linear, linear
 from vitdet.layers.mlp import SwiGLU
 from vitdet.layers.patch_embed import PatchEmbed
 from vitdet.layers.pos_embed import PosEmbedResize, resize_pos_embed
@@ -55,23 +55,23 @@ class Attention(nn.Module):
         super().__init__()
         self.num_heads = num_heads
         self.backend = backend
-        self.q_proj = nn.Linear(dim, dim, bias=False)
-        self.k_proj = nn.Linear(dim, dim, bias=False)
-        self.v_proj = nn.Linear(dim, dim, bias=False)
+        self.q_proj = Linear(dim, dim, bias=False)
+        self.k_proj = Linear(dim, dim, bias=False)
+        self.v_proj = Linear(dim, dim, bias=False)
         self.q_bias = nn.Parameter(torch.zeros(dim)) if qkv_bias else None
         self.v_bias = nn.Parameter(torch.zeros(dim)) if qkv_bias else None
         self.inner_attn_ln = (
             nn.Identity() if inner_norm_eps is None else nn.LayerNorm(dim, eps=inner_norm_eps)
         )
-        self.proj = nn.Linear(dim, dim)
+        self.proj = Linear(dim, dim)
 
     def forward(self, x: torch.Tensor, rope: RotaryTables) -> torch.Tensor:
         """Map tokens x (B, H, W, C) to (B, H, W, C); `rope` belongs to an H x W map."""
         B, H, W, C = x.shape
         shape = (B, H * W, self.num_heads, C // self.num_heads)
-        q = F.linear(x, self.q_proj.weight, self.q_bias).view(shape).transpose(1, 2)
+        q = linear(x, self.q_proj.weight, self.q_bias).view(shape).transpose(1, 2)
         k = self.k_proj(x).view(shape).transpose(1, 2)
-        v = F.linear(x, self.v_proj.weight, self.v_bias).view(shape).transpose(1, 2)
+        v = linear(x, self.v_proj.weight, self.v_bias).view(shape).transpose(1, 2)
         x = attention(rotate(q, rope), rotate(k, rope), v, backend=self.backend)  # (B, N, L, D)
         return self.proj(self.inner_attn_ln(x.transpose(1, 2).reshape(B, H, W, C)))
 

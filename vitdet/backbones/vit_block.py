@@ -17,6 +17,7 @@ from torch import nn
 
 from vitdet.layers.attention import attention
 from vitdet.layers.drop_path import DropPath
+from vitdet.layers.linear import Linear
 from vitdet.layers.mlp import LayerScale, Mlp, SwiGLU
 from vitdet.layers.rel_pos import RelPosResize, rel_pos_terms
 from vitdet.layers.rope import RotaryTables, rotate
@@ -51,8 +52,8 @@ class Attention(nn.Module):
         if dim % num_heads:
             fail("num_heads", expected=f"a divisor of {dim}", got=num_heads, remedy="Change it.")
         self.num_heads = num_heads
-        self.qkv = nn.Linear(dim, 3 * dim, bias=qkv_bias)
-        self.proj = nn.Linear(dim, dim)
+        self.qkv = Linear(dim, 3 * dim, bias=qkv_bias)
+        self.proj = Linear(dim, dim)
         self.rel_pos_resize: RelPosResize = rel_pos_resize
         self.backend = backend
         self.rel_pos_h: nn.Parameter | None = None

@@ -18,6 +18,7 @@ from torch.utils.checkpoint import checkpoint
 from vitdet.backbones.base import LayeredBackbone, check_block_indexes
 from vitdet.layers.attention import attention, check_backend
 from vitdet.layers.drop_path import DropPath, drop_path_rates
+from vitdet.layers.linear import Linear
 from vitdet.layers.mlp import Mlp
 from vitdet.layers.patch_embed import PatchEmbed
 from vitdet.layers.pos_embed import PosEmbedResize, resize_pos_embed
@@ -60,7 +61,7 @@ class CellAttention(nn.Module):
         self.num_heads = num_heads
         self.rel_pos_resize: RelPosResize = rel_pos_resize
         self.backend = backend
-        self.qkv = nn.Linear(dim, 3 * dim, bias=qkv_bias and not separate_biases)
+        self.qkv = Linear(dim, 3 * dim, bias=qkv_bias and not separate_biases)
         self.q_bias: nn.Parameter | None = None
         self.v_bias: nn.Parameter | None = None
         if qkv_bias and separate_biases:
@@ -69,7 +70,7 @@ class CellAttention(nn.Module):
         shape = (2 * rel_pos_size - 1, dim // num_heads)
         self.rel_pos_h = nn.Parameter(torch.zeros(shape))
         self.rel_pos_w = nn.Parameter(torch.zeros(shape))
-        self.proj = nn.Linear(dim, dim)
+        self.proj = Linear(dim, dim)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Map tokens x (B, H, W, C) to (B, H, W, C); every token attends to every other."""

@@ -21,6 +21,7 @@ from vitdet.backbones.base import LayeredBackbone, check_block_indexes
 from vitdet.backbones.vitae import CellAttention, NormalCell, init_linear
 from vitdet.layers.attention import check_backend
 from vitdet.layers.drop_path import drop_path_rates
+from vitdet.layers.linear import Linear
 from vitdet.layers.rel_pos import RelPosResize
 from vitdet.utils.checks import fail
 
@@ -99,15 +100,13 @@ class TokenPerformer(nn.Module):
         super().__init__()
         features = int(dim * feature_ratio)
         self.norm1 = nn.LayerNorm(in_dim)  # eps 1e-5 in the reduction cells, as published
-        self.kqv = nn.Linear(in_dim, 3 * dim)
+        self.kqv = Linear(in_dim, 3 * dim)
         random_features = nn.init.orthogonal_(torch.empty(features, dim)) * math.sqrt(features)
         self.w = nn.Parameter(random_features, requires_grad=False)
-        self.proj = nn.Linear(dim, dim)
+        self.proj = Linear(dim, dim)
         self.dropout = nn.Dropout(dropout)
         self.norm2 = nn.LayerNorm(dim)
-        self.mlp = nn.Sequential(
-            nn.Linear(dim, dim), nn.GELU(), nn.Linear(dim, dim), nn.Dropout(dropout)
-        )
+        self.mlp = nn.Sequential(Linear(dim, dim), nn.GELU(), Linear(dim, dim), nn.Dropout(dropout))
 
     def forward(self, x: torch.Tensor, shortcut: torch.Tensor) -> torch.Tensor:
         """Map tokens x (B, H, W, in_dim) to (B, H, W, C); `shortcut` is added before the MLP."""

@@ -14,6 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from vitdet import checkpoint
 from vitdet.config import KEYS, build_model, save_config, set_num_classes
+from vitdet.engine.compiled import compile_blocks
 from vitdet.engine.hooks import (
     Checkpoints,
     Evaluations,
@@ -39,7 +40,7 @@ TRAIN_KEYS = frozenset(
     }
 )
 # What a recipe may leave out (configs saved before there were these keys do), and what holds then.
-OPTIONAL_TRAIN_KEYS = {"ema_decay": None, "eval_weights": "model"}
+OPTIONAL_TRAIN_KEYS = {"ema_decay": None, "eval_weights": "model", "compile": False}
 
 
 def train(cfg: DictConfig, *, resume: bool = False) -> Results:
@@ -238,6 +239,8 @@ def _build_trainer(cfg: DictConfig, class_names: tuple[str, ...]) -> Trainer:
     set_num_classes(cfg, len(class_names))
     seed_all(cfg.train.seed)
     detector = build_model(cfg.model, device=str(pick_device(cfg.train.device)))
+    if _optional(cfg, "compile"):
+        compile_blocks(detector)
     return Trainer(
         detector,
         build(cfg.optimizer, model=detector),

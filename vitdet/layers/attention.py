@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from importlib.util import find_spec
 from typing import NamedTuple
 
 import torch
 
-from vitdet.layers.kernels import eager, sdpa, xformers
+from vitdet.layers.kernels import blocks, eager, flex, sdpa, triton_rel_pos, xformers
 from vitdet.layers.rel_pos import RelPos
 from vitdet.utils.checks import fail, nearest
+
+logger = logging.getLogger(__name__)
 
 _Run = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, "RelPos | None", float], torch.Tensor]
 
@@ -18,28 +21,60 @@ _Run = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, "RelPos | None", floa
 class Kernel(NamedTuple):
     """A kernel: `run` computes, `can_run` tells whether it can for these inputs.
 
-    `package` is the optional package that it needs, "" for none, `takes_rel_pos` whether it can
-    compute with relative positions at all.
+    `package` is the optional package that it needs, "" for none, `rel_pos` tells whether it can
+    compute with relative positions, and without.
     """
 
     run: _Run
     can_run: Callable[[torch.Tensor, RelPos | None], bool]
     package: str = ""
-    takes_rel_pos: bool = True
+    rel_pos: tuple[bool, ...] = (True, False)
 
 
 KERNELS: dict[str, Kernel] = {
     "eager": Kernel(eager.attention, eager.can_run),
+    "blocks": Kernel(blocks.attention, blocks.can_run),
     "sdpa": Kernel(sdpa.attention, sdpa.can_run),
-    "xformers": Kernel(xformers.attention, xformers.can_run, xformers.PACKAGE, False),
+    "flex": Kernel(flex.attention, flex.can_run, rel_pos=(True,)),
+    "triton_rel_pos": Kernel(
+        triton_rel_pos.attention, triton_rel_pos.can_run, triton_rel_pos.PACKAGE, (True,)
+    ),
+    "xformers": Kernel(xformers.attention, xformers.can_run, xformers.PACKAGE, (False,)),
 }
 
 
-def check_backend(backend: str, *, rel_pos: bool = False) -> None:
+class Choice(NamedTuple):
+    """A line of the table behind "auto"; None stands for all.
+
+    `most` is the largest number of tokens.
+    """
+
+    kernel: str
+    device: str | None = None
+    rel_pos: bool | None = None
+    types: tuple[torch.dtype, ...] | None = None
+    gradients: bool | None = None
+    most: int | None = None
+
+
+_TOLD: set[tuple[object, ...]] = set()
+# "auto" is the first line that fits and whose kernel can run. Only what was measured stands here:
+# triton_rel_pos joins it with the first table of benchmarks/gpu.py.
+CHOICES = (
+    # benchmarks/attention.py on two cores of an AMD EPYC (AVX-512), torch 2.15: with a bias, blocks
+    # took 0.4 to 1 of sdpa's time without gradients and 0.34 to 0.77 with them, least for large
+    # maps. Without a bias neither was ahead.
+    Choice("blocks", "cpu", rel_pos=True),
+    # Never slower than eager on a CPU.
+    Choice("sdpa"),
+)
+
+
+def check_backend(backend: str, *, rel_pos: bool | None = None) -> None:
     """Raise an InputError unless `backend` is "auto" or the name of a kernel that is installed.
 
-    With `rel_pos` it must also be able to compute with relative positions. Backbones call this when
-    they are built, so that a training run does not stop at its first step.
+    Where `rel_pos` tells whether there are relative positions, the kernel must suit that. Backbones
+    call this when they are built, so that a training run does not stop at its first step.
     """
     names = ["auto", *KERNELS]
     if backend not in names:
@@ -58,13 +93,48 @@ def check_backend(backend: str, *, rel_pos: bool = False) -> None:
             got="no such package",
             remedy=f"Run `pip install {package}`, or use backend 'auto'.",
         )
-    if rel_pos and backend in KERNELS and not KERNELS[backend].takes_rel_pos:
+    if rel_pos is not None and backend in KERNELS and rel_pos not in KERNELS[backend].rel_pos:
         fail(
             f"attention backend {backend!r}",
-            expected="a backbone without relative positions",
-            got="use_rel_pos=True",
+            expected=f"a backbone {'without' if rel_pos else 'with'} relative positions",
+            got=f"use_rel_pos={rel_pos}",
             remedy="Use backend 'auto'.",
         )
+
+
+def automatic(q: torch.Tensor, rel_pos: RelPos | None) -> str:
+    """Return the kernel that "auto" means for these inputs: the first of CHOICES that fits."""
+    gradients = torch.is_grad_enabled() and q.requires_grad
+    for choice in CHOICES:
+        if (
+            choice.device in (None, q.device.type)
+            and choice.rel_pos in (None, rel_pos is not None)
+            and (choice.types is None or q.dtype in choice.types)
+            and choice.gradients in (None, gradients)
+            and (choice.most is None or q.shape[-2] <= choice.most)
+            and KERNELS[choice.kernel].can_run(q, rel_pos)
+        ):
+            _tell(choice.kernel, q.device.type, q.dtype, rel_pos is not None, gradients)
+            return choice.kernel
+    raise AssertionError("the last of CHOICES fits everything")
+
+
+@torch.compiler.assume_constant_result  # a compiler runs it instead of cutting its graph here
+def _tell(*choice: object) -> bool:
+    """Log a choice once; return whether it was the first time."""
+    if choice in _TOLD:
+        return False
+    _TOLD.add(choice)
+    kernel, device, dtype, bias, gradients = choice
+    logger.info(
+        "attention on %s, %s, %s position bias, %s gradients: %s",
+        device,
+        str(dtype).removeprefix("torch."),
+        "with" if bias else "without",
+        "with" if gradients else "without",
+        kernel,
+    )
+    return True
 
 
 def attention(
@@ -85,9 +155,7 @@ def attention(
         rel_pos: terms of the relative-position bias on the H x W grid of the keys (L = H * W), not
             scaled; None for no bias.
         scale: factor on q k^T, D ** -0.5 when None.
-        backend: name of a kernel in KERNELS, or "auto": sdpa, which was at least as fast as eager
-            in every size measured (benchmarks/attention.py) and never holds an L x L matrix in
-            inference.
+        backend: name of a kernel in KERNELS, or "auto": the fastest known, see CHOICES.
 
     Returns:
         (B, N, L, D).
@@ -95,7 +163,7 @@ def attention(
     Raises:
         InputError: no such kernel, or it cannot run for these inputs.
     """
-    name = "sdpa" if backend == "auto" else backend
+    name = automatic(q, rel_pos) if backend == "auto" else backend
     if name not in KERNELS:
         check_backend(backend)
     kernel = KERNELS[name]

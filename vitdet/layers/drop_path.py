@@ -19,14 +19,18 @@ class DropPath(nn.Module):
         if not 0.0 <= rate < 1.0:
             raise ValueError(f"drop path rate: expected a number in [0, 1), got {rate}")
         self.rate = rate
+        # A tensor, since a number would be a constant of compiled code, made again for every rate.
+        # On the CPU: a scalar there meets tensors of every device.
+        self.keep = torch.tensor(1.0 - rate, device="cpu")
+        self.active = rate > 0.0
 
     def forward(self, branch: torch.Tensor) -> torch.Tensor:
         """Return branch (B, ...) with some samples zeroed and the others rescaled."""
-        if self.rate == 0.0 or not self.training:
+        if not self.active or not self.training:
             return branch
-        keep = 1.0 - self.rate
         shape = (branch.shape[0],) + (1,) * (branch.ndim - 1)
-        return branch * branch.new_empty(shape).bernoulli_(keep).div_(keep)
+        kept = torch.rand(shape, device=branch.device) < self.keep
+        return branch * (kept / self.keep).to(branch.dtype)
 
     def extra_repr(self) -> str:
         """Return what `print(module)` shows."""

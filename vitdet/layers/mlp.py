@@ -8,6 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from vitdet.layers.linear import Linear
+
 Activation = Literal["gelu", "quick_gelu"]
 FeedForward = Literal["mlp", "swiglu", "swiglu_norm"]
 
@@ -24,8 +26,8 @@ class Mlp(nn.Module):
 
     def __init__(self, dim: int, hidden_dim: int, act_layer: Activation = "gelu") -> None:
         super().__init__()
-        self.fc1 = nn.Linear(dim, hidden_dim)
-        self.fc2 = nn.Linear(hidden_dim, dim)
+        self.fc1 = Linear(dim, hidden_dim)
+        self.fc2 = Linear(hidden_dim, dim)
         self.quick = act_layer == "quick_gelu"
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -51,10 +53,10 @@ class SwiGLU(nn.Module):
         self, dim: int, hidden_dim: int, norm_eps: float = 1e-6, inner_norm: bool = True
     ) -> None:
         super().__init__()
-        self.w1 = nn.Linear(dim, hidden_dim)
-        self.w2 = nn.Linear(dim, hidden_dim)
+        self.w1 = Linear(dim, hidden_dim)
+        self.w2 = Linear(dim, hidden_dim)
         self.ffn_ln = nn.LayerNorm(hidden_dim, eps=norm_eps) if inner_norm else nn.Identity()
-        self.w3 = nn.Linear(hidden_dim, dim)
+        self.w3 = Linear(hidden_dim, dim)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Map x (..., C) to (..., C)."""

@@ -18,7 +18,8 @@ def window_partition(x: torch.Tensor, window_size: int) -> torch.Tensor:
     """
     B, H, W, C = x.shape
     below, right = -H % window_size, -W % window_size
-    if below or right:
+    # Compiled, both cases are one graph: otherwise each would be made for the sizes that need it.
+    if torch.compiler.is_compiling() or below or right:
         x = F.pad(x, (0, 0, 0, right, 0, below))
     rows, columns = (H + below) // window_size, (W + right) // window_size
     x = x.reshape(B, rows, window_size, columns, window_size, C)

@@ -13,6 +13,7 @@ from vitdet.backbones.msvit.attention import join_heads, split_heads
 from vitdet.backbones.msvit.positions import PosResize, fit_grid
 from vitdet.backbones.msvit.precision import no_autocast, working_dtype
 from vitdet.layers.attention import attention
+from vitdet.layers.linear import Linear
 
 _NORM_EPS = 1e-5  # of torch's InstanceNorm2d, as published
 _KERNEL_EPS = 1e-4
@@ -60,11 +61,11 @@ class SRAttention(nn.Module):
         super().__init__()
         self.backend = backend
         self.num_heads, self.num_global, self.reduction = num_heads, num_global, reduction
-        self.query = nn.Linear(dim, dim, bias=qkv_bias)
-        self.kv = nn.Linear(dim, 2 * dim, bias=qkv_bias)
+        self.query = Linear(dim, dim, bias=qkv_bias)
+        self.kv = Linear(dim, 2 * dim, bias=qkv_bias)
         self.proj_sr = nn.Conv2d(dim, dim, kernel_size=reduction, stride=reduction, bias=False)
         self.norm_sr = InstanceNorm()
-        self.proj = nn.Linear(dim, dim)
+        self.proj = Linear(dim, dim)
 
     def forward(self, x: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
         """Map tokens x (B, G + H * W, C) of a map of `size` (H, W) to the same shape."""
@@ -114,9 +115,9 @@ class LinformerAttention(nn.Module):
         length = num_global + map_size**2
         self.proj_k = nn.Parameter(torch.zeros(length, num_features))
         self.proj_v = None if share_kv else nn.Parameter(torch.zeros(length, num_features))
-        self.query = nn.Linear(dim, dim, bias=qkv_bias)
-        self.kv = nn.Linear(dim, 2 * dim, bias=qkv_bias)
-        self.proj = nn.Linear(dim, dim)
+        self.query = Linear(dim, dim, bias=qkv_bias)
+        self.kv = Linear(dim, 2 * dim, bias=qkv_bias)
+        self.proj = Linear(dim, dim)
 
     def forward(self, x: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
         """Map tokens x (B, G + H * W, C) of a map of `size` (H, W) to the same shape."""
@@ -204,8 +205,8 @@ class PerformerAttention(nn.Module):
         super().__init__()
         self.num_heads = num_heads
         self.fast_attention = FastAttention(dim // num_heads, num_features)
-        self.qkv = nn.Linear(dim, 3 * dim, bias=qkv_bias)
-        self.proj = nn.Linear(dim, dim)
+        self.qkv = Linear(dim, 3 * dim, bias=qkv_bias)
+        self.proj = Linear(dim, dim)
 
     def forward(self, x: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:  # noqa: ARG002
         """Map tokens x (B, G + H * W, C) of a map of `size` (H, W) to the same shape."""

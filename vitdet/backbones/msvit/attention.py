@@ -17,6 +17,7 @@ from vitdet.backbones.msvit.grid import NEIGHBOURS, ChunkGrid, check_pattern
 from vitdet.backbones.msvit.positions import PosResize, dense_bias, fit_offsets
 from vitdet.backbones.msvit.sliding_chunk import check_backend, sliding_chunk_attention
 from vitdet.layers.attention import attention
+from vitdet.layers.linear import Linear
 
 
 def split_heads(x: torch.Tensor, parts: int, num_heads: int) -> tuple[torch.Tensor, ...]:
@@ -119,8 +120,8 @@ class FullAttention(RelativePositions):
             backend=backend,
         )
         self.rel_pos_resize: PosResize = rel_pos_resize
-        self.qkv = nn.Linear(dim, 3 * dim, bias=qkv_bias)
-        self.proj = nn.Linear(dim, dim)
+        self.qkv = Linear(dim, 3 * dim, bias=qkv_bias)
+        self.proj = Linear(dim, dim)
 
     def forward(self, x: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
         """Map tokens x (B, G + H * W, C) of a map of `size` (H, W) to the same shape."""
@@ -168,13 +169,13 @@ class _GlobalTokens(RelativePositions):
         backend: str = "auto",
     ) -> None:
         super().__init__(num_heads, num_global, use_rel_pos=use_rel_pos, rows=rows, backend=backend)
-        self.query = nn.Linear(dim, dim, bias=qkv_bias)
-        self.kv = nn.Linear(dim, 2 * dim, bias=qkv_bias)
-        self.proj = nn.Linear(dim, dim)
+        self.query = Linear(dim, dim, bias=qkv_bias)
+        self.kv = Linear(dim, 2 * dim, bias=qkv_bias)
+        self.proj = Linear(dim, dim)
         own = num_global > 0 and not share_weights
-        self.query_global = nn.Linear(dim, dim, bias=qkv_bias) if own else None
-        self.kv_global = nn.Linear(dim, 2 * dim, bias=qkv_bias) if own else None
-        self.proj_global = nn.Linear(dim, dim) if own else None
+        self.query_global = Linear(dim, dim, bias=qkv_bias) if own else None
+        self.kv_global = Linear(dim, 2 * dim, bias=qkv_bias) if own else None
+        self.proj_global = Linear(dim, dim) if own else None
 
     def forward(self, x: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
         """Map tokens x (B, G + H * W, C) of a map of `size` (H, W) to the same shape."""

@@ -1,0 +1,69 @@
+"""Every attention kernel on the device against eager: values and gradients."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from vitdet.layers.attention import KERNELS, attention
+from vitdet.layers.rel_pos import RelPos
+
+sys.path.append(str(Path(__file__).parents[1] / "layers"))
+import kernel_cases
+from kernel_cases import Case
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device"),
+]
+CASES = [
+    *kernel_cases.CASES,
+    Case((64, 64), 64, "bfloat16"),
+    Case((14, 14), 64, "bfloat16", batch=25, heads=12),
+    Case((33, 100), 80, "float16"),
+    Case((50, 84), 64),
+    Case((20, 128), 128, "bfloat16"),
+]
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+@pytest.mark.parametrize("bias", [True, False], ids=["bias", "plain"])
+@pytest.mark.parametrize("backend", [name for name in KERNELS if name != "eager"])
+def test_kernel_equals_eager(backend, bias, case):
+    q = torch.zeros(1, 1, 1, case.head_dim, dtype=getattr(torch, case.dtype), device="cuda")
+    if not KERNELS[backend].can_run(q, RelPos(q, q) if bias else None):
+        pytest.skip("not for these inputs on this device")
+    found = kernel_cases.differences(case, backend, "cuda", bias)
+    kernel_cases.check(found, case.dtype, bias)
+
+
+def test_gradients_are_the_same_in_every_run():
+    case = Case((20, 30), 64, "bfloat16", batch=2)
+    first, second = (
+        kernel_cases.run(case, "triton_rel_pos", torch.bfloat16, "cuda") for _ in range(2)
+    )
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_no_l_x_l_matrix_is_held():
+    q, k, v = torch.randn(3, 1, 2, 64 * 64, 64, device="cuda", dtype=torch.bfloat16)
+    h, w = torch.randn(2, 1, 2, 64 * 64, 64, device="cuda", dtype=torch.bfloat16)
+    leaves = [x.requires_grad_() for x in (q, k, v, h, w)]
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    out = attention(*leaves[:3], rel_pos=RelPos(*leaves[3:]), backend="triton_rel_pos")
+    out.sum().backward()
+    matrix = 2 * (64 * 64) ** 2 * 2
+    assert torch.cuda.max_memory_allocated() - before < matrix / 2
+
+
+def test_compiled_in_one_graph():
+    whole = torch.compile(attention, fullgraph=True)
+    q, k, v = torch.randn(3, 1, 2, 60, 64, device="cuda", dtype=torch.bfloat16)
+    h = torch.randn(1, 2, 60, 6, device="cuda", dtype=torch.bfloat16)
+    w = torch.randn(1, 2, 60, 10, device="cuda", dtype=torch.bfloat16)
+    expected = attention(q, k, v, rel_pos=RelPos(h, w), backend="triton_rel_pos")
+    assert torch.equal(whole(q, k, v, rel_pos=RelPos(h, w)), expected)
