@@ -1,121 +1,295 @@
 """Time attention with decomposed relative positions: every kernel on the same inputs, in turn.
 
-    python benchmarks/attention.py [--threads 2] [--repeat 5] [--write]
+    python benchmarks/attention.py [--backward] [--dtype bfloat16] [--write]
+    python benchmarks/attention.py --growth [--backward] [--write]
+    python benchmarks/attention.py --tiles [--write]
 
-A row is a window or global block of ViT-B. "none" is torch's fused attention without any bias: the
-floor. "factorised" and "blocked" are the two ways of the sdpa kernel, which takes blocked on a CPU
-without gradients and factorised otherwise. Before timing, each result is compared with eager.
+A row is a window or global block of ViT-B (12 heads of 64): blocks x height x width in tokens.
+"no bias" is torch's fused attention without positions: the floor, on CUDA flash attention.
+Before timing, values and with --backward gradients are compared with eager in float32. "share" is
+the rate of the matrix products that a pass needs (two forward, seven with the backward pass) over
+that of one large product timed in the same rounds. "--growth" attends over whole images of 512 to
+2048 pixels, as 4096 tokens at 1024, each in a process of its own: ours, what the references do, and
+the floor; its last column is the power of the number of tokens with which time and memory grow.
+"--tiles" times the Triton kernel with other tiles (CUDA).
 """
 
 from __future__ import annotations
 
 import argparse
-import datetime
-import platform
-import statistics
-import time
-from collections.abc import Callable
-from pathlib import Path
+import json
+import math
+from collections.abc import Callable, Iterator
 
 import torch
 import torch.nn.functional as F
+from common import (
+    DTYPES,
+    EXACT_MALLOC,
+    MIB,
+    MatrixProduct,
+    Table,
+    in_own_process,
+    in_turn,
+    parser,
+    peak_memory,
+    process_memory,
+    write,
+)
 
-from vitdet.layers.kernels import eager, sdpa
+from vitdet.layers.attention import KERNELS, attention
+from vitdet.layers.kernels.triton_rel_pos import TILES, Tile, card
 from vitdet.layers.rel_pos import RelPos
 
-# (windows, height, width) in tokens: 14 x 14 windows of a 1024 px image, global maps of 512 and
-# 1024 px, a rectangle
-SIZES = [(25, 14, 14), (1, 32, 32), (1, 24, 48), (1, 64, 64)]
-HEADS, HEAD_DIM = 12, 64
-TOLERANCE = 2e-5
+# (blocks, height, width): the 14 x 14 windows of a 1024 px image, whole images, a rectangle
+SIZES = ["25x14x14", "1x32x32", "1x24x48", "1x64x64"]
+SIDES = (512, 768, 1024, 1536, 2048)
+HEADS, HEAD_DIM, PATCH = 12, 64, 16
+FLOOR, MATRIX = "no bias", "one matrix product"
+# Of the largest entry.
+TOLERANCES = {"float32": 1e-4, "bfloat16": 5e-2, "float16": 1e-2}
+Tensors = list[torch.Tensor]
+Run = Callable[[], Tensors]
 
 
-def inputs(size: tuple[int, int, int], gradients: bool) -> list[torch.Tensor]:
-    batch, height, width = size
-    torch.manual_seed(0)
-    L = height * width
-    shapes = [(batch, HEADS, L, HEAD_DIM)] * 3
-    shapes += [(batch, HEADS, L, height), (batch, HEADS, L, width)]
-    return [torch.randn(shape, requires_grad=gradients) for shape in shapes]
+# --- what is run ---------------------------------------------------------------------------------
 
 
-def kernels() -> dict[str, Callable[..., torch.Tensor]]:
-    scale = HEAD_DIM**-0.5
-
-    def with_bias(kernel: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
-        return lambda q, k, v, h, w: kernel(q, k, v, RelPos(h, w), scale)
-
-    return {
-        "none": lambda q, k, v, *_: F.scaled_dot_product_attention(q, k, v, scale=scale),
-        "eager": with_bias(eager.attention),
-        "factorised": with_bias(sdpa.factorised),
-        "blocked": with_bias(sdpa.blocked),
-    }
+def inputs(size: tuple[int, int, int], args: argparse.Namespace) -> Tensors:
+    """Return qkv (B, L, 3, N, D) as the layer makes it, the terms of the bias, and a gradient."""
+    B, H, W = size
+    L = H * W
+    generator = torch.Generator().manual_seed(0)
+    shapes = [(B, L, 3, HEADS, HEAD_DIM), (B, HEADS, L, H), (B, HEADS, L, W)]
+    shapes += [(B, HEADS, L, HEAD_DIM)]
+    made = [torch.randn(shape, generator=generator) for shape in shapes]
+    *leaves, gradient = (x.to(args.device, DTYPES[args.dtype]) for x in made)
+    return [*(x.requires_grad_(args.backward) for x in leaves), gradient]
 
 
-def measure(size: tuple[int, int, int], gradients: bool, repeat: int) -> dict[str, float]:
-    """Return the median seconds of each kernel, run in turn so that drift hits all alike."""
-    tensors = inputs(size, gradients)
-    todo = kernels()
-    times: dict[str, list[float]] = {name: [] for name in todo}
+def attend(name: str, qkv: torch.Tensor, h: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
+    """Run one contender."""
+    q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)
+    if name == FLOOR:
+        return F.scaled_dot_product_attention(q, k, v)
+    return attention(q, k, v, rel_pos=RelPos(h, w), backend=name)
 
-    def run(name: str) -> torch.Tensor:
-        out = todo[name](*tensors)
-        if gradients:
-            out.sum().backward()
-        return out.detach()
 
-    with torch.set_grad_enabled(gradients):
-        expected = run("eager")
-        for name in ("factorised", "blocked"):
-            error = (run(name) - expected).abs().max().item()
-            if error > TOLERANCE:
-                raise SystemExit(f"{name} differs from eager by {error}")
-        run("none")
-        for _ in range(repeat):
-            for name, seen in times.items():
-                started = time.perf_counter()
-                run(name)
-                seen.append(time.perf_counter() - started)
-    return {name: statistics.median(seen) for name, seen in times.items()}
+def runner(name: str, tensors: Tensors, backward: bool) -> Run:
+    """Return a pass to run without arguments; it returns the output and the gradients."""
+    *leaves, gradient = tensors
+
+    def run() -> Tensors:
+        if not backward:
+            with torch.no_grad():
+                return [attend(name, *leaves)]
+        out = attend(name, *leaves)
+        wanted = leaves[:1] if name == FLOOR else leaves
+        return [out.detach(), *torch.autograd.grad(out, wanted, gradient)]
+
+    return run
+
+
+def contenders(tensors: Tensors, args: argparse.Namespace) -> list[str]:
+    """Return the names of all that can run for these inputs, the floor first."""
+    qkv, h, w, _ = tensors
+    q = qkv.permute(2, 0, 3, 1, 4)[0]
+    with torch.set_grad_enabled(args.backward):
+        able = [name for name in KERNELS if KERNELS[name].can_run(q, RelPos(h, w))]
+    return [FLOOR, *(name for name in able if name != "flex" or not args.no_flex)]
+
+
+def compare(name: str, tensors: Tensors, args: argparse.Namespace) -> float:
+    """Return the largest difference from eager in float32; stop where it is another result."""
+    exact = [x.detach().float().requires_grad_(x.requires_grad) for x in tensors]
+    expected = runner("eager", exact, args.backward)()
+    found = runner(name, tensors, args.backward)()
+    away = max(
+        ((a.float() - b).abs().max() / b.abs().max()).item()
+        for a, b in zip(found, expected, strict=True)
+    )
+    if not away <= TOLERANCES[args.dtype]:
+        raise SystemExit(f"{name} differs from eager by {away:.2g} of the largest entry")
+    return away
+
+
+def flops(size: tuple[int, int, int], backward: bool) -> float:
+    """Return the operations of the matrix products of a pass."""
+    B, H, W = size
+    return (7 if backward else 2) * 2.0 * B * HEADS * (H * W) ** 2 * HEAD_DIM
+
+
+def matrix_product(args: argparse.Namespace) -> MatrixProduct:
+    """Return a product of the size of a global block's first MLP layer, larger on a GPU."""
+    size = (4096, HEADS * HEAD_DIM, 4 * HEADS * HEAD_DIM)
+    return MatrixProduct(*size, device=args.device, dtype=DTYPES[args.dtype])
+
+
+# --- all kernels at some sizes -------------------------------------------------------------------
+
+
+def compared(args: argparse.Namespace) -> list[str]:
+    """Return the table of all kernels at all sizes."""
+    table = Table("size", "kernel", "ms", "range", "over no bias", "share", "difference", left=2)
+    product, rate = matrix_product(args), 0.0
+    for text in args.sizes:
+        size = parse_size(text)
+        tensors = inputs(size, args)
+        names = contenders(tensors, args)
+        away = {name: compare(name, tensors, args) for name in names if name != FLOOR}
+        runs: dict[str, Callable[[], object]] = {MATRIX: product}
+        runs |= {name: runner(name, tensors, args.backward) for name in names}
+        times = in_turn(runs, args.repeat)
+        rate = product.flops / times[MATRIX].median
+        for name in names:
+            seen = times[name]
+            table.add(
+                *(text, name, f"{1e3 * seen.median:.2f}", seen.range(1e3)),
+                f"{seen.ratio(times[FLOOR]):.2f}",
+                f"{flops(size, args.backward) / seen.median / rate:.2f}",
+                f"{away[name]:.1g}" if name in away else "",
+            )
+    note = f"The matrix product reached {rate / 1e12:.2f} TFLOP/s."
+    print(note)
+    return [*table.lines, "", note]
+
+
+def parse_size(text: str) -> tuple[int, int, int]:
+    """Return (blocks, height, width) of "1x64x64"."""
+    blocks, height, width = map(int, text.split("x"))
+    return blocks, height, width
+
+
+# --- growth --------------------------------------------------------------------------------------
+
+
+def one(name: str, args: argparse.Namespace) -> list[float]:
+    """Return the median seconds of a pass and its peak memory in MiB above the inputs."""
+    runner(name, inputs((1, 8, 8), args), args.backward)()  # threads and workspaces are there now
+    run = runner(name, inputs(parse_size(args.sizes[0]), args), args.backward)
+    peak = peak_memory(run, args.device) / MIB
+    times = in_turn({name: run}, args.repeat, warm_up=0) if args.repeat else None
+    return [times[name].median if times else 0.0, peak]
+
+
+def measured(name: str, args: argparse.Namespace, side: int) -> tuple[float, float]:
+    """Run `one` in fresh processes: one for the time, one with exact accounts for memory."""
+    places = side // PATCH
+    words = [__file__, "--one", name, "--sizes", f"1x{places}x{places}", "--dtype", args.dtype]
+    words += ["--device", args.device, "--threads", str(args.threads)]
+    words += ["--backward"] * args.backward
+    seconds, _ = in_own_process(*words, "--repeat", str(args.repeat))
+    _, peak = in_own_process(*words, "--repeat", "0", environment=EXACT_MALLOC)
+    return seconds, peak
+
+
+def fits(name: str, args: argparse.Namespace, side: int) -> bool:
+    """Whether the L x L matrices of eager fit: three at a time forward, five with gradients."""
+    matrix = HEADS * (side // PATCH) ** 4 * DTYPES[args.dtype].itemsize
+    on_cpu = args.device == "cpu"
+    free = process_memory("MemAvailable", "/proc/meminfo") if on_cpu else cuda_free()
+    return name != "eager" or (5 if args.backward else 3) * matrix < free
+
+
+def cuda_free() -> int:
+    """Return the bytes that CUDA can still give."""
+    return torch.cuda.mem_get_info()[0]
+
+
+def growth(args: argparse.Namespace) -> list[str]:
+    """Return the table of image sizes."""
+    table = Table("kernel", *(f"{side} px: ms, MiB" for side in args.sides), "power: ms, MiB")
+    for name, title in (("auto", "vitdet"), ("eager", "L x L bias"), (FLOOR, FLOOR)):
+        sides = [side for side in args.sides if fits(name, args, side)]
+        found = {side: measured(name, args, side) for side in sides}
+        cells = {side: f"{1e3 * time:.1f}, {peak:.0f}" for side, (time, peak) in found.items()}
+        table.add(
+            *(title, *(cells.get(side, "does not fit") for side in args.sides)),
+            ", ".join(powers(found)),
+        )
+    free = process_memory("MemTotal", "/proc/meminfo") / MIB / 1024
+    note = f"Memory is above the inputs. This machine has {free:.0f} GiB"
+    if args.device == "cuda":
+        note += f", its GPU {torch.cuda.mem_get_info()[1] / MIB / 1024:.0f}"
+    return [*table.lines, "", f"{note}."]
+
+
+def powers(found: dict[int, tuple[float, float]]) -> list[str]:
+    """Return the power of the number of tokens with which time and memory grow, from two sides."""
+    first, last = min(found), max(found)
+    if first == last:
+        return []
+    tokens = 2 * math.log(last / first)  # how much their logarithm grows
+    ends = zip(found[first], found[last], strict=True)
+    return [f"{math.log(b / a) / tokens:.2f}" if a and b else "" for a, b in ends]
+
+
+# --- tiles ---------------------------------------------------------------------------------------
+
+
+def candidates() -> Iterator[Tile]:
+    """Yield tiles worth a try."""
+    for queries, keys in ((64, 64), (128, 64), (64, 128), (128, 128)):
+        for warps in (4, 8):
+            yield from (Tile(queries, keys, warps, stages) for stages in (2, 3, 4))
+
+
+def tiles(args: argparse.Namespace) -> list[str]:
+    """Return the table of the Triton kernel's tiles, one program at a time."""
+    from triton.runtime.errors import OutOfResources
+
+    table = Table("size", "program", "tile", "ms", "over no bias", left=3)
+    for text in args.sizes:
+        tensors = inputs(parse_size(text), args)
+        for key, usual in list(TILES.items()):
+            if key[1:] != (card(tensors[0].device), 64):
+                continue
+            backward = args.backward or key[0] != "forward"
+            runs = {name: runner(name, tensors, backward) for name in (FLOOR, "triton_rel_pos")}
+            for tile in (usual, *(other for other in candidates() if other != usual)):
+                TILES[key] = tile
+                try:
+                    times = in_turn(runs, args.repeat, warm_up=2)
+                except OutOfResources:
+                    continue  # more shared memory or registers than the device has
+                seen = times["triton_rel_pos"]
+                words = f"{tile.queries} x {tile.keys}, {tile.warps} warps, {tile.stages} stages"
+                words += " (chosen)" if tile == usual else ""
+                ratio = f"{seen.ratio(times[FLOOR]):.2f}"
+                table.add(text, key[0], words, f"{1e3 * seen.median:.3f}", ratio)
+            TILES[key] = usual
+    return table.lines
+
+
+def parse() -> argparse.Namespace:
+    made = parser(__doc__)
+    made.add_argument("--sizes", nargs="+", default=SIZES, metavar="BxHxW")
+    made.add_argument("--dtype", choices=DTYPES, default="float32")
+    made.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    made.add_argument("--backward", action="store_true", help="forward and backward")
+    made.add_argument("--no-flex", action="store_true", help="spare its compilation")
+    made.add_argument("--growth", action="store_true", help="several image sizes instead")
+    made.add_argument("--sides", type=int, nargs="+", default=SIDES, help="of --growth")
+    made.add_argument("--tiles", action="store_true", help="tiles of the Triton kernel instead")
+    made.add_argument("--one", help=argparse.SUPPRESS)
+    return made.parse_args()
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--repeat", type=int, default=5)
-    parser.add_argument("--write", action="store_true", help="write benchmarks/results/")
-    args = parser.parse_args()
+    args = parse()
     torch.set_num_threads(args.threads)
-    lines = ["| blocks x grid | gradients | " + " | ".join(kernels()) + " | eager / sdpa |"]
-    lines.append("| --- | --- |" + " ---: |" * 5)
-    for gradients in (False, True):
-        for size in SIZES:
-            seconds = measure(size, gradients, args.repeat)
-            chosen = seconds["factorised" if gradients else "blocked"]
-            cells = [f"{1e3 * value:.1f}" for value in seconds.values()]
-            cells.append(f"{seconds['eager'] / chosen:.2f}")
-            grid = f"{size[0]} x {size[1]}x{size[2]}"
-            lines.append(f"| {grid} | {'yes' if gradients else 'no'} | {' | '.join(cells)} |")
-            print(lines[-1], flush=True)
+    if args.one:
+        print(json.dumps(one(args.one, args)))
+        return
+    mode = "growth" if args.growth else "tiles" if args.tiles else "kernels"
+    lines = {"growth": growth, "tiles": tiles, "kernels": compared}[mode](args)
     if args.write:
-        today = datetime.date.today().isoformat()
-        path = Path(__file__).parent / "results" / f"attention_cpu{args.threads}_{today}.md"
-        head = f"Attention with relative positions, ViT-B ({HEADS} heads of {HEAD_DIM}), float32, "
-        head += f"milliseconds, median of {args.repeat}.\n{args.threads} threads of "
-        head += f"{processor()}, torch {torch.__version__}, {today}.\n"
-        head += "Made by `python benchmarks/attention.py --write`.\n\n"
-        path.write_text(head + "\n".join(lines) + "\n")
-        print(path)
-
-
-def processor() -> str:
-    info = Path("/proc/cpuinfo")
-    if info.exists():
-        for line in info.read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
+        way = "forward and backward" if args.backward else "forward"
+        what = f"attention_{mode}" + "_backward" * args.backward
+        what += f"_{args.dtype}" * (args.dtype != "float32")
+        about = f"Attention with relative positions, {HEADS} heads of {HEAD_DIM}, {way}, "
+        about += f"{args.dtype}; median of {args.repeat} rounds in turn."
+        write(what, about, lines, device=args.device)
 
 
 if __name__ == "__main__":

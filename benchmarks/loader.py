@@ -11,19 +11,16 @@ worker makes one when it gives them to the training process.
 
 from __future__ import annotations
 
-import argparse
-import datetime
-import platform
 import statistics
 import time
 from collections.abc import Callable
 from importlib import metadata
-from pathlib import Path
 from typing import Any
 
 import cv2
 import numpy as np
 import torch
+from common import Table, Times, parser, write
 from detectron2.data import DatasetMapper
 
 from vitdet.data.augment import large_scale_jitter
@@ -102,8 +99,8 @@ def copied(result: Json) -> list[torch.Tensor]:
 
 def measure(
     todo: dict[str, Map], records: list[Json], repeat: int
-) -> dict[str, tuple[list[float], list[float]]]:
-    """Return for each mapper its milliseconds an image in each round, and those with a copy."""
+) -> dict[str, tuple[Times, Times]]:
+    """Return for each mapper its seconds an image in each round, and those with a copy."""
     seen: dict[str, tuple[list[float], list[float]]] = {name: ([], []) for name in todo}
     for number in range(repeat):
         alone, handed = dict.fromkeys(todo, 0.0), dict.fromkeys(todo, 0.0)
@@ -115,12 +112,12 @@ def measure(
                     mapped = time.process_time()
                     copied(result)
                     ended = time.process_time()
-                alone[name] += 1e3 * (mapped - started) / len(records)
-                handed[name] += 1e3 * (ended - started) / len(records)
+                alone[name] += (mapped - started) / len(records)
+                handed[name] += (ended - started) / len(records)
         for name in todo:
             seen[name][0].append(alone[name])
             seen[name][1].append(handed[name])
-    return seen
+    return {name: (Times(tuple(a)), Times(tuple(b))) for name, (a, b) in seen.items()}
 
 
 def stages(mapper: Any, records: list[Json]) -> str:
@@ -142,67 +139,44 @@ def stages(mapper: Any, records: list[Json]) -> str:
     return ", ".join(f"{name} {value:.1f} ms" for name, value in spent.items())
 
 
-def rows(seen: dict[str, tuple[list[float], list[float]]], scales: str) -> list[str]:
-    lines = []
-    for name, (alone, handed) in seen.items():
-        median = statistics.median(alone)
-        ratios = [a / b for a, b in zip(seen[THEIRS][0], alone, strict=True)]
-        late = [a / b for a, b in zip(seen[THEIRS][1], handed, strict=True)]
-        lines.append(
-            f"| {scales} | {name} | {median:.1f} | {min(alone):.1f} to {max(alone):.1f} | "
-            f"{1e3 / median:.0f} | {statistics.median(ratios):.2f} | "
-            f"{min(ratios):.2f} to {max(ratios):.2f} | {statistics.median(late):.2f} |"
-        )
-    return lines
-
-
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--repeat", type=int, default=5)
-    parser.add_argument("--size", type=int, default=1024)
-    parser.add_argument("--write", action="store_true", help="write benchmarks/results/")
-    args = parser.parse_args()
+    made = parser(__doc__, threads=1)
+    made.add_argument("--size", type=int, default=1024, help="pixels of a side")
+    made.add_argument("--images", type=int, help="look at so many only")
+    args = made.parse_args()
     quiet_dependencies()
-    torch.set_num_threads(1)
+    torch.set_num_threads(args.threads)
     cv2.setNumThreads(0)
-    records = images()
-    lines = [
-        "| jitter | mapper | ms an image | range | images/s | ratio | range | handed over |",
-        "| --- | --- |" + " ---: |" * 6,
-    ]
+    records = images()[: args.images]
+    names = ("jitter", "mapper", "ms an image", "range", "images/s", "ratio", "range")
+    table = Table(*names, "handed over", left=2)
     notes = []
-    for name, scales in SCALES.items():
-        todo = mappers(args.size, scales)
-        notes.append(f"Jitter {name}, {compare(todo, records)}")
-        lines += rows(measure(todo, records, args.repeat), name)
+    for scales, limits in SCALES.items():
+        todo = mappers(args.size, limits)
+        notes.append(f"Jitter {scales}, {compare(todo, records)}")
+        seen = measure(todo, records, args.repeat)
+        for name, (alone, handed) in seen.items():
+            table.add(
+                *(scales, name, f"{1e3 * alone.median:.1f}", alone.range(1e3, 1)),
+                f"{1 / alone.median:.0f}",
+                *(f"{seen[THEIRS][0].ratio(alone):.2f}", seen[THEIRS][0].ratio_range(alone)),
+                f"{seen[THEIRS][1].ratio(handed):.2f}",
+            )
         notes.append(f"Of fast=True: {stages(todo[FAST], records)}.")
-    table = "\n".join([*lines, "", *notes]) + "\n"
-    print(table)
+    print("\n".join(notes))
     if args.write:
-        today = datetime.date.today().isoformat()
-        path = Path(__file__).parent / "results" / f"loader_cpu1_{today}.md"
-        head = f"Large-scale jitter at {args.size} px on {len(records)} images of coco-mini, CPU "
-        head += f"time, median of {args.repeat} rounds. Ratios are detectron2's time over this\n"
-        head += "one's, round by round; in the last column with a copy of the tensors.\n"
-        head += f"One thread of {processor()}, {versions()}, {today}.\n"
-        head += "Made by `python benchmarks/loader.py --write`.\n\n"
-        path.write_text(head + table)
-        print(path)
+        about = f"Large-scale jitter at {args.size} px on {len(records)} images of coco-mini, CPU "
+        about += f"time, median of {args.repeat} rounds. Ratios are detectron2's time over this\n"
+        about += (
+            f"one's, round by round; in the last column with a copy of the tensors.\n{versions()}."
+        )
+        write("loader", about, [*table.lines, "", *notes])
 
 
 def versions() -> str:
-    names = ("torch", "pillow", "shapely", "pycocotools")
+    names = ("pillow", "shapely", "pycocotools")
     found = [f"{name} {metadata.version(name)}" for name in names]
     return ", ".join([*found, f"opencv {cv2.__version__}"])
-
-
-def processor() -> str:
-    info = Path("/proc/cpuinfo")
-    if info.exists():
-        for line in info.read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
 
 
 if __name__ == "__main__":

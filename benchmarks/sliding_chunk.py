@@ -17,26 +17,19 @@ Times are seconds of processor time on one thread, so that other programs distur
 from __future__ import annotations
 
 import argparse
-import datetime
 import json
 import math
-import os
-import platform
-import resource
 import statistics
-import subprocess
-import sys
 import time
 from collections.abc import Callable
-from pathlib import Path
 
 import torch
+from common import MIB, Table, in_own_process, parser, peak_memory, write
 
 from vitdet.backbones.msvit import MsViT
 from vitdet.backbones.msvit.grid import ChunkGrid, Chunks
 from vitdet.backbones.msvit.sliding_chunk import KERNELS, Kernel, sliding_chunk_attention
 
-MIB = 2**20
 WINDOW, HEAD_DIM = 7, 32
 # what, heads, height, width in tokens: ViL-Small on 800 x 1344 pixels, and a quarter of it
 MAPS = [
@@ -163,16 +156,15 @@ def compare_kernels(heads: int, height: int, width: int, repeat: int) -> dict[st
 
 
 def kernels_table(repeat: int) -> list[str]:
-    lines = ["| map | kernel | forward s | forward + backward s | kept MiB | rolled / it |"]
-    lines.append("| --- | --- | ---: | ---: | ---: | ---: |")
+    names = ("map", "kernel", "forward s", "forward + backward s", "kept MiB", "rolled / it")
+    table = Table(*names, left=2)
     for what, *size in MAPS:
         found = compare_kernels(*size, repeat)
         for name, (forward, both, memory) in found.items():
             ratio = found["rolled"][1] / both
-            cells = [what, name, f"{forward:.2f}", f"{both:.2f}", f"{memory:.0f}", f"{ratio:.2f}"]
-            lines.append("| " + " | ".join(cells) + " |")
-            print(lines[-1], flush=True)
-    return lines
+            seconds = (f"{forward:.2f}", f"{both:.2f}")
+            table.add(what, name, *seconds, f"{memory:.0f}", f"{ratio:.2f}")
+    return table.lines
 
 
 # --- kinds -------------------------------------------------------------------------------------
@@ -195,28 +187,21 @@ def measure_kind(name: str, side: int) -> tuple[float, float]:
         sliding_chunk_backend="rolled" if name.endswith("rolled") else "auto",
     )
     image = torch.randn(1, 3, side, side)
-    before = _resident()
+
+    def step() -> None:
+        sum(level.square().mean() for level in net(image).values()).backward()
+
     started = time.process_time()
-    sum(level.square().mean() for level in net(image).values()).backward()
-    seconds = time.process_time() - started
-    return seconds, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024 - before
-
-
-def _resident() -> float:
-    """Return the MiB of memory that this process has now."""
-    pages = int(Path("/proc/self/statm").read_text().split()[1])
-    return pages * os.sysconf("SC_PAGE_SIZE") / MIB
+    peak = peak_memory(step)
+    return time.process_time() - started, peak / MIB
 
 
 def kinds_table() -> list[str]:
-    heads = ["attention", *(f"{side} px: s, MiB" for side in SIDES), "growth: s, MiB"]
-    lines = [f"| {' | '.join(heads)} |", "| --- |" + " ---: |" * (len(heads) - 1)]
+    table = Table("attention", *(f"{side} px: s, MiB" for side in SIDES), "growth: s, MiB")
     for name, (_, _, largest) in KINDS.items():
         found: dict[int, tuple[float, float]] = {}
         for side in (side for side in SIDES if side <= largest):
-            command = [sys.executable, __file__, "--one", name, str(side)]
-            result = subprocess.run(command, check=True, capture_output=True, text=True)
-            found[side] = json.loads(result.stdout.splitlines()[-1])
+            found[side] = in_own_process(__file__, "--one", name, str(side))
         cells = [
             f"{found[side][0]:.2f}, {found[side][1]:.0f}" if side in found else "-"
             for side in SIDES
@@ -225,41 +210,23 @@ def kinds_table() -> list[str]:
         pixels = math.log((large / small) ** 2)
         ratios = [after / before for before, after in zip(found[small], found[large], strict=True)]
         cells.append(", ".join(f"{math.log(ratio) / pixels:.2f}" for ratio in ratios))
-        lines.append(f"| {name} | {' | '.join(cells)} |")
-        print(lines[-1], flush=True)
-    return lines
+        table.add(name, *cells)
+    return table.lines
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--part", choices=["kernels", "kinds"], default="kernels")
-    parser.add_argument("--repeat", type=int, default=3)
-    parser.add_argument("--write", action="store_true", help="write benchmarks/results/")
-    parser.add_argument("--one", nargs=2, metavar=("KIND", "SIDE"), help=argparse.SUPPRESS)
-    args = parser.parse_args()
-    torch.set_num_threads(1)
+    made = parser(__doc__, repeat=3, threads=1)
+    made.add_argument("--part", choices=["kernels", "kinds"], default="kernels")
+    made.add_argument("--one", nargs=2, metavar=("KIND", "SIDE"), help=argparse.SUPPRESS)
+    args = made.parse_args()
+    torch.set_num_threads(args.threads)
     if args.one:
         print(json.dumps(measure_kind(args.one[0], int(args.one[1]))))
         return
     lines = kernels_table(args.repeat) if args.part == "kernels" else kinds_table()
     if args.write:
-        today = datetime.date.today().isoformat()
-        path = Path(__file__).parent / "results" / f"sliding_chunk_{args.part}_cpu1_{today}.md"
-        head = "Attention of the Vision Longformer, float32, processor time on one thread of "
-        head += f"{processor()}, torch {torch.__version__}, {today}.\n"
-        head += f"Made by `python benchmarks/sliding_chunk.py --part {args.part} --write`.\n\n"
-        path.parent.mkdir(exist_ok=True)
-        path.write_text(head + "\n".join(lines) + "\n")
-        print(path)
-
-
-def processor() -> str:
-    info = Path("/proc/cpuinfo")
-    if info.exists():
-        for line in info.read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
+        about = "Attention of the Vision Longformer, float32, processor time."
+        write(f"sliding_chunk_{args.part}", about, lines)
 
 
 if __name__ == "__main__":

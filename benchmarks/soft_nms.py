@@ -11,17 +11,12 @@ anywhere in the image, "crowded" are boxes around 20 objects, as a detector prop
 
 from __future__ import annotations
 
-import argparse
-import datetime
 import math
-import statistics
-import sys
 import time
-from collections.abc import Callable
-from pathlib import Path
+from functools import partial
 
 import torch
-from attention import processor
+from common import Table, in_turn, parser, write
 
 from vitdet.postprocess import soft_nms
 
@@ -88,22 +83,12 @@ def inputs(kind: str, count: int) -> tuple[torch.Tensor, torch.Tensor, torch.Ten
     return boxes, torch.rand(count, generator=generator), classes
 
 
-def seconds(function: Callable[..., Answer], *arguments: object) -> float:
-    started = time.process_time()
-    function(*arguments)
-    return time.process_time() - started
-
-
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--boxes", type=int, default=1000)
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--repeat", type=int, default=10)
-    parser.add_argument("--write", action="store_true", help="write benchmarks/results/")
-    args = parser.parse_args()
+    made = parser(__doc__, repeat=10, threads=1)
+    made.add_argument("--boxes", type=int, default=1000)
+    args = made.parse_args()
     torch.set_num_threads(args.threads)
-    lines = ["| boxes | f | kept | definition, ms | ours, ms | ratio |"]
-    lines.append("| --- | --- | ---: | ---: | ---: | ---: |")
+    table = Table("boxes", "f", "kept", "definition, ms", "ours, ms", "ratio", left=2)
     for kind in ("spread", "crowded", "80 classes"):
         for method in ("linear", "gaussian", "hard"):
             given = (*inputs(kind, args.boxes), method)
@@ -111,23 +96,13 @@ def main() -> None:
             if not torch.equal(expected[0], got[0]):
                 raise SystemExit(f"{kind}, {method}: other boxes than by the definition")
             torch.testing.assert_close(got[1], expected[1], rtol=1e-6, atol=0)
-            times = [
-                (seconds(by_definition, *given), seconds(ours, *given)) for _ in range(args.repeat)
-            ]
-            slow, fast = (statistics.median(each) for each in zip(*times, strict=True))
-            cells = [kind, method, str(len(got[0])), f"{1e3 * slow:.0f}", f"{1e3 * fast:.1f}"]
-            lines.append(f"| {' | '.join(cells)} | {slow / fast:.0f} |")
-            print(lines[-1], flush=True)
+            todo = {"slow": partial(by_definition, *given), "fast": partial(ours, *given)}
+            slow, fast = in_turn(todo, args.repeat, clock=time.process_time).values()
+            times = (f"{1e3 * slow.median:.0f}", f"{1e3 * fast.median:.1f}")
+            table.add(kind, method, len(got[0]), *times, f"{slow.ratio(fast):.0f}")
     if args.write:
-        today = datetime.date.today().isoformat()
-        path = Path(__file__).parent / "results" / f"soft_nms_cpu{args.threads}_{today}.md"
-        head = f"Soft-NMS of {args.boxes} boxes, processor time, median of {args.repeat} turns, "
-        head += "same answers.\n"
-        head += f"{args.threads} thread(s) of {processor()}, torch {torch.__version__}, {today}.\n"
-        head += f"Made by `python benchmarks/soft_nms.py {' '.join(sys.argv[1:])}`.\n\n"
-        path.parent.mkdir(exist_ok=True)
-        path.write_text(head + "\n".join(lines) + "\n")
-        print(path)
+        about = f"Soft-NMS of {args.boxes} boxes, processor time, median of {args.repeat} turns, "
+        write("soft_nms", about + "same answers.", table.lines)
 
 
 if __name__ == "__main__":

@@ -1,8 +1,10 @@
 from __future__ import annotations
 
+import copy
 import json
 import math
 import os
+import threading
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,8 +14,13 @@ import pycocotools.mask as mask_util
 import pytest
 import torch
 from detectron2.structures import Boxes, Instances
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
 
-from vitdet.evaluation import CocoEvaluator, evaluate_results
+from vitdet import evaluation
+from vitdet.evaluation import CocoEvaluator
+from vitdet.run_lengths import encode
+from vitdet.scores import evaluate_results
 from vitdet.utils import distributed
 from vitdet.utils.checks import InputError
 
@@ -79,6 +86,112 @@ def test_lvis_results(iou_type, suffix, limit):
     expected = case[iou_type + suffix]
     assert sorted(got | renamed) == sorted(expected)
     assert _worst(got | renamed, expected) < 1e-12
+
+
+def _scattered(rng: np.random.Generator, number: int) -> list[dict[str, Any]]:
+    """Stars of any size in a picture of 240 x 320: polygon, box XYWH, run lengths."""
+    shapes = []
+    for _ in range(number):
+        angles = np.sort(rng.uniform(0, 2 * np.pi, 9))
+        radius = rng.choice([12, 35, 120]) * rng.uniform(0.5, 1, (9, 1))
+        points = rng.uniform(0, (320, 240)) + radius * np.stack([np.cos(angles), np.sin(angles)], 1)
+        polygon = points.clip(0, (320, 240)).round(2).ravel().tolist()
+        encoded = mask_util.merge(mask_util.frPyObjects([polygon], 240, 320))
+        if mask_util.area(encoded):
+            box = mask_util.toBbox(encoded).tolist()
+            mask = {"size": [240, 320], "counts": encoded["counts"].decode("ascii")}
+            shapes.append({"polygon": polygon, "bbox": box, "mask": mask})
+    return shapes
+
+
+def _made(seed: int, images: int = 40) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """Ground truth with crowd regions in both encodings, and results that often meet it."""
+    rng = np.random.default_rng(seed)
+    truth: dict[str, Any] = {
+        "images": [{"id": 10 * n + 7, "height": 240, "width": 320} for n in range(images)],
+        "categories": [{"id": n, "name": str(n)} for n in (1, 4, 5, 8, 90)],
+        "annotations": [],
+    }
+    results = []
+    for image in truth["images"]:
+        objects = _scattered(rng, rng.integers(0, 8))
+        for shape in objects:
+            crowd = int(rng.random() < 0.15)
+            runs = {"size": [240, 320], "counts": _run_lengths(shape["mask"])}
+            drawn = (runs if rng.random() < 0.5 else shape["mask"]) if crowd else [shape["polygon"]]
+            shape["category"] = int(rng.choice([1, 4, 5, 8]))  # 90 has no object
+            truth["annotations"].append(
+                {
+                    "id": len(truth["annotations"]) + 1,
+                    "image_id": image["id"],
+                    "category_id": shape["category"],
+                    "bbox": shape["bbox"],
+                    "area": float(mask_util.area(shape["mask"])),
+                    "iscrowd": crowd,
+                    "segmentation": drawn,
+                }
+            )
+        for shape in [*objects, *objects, *_scattered(rng, 12)]:
+            moved = [value + rng.normal(0, 2) for value in shape["polygon"]]
+            encoded = mask_util.merge(mask_util.frPyObjects([moved], 240, 320))
+            category = shape.get("category") if rng.random() < 0.8 else None
+            results.append(
+                {
+                    "image_id": image["id"],
+                    "category_id": category or int(rng.choice([1, 4, 5, 8, 90])),
+                    "score": round(rng.random(), 2),  # many are equal
+                    "bbox": mask_util.toBbox(encoded).tolist(),
+                    "segmentation": {
+                        "size": [240, 320],
+                        "counts": encoded["counts"].decode("ascii"),
+                    },
+                }
+            )
+    return truth, results
+
+
+def _run_lengths(mask: dict[str, Any]) -> list[int]:
+    pixels = mask_util.decode(mask).ravel(order="F")
+    ends = np.flatnonzero(np.diff(pixels)) + 1
+    first = [0] if pixels[0] else []
+    return [*first, *np.diff([0, *ends, pixels.size]).tolist()]
+
+
+def _pycocotools(truth: Any, results: Any, iou_type: str) -> dict[str, Any]:
+    """All metrics by the original, with -1 where nothing counts."""
+    indexed = COCO()
+    indexed.dataset = copy.deepcopy(truth)
+    indexed.createIndex()
+    hidden = "bbox" if iou_type == "segm" else ""  # else it takes areas from the boxes
+    shown = [{key: each[key] for key in each if key != hidden} for each in results]
+    evaluator = COCOeval(indexed, indexed.loadRes(copy.deepcopy(shown)), iou_type)
+    evaluator.evaluate()
+    evaluator.accumulate()
+    evaluator.summarize()
+    names = ("AP", "AP50", "AP75", "APs", "APm", "APl")
+    names += ("AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
+    metrics: dict[str, Any] = dict(zip(names, evaluator.stats.tolist(), strict=True))
+    precision = evaluator.eval["precision"][:, :, :, 0, -1]
+    for place, category in enumerate(evaluator.params.catIds):
+        counted = precision[:, :, place][precision[:, :, place] > -1]
+        metrics[str(category)] = counted.mean() if counted.size else -1.0
+    return metrics
+
+
+@pytest.mark.parametrize("iou_type", ["bbox", "segm"])
+@pytest.mark.parametrize("seed", range(3))
+def test_same_as_pycocotools(iou_type, seed):
+    truth, results = _made(seed)
+    before = copy.deepcopy((truth, results))
+    got = evaluate_results(truth, results, iou_type)
+    assert (truth, results) == before
+    expected = _pycocotools(truth, results, iou_type)
+    by_category = {str(key): value for key, value in got.pop("per_category_AP").items()}
+    assert sorted(got | by_category) == sorted(expected)
+    assert _worst(got | by_category, expected) < 1e-12
+    assert min(got["APs"], got["APm"], got["APl"]) > 0.01
+    assert got["AP"] < 0.9
+    assert math.isnan(by_category["90"])
 
 
 @dataclass
@@ -325,6 +438,76 @@ def test_a_model_with_too_many_classes(data):
         _evaluate(data, {1: _instances([[0, 0, 5, 5]], [2])})
 
 
+def test_masks_are_encoded_by_another_thread_in_order(data, monkeypatch):
+    threads = []
+
+    def seen(masks: np.ndarray) -> list[dict[str, Any]]:
+        threads.append(threading.current_thread())
+        return encode(masks)
+
+    monkeypatch.setattr(evaluation, "encode", seen)
+    data.records = [{"image_id": number} for number in range(6)]
+    data.content["images"] = [{"id": n, "height": HEIGHT, "width": WIDTH} for n in range(6)]
+    data.write()
+    evaluator = CocoEvaluator(data, output_dir=data.json_file.parent / "out")
+    for image in range(6):  # image n has n boxes, n pixels wide
+        boxes = [[3.0, 4.0, image, 5.0]] * image
+        instances = _instances(boxes, [0] * image)
+        evaluator.process([{"image_id": image}], [{"instances": instances}])
+    evaluator.evaluate()
+    assert len(threads) == 6
+    assert len(set(threads)) == 1
+    assert threads[0] is not threading.current_thread()
+    assert not threads[0].is_alive()
+    stored = json.loads((data.json_file.parent / "out/coco_instances_results.json").read_text())
+    assert [each["image_id"] for each in stored] == [n for n in range(6) for _ in range(n)]
+    for each in stored:
+        assert mask_util.area(each["segmentation"]) == 5 * each["image_id"]
+
+
+def test_few_masks_wait_to_be_encoded(data, monkeypatch):
+    go_on, taken = threading.Semaphore(0), threading.Semaphore(0)
+
+    def held(masks: np.ndarray) -> list[dict[str, Any]]:
+        assert go_on.acquire(timeout=60)
+        return encode(masks)
+
+    monkeypatch.setattr(evaluation, "encode", held)
+    evaluator = CocoEvaluator(data)
+
+    def feed() -> None:
+        for image in range(5):
+            evaluator.process([{"image_id": image}], [{"instances": PERFECT[1]}])
+            taken.release()
+
+    feeder = threading.Thread(target=feed)
+    feeder.start()
+    for _ in range(2):
+        assert taken.acquire(timeout=60)
+    assert not taken.acquire(timeout=0.2)  # the third image waits for the first
+    go_on.release(5)
+    for _ in range(3):
+        assert taken.acquire(timeout=60)
+    feeder.join(timeout=60)
+    evaluator.reset()
+
+
+def test_what_goes_wrong_in_the_thread_is_raised(data, monkeypatch):
+    def fails(masks: np.ndarray) -> list[dict[str, Any]]:
+        raise RuntimeError("no memory")
+
+    evaluator = CocoEvaluator(data)
+    with monkeypatch.context() as patch:
+        patch.setattr(evaluation, "encode", fails)
+        evaluator.process([{"image_id": 1}], [{"instances": PERFECT[1]}])
+        with pytest.raises(RuntimeError, match="no memory"):
+            evaluator.evaluate()
+    evaluator.reset()  # as if nothing had been
+    for image in (1, 2):
+        evaluator.process([{"image_id": image}], [{"instances": PERFECT[image]}])
+    assert evaluator.evaluate()["segm"]["AP"] == pytest.approx(100)
+
+
 GOOD = {"image_id": 1, "category_id": 3, "score": 0.5, "bbox": [1, 1, 5, 5]}
 
 
@@ -333,8 +516,11 @@ GOOD = {"image_id": 1, "category_id": 3, "score": 0.5, "bbox": [1, 1, 5, 5]}
     [
         ([GOOD, GOOD | {"image_id": 5}], "results, result 1: expected a known image_id, got 5"),
         ([GOOD | {"category_id": 0}], "result 0: expected a known category_id, got 0"),
-        ([GOOD | {"score": math.nan}], "result 0: expected finite numbers, got .nan, 1, 1, 5, 5."),
-        ([GOOD | {"bbox": [1, 1, math.inf, 2]}], "expected finite numbers, got .0.5, 1, 1, inf"),
+        ([GOOD | {"score": math.nan}], "result 0: expected a finite score, got nan. The model"),
+        ([GOOD | {"score": "high"}], "result 0: expected a finite score, got high."),
+        ([GOOD | {"bbox": [1, 1, math.inf, 2]}], "four finite numbers, got list .1, 1, inf, 2.."),
+        ([GOOD | {"bbox": [1, 1, 2]}], "expected a bbox of four finite numbers, got list .1, 1, 2"),
+        ([GOOD | {"bbox": None}], "expected a bbox of four finite numbers, got NoneType None"),
         ([{"image_id": 1}], r"expected the keys \['bbox', .*got \['image_id'\]"),
         ([7], "expected the keys .* got int"),
     ],
@@ -342,6 +528,23 @@ GOOD = {"image_id": 1, "category_id": 3, "score": 0.5, "bbox": [1, 1, 5, 5]}
 def test_bad_results(data, results, text):
     with pytest.raises(InputError, match=text):
         evaluate_results(data.json_file, results, "bbox")
+
+
+@pytest.mark.parametrize(
+    ("mask", "got"),
+    [
+        ([[1, 1, 5, 1, 5, 5]], "got list"),
+        ({"size": [60, 80], "counts": [4, 10, 4786]}, "got dict"),
+        ({"size": [80, 60], "counts": "1"}, "got dict"),
+        ({"size": [60, 80]}, "got dict"),
+        ({"counts": "1"}, "got dict"),
+        (None, "got NoneType"),
+    ],
+)
+def test_bad_masks(data, mask, got):
+    text = rf"result 0: expected a run-length encoded mask of size \[60, 80\].*{got}.*mask\.encode"
+    with pytest.raises(InputError, match=text):
+        evaluate_results(data.json_file, [GOOD | {"segmentation": mask}], "segm")
 
 
 def test_bad_files(data, tmp_path):

@@ -246,6 +246,16 @@ def _other_size(path: Path) -> None:
     Image.new("RGB", (30, 40)).save(path)
 
 
+def _sixteen_bits(path: Path) -> None:
+    Image.fromarray(np.full((30, 40), 3000, dtype=np.uint16)).save(path, format="PNG")
+
+
+def _truncated_grey(path: Path) -> None:
+    rng = np.random.default_rng(0)
+    Image.fromarray(rng.integers(0, 255, (30, 40), dtype=np.uint8)).save(path)
+    path.write_bytes(path.read_bytes()[:-100])
+
+
 def _truncated_png(path: Path) -> None:
     rng = np.random.default_rng(0)
     Image.fromarray(rng.integers(0, 255, (30, 40, 3), dtype=np.uint8)).save(path, format="PNG")
@@ -258,6 +268,11 @@ def _truncated_png(path: Path) -> None:
     [
         (_missing, r"image .*1\.jpg: expected a file, got nothing at this path\. Check the image"),
         (_truncated, r"image .*1\.jpg: expected an image that can be decoded, got .*truncated"),
+        (
+            _truncated_grey,
+            r"image .*1\.jpg: expected an image that can be decoded, got .*truncated",
+        ),
+        (_sixteen_bits, r"1\.jpg: expected values up to 255, got .*mode I;16\)\. Scale them to 8"),
         (_truncated_png, r"image .*1\.jpg: expected an image that can be decoded, got "),
         (_text, r"1\.jpg: expected an image that can be decoded, got UnidentifiedImageError"),
         (_empty, r"1\.jpg: expected an image that can be decoded, got UnidentifiedImageError"),
@@ -277,6 +292,87 @@ def test_grey_images_become_three_channels(tiny):
     record = coco_dataset(tiny.json_file, tiny.images).records[0]
     assert (read_image(record) == 77).all()
     assert read_image(record).shape == (30, 40, 3)
+
+
+@pytest.mark.parametrize("mode", ["L", "LA", "1", "P", "RGBA", "CMYK"])
+@pytest.mark.parametrize("scale", [0.2, 1.0, 1.7])
+def test_fast_reads_other_modes_as_the_transforms_do(tmp_path, mode, scale):
+    rng = np.random.default_rng(0)
+    grain = rng.integers(0, 255, (12, 16, 3), dtype=np.uint8)
+    picture = Image.fromarray(grain).resize((320, 240), Image.Resampling.BICUBIC).convert(mode)
+    path = tmp_path / ("image.jpg" if mode in ("L", "CMYK") else "image.png")
+    picture.save(path)
+    record = {"file_name": str(path), "height": 240, "width": 320, "annotations": []}
+    jitter = large_scale_jitter(320, scale, scale)
+    images = []
+    for fast in (False, True):
+        with random_state(4):
+            images.append(Mapper(jitter, is_train=True, fast=fast)(record)["image"].int())
+    slow, quick = images
+    assert slow.shape == quick.shape
+    assert slow.float().std() > 20  # there is something to see
+    if path.suffix == ".jpg" and scale == 0.2:  # decoded at half of its size
+        assert (slow - quick).abs().float().mean() < 1.5
+    else:
+        assert (slow - quick).abs().max() <= (5 if mode != "1" else 9)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_fast_turns_masks_and_upright_pixels_alike(tmp_path, orientation):
+    # the file stores the picture turned; annotations are those of the upright picture
+    record = _record(tmp_path)
+    upright = Image.open(record["file_name"])
+    back = {
+        2: Image.Transpose.FLIP_LEFT_RIGHT,
+        3: Image.Transpose.ROTATE_180,
+        4: Image.Transpose.FLIP_TOP_BOTTOM,
+        5: Image.Transpose.TRANSPOSE,
+        6: Image.Transpose.ROTATE_90,
+        7: Image.Transpose.TRANSVERSE,
+        8: Image.Transpose.ROTATE_270,
+    }
+    stored = upright.transpose(back[orientation]) if orientation in back else upright
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    path = tmp_path / "turned.png"
+    stored.save(path, exif=exif)
+    record["file_name"] = str(path)
+    for seed in range(4):
+        with random_state(seed):
+            result = Mapper(large_scale_jitter(32, 2.0, 2.0), is_train=True, fast=True)(record)
+        shown = result["image"].numpy() > 127
+        for index, mask in zip(
+            result["instances"].gt_classes.tolist(),
+            result["instances"].gt_masks.tensor.numpy(),
+            strict=True,
+        ):
+            np.testing.assert_array_equal(mask, shown[index])
+
+
+@both
+@pytest.mark.parametrize("mask_format", ["bitmask", "polygon"])
+def test_objects_outside_the_crop_leave_nothing(tiny, fast, mask_format):
+    record = coco_dataset(tiny.json_file, tiny.images).records[0]
+    steps = [T.CropTransform(33, 23, 7, 7)]  # beyond both objects
+    instances = Mapper(steps, is_train=True, mask_format=mask_format, fast=fast)(record)[
+        "instances"
+    ]
+    assert len(instances) == 0
+    assert instances.gt_boxes.tensor.shape == (0, 4)
+    assert len(instances.gt_masks) == 0
+    assert instances.gt_classes.dtype == torch.int64
+    assert instances.image_size == (7, 7)
+
+
+@both
+def test_a_crowd_region_in_run_lengths_takes_no_place(tmp_path, fast):
+    record = _record(tmp_path, crowd=(0,))
+    counts = [40, 20, 24 * 32 - 60]  # as files have crowd regions: numbers, not text
+    record["annotations"][0]["segmentation"] = {"size": list(SIZE), "counts": counts}
+    result = Mapper(large_scale_jitter(32, 1.0, 1.0, flip=False), is_train=True, fast=fast)(record)
+    assert result["instances"].gt_classes.tolist() == [1, 2]
+    shown = result["image"].numpy()[1:] > 127
+    np.testing.assert_array_equal(result["instances"].gt_masks.tensor.numpy(), shown)
 
 
 def test_augmentation_lists():

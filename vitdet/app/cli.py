@@ -11,7 +11,7 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from vitdet.app import inspect
+from vitdet.app import inspect, plan
 from vitdet.utils.checks import InputError
 
 
@@ -41,6 +41,13 @@ COMMANDS = (
         add_arguments=inspect.add_arguments,
         run=inspect.run,
         status="the file can be read, and its format is none that is known",
+    ),
+    Command(
+        name="plan",
+        what="say what a training takes: memory, time, and the batch that fits",
+        add_arguments=plan.add_arguments,
+        run=plan.run,
+        status="not even one image fits",
     ),
 )
 

@@ -11,7 +11,7 @@ from detectron2.data import detection_utils
 from detectron2.utils.file_io import PathManager
 from PIL import Image
 
-from vitdet.utils.checks import fail
+from vitdet.utils.checks import InputError, fail
 
 # A JPEG is decoded at 1/2, 1/4 or 1/8 of its size only where this many times as many pixels as
 # are wanted, each way, are left to the resize: without that, edges come out visibly sharper.
@@ -30,11 +30,16 @@ def read_image(record: dict[str, Any], image_format: str = "RGB") -> np.ndarray:
         uint8 (height, width, 3).
 
     Raises:
-        InputError: missing, unreadable or truncated file, or a size other than the record's.
+        InputError: missing, unreadable or truncated file, more than 8 bits a channel in a grey
+            image, or a size other than the record's.
     """
     name = record["file_name"]
-    with _readable(name):
-        image = detection_utils.read_image(name, format=image_format)
+    with _readable(name), PathManager.open(name, "rb") as file:
+        stream: Any = file  # annotated as text
+        picture = Image.open(stream)
+        _check_depth(name, picture)
+        picture = detection_utils._apply_exif_orientation(picture)
+        image = detection_utils.convert_PIL_to_numpy(picture, image_format)
     _check_size(record, image.shape[0], image.shape[1])
     return image
 
@@ -59,6 +64,7 @@ def read_reduced(record: dict[str, Any], shrink: float) -> tuple[Image.Image, in
     with _readable(name), PathManager.open(name, "rb") as file:
         stream: Any = file  # annotated as text
         opened = Image.open(stream)
+        _check_depth(name, opened)
         full, reduction = opened.size, _reduction(opened, shrink)
         if reduction > 1:
             opened.draft(None, (full[0] // reduction, full[1] // reduction))
@@ -98,6 +104,8 @@ def _readable(name: str) -> Iterator[None]:
             got="nothing at this path",
             remedy="Check the image folder, or leave such images out with check=drop.",
         )
+    except InputError:
+        raise
     # what Pillow raises for damaged files: SyntaxError for PNG, ValueError and EOFError for others
     except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
         fail(
@@ -105,6 +113,17 @@ def _readable(name: str) -> Iterator[None]:
             expected="an image that can be decoded",
             got=f"{type(error).__name__} ({error})",
             remedy="Replace the file, or remove the image from the annotation file.",
+        )
+
+
+def _check_depth(name: str, image: Image.Image) -> None:
+    """Refuse what Pillow would turn into RGB by cutting every value off at 255."""
+    if image.mode.partition(";")[0] in ("I", "F"):
+        fail(
+            f"image {name}",
+            expected="values up to 255",
+            got=f"grey values of more than 8 bits (Pillow's mode {image.mode})",
+            remedy="Scale them to 8 bits and store the image again.",
         )
 
 
