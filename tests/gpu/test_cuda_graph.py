@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -11,11 +13,12 @@ pytestmark = [
     pytest.mark.gpu,
     pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device"),
 ]
+MINI = Path(__file__).resolve().parents[2] / "configs/mini"
 
 
 @pytest.mark.parametrize("recipe", ["mask_rcnn_vitdet_shapes", "mask_rcnn_eva02_shapes"])
 def test_a_replay_computes_new_images(recipe: str) -> None:
-    model = load_config(f"configs/mini/{recipe}.py").model.backbone
+    model = load_config(MINI / f"{recipe}.py").model.backbone
     backbone = build_model(model, device="cuda").eval()
     images = torch.randn(1, 3, 128, 128, device="cuda")
     with torch.inference_mode():
@@ -35,7 +38,7 @@ def test_a_replay_computes_new_images(recipe: str) -> None:
 
 
 def test_a_pass_never_waits() -> None:
-    backbone = build_model(load_config("configs/mini/mask_rcnn_vitdet_shapes.py").model.backbone)
+    backbone = build_model(load_config(MINI / "mask_rcnn_vitdet_shapes.py").model.backbone)
     backbone.cuda().eval()
     images = torch.randn(1, 3, 128, 128, device="cuda")
     torch.cuda.set_sync_debug_mode("error")
