@@ -76,14 +76,7 @@ def detectron2(sizes: Sizes, weights: Weights) -> Peer:
     from detectron2.modeling.backbone.vit import ViT as Theirs
 
     net = Theirs(
-        img_size=sizes.size,
-        patch_size=sizes.patch_size,
-        embed_dim=sizes.embed_dim,
-        depth=sizes.depth,
-        num_heads=sizes.num_heads,
-        norm_layer=partial(nn.LayerNorm, eps=1e-6),
-        use_rel_pos=True,
-        window_size=sizes.window_size,
+        **_same_names(sizes),
         window_block_indexes=[i for i in range(sizes.depth) if i not in sizes.global_blocks],
         pretrain_img_size=sizes.size,
     )
@@ -117,14 +110,7 @@ def segment_anything(sizes: Sizes, weights: Weights) -> Peer:
     from segment_anything.modeling import ImageEncoderViT
 
     net = ImageEncoderViT(
-        img_size=sizes.size,
-        patch_size=sizes.patch_size,
-        embed_dim=sizes.embed_dim,
-        depth=sizes.depth,
-        num_heads=sizes.num_heads,
-        norm_layer=partial(nn.LayerNorm, eps=1e-6),
-        use_rel_pos=True,
-        window_size=sizes.window_size,
+        **_same_names(sizes),
         global_attn_indexes=sizes.global_blocks,
     )
     net.neck = nn.Identity()
@@ -137,14 +123,7 @@ def timm(sizes: Sizes, weights: Weights) -> Peer:
     from timm.models.vision_transformer_sam import VisionTransformerSAM
 
     net = VisionTransformerSAM(
-        img_size=sizes.size,
-        patch_size=sizes.patch_size,
-        embed_dim=sizes.embed_dim,
-        depth=sizes.depth,
-        num_heads=sizes.num_heads,
-        norm_layer=partial(nn.LayerNorm, eps=1e-6),
-        use_rel_pos=True,
-        window_size=sizes.window_size,
+        **_same_names(sizes),
         global_attn_indexes=sizes.global_blocks,
         num_classes=0,
     )
@@ -152,6 +131,20 @@ def timm(sizes: Sizes, weights: Weights) -> Peer:
     named = {name.replace(".lin", ".fc"): value for name, value in _sam_names(weights).items()}
     net.load_state_dict(named)
     return Peer(net, net.forward_features)
+
+
+def _same_names(sizes: Sizes) -> dict[str, Any]:
+    """Return what detectron2, Segment Anything and timm call by the same names."""
+    return {
+        "img_size": sizes.size,
+        "patch_size": sizes.patch_size,
+        "embed_dim": sizes.embed_dim,
+        "depth": sizes.depth,
+        "num_heads": sizes.num_heads,
+        "norm_layer": partial(nn.LayerNorm, eps=1e-6),
+        "use_rel_pos": True,
+        "window_size": sizes.window_size,
+    }
 
 
 def _sam_names(weights: Weights) -> dict[str, torch.Tensor]:
