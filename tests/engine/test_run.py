@@ -9,7 +9,7 @@ from tiny_recipe import draw, recipe, rectangles
 
 from vitdet import checkpoint
 from vitdet.config import load_config
-from vitdet.engine.hooks import Checkpoints, last_checkpoint
+from vitdet.engine.checkpoints import Checkpoints, last_checkpoint
 from vitdet.engine.run import evaluate, train
 from vitdet.engine.trainer import NonFiniteLossError, Trainer
 from vitdet.utils.checks import InputError

@@ -13,7 +13,7 @@ from test_launch import PROJECT, environment
 from tiny_recipe import write_recipe
 
 from vitdet import checkpoint
-from vitdet.engine.hooks import last_checkpoint
+from vitdet.engine.checkpoints import last_checkpoint
 
 
 def command(*arguments: object) -> list[str]:

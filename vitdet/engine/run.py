@@ -14,22 +14,18 @@ from omegaconf import DictConfig, OmegaConf
 
 from vitdet import checkpoint
 from vitdet.config import KEYS, build_model, save_config, set_num_classes
+from vitdet.engine.checkpoints import FINAL, Checkpoints, last_checkpoint
 from vitdet.engine.compiled import compile_blocks
-from vitdet.engine.hooks import (
-    Checkpoints,
-    Evaluations,
-    Metrics,
-    Progress,
-    last_checkpoint,
-    write_text,
-)
+from vitdet.engine.hooks import Evaluations
 from vitdet.engine.inference import Results, TestSet, build, flatten
 from vitdet.engine.logs import logging_to
+from vitdet.engine.metrics import Metrics, Progress
 from vitdet.engine.trainer import Trainer
 from vitdet.engine.weights import EVAL_WEIGHTS, check_complete, chosen, load_weights
 from vitdet.utils.checks import InputError, fail, nearest
 from vitdet.utils.distributed import barrier, is_main, world_size
 from vitdet.utils.env import describe, seed_all
+from vitdet.utils.files import write_text
 
 logger = logging.getLogger(__name__)
 
@@ -100,7 +96,7 @@ def train(cfg: DictConfig, *, resume: bool = False) -> Results:
             results = evaluate_now()
         finally:
             metrics.close()
-        _write_results(output_dir, test.name, "model_final.pth", results)
+        _write_results(output_dir, test.name, FINAL, results)
     return results
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -11,10 +10,10 @@ from typing import Any, Protocol
 import torch
 from detectron2.utils.events import EventStorage
 from torch import nn
-from torch.nn.parallel import DistributedDataParallel
 
 from vitdet.engine import ema
 from vitdet.engine.losses import Batch, DetectorLoss, Losses
+from vitdet.engine.parallel import distributed
 from vitdet.engine.precision import autocast_dtype
 from vitdet.utils.checks import InputError, fail
 from vitdet.utils.distributed import rank, world_size
@@ -106,7 +105,7 @@ class Trainer:
         self.device = next(detector.parameters()).device
         self.dtype = autocast_dtype(precision, self.device)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.dtype == torch.float16)
-        self.loss = _distributed(DetectorLoss(detector, seed=seed), self.device, ddp or {})
+        self.loss = distributed(DetectorLoss(detector, seed=seed), self.device, ddp or {})
         # On other devices a look at the numbers would wait for the device: see check_finite.
         self.check_each_step = self.device.type == "cpu"
         self.images_seen = 0
@@ -267,24 +266,6 @@ class Trainer:
             )
         if self.ema is not None:
             self.ema.load(state[ema.KEY])
-
-
-def _distributed(loss: DetectorLoss, device: torch.device, options: dict[str, Any]) -> nn.Module:
-    if world_size() == 1:
-        return loss
-    options = dict(options)
-    compress = options.pop("fp16_compression", False)
-    # Buffers (pixel mean, anchors) are constants. Torch has renamed the argument that says so.
-    accepted = inspect.signature(DistributedDataParallel).parameters
-    renamed = "forward_sync_buffers" in accepted
-    options.setdefault("forward_sync_buffers" if renamed else "broadcast_buffers", False)
-    device_ids = None if device.type == "cpu" else [torch.cuda.current_device()]
-    wrapped = DistributedDataParallel(loss, device_ids=device_ids, **options)
-    if compress and device.type == "cuda":
-        from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import fp16_compress_hook
-
-        wrapped.register_comm_hook(state=None, hook=fp16_compress_hook)
-    return wrapped
 
 
 def _files(batch: Batch) -> list[str]:

@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from vitdet.utils.checks import InputError
+
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
@@ -23,6 +25,21 @@ def replacing(path: Path) -> Iterator[Path]:
         _flush(path.parent)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Replace a small text file at once: a reader sees the old or the new one, never half.
+
+    Raises:
+        InputError: the disk refuses.
+    """
+    try:
+        with replacing(path) as partial:
+            partial.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise InputError(
+            f"{path}: could not be written ({error}). Check disk and rights."
+        ) from error
 
 
 def _flush(path: Path) -> None:
