@@ -6,6 +6,7 @@ import argparse
 import os
 import sys
 import warnings
+from pathlib import Path
 
 # detectron2 and fvcore call what torch has deprecated: no news for a user.
 warnings.filterwarnings("ignore", message=r".*torch\.(jit\.(script|trace)|meshgrid)")
@@ -18,7 +19,9 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     """Return the command line as detectron2's tools name it."""
     parser = argparse.ArgumentParser(
         description="Train or evaluate a detector. Runs on the GPU, or on the CPU without one.",
-        epilog="Under torchrun the flags about processes and machines come from its environment.",
+        epilog="Under torchrun the flags about processes and machines come from its environment. "
+        "Exit status: 0 done; 2 something to repair, in one line; 4 stuck in the first step; 75 "
+        "told to leave (SIGTERM, SIGUSR1) and saved, --resume goes on; 130 interrupted (^C).",
     )
     parser.add_argument("--config-file", required=True, metavar="FILE", help="recipe, .py or .yaml")
     parser.add_argument("--resume", action="store_true", help="continue train.output_dir's run")
@@ -29,10 +32,18 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument("--num-machines", type=int, default=1, metavar="N")
     parser.add_argument("--machine-rank", type=int, default=0, metavar="I", help="0 to N-1")
+    address = "tcp://HOST:PORT of machine 0; auto finds a free port on one machine"
+    parser.add_argument("--dist-url", default="auto", help=address)
     parser.add_argument(
-        "--dist-url",
-        default="auto",
-        help="tcp://HOST:PORT of machine 0; auto finds a free port on one machine",
+        "--start-timeout",
+        type=float,
+        metavar="SECONDS",
+        help="until all processes must be there (VITDET_START_TIMEOUT, or 300)",
+    )
+    parser.add_argument(
+        "--slurm",
+        metavar="KEY=VALUE,...",
+        help="submit as a SLURM job: partition=gpu,nodes=2,gpus_per_node=8,timeout_min=1440",
     )
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="train.seed=1 and so on")
     return parser.parse_args(arguments)
@@ -43,6 +54,7 @@ def main(args: argparse.Namespace) -> None:
     from vitdet.config import load_config
     from vitdet.engine.groups import group_lines
     from vitdet.engine.run import evaluate, train
+    from vitdet.engine.startup import continues
 
     cfg = load_config(args.config_file, args.overrides)
     if args.print_groups:
@@ -50,11 +62,21 @@ def main(args: argparse.Namespace) -> None:
     elif args.eval_only:
         evaluate(cfg, resume=args.resume)
     else:
-        train(cfg, resume=args.resume)
+        train(cfg, resume=args.resume or continues())
+
+
+def submit(args: argparse.Namespace) -> None:
+    """Put the run into the queue of SLURM."""
+    from vitdet.config import load_config
+    from vitdet.engine import slurm
+
+    folder = Path(load_config(args.config_file, args.overrides).train.output_dir)
+    job = slurm.submit(main, args, slurm.parameters(args.slurm), folder)
+    print(f"submitted job {job.job_id}; its logs are in {folder}/slurm")
 
 
 def run() -> int:
-    """Start the processes and return the exit status: 2 for what a user can repair, 130 for ^C."""
+    """Start the processes and return the exit status; being told to leave is a SystemExit of 75."""
     args = parse()
     from vitdet.engine.launch import launch  # not above: --help should not wait for torch
     from vitdet.utils.checks import InputError
@@ -62,9 +84,11 @@ def run() -> int:
     try:
         if args.print_groups:
             main(args)
+        elif args.slurm is not None:
+            submit(args)
         else:
             where = (args.num_gpus, args.num_machines, args.machine_rank, args.dist_url)
-            launch(main, *where, args=(args,))
+            launch(main, *where, args=(args,), start_timeout=args.start_timeout)
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

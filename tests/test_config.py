@@ -145,3 +145,82 @@ def test_meta_device_takes_constructors_that_read_a_linspace():
     )
     assert model.rates == [0, 0.5, 1]
     assert model.layer.weight.is_meta
+
+
+# --- arguments of the callables ------------------------------------------------------------------
+
+
+class Part:
+    def __init__(self, size: int, rate: float = 0.1, name: str | None = None, on: bool = True):
+        self.size, self.rate, self.name, self.on = size, rate, name, on
+
+
+def anything(**options: int) -> dict[str, int]:
+    return options
+
+
+PARTS = """
+from detectron2.config import LazyCall as L
+from test_config import Part, anything
+
+model = dict(parts=[L(Part)(size=2), L(Part)({arguments})])
+free = L(anything)(whatever=1)
+train = dict(size=3)
+"""
+
+
+@pytest.mark.parametrize("suffix", [".py", ".yaml"])
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        (
+            "size=2, raet=0.2",
+            "expected an argument of Part, got 'raet'. Did you mean model.parts.1",
+        ),
+        ("size=2, xyz=1", "expected an argument of Part, got 'xyz'. It has size, rate, name, on."),
+        ("rate=1", r"model.parts.1.size: expected a value, as Part asks for, got none. Add it to"),
+        ("size=2.0", "model.parts.1.size: expected int, got 2.0. Give a value of that type."),
+        ("size='big'", "model.parts.1.size: expected int, got 'big'"),
+        ("size=True", "model.parts.1.size: expected int, got True"),
+        ("size=2, rate='1e-4 '", "model.parts.1.rate: expected float, got '1e-4 '"),
+        ("size=2, name=3", "model.parts.1.name: expected str | None, got 3"),
+        ("size=2, on=0", "model.parts.1.on: expected bool, got 0"),
+    ],
+)
+def test_arguments_that_do_not_fit_are_named(tmp_path, arguments, text, suffix):
+    path = tmp_path / f"recipe{suffix}"
+    if suffix == ".py":
+        path.write_text(PARTS.replace("{arguments}", arguments))
+    else:
+        values = eval(f"dict({arguments})")
+        parts = [{"_target_": "test_config.Part", **each} for each in ({"size": 2}, values)]
+        OmegaConf.save(OmegaConf.create({"model": {"parts": parts}}), path)
+        text = text.replace("Part ", "test_config.Part ").replace("Part,", "test_config.Part,")
+    with pytest.raises(InputError) as caught:
+        load_config(path)
+    assert text in str(caught.value)
+    assert str(caught.value).startswith("model.parts.1.")
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    ["size='???'", "size='${train.size}'", "size=2, rate=1", "size=2, name=None", "size=[1, 2]"],
+)
+def test_arguments_that_may_fit_pass(tmp_path, arguments):
+    path = tmp_path / "recipe.py"
+    path.write_text(PARTS.replace("{arguments}", arguments))
+    assert load_config(path).free.whatever == 1
+
+
+def test_a_name_that_cannot_be_imported_is_named(tmp_path):
+    path = tmp_path / "recipe.yaml"
+    path.write_text("model: {_target_: vitdet.pyramid.SimpelFeaturePyramid, net: null}\n")
+    with pytest.raises(InputError, match=r"model\._target_: expected a name that can be imported"):
+        load_config(path)
+
+
+def test_notes_stand_at_the_top_of_a_saved_recipe(recipe, tmp_path):
+    save_config(load_config(recipe), tmp_path / "saved.yaml", ["first: 1", "second"])
+    assert (tmp_path / "saved.yaml").read_text().startswith("# first: 1\n# second\nmodel:")
+    assert load_config(tmp_path / "saved.yaml").train.width == 3

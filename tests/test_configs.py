@@ -177,7 +177,7 @@ def test_every_recipe_is_found():
         "LVIS": 15,
         "O365": 1,
         "mini": 17,
-        "own": 1,
+        "own": 8,
         "easycv": 7,
         "mmdetection": 1,
         "paper": 44,

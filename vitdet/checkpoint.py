@@ -15,7 +15,7 @@ import re
 import struct
 import warnings
 import zipfile
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -37,6 +37,7 @@ _DAMAGE = (
     *(RuntimeError, ValueError, TypeError, LookupError, AttributeError, ArithmeticError),
     *(AssertionError, ImportError, RecursionError),
 )
+_FOLDER_BIT = 0x10  # of MS-DOS, in a zip entry's external attributes
 _CONVERT = "python converter.py --source-model {} --output-model OUT.pth --config-file YOUR_RECIPE"
 
 
@@ -78,12 +79,18 @@ def read(path: str | Path, *, trust: bool = False) -> dict[str, Any]:
     return content
 
 
-def write(path: str | Path, content: Mapping[str, Any]) -> None:
+def write(
+    path: str | Path,
+    content: Mapping[str, Any],
+    *,
+    before_rename: Callable[[Path], None] | None = None,
+) -> None:
     """Write `content` to a temporary file beside `path`, flush it to the disk, and rename it.
 
     Args:
         path: ends in .pth; or in .safetensors, for {"model": {name: tensor}, "vitdet": JSON}.
         content: the dictionary.
+        before_rename: called with the complete temporary file, to note what will stand at `path`.
 
     Raises:
         InputError: unknown suffix, missing folder, or the disk refuses. What stood at `path`
@@ -103,6 +110,8 @@ def write(path: str | Path, content: Mapping[str, Any]) -> None:
             else:
                 with partial.open("wb") as file:
                     torch.save(dict(content), file)
+            if before_rename is not None:
+                before_rename(partial)
     except (OSError, safetensors.SafetensorError) as error:
         text = f"output {path}: it cannot be written ({error}). Check space and rights of its disk."
         raise InputError(text) from error
@@ -301,6 +310,9 @@ def _check_archive(path: Path) -> None:
     size = sum(member.file_size for member in members)
     if size > path.stat().st_size or any(member.compress_type for member in members):
         _damaged(path, "it is compressed, as no torch file is")
+    # torch reads nothing from a part with this bit, and gives whatever its memory holds
+    if any(member.external_attr & _FOLDER_BIT for member in members):
+        _damaged(path, "one of its parts calls itself a folder")
     # torch.load does not look at the checksums that torch.save wrote
     with zipfile.ZipFile(path) as archive:
         broken = archive.testzip()

@@ -5,8 +5,6 @@ from __future__ import annotations
 import contextlib
 import importlib
 import inspect
-import os
-import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,15 +14,18 @@ import yaml
 from detectron2.config import LazyConfig
 from detectron2.config import instantiate as _instantiate
 from detectron2.utils.registry import locate
-from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, Node, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
+from vitdet.utils import durations
 from vitdet.utils.checks import InputError, fail, nearest
+from vitdet.utils.files import write_text
 
 __all__ = [
     "KEYS",
+    "arguments",
     "backbone_settings",
     "build_model",
     "instantiate",
@@ -50,7 +51,8 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> DictConfig:
 
     Raises:
         InputError: no such file, it does not load, a key that does not exist, a value of another
-            type than the one it replaces.
+            type than the one it replaces, a node with an argument that its callable does not have
+            or does not take a value of this type for.
     """
     path = Path(path)
     if not path.is_file():
@@ -61,6 +63,7 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> DictConfig:
     cfg = _read(path)
     for override in overrides:
         _override(cfg, override)
+    _check_calls(cfg, "")
     return cfg
 
 
@@ -106,10 +109,10 @@ def _child(node: Any, part: str, where: str, key: str, *, optional: bool = False
     elif isinstance(node, DictConfig):
         if part in node.keys():  # noqa: SIM118 (a value left open, "???", is not `in` the node)
             return None if OmegaConf.is_missing(node, part) else node[part]
-        arguments = _arguments(node)
-        if optional and part in arguments:
-            return arguments[part]
-        names = [str(name) for name in {**dict.fromkeys(node), **arguments} if name != "_target_"]
+        known = arguments(node)
+        if optional and part in known:
+            return known[part]
+        names = [str(name) for name in {**dict.fromkeys(node), **known} if name != "_target_"]
     else:
         names = []
     prefix = f"{where}." if where else ""
@@ -127,31 +130,34 @@ def _child(node: Any, part: str, where: str, key: str, *, optional: bool = False
     )
 
 
-def _arguments(node: DictConfig) -> dict[str, Any]:
+def arguments(node: DictConfig) -> dict[str, Any]:
     """Return {argument: default} of the callable that a LazyCall node describes."""
+    return {
+        name: None if parameter.default is parameter.empty else parameter.default
+        for name, parameter in _parameters(node).items()
+        if parameter.kind in _BY_NAME
+    }
+
+
+_BY_NAME = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+
+
+def _parameters(node: DictConfig) -> dict[str, inspect.Parameter]:
     target = node.get("_target_")
     if isinstance(target, str):
         target = locate(target)
     if target is None:
         return {}
     target = inspect.unwrap(target.__init__ if inspect.isclass(target) else target)
-    return {
-        name: None if parameter.default is parameter.empty else parameter.default
-        for name, parameter in inspect.signature(target).parameters.items()
-        if parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY)
-        and name != "self"
-    }
+    found = inspect.signature(target).parameters
+    return {name: parameter for name, parameter in found.items() if name != "self"}
 
 
 def _typed(key: str, old: Any, text: str) -> Any:
     """Read `text` as YAML and check it against the type of the value that it replaces."""
-    try:
-        value = yaml.safe_load(text) if text else ""
-    except yaml.YAMLError:
-        value = text
-    if isinstance(value, str):
-        with contextlib.suppress(ValueError):
-            value = float(value)  # YAML reads 1e-4 as a string
+    value = _value(text)
+    if durations.is_duration(key):
+        return _duration(key, old, value)
     if isinstance(old, str) and value is not None and not old.startswith("${"):
         return value if isinstance(value, str) else text
     kinds = {bool: (bool,), int: (int,), float: (int, float)}
@@ -171,13 +177,114 @@ def _typed(key: str, old: Any, text: str) -> Any:
     return value
 
 
-def save_config(cfg: DictConfig, path: str | Path) -> None:
+def _value(text: str) -> Any:
+    try:
+        value = yaml.safe_load(text) if text else ""
+    except yaml.YAMLError:
+        value = text
+    if isinstance(value, str):
+        with contextlib.suppress(ValueError):
+            value = float(value)  # YAML reads 1e-4 as a string
+    return value
+
+
+def _duration(key: str, old: Any, value: Any) -> Any:
+    if isinstance(old, ListConfig) and not isinstance(value, list):
+        fail(f"override {key!r}", expected="a list", got=repr(value), remedy="Write [a, b, ...].")
+    for item in value if isinstance(value, list) else [value]:
+        durations.parse(key, item)
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+# --- arguments of the callables ------------------------------------------------------------------
+
+# What the engine gives when it builds a node.
+_GIVEN = {
+    "optimizer": {"model"},
+    "dataloader.train": {"dataset", "start"},
+    "dataloader.test": {"dataset"},
+    "dataloader.evaluator": {"dataset"},
+}
+_KINDS: dict[str, tuple[type, ...]] = {
+    "bool": (bool,),
+    "int": (int,),
+    "float": (int, float),
+    "str": (str,),
+    "None": (type(None),),
+}
+
+
+def _check_calls(node: Any, key: str) -> None:
+    """Check every LazyCall below `node` against the signature of its callable."""
+    if isinstance(node, DictConfig) and node._is_none() is False:
+        if "_target_" in node:
+            _check_call(node, key)
+        children = {str(name): node._get_node(name) for name in node}
+    elif isinstance(node, ListConfig) and node._is_none() is False:
+        children = {str(index): node._get_node(index) for index in range(len(node))}
+    else:
+        return
+    for name, child in children.items():
+        _check_calls(child, f"{key}.{name}" if key else name)
+
+
+def _check_call(node: DictConfig, key: str) -> None:
+    try:
+        parameters = _parameters(node)
+    except ImportError as error:
+        expected = f"{key}._target_: expected a name that can be imported, got {node._target_}"
+        raise InputError(f"{expected} ({error}). Correct it, or install its package.") from error
+    except ValueError:  # of a callable written in C nothing is known
+        return
+    names = [name for name, each in parameters.items() if each.kind in _BY_NAME]
+    given = [str(name) for name in node if name != "_target_"]
+    what = getattr(node._target_, "__name__", node._target_)
+    if all(each.kind is not each.VAR_KEYWORD for each in parameters.values()):
+        for name in given:
+            if name in names:
+                continue
+            close = nearest(name, names)
+            hint = f"Did you mean {key}.{close}?" if close else f"It has {', '.join(names)}."
+            expected = f"an argument of {what}"
+            fail(f"{key}.{name}", expected=expected, got=repr(name), remedy=hint)
+    for name in names:
+        empty = parameters[name].default is inspect.Parameter.empty
+        if empty and name not in given and name not in _GIVEN.get(key, ()):
+            remedy = "Add it to the recipe."
+            fail(
+                f"{key}.{name}", expected=f"a value, as {what} asks for", got="none", remedy=remedy
+            )
+        if name in given:
+            _check_kind(f"{key}.{name}", node._get_node(name), parameters[name].annotation)
+
+
+def _check_kind(key: str, node: Any, annotation: Any) -> None:
+    """Check a plain value against an annotation of plain types; others are not looked at."""
+    value = node._value() if isinstance(node, Node) else node
+    if not isinstance(value, bool | int | float | str) or durations.is_duration(key):
+        return
+    if isinstance(value, str) and (value == "???" or "${" in value):
+        return
+    text = annotation if isinstance(annotation, str) else getattr(annotation, "__name__", "")
+    kinds = [_KINDS.get(part.strip()) for part in text.split("|")]
+    allowed = tuple(kind for known in kinds if known for kind in known)
+    if None in kinds or type(value) in allowed:
+        return
+    fail(key, expected=text, got=repr(value), remedy="Give a value of that type.")
+
+
+def save_config(cfg: DictConfig, path: str | Path, notes: Sequence[str] = ()) -> None:
     """Write the recipe, interpolations resolved, as YAML that `load_config` reads again.
 
     The file appears whole or not at all.
 
+    Args:
+        cfg: the recipe.
+        path: of the file.
+        notes: lines of comment at its top.
+
     Raises:
-        InputError: a value that YAML cannot hold.
+        InputError: a value that YAML cannot hold, or a disk that refuses.
     """
     path = Path(path)
     try:
@@ -185,14 +292,9 @@ def save_config(cfg: DictConfig, path: str | Path) -> None:
     except OmegaConfBaseException as error:
         first = str(error).splitlines()[0]
         fail("recipe", expected="interpolations that resolve", got=first, remedy="Correct it.")
-    text = yaml.safe_dump(plain, sort_keys=False, default_flow_style=None, width=100)
-    with tempfile.NamedTemporaryFile(
-        "w", dir=path.parent, prefix=f".{path.name}.", delete=False
-    ) as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    Path(file.name).replace(path)
+    text = "".join(f"# {line}\n" for line in notes)
+    text += yaml.safe_dump(plain, sort_keys=False, default_flow_style=None, width=100)
+    write_text(path, text)
 
 
 def _plain(node: Any, key: str) -> Any:
@@ -225,12 +327,25 @@ def _dotted_name(target: Callable[..., Any]) -> str:
 
 
 def set_num_classes(cfg: DictConfig, num_classes: int) -> None:
-    """Make the recipe's heads predict `num_classes` classes (without background)."""
+    """Make the recipe's heads predict `num_classes` classes (without background).
+
+    A saved recipe has the number at every place, where the one it comes from refers to one place.
+    """
     model = cfg.model
-    if "roi_heads" in model:
-        model.roi_heads.num_classes = num_classes
-    else:
-        model.num_classes = num_classes
+    heads = model.roi_heads if "roi_heads" in model else model
+    heads.num_classes = num_classes
+    _set_where_given(heads, "num_classes", num_classes)
+
+
+def _set_where_given(node: Any, key: str, value: int) -> None:
+    if isinstance(node, DictConfig):
+        if key in node:
+            node[key] = value
+        for name in node:
+            _set_where_given(node._get_node(name), key, value)
+    elif isinstance(node, ListConfig):
+        for place in range(len(node)):
+            _set_where_given(node._get_node(place), key, value)
 
 
 def backbone_settings(model: Any) -> dict[str, Any]:
@@ -245,7 +360,7 @@ def backbone_settings(model: Any) -> dict[str, Any]:
     if not isinstance(model, DictConfig):
         return {}
     given = {str(name): model[name] for name in model if not OmegaConf.is_missing(model, name)}
-    defaults = _arguments(model)
+    defaults = arguments(model)
     if {"embed_dim", "depth"} <= defaults.keys():
         return defaults | given
     return next((found for part in given.values() if (found := backbone_settings(part))), {})

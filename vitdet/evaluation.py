@@ -73,6 +73,16 @@ class CocoEvaluator(DatasetEvaluator):
         self._waiting: deque[Future[None]] = deque()
         self.reset()
 
+    @property
+    def metric_names(self) -> list[str]:
+        """What `evaluate` may give, "bbox/AP" and so on; masks count when the model has them."""
+        lvis = self._dataset.style == "lvis"
+        kinds = ["", "50", "75", *"sml", *("rcf" if lvis else "")]
+        limits = {self._max_dets} | (set() if lvis else {n for n in (1, 10) if n < self._max_dets})
+        names = [f"AP{kind}" for kind in kinds] + [f"AR{n}" for n in (*sorted(limits), *"sml")]
+        tasks = self._iou_types or ("bbox", "segm")
+        return [f"{task}/{name}" for task in tasks for name in names]
+
     def reset(self) -> None:
         """Forget all predictions."""
         self._stop_encoder()

@@ -25,39 +25,61 @@ def encode(masks: np.ndarray) -> list[RunLengths]:
     Returns:
         {"size": [height, width], "counts": text} for each.
     """
-    size = [int(side) for side in masks.shape[1:]]
+    size = (int(masks.shape[1]), int(masks.shape[2]))
     rows, columns = (np.logical_or.reduce(masks, axis=axis) for axis in (2, 1))
     found = []
     for mask, row, column in zip(masks, rows, columns, strict=True):
-        ends = _ends(mask, np.flatnonzero(row), np.flatnonzero(column))
-        counts = np.diff(ends, prepend=0, append=mask.size)
-        if len(ends) and ends[-1] == mask.size:
-            counts = counts[:-1]
-        listed = {"size": size, "counts": counts.tolist()}
-        encoded = mask_util.frPyObjects(listed, *size)
-        found.append({"size": size, "counts": encoded["counts"].decode("ascii")})
+        top, bottom = _extent(row)
+        left, right = _extent(column)
+        found.append(encode_patch(mask[top:bottom, left:right], (top, left), size))
     return found
 
 
-def _ends(mask: np.ndarray, rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
-    """Where pixels change, counted down the columns (height, width) one after the other.
+def encode_patch(patch: np.ndarray, corner: tuple[int, int], size: tuple[int, int]) -> RunLengths:
+    """Encode a mask of which only a part is given; the rest of its image is empty.
 
     Args:
-        mask: bool (height, width).
-        rows: those with a pixel of the object.
-        columns: likewise.
+        patch: bool (height, width).
+        corner: (top, left) of the patch in the image.
+        size: (height, width) of the image.
     """
-    if not len(rows):
-        return rows
-    top, bottom = int(rows[0]), int(rows[-1]) + 1
-    left, right = int(columns[0]), int(columns[-1]) + 1
+    ends = _ends(patch, corner, size[0])
+    pixels = size[0] * size[1]
+    counts = np.diff(ends, prepend=0, append=pixels)
+    if len(ends) and ends[-1] == pixels:
+        counts = counts[:-1]
+    encoded = mask_util.frPyObjects({"size": list(size), "counts": counts.tolist()}, *size)
+    return {"size": list(size), "counts": encoded["counts"].decode("ascii")}
+
+
+def decode(lengths: RunLengths) -> np.ndarray:
+    """Return the mask of an encoding, bool (height, width)."""
+    return mask_util.decode(lengths).astype(bool)
+
+
+def _extent(filled: np.ndarray) -> tuple[int, int]:
+    """First place with a pixel of the object, and the one after the last; (0, 0) for none."""
+    places = np.flatnonzero(filled)
+    return (int(places[0]), int(places[-1]) + 1) if len(places) else (0, 0)
+
+
+def _ends(patch: np.ndarray, corner: tuple[int, int], height: int) -> np.ndarray:
+    """Where pixels change, counted down the columns of an image one after the other.
+
+    Args:
+        patch: bool (rows, columns), what the image shows from `corner` on; empty elsewhere.
+        corner: (top, left).
+        height: of the image.
+    """
+    rows, columns = patch.shape
     # One pixel more below each column, which is not the object's: there every run has ended.
-    length = bottom - top + 1
-    part = np.zeros((right - left, length), dtype=bool)
-    part[:, :-1] = mask[top:bottom, left:right].T
+    part = np.zeros((columns, rows + 1), dtype=bool)
+    part[:, :-1] = patch.T
     changes = np.flatnonzero(np.diff(part.ravel(), prepend=False))
-    column, row = np.divmod(changes, length)
-    ends = (left + column) * mask.shape[0] + top + row
+    if not len(changes):
+        return changes
+    column, row = np.divmod(changes, rows + 1)
+    ends = (corner[1] + column) * height + corner[0] + row
     # A run from the image's lower edge goes on at the upper edge of the next column.
     apart = ends[1:-1:2] != ends[2::2]
     return ends[np.concatenate([[True], np.repeat(apart, 2), [True]])]

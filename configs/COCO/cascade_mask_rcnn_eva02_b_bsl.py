@@ -22,7 +22,7 @@ from ..common.models.cascade_mask_rcnn_eva02 import model
 
 model.roi_heads = plain_nms(model.roi_heads)
 
-dataloader.train.total_batch_size = 128
+dataloader.train.total_batch_size = train.reference_batch = 128
 optimizer.lr = 5e-5
 optimizer.layer_decay_rate = 0.7
 train.init_checkpoint = "weights/coco_cascade_mask_rcnn_eva02_b_bsl_init.pth"

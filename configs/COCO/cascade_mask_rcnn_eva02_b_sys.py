@@ -25,7 +25,7 @@ model.backbone.net.window_size = 32
 model.backbone.net.global_block_indexes = [1, 3, 5, 7, 9, 11]
 model.roi_heads = soft_nms(model.roi_heads, override_score_thresh=0.0)
 
-dataloader.train.total_batch_size = 128
+dataloader.train.total_batch_size = train.reference_batch = 128
 optimizer.lr = 5e-5
 optimizer.layer_decay_rate = 0.7
 train.init_checkpoint = "weights/coco_cascade_mask_rcnn_eva02_b_sys_init.pth"

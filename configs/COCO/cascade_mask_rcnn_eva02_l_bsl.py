@@ -22,7 +22,7 @@ from ..common.models.cascade_mask_rcnn_eva02 import _large, model
 model.backbone.net.update(_large)
 model.roi_heads = plain_nms(model.roi_heads)
 
-dataloader.train.total_batch_size = 144
+dataloader.train.total_batch_size = train.reference_batch = 144
 optimizer.lr = 6e-5
 optimizer.layer_decay_rate = 0.8
 train.init_checkpoint = "weights/coco_cascade_mask_rcnn_eva02_l_bsl_init.pth"

@@ -28,7 +28,7 @@ model.backbone.net.window_size = 32
 model.backbone.net.global_block_indexes = [2, 5, 8, 11, 14, 17, 20, 23]
 model.roi_heads = soft_nms(model.roi_heads, override_score_thresh=0.0)
 
-dataloader.train.total_batch_size = 128
+dataloader.train.total_batch_size = train.reference_batch = 128
 optimizer.lr = 5e-5
 optimizer.layer_decay_rate = 0.8
 train.init_checkpoint = "weights/coco_cascade_mask_rcnn_eva02_l_sys_init.pth"

@@ -22,7 +22,7 @@ from ..common.models.lvis import lvis_heads
 
 model.roi_heads = lvis_heads(model.roi_heads)
 
-dataloader.train.total_batch_size = 128
+dataloader.train.total_batch_size = train.reference_batch = 128
 optimizer.lr = 1e-4
 train.init_checkpoint = "weights/lvis_cascade_mask_rcnn_eva02_b_bsl_init.pth"
 train.num_images = 50000 * 128

@@ -26,7 +26,7 @@ from ..common.models.lvis import lvis_heads
 set_image_size(dataloader, model, 1536)
 model.roi_heads = soft_nms(lvis_heads(model.roi_heads), maskness_thresh=0.5)
 
-dataloader.train.total_batch_size = 128
+dataloader.train.total_batch_size = train.reference_batch = 128
 optimizer.lr = 1e-4
 train.init_checkpoint = "weights/lvis_cascade_mask_rcnn_eva02_l_sys_init.pth"
 train.num_images = 40000 * 128

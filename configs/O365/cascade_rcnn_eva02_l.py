@@ -34,7 +34,7 @@ model.roi_heads.update(num_classes=365, mask_in_features=None, mask_pooler=None,
 _names = ["objects365_v2_train", "objects365_v2_val"]
 dataloader.train.dataset = L(joined_dataset)(names=_names)
 dataloader.train.mapper.update(use_masks=False, recompute_boxes=False)
-dataloader.train.total_batch_size = 160
+dataloader.train.total_batch_size = train.reference_batch = 160
 dataloader.test.dataset.name = "objects365_v2_val"
 optimizer.lr = 6e-5
 optimizer.layer_decay_rate = 0.8

@@ -11,6 +11,7 @@ from vitdet.data.augment import resize_shortest_edge
 from vitdet.optim import MultiStep, adamw
 
 from .data.coco import dataloader
+from .train import train
 
 BATCH = 16
 
@@ -40,17 +41,11 @@ schedule = L(MultiStep)(
     gamma=0.1,
 )
 
-train = dict(
-    output_dir="./output",
-    init_checkpoint="",  # weights written by converter.py; none: random
-    seed=0,
-    device="auto",
-    precision="fp16",
+train.update(
     num_images=90_000 * BATCH,
+    reference_batch=BATCH,
     checkpoint_every=5000 * BATCH,
     eval_every=7330 * BATCH,
-    log_every=20,  # iterations
-    keep_checkpoints=5,
     clip_grad_norm=0.5,  # of the whole model's gradient; RetinaNet: 1.0
     ddp=dict(fp16_compression=False),
 )

@@ -47,7 +47,7 @@ for _pooler in (_heads.box_pooler, _heads.mask_pooler):
     _pooler.sampling_ratio = 0
 
 _resize = L(resize_shortest_edge)(size=SIZE, max_size=SIZE)
-dataloader.train.total_batch_size = 8
+dataloader.train.total_batch_size = train.reference_batch = 8
 dataloader.train.dataset = L(coco_mini)(split="train", num_images=None)
 dataloader.train.mapper.update(augmentations=_resize, cache=True)
 dataloader.test.dataset = L(coco_mini)(split="val", num_images=None)

@@ -71,6 +71,7 @@ train.update(
     output_dir="output/shapes",
     precision="auto",
     num_images=15000,
+    reference_batch=4,
     checkpoint_every=5000,
     eval_every=0,
     log_every=100,

@@ -137,7 +137,8 @@ def test_faults_stop_with_one_line_that_names_the_first(tiny, kind):
     with pytest.raises(InputError, match=text) as caught:
         coco_dataset(tiny.write().json_file, tiny.images)
     assert str(caught.value).startswith(f"annotation file {tiny.json_file} has 1 faults")
-    assert str(caught.value).endswith('Correct the file, or leave them out with check="drop".')
+    assert str(caught.value).endswith('copy), or leave them out with check="drop".')
+    assert "Correct the file (`vitdet data check` shows all of them" in str(caught.value)
     assert "\n" not in str(caught.value)
 
 

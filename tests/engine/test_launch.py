@@ -7,6 +7,7 @@ import sys
 import time
 from pathlib import Path
 
+import parallel_workers
 import pytest
 import torch
 import torch.multiprocessing as mp
@@ -14,7 +15,7 @@ import workers
 from tiny_recipe import write_recipe
 
 from vitdet import checkpoint
-from vitdet.engine.launch import launch
+from vitdet.engine.launch import PREEMPTED_STATUS, launch
 from vitdet.utils.checks import InputError
 
 PROJECT = Path(__file__).resolve().parents[2]
@@ -41,6 +42,7 @@ def test_one_process_runs_here_and_returns():
         ((-1,), r"--num-gpus: expected 0 to 0, .*got -1"),
         ((1, 2, 2, "tcp://localhost:1"), r"--machine-rank: expected 0 to 1 for --num-machines 2"),
         ((1, 2, 0, "auto"), r"--dist-url: expected tcp://HOST:PORT of machine 0, got auto"),
+        ((1, 2, 0, "file:///x"), r"--dist-url: expected tcp://HOST:PORT of machine 0, got file:"),
     ],
 )
 @pytest.mark.skipif(torch.cuda.is_available(), reason="texts of a machine without a GPU")
@@ -80,6 +82,18 @@ def test_two_processes_train_to_the_weights_of_one(tmp_path):
 
 
 @pytest.mark.slow
+def test_recomputed_blocks_change_nothing_in_two_processes(tmp_path):
+    """Stochastic depth draws the same numbers again when a block is computed once more."""
+    launch(parallel_workers.recomputed, 2, args=(str(tmp_path),))
+    kept, recomputed, still = (
+        checkpoint.read(tmp_path / name / "model_final.pth")["model"]
+        for name in ("kept", "recomputed", "without_depth")
+    )
+    assert all(torch.equal(recomputed[name], weight) for name, weight in kept.items())
+    assert any(not torch.equal(still[name], weight) for name, weight in kept.items())
+
+
+@pytest.mark.slow
 def test_an_input_error_of_a_process_is_that_of_the_launch(tmp_path):
     with pytest.raises(
         InputError, match=r"^image x\.jpg: expected a JPEG, got text\. Remove it\.$"
@@ -113,6 +127,16 @@ def test_no_process_outlives_the_launcher(tmp_path):
     while any(alive(pid) for pid in pids) and time.monotonic() < deadline:
         time.sleep(0.1)
     assert not any(alive(pid) for pid in pids)
+
+
+@pytest.mark.slow
+def test_a_signal_of_the_scheduler_reaches_every_process(tmp_path):
+    with pytest.raises(SystemExit) as ended:
+        launch(parallel_workers.leave_when_told, 2, args=(str(tmp_path),))
+    assert ended.value.code == PREEMPTED_STATUS == 75
+    assert all((tmp_path / f"left{rank}").exists() for rank in range(2))
+    assert not any(alive(tmp_path / f"pid{rank}") for rank in range(2))
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
 
 
 @pytest.mark.slow

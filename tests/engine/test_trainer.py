@@ -146,7 +146,9 @@ def test_detectron2s_own_report_of_a_nan_gets_the_images_too():
     trainer = make_trainer()
     trainer.detector.fault = FloatingPointError("Predicted boxes or scores contain Inf/NaN.")
     with pytest.raises(
-        NonFiniteLossError, match=r"contain Inf/NaN\. at lr 0\.1 with images image_3"
+        NonFiniteLossError,
+        match=r"contain Inf/NaN \(the proposals are not finite\) after 0 images at lr 0\.1 with "
+        r"images image_3",
     ):
         trainer.step(batch_of(3.0))
 

@@ -17,9 +17,9 @@ from omegaconf import DictConfig
 
 from vitdet import costs
 from vitdet.config import build_model, load_config
-from vitdet.engine.precision import autocast_dtype
 from vitdet.layers.linear import linear
 from vitdet.utils.checks import fail
+from vitdet.utils.precision import autocast_dtype
 
 _GIB = 2**30
 _STATE = 3  # weights, and the two averages of AdamW

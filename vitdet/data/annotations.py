@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import math
 import os
 from collections import Counter, defaultdict
 from collections.abc import Iterator
@@ -12,18 +11,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-import pycocotools.mask
 from detectron2.structures import BoxMode
 
+from vitdet.data.masks import all_finite, compressed, is_polygon, mask_fault
 from vitdet.utils.checks import fail
 
 logger = logging.getLogger(__name__)
-mask_util: Any = pycocotools.mask  # its type stubs know only one of each function's call forms
-
 Style = Literal["coco", "lvis"]
 Check = Literal["error", "drop", "keep"]
 
 _TOLERANCE = 1.0  # pixels that a box may stick out by: rounding, and boxes that count from 1
+_LARGEST = 1_000_000  # pixels of a side
 
 
 @dataclass(frozen=True)
@@ -58,7 +56,23 @@ def read_annotations(json_file: Path, check: Check) -> Annotations:
             got=repr(check),
             remedy="Choose one of the three.",
         )
-    content = _read_json(json_file)
+    return check_layout(json_file, read_json(json_file), check)
+
+
+def check_layout(
+    json_file: Path, content: dict[str, Any], check: Check, *, one_name_each: bool = True
+) -> Annotations:
+    """Check that a content has the lists and keys of COCO's format.
+
+    Args:
+        json_file: where it comes from, for error messages.
+        content: what a json file held.
+        check: as in `read_annotations`.
+        one_name_each: whether two categories of one name are an error (never with "keep").
+
+    Raises:
+        InputError: a missing part or key, a repeated category.
+    """
     optional = {"annotations"} if check == "keep" else set()  # test sets have no annotations
     for part in ("images", "annotations", "categories"):
         if not isinstance(content.get(part, [] if part in optional else None), list):
@@ -77,10 +91,11 @@ def read_annotations(json_file: Path, check: Check) -> Annotations:
     _check_keys(json_file, "category", found.categories, {"id": int, "name": str})
     sizes = {"id": int, "height": int, "width": int}
     _check_keys(json_file, "image", found.images, sizes)
+    _check_sizes(found)
     # the other checks look into each annotation themselves
     keys = {"image_id": int, "category_id": int, "bbox": list} if check == "keep" else {}
     _check_keys(json_file, "annotation", found.annotations, keys)
-    _check_categories(found, names=check != "keep")
+    _check_categories(found, names=one_name_each and check != "keep")
     found.categories.sort(key=lambda category: category["id"])
     found.images.sort(key=lambda image: image["id"])
     return found
@@ -113,7 +128,7 @@ def make_records(
         if image["id"] in missing:
             continue
         record = {
-            "file_name": str(image_root / _file_name(image, style, content.json_file)),
+            "file_name": str(image_root / file_name(image, style, content.json_file)),
             "image_id": image["id"],
             "height": image["height"],
             "width": image["width"],
@@ -126,7 +141,12 @@ def make_records(
     return records, dropped
 
 
-def _read_json(json_file: Path) -> dict[str, Any]:
+def read_json(json_file: Path) -> dict[str, Any]:
+    """Return the object that a json file holds.
+
+    Raises:
+        InputError: no such file, not json, no object.
+    """
     try:
         with json_file.open(encoding="utf-8") as file:
             content = json.load(file)
@@ -174,6 +194,18 @@ def _check_keys(json_file: Path, what: str, entries: list[Any], keys: dict[str, 
                 )
 
 
+def _check_sizes(content: Annotations) -> None:
+    """Stop at sizes of no image: masks of such would take all memory."""
+    for image in content.images:
+        if max(image["height"], image["width"]) > _LARGEST:
+            fail(
+                f"annotation file {content.json_file}, image {image['id']}",
+                expected=f"a height and width of at most {_LARGEST} pixels",
+                got=f"{image['height']} x {image['width']}"[:80],
+                remedy="Correct the file.",
+            )
+
+
 def _check_categories(content: Annotations, names: bool) -> None:
     for key in ("id", "name") if names else ("id",):
         counts = Counter(category[key] for category in content.categories)
@@ -187,7 +219,7 @@ def _check_categories(content: Annotations, names: bool) -> None:
             )
 
 
-def _file_name(image: dict[str, Any], style: Style, json_file: Path) -> str:
+def file_name(image: dict[str, Any], style: Style, json_file: Path) -> str:
     """File name relative to the image folder; LVIS has split folder and name in a URL only."""
     if style == "lvis" and "coco_url" in image:
         return "/".join(image["coco_url"].split("/")[-2:])
@@ -225,23 +257,12 @@ def _convert(
     }
     segmentation = annotation.get("segmentation")
     if isinstance(segmentation, list) and segmentation:
-        segmentation = [part for part in segmentation if _is_polygon(part)]
+        segmentation = [part for part in segmentation if is_polygon(part)]
         if not segmentation:
             return None
     if segmentation:
-        result["segmentation"] = _compressed(segmentation)
+        result["segmentation"] = compressed(segmentation)
     return result
-
-
-def _is_polygon(part: Any) -> bool:
-    return isinstance(part, list) and len(part) >= 6 and len(part) % 2 == 0
-
-
-def _compressed(segmentation: Any) -> Any:
-    """Compress a run-length encoding that is written as a list of counts; leave others alone."""
-    if isinstance(segmentation, dict) and isinstance(segmentation["counts"], list):
-        return mask_util.frPyObjects(segmentation, *segmentation["size"])
-    return segmentation
 
 
 def find_faults(
@@ -251,7 +272,7 @@ def find_faults(
 
     One fault an image or annotation. Image files are looked for, not opened.
     """
-    names = {image["id"]: _file_name(image, style, content.json_file) for image in content.images}
+    names = {image["id"]: file_name(image, style, content.json_file) for image in content.images}
     return (
         dict(_image_faults(content, names, image_root)),
         dict(_annotation_faults(content, names)),
@@ -274,7 +295,8 @@ def _look_for_faults(
                 f"the first: {first.where}",
                 expected=first.expected,
                 got=first.got,
-                remedy='Correct the file, or leave them out with check="drop".',
+                remedy="Correct the file (`vitdet data check` shows all of them and repairs a "
+                'copy), or leave them out with check="drop".',
             )
         logger.warning(
             "%s: left out %d faulty entries (%s); the first: %s: expected %s, got %s",
@@ -337,7 +359,7 @@ def _annotation_faults(content: Annotations, names: dict[int, str]) -> Iterator[
             fault = (
                 _label_fault(annotation, categories)
                 or _box_fault(annotation.get("bbox"), image)
-                or (_mask_fault(annotation.get("segmentation"), image) if with_masks else None)
+                or (mask_fault(annotation.get("segmentation"), image) if with_masks else None)
             )
         if isinstance(number, int):
             seen.add(number)
@@ -358,11 +380,7 @@ def _label_fault(annotation: dict[str, Any], categories: set[int]) -> tuple[str,
 
 
 def _box_fault(box: Any, image: dict[str, Any]) -> tuple[str, str, str] | None:
-    if (
-        not isinstance(box, list)
-        or len(box) != 4
-        or not all(isinstance(value, int | float) and math.isfinite(value) for value in box)
-    ):
+    if not isinstance(box, list) or len(box) != 4 or not all_finite(box):
         return "wrong box", "bbox as four numbers x, y, width, height in pixels", repr(box)
     x, y, width, height = box
     if width <= 0 or height <= 0:
@@ -372,29 +390,3 @@ def _box_fault(box: Any, image: dict[str, Any]) -> tuple[str, str, str] | None:
         size = f"{image['width']} x {image['height']}"
         return "box outside", f"a box x, y, width, height inside the image of {size}", repr(box)
     return None
-
-
-def _mask_fault(segmentation: Any, image: dict[str, Any]) -> tuple[str, str, str] | None:
-    size = (image["height"], image["width"])
-    if isinstance(segmentation, dict):
-        if list(segmentation.get("size", ())) != list(size) or "counts" not in segmentation:
-            expected = f"a run-length encoding of size {list(size)} (height, width)"
-            return "wrong mask", expected, repr(segmentation.get("size"))
-        counts = segmentation["counts"]
-        if isinstance(counts, list) and (not _finite(counts) or sum(counts) != math.prod(size)):
-            return "wrong mask", f"run lengths that add up to {math.prod(size)}", str(counts)[:80]
-        encoded = _compressed(segmentation)
-    elif isinstance(segmentation, list) and segmentation:
-        if not all(_is_polygon(part) and _finite(part) for part in segmentation):
-            expected = "polygons as lists x1, y1, x2, y2, ... of at least three points"
-            return "wrong mask", expected, repr(segmentation)[:80]
-        encoded = mask_util.merge(mask_util.frPyObjects(segmentation, *size))
-    else:
-        return "empty mask", "a segmentation, as other annotations have", repr(segmentation)
-    if not mask_util.area(encoded):
-        return "empty mask", "a mask that covers a pixel of the image", "none"
-    return None
-
-
-def _finite(values: list[Any]) -> bool:
-    return all(isinstance(value, int | float) and math.isfinite(value) for value in values)

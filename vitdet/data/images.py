@@ -23,7 +23,7 @@ def read_image(record: dict[str, Any], image_format: str = "RGB") -> np.ndarray:
     """Decode the image of a record, turned upright by its EXIF orientation.
 
     Args:
-        record: has `file_name`, and `height` and `width` in pixels.
+        record: has `file_name`, and `height` and `width` in pixels if they are known.
         image_format: "RGB" or "BGR".
 
     Returns:
@@ -128,6 +128,8 @@ def _check_depth(name: str, image: Image.Image) -> None:
 
 
 def _check_size(record: dict[str, Any], height: int, width: int) -> None:
+    if "height" not in record:  # an image of no data set
+        return
     expected = (record["height"], record["width"])
     if (height, width) != expected:
         fail(

@@ -15,6 +15,12 @@ from vitdet.utils.checks import fail
 _VERSIONS = 64
 
 
+def blocks_of(model: nn.Module) -> list[nn.Module]:
+    """Return the transformer blocks of a detector or a backbone, in order."""
+    lists = [getattr(module, "blocks", None) for module in model.modules()]
+    return [block for each in lists if isinstance(each, nn.ModuleList) for block in each]
+
+
 def compile_blocks(model: nn.Module, **options: Any) -> int:
     """Compile every block of the model's backbone in place; names of weights stay.
 
@@ -31,8 +37,7 @@ def compile_blocks(model: nn.Module, **options: Any) -> int:
     Raises:
         InputError: no module of the model has a list of `blocks`.
     """
-    lists = [getattr(module, "blocks", None) for module in model.modules()]
-    blocks = [block for each in lists if isinstance(each, nn.ModuleList) for block in each]
+    blocks = blocks_of(model)
     if not blocks:
         fail(
             "train.compile",

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 import torch
 from torch import nn
 
+from vitdet.engine.parallel import shared_like
 from vitdet.utils.checks import fail
 
 KEY = "ema_state"  # in checkpoints, as in the published files of EVA (EVA-02/det, modeling/ema.py)
@@ -62,7 +63,7 @@ class Ema:
     def load(self, state: Mapping[str, torch.Tensor]) -> None:
         """Continue from the average of a checkpoint, with the same names and shapes."""
         for name, value in self.state.items():
-            value.copy_(state[name])
+            value.copy_(shared_like(value, state[name]))
 
     @contextmanager
     def applied(self) -> Iterator[None]:

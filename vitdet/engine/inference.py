@@ -13,9 +13,10 @@ from torch import nn
 
 from vitdet.config import instantiate
 from vitdet.engine.losses import check_image_sizes
-from vitdet.engine.precision import autocast_dtype
+from vitdet.engine.parallel import gathered
 from vitdet.utils.checks import fail
 from vitdet.utils.distributed import is_main
+from vitdet.utils.precision import autocast_dtype
 
 logger = logging.getLogger(__name__)
 
@@ -70,15 +71,30 @@ def run_evaluator(detector: nn.Module, loader: Any, evaluator: Any, precision: s
     detector.eval()
     evaluator.reset()
     try:
-        with torch.inference_mode():
+        with gathered(detector):
             for batch in loader:
-                check_image_sizes(detector, batch)
-                with torch.autocast(device.type, dtype, enabled=dtype is not None):
-                    outputs = detector(batch)
-                evaluator.process(batch, [_in_fp32(output) for output in outputs])
+                evaluator.process(batch, infer(detector, batch, dtype))
     finally:
         detector.train(was_training)
     return dict(evaluator.evaluate() or {})
+
+
+@torch.inference_mode()
+def infer(
+    detector: nn.Module, batch: list[dict[str, Any]], dtype: torch.dtype | None
+) -> list[dict[str, Any]]:
+    """Return a detector's outputs, one an input, in float32 whatever it computes in.
+
+    Args:
+        detector: in evaluation mode.
+        batch: model inputs.
+        dtype: of autocast (see `vitdet.utils.precision`), None for none.
+    """
+    check_image_sizes(detector, batch)
+    device = next(detector.parameters()).device
+    with torch.autocast(device.type, dtype, enabled=dtype is not None):
+        outputs = detector(batch)
+    return [_in_fp32(output) for output in outputs]
 
 
 def _in_fp32(output: dict[str, Any]) -> dict[str, Any]:

@@ -9,6 +9,8 @@ from contextlib import contextmanager
 from logging.handlers import MemoryHandler
 from pathlib import Path
 
+from tqdm import tqdm
+
 from vitdet.utils.distributed import is_main
 
 
@@ -28,14 +30,14 @@ def logging_to() -> Iterator[Callable[[Path], None]]:
 
     def log_to(path: Path) -> None:
         if is_main():
-            file = logging.FileHandler(path, encoding="utf-8")
+            file = _LogFile(path, encoding="utf-8")
             add(file)
             for record in earlier.buffer:
                 file.handle(record)
             package.removeHandler(earlier)
 
     if is_main():
-        add(logging.StreamHandler(sys.stdout))
+        add(_BesideABar(sys.stdout))
         add(earlier)
     package.setLevel(logging.INFO if is_main() else logging.WARNING)
     try:
@@ -45,3 +47,21 @@ def logging_to() -> Iterator[Callable[[Path], None]]:
             package.removeHandler(handler)
             handler.close()
         package.setLevel(level)
+
+
+class _LogFile(logging.FileHandler):
+    """A file whose errors are the run's: a full disk is one line there, not a traceback a line."""
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: ARG002, N802 (logging's)
+        """Raise what happened."""
+        if (error := sys.exc_info()[1]) is not None:
+            raise error
+
+
+class _BesideABar(logging.StreamHandler):
+    """Prints a line above the progress bar, if there is one, and draws the bar again."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Print the line."""
+        with tqdm.external_write_mode(file=self.stream):
+            super().emit(record)

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 import torch
 from detectron2.modeling import GeneralizedRCNN
 from detectron2.structures import ImageList
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from vitdet.engine.head_losses import batch_losses, can_batch
 from vitdet.utils.checks import fail
 from vitdet.utils.env import RandomStream, seed_from
+
+logger = logging.getLogger(__name__)
 
 Batch = list[dict[str, Any]]
 Losses = dict[str, torch.Tensor]
@@ -39,6 +43,47 @@ class DetectorLoss(nn.Module):
         self.detector = detector
         self.seed = seed
 
+    @property
+    def by_image(self) -> bool:
+        """Whether every loss is normalised by its own image, whatever else is in the batch."""
+        detector: Any = self.detector
+        own = type(detector).forward is GeneralizedRCNN.forward
+        return own and bool(detector.proposal_generator)
+
+    def check_parts(self, parts: int) -> None:
+        """Check that `parts` backward passes add up to that of the whole batch.
+
+        Raises:
+            InputError: the detector's losses are normalised by what one pass holds.
+        """
+        if parts < 1:
+            remedy = "1 takes the whole batch at once."
+            fail("train.accumulate", expected="1 or more", got=parts, remedy=remedy)
+        if parts == 1:
+            return
+        if not self.by_image:
+            fail(
+                "train.accumulate",
+                expected=f"1 for {type(self.detector).__name__}, whose losses are normalised by "
+                "all images of a pass: parts of a batch would not add up to the batch",
+                got=parts,
+                remedy="Lower the batch, or spread it over more processes.",
+            )
+        names = [name for name, m in self.detector.named_modules() if isinstance(m, _BatchNorm)]
+        if names:
+            logger.warning(
+                "train.accumulate=%d: %s normalises over the images of a part, so the step is that "
+                "of as many processes, not of one batch",
+                parts,
+                names[0],
+            )
+        if not square_size(self.detector):
+            logger.warning(
+                "train.accumulate=%d: each part is padded to its own largest image, as "
+                "model.backbone.square_pad is 0, so the step is not quite that of the whole batch",
+                parts,
+            )
+
     def forward(self, batch: Batch) -> Losses:
         """Return named scalar losses.
 
@@ -51,7 +96,7 @@ class DetectorLoss(nn.Module):
         """
         detector: Any = self.detector  # its parts are modules, not tensors
         check_image_sizes(detector, batch)
-        if type(detector).forward is not GeneralizedRCNN.forward or not detector.proposal_generator:
+        if not self.by_image:
             return detector(batch)
         streams = [RandomStream(seed_from(self.seed, _position(record))) for record in batch]
         images = detector.preprocess_image(batch)
@@ -62,14 +107,30 @@ class DetectorLoss(nn.Module):
         return _one_by_one(detector, images, features, truths, streams)
 
 
+def cut(batch: Batch, parts: int) -> list[Batch]:
+    """Return the batch in equal parts.
+
+    Raises:
+        InputError: it does not divide.
+    """
+    if len(batch) % parts:
+        fail(
+            "train.accumulate",
+            expected=f"a divisor of {len(batch)}, the images of a process in a step",
+            got=parts,
+            remedy="Change it or dataloader.train.total_batch_size.",
+        )
+    size = len(batch) // parts
+    return [batch[first : first + size] for first in range(0, len(batch), size)]
+
+
 def check_image_sizes(detector: nn.Module, batch: Batch) -> None:
     """Raise an InputError for an image larger than the square that the backbone pads to.
 
     detectron2's ImageList (structures/image_list.py) cuts such an image off without a word. Can go
     when it does not.
     """
-    backbone = getattr(detector, "backbone", None)
-    square = backbone.padding_constraints.get("square_size", 0) if backbone is not None else 0
+    square = square_size(detector)
     for record in batch if square else ():
         height, width = record["image"].shape[-2:]
         if max(height, width) > square:
@@ -80,6 +141,12 @@ def check_image_sizes(detector: nn.Module, batch: Batch) -> None:
                 remedy="Resize to less in the mapper's augmentations, or set square_pad to 0: "
                 "then the model pads to what the images need.",
             )
+
+
+def square_size(detector: nn.Module) -> int:
+    """Return the side in pixels of the square that images are padded to, 0 when there is none."""
+    backbone: Any = getattr(detector, "backbone", None)
+    return backbone.padding_constraints.get("square_size", 0) if backbone is not None else 0
 
 
 def _one_by_one(

@@ -1,27 +1,63 @@
-"""One model in several processes."""
+"""One model in several processes: a copy in each (DDP), or its weights shared out (FSDP2)."""
 
 from __future__ import annotations
 
 import inspect
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
+from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 
-from vitdet.utils.distributed import world_size
+from vitdet.engine.compiled import blocks_of
+from vitdet.utils.checks import fail
+from vitdet.utils.distributed import is_main, world_size
+
+PARALLEL = ("ddp", "fsdp")  # train.parallel
+
+
+def check_parallel(parallel: str, compiled: bool, looks_every: int) -> None:
+    """Check `train.parallel` and what does not go with it.
+
+    Raises:
+        InputError: an unknown value, or shared weights with what needs them whole.
+    """
+    if parallel not in PARALLEL:
+        fail(
+            "train.parallel",
+            expected=" or ".join(PARALLEL),
+            got=parallel,
+            remedy="fsdp shares the weights out over the processes.",
+        )
+    others = [("train.compile", compiled), ("train.looks_every", looks_every)]
+    for key, value in others if parallel == "fsdp" else ():
+        if value:
+            fail(
+                key,
+                expected="none with train.parallel=fsdp",
+                got=value,
+                remedy=f"Set {key}={type(value)()}, or train.parallel=ddp.",
+            )
 
 
 def distributed(loss: nn.Module, device: torch.device, options: dict[str, Any]) -> nn.Module:
     """Return the loss with gradients averaged over the processes; itself in a single one.
 
     Args:
-        loss: a module that returns named losses.
+        loss: a module that returns named losses. When its `detector` went through `shard`, so does
+            the loss, and `options` have no meaning.
         device: of its parameters.
         options: for DistributedDataParallel, and `fp16_compression`.
     """
     if world_size() == 1:
         return loss
+    if isinstance(getattr(loss, "detector", None), FSDPModule):
+        return ShardedLoss(loss)
     options = dict(options)
     compress = options.pop("fp16_compression", False)
     # Buffers (pixel mean, anchors) are constants. Torch has renamed the argument that says so.
@@ -35,3 +71,143 @@ def distributed(loss: nn.Module, device: torch.device, options: dict[str, Any]) 
 
         wrapped.register_comm_hook(state=None, hook=fp16_compress_hook)
     return wrapped
+
+
+@contextmanager
+def without_sync(module: nn.Module) -> Iterator[None]:
+    """Within the block, gradients are added up in each process and not averaged over them.
+
+    Forward and backward pass of all but the last part of a batch belong in it. `module` is what
+    `distributed` returned; in a single process there is nothing to leave out.
+    """
+    if isinstance(module, DistributedDataParallel):
+        with module.no_sync():
+            yield
+    elif isinstance(module, ShardedLoss):
+        module.detector.set_requires_gradient_sync(False)
+        try:
+            yield
+        finally:
+            module.detector.set_requires_gradient_sync(True)
+    else:
+        yield
+
+
+def give_up_step(module: nn.Module) -> None:
+    """Forget a forward pass that gets no backward pass; every process must do so."""
+    if isinstance(module, ShardedLoss):
+        module.detector.reset_iter_state()
+
+
+def shard(detector: nn.Module) -> None:
+    """Share the weights of a detector out over the processes, in place (FSDP2).
+
+    Every process keeps its rows of each weight, of its gradient and of its optimizer state. A
+    block's whole weights are there only while it computes; those outside the blocks from the
+    start of a step to the end of its backward pass. Call it before the optimizer is made: the
+    parameters are other objects afterwards. Names stay. `load_state_dict` takes whole tensors.
+    Nothing happens in a single process.
+    """
+    if world_size() == 1:
+        return
+    device = next(detector.parameters()).device
+    mesh = init_device_mesh(device.type, (world_size(),))
+    for block in blocks_of(detector):
+        fully_shard(block, mesh=mesh)
+    fully_shard(detector, mesh=mesh, reshard_after_forward=False)
+    detector.register_load_state_dict_pre_hook(_share_out)
+
+
+class ShardedLoss(nn.Module):
+    """The loss of a detector whose weights are shared out.
+
+    FSDP2 fetches the weights when the forward of a module is called. The loss calls the detector's
+    parts and never its forward, so here the loss becomes a second forward of the detector; its own
+    (evaluation) stays as it is.
+    """
+
+    def __init__(self, loss: nn.Module) -> None:
+        super().__init__()
+        self.loss = loss
+        detector: Any = loss.detector
+        detector.training_losses = loss.forward
+        register_fsdp_forward_method(detector, "training_losses")
+
+    @property
+    def detector(self) -> Any:
+        """The detector, whose weights are shared out."""
+        return self.loss.detector
+
+    def forward(self, batch: Any) -> Any:
+        """Return named losses."""
+        return self.detector.training_losses(batch)
+
+
+@contextmanager
+def gathered(detector: nn.Module) -> Iterator[None]:
+    """Within the block every process has all weights, so none waits for another to compute.
+
+    For evaluation: the processes may have different numbers of images. All of them must enter.
+    """
+    parts = [part for part in detector.modules() if isinstance(part, FSDPModule)]
+    for part in parts:
+        part.set_reshard_after_forward(False, recurse=False)
+        part.unshard()
+    try:
+        yield
+    finally:
+        for part in parts:
+            part.set_reshard_after_forward(part is not detector, recurse=False)
+            part.reshard()
+
+
+def is_shared_out(detector: nn.Module) -> bool:
+    """Whether the detector went through `shard` in several processes."""
+    return isinstance(detector, FSDPModule)
+
+
+def whole(state: Any) -> Any:
+    """Return a nested state with whole tensors in the place of those that are shared out.
+
+    All processes must call it. The main process gets them on the CPU, the others without data.
+    What is not shared out stays as it is.
+    """
+    if isinstance(state, DTensor):
+        full = state.full_tensor().detach()
+        return full.cpu() if is_main() else torch.empty_like(full, device="meta")
+    if isinstance(state, Mapping):
+        return {name: whole(value) for name, value in state.items()}
+    if isinstance(state, list | tuple):
+        return type(state)(whole(value) for value in state)
+    return state
+
+
+def shared_like(own: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+    """Return this process's part of a whole tensor when `own` is one that is shared out."""
+    if not isinstance(own, DTensor) or isinstance(value, DTensor):
+        return value
+    value = value.to(own.device, own.dtype)
+    # None: every process has the whole tensor, so none needs to send it
+    return distribute_tensor(value, own.device_mesh, own.placements, src_data_rank=None)
+
+
+def shared_optimizer_state(
+    optimizer: torch.optim.Optimizer, state: Mapping[int, Mapping[str, Any]]
+) -> dict[int, dict[str, Any]]:
+    """Return the "state" of a saved optimizer with moments shared out as the parameters are."""
+    parameters = [each for group in optimizer.param_groups for each in group["params"]]
+    return {
+        index: {
+            name: shared_like(parameters[index], value)
+            if isinstance(value, torch.Tensor) and value.shape == parameters[index].shape
+            else value
+            for name, value in entries.items()
+        }
+        for index, entries in state.items()
+    }
+
+
+def _share_out(module: nn.Module, state: dict[str, Any], prefix: str, *_: Any) -> None:
+    for name, parameter in module.named_parameters():
+        if prefix + name in state:
+            state[prefix + name] = shared_like(parameter, state[prefix + name])

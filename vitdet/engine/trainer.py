@@ -4,24 +4,37 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import torch
 from detectron2.utils.events import EventStorage
 from torch import nn
+from torch.distributed.tensor import DTensor
 
 from vitdet.engine import ema
-from vitdet.engine.losses import Batch, DetectorLoss, Losses
-from vitdet.engine.parallel import distributed
-from vitdet.engine.precision import autocast_dtype
-from vitdet.utils.checks import InputError, fail
-from vitdet.utils.distributed import rank, world_size
-from vitdet.utils.env import seed_all, seed_from
+from vitdet.engine.bad_steps import (
+    BadSteps,
+    NonFiniteLossError,
+    diverged,
+    file_names,
+    step_seed,
+    step_text,
+)
+from vitdet.engine.losses import Batch, DetectorLoss, cut
+from vitdet.engine.parallel import (
+    distributed,
+    give_up_step,
+    shared_optimizer_state,
+    without_sync,
+)
+from vitdet.utils.checks import fail
+from vitdet.utils.distributed import any_rank, world_size
+from vitdet.utils.env import seed_all
+from vitdet.utils.precision import autocast_dtype
 
-
-class NonFiniteLossError(InputError):
-    """The loss is infinite or not a number. Nothing of the step that made it has been saved."""
+_SMALLEST_SCALE = 1.0  # of fp16's loss; it begins at 65536 and halves at every overflow
 
 
 class Hook(Protocol):
@@ -48,13 +61,14 @@ class HeadStatistics(EventStorage):
 
 @dataclass
 class StepRecord:
-    """What is known of one step until the next log line."""
+    """What is known of one step until the next log line; tensors stay on the device."""
 
-    losses: torch.Tensor  # (number of losses,) in the order of `names`, detached, on the device
+    losses: torch.Tensor  # (number of losses,) in the order of `names`, of the whole step, detached
     names: tuple[str, ...]
     files: list[str]
     lr: float
     images_seen: int
+    grad_norm: torch.Tensor | None = None  # of the whole gradient, before it is clipped
 
 
 @dataclass
@@ -75,9 +89,12 @@ class Trainer:
         optimizer: over the parameters of `detector`. Each group's learning rate at a step is its
             "initial_lr" (by default its "lr") times `schedule(images_seen)`.
         schedule: images seen -> multiplier.
-        precision: see `vitdet.engine.precision`; fp16 has a loss scaler.
+        precision: see `vitdet.utils.precision`; fp16 has a loss scaler.
         seed: with the rank and the images seen it fixes every random number of a step.
         clip_grad_norm: largest norm of the whole gradient, None for no limit.
+        accumulate: parts in which a process takes its images of a step, one after the other, to
+            save memory. Step and losses are those of the whole batch.
+        bad_steps: what follows a loss or gradient that is not finite; by default the run stops.
         ema_decay: keep an exponential moving average of the weights, see `vitdet.engine.ema`; None
             for none. It starts from the weights with which `run` begins at the first image.
         ddp: arguments for DistributedDataParallel when there are several processes, and
@@ -93,6 +110,8 @@ class Trainer:
         precision: str = "fp32",
         seed: int = 0,
         clip_grad_norm: float | None = None,
+        accumulate: int = 1,
+        bad_steps: BadSteps | None = None,
         ema_decay: float | None = None,
         ddp: dict[str, Any] | None = None,
     ) -> None:
@@ -101,13 +120,18 @@ class Trainer:
         self.schedule = schedule
         self.seed = seed
         self.clip_grad_norm = clip_grad_norm
+        self.accumulate = accumulate
+        self.bad_steps = bad_steps or BadSteps()
         self.ema = None if ema_decay is None else ema.Ema(detector, ema_decay)
         self.device = next(detector.parameters()).device
         self.dtype = autocast_dtype(precision, self.device)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.dtype == torch.float16)
-        self.loss = distributed(DetectorLoss(detector, seed=seed), self.device, ddp or {})
-        # On other devices a look at the numbers would wait for the device: see check_finite.
-        self.check_each_step = self.device.type == "cpu"
+        self.detector_loss = DetectorLoss(detector, seed=seed)
+        self.detector_loss.check_parts(accumulate)
+        self.loss = distributed(self.detector_loss, self.device, ddp or {})
+        # On other devices a look at the numbers waits for the device, so to stop, one at every log
+        # line is enough (check_finite). To pass over a step it must be known to be bad at once.
+        self.check_each_step = self.device.type == "cpu" or self.bad_steps.policy != "stop"
         self.images_seen = 0
         self.num_images = 0
         self.window = Window()
@@ -123,7 +147,7 @@ class Trainer:
         self.detector.train()
         self.window = Window()
         with self.statistics:
-            while self.images_seen < num_images:
+            while self.images_seen < self.num_images:  # a hook may set an earlier end
                 waiting = time.perf_counter()
                 batch = next(batches)
                 self.window.data_seconds += time.perf_counter() - waiting
@@ -137,38 +161,94 @@ class Trainer:
             hook.after_train(self)
 
     def step(self, batch: Batch) -> None:
-        """Take one step with this process's part of the batch."""
-        seed_all(seed_from(self.seed, rank(), self.images_seen))
+        """Take one step with this process's part of the batch, unless it is a bad one."""
+        seed_all(step_seed(self.seed, self.images_seen))
         multiplier = self.schedule(self.images_seen)
         for group in self.optimizer.param_groups:
             group["lr"] = group["initial_lr"] * multiplier
         self.optimizer.zero_grad(set_to_none=True)
-        losses = self._losses(batch)
-        self.scaler.scale(torch.stack(list(losses.values())).sum()).backward()
-        if self.clip_grad_norm is not None:
-            self.scaler.unscale_(self.optimizer)
-            nn.utils.clip_grad_norm_(self.detector.parameters(), self.clip_grad_norm)
-        self.scaler.step(self.optimizer)
-        self.scaler.update()
-        if self.ema is not None:
-            self.ema.update()
+        buffers = [each.clone() for each in self.detector.buffers()] if self.check_each_step else []
+        record, fault = self._gradient(batch)
+        if fault is None:
+            fault = self._update(record)
+        if fault is None:
+            self.window.steps.append(record)
+        else:
+            for buffer, value in zip(self.detector.buffers(), buffers, strict=False):
+                buffer.copy_(value)  # a forward pass has moved the statistics of BatchNorm
+            self.bad_steps.meet(self, batch, fault)
+            self.optimizer.zero_grad(set_to_none=True)
         images = len(batch) * world_size()
         self.images_seen += images
         self.window.images += images
 
-    def _losses(self, batch: Batch) -> Losses:
+    def _gradient(self, batch: Batch) -> tuple[StepRecord, str | None]:
+        """Leave the gradient of the mean loss in the parameters.
+
+        Returns:
+            The step's record, and what is wrong: None for nothing, "" for a loss of another
+            process, which has passed over the step too.
+        """
+        nothing = torch.zeros((), device=self.device)
+        record = StepRecord(nothing, (), file_names(batch), self._lr(), self.images_seen)
+        parts = cut(batch, self.accumulate)
+        for number, part in enumerate(parts, start=1):
+            with nullcontext() if number == len(parts) else without_sync(self.loss):
+                loss, fault = self._loss(part, record, share=1 / len(parts))
+                if self.check_each_step:
+                    fault = (fault or "") if any_rank(fault is not None) else None
+                if fault is not None or loss is None:
+                    give_up_step(self.loss)
+                    return record, fault
+                self.scaler.scale(loss).backward()
+        return record, None
+
+    def _loss(
+        self, part: Batch, record: StepRecord, share: float
+    ) -> tuple[torch.Tensor | None, str | None]:
+        """Return the part's share in the loss of the step, and what is wrong with it."""
         try:
             with torch.autocast(self.device.type, self.dtype, enabled=self.dtype is not None):
-                losses: Losses = self.loss(batch)
+                losses = self.loss(part)
         except FloatingPointError as error:  # detectron2's proposals found a NaN before us
-            self.check_finite()
-            raise NonFiniteLossError(_diverged(str(error), _files(batch), self._lr())) from error
+            if not self.check_each_step:
+                self.check_finite()  # it may come from a step before this one
+            return None, str(error).rstrip(".")
         values = torch.stack([loss.detach().float() for loss in losses.values()])
-        record = StepRecord(values, tuple(losses), _files(batch), self._lr(), self.images_seen)
-        self.window.steps.append(record)
-        if self.check_each_step:
-            _check_step(record)
-        return losses
+        record.names = tuple(losses)
+        record.losses = record.losses + values * share
+        fault = None
+        if self.check_each_step and not bool(values.isfinite().all()):
+            fault = _terms(record.names, values)
+        return torch.stack(list(losses.values())).sum() * share, fault
+
+    def _update(self, record: StepRecord) -> str | None:
+        """Move weights and average along the gradient; return why not, None when they moved."""
+        self.scaler.unscale_(self.optimizer)
+        parameters = list(self.detector.parameters())
+        gradients = [p.grad for p in parameters if p.grad is not None]
+        norm = nn.utils.get_total_norm(gradients)
+        record.grad_norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
+        # An overflow is everyday business of fp16: its scaler passes over the step by itself.
+        fp16 = self.scaler.is_enabled()
+        if self.check_each_step and not fp16 and not bool(record.grad_norm.isfinite()):
+            return ""
+        if self.clip_grad_norm is not None:
+            nn.utils.clip_grads_with_norm_(parameters, self.clip_grad_norm, norm)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        if self.check_each_step and fp16 and (fault := self._scale_fault()):
+            return fault
+        if self.ema is not None:
+            self.ema.update()
+        return None
+
+    def _scale_fault(self) -> str:
+        """Say so when fp16 overflows whatever the scale of the loss; "" when it does not."""
+        scale = self.scaler.get_scale()
+        if scale >= _SMALLEST_SCALE:
+            return ""
+        return f"gradients that overflow in fp16 again and again (loss scale {scale:.3g})"
 
     def check_finite(self) -> None:
         """Look at the losses since the last log line; call it before anything is saved.
@@ -177,7 +257,13 @@ class Trainer:
             NonFiniteLossError: one of them is infinite or not a number.
         """
         for record in self.window.steps:
-            _check_step(record)
+            if not bool(record.losses.isfinite().all()):
+                what = _terms(record.names, record.losses)
+                text = step_text(what, record.images_seen, record.lr, record.files)
+                raise NonFiniteLossError(diverged(text))
+        if self.scaler.is_enabled() and (fault := self._scale_fault()):
+            text = step_text(fault, self.images_seen, self._lr(), self._last_files())
+            raise NonFiniteLossError(diverged(text))
 
     def check_weights(self) -> None:
         """Look at all weights; call it before they are saved. It waits for the device.
@@ -191,9 +277,9 @@ class Trainer:
             state |= {f"{ema.KEY}.{name}": value for name, value in self.ema.state.items()}
         bad = [name for name, value in state.items() if not bool(value.isfinite().all())]
         if bad:
-            files = self.window.steps[-1].files if self.window.steps else []
             what = f"{len(bad)} tensors that are not ({bad[0]}, ...)"
-            raise NonFiniteLossError(_diverged(what, files, self._lr()))
+            text = step_text(what, self.images_seen, self._lr(), self._last_files())
+            raise NonFiniteLossError(diverged(text))
 
     def next_window(self) -> Window:
         """Return the steps since the last call, checked, and start anew."""
@@ -204,12 +290,17 @@ class Trainer:
     def _lr(self) -> float:
         return max(group["lr"] for group in self.optimizer.param_groups)
 
+    def _last_files(self) -> list[str]:
+        return self.window.steps[-1].files if self.window.steps else []
+
     def state_dict(self) -> dict[str, Any]:
         """Everything that a resume needs; random numbers follow from seed and images seen."""
         average = {} if self.ema is None else {ema.KEY: self.ema.state}
+        met = {"bad_steps": list(self.bad_steps.met)} if self.bad_steps.met else {}
         return {
             "model": self.detector.state_dict(),
             **average,
+            **met,
             "optimizer": self.optimizer.state_dict(),
             "scaler": self.scaler.state_dict(),
             "images_seen": self.images_seen,
@@ -247,9 +338,11 @@ class Trainer:
                 remedy="Resume with the optimizer settings of the run (see its config.yaml).",
             )
         self._load_average(state, source)
-        self.optimizer.load_state_dict({**mine, "state": saved["state"]})
+        moments = shared_optimizer_state(self.optimizer, saved["state"])
+        self.optimizer.load_state_dict({**mine, "state": moments})
         if state["scaler"] and self.scaler.is_enabled():  # empty when the run had no fp16
             self.scaler.load_state_dict(state["scaler"])
+        self.bad_steps.met = list(state.get("bad_steps", ()))
         self.images_seen = state["images_seen"]
 
     def _load_average(self, state: dict[str, Any], source: str) -> None:
@@ -268,24 +361,6 @@ class Trainer:
             self.ema.load(state[ema.KEY])
 
 
-def _files(batch: Batch) -> list[str]:
-    return [str(record.get("file_name", "?")) for record in batch]
-
-
-def _check_step(record: StepRecord) -> None:
-    if bool(record.losses.isfinite().all()):
-        return
-    values = zip(record.names, record.losses.tolist(), strict=True)
-    terms = ", ".join(f"{name}={value:.4g}" for name, value in values)
-    raise NonFiniteLossError(
-        _diverged(f"{terms} after {record.images_seen} images", record.files, record.lr)
-    )
-
-
-def _diverged(what: str, files: list[str], lr: float) -> str:
-    images = f" with images {', '.join(files)}" if files else ""
-    return (
-        f"training: expected finite losses and weights, got {what} at lr {lr:.3g}{images}. "
-        "Look at these images, lower optimizer.lr or lengthen the warm-up, or use "
-        "train.precision=bf16 or fp32; then continue with --resume."
-    )
+def _terms(names: Sequence[str], losses: torch.Tensor) -> str:
+    values = zip(names, losses.tolist(), strict=True)
+    return ", ".join(f"{name}={value:.4g}" for name, value in values)

@@ -38,7 +38,8 @@ def window_reverse(windows: torch.Tensor, size: tuple[int, int]) -> torch.Tensor
     """
     window_size, C = windows.shape[1], windows.shape[-1]
     H, W = size
-    rows, columns = -(-H // window_size), -(-W // window_size)
+    # Not -(-H // window_size): ONNX divides whole numbers towards zero.
+    rows, columns = ((side + window_size - 1) // window_size for side in size)
     x = windows.reshape(-1, rows, columns, window_size, window_size, C)
     x = x.permute(0, 1, 3, 2, 4, 5).reshape(-1, rows * window_size, columns * window_size, C)
     return x[:, :H, :W]

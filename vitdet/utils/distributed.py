@@ -53,3 +53,27 @@ def reduce_mean(values: dict[str, torch.Tensor]) -> dict[str, float]:
         dist.all_reduce(stacked)
         stacked /= world_size()
     return dict(zip(names, stacked.tolist(), strict=True))
+
+
+def broadcast_object(item: Any) -> Any:
+    """Return the main process's `item` in every process."""
+    if world_size() == 1:
+        return item
+    items = [item]
+    dist.broadcast_object_list(items, src=0)
+    return items[0]
+
+
+def any_rank(flag: bool) -> bool:
+    """Whether the flag is set in at least one process; every process must ask, and gets the same.
+
+    The processes wait for each other on the CPU (`launch` gives every group a backend there), so
+    a GPU is not held up.
+    """
+    if world_size() == 1:
+        return flag
+    group: Any = dist.group.WORLD
+    devices = {device.type for device in group._device_types}
+    value = torch.tensor(int(flag), device="cpu" if "cpu" in devices else "cuda")
+    dist.all_reduce(value, op=dist.ReduceOp.MAX)
+    return bool(value.item())

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from vitdet.engine.precision import autocast_dtype
+from vitdet.utils.precision import autocast_dtype
 from vitdet.utils.checks import InputError
 
 CPU = torch.device("cpu")

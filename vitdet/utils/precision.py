@@ -22,7 +22,7 @@ def autocast_dtype(precision: str, device: torch.device) -> torch.dtype | None:
     """
     if precision not in PRECISIONS:
         fail(
-            "train.precision",
+            "precision",
             expected=f"one of {', '.join(PRECISIONS)}",
             got=precision,
             remedy="bf16 is the choice for recent GPUs, fp32 for a CPU; auto chooses so.",

@@ -1,0 +1,157 @@
+"""Compare exported detectors in onnxruntime with PyTorch: what they find, and how long they take.
+
+    python benchmarks/export.py [--weights FILE] [--images FOLDER] [--write]
+    python benchmarks/export.py --real-size [--images FOLDER] [--num-images 2] [--write]
+
+The first takes a trained detector, exports it once for images of any size (without padding to a
+square) and runs it on real photographs at several sizes. The second takes a ViT-B Mask R-CNN of the
+published size, at 1024 pixels; its weights are random, with a predictor that is sure of its
+classes, so that there are 100 objects an image. Both run one image after the other in both
+runtimes, in the image's turn; PyTorch runs the model itself with the kernels it takes on a CPU. By
+default with one thread, in seconds of the processor, which other programs disturb least.
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from common import Table, parser, write
+from detector import OURS, detector
+from detectron2.data import transforms as T
+from torch import nn
+
+from vitdet.data.datasets import coco_mini
+from vitdet.export.example import example_image
+from vitdet.export.formats import FORMATS, Order, Run
+from vitdet.export.graphs import Graph, exportable, graph_of
+from vitdet.export.parity import Limits, Report, compare
+from vitdet.predict.inputs import image_files, open_inputs
+from vitdet.predict.predictor import Predictor
+from vitdet.utils.env import quiet_dependencies
+
+COLUMNS = (
+    *("part", "longest side", "images", "detections", "found by both", "at the edge"),
+    *("by one alone", "box (px)", "score", "mask IoU", "feature", "torch s", "onnxruntime s"),
+    "torch / onnxruntime",
+)
+
+
+def pictures(folder: Path | None, count: int) -> Iterator[np.ndarray]:
+    """Yield photographs of a folder, or of coco-mini: uint8 RGB (height, width, 3)."""
+    files = image_files(folder or coco_mini("train").image_root)
+    found = [picture.pixels() for picture in open_inputs(files[:count]).pictures]
+    yield from found
+
+
+def resized(pixels: np.ndarray, side: int) -> torch.Tensor:
+    """Return the image as (3, H, W), its longer side `side` pixels."""
+    given: Any = T.AugInput(pixels)
+    T.ResizeShortestEdge([side], side, "choice")(given)
+    return torch.from_numpy(np.ascontiguousarray(given.image.transpose(2, 0, 1)))
+
+
+class Timed:
+    """Runs the model and a file of it in turn, and adds up the seconds of each."""
+
+    def __init__(self, model: Any, graph: Graph, run: Run) -> None:
+        self.model, self.graph, self.run = model, graph, run
+        self.torch_seconds = self.file_seconds = 0.0
+
+    def __call__(self, image: torch.Tensor) -> list[torch.Tensor]:
+        """Return what the file finds."""
+        first = time.process_time()
+        with torch.inference_mode():
+            if self.graph.part == "detector":
+                self.model([{"image": image}])
+            else:
+                self.model.backbone(self.model.preprocess_image([{"image": image}]).tensor)
+        second = time.process_time()
+        found = self.run(image)
+        self.torch_seconds += second - first
+        self.file_seconds += time.process_time() - second
+        return found
+
+
+def row(table: Table, side: int, report: Report, timed: Timed) -> None:
+    """Add a line to the table."""
+    whole = timed.graph.part == "detector"
+    counts = (report.detections, report.matched, report.at_the_edge, report.extra)
+    differences = (f"{report.box:.1e}", f"{report.score:.1e}", f"{report.mask_iou:.4f}")
+    table.add(
+        timed.graph.part,
+        side,
+        report.images,
+        *(counts if whole else "----"),
+        *(differences if whole else "---"),
+        "-" if whole else f"{report.feature:.1e}",
+        f"{timed.torch_seconds / report.images:.2f}",
+        f"{timed.file_seconds / report.images:.2f}",
+        f"{timed.torch_seconds / timed.file_seconds:.2f}",
+    )
+
+
+def measure(model: nn.Module, part: str, sides: list[int], folder: Path, count: int) -> list[str]:
+    """Export a part of the model once and compare it at every size; return the table's lines."""
+    table = Table(*COLUMNS)
+    faults: list[str] = []
+    kind, graph = FORMATS["onnx"], graph_of(model, part)
+    with tempfile.TemporaryDirectory() as place:
+        out = Path(place) / "model.onnx"
+        with exportable(model):
+            kind.write(graph, out, Order(example_image(graph, torch.uint8), {}))
+        run = kind.load(out)
+        for side in sides:
+            images = [resized(pixels, side) for pixels in pictures(folder, count)]
+            if count > 1:
+                run(images[0])  # warm-up
+            timed = Timed(model, graph, run)
+            report = compare(model, graph, timed, images, Limits())
+            row(table, side, report, timed)
+            faults += [f"{part}, {side}: {fault}" for fault in report.faults]
+    good = "All differences are within an export's limits (a pixel of each mask may differ)."
+    return [*table.lines, "", *(faults or [good])]
+
+
+def main() -> None:
+    args = arguments()
+    torch.set_num_threads(args.threads)
+    quiet_dependencies()
+    if args.real_size:
+        model: nn.Module = detector(OURS, tiny=False).eval()
+        what, about = "export_vit_b", "ViT-B Mask R-CNN, random weights, padded to 1024 x 1024"
+    else:
+        settings = ["model.backbone.square_pad=0"]
+        loaded = Predictor.from_checkpoint(args.weights, overrides=settings, device="cpu")
+        model = loaded.detector
+        what, about = "export", f"Trained detector ({args.what}), one file for all sizes"
+    sides = args.sizes or ([1024] if args.real_size else [512, 768, 1024])
+    lines: list[str] = []
+    for part in args.parts:
+        lines += [*measure(model, part, sides, args.images, args.num_images), ""]
+    if args.write:
+        about += ", ONNX in onnxruntime against PyTorch on real photographs of coco-mini. Largest "
+        about += "differences over all images (lowest IoU); seconds of the processor an image."
+        write(what, about, lines[:-1])
+
+
+def arguments() -> argparse.Namespace:
+    made = parser(__doc__, repeat=1, threads=1)
+    made.add_argument("--weights", type=Path, default=Path("output/overfit/model_final.pth"))
+    made.add_argument("--what", default="ViT of 192 channels, 6 blocks", help="words about it")
+    made.add_argument("--real-size", action="store_true", help="ViT-B of random weights instead")
+    made.add_argument("--images", type=Path, metavar="FOLDER", help="default: coco-mini")
+    made.add_argument("--num-images", type=int, default=20)
+    made.add_argument("--sizes", type=int, nargs="+", help="longest sides in pixels")
+    made.add_argument("--parts", nargs="+", default=["detector", "backbone"])
+    return made.parse_args()
+
+
+if __name__ == "__main__":
+    main()

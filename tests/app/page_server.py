@@ -1,0 +1,96 @@
+"""A server for the tests: on a free loopback port, with a detector that finds colours."""
+
+from __future__ import annotations
+
+import io
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from detectron2.structures import Boxes, Instances
+from PIL import Image
+
+from vitdet.app.serve.answers import answering
+from vitdet.app.serve.server import build_app, listen, make_server
+from vitdet.app.serve.uploads import Limits
+from vitdet.predict.inputs import Picture
+from vitdet.predict.results import Result
+
+CLASSES = ("red", "green", "blue")
+SCORES = (0.9, 0.6, 0.3)
+
+
+class Colours:
+    """A predictor: the pixels of each plain colour are one object."""
+
+    class_names = CLASSES
+    class_ids = (1, 5, 7)
+
+    def __call__(self, image: np.ndarray) -> Result:
+        found = []
+        for channel in range(3):
+            others = np.delete(image, channel, axis=2).max(axis=2)
+            mask = (image[..., channel] > 180) & (others < 80)
+            if mask.any():
+                rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
+                box = [columns[0], rows[0], columns[-1] + 1, rows[-1] + 1]
+                found.append((channel, box, mask))
+        instances = Instances(image.shape[:2])
+        boxes = np.array([box for _, box, _ in found], dtype=np.float32).reshape(-1, 4)
+        instances.pred_boxes = Boxes(torch.from_numpy(boxes))
+        instances.scores = torch.tensor([SCORES[channel] for channel, _, _ in found])
+        instances.pred_classes = torch.tensor([c for c, _, _ in found], dtype=torch.int64)
+        masks = [mask for _, _, mask in found]
+        instances.pred_masks = torch.from_numpy(np.array(masks).reshape(-1, *image.shape[:2]))
+        return Result(Picture("image", array=image), instances, CLASSES, self.class_ids)
+
+
+def scene(width: int = 160, height: int = 120) -> Image.Image:
+    """Grey, with a red, a green and a blue rectangle."""
+    pixels = np.full((height, width, 3), 128, np.uint8)
+    pixels[16:48, 16:64] = (255, 0, 0)
+    pixels[64:104, 96:144] = (0, 255, 0)
+    pixels[72:104, 8:40] = (0, 0, 255)
+    return Image.fromarray(pixels)
+
+
+def stored(picture: Image.Image, kind: str = "PNG", **options: Any) -> bytes:
+    """The bytes of a file."""
+    written = io.BytesIO()
+    picture.save(written, kind, **options)
+    return written.getvalue()
+
+
+class Served(str):
+    """The address of a server, and its line of uploads."""
+
+    line: Any
+
+
+@contextmanager
+def serving(
+    predictor: Any = None, limits: Limits | None = None, **options: Any
+) -> Iterator[Served]:
+    """Serve in a thread; give the address, such as http://127.0.0.1:40000."""
+    limits = limits or Limits()
+    about = {"name": "colours.pth", "device": "cpu", "classes": list(CLASSES)}
+    about["class_ids"] = list(Colours.class_ids)
+    answer = answering(predictor or Colours(), limits.max_pixels)
+    app = build_app(answer, about, limits, **options)
+    listening = listen("127.0.0.1", 0)
+    server = make_server(app)
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
+    thread.start()
+    try:
+        url = Served(f"http://127.0.0.1:{listening.getsockname()[1]}")
+        url.line = app.state.line
+        yield url
+    finally:
+        server.should_exit = True
+        thread.join(20)
+        listening.close()
+        app.state.line.close()
+        assert not thread.is_alive()

@@ -1,0 +1,186 @@
+"""`vitdet export`: from a checkpoint to a file, its report and the exit status."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+import pytest
+import torch
+from detectron2.config import LazyCall as L
+from omegaconf import OmegaConf
+from PIL import Image
+
+from tests.engine.tiny_recipe import draw
+from tests.export.tiny_models import node, with_objects
+from vitdet import checkpoint
+from vitdet.app.cli import main
+from vitdet.app.export import comparison_images
+from vitdet.config import build_model, save_config
+from vitdet.data.augment import resize_shortest_edge
+from vitdet.data.mapper import Mapper
+from vitdet.data.shapes import shapes_dataset
+from vitdet.export.formats import FORMATS
+from vitdet.predict.predictor import Predictor
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkpoint of a tiny detector, as a run writes it."""
+    folder = tmp_path_factory.mktemp("run")
+    mapper = L(Mapper)(
+        augmentations=L(resize_shortest_edge)(size=64, max_size=64),
+        is_train=False,
+        image_format="RGB",
+    )
+    dataset = L(shapes_dataset)(root="shapes", split="val", num_images=2)
+    cfg = OmegaConf.create(
+        {"model": node("mask"), "dataloader": {"test": {"dataset": dataset, "mapper": mapper}}},
+        flags={"allow_objects": True},
+    )
+    save_config(cfg, folder / "config.yaml")
+    state = with_objects(build_model(cfg.model)).state_dict()
+    about = {"class_names": ["dark", "light"], "config": (folder / "config.yaml").read_text()}
+    path = folder / "model_final.pth"
+    checkpoint.write(path, {"model": state, "vitdet": about})
+    return path
+
+
+@pytest.fixture(scope="module")
+def photographs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("photographs")
+    for number in range(3):
+        pixels = draw(number)["image"].permute(1, 2, 0).numpy()
+        Image.fromarray(pixels[: 64 - 8 * number]).save(folder / f"{number}.png")
+    return folder
+
+
+def arguments(weights: Path, out: Path, *more: str) -> list[str]:
+    return ["export", "--weights", str(weights), "--out", str(out), *more]
+
+
+def test_onnx_from_a_checkpoint(
+    weights: Path, photographs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A file that another program can use with what it says of itself."""
+    out = tmp_path / "detector.onnx"
+    more = ["--format", "onnx", "--images", str(photographs), "--masks", "boxes"]
+    assert main(arguments(weights, out, *more)) == 0
+    printed = capsys.readouterr().out
+    assert "3 (64x64, 56x64, 48x64)" in printed
+    assert "box difference" in printed
+    assert f"written              {out}" in printed
+    session = onnxruntime.InferenceSession(str(out))
+    note = session.get_modelmeta().custom_metadata_map
+    assert json.loads(note["class_names"]) == ["dark", "light"]
+    assert "resize_shortest_edge" in note["preprocessing"]
+    assert "_target_: vitdet.backbones.vit.ViT" in note["recipe"]
+    found = session.run(None, {"image": np.asarray(draw(0)["image"])})
+    assert len(found[0]) > 0
+    assert json.loads((tmp_path / "detector.onnx.parity.json").read_text())["holds"]
+
+
+def test_drawn_images_and_one_size(
+    weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "backbone.pt"
+    more = ["--format", "torchscript", "--part", "backbone", "--size", "48", "64"]
+    assert main(arguments(weights, out, *more, "--num-images", "2")) == 0
+    printed = capsys.readouterr().out
+    assert "images               2 (48x64)" in printed
+    assert "feature difference" in printed
+    assert out.is_file()
+
+
+def test_a_file_that_differs(
+    weights: Path,
+    photographs: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Exit status 1, nothing at the place of the file, and the reason in words."""
+    kind = FORMATS["torchscript"]
+
+    def load(path: Path):
+        run = kind.load(path)
+        return lambda image: [each * 1.01 for each in run(image)]
+
+    monkeypatch.setitem(FORMATS, "torchscript", kind._replace(load=load))
+    out = tmp_path / "backbone.pt"
+    more = ["--format", "torchscript", "--part", "backbone", "--images", str(photographs)]
+    assert main(arguments(weights, out, *more)) == 1
+    printed = capsys.readouterr().out
+    assert "does not hold        largest feature difference" in printed
+    assert f"not written          {out}; see {out}.failed.parity.json" in printed
+    assert [path.name for path in tmp_path.iterdir()] == ["backbone.pt.failed.parity.json"]
+
+
+def test_nothing_found(
+    weights: Path, photographs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Images without a detection prove nothing."""
+    out = tmp_path / "detector.pt"
+    more = ["--format", "torchscript", "--images", str(photographs), "--num-images", "1"]
+    settings = "model.roi_heads.box_predictor.test_score_thresh=1.0"
+    assert main([*arguments(weights, out, *more), settings]) == 1
+    assert "Give images with objects of its classes: --images FOLDER." in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("words", "text"),
+    [
+        (["--format", "onnx", "--out", "a.pt"], "--out a.pt: expected a name in .onnx, got .pt"),
+        (["--weights", "no.pth"], "checkpoint no.pth: expected a file, got nothing there"),
+        (["--num-images", "0"], "--num-images: expected 1 or more, got 0"),
+        (["--images", "nowhere"], "input nowhere: expected a file or folder, got nothing"),
+        (["--size", "65", "64"], "--size: expected at most 64 x 64"),
+        (["--opset", "9"], "--opset: expected 17 to 20, got 9"),
+        (["--class-names", "no.json"], "--class-names no.json: it cannot be read"),
+    ],
+)
+def test_wrong_input(
+    weights: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    words: list[str],
+    text: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    command = [*arguments(weights, tmp_path / "a.onnx", "--format", "onnx"), *words]
+    assert main(command) == 2
+    printed = capsys.readouterr()
+    assert text in printed.err
+    assert len(printed.err.splitlines()) == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_weights_without_a_recipe(
+    weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plain = tmp_path / "plain.pth"
+    checkpoint.write(plain, {"model": checkpoint.read(weights)["model"]})
+    assert main([*arguments(plain, tmp_path / "a.pt"), "--format", "torchscript"]) == 2
+    assert "expected the recipe in the file" in capsys.readouterr().err
+
+
+def test_unknown_format(weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as error:
+        main([*arguments(weights, tmp_path / "a.tflite"), "--format", "tflite"])
+    assert error.value.code == 2
+    assert "choose from" in capsys.readouterr().err
+
+
+def test_images_are_fitted(weights: Path, photographs: Path) -> None:
+    """Into one size without distortion, the rest black; else by the recipe's rule."""
+    predictor = Predictor.from_checkpoint(weights, device="cpu")
+    first, second, _ = comparison_images(predictor, photographs, 5, (32, 64))
+    assert first.shape == second.shape == (3, 32, 64)
+    assert first[:, :, 32:].max() == 0
+    assert first[:, :, :32].min() > 0
+    drawn = comparison_images(predictor, None, 4, None)
+    assert len({tuple(image.shape) for image in drawn}) == 4
+    assert all(max(image.shape) == 64 and image.dtype == torch.uint8 for image in drawn)

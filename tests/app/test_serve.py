@@ -1,0 +1,518 @@
+"""`vitdet serve` over HTTP: answers, limits, bad files, and requests of others than its page."""
+
+from __future__ import annotations
+
+import base64
+import io
+import os
+import random
+import signal
+import socket
+import struct
+import subprocess
+import sys
+import threading
+import time
+import zlib
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import httpx
+import numpy as np
+import pytest
+import torch
+from page_server import CLASSES, Colours, scene, serving, stored
+from PIL import Image
+
+from vitdet.app import cli
+from vitdet.app.serve import answers
+from vitdet.app.serve.answers import describe, outline
+from vitdet.app.serve.hosts import host_of
+from vitdet.app.serve.uploads import Limits, RefusedError, decode
+from vitdet.config import build_model, load_config
+from vitdet.data.shapes import draw_image
+from vitdet.predict.predictor import Predictor
+from vitdet.run_lengths import decode as decode_mask
+
+ROOT = Path(__file__).resolve().parents[2]
+RECIPE = ROOT / "configs" / "mini" / "mask_rcnn_eva02_shapes.py"
+RED, GREEN, BLUE = [16, 16, 48, 32], [96, 64, 48, 40], [8, 72, 32, 32]
+
+
+@pytest.fixture(scope="module")
+def url():
+    limits = Limits(max_bytes=200_000, max_pixels=1_000_000)
+    with serving(limits=limits) as address:
+        yield address
+
+
+def post(url: str, content: bytes, **headers: str) -> httpx.Response:
+    return httpx.post(f"{url}/predict", content=content, headers=headers, timeout=60)
+
+
+def refused(answer: httpx.Response, status: int) -> str:
+    """The one line of an error."""
+    assert answer.status_code == status, answer.text
+    content = answer.json()
+    assert set(content) == {"error"}
+    assert "\n" not in content["error"]
+    return content["error"]
+
+
+def test_an_upload_is_answered_in_pixels_of_the_picture(url: str) -> None:
+    answer = post(url, stored(scene()))
+    assert answer.status_code == 200
+    content = answer.json()
+    assert (content["width"], content["height"]) == (160, 120)
+    found = content["detections"]
+    assert [(d["class"], d["category_id"], d["score"]) for d in found] == [
+        ("red", 1, 0.9),
+        ("green", 5, 0.6),
+        ("blue", 7, 0.3),
+    ]
+    assert [d["bbox"] for d in found] == [RED, GREEN, BLUE]
+    assert [d["area"] for d in found] == [48 * 32, 48 * 40, 32 * 32]
+    mask = decode_mask(found[0]["segmentation"])
+    assert mask.shape == (120, 160)
+    assert mask[16:48, 16:64].all()
+    assert mask.sum() == 48 * 32
+    (line,) = found[0]["outlines"]
+    corners = np.array(line).reshape(-1, 2)
+    assert corners.min(axis=0) == pytest.approx([16, 16], abs=0.1)
+    assert corners.max(axis=0) == pytest.approx([64, 48], abs=0.1)
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "BMP"])
+def test_every_kind_of_file(url: str, kind: str) -> None:
+    found = post(url, stored(scene(), kind)).json()["detections"]
+    assert [d["class"] for d in found] == list(CLASSES)
+    assert found[1]["bbox"] == pytest.approx(GREEN, abs=2)
+
+
+@pytest.mark.parametrize("mode", ["L", "P", "RGBA", "LA", "1", "CMYK"])
+def test_every_mode(url: str, mode: str) -> None:
+    picture = scene().convert(mode)
+    content = post(url, stored(picture, "JPEG" if mode == "CMYK" else "PNG")).json()
+    expected = [] if mode in ("L", "LA", "1") else list(CLASSES)
+    assert [d["class"] for d in content["detections"]] == expected
+
+
+def test_a_palette_with_transparency(url: str) -> None:
+    picture = scene().convert("P")
+    content = post(url, stored(picture, transparency=b"\x00\xff\x80")).json()
+    assert [d["class"] for d in content["detections"]] == list(CLASSES)
+
+
+def test_a_picture_is_turned_upright(url: str) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6  # stored lying: to be turned by a quarter to the right
+    lying = scene().transpose(Image.Transpose.ROTATE_90)
+    content = post(url, stored(lying, "JPEG", exif=exif, quality=95)).json()
+    assert (content["width"], content["height"]) == (160, 120)
+    assert content["detections"][0]["bbox"] == pytest.approx(RED, abs=2)
+
+
+def test_a_turned_picture_that_browsers_may_show_otherwise_is_sent_along(url: str) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    lying = scene().transpose(Image.Transpose.ROTATE_90)
+    content = post(url, stored(lying, "WEBP", exif=exif, quality=95)).json()
+    sent = Image.open(io.BytesIO(base64.b64decode(content["picture"])))
+    difference = np.asarray(sent).astype(int) - np.asarray(scene())
+    assert abs(difference).mean() < 4
+    assert "picture" not in post(url, stored(lying, "JPEG", exif=exif)).json()
+    assert "picture" not in post(url, stored(scene(), "WEBP")).json()
+
+
+def test_large_pictures_are_looked_at_smaller(monkeypatch) -> None:
+    monkeypatch.setattr(answers, "WORK_PIXELS", 160 * 120)
+    seen = []
+
+    class Watching(Colours):
+        def __call__(self, image):
+            seen.append(image.shape)
+            return super().__call__(image)
+
+    large = np.asarray(scene().resize((640, 480), Image.Resampling.NEAREST))
+    content = describe(Watching(), large)  # pyright: ignore[reportArgumentType]
+    assert seen == [(120, 160, 3)]
+    assert (content["width"], content["height"]) == (640, 480)
+    red = content["detections"][0]
+    assert red["bbox"] == pytest.approx([4 * value for value in RED], abs=4)
+    assert decode_mask(red["segmentation"]).shape == (480, 640)
+    assert red["area"] == pytest.approx(16 * 48 * 32, rel=0.05)
+    assert max(red["outlines"][0]) == pytest.approx(4 * 64, abs=4)
+
+
+def test_outlines_have_holes() -> None:
+    mask = np.zeros((40, 50), dtype=bool)
+    mask[5:30, 10:40] = True
+    mask[10:20, 20:30] = False
+    lines = outline(mask)
+    assert len(lines) == 2
+    boxes = sorted([*line.min(axis=0), *line.max(axis=0)] for line in lines)
+    assert boxes[0] == pytest.approx([10, 5, 40, 30], abs=0.1)
+    assert boxes[1] == pytest.approx([20, 10, 30, 20], abs=0.2)
+    assert outline(np.zeros((4, 4), dtype=bool)) == []
+
+
+def test_the_answer_is_the_predictors() -> None:
+    cfg = load_config(RECIPE, ["model.roi_heads.box_predictor.test_score_thresh=0.0"])
+    torch.manual_seed(0)
+    names = ["circle", "rectangle", "triangle", "star", "ring", "cross"]
+    predictor = Predictor(build_model(cfg.model), names, precision="fp32", threshold=0.0)
+    image, _ = draw_image("val", 3)
+    result = predictor(image)
+    assert len(result) > 10
+    with serving(predictor) as url:
+        found = post(url, stored(Image.fromarray(image))).json()["detections"]
+    assert len(found) == len(result)
+    for mine, expected, name in zip(found, result.to_coco(0), result.names, strict=True):
+        assert mine["class"] == name
+        assert mine["bbox"] == pytest.approx(expected["bbox"], abs=0.006)
+        assert mine["score"] == pytest.approx(expected["score"], abs=6e-5)
+        assert mine["segmentation"] == expected["segmentation"]
+
+
+# --- bad files ---------------------------------------------------------------------------------
+
+
+def header_of_png(width: int, height: int) -> bytes:
+    """A PNG that says how large it is, and has next to no pixels."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        crc = zlib.crc32(kind + data)
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", crc)
+
+    size = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    parts = [chunk(b"IHDR", size), chunk(b"IDAT", zlib.compress(b"\0" * 100)), chunk(b"IEND", b"")]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(parts)
+
+
+@pytest.mark.parametrize(
+    ("content", "status", "text"),
+    [
+        (b"", 400, "The file is empty."),
+        (b"hello, I am no picture\n" * 40, 415, "This is no picture that can be read: it must be"),
+        (b"\xff\xd8\xff" + b"\0" * 50, 415, "This is no picture"),
+        (stored(scene())[:-300], 400, "The picture is damaged or not complete."),
+        (stored(scene(), "JPEG")[:900], 400, "The picture is damaged or not complete."),
+        (stored(scene(), "GIF"), 415, "it must be JPEG, PNG, WebP or BMP"),
+        (stored(scene(), "TIFF"), 415, "it must be JPEG, PNG, WebP or BMP"),
+        (stored(Image.new("I;16", (9, 9))), 415, "more than 8 bits a channel"),
+        (header_of_png(10_000, 10_000), 413, "too large: 10000 x 10000 pixels, 1 megapixels"),
+        (header_of_png(60_000, 60_000), 413, "The picture is too large"),
+        (header_of_png(1001, 1000), 413, "too large: 1001 x 1000 pixels"),
+        (b"x" * 200_001, 413, "The file is too large: 0.190735 MiB at most."),
+    ],
+)
+def test_a_bad_file_gets_a_message(url: str, content: bytes, status: int, text: str) -> None:
+    assert text in refused(post(url, content), status)
+    assert post(url, stored(scene())).status_code == 200  # it goes on
+
+
+def test_a_hundred_megapixels_are_not_decoded(monkeypatch) -> None:
+    """A small file: the header alone is looked at."""
+    bomb = stored(Image.new("L", (10_000, 10_000)), compress_level=9)
+    assert len(bomb) < 200_000
+    monkeypatch.setattr(Image.Image, "load", lambda self: pytest.fail("decoded"))
+    with pytest.raises(RefusedError, match="too large: 10000 x 10000 pixels, 50 megapixels"):
+        decode(bomb, 50_000_000)
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "BMP"])
+def test_damaged_files_of_all_sorts(kind: str) -> None:
+    """Whatever bytes come, there is a picture or a message."""
+    exif = Image.Exif()
+    exif[0x0112] = 3
+    good = stored(scene(60, 44), kind, **({} if kind == "BMP" else {"exif": exif}))
+    draw = random.Random(1)
+    outcomes = set()
+    for _ in range(400):
+        bad = bytearray(good)
+        for _ in range(draw.choice([1, 3, 20])):
+            bad[draw.randrange(min(len(bad), draw.choice([64, 100_000])))] = draw.randrange(256)
+        try:
+            end = draw.choice([len(bad), draw.randrange(len(bad))])
+            outcomes.add(decode(bytes(bad[:end]), 1_000_000).image.ndim)
+        except RefusedError as error:
+            outcomes.add(error.status)
+    assert outcomes >= {3, 400, 415}
+    assert outcomes <= {3, 400, 413, 415}
+
+
+def test_the_limit_holds_whatever_the_header_says(url: str) -> None:
+    """Chunks without a length: reading stops at the limit."""
+    sent = []
+
+    def chunks():
+        for _ in range(2000):
+            sent.append(1)
+            yield b"x" * 10_000
+
+    try:
+        answer = httpx.post(f"{url}/predict", content=chunks(), timeout=60)
+        assert "too large" in refused(answer, 413)
+    except httpx.TransportError:  # the server hung up before the client looked at its answer
+        assert len(sent) < 2000
+    assert post(url, stored(scene())).status_code == 200
+
+
+# --- several, and slow ones --------------------------------------------------------------------
+
+
+def test_eight_uploads_at_once_are_all_answered(url: str) -> None:
+    pictures = []
+    for place in range(8):
+        picture = np.full((100, 200, 3), 128, np.uint8)
+        picture[10:30, 10 + 20 * place : 25 + 20 * place] = (255, 0, 0)
+        pictures.append(stored(Image.fromarray(picture)))
+    with ThreadPoolExecutor(8) as pool:
+        found = list(pool.map(lambda content: post(url, content).json()["detections"], pictures))
+    assert [d[0]["bbox"] for d in found] == [[10 + 20 * p, 10, 15, 20] for p in range(8)]
+
+
+class Held(Colours):
+    """Waits until it is told to go on; counts how many are at it together."""
+
+    def __init__(self) -> None:
+        self.go = threading.Event()
+        self.at_once = 0
+        self.most = 0
+
+    def __call__(self, image):
+        self.at_once += 1
+        self.most = max(self.most, self.at_once)
+        assert self.go.wait(60)
+        self.at_once -= 1
+        return super().__call__(image)
+
+
+def test_more_than_the_line_holds_are_sent_away() -> None:
+    held = Held()
+    limits = Limits(waiting=2)
+    content = stored(scene())
+    with serving(held, limits) as url, ThreadPoolExecutor(9) as pool:
+        answers = [pool.submit(post, url, content) for _ in range(3)]
+        while url.line.taken < 3:
+            time.sleep(0.01)
+        late = post(url, content)
+        assert "Too many pictures are waiting. Try again in" in refused(late, 503)
+        assert int(late.headers["retry-after"]) >= 1
+        held.go.set()
+        assert [each.result().status_code for each in answers] == [200, 200, 200]
+        assert held.most == 1
+        assert url.line.taken == 0
+        assert post(url, content).status_code == 200
+
+
+def test_no_one_waits_for_ever() -> None:
+    held = Held()
+    with serving(held, Limits(answer_seconds=0.2)) as url:
+        answer = post(url, stored(scene()))
+        assert "It took too long. Try again in" in refused(answer, 503)
+        held.go.set()
+
+
+def test_an_upload_that_does_not_arrive() -> None:
+    with serving(limits=Limits(body_seconds=0.2)) as url:
+        host, port = url.removeprefix("http://").split(":")
+        with socket.create_connection((host, int(port)), timeout=60) as sent:
+            head = f"POST /predict HTTP/1.1\r\nHost: {host}\r\nContent-Length: 1000\r\n\r\n"
+            sent.sendall(head.encode() + b"only this")
+            answer = ""
+            while part := sent.recv(65536):
+                answer += part.decode()
+    assert answer.startswith("HTTP/1.1 408 ")
+    assert "The upload did not arrive within 0.2 seconds." in answer
+
+
+# --- who asks, and for what --------------------------------------------------------------------
+
+
+def raw(url: str, path: str, *headers: str, method: str = "GET") -> tuple[int, str]:
+    """Ask for a path as it is: clients would normalise it."""
+    host, port = url.removeprefix("http://").split(":")
+    given = headers or (f"Host: {host}:{port}",)
+    lines = [f"{method} {path} HTTP/1.1", *given, "Connection: close", "", ""]
+    with socket.create_connection((host, int(port)), timeout=60) as sent:
+        sent.sendall("\r\n".join(lines).encode())
+        answer = b""
+        while part := sent.recv(65536):
+            answer += part
+    return int(answer.split()[1]), answer.decode()
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/../../../etc/passwd",
+        "/..%2f..%2f..%2fetc%2fpasswd",
+        "/%2e%2e/%2e%2e/etc/passwd",
+        "/page.css/../server.py",
+        "/page/../../server.py",
+        "//etc/passwd",
+        "/page/index.html",
+        "/index.html",
+        "/server.py",
+        "/etc/passwd",
+        "/docs",
+        "/redoc",
+        "/openapi.json",
+        "/static/page.js",
+        "/..\\..\\etc\\passwd",
+        "/%00",
+    ],
+)
+def test_no_file_of_the_machine_can_be_reached(url: str, path: str) -> None:
+    status, answer = raw(url, path)
+    assert status == 404
+    assert '{"error":"Not Found."}' in answer
+    assert "root:" not in answer
+
+
+def test_the_page_and_its_files(url: str) -> None:
+    kinds = {
+        "/": "text/html",
+        "/page.css": "text/css",
+        "/page.js": "text/javascript",
+        "/draw.js": "text/javascript",
+        "/icon.svg": "image/svg+xml",
+    }
+    for path, kind in kinds.items():
+        answer = httpx.get(f"{url}{path}")
+        assert answer.status_code == 200
+        assert answer.headers["content-type"].startswith(kind)
+        policy = answer.headers["content-security-policy"]
+        assert policy.startswith("default-src 'none'; script-src 'self';")
+        assert answer.headers["x-content-type-options"] == "nosniff"
+        text = answer.text.replace("http://www.w3.org/2000/svg", "")
+        assert "//" not in text.replace("// ", "").replace("//\n", "")  # no address, only comments
+    known = httpx.get(f"{url}/model").json()
+    assert known["classes"] == list(CLASSES)
+    assert known["max_pixels"] == 1_000_000
+    assert known["name"] == "colours.pth"
+    assert refused(httpx.get(f"{url}/predict"), 405) == "Method Not Allowed."
+
+
+@pytest.mark.parametrize(
+    ("headers", "status"),
+    [
+        (["Host: 127.0.0.1:80"], 200),
+        (["Host: localhost:9000"], 200),  # by a forwarded port
+        (["Host: [::1]:80"], 200),
+        (["Host: evil.example"], 403),  # a name that points here
+        (["Host: 127.0.0.1.evil.example"], 403),
+        (["Host: localhost.evil.example"], 403),
+        (["Host: 192.168.0.7"], 403),
+        (["Host: "], 403),
+        (["Host: localhost", "Origin: http://localhost"], 200),
+        (["Host: localhost:81", "Origin: http://localhost:81"], 200),
+        (["Host: localhost", "Origin: http://evil.example"], 403),
+        (["Host: localhost", "Origin: null"], 403),
+        (["Host: localhost:81", "Origin: http://localhost:82"], 403),
+        (["Host: localhost", "Sec-Fetch-Site: cross-site"], 403),
+        (["Host: localhost", "Sec-Fetch-Site: same-site"], 403),
+        (["Host: localhost", "Sec-Fetch-Site: none"], 200),
+    ],
+)
+def test_other_names_and_sites_are_sent_away(url: str, headers: list[str], status: int) -> None:
+    found, answer = raw(url, "/model", *headers)
+    assert found == status
+    assert ('"error"' in answer) == (status == 403)
+    assert "content-security-policy" in answer
+
+
+def test_a_server_for_the_network_goes_by_addresses_and_given_names() -> None:
+    with serving(loopback_only=False, names=["Vision.Lab"]) as url:
+        assert raw(url, "/model", "Host: 192.168.0.7:80")[0] == 200
+        assert raw(url, "/model", "Host: vision.lab")[0] == 200
+        assert raw(url, "/model", "Host: evil.example")[0] == 403
+    assert [host_of(h) for h in ("[::1]:80", "A.b:1", "1.2.3.4")] == ["::1", "a.b", "1.2.3.4"]
+
+
+# --- the command -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        (["--host", "0.0.0.0"], "--host 0.0.0.0: expected 127.0.0.1, ::1 or localhost"),
+        (["--host", "example.org"], "Add --allow-network if they shall"),
+        (["--max-bytes", "0"], "--max-bytes: expected 1 or more, got 0"),
+        (["--max-pixels", "-5"], "--max-pixels: expected 1 or more"),
+        ([], "no_such.pth"),
+    ],
+)
+def test_a_wrong_option_is_one_line(options: list[str], text: str, capsys) -> None:
+    assert cli.main(["serve", "--weights", "no_such.pth", *options]) == 2
+    error = capsys.readouterr().err
+    assert text in error
+    assert error.count("\n") == 1
+
+
+def test_the_network_comes_with_a_warning(capsys) -> None:
+    words = ["serve", "--weights", "no_such.pth", "--host", "0.0.0.0", "--allow-network"]
+    assert cli.main(words) == 2
+    first = capsys.readouterr().err.splitlines()[0]
+    assert first.startswith("warning: every machine that reaches 0.0.0.0 can use this server")
+
+
+def test_without_its_packages_the_other_commands_work(tmp_path: Path) -> None:
+    code = (
+        "import sys; sys.modules['starlette'] = sys.modules['uvicorn'] = None\n"
+        "from vitdet.app import cli; sys.exit(cli.main(['serve', '--weights', 'x.pth']))"
+    )
+    words = [sys.executable, "-c", code]
+    done = subprocess.run(words, capture_output=True, text=True, cwd=ROOT, check=False)
+    assert done.returncode == 2
+    assert "error: vitdet serve: expected starlette and uvicorn, got " in done.stderr
+    assert done.stderr.endswith("pip install 'vitdet[web]'\n")
+
+
+def weights_of_shapes(folder: Path) -> Path:
+    """A checkpoint as a run leaves it, of a detector that has learned nothing."""
+    from vitdet.config import save_config
+
+    cfg = load_config(RECIPE, ["model.roi_heads.box_predictor.test_score_thresh=0.0"])
+    save_config(cfg, folder / "config.yaml")
+    note = {
+        "class_names": ["circle", "rectangle", "triangle", "star", "ring", "cross"],
+        "config": (folder / "config.yaml").read_text(),
+        "environment": {},
+    }
+    path = folder / "model_final.pth"
+    torch.save({"model": build_model(cfg.model).state_dict(), "vitdet": note}, path)
+    return path
+
+
+@pytest.mark.slow
+def test_the_command_serves_and_ends_at_an_interrupt(tmp_path: Path) -> None:
+    weights = weights_of_shapes(tmp_path)
+    words = [sys.executable, "-m", "vitdet.app.cli", "serve", "--weights", str(weights)]
+    process = subprocess.Popen(
+        [*words, "--port", "0", "--device", "cpu"],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    try:
+        assert process.stdout is not None
+        line = process.stdout.readline()
+        assert line.startswith("serving http://127.0.0.1:")
+        url = line.split()[1].rstrip("/")
+        image, _ = draw_image("val", 3)
+        found = post(url, stored(Image.fromarray(image))).json()
+        assert found["width"] == 128
+        assert len(found["detections"]) > 0
+        port = url.rpartition(":")[2]
+        assert cli.main(["serve", "--weights", str(weights), "--port", port]) == 2  # it is taken
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate(timeout=60)
+    finally:
+        process.kill()
+    assert process.returncode == 0
+    assert out == "ended\n"
+    assert err == ""

@@ -1,0 +1,191 @@
+"""Putting a validation part aside, and what is kept beside a run."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from vitdet.data.datasets import coco_dataset
+from vitdet.data.prepare import Prepared, prepare_data
+from vitdet.data.splitting import split_content
+from vitdet.utils.checks import InputError
+
+
+def _content(classes: list[set[int]]) -> dict[str, Any]:
+    """Images 1, 2, ... with an object of each of the classes given."""
+    images = [
+        {"id": i, "file_name": f"{i}.png", "height": 8, "width": 8 + i}
+        for i in range(1, len(classes) + 1)
+    ]
+    annotations = [
+        {"id": 100 * i + label, "image_id": i, "category_id": label, "bbox": [0, 0, 4, 4]}
+        for i, labels in enumerate(classes, 1)
+        for label in sorted(labels)
+    ]
+    names = [{"id": label, "name": f"class {label}"} for label in range(5)]
+    return {"images": images, "annotations": annotations, "categories": names}
+
+
+def _ids(part: dict[str, Any]) -> set[int]:
+    return {each["id"] for each in part["images"]}
+
+
+def _classes(part: dict[str, Any]) -> set[int]:
+    return {each["category_id"] for each in part["annotations"]}
+
+
+@settings(
+    max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None
+)
+@given(
+    classes=st.lists(st.sets(st.integers(0, 4), max_size=2), min_size=2, max_size=40),
+    fraction=st.sampled_from([0.1, 0.3, 0.5]),
+    seed=st.integers(0, 5),
+)
+def test_a_split_loses_nothing(
+    tmp_path: Path, classes: list[set[int]], fraction: float, seed: int
+) -> None:
+    content = _content(classes)
+    train, val = split_content(content, tmp_path, fraction, seed)
+    assert _ids(train) | _ids(val) == _ids(content)
+    assert not _ids(train) & _ids(val)
+    assert _ids(train)
+    for part in (train, val):
+        assert {each["image_id"] for each in part["annotations"]} <= _ids(part)
+        assert part["categories"] == content["categories"]
+    total = len(train["annotations"]) + len(val["annotations"])
+    assert total == len(content["annotations"])
+    assert _ids(val)
+    lost = _classes(content) - _classes(train)
+    if lost:  # only where no image can be spared
+        assert len(_ids(val)) == 1
+        assert all(len(each) > 0 for each in classes)
+    assert split_content(content, tmp_path, fraction, seed) == (train, val)
+
+
+def test_every_class_of_two_images_or_more_is_in_both_parts(tmp_path: Path) -> None:
+    content = _content([{0}] * 40 + [{1}] * 2 + [{2}] * 3 + [{3}])
+    train, val = split_content(content, tmp_path, 0.1, 0)
+    assert _classes(train) == {0, 1, 2, 3}
+    assert _classes(val) == {0, 1, 2}
+    assert len(val["images"]) == 6  # 4 of 40, and one of each rare class
+    other = split_content(content, tmp_path, 0.1, 1)[1]
+    assert _ids(other) != _ids(val)
+
+
+def test_copies_stay_together(tmp_path: Path) -> None:
+    content = _content([{0}] * 20)
+    for i in range(1, 21):
+        Image.new("RGB", (8, 8), (i, 0, 0)).save(tmp_path / f"{i}.png")
+    for i in (5, 6, 7, 8):  # the bytes of 4
+        (tmp_path / f"{i}.png").write_bytes((tmp_path / "4.png").read_bytes())
+    for number, image in enumerate(content["images"][10:]):  # two pictures, five copies of each
+        image["file_name"] = f"cat{number % 2}_jpg.rf.{number}.jpg"
+    for seed in range(20):
+        train, val = split_content(content, tmp_path, 0.3, seed)
+        for group in ({4, 5, 6, 7, 8}, set(range(11, 21, 2)), set(range(12, 21, 2))):
+            assert len({number in _ids(val) for number in group}) == 1
+        assert len(_ids(train)) + len(_ids(val)) == 20
+
+
+def test_a_split_needs_images_and_a_fraction(tmp_path: Path) -> None:
+    with pytest.raises(
+        InputError, match="--val-fraction: expected a number between 0 and 1, got 1"
+    ):
+        split_content(_content([{0}] * 3), tmp_path, 1)
+    with pytest.raises(InputError, match="two or more different images to split, got 1 among 1"):
+        split_content(_content([{0}]), tmp_path)
+
+
+# --- files beside a run ---------------------------------------------------------------------------
+
+
+def _folder(tmp_path: Path, count: int = 12) -> Path:
+    """YOLO labels without a validation part."""
+    data = tmp_path / "data"
+    for i in range(count):
+        for kind in ("images", "labels"):
+            (data / kind).mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (40, 30), (i, 9, 9)).save(data / "images" / f"{i}.png")
+        (data / "labels" / f"{i}.txt").write_text(f"{i % 2} 0.5 0.5 0.2 0.2\n")
+    (data / "classes.txt").write_text("cat\ndog\n")
+    return data
+
+
+def _names(prepared: Prepared) -> tuple[list[str], list[str]]:
+    return tuple(
+        [Path(each["file_name"]).name for each in coco_dataset(*part).records]
+        for part in (prepared.train, prepared.val)
+    )
+
+
+def test_the_split_is_written_beside_the_run_and_used_again(tmp_path: Path) -> None:
+    data, cache = _folder(tmp_path), tmp_path / "run" / "data"
+    before = sorted(path.relative_to(data) for path in data.rglob("*"))
+    prepared = prepare_data(data, cache)
+    assert prepared.notes[0].startswith(
+        "found YOLO text labels: all 12 images; 2 classes (cat, dog)"
+    )
+    assert prepared.notes[1] == "no validation part: 2 of 12 images put aside for it"
+    assert (prepared.masks, prepared.num_images) == (False, 10)
+    assert sorted(path.name for path in cache.iterdir()) == [
+        "source.json",
+        "train.json",
+        "val.json",
+    ]
+    times = {path: path.stat().st_mtime_ns for path in cache.iterdir()}
+    assert prepare_data(data, cache) == prepared
+    assert {path: path.stat().st_mtime_ns for path in cache.iterdir()} == times
+    assert sorted(path.relative_to(data) for path in data.rglob("*")) == before
+    again = prepare_data(data, tmp_path / "other" / "data")
+    assert _names(again) == _names(prepared)
+    assert _names(prepare_data(data, tmp_path / "third", seed=3)) != _names(prepared)
+
+
+def test_changed_data_are_prepared_anew_and_that_is_said(tmp_path: Path) -> None:
+    data, cache = _folder(tmp_path), tmp_path / "run" / "data"
+    prepare_data(data, cache)
+    label = data / "labels" / "0.txt"
+    label.write_text("1 0.5 0.5 0.4 0.4\n")
+    os.utime(label, ns=(1, 1))
+    prepared = prepare_data(data, cache)
+    assert prepared.notes[-1].startswith("the data changed since they were last prepared")
+    contents = [json.loads(Path(part[0]).read_text()) for part in (prepared.train, prepared.val)]
+    boxes = [each["bbox"] for content in contents for each in content["annotations"]]
+    assert boxes.count([12, 9, 16, 12]) == 1
+    (cache / "train.json").unlink()
+    assert Path(prepare_data(data, cache).train[0]).is_file()
+
+
+def test_a_run_inside_the_data_folder_does_not_count_as_a_change(tmp_path: Path) -> None:
+    data = _folder(tmp_path)
+    prepared = prepare_data(data, data / "run" / "data")
+    (data / "run" / "model.pth").write_text("weights")
+    assert prepare_data(data, data / "run" / "data") == prepared
+
+
+def test_some_masks_are_none(tmp_path: Path) -> None:
+    data = _folder(tmp_path)
+    (data / "labels" / "3.txt").write_text("0 0.1 0.1 0.5 0.1 0.5 0.5\n")
+    prepared = prepare_data(data, tmp_path / "run")
+    assert not prepared.masks
+    assert prepared.notes[-1] == "11 of 12 objects have no mask: boxes only"
+    for part in (prepared.train, prepared.val):
+        assert not any(
+            "segmentation" in each for r in coco_dataset(*part).records for each in r["annotations"]
+        )
+
+
+def test_no_objects_at_all(tmp_path: Path) -> None:
+    data = _folder(tmp_path)
+    for path in (data / "labels").iterdir():
+        path.write_text("")
+    with pytest.raises(InputError, match="training part: expected images with objects, got none"):
+        prepare_data(data, tmp_path / "run")

@@ -1,0 +1,353 @@
+"""Steps that are not finite: what is named and written, and what the three policies do."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+import step_workers
+import torch
+from test_run import assert_same, numbers
+from test_variants import VARIANTS
+from tiny_recipe import detector_node, draw, recipe
+from torch import nn
+
+from vitdet import checkpoint
+from vitdet.config import build_model
+from vitdet.engine.bad_steps import BadSteps, read_step, step_seed
+from vitdet.engine.checkpoints import last_checkpoint
+from vitdet.engine.examine import examine
+from vitdet.engine.launch import launch
+from vitdet.engine.losses import DetectorLoss
+from vitdet.engine.run import train
+from vitdet.engine.trainer import HeadStatistics, NonFiniteLossError, Trainer
+from vitdet.utils.checks import InputError
+from vitdet.utils.env import seed_all
+
+FC1 = "roi_heads.box_head.fc1"
+
+
+class Roots(nn.Module):
+    """A loss that is 0 with a gradient that is not finite for an image of value 0."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.slow = nn.Parameter(torch.ones(2))
+        self.fast = nn.Parameter(torch.ones(2))
+        self.register_buffer("calls", torch.zeros(()))
+
+    def forward(self, batch: list) -> dict[str, torch.Tensor]:
+        self.calls += 1
+        value = torch.tensor([record["value"] for record in batch]).mean()
+        return {"loss_slow": (self.slow * value).abs().sqrt().sum(), "loss_fast": self.fast.sum()}
+
+
+def batch_of(value: float) -> list[dict]:
+    return [{"value": value, "file_name": f"image_{value:g}.jpg", "image_id": 7, "position": 3}]
+
+
+def roots(policy: str = "stop", **options) -> Trainer:
+    detector = Roots()
+    groups = [{"params": [detector.slow], "lr": 0.1}, {"params": [detector.fast], "lr": 0.2}]
+    bad_steps = BadSteps(policy, limit=options.pop("limit", 10), folder=options.pop("folder", None))
+    optimizer = torch.optim.AdamW(groups, lr=0.1)
+    return Trainer(detector, optimizer, lambda _: 1.0, bad_steps=bad_steps, **options)
+
+
+def real_trainer(folder: Path, **options) -> Trainer:
+    seed_all(0)
+    detector = build_model(detector_node(drop_path_rate=0.5))
+    optimizer = torch.optim.SGD(detector.parameters(), lr=0.01)
+    bad_steps = BadSteps(folder=folder / "bad_steps")
+    return Trainer(detector, optimizer, lambda _: 1.0, seed=5, bad_steps=bad_steps, **options)
+
+
+# --- what is named and written ------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_the_first_module_that_is_not_finite_is_named(tmp_path, accumulate):
+    trainer = real_trainer(tmp_path, accumulate=accumulate)
+    trainer.detector.roi_heads.box_head.fc1.weight.data[0] = 3e38  # still finite
+    path = tmp_path / "bad_steps" / "000000000.pth"
+    with pytest.raises(
+        NonFiniteLossError,
+        match=rf"got loss_.*\(first not finite: the output of {FC1}\) after 0 images at lr 0\.01 "
+        r"with images rectangle_0\.jpg \(id 0\), rectangle_1\.jpg \(id 1\), written to "
+        rf"{path}\. Look at these",
+    ):
+        trainer.run(iter([[draw(0), draw(1)]]), 2)
+    assert checkpoint.read(path)["module"] == FC1
+
+
+def test_weights_that_are_not_finite_are_told(tmp_path):
+    trainer = real_trainer(tmp_path)
+    trainer.detector.backbone.net.blocks[1].norm2.weight.data[3] = math.nan
+    with pytest.raises(
+        NonFiniteLossError,
+        match=r"the output of backbone\.net\.blocks\.1\.norm2, its own weights are not finite\)",
+    ):
+        trainer.run(iter([[draw(0)]]), 1)
+
+
+def test_parameters_of_a_gradient_that_is_not_finite_are_named_with_their_rates():
+    trainer = roots()
+    with pytest.raises(
+        NonFiniteLossError,
+        match=r"got a gradient that is not finite \(gradient not finite in 1 parameters: slow at "
+        r"lr 0\.1\) after 0 images at lr 0\.2 with images image_0\.jpg \(id 7\)\. Look",
+    ):
+        trainer.step(batch_of(0.0))
+    assert trainer.detector.slow.tolist() == [1.0, 1.0]
+    assert trainer.detector.fast.tolist() == [1.0, 1.0]
+
+
+def test_the_file_runs_the_same_step_again(tmp_path):
+    trainer = real_trainer(tmp_path)
+    trainer.run(iter([[draw(0), draw(1)]]), 2)
+    trainer.detector.roi_heads.box_head.fc1.weight.data[0] = 3e38
+    with pytest.raises(NonFiniteLossError) as caught:
+        trainer.run(iter([[draw(2), draw(3)]]), 4)
+    content, images = read_step(tmp_path / "bad_steps" / "000000002.pth")
+    assert content["reason"] in str(caught.value)
+    assert (content["images_seen"], content["seed"], content["autocast"]) == (2, 5, "")
+    for image, position in zip(images, (2, 3), strict=True):
+        original = draw(position)
+        assert image.keys() == original.keys()
+        for key in ("file_name", "image_id", "position", "height", "width"):
+            assert image[key] == original[key]
+        assert torch.equal(image["image"], original["image"])
+        ours, truth = image["instances"], original["instances"]
+        assert ours.image_size == truth.image_size
+        assert torch.equal(ours.gt_boxes.tensor, truth.gt_boxes.tensor)
+        assert torch.equal(ours.gt_masks.tensor, truth.gt_masks.tensor)
+        assert torch.equal(ours.gt_classes, truth.gt_classes)
+    detector = build_model(detector_node(drop_path_rate=0.5)).train()
+    detector.load_state_dict(content["model"])
+    with HeadStatistics():
+        found = examine(DetectorLoss(detector, seed=5), [images], step_seed(5, 2))
+    assert found.module == content["module"] == FC1
+    values = ", ".join(f"{name}={value:.4g}" for name, value in found.losses.items())
+    assert f"got {values} (first" in str(caught.value)  # the same draws of stochastic depth
+
+
+def test_another_file_is_none_of_a_bad_step(tmp_path):
+    checkpoint.write(tmp_path / "x.pth", {"model": {}})
+    with pytest.raises(InputError, match=r"x\.pth: expected the batch of a bad step, .*got the ke"):
+        read_step(tmp_path / "x.pth")
+
+
+def test_a_finite_batch_gives_nothing_and_changes_nothing():
+    seed_all(0)
+    node = detector_node()
+    VARIANTS["basic with BatchNorm"](node)
+    detector = build_model(node).train()
+    before = {name: value.clone() for name, value in detector.state_dict().items()}
+    with HeadStatistics():
+        loss = DetectorLoss(detector, seed=5)
+        found = examine(loss, [[draw(0)], [draw(1)]], seed=1)
+        seed_all(1)
+        detector.load_state_dict(before)
+        losses = loss([draw(0), draw(1)])
+    assert not found
+    assert found.text({}) == "finite when the batch was run once more"
+    assert found.losses.keys() == losses.keys()
+    assert found.grad_norm > 0
+    assert all(parameter.grad is None for parameter in detector.parameters())
+
+
+def test_numbers_whose_norm_is_too_large_are_told():
+    trainer = roots()
+    trainer.detector.slow.data.fill_(1e-38)
+    trainer.detector.fast.register_hook(lambda gradient: gradient * 3e38)
+    with pytest.raises(NonFiniteLossError, match=r"every number of it is finite, its norm is not"):
+        trainer.step(batch_of(1.0))
+
+
+# --- stop, skip, rollback ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"policy": "ignore"}, r"train\.on_bad_step: expected stop or skip or rollback, got ignor"),
+        ({"policy": "skip", "limit": -1}, r"train\.max_bad_steps: expected 0 or more, got -1"),
+    ],
+)
+def test_wrong_settings(options, message):
+    with pytest.raises(InputError, match=message):
+        BadSteps(**options)
+
+
+def test_a_skipped_step_leaves_all_but_the_count():
+    trainer = roots("skip", ema_decay=0.5)
+    trainer.step(batch_of(1.0))
+    before = trainer.state_dict()
+    before = json.loads(json.dumps(before, default=lambda value: value.tolist()))
+    trainer.step(batch_of(0.0))
+    after = json.loads(json.dumps(trainer.state_dict(), default=lambda value: value.tolist()))
+    assert after.pop("images_seen") == before.pop("images_seen") + 1 == 2
+    (line,) = after.pop("bad_steps")
+    assert "slow at lr 0.1" in line
+    assert after == before  # weights, buffers, moments, average
+    assert len(trainer.window.steps) == 1
+    trainer.step(batch_of(1.0))
+    assert len(trainer.window.steps) == 2
+    assert trainer.detector.fast.tolist() != before["model"]["fast"]
+
+
+def test_too_many_bad_steps_stop_the_run_with_the_list():
+    trainer = roots("skip", limit=2)
+    trainer.step(batch_of(0.0))
+    trainer.step(batch_of(0.0))
+    with pytest.raises(
+        NonFiniteLossError,
+        match=r"3 bad steps, more than train\.max_bad_steps=2: .* after 0 images .*after 1 images "
+        r".*after 2 images",
+    ):
+        trainer.step(batch_of(0.0))
+
+
+def run_with_poison(folder: Path, *, resume: bool = False, **options) -> dict:
+    """6 steps of 4 images; image 9, in the third, is not a number."""
+    cfg = recipe(folder, **{"checkpoint_every": 8, "ema_decay": 0.75, **options})
+    cfg.dataloader.train.poison_at = 9
+    train(cfg, resume=resume)
+    return checkpoint.read(folder / "model_final.pth")
+
+
+def test_a_run_passes_over_a_bad_step_and_resumes_to_the_same_bits(tmp_path):
+    whole = run_with_poison(tmp_path / "whole", on_bad_step="skip")
+    assert whole["images_seen"] == 24
+    (line,) = whole["bad_steps"]
+    assert "rectangle_9.jpg (id 9)" in line
+    assert "the output of backbone.net.patch_embed.proj" in line
+    assert (tmp_path / "whole" / "bad_steps" / "000000008.pth").is_file()
+    assert "bad step 1 of at most 10, passed over: " in (tmp_path / "whole/log.txt").read_text()
+    run_with_poison(tmp_path / "parts", on_bad_step="skip", num_images=16)
+    parts = run_with_poison(tmp_path / "parts", resume=True, on_bad_step="skip")
+    for key in ("ema_state", "images_seen", "seed"):
+        assert_same(parts[key], whole[key], key)
+    assert [each.replace("parts", "whole") for each in parts["bad_steps"]] == whole["bad_steps"]
+
+
+def test_a_bad_last_step_ends_the_run(tmp_path):
+    cfg = recipe(tmp_path, on_bad_step="skip", log_every=1)
+    cfg.dataloader.train.poison_at = 23
+    train(cfg)
+    assert checkpoint.read(tmp_path / "model_final.pth")["images_seen"] == 24
+    assert [line["images_seen"] for line in numbers(tmp_path)] == [4, 8, 12, 16, 20, 24]
+
+
+def test_the_count_goes_on_after_a_resume(tmp_path):
+    run_with_poison(tmp_path, on_bad_step="skip", max_bad_steps=1, num_images=16)
+    cfg = recipe(tmp_path, on_bad_step="skip", max_bad_steps=1, ema_decay=0.75)
+    cfg.dataloader.train.poison_at = 18
+    with pytest.raises(NonFiniteLossError, match=r"2 bad steps, .*rectangle_9\.jpg.*rectangle_18"):
+        train(cfg, resume=True)
+
+
+@pytest.mark.parametrize("checkpoint_every", [4, 0])
+def test_rollback_goes_on_from_the_last_checkpoint_with_the_next_batch(tmp_path, checkpoint_every):
+    rolled = run_with_poison(
+        tmp_path / "run", on_bad_step="rollback", checkpoint_every=checkpoint_every
+    )
+    folder = tmp_path / "run"
+    back = folder / ("model_000000008.pth" if checkpoint_every else "model_000000000.pth")
+    log = (folder / "log.txt").read_text()
+    assert f"bad step 1 of at most 10, back to {back}: " in log
+    # The same by hand: that checkpoint, as if it were of the images up to the end of the bad step.
+    other = tmp_path / "other"
+    other.mkdir()
+    content = checkpoint.read(back)
+    checkpoint.write(other / "model_000000012.pth", {**content, "images_seen": 12})
+    (other / "last_checkpoint").write_text("model_000000012.pth\n")
+    by_hand = run_with_poison(other, on_bad_step="rollback", resume=True)
+    for key in ("model", "ema_state", "optimizer", "images_seen"):
+        assert_same(rolled[key], by_hand[key], key)
+    assert len(rolled["bad_steps"]) == 1
+    assert "bad_steps" not in by_hand
+
+
+def test_stop_writes_the_batch_and_keeps_the_checkpoint(tmp_path):
+    with pytest.raises(NonFiniteLossError, match=r"rectangle_9\.jpg .*written to .*000000008\.pth"):
+        run_with_poison(tmp_path)
+    assert last_checkpoint(tmp_path) == tmp_path / "model_000000008.pth"
+    content, images = read_step(tmp_path / "bad_steps" / "000000008.pth")
+    assert [image["position"] for image in images] == [8, 9, 10, 11]
+    saved = checkpoint.read(tmp_path / "model_000000008.pth")
+    assert_same(content["model"], saved["model"])
+
+
+def test_batchnorm_keeps_its_statistics_over_a_skipped_step():
+    seed_all(0)
+    node = detector_node()
+    VARIANTS["basic with BatchNorm"](node)
+    detector = build_model(node)
+    optimizer = torch.optim.SGD(detector.parameters(), lr=0.01)
+    trainer = Trainer(detector, optimizer, lambda _: 1.0, bad_steps=BadSteps("skip"))
+    before = {name: value.clone() for name, value in detector.state_dict().items()}
+    poisoned = {**draw(0), "image": draw(0)["image"].float() * math.nan}
+    trainer.run(iter([[poisoned]]), 1)
+    assert_same(dict(detector.state_dict()), before)
+
+
+# --- fp16 ----------------------------------------------------------------------------------------
+
+
+def test_an_overflow_of_fp16_is_no_bad_step_until_the_scale_is_used_up():
+    trainer = roots("skip", precision="fp16", limit=0)
+    trainer.scaler = torch.amp.GradScaler("cpu", init_scale=4.0)
+    for _ in range(2):
+        trainer.step(batch_of(0.0))
+    assert (trainer.bad_steps.met, trainer.scaler.get_scale()) == ([], 1.0)
+    with pytest.raises(
+        NonFiniteLossError,
+        match=r"got 1 bad steps, .*: gradients that overflow in fp16 again and again \(loss scale "
+        r"0\.5\)",
+    ):
+        trainer.step(batch_of(0.0))
+    assert trainer.detector.slow.tolist() == [1.0, 1.0]
+
+
+def test_the_used_up_scale_is_seen_at_the_log_line_too():
+    trainer = roots(precision="fp16")
+    trainer.check_each_step = False  # as on a GPU
+    trainer.scaler = torch.amp.GradScaler("cpu", init_scale=1.0)
+    trainer.step(batch_of(0.0))
+    with pytest.raises(NonFiniteLossError, match=r"again and again \(loss scale 0\.5\) after 1 im"):
+        trainer.next_window()
+
+
+# --- several processes ---------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
+def test_a_bad_image_of_one_process_makes_all_pass_over_the_step(tmp_path, parallel):
+    """The result is that of one process, which has no one to agree with."""
+    one, two = tmp_path / "one", tmp_path / "two"
+    step_workers.train_with_poison(str(one), 21)
+    launch(step_workers.train_with_poison, 2, args=(str(two), 21, parallel))
+    ours, theirs = (checkpoint.read(folder / "model_final.pth") for folder in (one, two))
+    for name, weight in ours["model"].items():
+        torch.testing.assert_close(theirs["model"][name], weight, rtol=0, atol=1e-6, msg=name)
+    (line,) = theirs["bad_steps"]
+    assert line.startswith("process 1: ")
+    assert "rectangle_21.jpg" in line
+    assert "process 0" not in line
+    assert [path.name for path in (two / "bad_steps").iterdir()] == ["000000016.rank1.pth"]
+    content = checkpoint.read(two / "bad_steps" / "000000016.rank1.pth")
+    assert ("model" in content) == (parallel == "ddp")  # no process has all shared-out weights
+
+
+@pytest.mark.slow
+def test_a_gradient_of_one_process_is_traced_to_it(tmp_path):
+    with pytest.raises(
+        InputError,
+        match=r"got process 1: a gradient that is not finite \(gradient not finite in 1 "
+        r"parameters: slow at lr 0\.1\) after 0 images",
+    ):
+        launch(step_workers.bad_gradient_of_rank_1, 2, args=(str(tmp_path),))

@@ -1,0 +1,242 @@
+"""Sliced inference: parts cover the image, each object is found once, memory stays small."""
+
+from __future__ import annotations
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from detectron2.structures import Boxes, Instances
+from PIL import Image
+
+from vitdet.data.augment import fixed_resize
+from vitdet.data.shapes import CLASSES
+from vitdet.predict.predictor import Predictor
+from vitdet.predict.slicing import Slices, detect_sliced, keep
+from vitdet.run_lengths import decode, encode_patch
+from vitdet.utils.checks import InputError
+
+SMALLEST = 8  # pixels: an object that is smaller after the resize is not found by the stand-in
+
+
+def find_bright(images: list[np.ndarray], side: int = 128) -> list[Instances]:
+    """A detector that knows its job: bright rectangles, seen after a resize to `side` pixels.
+
+    What a part cuts is a smaller rectangle to it. The score is a little higher for smaller ones, so
+    that a piece of an object has a better one than the object, and lower in larger images.
+    """
+    outputs = []
+    for image in images:
+        height, width = image.shape[:2]
+        small = cv2.resize(image, (side, side), interpolation=cv2.INTER_AREA)[..., 0] > 128
+        count, labels, stats, _ = cv2.connectedComponentsWithStats(small.astype(np.uint8))
+        rows = [i for i in range(1, count) if min(stats[i][2:4]) >= SMALLEST]
+        scale = torch.tensor([width, height, width, height]) / side
+        boxes = torch.tensor([[s[0], s[1], s[0] + s[2], s[1] + s[3]] for s in stats[rows]])
+        masks = np.zeros((len(rows), height, width), dtype=bool)
+        for mask, i in zip(masks, rows, strict=True):
+            mask[:] = cv2.resize((labels == i).astype(np.uint8), (width, height)).astype(bool)
+        found = Instances((height, width), pred_boxes=Boxes(boxes.reshape(-1, 4) * scale))
+        found.scores = torch.tensor([0.9 - width / 2_000 - stats[i][4] / 40_000 for i in rows])
+        found.pred_classes = torch.zeros(len(rows), dtype=torch.int64)
+        found.pred_masks = torch.from_numpy(masks)
+        outputs.append(found)
+    return outputs
+
+
+def drawn(size: tuple[int, int], *rectangles: tuple[int, int, int, int]) -> np.ndarray:
+    image = np.zeros((*size, 3), np.uint8)
+    for x1, y1, x2, y2 in rectangles:
+        image[y1:y2, x1:x2] = 255
+    return image
+
+
+def boxes_of(found: Instances) -> set[tuple[int, ...]]:
+    return {tuple(round(v) for v in box) for box in found.pred_boxes.tensor.tolist()}
+
+
+@pytest.mark.parametrize("size", [(128, 128), (129, 500), (700, 127), (1000, 1000)])
+@pytest.mark.parametrize("overlap", [0.0, 0.25, 0.9])
+def test_parts_cover_the_image_and_overlap_enough(size, overlap):
+    slices = Slices(128, overlap)
+    seen = np.zeros(size, dtype=bool)
+    places = slices.places(*size)
+    for top, left in places:
+        assert 0 <= top <= max(0, size[0] - 128)
+        assert 0 <= left <= max(0, size[1] - 128)
+        seen[top : top + 128, left : left + 128] = True
+    assert seen.all()
+    for starts in ({top for top, _ in places}, {left for _, left in places}):
+        steps = np.diff(sorted(starts))
+        assert (steps <= np.ceil(128 * (1 - overlap))).all()
+    assert len(places) == len(set(places))
+
+
+def test_an_image_of_one_part_is_the_plain_path_to_the_bit(drawn_run):
+    one, plain = (
+        Predictor.from_checkpoint(
+            drawn_run.weights, threshold=0.0, device="cpu", precision="fp32", slices=slices
+        )
+        for slices in (Slices(128), None)
+    )
+    for path in drawn_run.images[:2]:
+        found, wanted = one(path).instances, plain(path).instances
+        assert torch.equal(found.pred_boxes.tensor, wanted.pred_boxes.tensor)
+        assert torch.equal(found.scores, wanted.scores)
+        assert torch.equal(found.pred_masks, wanted.pred_masks)
+
+
+RECTANGLES = (
+    (20, 20, 50, 44),  # in one part
+    (90, 200, 128, 236),  # over a border, whole in a neighbour
+    (300, 250, 331, 281),  # where four parts meet
+    (0, 330, 24, 400),  # at the image's own edge, which cuts nothing
+    (150, 20, 380, 120),  # larger than a part: only the whole image shows it
+)
+
+
+@pytest.mark.parametrize("batch_size", [1, 4])
+def test_each_object_is_found_once_in_its_place(batch_size):
+    image = drawn((400, 420), *RECTANGLES)
+    found, lengths = detect_sliced(find_bright, image, Slices(128, 0.4), batch_size)
+    exact = {box for box in boxes_of(found) if box in RECTANGLES}
+    assert exact == set(RECTANGLES[:4])
+    (large,) = [box for box in boxes_of(found) if box not in exact]
+    assert np.abs(np.subtract(large, RECTANGLES[4])).max() <= 4  # seen at a third of its size
+    assert (found.scores.diff() <= 0).all()
+    assert found.image_size == (400, 420)
+    assert not found.has("pred_masks")
+    for box, mask in zip(found.pred_boxes.tensor.round().int().tolist(), lengths, strict=True):
+        x1, y1, x2, y2 = box
+        expected = np.zeros((400, 420), dtype=bool)
+        expected[y1:y2, x1:x2] = True
+        overlap = (decode(mask) & expected).sum() / (decode(mask) | expected).sum()
+        assert overlap > 0.95
+
+
+def test_pieces_stay_where_nothing_shows_the_whole():
+    """Better in pieces than not at all: without the whole image nothing larger is known."""
+    image = drawn((128, 420), (20, 40, 400, 80))
+    found, _ = detect_sliced(find_bright, image, Slices(128, 0.25, whole=False))
+    x1, _, x2, _ = found.pred_boxes.tensor.unbind(1)
+    assert (x1.min(), x2.max()) == (20, 400)
+    assert len(found) > 1
+
+
+def test_small_objects_are_found_only_in_parts():
+    """What the slices are for: 36 objects of 14 pixels, of which the plain path sees none."""
+    places = [(60 + 160 * i, 70 + 160 * j) for i in range(6) for j in range(6)]
+    boxes = [(x, y, x + 14, y + 14) for x, y in places]
+    image = drawn((1024, 1024), *boxes)
+    assert len(find_bright([image])[0]) == 0
+    found, lengths = detect_sliced(find_bright, image, Slices(128, 0.25))
+    assert boxes_of(found) == set(boxes)
+    assert len(lengths) == 36
+    assert all(mask["size"] == [1024, 1024] for mask in lengths)
+
+
+def test_a_large_image_is_never_looked_at_in_its_own_size():
+    sizes = []
+
+    def detect(images: list[np.ndarray]) -> list[Instances]:
+        sizes.extend(image.shape[:2] for image in images)
+        return find_bright(images)
+
+    image = drawn((1000, 5000), (500, 200, 4000, 900))
+    found, (mask,) = detect_sliced(detect, image, Slices(640, 0.1))
+    assert max(max(size) for size in sizes) == 2048  # the whole, made smaller
+    assert sizes.count((640, 640)) == len(sizes) - 1
+    assert np.abs(np.subtract(boxes_of(found).pop(), (500, 200, 4000, 900))).max() <= 40
+    pixels = decode(mask)
+    assert pixels.shape == (1000, 5000)
+    assert pixels[250:850, 600:3900].all()
+    assert not pixels[:, 4100:].any()
+
+
+def test_which_of_two_detections_stays():
+    """Rows: a whole object; the same one seen elsewhere; its piece; a small one in front of it."""
+    boxes = torch.tensor([[10.0, 10, 90, 90], [11, 9, 92, 90], [10, 10, 45, 90], [30, 30, 60, 60]])
+    scores = torch.tensor([0.6, 0.5, 0.9, 0.4])
+    classes, owner = torch.tensor([0, 0, 0, 0]), torch.tensor([0, 1, 2, 1])
+    cut = torch.tensor([False, False, True, False])
+
+    def kept(**changes: torch.Tensor) -> list[int]:
+        given = {"boxes": boxes, "scores": scores, "classes": classes, "cut": cut, "owner": owner}
+        return sorted(keep(**{**given, **changes}).tolist())
+
+    assert kept() == [0, 3]
+    assert kept(cut=torch.zeros(4, dtype=torch.bool)) == [0, 2, 3]  # then it is no piece
+    assert kept(owner=torch.tensor([0, 0, 0, 0])) == [0, 1, 2, 3]  # the detector's own choice
+    assert kept(classes=torch.tensor([0, 1, 2, 0])) == [0, 1, 2, 3]
+    assert keep(*(values[:0] for values in (boxes, scores, classes, cut, owner))).tolist() == []
+
+
+def test_classes_and_thresholds_go_through_slices(drawn_run):
+    predictor = Predictor.from_checkpoint(
+        drawn_run.weights, threshold=0.0, device="cpu", slices=Slices(128, 0.0), batch_size=3
+    )
+    pixels = [np.asarray(Image.open(path)) for path in drawn_run.images[:4]]
+    mosaic = np.vstack([np.hstack(pixels[:2]), np.hstack(pixels[2:])])
+    result = predictor(mosaic)
+    assert result.size == (256, 256)
+    assert len(result) > 20
+    middle = float(np.median(result.scores))
+    part = result.above(middle)
+    assert 0 < len(part) < len(result)
+    assert part.instances.pred_masks.shape == (len(part), 256, 256)
+    for mask, lengths in zip(part.instances.pred_masks, part.run_lengths(), strict=True):
+        assert np.array_equal(mask.numpy(), decode(lengths))
+    coco = part.to_coco(7)
+    assert {entry["image_id"] for entry in coco} == {7}
+    assert all(entry["segmentation"]["size"] == [256, 256] for entry in coco)
+
+
+def test_boxes_alone_need_no_masks():
+    def detect(images: list[np.ndarray]) -> list[Instances]:
+        found = find_bright(images)
+        for each in found:
+            each.remove("pred_masks")
+        return found
+
+    found, lengths = detect_sliced(detect, drawn((400, 420), *RECTANGLES), Slices(128, 0.4))
+    assert lengths is None
+    assert len(found) == 5
+
+
+def test_nothing_found_in_any_part():
+    found, lengths = detect_sliced(find_bright, drawn((300, 300)), Slices(128))
+    assert (len(found), lengths) == (0, [])
+
+
+@pytest.mark.parametrize(
+    ("size", "overlap", "text"),
+    [(0, 0.2, r"got size 0, overlap 0\.2"), (640, 0.95, r"an overlap of 0 to 0\.9, got size 640")],
+)
+def test_wrong_slices_are_one_line(size, overlap, text):
+    with pytest.raises(InputError, match=text):
+        Slices(size, overlap)
+
+
+@pytest.mark.parametrize("corner", [(0, 0), (3, 5), (13, 20)])
+def test_a_patch_is_encoded_as_the_whole_mask(corner):
+    whole = np.zeros((20, 30), dtype=bool)
+    patch = np.random.default_rng(0).random((7, 10)) < 0.6
+    whole[corner[0] : corner[0] + 7, corner[1] : corner[1] + 10] = patch
+    assert np.array_equal(decode(encode_patch(patch, corner, (20, 30))), whole)
+
+
+def test_slices_and_resizing_go_together(drawn_run):
+    """A part is resized by the recipe's rule as an image of its own."""
+    sizes = []
+    predictor = Predictor.from_checkpoint(drawn_run.weights, device="cpu", slices=Slices(100))
+    forward = predictor.detector.forward
+
+    def noted(batch: list) -> list:
+        sizes.extend((tuple(each["image"].shape), each["height"]) for each in batch)
+        return forward(batch)
+
+    predictor.detector.forward = noted
+    predictor(np.zeros((100, 150, 3), np.uint8))
+    assert sizes == [((3, 128, 128), 100)] * 3  # the whole and two parts
+    assert len(fixed_resize(height=128, width=128)) == 1
+    assert predictor.class_names == CLASSES

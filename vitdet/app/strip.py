@@ -1,0 +1,49 @@
+"""`vitdet strip FILE OUT`: a slim file of weights, class names and recipe, to predict with."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from vitdet.convert.classes import read_names
+from vitdet.predict.inference_file import save_for_inference
+from vitdet.predict.loading import WEIGHTS
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the command's options."""
+    parser.add_argument("source", type=Path, metavar="FILE", help="a checkpoint")
+    parser.add_argument("output", type=Path, metavar="OUT", help=".safetensors or .pth")
+    parser.add_argument(
+        "--use", choices=WEIGHTS, default="model", help="ema: the moving average of the weights"
+    )
+    parser.add_argument("--config-file", metavar="RECIPE", help="where the file holds none")
+    parser.add_argument(
+        "--class-names", type=Path, metavar="JSON", help="list of names, where the file holds none"
+    )
+    parser.add_argument(
+        "--trust",
+        action="store_true",
+        help="build parts from outside vitdet that the file names: it may run code of its author",
+    )
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="changes to the recipe")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Write the file; return 0.
+
+    Raises:
+        InputError: what `save_for_inference` raises.
+    """
+    written = save_for_inference(
+        args.source,
+        args.output,
+        weights=args.use,
+        config=args.config_file,
+        overrides=args.overrides,
+        class_names=read_names(args.class_names) if args.class_names else None,
+        trust=args.trust,
+    )
+    before, after = args.source.stat().st_size, written.stat().st_size
+    print(f"wrote {written}: {after / 2**20:.1f} MiB ({args.source}: {before / 2**20:.1f} MiB)")
+    return 0

@@ -1,0 +1,269 @@
+"""`vitdet train --data FOLDER`: a detector for your own images, from one command.
+
+Finds the data, puts a validation part aside where there is none, chooses a recipe of configs/own
+for the size, and starts what train_net.py starts. Everything that was chosen is printed, with the
+train_net.py command that does the same.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shlex
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from omegaconf import DictConfig
+
+from vitdet import checkpoint
+from vitdet.app import convert, plan
+from vitdet.config import load_config
+from vitdet.data.formats import FORMATS
+from vitdet.data.prepare import Prepared, prepare_data
+from vitdet.engine.launch import INTERRUPTED_STATUS, launch
+from vitdet.engine.run import train
+from vitdet.utils.checks import fail
+from vitdet.utils.precision import autocast_dtype
+
+CONFIGS = Path(__file__).resolve().parents[2] / "configs" / "own"
+SIZES = {
+    "tiny": "eva02_tiny",
+    "small": "vitdet_s",
+    "base": "vitdet_b",
+    "large": "vitdet_l",
+}
+_EPOCHS = 50
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the command's options."""
+    parser.add_argument(
+        "--data",
+        type=Path,
+        required=True,
+        metavar="FOLDER",
+        help="your data: COCO json, a Roboflow export, YOLO labels or Pascal VOC",
+    )
+    parser.add_argument("--format", choices=list(FORMATS), help="of the data; left out: found out")
+    parser.add_argument(
+        "--images", type=Path, metavar="DIR", help="images, where they are not with the labels"
+    )
+    parser.add_argument(
+        "--size",
+        choices=list(SIZES),
+        default="tiny" if not torch.cuda.is_available() else "base",
+        help="of the model: tiny on a CPU, else base (default %(default)s)",
+    )
+    parser.add_argument(
+        "--weights", type=Path, metavar="FILE", help="to start from, of any known format"
+    )
+    parser.add_argument(
+        "--epochs", type=float, metavar="N", help=f"rounds of the data (default {_EPOCHS})"
+    )
+    parser.add_argument("--batch", type=int, metavar="N", help="images a step; left out: what fits")
+    parser.add_argument(
+        "--val-fraction", type=float, default=0.1, metavar="F", help="put aside (default 0.1)"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="of split and training (default 0)")
+    parser.add_argument(
+        "--out", type=Path, default=Path("output/own"), metavar="DIR", help="default output/own"
+    )
+    parser.add_argument("--num-gpus", type=int, default=1, metavar="N", help="default 1")
+    parser.add_argument("--resume", action="store_true", help="continue the run in --out")
+    parser.add_argument(
+        "--dry-run", action="store_true", help="prepare the data, print, and do not train"
+    )
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="changes to the recipe")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Prepare the data and train; return 0.
+
+    Raises:
+        InputError: data, weights or an option that a user can repair.
+    """
+    _check(args)
+    data = prepare_data(
+        args.data,
+        args.out / "data",
+        form=args.format,
+        images=args.images,
+        val_fraction=args.val_fraction,
+        seed=args.seed,
+    )
+    print(*(f"data         {note}" for note in data.notes), sep="\n", flush=True)
+    recipe = recipe_of(args.size, masks=data.masks)
+    overrides = [*_choices(args, recipe, data), *args.overrides]
+    if args.weights and not args.resume:
+        overrides.insert(0, _setting("train.init_checkpoint", _start(args, recipe, data)))
+    _tell(args, recipe, overrides, data)
+    if args.dry_run:
+        return 0
+    try:
+        launch(_train, args.num_gpus, args=(str(recipe), overrides, args.resume))
+    except KeyboardInterrupt:
+        print("interrupted; --resume continues from the last checkpoint", file=sys.stderr)
+        return INTERRUPTED_STATUS
+    return 0
+
+
+def recipe_of(size: str, *, masks: bool) -> Path:
+    """Return the recipe of a size, with or without masks.
+
+    Raises:
+        InputError: the recipes are not there.
+    """
+    path = CONFIGS / f"{'mask' if masks else 'faster'}_rcnn_{SIZES[size]}.py"
+    if not path.is_file():
+        fail(
+            "recipes of vitdet train",
+            expected=f"the file {path}",
+            got="nothing at this path",
+            remedy="They are part of the project's checkout: install vitdet from it by "
+            "`pip install --editable .` (or `python .ci/bootstrap.py --here`).",
+        )
+    return path
+
+
+def _check(args: argparse.Namespace) -> None:
+    if "LOCAL_RANK" in os.environ:
+        remedy = "Run `vitdet train --dry-run` once, then its train_net.py command under torchrun."
+        fail("vitdet train", expected="to start the processes", got="torchrun", remedy=remedy)
+    for name in ("epochs", "batch"):
+        value = getattr(args, name)
+        if value is not None and value <= 0:
+            fail(f"--{name}", expected="more than 0", got=value, remedy="Leave it out to choose.")
+    if args.num_gpus < 1:
+        fail("--num-gpus", expected="1 or more", got=args.num_gpus, remedy="1 is also for a CPU.")
+
+
+def _choices(args: argparse.Namespace, recipe: Path, data: Prepared) -> list[str]:
+    """Return the changes to the recipe that data and options ask for."""
+    cfg = load_config(recipe, args.overrides)
+    usual, lr = cfg.dataloader.train.total_batch_size, cfg.optimizer.lr
+    given = {override.partition("=")[0] for override in args.overrides}
+    batch = args.batch or fitting_batch(cfg, args.num_gpus, data.num_images)
+    if batch % args.num_gpus:
+        expected = f"a multiple of the {args.num_gpus} processes"
+        fail("--batch", expected=expected, got=batch, remedy="Change one of the two.")
+    found = {
+        "dataloader.train.dataset.json": data.train[0],
+        "dataloader.train.dataset.images": data.train[1],
+        "dataloader.test.dataset.json": data.val[0],
+        "dataloader.test.dataset.images": data.val[1],
+        "train.output_dir": str(args.out),
+        "train.seed": args.seed,
+        "train.epochs": args.epochs or _EPOCHS,
+    }
+    if "train.num_images" in given and args.epochs is None:
+        found.pop("train.epochs")
+    if batch != usual:
+        found |= {
+            "dataloader.train.total_batch_size": batch,
+            "train.reference_batch": batch,
+            "optimizer.lr": float(f"{lr * batch / usual:.4g}"),
+        }
+    return [_setting(key, value) for key, value in found.items() if key not in given]
+
+
+def fitting_batch(cfg: DictConfig, num_gpus: int, num_images: int) -> int:
+    """Return images a step: the recipe's, or less where they do not fit or are not there.
+
+    On a GPU the memory of a step is that of `vitdet.costs`.
+
+    Raises:
+        InputError: not even one image fits.
+    """
+    batch = cfg.dataloader.train.total_batch_size
+    while batch > max(num_images, num_gpus) and batch % 2 == 0 and (batch // 2) % num_gpus == 0:
+        batch //= 2
+    device = "cuda" if torch.cuda.is_available() and cfg.train.device != "cpu" else "cpu"
+    if device == "cpu" or batch % num_gpus:
+        return batch
+    way = plan.ways(cfg, autocast_dtype(cfg.train.precision, torch.device(device)), device)[0]
+    free = plan.free_memory(device)
+    share = way.largest(free, batch // num_gpus)
+    if not share:
+        fail(
+            "memory of the GPU",
+            expected=f"{way.memory(1) / 2**30:.1f} GiB for a step with one image",
+            got=f"{free / 2**30:.1f} GiB free",
+            remedy="Choose a smaller --size, or see `vitdet plan` for ways with less memory.",
+        )
+    return share * num_gpus
+
+
+def _setting(key: str, value: Any) -> str:
+    """Return key=value; text that YAML would read as something else is put in quotes.
+
+    Not what it reads as a number: a recipe's text stays text then.
+    """
+    text = str(value)
+    if not isinstance(value, str):
+        return f"{key}={text}"
+    try:
+        read = yaml.safe_load(text)
+    except yaml.YAMLError:
+        read = None
+    as_it_is = read == value or isinstance(read, bool | int | float)
+    return f"{key}={text if as_it_is else _in_quotes(text)}"
+
+
+def _in_quotes(text: str) -> str:
+    return "'" + text.replace("'", "''") + "'"
+
+
+def _start(args: argparse.Namespace, recipe: Path, data: Prepared) -> str:
+    """Return the file to start from: the one given where it fits, else one converted from it.
+
+    A file of ours with the same classes, or written by the converter, is taken as it is. Of a
+    detector of ours with other classes the rows of those that both have are carried over. Of any
+    other file the backbone is taken.
+    """
+    about = checkpoint.read(args.weights).get("vitdet")
+    names = about.get("class_names") if isinstance(about, dict) else None
+    if isinstance(about, dict) and (names is None or tuple(names) == data.class_names):
+        return str(args.weights)
+    args.out.mkdir(parents=True, exist_ok=True)
+    output = args.out / "start.pth"
+    how = ["--target-classes", data.train[0]] if names else ["--backbone-only"]
+    files = ["--source-model", str(args.weights), "--output-model", str(output)]
+    words = [*files, "--config-file", str(recipe), *how, *args.overrides]
+    if convert.run(convert.parse(words)):
+        fail(
+            f"--weights {args.weights}",
+            expected=f"weights that fit {recipe.name}",
+            got="the difference above",
+            remedy="Choose another --size, or see `vitdet inspect FILE`.",
+        )
+    return str(output)
+
+
+def _tell(args: argparse.Namespace, recipe: Path, overrides: Sequence[str], data: Prepared) -> None:
+    cfg = load_config(recipe, overrides)
+    batch, epochs = cfg.dataloader.train.total_batch_size, cfg.train.get("epochs")
+    length = f"{cfg.train.num_images} images"
+    if epochs:
+        length = f"{epochs:g} x {data.num_images} = {round(epochs * data.num_images)} images"
+    what = "boxes and masks" if data.masks else "boxes"
+    start = cfg.train.init_checkpoint or "random weights (--weights FILE starts from others)"
+    words = ["python", "train_net.py", "--config-file", str(recipe)]
+    words += ["--num-gpus", str(args.num_gpus)] if args.num_gpus > 1 else []
+    words += ["--resume"] if args.resume else []
+    lines = [
+        f"recipe       {recipe.relative_to(CONFIGS.parents[1])} ({args.size}): {what}",
+        f"start        {start}",
+        f"length       {length}, {batch} a step, learning rate {cfg.optimizer.lr:g}",
+        f"results      {cfg.train.output_dir}",
+        f"the same     {shlex.join([*words, *overrides])}",
+    ]
+    print(*lines, sep="\n", flush=True)
+
+
+def _train(recipe: str, overrides: Sequence[str], resume: bool) -> None:
+    """Run in each process."""
+    train(load_config(recipe, list(overrides)), resume=resume)

@@ -1,0 +1,101 @@
+"""`vitdet val --weights FILE`: AP of a checkpoint on its recipe's test set, or on other data.
+
+Without --tta and --slices it is what `train_net.py --eval-only` does, with its numbers.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from vitdet.app.predict import add_predictor_arguments, load_predictor, make_folder
+from vitdet.data.prepare import prepare_data
+from vitdet.engine.inference import Results, TestSet
+from vitdet.engine.logs import logging_to
+from vitdet.predict.predictor import Predictor
+from vitdet.utils.files import write_text
+from vitdet.utils.precision import PRECISIONS
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the command's options."""
+    parser.add_argument(
+        "--data",
+        type=Path,
+        metavar="PATH",
+        help="COCO json, or a folder as for `vitdet train`; left out: the recipe's test set",
+    )
+    parser.add_argument(
+        "--images", type=Path, metavar="DIR", help="of --data, where they are not beside it"
+    )
+    parser.add_argument(
+        "--out",
+        type=Path,
+        default=Path("val"),
+        metavar="DIR",
+        help="folder for results.json and log.txt (default %(default)s)",
+    )
+    parser.add_argument(
+        "--precision", choices=PRECISIONS, help="left out: what the recipe evaluates in"
+    )
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="changes to the recipe")
+    add_predictor_arguments(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Print the AP table and write results.json; return 0.
+
+    Raises:
+        InputError: anything in options, weights or data that a user can repair.
+    """
+    predictor = load_predictor(args, overrides=args.overrides, threshold=0.0)
+    cfg: Any = predictor.cfg
+    predictor.precision = args.precision or cfg.train.precision
+    make_folder(args.out)
+    if args.data is not None:
+        cfg.dataloader.test.dataset = _dataset(args)
+    plain = predictor.tta is None and predictor.slices is None
+    detector = predictor.detector if plain else _Through(predictor)
+    with logging_to() as log_to:
+        test = TestSet(cfg, expected_classes=predictor.class_names)
+        log_to(args.out / "log.txt")
+        prefix = "ema/" if args.use == "ema" else ""
+        results = test.evaluate(detector, predictor.precision, prefix)
+    _write(args.out / "results.json", test.name, str(args.weights), results)
+    print(f"results in {args.out / 'results.json'}")
+    return 0
+
+
+def _dataset(args: argparse.Namespace) -> dict[str, str]:
+    """Return the config node of the data that was asked for."""
+    if args.data.is_dir():
+        annotations, images = prepare_data(args.data, args.out / "data", images=args.images).val
+    else:
+        annotations, images = str(args.data), str(args.images or args.data.parent)
+    target = "vitdet.data.datasets.coco_dataset"
+    return {"_target_": target, "json": annotations, "images": images}
+
+
+def _write(path: Path, dataset: str, source: str, results: Results) -> None:
+    content = {"dataset": dataset, "checkpoint": source, "results": results}
+    # JSON has no NaN (the AP of a class without instances): it becomes null
+    content = json.loads(json.dumps(content), parse_constant=lambda _: None)
+    write_text(path, json.dumps(content, indent=1) + "\n")
+
+
+class _Through(nn.Module):
+    """What the engine takes for a detector: a predictor that reads the images of a batch itself."""
+
+    def __init__(self, predictor: Predictor) -> None:
+        super().__init__()
+        self.detector = predictor.detector  # its device and mode are this module's
+        self._predictor = predictor
+
+    def forward(self, batch: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """Return {"instances": ...} for each record."""
+        results = self._predictor([record["file_name"] for record in batch])
+        return [{"instances": result.instances} for result in results]

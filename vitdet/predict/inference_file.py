@@ -1,0 +1,78 @@
+"""A slim file to predict with: weights, class names and recipe, and nothing of the training."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from omegaconf import DictConfig
+
+from vitdet import checkpoint
+from vitdet.config import save_config
+from vitdet.predict import loading
+from vitdet.utils.checks import fail
+
+
+def save_for_inference(
+    source: str | Path,
+    output: str | Path,
+    *,
+    weights: str = "model",
+    config: str | Path | None = None,
+    overrides: Sequence[str] = (),
+    class_names: Sequence[str] | None = None,
+    trust: bool = False,
+) -> Path:
+    """Write the weights of a checkpoint with all that `Predictor.from_checkpoint` needs.
+
+    The detector is built and the weights are loaded first, so the file that is written works. A
+    converted file becomes one that holds its recipe.
+
+    Args:
+        source: what `Predictor.from_checkpoint` takes.
+        output: .safetensors (no code can be in it), or .pth.
+        weights: "model", or "ema" for the moving average, which is written as the weights.
+        config: the recipe, for files that hold none.
+        overrides: changes to the recipe, which are written, too.
+        class_names: for files that hold none.
+        trust: see `Predictor.from_checkpoint`.
+
+    Returns:
+        The path of the file.
+
+    Raises:
+        InputError: as `Predictor.from_checkpoint`; an output that is the source, or that cannot be
+            written.
+    """
+    output = Path(output)
+    checkpoint.check_writable(output)
+    if output.resolve() == Path(source).resolve():
+        remedy = "Choose another name."
+        fail(f"output {output}", expected="a file of its own", got="the input", remedy=remedy)
+    loaded = loading.load(
+        source,
+        device=torch.device("cpu"),
+        config=config,
+        overrides=overrides,
+        class_names=class_names,
+        weights=weights,
+        trust=trust,
+    )
+    about: dict[str, Any] = {**loaded.note, "weights": weights}
+    about["class_names"] = list(loaded.class_names)
+    if config is not None or overrides or "config" not in about:
+        about["config"] = _text(loaded.cfg)
+    plain = json.loads(json.dumps(about, default=str))  # as a .safetensors file will hold it
+    checkpoint.write(output, {"model": loaded.detector.state_dict(), "vitdet": plain})
+    return output
+
+
+def _text(cfg: DictConfig) -> str:
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "config.yaml"
+        save_config(cfg, path)
+        return path.read_text(encoding="utf-8")

@@ -1,0 +1,40 @@
+"""Processes that work for another one: what they make of its signals, and of its end."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import threading
+from collections.abc import Callable
+
+PREEMPTION = (signal.SIGTERM, signal.SIGUSR1)  # what schedulers send before they take a machine
+
+
+def serve_parent() -> None:
+    """Heed only the process that this one works for, and end when that one has ended.
+
+    Schedulers and terminals send signals to all processes of a run at once. A trainer still needs
+    those that read its images until it has saved, and ends them itself, with a SIGTERM of its own.
+    When it is killed they must not stay: torch's own watch looks every five seconds, and where a
+    fork server started them (the default from Python 3.14 on) it looks at that one.
+    """
+    parent = multiprocessing.parent_process()
+    if parent is None:
+        return
+    for each in (*PREEMPTION, signal.SIGINT):
+        signal.signal(each, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})  # kept for the thread that waits
+    threading.Thread(target=_end_when_told, args=(parent.pid,), daemon=True).start()
+    threading.Thread(target=_end_after, args=(parent.join,), daemon=True).start()
+
+
+def _end_when_told(by: int) -> None:
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != by:
+        pass
+    os._exit(0)
+
+
+def _end_after(wait: Callable[[], None]) -> None:
+    wait()
+    os._exit(0)
