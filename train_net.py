@@ -5,14 +5,6 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-import warnings
-from pathlib import Path
-
-# detectron2 and fvcore call what torch has deprecated: no news for a user.
-warnings.filterwarnings("ignore", message=r".*torch\.(jit\.(script|trace)|meshgrid)")
-
-# Said of 1x1 convolutions, whose strides differ only where a size is 1.
-warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides")
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -27,24 +19,16 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--resume", action="store_true", help="continue train.output_dir's run")
     parser.add_argument("--eval-only", action="store_true", help="evaluate, do not train")
     parser.add_argument("--print-groups", action="store_true", help="print each parameter's lr")
-    parser.add_argument(
-        "--num-gpus", type=int, default=1, metavar="N", help="processes on this machine (default 1)"
-    )
+    processes = "processes on this machine (default 1)"
+    parser.add_argument("--num-gpus", type=int, default=1, metavar="N", help=processes)
     parser.add_argument("--num-machines", type=int, default=1, metavar="N")
     parser.add_argument("--machine-rank", type=int, default=0, metavar="I", help="0 to N-1")
     address = "tcp://HOST:PORT of machine 0; auto finds a free port on one machine"
     parser.add_argument("--dist-url", default="auto", help=address)
-    parser.add_argument(
-        "--start-timeout",
-        type=float,
-        metavar="SECONDS",
-        help="until all processes must be there (VITDET_START_TIMEOUT, or 300)",
-    )
-    parser.add_argument(
-        "--slurm",
-        metavar="KEY=VALUE,...",
-        help="submit as a SLURM job: partition=gpu,nodes=2,gpus_per_node=8,timeout_min=1440",
-    )
+    limit = "until all processes must be there (VITDET_START_TIMEOUT, or 300)"
+    parser.add_argument("--start-timeout", type=float, metavar="SECONDS", help=limit)
+    job = "submit as a SLURM job: partition=gpu,nodes=2,gpus_per_node=8,timeout_min=1440"
+    parser.add_argument("--slurm", metavar="KEY=VALUE,...", help=job)
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="train.seed=1 and so on")
     return parser.parse_args(arguments)
 
@@ -65,27 +49,18 @@ def main(args: argparse.Namespace) -> None:
         train(cfg, resume=args.resume or continues())
 
 
-def submit(args: argparse.Namespace) -> None:
-    """Put the run into the queue of SLURM."""
-    from vitdet.config import load_config
-    from vitdet.engine import slurm
-
-    folder = Path(load_config(args.config_file, args.overrides).train.output_dir)
-    job = slurm.submit(main, args, slurm.parameters(args.slurm), folder)
-    print(f"submitted job {job.job_id}; its logs are in {folder}/slurm")
-
-
 def run() -> int:
     """Start the processes and return the exit status; being told to leave is a SystemExit of 75."""
     args = parse()
     from vitdet.engine.launch import launch  # not above: --help should not wait for torch
+    from vitdet.engine.slurm import submit_run
     from vitdet.utils.checks import InputError
 
     try:
         if args.print_groups:
             main(args)
         elif args.slurm is not None:
-            submit(args)
+            submit_run(main, args)
         else:
             where = (args.num_gpus, args.num_machines, args.machine_rank, args.dist_url)
             launch(main, *where, args=(args,), start_timeout=args.start_timeout)

@@ -31,6 +31,8 @@ ROOMS = {
     "drawing": 2,
     "checkpoint": 2,
     "convert": 2,
+    "lazy_calls": 2,
+    "settings": 2,
     "config": 3,
     "costs": 4,
     "engine": 4,
@@ -42,8 +44,15 @@ ROOMS = {
 # Units that see less of vitdet than the rooms below them; "layers.rel_pos" is one module.
 NARROW = {
     "convert": {"utils", "layers.rel_pos", "layers.pos_embed"},  # the two resizes
-    "config": {"utils"},  # builds by dotted path, so it imports no model
-    "engine": {"utils", "checkpoint", "config", "drawing"},  # everything else comes out of a recipe
+    "config": {"utils", "lazy_calls", "settings"},  # builds by dotted path, so it imports no model
+    "engine": {
+        "utils",
+        "checkpoint",
+        "config",
+        "lazy_calls",
+        "settings",
+        "drawing",
+    },  # everything else comes out of a recipe
     "predict": {
         *("utils", "checkpoint", "config", "drawing", "data", "postprocess", "run_lengths")
     },
@@ -53,7 +62,15 @@ NARROW = {
 
 # Files and folders under vitdet/ that may import detectron2.
 DETECTRON2 = {
-    *("backbones/base.py", "pyramid.py", "heads.py", "data", "evaluation.py", "config.py"),
+    *(
+        "backbones/base.py",
+        "pyramid.py",
+        "heads.py",
+        "data",
+        "evaluation.py",
+        "config.py",
+        "lazy_calls.py",
+    ),
     "drawing.py",
     *("engine", "predict", "export", "app"),
 }
@@ -73,6 +90,8 @@ OUTSIDE = {
     "checkpoint": {"torch", "numpy", "safetensors"},
     "convert": {"torch", "numpy"},
     "config": {"torch", "omegaconf", "yaml"},
+    "lazy_calls": {"omegaconf"},
+    "settings": {"omegaconf"},
 }
 
 # What recipes may import of vitdet: what a config node calls.

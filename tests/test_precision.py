@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from vitdet.utils.precision import autocast_dtype
 from vitdet.utils.checks import InputError
+from vitdet.utils.precision import autocast_dtype
 
 CPU = torch.device("cpu")
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import importlib
-import inspect
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,19 +12,19 @@ import torch
 import yaml
 from detectron2.config import LazyConfig
 from detectron2.config import instantiate as _instantiate
-from detectron2.utils.registry import locate
-from omegaconf import DictConfig, ListConfig, Node, OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
+from vitdet.lazy_calls import arguments, check_calls
+from vitdet.settings import OPTIONAL_TRAIN_KEYS
 from vitdet.utils import durations
 from vitdet.utils.checks import InputError, fail, nearest
 from vitdet.utils.files import write_text
 
 __all__ = [
     "KEYS",
-    "arguments",
     "backbone_settings",
     "build_model",
     "instantiate",
@@ -63,7 +62,7 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> DictConfig:
     cfg = _read(path)
     for override in overrides:
         _override(cfg, override)
-    _check_calls(cfg, "")
+    check_calls(cfg)
     return cfg
 
 
@@ -100,7 +99,8 @@ def _override(cfg: DictConfig, override: str) -> None:
 def _child(node: Any, part: str, where: str, key: str, *, optional: bool = False) -> Any:
     """Return the value of `part` in `node`, or raise naming the nearest key.
 
-    With `optional` an argument of the node's callable that is not set yet gives its default.
+    With `optional` an argument of the node's callable that is not set yet gives its default, and so
+    does a key of `train` that a recipe may leave out.
     """
     if isinstance(node, ListConfig):
         if part.isdigit() and int(part) < len(node):
@@ -109,7 +109,7 @@ def _child(node: Any, part: str, where: str, key: str, *, optional: bool = False
     elif isinstance(node, DictConfig):
         if part in node.keys():  # noqa: SIM118 (a value left open, "???", is not `in` the node)
             return None if OmegaConf.is_missing(node, part) else node[part]
-        known = arguments(node)
+        known = OPTIONAL_TRAIN_KEYS if where == "train" else arguments(node)
         if optional and part in known:
             return known[part]
         names = [str(name) for name in {**dict.fromkeys(node), **known} if name != "_target_"]
@@ -128,29 +128,6 @@ def _child(node: Any, part: str, where: str, key: str, *, optional: bool = False
         got=repr(part),
         remedy=hint,
     )
-
-
-def arguments(node: DictConfig) -> dict[str, Any]:
-    """Return {argument: default} of the callable that a LazyCall node describes."""
-    return {
-        name: None if parameter.default is parameter.empty else parameter.default
-        for name, parameter in _parameters(node).items()
-        if parameter.kind in _BY_NAME
-    }
-
-
-_BY_NAME = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
-
-
-def _parameters(node: DictConfig) -> dict[str, inspect.Parameter]:
-    target = node.get("_target_")
-    if isinstance(target, str):
-        target = locate(target)
-    if target is None:
-        return {}
-    target = inspect.unwrap(target.__init__ if inspect.isclass(target) else target)
-    found = inspect.signature(target).parameters
-    return {name: parameter for name, parameter in found.items() if name != "self"}
 
 
 def _typed(key: str, old: Any, text: str) -> Any:
@@ -194,83 +171,6 @@ def _duration(key: str, old: Any, value: Any) -> Any:
     for item in value if isinstance(value, list) else [value]:
         durations.parse(key, item)
     return int(value) if isinstance(value, float) and value.is_integer() else value
-
-
-# --- arguments of the callables ------------------------------------------------------------------
-
-# What the engine gives when it builds a node.
-_GIVEN = {
-    "optimizer": {"model"},
-    "dataloader.train": {"dataset", "start"},
-    "dataloader.test": {"dataset"},
-    "dataloader.evaluator": {"dataset"},
-}
-_KINDS: dict[str, tuple[type, ...]] = {
-    "bool": (bool,),
-    "int": (int,),
-    "float": (int, float),
-    "str": (str,),
-    "None": (type(None),),
-}
-
-
-def _check_calls(node: Any, key: str) -> None:
-    """Check every LazyCall below `node` against the signature of its callable."""
-    if isinstance(node, DictConfig) and node._is_none() is False:
-        if "_target_" in node:
-            _check_call(node, key)
-        children = {str(name): node._get_node(name) for name in node}
-    elif isinstance(node, ListConfig) and node._is_none() is False:
-        children = {str(index): node._get_node(index) for index in range(len(node))}
-    else:
-        return
-    for name, child in children.items():
-        _check_calls(child, f"{key}.{name}" if key else name)
-
-
-def _check_call(node: DictConfig, key: str) -> None:
-    try:
-        parameters = _parameters(node)
-    except ImportError as error:
-        expected = f"{key}._target_: expected a name that can be imported, got {node._target_}"
-        raise InputError(f"{expected} ({error}). Correct it, or install its package.") from error
-    except ValueError:  # of a callable written in C nothing is known
-        return
-    names = [name for name, each in parameters.items() if each.kind in _BY_NAME]
-    given = [str(name) for name in node if name != "_target_"]
-    what = getattr(node._target_, "__name__", node._target_)
-    if all(each.kind is not each.VAR_KEYWORD for each in parameters.values()):
-        for name in given:
-            if name in names:
-                continue
-            close = nearest(name, names)
-            hint = f"Did you mean {key}.{close}?" if close else f"It has {', '.join(names)}."
-            expected = f"an argument of {what}"
-            fail(f"{key}.{name}", expected=expected, got=repr(name), remedy=hint)
-    for name in names:
-        empty = parameters[name].default is inspect.Parameter.empty
-        if empty and name not in given and name not in _GIVEN.get(key, ()):
-            remedy = "Add it to the recipe."
-            fail(
-                f"{key}.{name}", expected=f"a value, as {what} asks for", got="none", remedy=remedy
-            )
-        if name in given:
-            _check_kind(f"{key}.{name}", node._get_node(name), parameters[name].annotation)
-
-
-def _check_kind(key: str, node: Any, annotation: Any) -> None:
-    """Check a plain value against an annotation of plain types; others are not looked at."""
-    value = node._value() if isinstance(node, Node) else node
-    if not isinstance(value, bool | int | float | str) or durations.is_duration(key):
-        return
-    if isinstance(value, str) and (value == "???" or "${" in value):
-        return
-    text = annotation if isinstance(annotation, str) else getattr(annotation, "__name__", "")
-    kinds = [_KINDS.get(part.strip()) for part in text.split("|")]
-    allowed = tuple(kind for known in kinds if known for kind in known)
-    if None in kinds or type(value) in allowed:
-        return
-    fail(key, expected=text, got=repr(value), remedy="Give a value of that type.")
 
 
 def save_config(cfg: DictConfig, path: str | Path, notes: Sequence[str] = ()) -> None:

@@ -14,7 +14,7 @@ from typing import Any
 
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
-from vitdet.config import arguments
+from vitdet.lazy_calls import arguments
 from vitdet.utils.checks import fail
 from vitdet.utils.durations import KEYS, LENGTH, PERIODS, Duration, parse
 

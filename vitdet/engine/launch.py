@@ -124,7 +124,7 @@ def _address(dist_url: str) -> tuple[str, int]:
             "--dist-url",
             expected="tcp://HOST:PORT of machine 0",
             got=dist_url,
-            remedy="As in tcp://10.0.0.1:29500.",
+            remedy="As in tcp://node0:29500.",
         )
     return found[1], int(found[2])
 

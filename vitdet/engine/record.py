@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import math
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePath
@@ -19,6 +20,7 @@ import torch
 from omegaconf import DictConfig
 
 from vitdet.config import save_config
+from vitdet.engine.inference import Results
 from vitdet.utils.checks import fail
 from vitdet.utils.distributed import barrier, broadcast_object, is_main
 from vitdet.utils.env import describe
@@ -194,3 +196,19 @@ def write(
         "environment": environment,
         "data": dict(data),
     }
+
+
+def write_results(output_dir: Path, dataset: str, source: str, results: Results) -> None:
+    """Write results.json: the AP of the last evaluation, and of which file."""
+    if not is_main():
+        return
+    content = {"dataset": dataset, "checkpoint": source, "results": _json_ready(results)}
+    write_text(output_dir / "results.json", json.dumps(content, indent=1) + "\n")
+
+
+def _json_ready(value: Any) -> Any:
+    """JSON has no NaN (the AP of a class without instances): it becomes null."""
+    if isinstance(value, Mapping):
+        return {key: _json_ready(item) for key, item in value.items()}
+    number = float(value)
+    return number if math.isfinite(number) else None

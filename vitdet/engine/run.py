@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import json
 import logging
-import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from contextlib import ExitStack, closing
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from vitdet import checkpoint
-from vitdet.config import KEYS, build_model, set_num_classes
+from vitdet.config import build_model, set_num_classes
 from vitdet.engine import durations, model_card, record, sharded, startup
 from vitdet.engine.bad_images import BadImageList
 from vitdet.engine.bad_steps import BadSteps
@@ -28,40 +26,20 @@ from vitdet.engine.inference import Results, TestSet, build, flatten
 from vitdet.engine.logs import logging_to
 from vitdet.engine.looks import Looks
 from vitdet.engine.metrics import Progress, open_metrics
-from vitdet.engine.parallel import check_parallel, is_shared_out, shard
+from vitdet.engine.parallel import is_shared_out, shard
+from vitdet.engine.recipe import check_batch, check_recipe, selection_of
 from vitdet.engine.rollback import enable_rollback
-from vitdet.engine.run_folder import Found, usable
+from vitdet.engine.run_folder import Found, made_folder, usable
 from vitdet.engine.selection import Selection
-from vitdet.engine.settings import check_types
 from vitdet.engine.signals import Preemption, noticed
 from vitdet.engine.trainer import Trainer
-from vitdet.engine.weights import EVAL_WEIGHTS, check_complete, chosen, load_weights
-from vitdet.engine.writers import check_loggers
-from vitdet.utils.checks import InputError, fail, nearest
-from vitdet.utils.distributed import is_main, world_size
-from vitdet.utils.durations import parse
+from vitdet.engine.weights import check_complete, chosen, load_weights
+from vitdet.settings import optional
+from vitdet.utils.checks import fail
 from vitdet.utils.env import seed_all
-from vitdet.utils.files import disk_errors, write_text
+from vitdet.utils.files import disk_errors
 
 logger = logging.getLogger(__name__)
-
-TRAIN_KEYS = frozenset(
-    {
-        *("output_dir", "init_checkpoint", "seed", "device", "precision", "num_images", "ddp"),
-        *("checkpoint_every", "keep_checkpoints", "eval_every", "log_every", "clip_grad_norm"),
-    }
-)
-# What a recipe may leave out (configs saved before there were these keys do), and what holds then.
-OPTIONAL_TRAIN_KEYS = {
-    **{"ema_decay": None, "eval_weights": "model", "compile": False, "looks_every": 0},
-    **{"epochs": None, "reference_batch": None},  # engine/durations.py
-    **{"async_checkpoints": True, "sharded_checkpoints": False},
-    **{"best_metric": None, "early_stopping": None},
-    **{"hash_images": False, "allow_changed_data": False},  # engine/record.py
-    **{"loggers": [], "tags": []},  # engine/writers.py
-    **{"accumulate": 1, "freeze_blocks": 0, "on_bad_step": "stop", "max_bad_steps": 10},
-    **{"parallel": "ddp", "first_step_timeout": 1800.0},
-}
 
 
 def train(cfg: DictConfig, *, resume: bool = False) -> Results:
@@ -82,22 +60,22 @@ def train(cfg: DictConfig, *, resume: bool = False) -> Results:
         Preempted: SIGTERM or SIGUSR1 came; a checkpoint was written (`vitdet.engine.signals`).
     """
     check_recipe(cfg)
-    _check_batch(cfg)
+    check_batch(cfg)
     output_dir = Path(cfg.train.output_dir)
     _check_new(output_dir, resume)
-    selection = _selection(cfg)
+    selection = selection_of(cfg)
     with disk_errors(output_dir), noticed() as notice, logging_to() as log_to, ExitStack() as open_:
         dataset = build(cfg.dataloader.train.dataset)
         written = durations.resolve(cfg, dataset)
         test = _test_set(cfg, tuple(dataset.class_names), selection)
         trainer = _build_trainer(cfg, dataset.class_names)
-        data = record.of_data(dataset, test.dataset, images=_optional(cfg, "hash_images"))
+        data = record.of_data(dataset, test.dataset, images=optional(cfg.train, "hash_images"))
         evaluated = Record(output_dir)
         bad_images = BadImageList(output_dir, every=cfg.train.log_every)
         beside = (evaluated, bad_images)
         _load(trainer, cfg, dataset.class_names, data, beside, resume=resume)
         # Inputs are right: only now does the run leave something on the disk.
-        log_to(_made_folder(output_dir) / "log.txt")
+        log_to(made_folder(output_dir) / "log.txt")
         note = record.write(cfg, output_dir, dataset.class_names, data, written)
         startup.mark_begun()
         start = trainer.images_seen
@@ -114,7 +92,7 @@ def train(cfg: DictConfig, *, resume: bool = False) -> Results:
             return results
 
         batch = cfg.dataloader.train.total_batch_size
-        every = _optional(cfg, "looks_every")
+        every = optional(cfg.train, "looks_every")
         looks = Looks(output_dir / "looks", every=every, total_batch_size=batch, test=test)
         checkpoints = Checkpoints(
             output_dir,
@@ -122,8 +100,8 @@ def train(cfg: DictConfig, *, resume: bool = False) -> Results:
             keep=cfg.train.keep_checkpoints,
             total_batch_size=batch,
             note=note,
-            background=_optional(cfg, "async_checkpoints"),
-            parts=_optional(cfg, "sharded_checkpoints"),
+            background=optional(cfg.train, "async_checkpoints"),
+            parts=optional(cfg.train, "sharded_checkpoints"),
             beside=lambda: {**evaluated.state_dict(), **bad_images.state_dict()},
         )
         evaluations = Evaluations(
@@ -135,7 +113,7 @@ def train(cfg: DictConfig, *, resume: bool = False) -> Results:
             checkpoints=checkpoints,
         )
         progress = open_.enter_context(closing(Progress(metrics, every=cfg.train.log_every)))
-        watch = FirstStep(output_dir, _optional(cfg, "first_step_timeout"))
+        watch = FirstStep(output_dir, optional(cfg.train, "first_step_timeout"))
         # A checkpoint before all that takes long, so that a signal finds its work done.
         hooks = [
             *(watch, progress, checkpoints, Preemption(notice, checkpoints.save_now)),
@@ -182,14 +160,14 @@ def evaluate(cfg: DictConfig, *, resume: bool = False) -> Results:
         set_num_classes(cfg, len(test.class_names))
         detector = build_model(cfg.model, device=str(pick_device(cfg.train.device)))
         source, content = previous or _read(Path(cfg.train.init_checkpoint))
-        which = _optional(cfg, "eval_weights")
+        which = optional(cfg.train, "eval_weights")
         content = chosen(content, which, str(source))
         check_complete(content, str(source))
         load_weights(detector, content, str(source), test.class_names)
-        log_to(_made_folder(output_dir) / "log.txt")
+        log_to(made_folder(output_dir) / "log.txt")
         prefix = "" if which == "model" else "ema/"
         results = test.evaluate(detector, cfg.train.precision, prefix)
-        _write_results(output_dir, test.name, str(source), results)
+        record.write_results(output_dir, test.name, str(source), results)
     return results
 
 
@@ -232,99 +210,14 @@ def _test_set(cfg: DictConfig, class_names: tuple[str, ...], selection: Selectio
     return test
 
 
-def _selection(cfg: DictConfig) -> Selection:
-    stopping = _optional(cfg, "early_stopping")
-    return Selection(
-        _optional(cfg, "best_metric"),
-        None if stopping is None else dict(stopping),
-        eval_every=int(parse("train.eval_every", cfg.train.eval_every).value > 0),
-        average=_optional(cfg, "ema_decay") is not None,
-    )
-
-
-def check_recipe(cfg: DictConfig) -> None:
-    """Check what would otherwise be found out late, or never; no data, no model.
-
-    Raises:
-        InputError: keys that are missing or unknown, values left open or of a wrong type.
-    """
-    absent = [key for key in KEYS if key not in cfg]
-    if absent:
-        fail(
-            "recipe to train or evaluate",
-            expected=", ".join(KEYS),
-            got=f"no {', '.join(absent)}",
-            remedy="This file describes a part: configs/COCO has whole recipes.",
-        )
-    missing = _missing(OmegaConf.to_container(cfg), "")
-    if missing:
-        fail(
-            "recipe",
-            expected=f"a value for {', '.join(missing)}",
-            got="???",
-            remedy=f"Give it as {missing[0]}=VALUE on the command line.",
-        )
-    given = {str(key) for key in cfg.train} - set(OPTIONAL_TRAIN_KEYS)
-    if given != TRAIN_KEYS:
-        absent, unknown = sorted(TRAIN_KEYS - given), sorted(given - TRAIN_KEYS)
-        close = [nearest(key, {*TRAIN_KEYS, *OPTIONAL_TRAIN_KEYS}) for key in unknown]
-        fail(
-            "recipe key train",
-            expected=", ".join(sorted({*TRAIN_KEYS, *OPTIONAL_TRAIN_KEYS})),
-            got=f"{', '.join(absent) or 'nothing'} missing, "
-            f"{', '.join(unknown) or 'nothing'} unknown",
-            remedy=f"Did you mean {close[0]}?" if close and close[0] else "Correct the recipe.",
-        )
-    if _optional(cfg, "eval_weights") not in EVAL_WEIGHTS:
-        fail(
-            "train.eval_weights",
-            expected=" or ".join(EVAL_WEIGHTS),
-            got=cfg.train.eval_weights,
-            remedy="ema is the moving average of a run with train.ema_decay.",
-        )
-    check_types(cfg.train, OPTIONAL_TRAIN_KEYS)
-    check_loggers(_optional(cfg, "loggers"))
-    check_parallel(*(_optional(cfg, key) for key in ("parallel", "compile", "looks_every")))
-    durations.check(cfg)
-    _selection(cfg)
-
-
-def _optional(cfg: DictConfig, key: str) -> Any:
-    return cfg.train.get(key, OPTIONAL_TRAIN_KEYS[key])
-
-
-def _missing(node: Any, key: str) -> list[str]:
-    """Names of the values that a recipe leaves open ("???")."""
-    if node == "???":
-        return [key]
-    if isinstance(node, list):
-        node = dict(enumerate(node))
-    if not isinstance(node, dict):
-        return []
-    prefix = f"{key}." if key else ""
-    return [name for part in node for name in _missing(node[part], f"{prefix}{part}")]
-
-
-def _check_batch(cfg: DictConfig) -> None:
-    total, parts = cfg.dataloader.train.total_batch_size, max(_optional(cfg, "accumulate"), 1)
-    if total <= 0 or total % (world_size() * parts):
-        times = f" times train.accumulate={parts}" if parts > 1 else ""
-        fail(
-            "dataloader.train.total_batch_size",
-            expected=f"a multiple of the {world_size()} processes{times}",
-            got=total,
-            remedy="Change it or the number of processes.",
-        )
-
-
 def _build_trainer(cfg: DictConfig, class_names: tuple[str, ...]) -> Trainer:
     set_num_classes(cfg, len(class_names))
     seed_all(cfg.train.seed)
     detector = build_model(cfg.model, device=str(pick_device(cfg.train.device)))
-    freeze_blocks(detector, _optional(cfg, "freeze_blocks"))
-    if _optional(cfg, "compile"):
+    freeze_blocks(detector, optional(cfg.train, "freeze_blocks"))
+    if optional(cfg.train, "compile"):
         compile_blocks(detector)
-    if _optional(cfg, "parallel") == "fsdp":
+    if optional(cfg.train, "parallel") == "fsdp":
         shard(detector)
     return Trainer(
         detector,
@@ -333,13 +226,13 @@ def _build_trainer(cfg: DictConfig, class_names: tuple[str, ...]) -> Trainer:
         precision=cfg.train.precision,
         seed=cfg.train.seed,
         clip_grad_norm=cfg.train.clip_grad_norm,
-        accumulate=_optional(cfg, "accumulate"),
+        accumulate=optional(cfg.train, "accumulate"),
         bad_steps=BadSteps(
-            _optional(cfg, "on_bad_step"),
-            limit=_optional(cfg, "max_bad_steps"),
+            optional(cfg.train, "on_bad_step"),
+            limit=optional(cfg.train, "max_bad_steps"),
             folder=Path(cfg.train.output_dir) / "bad_steps",
         ),
-        ema_decay=_optional(cfg, "ema_decay"),
+        ema_decay=optional(cfg.train, "ema_decay"),
         ddp=dict(cfg.train.ddp or {}),
     )
 
@@ -368,7 +261,7 @@ def _load(
         return
     source, content = previous or _read(Path(cfg.train.init_checkpoint))
     if previous is not None:
-        allow = _optional(cfg, "allow_changed_data")
+        allow = optional(cfg.train, "allow_changed_data")
         record.check_data(data, content, str(source), allow=allow)
     load_weights(trainer.detector, content, str(source), class_names)
     if previous is not None:
@@ -383,31 +276,5 @@ def _finish(
 ) -> None:
     """Leave what is said of the finished run: results.json and the model card."""
     folder = Path(cfg.train.output_dir)
-    _write_results(folder, test.name, FINAL, results)
+    record.write_results(folder, test.name, FINAL, results)
     model_card.write(folder, cfg, note, results, evaluated.values)
-
-
-def _write_results(output_dir: Path, dataset: str, source: str, results: Results) -> None:
-    if not is_main():
-        return
-    content = {"dataset": dataset, "checkpoint": source, "results": _json_ready(results)}
-    write_text(output_dir / "results.json", json.dumps(content, indent=1) + "\n")
-
-
-def _json_ready(value: Any) -> Any:
-    """JSON has no NaN (the AP of a class without instances): it becomes null."""
-    if isinstance(value, Mapping):
-        return {key: _json_ready(item) for key, item in value.items()}
-    number = float(value)
-    return number if math.isfinite(number) else None
-
-
-def _made_folder(path: Path) -> Path:
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-        return path
-    except OSError as error:
-        raise InputError(
-            f"train.output_dir={path}: expected a folder that can be made, got {error.strerror}. "
-            "Choose another one."
-        ) from error

@@ -213,3 +213,19 @@ def _candidates(output_dir: Path, index: Index) -> Iterator[Path]:
 
 def _pointed(pointer: Path) -> str:
     return pointer.read_text(encoding="utf-8", errors="replace").strip()
+
+
+def made_folder(path: Path) -> Path:
+    """Make the folder of a run, unless it is there, and return it.
+
+    Raises:
+        InputError: it cannot be made.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        return path
+    except OSError as error:
+        raise InputError(
+            f"train.output_dir={path}: expected a folder that can be made, got {error.strerror}. "
+            "Choose another one."
+        ) from error

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
 
+from vitdet.config import load_config
 from vitdet.engine import startup
 from vitdet.engine.launch import INPUT_ERROR_STATUS, PREEMPTED_STATUS, run_as
 from vitdet.engine.startup import Place
@@ -39,6 +40,17 @@ def parameters(text: str) -> dict[str, Any]:
             )
         found[name] = int(value) if value.isdigit() else value
     return found
+
+
+def submit_run(main: Callable[[argparse.Namespace], object], args: argparse.Namespace) -> None:
+    """Submit the run that a command line describes, with `--slurm` among its options.
+
+    Raises:
+        InputError: a recipe that does not load, and what `submit` raises.
+    """
+    folder = Path(load_config(args.config_file, args.overrides).train.output_dir)
+    job = submit(main, args, parameters(args.slurm), folder)
+    print(f"submitted job {job.job_id}; its logs are in {folder}/slurm")
 
 
 def submit(

@@ -10,7 +10,7 @@ from vitdet.config import KEYS
 from vitdet.engine import durations
 from vitdet.engine.groups import named_rates
 from vitdet.engine.inference import build
-from vitdet.engine.run import check_recipe
+from vitdet.engine.recipe import check_recipe
 from vitdet.utils.durations import KEYS as DURATIONS
 
 _SHORTEST_WARMUP = 10  # iterations; AdamW's averages are of no use before

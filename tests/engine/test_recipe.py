@@ -8,7 +8,9 @@ import pytest
 from tiny_recipe import recipe
 
 from vitdet.config import load_config
-from vitdet.engine.run import OPTIONAL_TRAIN_KEYS, TRAIN_KEYS, check_recipe, train
+from vitdet.engine.recipe import check_recipe
+from vitdet.engine.run import train
+from vitdet.settings import OPTIONAL_TRAIN_KEYS, TRAIN_KEYS
 from vitdet.utils.checks import InputError
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
