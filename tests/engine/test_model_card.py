@@ -24,7 +24,7 @@ NOTE = {
         "git": "0123 with local changes",
     },
 }
-RESULTS = {"bbox": {"AP": 50.0, "AP50": 70.123, "APs": float("nan")}, "segm": {"AP": 40.0}}
+FINAL = {24: {"bbox/AP": 50.0, "bbox/AP50": 70.123, "segm/AP": 40.0}}
 
 
 def section(text: str, name: str) -> list[str]:
@@ -36,7 +36,7 @@ def section(text: str, name: str) -> list[str]:
 def test_its_parts(tmp_path, monkeypatch):
     command = ["train_net.py", "--config-file", "a b.py"]
     monkeypatch.setattr("sys.argv", command)
-    text = card(tmp_path / "run", recipe(tmp_path), NOTE, RESULTS, {})
+    text = card(tmp_path / "run", recipe(tmp_path), NOTE, FINAL, finished=True)
     assert text.startswith("# run\n\nA detector (GeneralizedRCNN) of 2 classes: dark, light.\n")
     assert section(text, "Results") == [
         "AP in percent, on the test data.",
@@ -60,9 +60,9 @@ def test_its_parts(tmp_path, monkeypatch):
 
 
 def test_the_best_weights_have_a_row(tmp_path):
-    (tmp_path / "model_best.pth").touch()
-    evaluations = {8: {"bbox/AP": 55.0}, 16: {"bbox/AP": 60.0}, 20: {"bbox/AP": 60.0}, 24: {}}
-    text = card(tmp_path, recipe(tmp_path, best_metric="bbox/AP"), NOTE, RESULTS, evaluations)
+    evaluations = {8: {"bbox/AP": 55.0}, 16: {"bbox/AP": 60.0}, 20: {"bbox/AP": 60.0}, **FINAL}
+    cfg = recipe(tmp_path, best_metric="bbox/AP")
+    text = card(tmp_path, cfg, NOTE, evaluations, finished=True)
     rows = section(text, "Results")[4:]
     assert rows == [
         "| model_best.pth (bbox/AP best, after 16 images) | 60.00 | - | - |",
@@ -71,9 +71,16 @@ def test_the_best_weights_have_a_row(tmp_path):
     assert "vitdet predict IMAGES --weights model_best.pth" in section(text, "Use")
 
 
+def test_a_run_that_is_not_finished(tmp_path):
+    text = card(tmp_path, recipe(tmp_path), NOTE, {8: {"bbox/AP": 55.0}}, finished=False)
+    assert section(text, "Results")[4:] == ["| after 8 images | 55.00 |"]
+    assert section(text, "Training")[0].startswith("- 8 of 24 images so far, 4 a step,")
+    assert "vitdet predict IMAGES --weights CHECKPOINT" in section(text, "Use")
+
+
 def test_many_classes_are_not_all_listed(tmp_path):
     note = {**NOTE, "class_names": [f"class {i}" for i in range(1203)]}
-    text = card(tmp_path, recipe(tmp_path), note, RESULTS, {})
+    text = card(tmp_path, recipe(tmp_path), note, FINAL, finished=True)
     assert "of 1203 classes: class 0, " in text
     assert "class 99, ...." in text
     assert "class 100" not in text
@@ -90,6 +97,14 @@ def test_a_run_writes_it(tmp_path):
     assert f"| model_final.pth | 6.00 | {ap50:.2f} |" in text
 
 
+def test_a_run_that_stopped_early_is_finished(tmp_path):
+    stopping = {"metric": "bbox/AP", "patience": 1, "min_delta": 0.0}
+    train(recipe(tmp_path, eval_every=4, early_stopping=stopping))
+    text = (tmp_path / "MODEL_CARD.md").read_text()
+    assert section(text, "Results")[4].startswith("| model_final.pth | 6.00 |")
+    assert section(text, "Training")[0].startswith("- 8 images, 4 a step")
+
+
 @pytest.mark.parametrize("name", ["Results", "Data", "Training", "Use"])
 def test_every_part_says_something(tmp_path, name):
-    assert section(card(tmp_path, recipe(tmp_path), NOTE, RESULTS, {}), name)
+    assert section(card(tmp_path, recipe(tmp_path), NOTE, FINAL, finished=True), name)

@@ -111,6 +111,7 @@ class Evaluations:
         record: what was found so far.
         selection: what is best, and when to stop.
         checkpoints: write what is best, and the record.
+        pages: gives other texts to write with the record, {file: text}.
     """
 
     def __init__(
@@ -122,6 +123,7 @@ class Evaluations:
         record: Record,
         selection: Selection,
         checkpoints: Keeper,
+        pages: Callable[[], dict[Path, str]] = dict,
     ) -> None:
         self.every = every
         self.total_batch_size = total_batch_size
@@ -129,6 +131,7 @@ class Evaluations:
         self.record = record
         self.selection = selection
         self.checkpoints = checkpoints
+        self.pages = pages
         self._latest: Results | None = None  # of the last step, if it was evaluated
 
     def after_step(self, trainer: Trainer) -> None:
@@ -159,7 +162,7 @@ class Evaluations:
         values, names = broadcast_object((flatten(results), _metrics(results)))
         self.selection.check_names(names)
         self.record.add(images, values)
-        written = partial(write_text, self.record.path, self.record.text())
+        written = partial(_write, {**self.pages(), self.record.path: self.record.text()})
         if self.selection.is_best(self.record.values, images):
             self.checkpoints.save_best(trainer, written)
         else:
@@ -169,3 +172,8 @@ class Evaluations:
 
     def _due(self, trainer: Trainer) -> bool:
         return due(trainer, self.every, self.total_batch_size)
+
+
+def _write(texts: dict[Path, str]) -> None:
+    for path, text in texts.items():
+        write_text(path, text)

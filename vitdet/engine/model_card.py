@@ -10,52 +10,43 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from vitdet.engine.inference import Results, flatten
 from vitdet.engine.run_folder import BEST, FINAL
-from vitdet.utils.distributed import is_main
-from vitdet.utils.files import write_text
 
 NAME = "MODEL_CARD.md"
 _VERSIONS = ("python", "torch", "torchvision", "device", "git")
 _MAX_CLASSES = 100  # that are listed by name
 
 
-def write(
+def card(
     folder: Path,
     cfg: DictConfig,
     note: Mapping[str, Any],
-    results: Results,
     evaluations: Mapping[int, Mapping[str, float]],
-) -> None:
-    """Write the card of a finished run; the main process does.
+    *,
+    finished: bool,
+) -> str:
+    """Return the text of the card of a run.
 
     Args:
         folder: of the run.
         cfg: the recipe, durations in images.
         note: what `vitdet.engine.record.write` returned.
-        results: of the final weights.
-        evaluations: {images seen: {metric: value}} of the whole run.
+        evaluations: {images seen: {metric: value}} of the whole run, the last of them of the
+            weights that the card is about.
+        finished: whether these are the final weights.
     """
-    if is_main():
-        write_text(folder / NAME, card(folder, cfg, note, results, evaluations))
-
-
-def card(
-    folder: Path,
-    cfg: DictConfig,
-    note: Mapping[str, Any],
-    results: Results,
-    evaluations: Mapping[int, Mapping[str, float]],
-) -> str:
-    """Return the text of the card; the arguments are those of `write`."""
     data = note["data"]
+    rows = _rows(cfg, evaluations, finished=finished)
+    weights = next(
+        (name for name in (BEST, FINAL) if any(row.startswith(name) for row in rows)), ""
+    )
     parts = [
         f"# {folder.resolve().name}",
         _what(cfg, note["class_names"]),
-        "## Results\n" + _results(folder, cfg, results, evaluations),
+        "## Results\n" + _table(rows),
         "## Data\n" + "\n".join(_data(name, data[name]) for name in data),
-        "## Training\n" + _training(cfg, note["environment"]),
-        f"## Use\n{_use(folder)}",
+        "## Training\n" + _training(cfg, note["environment"], max(evaluations), finished=finished),
+        f"## Use\n```\nvitdet predict IMAGES --weights {weights or 'CHECKPOINT'}\n```",
         "## License and limits\nTo be filled in by whoever publishes these weights: the license of "
         "the weights, that of the data and of the start, what they are for and what they are not.",
     ]
@@ -70,19 +61,23 @@ def _what(cfg: DictConfig, class_names: list[str]) -> str:
     return f"A detector ({kind}) of {len(class_names)} classes: {names}."
 
 
-def _results(
-    folder: Path,
-    cfg: DictConfig,
-    results: Results,
-    evaluations: Mapping[int, Mapping[str, float]],
-) -> str:
-    rows = {FINAL: flatten(results)}
+def _rows(
+    cfg: DictConfig, evaluations: Mapping[int, Mapping[str, float]], *, finished: bool
+) -> dict[str, Mapping[str, float]]:
+    """Return {weights: AP}: the best ones, if the run keeps them, and the newest."""
+    newest = max(evaluations)
+    rows = {FINAL if finished else f"after {newest} images": evaluations[newest]}
     metric = cfg.train.get("best_metric")
     found = {images: each for images, each in evaluations.items() if metric in each}
-    if found and (folder / BEST).exists():
+    if found:
         best = max(found, key=lambda images: (found[images][metric], -images))
         rows = {f"{BEST} ({metric} best, after {best} images)": found[best], **rows}
-    columns = [name for name in rows[FINAL] if name.rpartition("/")[2].startswith("AP")]
+    return rows
+
+
+def _table(rows: Mapping[str, Mapping[str, float]]) -> str:
+    names = dict.fromkeys(name for values in rows.values() for name in values)
+    columns = [name for name in names if name.rpartition("/")[2].startswith("AP")]
     lines = ["| weights | " + " | ".join(columns) + " |", "| --- " * (len(columns) + 1) + "|"]
     for name, values in rows.items():
         cells = (f"{values[key]:.2f}" if key in values else "-" for key in columns)
@@ -97,21 +92,19 @@ def _data(part: str, data: Mapping[str, Any]) -> str:
     )
 
 
-def _training(cfg: DictConfig, environment: Mapping[str, str]) -> str:
+def _training(
+    cfg: DictConfig, environment: Mapping[str, str], images: int, *, finished: bool
+) -> str:
     train = cfg.train
     start = train.init_checkpoint or "random weights"
+    length = f"{images} images" if finished else f"{images} of {train.num_images} images so far"
     batch = cfg.dataloader.train.total_batch_size
     versions = ", ".join(f"{key} {environment[key]}" for key in _VERSIONS)
     return "\n".join(
         [
-            f"- {train.num_images} images, {batch} a step, from {start}; seed {train.seed}",
+            f"- {length}, {batch} a step, from {start}; seed {train.seed}",
             f"- command: `{shlex.join(sys.argv)}`",
             "- recipe: config.yaml, in the folder and in every checkpoint",
             f"- {versions}",
         ]
     )
-
-
-def _use(folder: Path) -> str:
-    weights = BEST if (folder / BEST).exists() else FINAL
-    return f"```\nvitdet predict IMAGES --weights {weights}\n```"

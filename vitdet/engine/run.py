@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Sequence
 from contextlib import ExitStack, closing
 from functools import partial
 from pathlib import Path
@@ -36,8 +36,9 @@ from vitdet.engine.trainer import Trainer
 from vitdet.engine.weights import check_complete, chosen, load_weights
 from vitdet.settings import optional
 from vitdet.utils.checks import fail
+from vitdet.utils.distributed import is_main
 from vitdet.utils.env import seed_all
-from vitdet.utils.files import disk_errors
+from vitdet.utils.files import disk_errors, write_text
 
 logger = logging.getLogger(__name__)
 
@@ -83,27 +84,15 @@ def train(cfg: DictConfig, *, resume: bool = False) -> Results:
         metrics = open_.enter_context(open_metrics(cfg, note, trainer.images_seen))
 
         def evaluate_now() -> Results:
-            results = test.evaluate(trainer.detector, cfg.train.precision)
-            if trainer.ema is not None:
-                with trainer.ema.applied():
-                    averaged = test.evaluate(trainer.detector, cfg.train.precision, "ema/")
-                results = {**results, **averaged}
+            results = _evaluated(trainer, test, cfg.train.precision)
             metrics.write(trainer.images_seen, flatten(results))
             return results
 
         batch = cfg.dataloader.train.total_batch_size
         every = optional(cfg.train, "looks_every")
         looks = Looks(output_dir / "looks", every=every, total_batch_size=batch, test=test)
-        checkpoints = Checkpoints(
-            output_dir,
-            every=cfg.train.checkpoint_every,
-            keep=cfg.train.keep_checkpoints,
-            total_batch_size=batch,
-            note=note,
-            background=optional(cfg.train, "async_checkpoints"),
-            parts=optional(cfg.train, "sharded_checkpoints"),
-            beside=lambda: {**evaluated.state_dict(), **bad_images.state_dict()},
-        )
+        checkpoints = _checkpoints(cfg, note, beside)
+        card = output_dir / model_card.NAME
         evaluations = Evaluations(
             every=cfg.train.eval_every,
             total_batch_size=batch,
@@ -111,6 +100,7 @@ def train(cfg: DictConfig, *, resume: bool = False) -> Results:
             record=evaluated,
             selection=selection,
             checkpoints=checkpoints,
+            pages=lambda: {card: _card(cfg, note, evaluated, trainer)},
         )
         progress = open_.enter_context(closing(Progress(metrics, every=cfg.train.log_every)))
         watch = FirstStep(output_dir, optional(cfg.train, "first_step_timeout"))
@@ -129,8 +119,34 @@ def train(cfg: DictConfig, *, resume: bool = False) -> Results:
             watch.stop()
             checkpoints.close()
             bad_images.close()
-        _finish(cfg, test, note, results, evaluated)
+        record.write_results(output_dir, test.name, FINAL, results)
+        if is_main():
+            write_text(card, _card(cfg, note, evaluated, trainer))
     return results
+
+
+def _evaluated(trainer: Trainer, test: TestSet, precision: str) -> Results:
+    """Return the results of the weights, and of their moving average under names of its own."""
+    results = test.evaluate(trainer.detector, precision)
+    if trainer.ema is None:
+        return results
+    with trainer.ema.applied():
+        return {**results, **test.evaluate(trainer.detector, precision, "ema/")}
+
+
+def _checkpoints(
+    cfg: DictConfig, note: dict[str, Any], beside: Sequence[Record | BadImageList]
+) -> Checkpoints:
+    return Checkpoints(
+        Path(cfg.train.output_dir),
+        every=cfg.train.checkpoint_every,
+        keep=cfg.train.keep_checkpoints,
+        total_batch_size=cfg.dataloader.train.total_batch_size,
+        note=note,
+        background=optional(cfg.train, "async_checkpoints"),
+        parts=optional(cfg.train, "sharded_checkpoints"),
+        beside=lambda: {key: value for each in beside for key, value in each.state_dict().items()},
+    )
 
 
 def evaluate(cfg: DictConfig, *, resume: bool = False) -> Results:
@@ -242,7 +258,7 @@ def _load(
     cfg: DictConfig,
     class_names: tuple[str, ...],
     data: dict[str, record.Fingerprint],
-    beside: Iterable[Record | BadImageList],
+    beside: Sequence[Record | BadImageList],
     *,
     resume: bool,
 ) -> None:
@@ -271,10 +287,7 @@ def _load(
     logger.info("loaded %s (%d images seen)", source, trainer.images_seen)
 
 
-def _finish(
-    cfg: DictConfig, test: TestSet, note: dict[str, Any], results: Results, evaluated: Record
-) -> None:
-    """Leave what is said of the finished run: results.json and the model card."""
+def _card(cfg: DictConfig, note: dict[str, Any], evaluated: Record, trainer: Trainer) -> str:
+    finished = trainer.images_seen >= trainer.num_images
     folder = Path(cfg.train.output_dir)
-    record.write_results(folder, test.name, FINAL, results)
-    model_card.write(folder, cfg, note, results, evaluated.values)
+    return model_card.card(folder, cfg, note, evaluated.values, finished=finished)
