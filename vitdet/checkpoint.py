@@ -38,6 +38,8 @@ _DAMAGE = (
     *(AssertionError, ImportError, RecursionError),
 )
 _FOLDER_BIT = 0x10  # of MS-DOS, in a zip entry's external attributes
+WEIGHTS = ("model", "ema")  # which a detector may take of a file
+AVERAGE = "ema_state"  # moving average, as in EVA's published files (EVA-02/det, modeling/ema.py)
 _CONVERT = "python converter.py --source-model {} --output-model OUT.pth --config-file YOUR_RECIPE"
 
 
@@ -152,6 +154,45 @@ def weights_of(
         got = type(names).__name__ if not isinstance(names, list) else "other things"
         fail(f"{source}: initialised", expected="a list of names", got=got, remedy=remedy)
     return inner, names
+
+
+def chosen(content: Mapping[str, Any], which: str, *, source: str) -> Mapping[str, Any]:
+    """Return a file's content with the wanted weights in the place of "model".
+
+    Args:
+        content: what `read` returned.
+        which: "model", or "ema" for the moving average of a run with train.ema_decay.
+        source: file name for error messages.
+
+    Raises:
+        InputError: another word, or no average in the file.
+    """
+    if which not in WEIGHTS:
+        remedy = "ema is the moving average of a run with train.ema_decay."
+        fail("weights", expected=" or ".join(WEIGHTS), got=repr(which), remedy=remedy)
+    if which == "model":
+        return content
+    if AVERAGE not in content:
+        fail(
+            f"weights of {source}",
+            expected=f'a moving average of the weights ("{AVERAGE}"), as "ema" says',
+            got=f"only the keys {', '.join(map(str, list(content)[:8]))}",
+            remedy='Take "model" (train.eval_weights=model), or a run with train.ema_decay.',
+        )
+    return {**content, "model": content[AVERAGE]}
+
+
+def check_trained(content: Mapping[str, Any], *, source: str) -> None:
+    """Raise an InputError for weights that are meant to be trained first."""
+    _, initialised = weights_of(content, source=source)
+    if initialised:
+        fail(
+            f"weights of {source}",
+            expected="a trained detector",
+            got=f"a start of training: {len(initialised)} tensors ({initialised[0]}, ...) are left "
+            "to initialisation",
+            remedy="Train from it first, and take the checkpoint of that run.",
+        )
 
 
 def load_weights(

@@ -196,7 +196,7 @@ def test_evaluation_of_an_average_that_is_not_there(undisturbed, tmp_path):
     with pytest.raises(
         InputError,
         match=r'plain\.pth: expected a moving average of the weights \("ema_state"\).*got only the '
-        r"keys model, optimizer.*Add train\.eval_weights=model",
+        r"keys model, optimizer.*train\.eval_weights=model",
     ):
         evaluate(cfg)
     assert not (tmp_path / "out").exists()

@@ -19,10 +19,10 @@ from typing import Any
 import cv2
 import numpy as np
 
+from vitdet.checkpoint import WEIGHTS
 from vitdet.convert.classes import read_names
 from vitdet.predict.augmentation import TestTimeAugmentation
 from vitdet.predict.inputs import Picture, files_of, is_video, video_frames
-from vitdet.predict.loading import WEIGHTS
 from vitdet.predict.predictor import Predictor
 from vitdet.predict.results import Result
 from vitdet.predict.slicing import Slices

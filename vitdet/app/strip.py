@@ -5,9 +5,9 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from vitdet.checkpoint import WEIGHTS
 from vitdet.convert.classes import read_names
 from vitdet.predict.inference_file import save_for_inference
-from vitdet.predict.loading import WEIGHTS
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -11,8 +11,6 @@ from torch import nn
 from vitdet.engine.parallel import shared_like
 from vitdet.utils.checks import fail
 
-KEY = "ema_state"  # in checkpoints, as in the published files of EVA (EVA-02/det, modeling/ema.py)
-
 
 class Ema:
     """average <- decay * average + (1 - decay) * weights, once a step.

@@ -6,11 +6,11 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
+from vitdet import checkpoint
 from vitdet.config import KEYS
 from vitdet.engine import durations
 from vitdet.engine.parallel import check_parallel
 from vitdet.engine.selection import Selection
-from vitdet.engine.weights import EVAL_WEIGHTS
 from vitdet.engine.writers import check_loggers
 from vitdet.settings import check_train, optional
 from vitdet.utils.checks import fail
@@ -41,10 +41,10 @@ def check_recipe(cfg: DictConfig) -> None:
             remedy=f"Give it as {missing[0]}=VALUE on the command line.",
         )
     check_train(cfg.train)
-    if optional(cfg.train, "eval_weights") not in EVAL_WEIGHTS:
+    if optional(cfg.train, "eval_weights") not in checkpoint.WEIGHTS:
         fail(
             "train.eval_weights",
-            expected=" or ".join(EVAL_WEIGHTS),
+            expected=" or ".join(checkpoint.WEIGHTS),
             got=cfg.train.eval_weights,
             remedy="ema is the moving average of a run with train.ema_decay.",
         )

@@ -33,7 +33,7 @@ from vitdet.engine.run_folder import Found, made_folder, usable
 from vitdet.engine.selection import Selection
 from vitdet.engine.signals import Preemption, noticed
 from vitdet.engine.trainer import Trainer
-from vitdet.engine.weights import check_complete, chosen, load_weights
+from vitdet.engine.weights import load_weights
 from vitdet.settings import optional
 from vitdet.utils.checks import fail
 from vitdet.utils.distributed import is_main
@@ -177,8 +177,8 @@ def evaluate(cfg: DictConfig, *, resume: bool = False) -> Results:
         detector = build_model(cfg.model, device=str(pick_device(cfg.train.device)))
         source, content = previous or _read(Path(cfg.train.init_checkpoint))
         which = optional(cfg.train, "eval_weights")
-        content = chosen(content, which, str(source))
-        check_complete(content, str(source))
+        content = checkpoint.chosen(content, which, source=str(source))
+        checkpoint.check_trained(content, source=str(source))
         load_weights(detector, content, str(source), test.class_names)
         log_to(made_folder(output_dir) / "log.txt")
         prefix = "" if which == "model" else "ema/"

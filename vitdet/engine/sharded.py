@@ -22,7 +22,7 @@ from torch import nn
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
 from vitdet import checkpoint
-from vitdet.engine.ema import KEY as AVERAGE
+from vitdet.checkpoint import AVERAGE
 from vitdet.utils.checks import InputError, fail
 from vitdet.utils.distributed import barrier, broadcast_object, is_main, world_size
 

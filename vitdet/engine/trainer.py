@@ -13,6 +13,7 @@ from detectron2.utils.events import EventStorage
 from torch import nn
 from torch.distributed.tensor import DTensor
 
+from vitdet.checkpoint import AVERAGE
 from vitdet.engine import ema
 from vitdet.engine.bad_steps import (
     BadSteps,
@@ -274,7 +275,7 @@ class Trainer:
         """
         state = self.detector.state_dict()
         if self.ema is not None:
-            state |= {f"{ema.KEY}.{name}": value for name, value in self.ema.state.items()}
+            state |= {f"{AVERAGE}.{name}": value for name, value in self.ema.state.items()}
         bad = [name for name, value in state.items() if not bool(value.isfinite().all())]
         if bad:
             what = f"{len(bad)} tensors that are not ({bad[0]}, ...)"
@@ -295,7 +296,7 @@ class Trainer:
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that a resume needs; random numbers follow from seed and images seen."""
-        average = {} if self.ema is None else {ema.KEY: self.ema.state}
+        average = {} if self.ema is None else {AVERAGE: self.ema.state}
         met = {"bad_steps": list(self.bad_steps.met)} if self.bad_steps.met else {}
         return {
             "model": self.detector.state_dict(),
@@ -347,7 +348,7 @@ class Trainer:
 
     def _load_average(self, state: dict[str, Any], source: str) -> None:
         """Continue the average of the weights; what a run began with, it goes on with."""
-        if (self.ema is None) != (ema.KEY not in state):
+        if (self.ema is None) != (AVERAGE not in state):
             fail(
                 f"train.ema_decay for resuming {source}",
                 expected="the run's: the file holds an average of the weights"
@@ -358,7 +359,7 @@ class Trainer:
                 "the file with train.init_checkpoint.",
             )
         if self.ema is not None:
-            self.ema.load(state[ema.KEY])
+            self.ema.load(state[AVERAGE])
 
 
 def _terms(names: Sequence[str], losses: torch.Tensor) -> str:

@@ -20,9 +20,6 @@ from vitdet.config import build_model, instantiate, load_config, set_num_classes
 from vitdet.data.shapes import CLASSES
 from vitdet.utils.checks import fail
 
-WEIGHTS = ("model", "ema")
-EMA_KEY = "ema_state"  # of a run with train.ema_decay
-
 # What a recipe out of a file may build: a name of these packages that is defined in them. Others
 # could be anything ("os.system"), and a checkpoint may come from anyone.
 _OURS = ("backbones", "pyramid", "heads", "layers", "data", "evaluation")
@@ -85,15 +82,9 @@ def load(
     names, ids = _classes(cfg, about, class_names, source)
     set_num_classes(cfg, len(names))
     detector = build_model(cfg.model, device=device)
-    state, initialised = checkpoint.weights_of(chosen(content, weights, source), source=source)
-    if initialised:
-        fail(
-            f"weights {source}",
-            expected="a trained detector",
-            got=f"a start of training: {len(initialised)} tensors ({initialised[0]}, ...) are left "
-            "to initialisation",
-            remedy="Train from it first, and take the checkpoint of that run.",
-        )
+    wanted = checkpoint.chosen(content, weights, source=source)
+    checkpoint.check_trained(wanted, source=source)
+    state, _ = checkpoint.weights_of(wanted, source=source)
     checkpoint.load_weights(detector, state, source=source)
     mapper = instantiate(cfg.dataloader.test.get("mapper"))
     if not hasattr(mapper, "augmentations") or not hasattr(mapper, "image_format"):
@@ -110,27 +101,6 @@ def note_of(content: Mapping[str, Any]) -> dict[str, Any]:
     """Return what this project wrote into a file beside the weights, {} for none."""
     about = content.get("vitdet")
     return about if isinstance(about, dict) else {}
-
-
-def chosen(content: Mapping[str, Any], weights: str, source: str) -> Mapping[str, Any]:
-    """Return the content with the wanted weights in the place of "model".
-
-    Raises:
-        InputError: another word, or no average in the file.
-    """
-    if weights not in WEIGHTS:
-        remedy = "ema is the moving average of a run with train.ema_decay."
-        fail("weights", expected=" or ".join(WEIGHTS), got=repr(weights), remedy=remedy)
-    if weights == "model":
-        return content
-    if EMA_KEY not in content:
-        fail(
-            f"weights of {source}",
-            expected=f'a moving average of the weights ("{EMA_KEY}"), as weights="ema" says',
-            got=f"only the keys {', '.join(map(str, list(content)[:8]))}",
-            remedy='Use weights="model", or a checkpoint of a run with train.ema_decay.',
-        )
-    return {**content, "model": content[EMA_KEY]}
 
 
 def recipe_of(
