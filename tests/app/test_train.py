@@ -164,6 +164,10 @@ def test_paths_that_yaml_would_read_as_something_else() -> None:
     ("words", "text"),
     [
         (["--epochs", "0"], "--epochs: expected more than 0, got 0.0"),
+        (
+            ["--epochs", "2", "train.num_images=9"],
+            "length: expected one of two words, got --epochs 2 and train.num_images. Leave one",
+        ),
         (["--batch", "-1"], "--batch: expected more than 0, got -1"),
         (["--batch", "3", "--num-gpus", "2"], "--batch: expected a multiple of the 2 processes"),
         (["--num-gpus", "0"], "--num-gpus: expected 1 or more"),

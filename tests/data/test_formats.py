@@ -19,6 +19,7 @@ from other_formats import (
     write_voc,
     write_yolo,
 )
+from PIL import Image
 
 from vitdet.data.datasets import coco_dataset
 from vitdet.data.formats import find_data
@@ -167,6 +168,25 @@ def test_voc(source: Source, tmp_path: Path, masks: bool) -> None:
                     mask = mask_of(ours["segmentation"], sizes[name])
                     assert np.array_equal(mask, drawn == place)
     assert prepare_data(tmp_path / "data", tmp_path / "run").masks is masks
+
+
+def test_voc_objects_that_others_hide_are_left_out(source: Source, tmp_path: Path) -> None:
+    write_voc(source, tmp_path / "data", masks=True)
+    (path, *_) = sorted((tmp_path / "data" / "SegmentationObject").glob("*.png"))
+    with Image.open(path) as image:
+        numbers = np.array(image)
+    last = int(numbers[numbers < 255].max())
+    Image.fromarray(np.where(numbers == last, 0, numbers)).save(path)
+    prepared = prepare_data(tmp_path / "data", tmp_path / "run")
+    (note,) = (note for note in prepared.notes if "hidden" in note)
+    found = find_data(tmp_path / "data")
+    split = note.partition(":")[0]
+    before = len(found.parts[split].content["annotations"])
+    json_file = Path({"train": prepared.train, "val": prepared.val}[split][0])
+    gone = before - len(json.loads(json_file.read_text())["annotations"])
+    assert gone >= 1
+    assert note == f"{split}: {gone} objects are hidden by others, and left out"
+    assert prepared.masks
 
 
 def test_voc_beside_the_images(source: Source, tmp_path: Path) -> None:

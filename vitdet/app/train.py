@@ -159,7 +159,10 @@ def _choices(args: argparse.Namespace, recipe: Path, data: Prepared) -> list[str
         "train.seed": args.seed,
         "train.epochs": args.epochs or _EPOCHS,
     }
-    if "train.num_images" in given and args.epochs is None:
+    if "train.num_images" in given:
+        if args.epochs is not None:
+            got = f"--epochs {args.epochs:g} and train.num_images"
+            fail("length", expected="one of two words", got=got, remedy="Leave one of them out.")
         found.pop("train.epochs")
     if batch != usual:
         found |= {

@@ -11,11 +11,12 @@ from typing import Any
 
 from vitdet.data.annotations import check_layout, file_name
 from vitdet.data.formats import WHOLE, Found, Part, find_data
+from vitdet.data.masks import compressed, mask_util
 from vitdet.data.splitting import split_content
 from vitdet.utils.checks import fail
 from vitdet.utils.files import write_text
 
-_VERSION = 1  # of what is written; a change of it makes the files anew
+_VERSION = 2  # of what is written; a change of it makes the files anew
 _NOTE = "source.json"
 
 
@@ -88,6 +89,7 @@ def _prepare(found: Found, cache: Path, val_fraction: float, seed: int) -> Prepa
         for image in check_layout(part.source, lists, "error").images:
             file_name(image, "coco", part.source)
     notes = [f"found {found.format}: {_told(found)}"]
+    parts = {split: _without_hidden(part, notes) for split, part in parts.items()}
     if set(parts) == {"train", "val"}:
         train, val = parts["train"], parts["val"]
     else:
@@ -134,6 +136,21 @@ def _without_masks(part: Part) -> Part:
         for each in part.content["annotations"]
     ]
     return Part(part.split, {**part.content, "annotations": bare}, part.images, part.source)
+
+
+def _without_hidden(part: Part, notes: list[str]) -> Part:
+    """Leave out objects without a pixel in an image of object numbers: others lie over them."""
+    if part.json_file is not None:
+        return part
+    seen = [each for each in part.content["annotations"] if not _is_hidden(each)]
+    if hidden := len(part.content["annotations"]) - len(seen):
+        notes.append(f"{part.split}: {hidden} objects are hidden by others, and left out")
+    return Part(part.split, {**part.content, "annotations": seen}, part.images, part.source)
+
+
+def _is_hidden(annotation: dict[str, Any]) -> bool:
+    mask = annotation.get("segmentation")
+    return isinstance(mask, dict) and not mask_util.area(compressed(mask))
 
 
 def _images_with_objects(part: Part) -> int:
