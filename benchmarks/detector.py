@@ -37,7 +37,7 @@ from detectron2.structures import Instances, pairwise_iou
 from torch import nn
 
 from vitdet.config import build_model, load_config
-from vitdet.utils.env import quiet_dependencies
+from vitdet.utils.quiet import quiet_dependencies
 
 ROOT = Path(__file__).resolve().parents[1]
 OURS, THEIRS = "vitdet", "detectron2"

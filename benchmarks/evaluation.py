@@ -31,7 +31,7 @@ from pycocotools.cocoeval import COCOeval
 
 from vitdet.run_lengths import encode
 from vitdet.scores import evaluate_results
-from vitdet.utils.env import quiet_dependencies
+from vitdet.utils.quiet import quiet_dependencies
 
 mask_util: Any = pycocotools.mask  # its type stubs know only one of each function's call forms
 Json = dict[str, Any]

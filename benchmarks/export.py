@@ -34,7 +34,7 @@ from vitdet.export.graphs import Graph, exportable, graph_of
 from vitdet.export.parity import Limits, Report, compare
 from vitdet.predict.inputs import image_files, open_inputs
 from vitdet.predict.predictor import Predictor
-from vitdet.utils.env import quiet_dependencies
+from vitdet.utils.quiet import quiet_dependencies
 
 COLUMNS = (
     *("part", "longest side", "images", "detections", "found by both", "at the edge"),

@@ -28,7 +28,8 @@ from torch import nn
 from vitdet.config import instantiate, load_config
 from vitdet.engine.losses import DetectorLoss
 from vitdet.engine.trainer import Trainer
-from vitdet.utils.env import quiet_dependencies, random_state, seed_from
+from vitdet.utils.env import random_state, seed_from
+from vitdet.utils.quiet import quiet_dependencies
 
 OBJECTS, SEED = 12, 0
 PRECISIONS = {"float32": "fp32", "bfloat16": "bf16"}

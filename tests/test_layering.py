@@ -57,7 +57,7 @@ NARROW = {
         *("utils", "checkpoint", "config", "drawing", "data", "postprocess", "run_lengths")
     },
     "export": {"utils", "checkpoint", "config"},
-    "vitdet": {"config", "predict", "utils.env"},  # the doors in vitdet/__init__.py
+    "vitdet": {"config", "predict", "utils.quiet"},  # the doors in vitdet/__init__.py
 }
 
 # Files and folders under vitdet/ that may import detectron2.

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from vitdet.utils import env
+from vitdet.utils import env, quiet
 from vitdet.utils.checks import InputError, fail, nearest
 
 
@@ -50,7 +50,7 @@ def test_random_state_repeats_inside_and_restores_outside():
 def test_only_the_listed_warnings_of_dependencies_are_quiet():
     with warnings.catch_warnings(record=True) as seen:
         warnings.simplefilter("always")
-        env.quiet_dependencies()
+        quiet.quiet_dependencies()
         warnings.warn("torch.meshgrid: in an upcoming release, it will", stacklevel=1)
         warnings.warn("something new", stacklevel=1)
     assert [str(warning.message) for warning in seen] == ["something new"]

@@ -6,10 +6,11 @@ starts at `vitdet.engine`.
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 from typing import TYPE_CHECKING, Any
 
-from vitdet.utils.env import quiet_dependencies
+from vitdet.utils.quiet import quiet_dependencies
 
 __version__ = "0.1.0"
 
@@ -23,18 +24,16 @@ if importlib.util.find_spec("detectron2") is None:
 
 quiet_dependencies()
 
-from vitdet.config import build_model, load_config  # noqa: E402 (after the two lines above)
-
 if TYPE_CHECKING:
+    from vitdet.config import build_model, load_config
     from vitdet.predict.predictor import Predictor
 
 __all__ = ["Predictor", "build_model", "load_config"]
 
 
 def __getattr__(name: str) -> Any:
-    """Import the predictor when it is asked for: it takes a second more than the other doors."""
-    if name != "Predictor":
+    """Import a door when it is asked for: torch and detectron2 take seconds."""
+    if name not in __all__:
         raise AttributeError(f"module 'vitdet' has no attribute {name!r}")
-    from vitdet.predict.predictor import Predictor
-
-    return Predictor
+    home = "vitdet.predict.predictor" if name == "Predictor" else "vitdet.config"
+    return getattr(importlib.import_module(home), name)
