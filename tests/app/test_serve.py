@@ -489,7 +489,10 @@ def weights_of_shapes(folder: Path) -> Path:
 @pytest.mark.slow
 def test_the_command_serves_and_ends_at_an_interrupt(tmp_path: Path) -> None:
     weights = weights_of_shapes(tmp_path)
-    words = [sys.executable, "-m", "vitdet.app.cli", "serve", "--weights", str(weights)]
+    # A shell starts background jobs with ^C ignored, and what they start inherits that.
+    interruptible = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); "
+    code = interruptible + "import sys; from vitdet.app.cli import main; sys.exit(main())"
+    words = [sys.executable, "-c", code, "serve", "--weights", str(weights)]
     process = subprocess.Popen(
         [*words, "--port", "0", "--device", "cpu"],
         cwd=ROOT,

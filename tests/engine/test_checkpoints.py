@@ -13,7 +13,7 @@ import folder_workers
 import pytest
 import torch
 from test_run import assert_same, numbers, stop_after
-from tiny_recipe import recipe
+from tiny_recipe import CountingEvaluator, recipe
 
 from vitdet import checkpoint
 from vitdet.engine.background import Writer, on_cpu
@@ -482,3 +482,25 @@ def test_the_best_is_a_second_name_that_outlives_the_first(tmp_path):
     assert Index(tmp_path).images(BEST) == 9
     Index(tmp_path).check(tmp_path / BEST)
     writes.close()
+
+
+def test_the_best_after_an_evaluation_that_was_cut_off_is_the_same(tmp_path, monkeypatch):
+    """The evaluation is repeated, and its weights are those that lie on the disk."""
+    options = {"checkpoint_every": 8, "eval_every": 8, "best_metric": "bbox/AP"}
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    train(recipe(whole, **options))
+    original = CountingEvaluator.evaluate
+
+    def cut_off(self):
+        monkeypatch.setattr(CountingEvaluator, "evaluate", original)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(CountingEvaluator, "evaluate", cut_off)
+    with pytest.raises(KeyboardInterrupt):
+        train(recipe(parts, **options))
+    train(recipe(parts, **options), resume=True)
+    best, theirs = (checkpoint.read(folder / BEST) for folder in (parts, whole))
+    assert best["images_seen"] == 8
+    assert best.keys() == theirs.keys()
+    for key in best.keys() - {"vitdet"}:
+        assert_same(best[key], theirs[key], key)

@@ -99,6 +99,12 @@ class Checkpoints:
         self.wait()
         return self.output_dir / name
 
+    def resumed(self, path: Path | None, images_seen: int) -> None:
+        """Know the checkpoint that the run goes on from (None: it begins): it holds this moment."""
+        known = path is not None and is_main() and path.name in self.index.entries
+        if path is not None and broadcast_object(known):
+            self.newest = (path.name, images_seen)
+
     def save_best(self, trainer: Trainer, then: Callable[[], None]) -> None:
         """Make the state of this moment `model_best.pth`, and do `then` when it is there."""
         if self.newest is None:

@@ -74,7 +74,7 @@ def train(cfg: DictConfig, *, resume: bool = False) -> Results:
         evaluated = Record(output_dir)
         bad_images = BadImageList(output_dir, every=cfg.train.log_every)
         beside = (evaluated, bad_images)
-        _load(trainer, cfg, dataset.class_names, data, beside, resume=resume)
+        previous = _load(trainer, cfg, dataset.class_names, data, beside, resume=resume)
         # Inputs are right: only now does the run leave something on the disk.
         log_to(made_folder(output_dir) / "log.txt")
         note = record.write(cfg, output_dir, dataset.class_names, data, written)
@@ -92,6 +92,7 @@ def train(cfg: DictConfig, *, resume: bool = False) -> Results:
         every = optional(cfg.train, "looks_every")
         looks = Looks(output_dir / "looks", every=every, total_batch_size=batch, test=test)
         checkpoints = _checkpoints(cfg, note, beside)
+        checkpoints.resumed(previous, trainer.images_seen)
         card = output_dir / model_card.NAME
         evaluations = Evaluations(
             every=cfg.train.eval_every,
@@ -261,10 +262,10 @@ def _load(
     beside: Sequence[Record | BadImageList],
     *,
     resume: bool,
-) -> None:
+) -> Path | None:
     """Fill a new trainer, and what goes on `beside` it, from the last checkpoint of the run.
 
-    Without one the weights are those of `train.init_checkpoint`.
+    Without one the weights are those of `train.init_checkpoint`. Returns that checkpoint's path.
     """
     read_parts = sharded.read
     if is_shared_out(trainer.detector):  # no process has room for the whole
@@ -274,7 +275,7 @@ def _load(
         logger.info("no checkpoint in %s: starting a new run", cfg.train.output_dir)
     if previous is None and not cfg.train.init_checkpoint:
         logger.info("no train.init_checkpoint: starting from random weights")
-        return
+        return None
     source, content = previous or _read(Path(cfg.train.init_checkpoint))
     if previous is not None:
         allow = optional(cfg.train, "allow_changed_data")
@@ -285,6 +286,7 @@ def _load(
         for each in beside:
             each.load(content, trainer.images_seen)
     logger.info("loaded %s (%d images seen)", source, trainer.images_seen)
+    return None if previous is None else source
 
 
 def _card(cfg: DictConfig, note: dict[str, Any], evaluated: Record, trainer: Trainer) -> str:
