@@ -80,10 +80,11 @@ def test_workers_processes_and_resumes_give_the_same_stream(monkeypatch):
 
 def test_each_is_counted_and_told_once(caplog):
     it = loader(("2.jpg", "5.jpg"), 2)
-    with caplog.at_level(logging.WARNING):
+    with caplog.at_level(logging.WARNING, logger="vitdet"):
         shown(it, 14)  # eight epochs
     assert set(it.bad_images.messages) == {"2.jpg", "5.jpg"}
-    lines = sorted(record.getMessage().split(": ", 1)[1] for record in caplog.records)
+    told = [each.getMessage() for each in caplog.records if each.name.startswith("vitdet.")]
+    lines = sorted(line.split(": ", 1)[1] for line in told)
     assert lines == [
         f"image {name}: expected a JPEG, got text. Remove it." for name in ("2.jpg", "5.jpg")
     ]
