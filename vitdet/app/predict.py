@@ -67,15 +67,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_predictor_arguments(parser)
 
 
-def add_predictor_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the options that say which detector computes, and how."""
-    parser.add_argument(
-        "--weights",
-        type=Path,
-        required=True,
-        metavar="FILE",
-        help="a run's .pth, a file of `vitdet strip`, or with --config-file a converted file",
-    )
+def add_file_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options that say how a weights file is read."""
     parser.add_argument(
         "--use", choices=WEIGHTS, default="model", help="ema: the moving average of the weights"
     )
@@ -88,6 +81,18 @@ def add_predictor_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="build parts from outside vitdet that the file names: it may run code of its author",
     )
+
+
+def add_predictor_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options that say which detector computes, and how."""
+    parser.add_argument(
+        "--weights",
+        type=Path,
+        required=True,
+        metavar="FILE",
+        help="a run's .pth, a file of `vitdet strip`, or with --config-file a converted file",
+    )
+    add_file_arguments(parser)
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps")
     parser.add_argument("--batch-size", type=int, default=1, metavar="N", help="images at once")
     parser.add_argument(

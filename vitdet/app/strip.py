@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from vitdet.checkpoint import WEIGHTS
+from vitdet.app.predict import add_file_arguments
 from vitdet.convert.classes import read_names
 from vitdet.predict.inference_file import save_for_inference
 
@@ -14,18 +14,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's options."""
     parser.add_argument("source", type=Path, metavar="FILE", help="a checkpoint")
     parser.add_argument("output", type=Path, metavar="OUT", help=".safetensors or .pth")
-    parser.add_argument(
-        "--use", choices=WEIGHTS, default="model", help="ema: the moving average of the weights"
-    )
-    parser.add_argument("--config-file", metavar="RECIPE", help="where the file holds none")
-    parser.add_argument(
-        "--class-names", type=Path, metavar="JSON", help="list of names, where the file holds none"
-    )
-    parser.add_argument(
-        "--trust",
-        action="store_true",
-        help="build parts from outside vitdet that the file names: it may run code of its author",
-    )
+    add_file_arguments(parser)
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="changes to the recipe")
 
 
