@@ -268,9 +268,9 @@ def test_nothing_imports_room_5_tests_or_benchmarks() -> None:
         ("vitdet.convert.sam", "from ..layers.mlp import Mlp"),  # relative, not a resize
         ("vitdet.config", "def f():\n    import vitdet.pyramid"),  # inside a function
         ("vitdet.engine.run", "import importlib\nimportlib.import_module('vitdet.data.loaders')"),
-        ("vitdet.engine.run", "from vitdet.predict import visualize"),  # across
+        ("vitdet.engine.run", "from vitdet.predict import predictor"),  # across
         ("vitdet.utils.env", "from vitdet import build_model"),  # the doors are for users
-        ("vitdet.predict.visualize", "if TYPE_CHECKING:\n    from vitdet.app import demo"),
+        ("vitdet.predict.predictor", "if TYPE_CHECKING:\n    from vitdet.app import demo"),
     ],
 )
 def test_wrong_arrow_is_found(module: str, source: str) -> None:

@@ -57,7 +57,7 @@ def test_only_the_listed_warnings_of_dependencies_are_quiet():
 
 
 def test_importing_the_package_prints_nothing():
-    code = "import vitdet, vitdet.engine.run, vitdet.predict.visualize"
+    code = "import vitdet, vitdet.engine.run, vitdet.predict.predictor"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 

@@ -27,6 +27,7 @@ __all__ = [
     "KEYS",
     "backbone_settings",
     "build_model",
+    "config_text",
     "instantiate",
     "load_config",
     "model_settings",
@@ -186,15 +187,21 @@ def save_config(cfg: DictConfig, path: str | Path, notes: Sequence[str] = ()) ->
     Raises:
         InputError: a value that YAML cannot hold, or a disk that refuses.
     """
-    path = Path(path)
+    write_text(Path(path), "".join(f"# {line}\n" for line in notes) + config_text(cfg))
+
+
+def config_text(cfg: DictConfig) -> str:
+    """Return the recipe, interpolations resolved, as YAML.
+
+    Raises:
+        InputError: a value that YAML cannot hold.
+    """
     try:
         plain = _plain(cfg, "")
     except OmegaConfBaseException as error:
         first = str(error).splitlines()[0]
         fail("recipe", expected="interpolations that resolve", got=first, remedy="Correct it.")
-    text = "".join(f"# {line}\n" for line in notes)
-    text += yaml.safe_dump(plain, sort_keys=False, default_flow_style=None, width=100)
-    write_text(path, text)
+    return yaml.safe_dump(plain, sort_keys=False, default_flow_style=None, width=100)
 
 
 def _plain(node: Any, key: str) -> Any:

@@ -18,6 +18,7 @@ from PIL import Image, ImageDraw, ImageFont
 from vitdet.utils.checks import InputError, fail
 
 MIN_SIDE = 480  # pixels: below it labels would cover the objects, so the picture is enlarged
+_LABEL_PAD = 1  # pixels of black ground round a label's text
 _MARGIN = 8
 _TITLE_HEIGHT = 28
 
@@ -62,7 +63,7 @@ def draw_instances(
     else:
         boxes, masks, classes, labels = _predictions(instances, class_names, threshold)
     scale = max(1.0, min_side / min(height, width))
-    painter = Visualizer(image, scale=scale)
+    painter = _Painter(image, scale=scale)
     colours = [_colour(index) for index in classes]
     if masks is not None:
         sizes = np.prod(boxes[:, 2:] - boxes[:, :2], axis=1)
@@ -70,6 +71,24 @@ def draw_instances(
             _draw_mask(painter, masks[place], colours[place])
     painted = painter.overlay_instances(boxes=boxes, labels=labels, assigned_colors=colours)
     return painted.get_image()
+
+
+class _Painter(Visualizer):
+    """detectron2's, whose labels stay inside the picture and are no formulas."""
+
+    def draw_text(self, text: str, position: tuple[float, float], **options: Any) -> Any:
+        """Write a label at (x, y) in pixels of the image, moved as far as it would stick out."""
+        output = super().draw_text(text, position, **options)
+        label = output.ax.texts[-1]
+        label.set_parse_math(False)  # a class may be called "$5 to $10"
+        ground = label.get_window_extent(output.canvas.get_renderer()).padded(_LABEL_PAD)
+        sides = output.ax.transData.inverted().transform(ground.get_points())
+        (left, top), (right, bottom) = sides.min(axis=0), sides.max(axis=0)
+        x, y = label.get_position()
+        x = max(x + min(0.0, output.width - right), x - left)
+        y = max(y + min(0.0, output.height - bottom), y - top)
+        label.set_position((x, y))
+        return output
 
 
 def _draw_mask(painter: Visualizer, mask: Any, colour: tuple[float, float, float]) -> None:

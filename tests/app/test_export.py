@@ -138,7 +138,7 @@ def test_nothing_found(
         (["--images", "nowhere"], "input nowhere: expected a file or folder, got nothing"),
         (["--size", "65", "64"], "--size: expected at most 64 x 64"),
         (["--opset", "9"], "--opset: expected 17 to 20, got 9"),
-        (["--class-names", "no.json"], "--class-names no.json: it cannot be read"),
+        (["--class-names", "no.json"], "class list no.json: expected a file"),
     ],
 )
 def test_wrong_input(

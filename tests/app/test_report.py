@@ -15,6 +15,7 @@ import pytest
 from PIL import Image
 
 from vitdet.app import cli
+from vitdet.app.report import figures
 from vitdet.app.report.matching import matches
 from vitdet.app.report.run_folder import read_run
 from vitdet.config import load_config, save_config
@@ -242,3 +243,10 @@ def test_a_damaged_run_is_one_line(good, tmp_path: Path, damage, text: str, caps
 def test_a_wrong_option_is_one_line(good, options: list[str], text: str, capsys) -> None:
     assert cli.main(["report", str(good[0]), *options]) == 2
     assert text in capsys.readouterr().err
+
+
+def test_names_of_classes_are_no_formulas():
+    curve = np.linspace(1, 0, 101)
+    shown = figures.precision_recall({r"$\frac$": curve})
+    assert shown.count("<use") > figures.precision_recall({"x": curve}).count("<use") + 4
+    assert "<svg" in figures.confusion(np.eye(2), [r"$\frac$", "cup"])

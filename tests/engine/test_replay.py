@@ -56,12 +56,14 @@ def test_with_other_weights_and_images_all_may_be_finite(folder, capsys, tmp_pat
     checkpoint.write(bad_steps / "x.pth", content)
     weights = folder / "model_000000008.pth"
     config = folder / "config.yaml"
-    status, lines = replay(capsys, bad_steps / "x.pth", "--config", config, "--weights", weights)
+    status, lines = replay(
+        capsys, bad_steps / "x.pth", "--config-file", config, "--weights", weights
+    )
     assert status == 1
     assert lines[1] == f"weights of {weights}, computed in float32"
     assert len(lines) == 3 + 2
     assert all("norm of the gradient" in line for line in lines[2:])
-    assert cli.main(["replay", str(bad_steps / "x.pth"), "--config", str(config)]) == 2
+    assert cli.main(["replay", str(bad_steps / "x.pth"), "--config-file", str(config)]) == 2
     assert "expected --weights, weights in the file, or a checkpoint" in capsys.readouterr().err
 
 

@@ -63,6 +63,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def _add_source(parser: argparse.ArgumentParser) -> None:
     formats = "; ".join(f"{fmt.name}: {fmt.what}" for fmt in FORMATS.values())
     parser.add_argument("--source-format", help=f"recognised when left out ({formats})")
+    add_reading_arguments(parser)
+
+
+def add_reading_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options that say how a file of any project is read."""
     parser.add_argument(
         "--weights", metavar="KEY", help="key of the file that holds the state dict (ema_state)"
     )

@@ -17,9 +17,9 @@ from torch import nn
 
 from vitdet import checkpoint
 from vitdet.config import build_model, instantiate, load_config
+from vitdet.drawing import contact_sheet, draw_instances, save_image
 from vitdet.engine.launch import launch
 from vitdet.engine.run import train
-from vitdet.predict.visualize import contact_sheet, draw_instances, save_image
 from vitdet.utils.checks import InputError
 
 RECIPE = Path("configs/mini/mask_rcnn_eva02_shapes.py")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import tempfile
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
@@ -16,7 +15,8 @@ import yaml
 from detectron2.data import transforms as T
 from omegaconf import DictConfig
 
-from vitdet.config import save_config
+from vitdet.app.options import add_weights_arguments, file_options
+from vitdet.config import config_text
 from vitdet.data.shapes import draw_image
 from vitdet.export import run as exporting
 from vitdet.export.formats import FORMATS, OPSETS
@@ -24,17 +24,14 @@ from vitdet.export.graphs import MASKS
 from vitdet.export.parity import table
 from vitdet.predict.inputs import image_files, open_inputs
 from vitdet.predict.predictor import Predictor
-from vitdet.utils.checks import InputError, fail
+from vitdet.utils.checks import fail
 
 _DRAWN = ((256, 256), (192, 256), (256, 160), (256, 192), (160, 256))  # sizes of drawn images
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's options."""
-    parser.add_argument("--weights", type=Path, required=True, metavar="FILE", help="a checkpoint")
-    parser.add_argument(
-        "--config", type=Path, metavar="RECIPE", help="for weights that hold no recipe"
-    )
+    add_weights_arguments(parser)
     parser.add_argument("--format", required=True, choices=list(FORMATS))
     parser.add_argument(
         "--out",
@@ -43,7 +40,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help=", ".join(f"{kind.suffix} for {name}" for name, kind in FORMATS.items()),
     )
-    parser.add_argument("--part", choices=exporting.PARTS, default="detector")
+    parser.add_argument(
+        "--part",
+        choices=exporting.PARTS,
+        default="detector",
+        help="the whole detector, or backbone and pyramid alone (default detector)",
+    )
     sizes = parser.add_mutually_exclusive_group()
     sizes.add_argument(
         "--size", type=int, nargs=2, metavar=("HEIGHT", "WIDTH"), help="one size for all images"
@@ -57,7 +59,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default="pasted",
         help="in the image, as probabilities inside the boxes, or none (default pasted)",
     )
-    parser.add_argument("--input", choices=list(exporting.INPUTS), default="uint8")
+    parser.add_argument(
+        "--input",
+        choices=list(exporting.INPUTS),
+        default="uint8",
+        help="numbers of the image, 0 to 255 (default uint8)",
+    )
     parser.add_argument(
         "--opset", type=int, default=OPSETS[0], help=f"of ONNX (default {OPSETS[0]})"
     )
@@ -65,11 +72,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--images", type=Path, metavar="FOLDER", help="to compare on; left out: drawn ones"
     )
     parser.add_argument("--num-images", type=int, default=5, metavar="N", help="(default 5)")
-    parser.add_argument("--ema", action="store_true", help="the moving average of the weights")
-    parser.add_argument(
-        "--class-names", type=Path, metavar="JSON", help="a list, for weights that hold none"
-    )
-    parser.add_argument("--trust", action="store_true", help="allow code of the file's author")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="changes to the recipe")
 
 
@@ -89,13 +91,7 @@ def run(args: argparse.Namespace) -> int:
     )
     exporting.check_settings(settings, args.out)
     predictor = Predictor.from_checkpoint(
-        args.weights,
-        config=args.config,
-        overrides=args.overrides,
-        class_names=_class_names(args.class_names),
-        weights="ema" if args.ema else "model",
-        trust=args.trust,
-        device="cpu",
+        args.weights, **file_options(args), overrides=args.overrides, device="cpu"
     )
     images = comparison_images(predictor, args.images, args.num_images, settings.size)
     origin = origin_of(predictor, args.weights)
@@ -116,31 +112,11 @@ def _files(out: Path) -> Iterator[Path]:
     yield from (path for path in (out, out.with_name(f"{out.name}.data")) if path.exists())
 
 
-def _class_names(path: Path | None) -> list[str] | None:
-    if path is None:
-        return None
-    try:
-        names = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise InputError(f"--class-names {path}: it cannot be read ({error}).") from error
-    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-        fail(
-            f"--class-names {path}",
-            expected='a list of names, ["cat", "dog"]',
-            got=type(names).__name__,
-            remedy="Correct the file.",
-        )
-    return names
-
-
 def origin_of(predictor: Predictor, weights: Path) -> exporting.Origin:
     """Return what the file is to say of its model."""
     recipe, resize = "", ""
     if isinstance(predictor.cfg, DictConfig):
-        with tempfile.TemporaryDirectory() as folder:
-            path = Path(folder) / "recipe.yaml"
-            save_config(predictor.cfg, path)
-            recipe = path.read_text(encoding="utf-8")
+        recipe = config_text(predictor.cfg)
         resize = json.dumps(yaml.safe_load(recipe)["dataloader"]["test"]["mapper"]["augmentations"])
     return exporting.Origin(predictor.class_names, recipe, resize, weights.name)
 

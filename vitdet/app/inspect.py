@@ -16,6 +16,7 @@ from typing import Any
 import torch
 
 from vitdet import checkpoint
+from vitdet.app.convert import add_reading_arguments
 from vitdet.convert import Report, convert
 from vitdet.convert.inspect import Description, describe
 from vitdet.convert.nesting import unnest
@@ -65,14 +66,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of the sub-command."""
     parser.add_argument("file", type=Path, help="weights: .pth .pt .bin .ckpt .safetensors .pkl")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
-    parser.add_argument(
-        "--weights", metavar="KEY", help="key of the file that holds the state dict (ema_state)"
-    )
-    parser.add_argument(
-        "--trust",
-        action="store_true",
-        help="open a torch file that holds more than tensors: it may run code of its author",
-    )
+    add_reading_arguments(parser)
     parser.add_argument(
         "--configs",
         type=Path,

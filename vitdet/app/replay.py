@@ -22,7 +22,7 @@ from vitdet.utils.checks import fail
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add what the command takes."""
     parser.add_argument("file", type=Path, help="a file of a run's folder bad_steps")
-    parser.add_argument("--config", type=Path, help="recipe; by default the run's config.yaml")
+    parser.add_argument("--config-file", type=Path, help="recipe; by default the run's config.yaml")
     parser.add_argument(
         "--weights", type=Path, help="by default those in FILE, or the run's last checkpoint"
     )
@@ -72,7 +72,7 @@ def line(found: Finding) -> str:
 
 def _loss(args: argparse.Namespace, content: dict[str, Any]) -> tuple[DetectorLoss, Path]:
     folder = args.file.resolve().parent.parent
-    cfg = load_config(args.config or folder / "config.yaml")
+    cfg = load_config(args.config_file or folder / "config.yaml")
     detector = build_model(cfg.model, device="cuda" if torch.cuda.is_available() else "cpu")
     source = args.weights or (args.file if "model" in content else last_checkpoint(folder))
     if source is None:

@@ -5,8 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from vitdet.app.predict import add_file_arguments
-from vitdet.convert.classes import read_names
+from vitdet.app.options import add_file_arguments, file_options
 from vitdet.predict.inference_file import save_for_inference
 
 
@@ -27,11 +26,8 @@ def run(args: argparse.Namespace) -> int:
     written = save_for_inference(
         args.source,
         args.output,
-        weights=args.use,
-        config=args.config_file,
         overrides=args.overrides,
-        class_names=read_names(args.class_names) if args.class_names else None,
-        trust=args.trust,
+        **file_options(args),
     )
     before, after = args.source.stat().st_size, written.stat().st_size
     print(f"wrote {written}: {after / 2**20:.1f} MiB ({args.source}: {before / 2**20:.1f} MiB)")

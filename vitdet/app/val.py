@@ -6,18 +6,17 @@ Without --tta and --slices it is what `train_net.py --eval-only` does, with its 
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
-from vitdet.app.predict import add_predictor_arguments, load_predictor, make_folder
+from vitdet.app.options import add_predictor_arguments, load_predictor, make_folder
 from vitdet.data.prepare import prepare_data
-from vitdet.engine.inference import Results, TestSet
+from vitdet.engine.inference import TestSet
 from vitdet.engine.logs import logging_to
+from vitdet.engine.record import write_results
 from vitdet.predict.predictor import Predictor
-from vitdet.utils.files import write_text
 from vitdet.utils.precision import PRECISIONS
 
 
@@ -65,7 +64,7 @@ def run(args: argparse.Namespace) -> int:
         log_to(args.out / "log.txt")
         prefix = "ema/" if args.use == "ema" else ""
         results = test.evaluate(detector, predictor.precision, prefix)
-    _write(args.out / "results.json", test.name, str(args.weights), results)
+    write_results(args.out, test.name, str(args.weights), results)
     print(f"results in {args.out / 'results.json'}")
     return 0
 
@@ -78,13 +77,6 @@ def _dataset(args: argparse.Namespace) -> dict[str, str]:
         annotations, images = str(args.data), str(args.images or args.data.parent)
     target = "vitdet.data.datasets.coco_dataset"
     return {"_target_": target, "json": annotations, "images": images}
-
-
-def _write(path: Path, dataset: str, source: str, results: Results) -> None:
-    content = {"dataset": dataset, "checkpoint": source, "results": results}
-    # JSON has no NaN (the AP of a class without instances): it becomes null
-    content = json.loads(json.dumps(content), parse_constant=lambda _: None)
-    write_text(path, json.dumps(content, indent=1) + "\n")
 
 
 class _Through(nn.Module):

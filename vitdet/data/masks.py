@@ -5,9 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
-import pycocotools.mask
-
-mask_util: Any = pycocotools.mask  # its type stubs know only one of each function's call forms
+from vitdet.run_lengths import mask_util
 
 _FAR = 10  # times the image's longer side: a polygon may go so far, and is cut off at the edge
 

@@ -16,13 +16,11 @@ from typing import Any
 
 import cv2
 import numpy as np
-import pycocotools.mask
 
 from vitdet.data.datasets import Dataset, coco_dataset
+from vitdet.run_lengths import mask_util
 from vitdet.utils.checks import fail
 from vitdet.utils.env import seed_from
-
-mask_util: Any = pycocotools.mask  # its type stubs know only one of each function's call forms
 
 CLASSES = ("circle", "rectangle", "triangle", "star", "ring", "cross")
 SPLITS = ("train", "val", "test")

@@ -15,14 +15,12 @@ from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
-import pycocotools.mask
 import shapely
 from detectron2.data import transforms as T
 from PIL import Image
 
+from vitdet.run_lengths import mask_util
 from vitdet.utils.checks import fail
-
-mask_util: Any = pycocotools.mask  # its type stubs know only one of each function's call forms
 
 _TOLERANCE = 1 / 64  # pixels that an enlarged image may be out of place
 

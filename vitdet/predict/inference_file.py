@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import json
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from omegaconf import DictConfig
 
 from vitdet import checkpoint
-from vitdet.config import save_config
+from vitdet.config import config_text
 from vitdet.predict import loading
 from vitdet.utils.checks import fail
 
@@ -65,14 +63,7 @@ def save_for_inference(
     about: dict[str, Any] = {**loaded.note, "weights": weights}
     about["class_names"] = list(loaded.class_names)
     if config is not None or overrides or "config" not in about:
-        about["config"] = _text(loaded.cfg)
+        about["config"] = config_text(loaded.cfg)
     plain = json.loads(json.dumps(about, default=str))  # as a .safetensors file will hold it
     checkpoint.write(output, {"model": loaded.detector.state_dict(), "vitdet": plain})
     return output
-
-
-def _text(cfg: DictConfig) -> str:
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "config.yaml"
-        save_config(cfg, path)
-        return path.read_text(encoding="utf-8")

@@ -26,6 +26,7 @@ _STYLE: dict[Any, Any] = {
     "axes.axisbelow": True,
     "legend.frameon": False,
     "svg.hashsalt": "vitdet",  # the same file for the same numbers
+    "text.parse_math": False,  # names of classes are no formulas
 }
 
 

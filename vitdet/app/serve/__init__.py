@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import argparse
 import sys
-from pathlib import Path
 
+from vitdet.app.options import add_weights_arguments, file_options
 from vitdet.app.serve.hosts import is_loopback
+from vitdet.predict.predictor import Predictor
 from vitdet.utils.checks import fail
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's options."""
-    parser.add_argument("--weights", type=Path, required=True, help="a run's checkpoint")
-    parser.add_argument("--config", type=Path, help="the recipe, for files that hold none")
+    add_weights_arguments(parser)
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, mps (default auto)")
     parser.add_argument("--host", default="127.0.0.1", help="address (default 127.0.0.1)")
     parser.add_argument("--port", type=int, default=8000, help="0 for any free one (default 8000)")
@@ -51,10 +51,11 @@ def run(args: argparse.Namespace) -> int:
     except ModuleNotFoundError as error:
         remedy = "pip install 'vitdet[web]'"
         fail("vitdet serve", expected="starlette and uvicorn", got=str(error), remedy=remedy)
-    from vitdet.predict.predictor import Predictor
-
     predictor = Predictor.from_checkpoint(
-        args.weights, config=args.config, device=args.device, threshold=0.0
+        args.weights,
+        **file_options(args),
+        device=args.device,
+        threshold=0.0,
     )
     names = list(predictor.class_names)
     about = {"name": args.weights.name, "device": str(predictor.device), "classes": names}

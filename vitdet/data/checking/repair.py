@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pycocotools.mask
 from PIL import Image
 
 from vitdet.data.checking.kinds import KINDS, Finding
@@ -27,9 +26,8 @@ from vitdet.data.checking.parts import Checked, layout
 from vitdet.data.checking.pictures import Picture
 from vitdet.data.formats import Part
 from vitdet.data.masks import all_finite, encode_segmentation, is_polygon, mask_fault
+from vitdet.run_lengths import mask_util
 from vitdet.utils.checks import fail
-
-mask_util: Any = pycocotools.mask  # its type stubs know only one of each function's call forms
 
 Json = dict[str, Any]
 _ROUNDS = 6  # an annotation that still has a fault then is left out

@@ -8,7 +8,7 @@ import torch
 from detectron2.structures import BitMasks, Boxes, BoxMode, Instances
 from PIL import Image
 
-from vitdet.predict.visualize import contact_sheet, draw_instances, save_image
+from vitdet.drawing import contact_sheet, draw_instances, save_image
 from vitdet.utils.checks import InputError
 
 GREY = 90
@@ -105,6 +105,29 @@ def test_masks_may_come_as_detectron2_structures():
     found = predictions()
     found.pred_masks = BitMasks(found.pred_masks).tensor
     assert changed(draw_instances(picture(), found, ["a", "b"], 0.5, min_side=240), 120, 70)
+
+
+@pytest.mark.parametrize(
+    "box",
+    [
+        [300, 100, 320, 140],  # its label begins at the left side, and reaches over the right one
+        [250, 225, 320, 240],  # a label beside a flat box
+    ],
+)
+def test_labels_stay_in_the_picture(box):
+    def drawn(box):
+        annotation = {"bbox": box, "bbox_mode": BoxMode.XYXY_ABS, "category_id": 0}
+        whole = draw_instances(picture(), [annotation], ["a long name"], min_side=240)
+        return int((whole < 60).all(-1).sum())  # pixels of the label's black ground
+
+    width, height = box[2] - box[0], box[3] - box[1]
+    assert drawn(box) == pytest.approx(drawn([80, 100, 80 + width, 100 + height]), rel=0.05)
+
+
+def test_a_name_is_no_formula():
+    annotation = {"bbox": [40, 60, 160, 160], "bbox_mode": BoxMode.XYXY_ABS, "category_id": 0}
+    drawn = draw_instances(picture(), [annotation], [r"$\frac$"], min_side=240)
+    assert (drawn < 60).all(-1).any()
 
 
 @pytest.mark.parametrize(
