@@ -3,7 +3,7 @@
     python .ci/bootstrap.py          .venv beside this project, with the tools of tests and lint
     python .ci/bootstrap.py --extras ""   the same with what running needs
     python .ci/bootstrap.py --here   the environment of this Python: its torch and its detectron2
-                                     stay what they are, only missing parts are added
+                                     stay what they are, and only what running needs is added
 
 A second run does nothing until pyproject.toml or this folder's requirement file changes.
 """
@@ -86,6 +86,8 @@ def install(extras: str) -> None:
         pins = Path(folder) / "constraints.txt"
         pins.write_text(constraints())
         target = f"{ROOT}[{extras}]" if extras else str(ROOT)
+        if not missing("lvis"):
+            print("(pip may name conflicts of sal-detectron2 and lvis: their pins are too narrow)")
         pip(
             "install",
             "--quiet",
@@ -140,8 +142,10 @@ def main() -> None:
     )
     parser.add_argument("--here", action="store_true", help="use the environment of this Python")
     parser.add_argument("--venv", type=Path, default=ROOT / ".venv", help="folder (default: .venv)")
-    parser.add_argument("--extras", default="test,lint", help="extras (default: test,lint)")
+    parser.add_argument("--extras", help="of pyproject.toml (default: test,lint; none with --here)")
     arguments = parser.parse_args()
+    if arguments.extras is None:
+        arguments.extras = "" if arguments.here else "test,lint"
 
     if sys.version_info < (3, 10):  # noqa: UP036 (this file runs on whatever Python is there)
         found = sys.version.split()[0]

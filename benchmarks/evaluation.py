@@ -29,9 +29,9 @@ from detectron2.layers import paste_masks_in_image
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from vitdet.run_lengths import encode
 from vitdet.scores import evaluate_results
 from vitdet.utils.quiet import quiet_dependencies
+from vitdet.utils.run_lengths import encode
 
 mask_util: Any = pycocotools.mask  # its type stubs know only one of each function's call forms
 Json = dict[str, Any]

@@ -19,10 +19,10 @@ from pycocotools.cocoeval import COCOeval
 
 from vitdet import evaluation
 from vitdet.evaluation import CocoEvaluator
-from vitdet.run_lengths import encode
 from vitdet.scores import evaluate_results
 from vitdet.utils import distributed
 from vitdet.utils.checks import InputError
+from vitdet.utils.run_lengths import encode
 
 SHARED = Path(
     os.environ.get("VITDET_SHARED_DATA", Path(__file__).resolve().parents[2] / "shared" / "data")

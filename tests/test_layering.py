@@ -20,7 +20,6 @@ ROOMS = {
     "utils": 0,
     "layers": 1,
     "postprocess": 1,
-    "run_lengths": 1,
     "scores": 1,
     "backbones": 2,
     "pyramid": 2,
@@ -53,9 +52,7 @@ NARROW = {
         "settings",
         "drawing",
     },  # everything else comes out of a recipe
-    "predict": {
-        *("utils", "checkpoint", "config", "drawing", "data", "postprocess", "run_lengths")
-    },
+    "predict": {"utils", "checkpoint", "config", "drawing", "data", "postprocess"},
     "export": {"utils", "checkpoint", "config"},
     "vitdet": {"config", "predict", "utils.quiet"},  # the doors in vitdet/__init__.py
 }
@@ -81,8 +78,8 @@ OUTSIDE = {
     "layers": {"torch"},
     "layers.kernels": {"torch", "triton", "xformers"},
     "postprocess": {"torch"},
-    "run_lengths": {"numpy", "pycocotools"},
-    "scores": {"numpy", "pycocotools", "faster_coco_eval"},
+    "utils.run_lengths": {"numpy", "pycocotools"},
+    "scores": {"numpy", "faster_coco_eval"},
     "backbones": {"torch"},
     "pyramid": {"torch"},
     "heads": {"torch"},

@@ -4,7 +4,7 @@ import numpy as np
 import pycocotools.mask as mask_util
 import pytest
 
-from vitdet.run_lengths import encode
+from vitdet.utils.run_lengths import encode
 
 
 def _theirs(masks: np.ndarray) -> list[dict]:

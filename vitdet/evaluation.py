@@ -13,10 +13,10 @@ from typing import Any, Protocol
 
 from detectron2.evaluation import DatasetEvaluator
 
-from vitdet.run_lengths import encode
 from vitdet.scores import Json, Style, evaluate_results, read_truth
 from vitdet.utils import distributed
 from vitdet.utils.checks import fail
+from vitdet.utils.run_lengths import encode
 
 logger = logging.getLogger(__name__)
 

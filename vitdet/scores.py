@@ -13,13 +13,12 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple, NoReturn
 
 import numpy as np
-import pycocotools.mask
 from faster_coco_eval import COCO, COCOeval_faster
 
 from vitdet.utils.checks import fail
+from vitdet.utils.run_lengths import encode_segmentation, mask_util
 
 logger = logging.getLogger(__name__)
-mask_util: Any = pycocotools.mask  # its type stubs know only one of each function's call forms
 
 Style = Literal["coco", "lvis"]
 Json = dict[str, Any]
@@ -144,8 +143,8 @@ class _Evaluator(COCOeval_faster):
         ((found,),) = self.dt_dataset.get_instances([imgId], [catId], True)
         best = sorted(found, key=lambda each: each["score"], reverse=True)
         masks = [each["segmentation"] for each in best[: self.params.maxDets[-1]]]
-        image = self.cocoGt.imgs[imgId]
-        true = [_run_lengths(each["segmentation"], image) for each in objects]
+        size = _size(self.cocoGt.imgs[imgId])
+        true = [encode_segmentation(each["segmentation"], size) for each in objects]
         return mask_util.iou(masks, true, [int(each["iscrowd"]) for each in objects])
 
 
@@ -157,20 +156,14 @@ def _index(images: list[Json], categories: list[Json], annotations: list[Json]) 
     for annotation in annotations:
         if "area" not in annotation:  # the file had none
             shape, box = annotation.get("segmentation"), annotation["bbox"]
-            image = indexed.imgs[annotation["image_id"]]
-            area = mask_util.area(_run_lengths(shape, image)) if shape else box[2] * box[3]
+            size = _size(indexed.imgs[annotation["image_id"]])
+            area = mask_util.area(encode_segmentation(shape, size)) if shape else box[2] * box[3]
             annotation["area"] = float(area)
     return indexed
 
 
-def _run_lengths(segmentation: Any, image: Json) -> Json:
-    """Encode a segmentation of an annotation file: polygons, run lengths as numbers or as text."""
-    if isinstance(segmentation, list):
-        parts = mask_util.frPyObjects(segmentation, image["height"], image["width"])
-        return mask_util.merge(parts)
-    if isinstance(segmentation["counts"], list):
-        return mask_util.frPyObjects(segmentation, image["height"], image["width"])
-    return segmentation
+def _size(image: Json) -> tuple[int, int]:
+    return image["height"], image["width"]
 
 
 def _ground_truth(

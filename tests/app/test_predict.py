@@ -13,7 +13,7 @@ from PIL import Image
 
 from vitdet import Predictor, checkpoint
 from vitdet.app import cli
-from vitdet.run_lengths import decode
+from vitdet.utils.run_lengths import decode
 
 
 @pytest.fixture

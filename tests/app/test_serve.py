@@ -32,7 +32,7 @@ from vitdet.app.serve.uploads import Limits, RefusedError, decode
 from vitdet.config import build_model, load_config
 from vitdet.data.shapes import draw_image
 from vitdet.predict.predictor import Predictor
-from vitdet.run_lengths import decode as decode_mask
+from vitdet.utils.run_lengths import decode as decode_mask
 
 ROOT = Path(__file__).resolve().parents[2]
 RECIPE = ROOT / "configs" / "mini" / "mask_rcnn_eva02_shapes.py"

@@ -16,7 +16,7 @@ from page_server import SCORES, Served, scene, serving, stored
 from PIL import Image
 
 from vitdet.app.serve.uploads import Limits
-from vitdet.run_lengths import decode
+from vitdet.utils.run_lengths import decode
 
 pytestmark = pytest.mark.slow
 

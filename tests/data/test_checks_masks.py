@@ -8,7 +8,8 @@ import numpy as np
 import pycocotools.mask
 import pytest
 
-from vitdet.data.masks import _lengths_of, encode_segmentation, mask_fault
+from vitdet.data.masks import _lengths_of, mask_fault
+from vitdet.utils.run_lengths import encode_segmentation
 
 mask_util: Any = pycocotools.mask
 IMAGE = {"height": 30, "width": 40}

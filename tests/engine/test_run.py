@@ -200,6 +200,8 @@ def test_low_precision_runs_to_the_end(tmp_path, precision):
     assert results["bbox"]["AP"] == 6.0
     state = checkpoint.read(tmp_path / "model_final.pth")["model"]
     assert {value.dtype for value in state.values() if value.is_floating_point()} == {torch.float32}
+    slow = "train.precision=fp16 is slow on a CPU" in (tmp_path / "log.txt").read_text()
+    assert slow == (precision == "fp16")
 
 
 def test_evaluation_without_weights_is_refused(tmp_path):

@@ -13,8 +13,8 @@ from PIL import Image
 
 from vitdet.predict.inputs import Picture
 from vitdet.predict.results import Result
-from vitdet.run_lengths import decode, encode
 from vitdet.utils.checks import InputError
+from vitdet.utils.run_lengths import decode, encode
 
 NAMES = ("cup", "ball", "dog")
 

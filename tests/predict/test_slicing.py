@@ -13,8 +13,8 @@ from vitdet.data.augment import fixed_resize
 from vitdet.data.shapes import CLASSES
 from vitdet.predict.predictor import Predictor
 from vitdet.predict.slicing import Slices, detect_sliced, keep
-from vitdet.run_lengths import decode, encode_patch
 from vitdet.utils.checks import InputError
+from vitdet.utils.run_lengths import decode, encode_patch
 
 SMALLEST = 8  # pixels: an object that is smaller after the resize is not found by the stand-in
 

@@ -9,17 +9,13 @@ import sys
 import time
 from pathlib import Path
 
-import numpy as np
-import torch
-from detectron2.data.detection_utils import read_image
 from omegaconf import DictConfig
-from torch import nn
 
-from vitdet import checkpoint
-from vitdet.config import build_model, instantiate, load_config
+from vitdet.config import instantiate, load_config
 from vitdet.drawing import contact_sheet, draw_instances, save_image
 from vitdet.engine.launch import launch
 from vitdet.engine.run import train
+from vitdet.predict.predictor import Predictor
 from vitdet.utils.checks import InputError
 
 RECIPE = Path("configs/mini/mask_rcnn_eva02_shapes.py")
@@ -60,33 +56,19 @@ def _train(config_file: str, overrides: list[str]) -> None:
 def draw(cfg: DictConfig) -> Path:
     """Draw the truth and the final model's predictions on held-out images; return the file."""
     folder = Path(cfg.train.output_dir)
-    dataset = instantiate(cfg.dataloader.test.dataset)
+    records = instantiate(cfg.dataloader.test.dataset).records[:NUM_PICTURES]
     weights = folder / "model_final.pth"
-    detector = build_model(cfg.model)
-    state, _ = checkpoint.weights_of(checkpoint.read(weights), source=str(weights))
-    checkpoint.load_weights(detector, state, source=str(weights))
-    pairs = [
-        _pair(detector.eval(), record, dataset.class_names)
-        for record in dataset.records[:NUM_PICTURES]
-    ]
+    predictor = Predictor.from_checkpoint(weights, precision="fp32", threshold=THRESHOLD)
+    pairs = []
+    for record in records:
+        found = predictor(record["file_name"])
+        truth = draw_instances(found.image, record["annotations"], predictor.class_names)
+        pairs.append((truth, found.plot()))
     half = NUM_PICTURES // 2
     rows = [[*left, *right] for left, right in zip(pairs[:half], pairs[half:], strict=True)]
     path = folder / "predictions.png"
     save_image(contact_sheet(rows, titles=["truth", "prediction"] * 2), path)
     return path
-
-
-def _pair(
-    detector: nn.Module, record: dict, class_names: tuple[str, ...]
-) -> tuple[np.ndarray, np.ndarray]:
-    """Return pictures of the truth and of the prediction on one image."""
-    image = read_image(record["file_name"], format="RGB")
-    tensor = torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))
-    with torch.inference_mode():
-        inputs = [{"image": tensor, "height": image.shape[0], "width": image.shape[1]}]
-        found = detector(inputs)[0]["instances"]
-    truth = draw_instances(image, record["annotations"], class_names)
-    return truth, draw_instances(image, found, class_names, THRESHOLD)
 
 
 if __name__ == "__main__":

@@ -13,8 +13,9 @@ from typing import Any, Literal, NamedTuple
 
 from detectron2.structures import BoxMode
 
-from vitdet.data.masks import all_finite, compressed, is_polygon, mask_fault
+from vitdet.data.masks import all_finite, is_polygon, mask_fault
 from vitdet.utils.checks import fail
+from vitdet.utils.run_lengths import compressed
 
 logger = logging.getLogger(__name__)
 Style = Literal["coco", "lvis"]

@@ -5,28 +5,9 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from vitdet.run_lengths import mask_util
+from vitdet.utils.run_lengths import encode_segmentation, mask_util
 
 _FAR = 10  # times the image's longer side: a polygon may go so far, and is cut off at the edge
-
-
-def encode_segmentation(segmentation: Any, size: tuple[int, int]) -> Any:
-    """Return polygons, or run lengths in any form, as the run lengths that pycocotools takes.
-
-    Args:
-        segmentation: of an annotation without fault.
-        size: (height, width) of the image in pixels.
-    """
-    if isinstance(segmentation, dict):
-        return compressed(segmentation)
-    return mask_util.merge(mask_util.frPyObjects(segmentation, *size))
-
-
-def compressed(segmentation: Any) -> Any:
-    """Compress a run-length encoding that is written as a list of counts; leave others alone."""
-    if isinstance(segmentation, dict) and isinstance(segmentation["counts"], list):
-        return mask_util.frPyObjects(segmentation, *segmentation["size"])
-    return segmentation
 
 
 def is_polygon(part: Any) -> bool:

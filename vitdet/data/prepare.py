@@ -11,11 +11,10 @@ from typing import Any
 
 from vitdet.data.annotations import check_layout, file_name
 from vitdet.data.formats import WHOLE, Found, Part, find_data
-from vitdet.data.masks import compressed
 from vitdet.data.splitting import split_content
-from vitdet.run_lengths import mask_util
 from vitdet.utils.checks import fail
 from vitdet.utils.files import write_text
+from vitdet.utils.run_lengths import compressed, mask_util
 
 _VERSION = 2  # of what is written; a change of it makes the files anew
 _NOTE = "source.json"

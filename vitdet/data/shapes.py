@@ -18,9 +18,9 @@ import cv2
 import numpy as np
 
 from vitdet.data.datasets import Dataset, coco_dataset
-from vitdet.run_lengths import mask_util
 from vitdet.utils.checks import fail
 from vitdet.utils.env import seed_from
+from vitdet.utils.run_lengths import mask_util
 
 CLASSES = ("circle", "rectangle", "triangle", "star", "ring", "cross")
 SPLITS = ("train", "val", "test")

@@ -19,8 +19,8 @@ import shapely
 from detectron2.data import transforms as T
 from PIL import Image
 
-from vitdet.run_lengths import mask_util
 from vitdet.utils.checks import fail
+from vitdet.utils.run_lengths import mask_util
 
 _TOLERANCE = 1 / 64  # pixels that an enlarged image may be out of place
 

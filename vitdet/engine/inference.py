@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import math
+import time
+from collections.abc import Iterator, Sized
 from typing import Any
 
 import torch
@@ -12,6 +14,7 @@ from omegaconf import DictConfig
 from torch import nn
 
 from vitdet.config import instantiate
+from vitdet.engine.logs import clock
 from vitdet.engine.losses import check_image_sizes
 from vitdet.engine.parallel import gathered
 from vitdet.utils.checks import fail
@@ -21,6 +24,7 @@ from vitdet.utils.precision import autocast_dtype
 logger = logging.getLogger(__name__)
 
 Results = dict[str, dict[str, Any]]
+PROGRESS_EVERY = 20.0  # seconds between two lines of a long evaluation
 
 
 def build(node: DictConfig, **parts: Any) -> Any:
@@ -72,11 +76,27 @@ def run_evaluator(detector: nn.Module, loader: Any, evaluator: Any, precision: s
     evaluator.reset()
     try:
         with gathered(detector):
-            for batch in loader:
+            for batch in _told(loader):
                 evaluator.process(batch, infer(detector, batch, dtype))
     finally:
         detector.train(was_training)
     return dict(evaluator.evaluate() or {})
+
+
+def _told(loader: Any) -> Iterator[list[dict[str, Any]]]:
+    """Pass the batches of this process through; the main one logs how far it is."""
+    started = told = time.monotonic()
+    total = len(loader) if isinstance(loader, Sized) else None  # a loader of one's own may not know
+    for number, batch in enumerate(loader, start=1):
+        yield batch
+        now = time.monotonic()
+        if is_main() and now - told >= PROGRESS_EVERY:
+            told = now
+            far = f"{number} batches"
+            if total is not None:
+                left = (now - started) / number * (total - number)
+                far = f"{number}/{total} batches  eta {clock(left)}"
+            logger.info("evaluated %s", far)
 
 
 @torch.inference_mode()

@@ -65,3 +65,10 @@ class _BesideABar(logging.StreamHandler):
         """Print the line."""
         with tqdm.external_write_mode(file=self.stream):
             super().emit(record)
+
+
+def clock(seconds: float) -> str:
+    """Return a time as "h:mm:ss"."""
+    minutes, rest = divmod(round(max(seconds, 0)), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}"

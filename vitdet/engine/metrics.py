@@ -17,6 +17,7 @@ from omegaconf import DictConfig
 from tqdm import tqdm
 
 from vitdet.engine.groups import named_rates
+from vitdet.engine.logs import clock
 from vitdet.engine.trainer import StepRecord, Trainer, Window
 from vitdet.engine.writers import About, Values, Writer, open_writers
 from vitdet.utils.distributed import is_main, reduce_mean
@@ -164,7 +165,7 @@ class Progress:
             "data %.3f s  %d MB",
             trainer.images_seen,
             trainer.num_images,
-            _clock((trainer.num_images - trainer.images_seen) / speed),
+            clock((trainer.num_images - trainer.images_seen) / speed),
             values["total_loss"],
             "  ".join(f"{name.removeprefix('loss_')} {loss:.4g}" for name, loss in losses.items()),
             values["lr"],
@@ -190,9 +191,3 @@ def max_memory_mb(device: torch.device) -> float:
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**20
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
-
-
-def _clock(seconds: float) -> str:
-    minutes, rest = divmod(round(max(seconds, 0)), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02d}:{rest:02d}"

@@ -175,7 +175,7 @@ def evaluate(cfg: DictConfig, *, resume: bool = False) -> Results:
     with disk_errors(output_dir), logging_to() as log_to:
         test = TestSet(cfg)
         set_num_classes(cfg, len(test.class_names))
-        detector = build_model(cfg.model, device=str(pick_device(cfg.train.device)))
+        detector = build_model(cfg.model, device=str(_device(cfg.train)))
         source, content = previous or _read(Path(cfg.train.init_checkpoint))
         which = optional(cfg.train, "eval_weights")
         content = checkpoint.chosen(content, which, source=str(source))
@@ -204,6 +204,13 @@ def pick_device(name: str) -> torch.device:
     return torch.device("cuda", torch.cuda.current_device())
 
 
+def _device(train: DictConfig) -> torch.device:
+    device = pick_device(train.device)
+    if device.type == "cpu" and train.precision == "fp16":
+        logger.warning("train.precision=fp16 is slow on a CPU: train.precision=auto is fast there")
+    return device
+
+
 def _check_new(output_dir: Path, resume: bool) -> None:
     if resume:
         return
@@ -230,7 +237,7 @@ def _test_set(cfg: DictConfig, class_names: tuple[str, ...], selection: Selectio
 def _build_trainer(cfg: DictConfig, class_names: tuple[str, ...]) -> Trainer:
     set_num_classes(cfg, len(class_names))
     seed_all(cfg.train.seed)
-    detector = build_model(cfg.model, device=str(pick_device(cfg.train.device)))
+    detector = build_model(cfg.model, device=str(_device(cfg.train)))
     freeze_blocks(detector, optional(cfg.train, "freeze_blocks"))
     if optional(cfg.train, "compile"):
         compile_blocks(detector)

@@ -14,8 +14,8 @@ from detectron2.structures import Instances
 
 from vitdet.drawing import MIN_SIDE, draw_instances, save_image
 from vitdet.predict.inputs import Picture
-from vitdet.run_lengths import RunLengths, decode, encode
 from vitdet.utils.checks import fail, nearest
+from vitdet.utils.run_lengths import RunLengths, decode, encode
 
 
 class Result:

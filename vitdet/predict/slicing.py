@@ -18,8 +18,8 @@ import torch
 from detectron2.structures import Boxes, Instances
 from detectron2.structures.boxes import pairwise_intersection
 
-from vitdet.run_lengths import RunLengths, decode, encode, encode_patch
 from vitdet.utils.checks import fail
+from vitdet.utils.run_lengths import RunLengths, decode, encode, encode_patch
 
 Size = tuple[int, int]  # (height, width)
 Detect = Callable[[Sequence[np.ndarray]], list[Instances]]

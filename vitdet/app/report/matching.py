@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from vitdet.run_lengths import mask_util
+from vitdet.utils.run_lengths import encode_segmentation, mask_util
 
 Json = dict[str, Any]
 
@@ -138,23 +138,14 @@ def scenes(
 def _annotation(annotation: Json, image: Json, shape: str) -> Json:
     """A copy with "iscrowd" and "area", and its mask encoded where masks are compared."""
     copy = {"iscrowd": 0, **annotation}
+    size = (image["height"], image["width"])
     if shape == "segmentation" or ("area" not in copy and copy.get("segmentation")):
-        copy["encoded"] = encoded(copy["segmentation"], image)
+        copy["encoded"] = encode_segmentation(copy["segmentation"], size)
     if "area" not in copy:
         box = copy["bbox"]
         mask = copy.get("encoded")
         copy["area"] = float(mask_util.area(mask)) if mask else box[2] * box[3]
     return copy
-
-
-def encoded(segmentation: Any, image: Json) -> Json:
-    """Encode a segmentation of an annotation file as run lengths."""
-    size = image["height"], image["width"]
-    if isinstance(segmentation, list):
-        return mask_util.merge(mask_util.frPyObjects(segmentation, *size))
-    if isinstance(segmentation["counts"], list):
-        return mask_util.frPyObjects(segmentation, *size)
-    return segmentation
 
 
 def _area(result: Json, shape: str) -> float:

@@ -17,7 +17,7 @@ from vitdet.app.report.errors import Judgement, Mistake, judge
 from vitdet.app.report.matching import Scene
 from vitdet.data.images import read_image
 from vitdet.drawing import draw_instances
-from vitdet.run_lengths import mask_util
+from vitdet.utils.run_lengths import mask_util
 
 _SIDE = 420  # pixels, shorter side of a picture
 _QUALITY = 82

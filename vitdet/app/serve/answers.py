@@ -13,7 +13,7 @@ from PIL import Image
 
 from vitdet.app.serve.uploads import decode
 from vitdet.predict.predictor import Predictor
-from vitdet.run_lengths import encode, mask_util
+from vitdet.utils.run_lengths import encode, mask_util
 
 Json = dict[str, Any]
 

@@ -11,8 +11,7 @@ from typing import Any
 from vitdet.data.annotations import Annotations, Fault, find_faults
 from vitdet.data.checking.kinds import Finding
 from vitdet.data.formats import Part
-from vitdet.data.masks import encode_segmentation
-from vitdet.run_lengths import mask_util
+from vitdet.utils.run_lengths import encode_segmentation, mask_util
 
 # In COCO's own files the box of a mask has an overlap of 0.69 or more with the box, or lies within
 # a pixel of it; the area of the pixels differs from that of the polygon by 5 pixels or a fifth.

@@ -25,9 +25,9 @@ from vitdet.data.checking.labels import label_findings
 from vitdet.data.checking.parts import Checked, layout
 from vitdet.data.checking.pictures import Picture
 from vitdet.data.formats import Part
-from vitdet.data.masks import all_finite, encode_segmentation, is_polygon, mask_fault
-from vitdet.run_lengths import mask_util
+from vitdet.data.masks import all_finite, is_polygon, mask_fault
 from vitdet.utils.checks import fail
+from vitdet.utils.run_lengths import encode_segmentation, mask_util
 
 Json = dict[str, Any]
 _ROUNDS = 6  # an annotation that still has a fault then is left out

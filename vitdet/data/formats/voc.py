@@ -31,8 +31,8 @@ from vitdet.data.formats.parts import (
     split_of,
 )
 from vitdet.data.formats.xml_nodes import Node, read_xml
-from vitdet.run_lengths import encode
 from vitdet.utils.checks import InputError, fail
+from vitdet.utils.run_lengths import encode
 
 logger = logging.getLogger(__name__)
 

@@ -1,4 +1,4 @@
-"""Run-length encoding of predicted masks, in COCO's format.
+"""Masks as run lengths, in COCO's format.
 
 pycocotools walks over every pixel of every mask. Most objects fill a small part of their image, so
 here only the rectangle round an object is looked at.
@@ -50,6 +50,25 @@ def encode_patch(patch: np.ndarray, corner: tuple[int, int], size: tuple[int, in
         counts = counts[:-1]
     encoded = mask_util.frPyObjects({"size": list(size), "counts": counts.tolist()}, *size)
     return {"size": list(size), "counts": encoded["counts"].decode("ascii")}
+
+
+def encode_segmentation(segmentation: Any, size: tuple[int, int]) -> RunLengths:
+    """Return the mask of an annotation as the run lengths that pycocotools takes.
+
+    Args:
+        segmentation: polygons, or run lengths as numbers or as text, without fault.
+        size: (height, width) of the image in pixels.
+    """
+    if isinstance(segmentation, list):
+        return mask_util.merge(mask_util.frPyObjects(segmentation, *size))
+    return compressed(segmentation)
+
+
+def compressed(segmentation: Any) -> Any:
+    """Compress run lengths that are written as a list of counts; leave others alone."""
+    if isinstance(segmentation, dict) and isinstance(segmentation["counts"], list):
+        return mask_util.frPyObjects(segmentation, *segmentation["size"])
+    return segmentation
 
 
 def decode(lengths: RunLengths) -> np.ndarray:
