@@ -25,4 +25,4 @@ model.anchor_generator.update(
 model.head_in_features = ["p2", "p3", "p4"]
 model.num_classes = 6
 dataloader.train.mapper.use_masks = False
-train.output_dir = "output/shapes_vil_retinanet"
+train.update(output_dir="output/shapes_vil_retinanet", num_images=15000)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Iterator, Sized
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -86,7 +86,8 @@ def run_evaluator(detector: nn.Module, loader: Any, evaluator: Any, precision: s
 def _told(loader: Any) -> Iterator[list[dict[str, Any]]]:
     """Pass the batches of this process through; the main one logs how far it is."""
     started = told = time.monotonic()
-    total = len(loader) if isinstance(loader, Sized) else None  # a loader of one's own may not know
+    # a loader of one's own may not know its length
+    total = len(loader) if hasattr(loader, "__len__") else None
     for number, batch in enumerate(loader, start=1):
         yield batch
         now = time.monotonic()
