@@ -8,9 +8,13 @@ from pathlib import Path
 from types import ModuleType
 
 import common
+import numpy as np
 import peers
 import pytest
 import torch
+import views
+
+from vitdet.utils.run_lengths import decode
 
 TINY = peers.MODELS["tiny"](64)
 PACKAGES = {"segment-anything": "segment_anything", "transformers": "transformers"}
@@ -237,3 +241,21 @@ def test_memory_is_asked_of_a_process_of_its_own() -> None:
     found = backbone.measured("vitdet", args, 64, exact=False)
     assert set(found) == {"peak", "seconds"}
     assert 0 <= found["peak"] < 500
+
+
+# --- views ---------------------------------------------------------------------------------------
+
+
+def test_a_mosaic_has_every_image_and_object_in_its_place() -> None:
+    images = [np.full((4, 4, 3), number, np.uint8) for number in range(64)]
+    polygon = [[1, 1, 3, 1, 3, 4, 1, 4]]  # 2 x 3 pixels
+    one = {"bbox": [1, 1, 2, 3], "segmentation": polygon, "category_id": 5, "iscrowd": 0}
+    annotations = [[one] if number in (0, 19) else [] for number in range(64)]
+    picture, entry, moved = views.mosaic(images, annotations, 7)
+    assert entry == {"id": 7, "height": 32, "width": 32}
+    assert (picture[8:12, 12:16] == 19).all()  # the fourth of the third row
+    assert [each["bbox"] for each in moved] == [[1, 1, 2, 3], [13, 9, 2, 3]]
+    assert {each["image_id"] for each in moved} == {7}
+    mask = np.zeros((32, 32), bool)
+    mask[9:12, 13:15] = True
+    assert np.array_equal(decode(moved[1]["segmentation"]), mask)
