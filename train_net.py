@@ -29,8 +29,9 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--start-timeout", type=float, metavar="SECONDS", help=limit)
     job = "submit as a SLURM job: partition=gpu,nodes=2,gpus_per_node=8,timeout_min=1440"
     parser.add_argument("--slurm", metavar="KEY=VALUE,...", help=job)
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="train.seed=1 and so on")
-    return parser.parse_args(arguments)
+    words = "changes, as train.seed=1"
+    parser.add_argument("overrides", nargs="*", default=[], metavar="key=value", help=words)
+    return parser.parse_intermixed_args(arguments)
 
 
 def main(args: argparse.Namespace) -> None:

@@ -116,15 +116,17 @@ COMMANDS = (
 )
 
 
-def parser(words: Sequence[str]) -> argparse.ArgumentParser:
-    """Return the parser of a command line, with the options of the command that it names."""
+def parse(words: Sequence[str]) -> argparse.Namespace:
+    """Return the options of a command line, and the `run` of the command that it names.
+
+    What is no option may stand before, between and behind the options.
+    """
     whole = argparse.ArgumentParser(
         prog="vitdet",
         description="Plain-ViT object detection and instance segmentation.",
         epilog="Exit status: 0 done, 1 done and the answer is no, 2 an input is wrong.",
     )
     parts = whole.add_subparsers(dest="command", metavar="COMMAND", required=True)
-    called = next((word for word in words if not word.startswith("-")), None)
     for command in COMMANDS:
         status = f"; 1 {command.status}" if command.status else ""
         part = parts.add_parser(
@@ -133,17 +135,18 @@ def parser(words: Sequence[str]) -> argparse.ArgumentParser:
             description=f"{command.what[0].upper()}{command.what[1:]}.",
             epilog=f"Exit status: 0 done{status}; 2 an input is wrong.",
         )
-        if command.name == called:
+        if words and words[0] == command.name:
             module = command.module()
             module.add_arguments(part)
             part.set_defaults(run=module.run)
-    return whole
+            return part.parse_intermixed_args(words[1:])
+    return whole.parse_args(words)  # prints the help, or what is wrong
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; return the exit status."""
     words = sys.argv[1:] if argv is None else argv
-    args = parser(words).parse_args(words)
+    args = parse(words)
     try:
         return args.run(args)
     except InputError as error:

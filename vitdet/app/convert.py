@@ -57,7 +57,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     _add_allowances(parser)
     _add_classes(parser)
     _add_target(parser)
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="changes to the recipe")
+    parser.add_argument(
+        "overrides", nargs="*", default=[], metavar="key=value", help="changes to the recipe"
+    )
 
 
 def _add_source(parser: argparse.ArgumentParser) -> None:

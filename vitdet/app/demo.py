@@ -30,8 +30,10 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument(
         "--num-processes", type=int, default=max(1, min(2, os.cpu_count() or 1)), metavar="N"
     )
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="train.num_images=500")
-    args = parser.parse_args(arguments)
+    parser.add_argument(
+        "overrides", nargs="*", default=[], metavar="key=value", help="train.num_images=500"
+    )
+    args = parser.parse_intermixed_args(arguments)
     started = time.perf_counter()
     try:
         cfg = load_config(args.config_file, args.overrides)

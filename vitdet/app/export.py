@@ -72,7 +72,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--images", type=Path, metavar="FOLDER", help="to compare on; left out: drawn ones"
     )
     parser.add_argument("--num-images", type=int, default=5, metavar="N", help="(default 5)")
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="changes to the recipe")
+    parser.add_argument(
+        "overrides", nargs="*", default=[], metavar="key=value", help="changes to the recipe"
+    )
 
 
 def run(args: argparse.Namespace) -> int:

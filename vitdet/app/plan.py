@@ -61,7 +61,9 @@ class Way:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's options."""
     parser.add_argument("config", type=Path, help="a recipe")
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="changes to it")
+    parser.add_argument(
+        "overrides", nargs="*", default=[], metavar="key=value", help="changes to it"
+    )
     parser.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto")
     parser.add_argument("--processes", type=int, default=1, help="that share the batch")
     parser.add_argument(

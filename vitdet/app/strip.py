@@ -14,7 +14,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("source", type=Path, metavar="FILE", help="a checkpoint")
     parser.add_argument("output", type=Path, metavar="OUT", help=".safetensors or .pth")
     add_file_arguments(parser)
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="changes to the recipe")
+    parser.add_argument(
+        "overrides", nargs="*", default=[], metavar="key=value", help="changes to the recipe"
+    )
 
 
 def run(args: argparse.Namespace) -> int:

@@ -18,7 +18,9 @@ from vitdet.utils.checks import fail
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's options."""
     parser.add_argument("config", type=Path, help="a recipe")
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="changes to it")
+    parser.add_argument(
+        "overrides", nargs="*", default=[], metavar="key=value", help="changes to it"
+    )
     parser.add_argument("--processes", type=int, default=1, help="that share the batch")
     parser.add_argument(
         "--memory", type=float, metavar="GIB", help="of each; left out: what is free here"
