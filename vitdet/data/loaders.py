@@ -22,7 +22,7 @@ from vitdet.data.bad_images import BadImages
 from vitdet.utils import distributed
 from vitdet.utils.checks import InputError, fail
 from vitdet.utils.env import random_state, seed_from
-from vitdet.utils.signals import serve_parent
+from vitdet.utils.signals import hold_back, serve_parent
 
 logger = logging.getLogger(__name__)
 
@@ -353,7 +353,9 @@ def _start_worker(_: int) -> None:
 
 
 def _raise_failures(batches: data.DataLoader) -> Iterator[list[Record]]:
-    for batch in batches:
+    with hold_back():  # its workers start here
+        iterator = iter(batches)
+    for batch in iterator:
         for item in batch:
             if isinstance(item, InputError):
                 raise item

@@ -6,9 +6,25 @@ import multiprocessing
 import os
 import signal
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 PREEMPTION = (signal.SIGTERM, signal.SIGUSR1)  # what schedulers send before they take a machine
+
+
+@contextmanager
+def hold_back() -> Iterator[None]:
+    """Let SIGTERM wait until the block ends; start processes that call `serve_parent` within it.
+
+    They inherit this, with every thread that their imports start (of a BLAS, say). Otherwise such a
+    thread takes the signal that is to end them, drops it as ignored, and their parent waits for
+    them for ever.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def serve_parent() -> None:
