@@ -22,7 +22,6 @@ import time
 from typing import Any, Literal
 
 import numpy as np
-import pycocotools.mask
 import torch
 from common import Table, Times, in_turn, parser, write
 from detectron2.layers import paste_masks_in_image
@@ -31,9 +30,8 @@ from pycocotools.cocoeval import COCOeval
 
 from vitdet.scores import evaluate_results
 from vitdet.utils.quiet import quiet_dependencies
-from vitdet.utils.run_lengths import encode
+from vitdet.utils.run_lengths import encode, mask_util
 
-mask_util: Any = pycocotools.mask  # its type stubs know only one of each function's call forms
 Json = dict[str, Any]
 Kind = Literal["bbox", "segm"]
 KINDS: tuple[Kind, ...] = ("bbox", "segm")
