@@ -40,7 +40,7 @@ def test_a_run_goes_on_and_leaves_the_list(tmp_path, data):
     for line in lines:
         name, message = line.split("\t")
         assert state["bad_images"][name] == message
-        assert message.startswith(f"image {name}: expected an image that can be decoded, got ")
+        assert message.startswith(f"image {name}: damaged or not complete (")
     log = (tmp_path / "run" / "log.txt").read_text()
     assert log.count("passed over bad image") == 2
     run(tmp_path / "parts", data, limit=2, num_images=8)

@@ -271,7 +271,7 @@ def test_wrong_files_are_one_line(predictor, tmp_path):
     with pytest.raises(InputError, match=r"folder .*: expected image files \(\.jpg .*, got none"):
         predictor(tmp_path)
     (tmp_path / "text.jpg").write_text("hello")
-    with pytest.raises(InputError, match=r"text\.jpg: expected an image that can be decoded"):
+    with pytest.raises(InputError, match=r"text\.jpg: not an image in a format that is read"):
         predictor(tmp_path)
     (tmp_path / "text.mp4").write_text("hello")
     with pytest.raises(InputError, match=r"text\.mp4: expected frames that OpenCV reads, got none"):
