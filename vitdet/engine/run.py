@@ -73,7 +73,7 @@ def train(cfg: DictConfig, *, resume: bool = False) -> Results:
         previous = _load(trainer, cfg, dataset.class_names, data, evaluated, resume=resume)
         # Inputs are right: only now does the run leave something on the disk.
         log_to(made_folder(output_dir) / "log.txt")
-        note = record.write(cfg, output_dir, dataset.class_names, data, written)
+        note = record.write(cfg, output_dir, dataset, data, written)
         startup.mark_begun()
         start = trainer.images_seen
         loader = build(cfg.dataloader.train, dataset=dataset, start=start)
