@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnxruntime
@@ -82,7 +83,7 @@ def test_onnx_from_a_checkpoint(
     assert json.loads(note["category_ids"]) == [1, 7]
     assert "resize_shortest_edge" in note["preprocessing"]
     assert "_target_: vitdet.backbones.vit.ViT" in note["recipe"]
-    found = session.run(None, {"image": np.asarray(draw(0)["image"])})
+    found: Any = session.run(None, {"image": np.asarray(draw(0)["image"])})
     assert len(found[0]) > 0
     assert json.loads((tmp_path / "detector.onnx.parity.json").read_text())["holds"]
 

@@ -130,11 +130,12 @@ class Detector(Graph):
         super().__init__(model, size)
         self.heads = None
         if isinstance(model, retinanet.RetinaNet):
-            self.threshold, self.most = model.test_score_thresh, model.max_detections_per_image
+            self.threshold = model.test_score_thresh
+            self.most = model.max_detections_per_image
         else:
             _check_regions(model)
             self.heads = heads = model.roi_heads
-            last = heads.box_predictor
+            last: Any = heads.box_predictor
             last = last[-1] if isinstance(last, nn.ModuleList) else last
             own = getattr(heads, "override_score_thresh", None)
             self.threshold = last.test_score_thresh if own is None else own
