@@ -1,20 +1,19 @@
 """The command line: `vitdet COMMAND ...`.
 
-Exit status: 0 done; 1 done, and the answer is no (each command says which); 2 an input is wrong,
-with one line on the error stream.
+Exit status: 0 done; 1 done, and the answer is no (each command says which); 2 an input is wrong or
+a file cannot be read or written, with one line on the error stream; 130 interrupted by ^C.
 """
 
 from __future__ import annotations
 
 import argparse
 import importlib
-import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from vitdet.utils.checks import InputError
+from vitdet.utils.checks import exit_status
 
 
 @dataclass(frozen=True)
@@ -145,16 +144,12 @@ def parse(words: Sequence[str]) -> argparse.Namespace:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; return the exit status."""
-    words = sys.argv[1:] if argv is None else argv
-    args = parse(words)
-    try:
+
+    def run() -> int:
+        args = parse(sys.argv[1:] if argv is None else argv)
         return args.run(args)
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except BrokenPipeError:  # what reads the output, as head does, has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
+
+    return exit_status(run)
 
 
 if __name__ == "__main__":

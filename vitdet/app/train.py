@@ -10,7 +10,6 @@ from __future__ import annotations
 import argparse
 import os
 import shlex
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -24,7 +23,7 @@ from vitdet.app import convert, plan
 from vitdet.config import load_config
 from vitdet.data.formats import FORMATS
 from vitdet.data.prepare import Prepared, prepare_data
-from vitdet.engine.launch import INTERRUPTED_STATUS, launch
+from vitdet.engine.launch import launch
 from vitdet.engine.run import train
 from vitdet.utils.checks import fail
 from vitdet.utils.precision import autocast_dtype
@@ -105,11 +104,7 @@ def run(args: argparse.Namespace) -> int:
     _tell(args, recipe, overrides, data)
     if args.dry_run:
         return 0
-    try:
-        launch(_train, args.num_gpus, args=(str(recipe), overrides, args.resume))
-    except KeyboardInterrupt:
-        print("interrupted; --resume continues from the last checkpoint", file=sys.stderr)
-        return INTERRUPTED_STATUS
+    launch(_train, args.num_gpus, args=(str(recipe), overrides, args.resume))
     return 0
 
 

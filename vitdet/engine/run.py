@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
 from contextlib import ExitStack, closing
 from functools import partial
 from pathlib import Path
@@ -15,7 +14,6 @@ from omegaconf import DictConfig
 from vitdet import checkpoint
 from vitdet.config import build_model, set_num_classes
 from vitdet.engine import durations, model_card, record, sharded, startup
-from vitdet.engine.bad_images import BadImageList
 from vitdet.engine.bad_steps import BadSteps
 from vitdet.engine.checkpoints import FINAL, Checkpoints, last_checkpoint
 from vitdet.engine.compiled import compile_blocks
@@ -72,15 +70,13 @@ def train(cfg: DictConfig, *, resume: bool = False) -> Results:
         trainer = _build_trainer(cfg, dataset.class_names)
         data = record.of_data(dataset, test.dataset, images=optional(cfg.train, "hash_images"))
         evaluated = Record(output_dir)
-        bad_images = BadImageList(output_dir, every=cfg.train.log_every)
-        beside = (evaluated, bad_images)
-        previous = _load(trainer, cfg, dataset.class_names, data, beside, resume=resume)
+        previous = _load(trainer, cfg, dataset.class_names, data, evaluated, resume=resume)
         # Inputs are right: only now does the run leave something on the disk.
         log_to(made_folder(output_dir) / "log.txt")
-        note = record.write(cfg, output_dir, dataset.class_names, data, written)
+        note = record.write(cfg, output_dir, dataset, data, written)
         startup.mark_begun()
         start = trainer.images_seen
-        loader = bad_images.of(build(cfg.dataloader.train, dataset=dataset, start=start))
+        loader = build(cfg.dataloader.train, dataset=dataset, start=start)
         metrics = open_.enter_context(open_metrics(cfg, note, trainer.images_seen))
 
         def evaluate_now() -> Results:
@@ -91,7 +87,7 @@ def train(cfg: DictConfig, *, resume: bool = False) -> Results:
         batch = cfg.dataloader.train.total_batch_size
         every = optional(cfg.train, "looks_every")
         looks = Looks(output_dir / "looks", every=every, total_batch_size=batch, test=test)
-        checkpoints = _checkpoints(cfg, note, beside)
+        checkpoints = _checkpoints(cfg, note, evaluated)
         checkpoints.resumed(previous, trainer.images_seen)
         card = output_dir / model_card.NAME
         evaluations = Evaluations(
@@ -108,7 +104,7 @@ def train(cfg: DictConfig, *, resume: bool = False) -> Results:
         # A checkpoint before all that takes long, so that a signal finds its work done.
         hooks = [
             *(watch, progress, checkpoints, Preemption(notice, checkpoints.save_now)),
-            *(evaluations, looks, bad_images),
+            *(evaluations, looks),
         ]
         try:
             enable_rollback(trainer, checkpoints, dataset.class_names)
@@ -119,7 +115,6 @@ def train(cfg: DictConfig, *, resume: bool = False) -> Results:
         finally:
             watch.stop()
             checkpoints.close()
-            bad_images.close()
         record.write_results(output_dir, test.name, FINAL, results)
         if is_main():
             write_text(card, _card(cfg, note, evaluated, trainer))
@@ -135,9 +130,7 @@ def _evaluated(trainer: Trainer, test: TestSet, precision: str) -> Results:
         return {**results, **test.evaluate(trainer.detector, precision, "ema/")}
 
 
-def _checkpoints(
-    cfg: DictConfig, note: dict[str, Any], beside: Sequence[Record | BadImageList]
-) -> Checkpoints:
+def _checkpoints(cfg: DictConfig, note: dict[str, Any], evaluated: Record) -> Checkpoints:
     return Checkpoints(
         Path(cfg.train.output_dir),
         every=cfg.train.checkpoint_every,
@@ -146,7 +139,7 @@ def _checkpoints(
         note=note,
         background=optional(cfg.train, "async_checkpoints"),
         parts=optional(cfg.train, "sharded_checkpoints"),
-        beside=lambda: {key: value for each in beside for key, value in each.state_dict().items()},
+        beside=evaluated.state_dict,
     )
 
 
@@ -266,11 +259,11 @@ def _load(
     cfg: DictConfig,
     class_names: tuple[str, ...],
     data: dict[str, record.Fingerprint],
-    beside: Sequence[Record | BadImageList],
+    evaluated: Record,
     *,
     resume: bool,
 ) -> Path | None:
-    """Fill a new trainer, and what goes on `beside` it, from the last checkpoint of the run.
+    """Fill a new trainer, and the record of evaluations, from the last checkpoint of the run.
 
     Without one the weights are those of `train.init_checkpoint`. Returns that checkpoint's path.
     """
@@ -290,8 +283,7 @@ def _load(
     load_weights(trainer.detector, content, str(source), class_names)
     if previous is not None:
         trainer.load_state_dict(content, source=str(source))
-        for each in beside:
-            each.load(content, trainer.images_seen)
+        evaluated.load(content, trainer.images_seen)
     logger.info("loaded %s (%d images seen)", source, trainer.images_seen)
     return None if previous is None else source
 
