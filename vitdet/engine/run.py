@@ -21,7 +21,7 @@ from vitdet.engine.dry_run import try_steps
 from vitdet.engine.first_step import FirstStep
 from vitdet.engine.freezing import freeze_blocks
 from vitdet.engine.hooks import Evaluations, Record
-from vitdet.engine.inference import Results, TestSet, build, flatten
+from vitdet.engine.inference import Results, TestSet, build, build_dataset, flatten
 from vitdet.engine.logs import logging_to
 from vitdet.engine.looks import Looks
 from vitdet.engine.metrics import Progress, open_metrics
@@ -67,7 +67,7 @@ def train(cfg: DictConfig, *, resume: bool = False, dry_run: bool = False) -> Re
     _check_new(output_dir, resume)
     selection = selection_of(cfg)
     with disk_errors(output_dir), noticed() as notice, logging_to() as log_to, ExitStack() as open_:
-        dataset = build(cfg.dataloader.train.dataset)
+        dataset = build_dataset(cfg.dataloader.train.dataset)
         written = durations.resolve(cfg, dataset)
         test = _test_set(cfg, tuple(dataset.class_names), selection)
         trainer = _build_trainer(cfg, dataset.class_names)
@@ -87,7 +87,7 @@ def train(cfg: DictConfig, *, resume: bool = False, dry_run: bool = False) -> Re
         metrics = open_.enter_context(open_metrics(cfg, note, trainer.images_seen))
 
         def evaluate_now() -> Results:
-            results = _evaluated(trainer, test, cfg.train.precision)
+            results = _evaluated(trainer, test, optional(cfg.train, "eval_precision"))
             metrics.write(trainer.images_seen, flatten(results))
             return results
 
@@ -175,7 +175,7 @@ def evaluate(cfg: DictConfig, *, resume: bool = False) -> Results:
     with disk_errors(output_dir), logging_to() as log_to:
         test = TestSet(cfg)
         set_num_classes(cfg, len(test.class_names))
-        detector = build_model(cfg.model, device=str(_device(cfg.train)))
+        detector = build_model(cfg.model, device=str(pick_device(cfg.train.device)))
         source, content = previous or _read(Path(cfg.train.init_checkpoint))
         which = optional(cfg.train, "eval_weights")
         content = checkpoint.chosen(content, which, source=str(source))
@@ -183,7 +183,7 @@ def evaluate(cfg: DictConfig, *, resume: bool = False) -> Results:
         load_weights(detector, content, str(source), test.class_names)
         log_to(made_folder(output_dir) / "log.txt")
         prefix = "" if which == "model" else "ema/"
-        results = test.evaluate(detector, cfg.train.precision, prefix)
+        results = test.evaluate(detector, optional(cfg.train, "eval_precision"), prefix)
         record.write_results(output_dir, test.name, str(source), results)
     return results
 
