@@ -9,11 +9,30 @@ Exit status: 0 written, 1 some keys are unaccounted for (nothing is written but 
 
 from __future__ import annotations
 
+import argparse
 import sys
+from collections.abc import Sequence
 
-from vitdet.app.convert import main, parse
+from vitdet.utils.checks import exit_status
 
-__all__ = ["main", "parse"]
+
+def parse(argv: Sequence[str]) -> argparse.Namespace:
+    """Return the command line."""
+    from vitdet.app import convert  # not above: ^C while it is imported is one line too
+
+    return convert.parse(argv)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line; return the exit status."""
+
+    def run() -> int:
+        from vitdet.app import convert
+
+        return convert.run(parse(sys.argv[1:] if argv is None else argv))
+
+    return exit_status(run)
+
 
 if __name__ == "__main__":
     sys.exit(main())

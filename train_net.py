@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import argparse
-import os
 import sys
+
+from vitdet.utils.checks import exit_status
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -17,6 +18,8 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument("--config-file", required=True, metavar="FILE", help="recipe, .py or .yaml")
     parser.add_argument("--resume", action="store_true", help="continue train.output_dir's run")
+    trial = "build all, take two real steps, print memory, time and length, keep nothing"
+    parser.add_argument("--dry-run", action="store_true", help=trial)
     parser.add_argument("--eval-only", action="store_true", help="evaluate, do not train")
     parser.add_argument("--print-groups", action="store_true", help="print each parameter's lr")
     processes = "processes on this machine (default 1)"
@@ -47,17 +50,17 @@ def main(args: argparse.Namespace) -> None:
     elif args.eval_only:
         evaluate(cfg, resume=args.resume)
     else:
-        train(cfg, resume=args.resume or continues())
+        train(cfg, resume=args.resume or continues(), dry_run=args.dry_run)
 
 
-def run() -> int:
-    """Start the processes and return the exit status; being told to leave is a SystemExit of 75."""
-    args = parse()
-    from vitdet.engine.launch import launch  # not above: --help should not wait for torch
-    from vitdet.engine.slurm import submit_run
-    from vitdet.utils.checks import InputError
+def run(arguments: list[str] | None = None) -> int:
+    """Start the processes; return the exit status, that of a preemption as a SystemExit."""
+    args = parse(arguments)
 
-    try:
+    def start() -> int:
+        from vitdet.engine.launch import launch  # not above: --help should not wait for torch
+        from vitdet.engine.slurm import submit_run
+
         if args.print_groups:
             main(args)
         elif args.slurm is not None:
@@ -65,15 +68,9 @@ def run() -> int:
         else:
             where = (args.num_gpus, args.num_machines, args.machine_rank, args.dist_url)
             launch(main, *where, args=(args,), start_timeout=args.start_timeout)
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("interrupted; --resume continues from the last checkpoint", file=sys.stderr)
-        return 130
-    except BrokenPipeError:  # what reads the table, as head does, has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    return 0
+        return 0
+
+    return exit_status(start)
 
 
 if __name__ == "__main__":

@@ -33,7 +33,6 @@ ROOMS = {
     "lazy_calls": 2,
     "settings": 2,
     "config": 3,
-    "costs": 4,
     "engine": 4,
     "predict": 4,
     "export": 4,
@@ -53,7 +52,7 @@ NARROW = {
         "drawing",
     },  # everything else comes out of a recipe
     "predict": {"utils", "checkpoint", "config", "drawing", "data", "postprocess"},
-    "export": {"utils", "checkpoint", "config"},
+    "export": {"utils", "postprocess", "heads"},
     "vitdet": {"config", "predict", "utils.quiet"},  # the doors in vitdet/__init__.py
 }
 

@@ -2,23 +2,93 @@
 
 from __future__ import annotations
 
+import errno
 import random
+import shlex
+import signal
 import subprocess
 import sys
 import warnings
+from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
 from vitdet.utils import env, quiet
-from vitdet.utils.checks import InputError, fail, nearest
+from vitdet.utils.checks import InputError, exit_status, fail, nearest
 
 
 def test_an_error_is_one_line_with_expected_got_and_remedy():
     with pytest.raises(InputError) as caught:
         fail("file\nx", expected="a JPEG", got="text", remedy="Remove it.")
     assert str(caught.value) == "file x: expected a JPEG, got text. Remove it."
+
+
+def _raise(error: BaseException) -> Callable[[], int]:
+    def run() -> int:
+        raise error
+
+    return run
+
+
+LOOK = "Look at the path, its rights and the space of its disk."
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "line"),
+    [
+        (InputError("x: no"), 2, "error: x: no"),
+        (OSError(errno.ENOENT, "No such file", "a\nb"), 2, f"error: a b: No such file. {LOOK}"),
+        (OSError(errno.EIO, "Bad disk", b"x\xff"), 2, f"error: x\\udcff: Bad disk. {LOOK}"),
+        (OSError(errno.EXDEV, "Far", "a", None, "b"), 2, f"error: a -> b: Far. {LOOK}"),
+        (OSError("odd"), 2, f"error: a file or device: odd. {LOOK}"),
+        (KeyboardInterrupt(), 130, "interrupted"),
+        (BrokenPipeError(errno.EPIPE, "Broken pipe"), 0, ""),
+    ],
+)  # fmt: skip
+def test_what_ends_a_command_is_one_line_and_a_status(error, status, line, capsys):
+    before = signal.getsignal(signal.SIGINT)
+    try:
+        assert exit_status(_raise(error)) == status
+        # the line is written: a second ^C has nothing to wait for
+        interrupted = isinstance(error, KeyboardInterrupt)
+        assert (signal.getsignal(signal.SIGINT) is signal.SIG_DFL) is interrupted
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert capsys.readouterr().err == (line and f"{line}\n")
+    assert exit_status(lambda: 1) == 1
+    with pytest.raises(ZeroDivisionError):  # a fault of the package stays one
+        exit_status(_raise(ZeroDivisionError()))
+
+
+@pytest.mark.parametrize(
+    ("shell", "status", "error"),
+    [
+        ("{} >&-", 0, ""),
+        ("{} 2>&- >/dev/null; echo status $? >&2", 0, "status 0\n"),
+        ("{} > /dev/full", 2, f"error: a file or device: No space left on device. {LOOK}\n"),
+    ],
+)
+def test_a_stdout_that_is_closed_or_full(shell, status, error, tmp_path):
+    code = (
+        "import sys; sys.path.insert(0, sys.argv[1])\n"
+        "from vitdet.utils.checks import exit_status\n"
+        "def run():\n"
+        "    with open('file', 'w') as file:\n"  # not the closed descriptor's number
+        "        print('line \\udcff', flush=True)\n"
+        "        assert file.fileno() > 2\n"
+        "    return 0\n"
+        "sys.exit(exit_status(run))\n"
+    )
+    project = str(Path(__file__).parents[1])
+    command = shlex.join([sys.executable, "-c", code, project])
+    done = subprocess.run(
+        shell.format(command), shell=True, cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stderr) == (status, error)
+    assert (tmp_path / "file").read_text() == ""
 
 
 def test_nearest_name():

@@ -116,7 +116,7 @@ def test_interrupted_resumed_and_evaluated_from_the_command_line(tmp_path, proce
             os.killpg(running.pid, signal.SIGKILL)
         running.wait()
     assert running.returncode == 130, errors
-    assert "interrupted; --resume continues from the last checkpoint" in errors
+    assert errors.splitlines()[-1] == "interrupted"
     assert list((tmp_path / "out").glob(".*")) == []
 
     stopped_at = checkpoint.read(last_checkpoint(tmp_path / "out"))["images_seen"]

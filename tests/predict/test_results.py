@@ -12,7 +12,7 @@ from detectron2.structures import Boxes, Instances
 from PIL import Image
 
 from vitdet.predict.inputs import Picture
-from vitdet.predict.results import Result
+from vitdet.predict.results import Result, class_indexes, split_names
 from vitdet.utils.checks import InputError
 from vitdet.utils.run_lengths import decode, encode
 
@@ -63,6 +63,23 @@ def test_parts_of_it():
         found.of_classes(["dgo"])
 
 
+@pytest.mark.parametrize(
+    ("text", "names"),
+    [
+        ("cat, dog", ["cat", "dog"]),
+        ("dog, small", ["dog, small"]),
+        ('dog, small,cat: "big",dog', ["dog, small", 'cat: "big"', "dog"]),
+        ("dog, smal", ["dog", "smal"]),
+    ],
+)
+def test_names_of_classes_may_have_commas(text, names):
+    assert split_names(text, ["dog", "dog, small", "cat", 'cat: "big"']) == names
+
+
+def test_two_classes_of_one_name_are_both_meant():
+    assert class_indexes(["cat"], ["cat", "dog", "cat"]) == [0, 2]
+
+
 def test_coco_results():
     entries = result().to_coco(9)
     masks_of = [decode(entry.pop("segmentation")) for entry in entries]
@@ -84,7 +101,7 @@ def test_json():
     assert content["image"] == "x.png"
     assert (content["height"], content["width"]) == (60, 80)
     assert first["class"] == "dog"
-    assert (first["class_index"], first["score"]) == (2, 0.75)
+    assert (first["class_index"], first["category_id"], first["score"]) == (2, 3, 0.75)
     assert first["box"] == [5.0, 10.0, 25.0, 30.0]
     assert np.array_equal(decode(first["mask"]), masks()[0].numpy())
     assert "mask" not in json.loads(result(with_masks=False).to_json())["detections"][0]

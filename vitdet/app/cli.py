@@ -1,20 +1,19 @@
 """The command line: `vitdet COMMAND ...`.
 
-Exit status: 0 done; 1 done, and the answer is no (each command says which); 2 an input is wrong,
-with one line on the error stream.
+Exit status: 0 done; 1 done, and the answer is no (each command says which); 2 an input is wrong or
+a file cannot be read or written, with one line on the error stream; 130 interrupted by ^C.
 """
 
 from __future__ import annotations
 
 import argparse
 import importlib
-import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from vitdet.utils.checks import InputError
+from vitdet.utils.checks import exit_status
 
 
 @dataclass(frozen=True)
@@ -44,12 +43,6 @@ COMMANDS = (
         name="train",
         what="train a detector on your own images",
         home="train",
-    ),
-    Command(
-        name="doctor",
-        what="say what would go wrong in a training, before it starts",
-        home="doctor",
-        status="there is a fault",
     ),
     Command(
         name="data",
@@ -86,14 +79,8 @@ COMMANDS = (
         status="the file can be read, and its format is none that is known",
     ),
     Command(
-        name="plan",
-        what="say what a training takes: memory, time, and the batch that fits",
-        home="plan",
-        status="not even one image fits",
-    ),
-    Command(
         name="export",
-        what="write a detector for ONNX, TorchScript or torch.export, compared with PyTorch",
+        what="write a detector as ONNX, compared with PyTorch",
         home="export",
         status="the file does not find what the model finds, and is not written",
     ),
@@ -145,16 +132,12 @@ def parse(words: Sequence[str]) -> argparse.Namespace:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; return the exit status."""
-    words = sys.argv[1:] if argv is None else argv
-    args = parse(words)
-    try:
+
+    def run() -> int:
+        args = parse(sys.argv[1:] if argv is None else argv)
         return args.run(args)
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except BrokenPipeError:  # what reads the output, as head does, has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
+
+    return exit_status(run)
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ from vitdet.convert import classes as heads
 from vitdet.convert.direct import rename
 from vitdet.convert.nesting import unnest
 from vitdet.convert.out import export, nest
-from vitdet.utils.checks import InputError, fail
+from vitdet.utils.checks import fail
 from vitdet.utils.files import replacing
 
 if TYPE_CHECKING:
@@ -322,15 +322,6 @@ def _about(args: argparse.Namespace, report: Report) -> dict[str, Any]:
     about: dict[str, Any] = {"format": 1, "source_format": report.source_format}
     about["initialised"] = report.initialised
     if args.target_classes:
-        about["class_names"] = heads.read_names(args.target_classes)
+        classes = heads.read_classes(args.target_classes)
+        about |= {"class_names": list(classes.values()), "class_ids": list(classes)}
     return about
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run converter.py's command line; return the exit status."""
-    args = parse(sys.argv[1:] if argv is None else argv)
-    try:
-        return run(args)
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2

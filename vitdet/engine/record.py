@@ -11,7 +11,7 @@ import json
 import logging
 import math
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path, PurePath
 from typing import Any
 
@@ -167,7 +167,7 @@ def changed(before: Fingerprint, now: Fingerprint) -> list[str]:
 def write(
     cfg: DictConfig,
     output_dir: Path,
-    class_names: Sequence[str],
+    dataset: Any,
     data: Mapping[str, Fingerprint],
     written: Mapping[str, str],
 ) -> dict[str, Any]:
@@ -176,7 +176,7 @@ def write(
     Args:
         cfg: the recipe, durations in images.
         output_dir: folder of the run.
-        class_names: of the data.
+        dataset: has `class_names`, and `class_ids` where its classes have numbers of their own.
         data: see `of_data`.
         written: durations as the recipe had them, see `vitdet.engine.durations.resolve`.
     """
@@ -191,7 +191,8 @@ def write(
     barrier()
     config = (output_dir / "config.yaml").read_text(encoding="utf-8")
     return {
-        "class_names": list(class_names),
+        "class_names": list(dataset.class_names),
+        "class_ids": list(getattr(dataset, "class_ids", range(1, len(dataset.class_names) + 1))),
         "config": config,
         "environment": environment,
         "data": dict(data),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from vitdet.predict.devices import pick_device
 from vitdet.predict.inputs import Picture, open_inputs
 from vitdet.predict.results import Result, class_indexes
 from vitdet.predict.slicing import Slices, detect_sliced
-from vitdet.utils.checks import fail
+from vitdet.utils.checks import InputError, fail
 from vitdet.utils.precision import autocast_dtype
 
 
@@ -99,7 +99,7 @@ class Predictor:
         *,
         config: str | Path | None = None,
         overrides: Sequence[str] = (),
-        class_names: Sequence[str] | None = None,
+        class_names: Sequence[str] | Mapping[int, str] | None = None,
         weights: str = "model",
         trust: bool = False,
         device: str | torch.device = "auto",
@@ -112,7 +112,8 @@ class Predictor:
                 converted file.
             config: the recipe, for files that hold none.
             overrides: changes to the recipe: ["model.roi_heads.box_predictor.test_nms_thresh=0.6"].
-            class_names: for files that hold none (recipes of COCO and LVIS know theirs).
+            class_names: for files that hold none (recipes of COCO and LVIS know theirs), or
+                {category id: name}.
             weights: "model", or "ema" for the moving average of a run with train.ema_decay.
             trust: allow parts from outside vitdet and detectron2; the file may then run code.
             device: "auto", "cpu", "cuda", "cuda:1", "mps".
@@ -159,7 +160,9 @@ class Predictor:
         results = self._stream(inputs.pictures)
         if inputs.kind == "stream":
             return results
-        return next(results) if inputs.kind == "one" else list(results)
+        if inputs.kind == "one":
+            return next(results)
+        return [result.packed() for result in results]
 
     def _stream(self, pictures: Iterable[Picture]) -> Iterator[Result]:
         waiting = iter(pictures)
@@ -217,11 +220,16 @@ class Predictor:
             image: uint8 (height, width, 3), channels in the detector's order.
 
         Raises:
-            InputError: the result is larger than the square that the detector pads to.
+            InputError: the result is larger than the square that the detector pads to, or has a
+                side without a pixel.
         """
         height, width = image.shape[:2]
         given: Any = T.AugInput(np.ascontiguousarray(image))
-        self.augmentations(given)
+        try:
+            self.augmentations(given)
+        except (ValueError, ZeroDivisionError) as error:  # a side would have no pixel left
+            text = f"image of {height} x {width} pixels: too elongated to be resized ({error})."
+            raise InputError(text) from error
         planes = np.ascontiguousarray(given.image.transpose(2, 0, 1))
         self._check_size(planes.shape[1], planes.shape[2])
         return {"image": torch.from_numpy(planes), "height": height, "width": width}

@@ -3,9 +3,16 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+import os
+import signal
+import sys
+import threading
+from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import NoReturn
 
+INPUT_ERROR_STATUS = 2
+INTERRUPTED_STATUS = 130  # what shells give for ^C: 128 + SIGINT
 _LONGEST_WORD = 1000
 
 
@@ -44,3 +51,62 @@ def nearest(name: str, names: Iterable[str]) -> str | None:
     """Return the one of `names` that looks most like `name`, or None when none is close."""
     matches = difflib.get_close_matches(name, list(names), n=1, cutoff=0.6)
     return matches[0] if matches else None
+
+
+def exit_status(run: Callable[[], int]) -> int:
+    """Run a command and return its exit status; an error of input, disk or user is one line.
+
+    Args:
+        run: returns the status. It should hold the imports too: ^C may come while they last.
+
+    Returns:
+        That of `run`; 2 for an InputError, a file that cannot be read or written, or an output
+        that takes nothing; 130 for ^C, of which a second one ends the process at once; 0 when
+        the reader of a pipe, as `head`, has seen enough.
+    """
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:  # closed: the next file opened would get its number
+            setattr(sys, name, Path(os.devnull).open(mode, encoding="utf-8"))  # noqa: SIM115
+    for stream in (sys.stdout, sys.stderr):  # names of files may hold what no encoding knows
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
+    try:
+        status = run()
+        sys.stdout.flush()
+        return status
+    except InputError as error:
+        return _say(f"error: {error}", INPUT_ERROR_STATUS)
+    except BrokenPipeError:
+        _leave_stdout()
+        return 0
+    except OSError as error:
+        _leave_stdout()
+        return _say(f"error: {os_error_text(error)}", INPUT_ERROR_STATUS)
+    except KeyboardInterrupt:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGINT, signal.SIG_DFL)
+        return _say("interrupted", INTERRUPTED_STATUS)
+
+
+def os_error_text(error: OSError) -> str:
+    """Return what the system refused, of which file, and where to look, in one line."""
+    names = [os.fsdecode(name) for name in (error.filename, error.filename2) if name is not None]
+    what = " -> ".join(names) or "a file or device"
+    reason = error.strerror or str(error) or type(error).__name__
+    return one_line(f"{what}: {reason}. Look at the path, its rights and the space of its disk.")
+
+
+def _say(text: str, status: int) -> int:
+    try:
+        print(text, file=sys.stderr, flush=True)
+    except OSError:  # nobody reads it; the status says it still
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
+    return status
+
+
+def _leave_stdout() -> None:
+    """Drop what stdout could not take: Python would try again at its end, with a traceback."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)

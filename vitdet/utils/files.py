@@ -13,6 +13,10 @@ from pathlib import Path
 
 from vitdet.utils.checks import InputError
 
+# In the folder of `vitdet predict`: {name of a result without its suffix: path of its input}. Data
+# is not looked for in a folder that has this file.
+RESULT_MARKER = ".vitdet-results.json"
+
 _LEFTOVER = re.compile(r"\.(?P<name>.+)\.\d+\.(?P<kind>partial|old)(\.partial)?")
 _CHUNK = 1 << 22
 # What a user can repair: no space, a quota, a limit on sizes, a folder that is not to be written.
