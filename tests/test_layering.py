@@ -61,7 +61,7 @@ NARROW = {
     "predict": {
         *("utils", "checkpoint", "config", "plain_recipes", "drawing", "data", "postprocess"),
     },
-    "export": {"utils", "checkpoint", "config"},
+    "export": {"utils", "postprocess", "heads"},
     "vitdet": {"config", "predict", "utils.quiet"},  # the doors in vitdet/__init__.py
 }
 

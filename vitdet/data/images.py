@@ -172,9 +172,7 @@ def read_image(record: dict[str, Any], image_format: str = "RGB") -> np.ndarray:
     Raises:
         InputError: as `open_image`, or a size other than the record's.
     """
-    with _opened(record["file_name"], None, FORMATS, MAX_PIXELS) as image:
-        header = header_of(image)
-        _check_size(record, header)
+    with _of_record(record) as image:
         pixels = np.array(_upright(image))
     return pixels if image_format == "RGB" else np.ascontiguousarray(pixels[..., ::-1])
 
@@ -195,15 +193,27 @@ def read_reduced(record: dict[str, Any], shrink: float) -> tuple[Image.Image, in
     Raises:
         InputError: as `read_image`.
     """
-    with _opened(record["file_name"], None, FORMATS, MAX_PIXELS) as image:
-        header = header_of(image)
-        _check_size(record, header)
+    with _of_record(record) as image:
         full, reduction = image.size, _reduction(image, shrink)
         if reduction > 1:
             image.draft(None, (full[0] // reduction, full[1] // reduction))
             if image.size == full:  # not a JPEG
                 reduction = 1
         return _upright(image), reduction
+
+
+@contextmanager
+def _of_record(record: dict[str, Any]) -> Iterator[Image.Image]:
+    """Give the image of a record, not decoded yet, in the size that the record has, if any."""
+    in_data = "height" in record
+    try:
+        with _opened(record["file_name"], None, FORMATS, MAX_PIXELS) as image:
+            if in_data:
+                _check_size(record, header_of(image))
+            yield image
+    except ImageError as error:
+        way = " vitdet data check FOLDER --fix NEW writes a copy of the data without it."
+        raise ImageError(f"{error}{way if in_data else ''}", error.kind) from error
 
 
 @contextmanager
@@ -366,8 +376,6 @@ def _reduction(image: Image.Image, shrink: float) -> int:
 
 
 def _check_size(record: dict[str, Any], header: Header) -> None:
-    if "height" not in record:  # an image of no data set
-        return
     expected, upright = (record["height"], record["width"]), header.upright
     if upright == expected:
         return

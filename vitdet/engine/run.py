@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
 from contextlib import ExitStack, closing
 from functools import partial
 from pathlib import Path
@@ -15,14 +14,13 @@ from omegaconf import DictConfig
 from vitdet import checkpoint
 from vitdet.config import build_model, set_num_classes
 from vitdet.engine import durations, model_card, record, sharded, startup
-from vitdet.engine.bad_images import BadImageList
 from vitdet.engine.bad_steps import BadSteps
 from vitdet.engine.checkpoints import FINAL, Checkpoints, last_checkpoint
 from vitdet.engine.compiled import compile_blocks
 from vitdet.engine.first_step import FirstStep
 from vitdet.engine.freezing import freeze_blocks
 from vitdet.engine.hooks import Evaluations, Record
-from vitdet.engine.inference import Results, TestSet, build, flatten
+from vitdet.engine.inference import Results, TestSet, build, build_dataset, flatten
 from vitdet.engine.logs import logging_to
 from vitdet.engine.looks import Looks
 from vitdet.engine.metrics import Progress, open_metrics
@@ -66,32 +64,30 @@ def train(cfg: DictConfig, *, resume: bool = False) -> Results:
     _check_new(output_dir, resume)
     selection = selection_of(cfg)
     with disk_errors(output_dir), noticed() as notice, logging_to() as log_to, ExitStack() as open_:
-        dataset = build(cfg.dataloader.train.dataset)
+        dataset = build_dataset(cfg.dataloader.train.dataset)
         written = durations.resolve(cfg, dataset)
         test = _test_set(cfg, tuple(dataset.class_names), selection)
         trainer = _build_trainer(cfg, dataset.class_names)
         data = record.of_data(dataset, test.dataset, images=optional(cfg.train, "hash_images"))
         evaluated = Record(output_dir)
-        bad_images = BadImageList(output_dir, every=cfg.train.log_every)
-        beside = (evaluated, bad_images)
-        previous = _load(trainer, cfg, dataset.class_names, data, beside, resume=resume)
+        previous = _load(trainer, cfg, dataset.class_names, data, evaluated, resume=resume)
         # Inputs are right: only now does the run leave something on the disk.
         log_to(made_folder(output_dir) / "log.txt")
         note = record.write(cfg, output_dir, dataset, data, written)
         startup.mark_begun()
         start = trainer.images_seen
-        loader = bad_images.of(build(cfg.dataloader.train, dataset=dataset, start=start))
+        loader = build(cfg.dataloader.train, dataset=dataset, start=start)
         metrics = open_.enter_context(open_metrics(cfg, note, trainer.images_seen))
 
         def evaluate_now() -> Results:
-            results = _evaluated(trainer, test, cfg.train.precision)
+            results = _evaluated(trainer, test, optional(cfg.train, "eval_precision"))
             metrics.write(trainer.images_seen, flatten(results))
             return results
 
         batch = cfg.dataloader.train.total_batch_size
         every = optional(cfg.train, "looks_every")
         looks = Looks(output_dir / "looks", every=every, total_batch_size=batch, test=test)
-        checkpoints = _checkpoints(cfg, note, beside)
+        checkpoints = _checkpoints(cfg, note, evaluated)
         checkpoints.resumed(previous, trainer.images_seen)
         card = output_dir / model_card.NAME
         evaluations = Evaluations(
@@ -108,7 +104,7 @@ def train(cfg: DictConfig, *, resume: bool = False) -> Results:
         # A checkpoint before all that takes long, so that a signal finds its work done.
         hooks = [
             *(watch, progress, checkpoints, Preemption(notice, checkpoints.save_now)),
-            *(evaluations, looks, bad_images),
+            *(evaluations, looks),
         ]
         try:
             enable_rollback(trainer, checkpoints, dataset.class_names)
@@ -119,7 +115,6 @@ def train(cfg: DictConfig, *, resume: bool = False) -> Results:
         finally:
             watch.stop()
             checkpoints.close()
-            bad_images.close()
         record.write_results(output_dir, test.name, FINAL, results)
         if is_main():
             write_text(card, _card(cfg, note, evaluated, trainer))
@@ -135,9 +130,7 @@ def _evaluated(trainer: Trainer, test: TestSet, precision: str) -> Results:
         return {**results, **test.evaluate(trainer.detector, precision, "ema/")}
 
 
-def _checkpoints(
-    cfg: DictConfig, note: dict[str, Any], beside: Sequence[Record | BadImageList]
-) -> Checkpoints:
+def _checkpoints(cfg: DictConfig, note: dict[str, Any], evaluated: Record) -> Checkpoints:
     return Checkpoints(
         Path(cfg.train.output_dir),
         every=cfg.train.checkpoint_every,
@@ -146,7 +139,7 @@ def _checkpoints(
         note=note,
         background=optional(cfg.train, "async_checkpoints"),
         parts=optional(cfg.train, "sharded_checkpoints"),
-        beside=lambda: {key: value for each in beside for key, value in each.state_dict().items()},
+        beside=evaluated.state_dict,
     )
 
 
@@ -175,7 +168,7 @@ def evaluate(cfg: DictConfig, *, resume: bool = False) -> Results:
     with disk_errors(output_dir), logging_to() as log_to:
         test = TestSet(cfg)
         set_num_classes(cfg, len(test.class_names))
-        detector = build_model(cfg.model, device=str(_device(cfg.train)))
+        detector = build_model(cfg.model, device=str(pick_device(cfg.train.device)))
         source, content = previous or _read(Path(cfg.train.init_checkpoint))
         which = optional(cfg.train, "eval_weights")
         content = checkpoint.chosen(content, which, source=str(source))
@@ -183,7 +176,7 @@ def evaluate(cfg: DictConfig, *, resume: bool = False) -> Results:
         load_weights(detector, content, str(source), test.class_names)
         log_to(made_folder(output_dir) / "log.txt")
         prefix = "" if which == "model" else "ema/"
-        results = test.evaluate(detector, cfg.train.precision, prefix)
+        results = test.evaluate(detector, optional(cfg.train, "eval_precision"), prefix)
         record.write_results(output_dir, test.name, str(source), results)
     return results
 
@@ -266,11 +259,11 @@ def _load(
     cfg: DictConfig,
     class_names: tuple[str, ...],
     data: dict[str, record.Fingerprint],
-    beside: Sequence[Record | BadImageList],
+    evaluated: Record,
     *,
     resume: bool,
 ) -> Path | None:
-    """Fill a new trainer, and what goes on `beside` it, from the last checkpoint of the run.
+    """Fill a new trainer, and the record of evaluations, from the last checkpoint of the run.
 
     Without one the weights are those of `train.init_checkpoint`. Returns that checkpoint's path.
     """
@@ -290,8 +283,7 @@ def _load(
     load_weights(trainer.detector, content, str(source), class_names)
     if previous is not None:
         trainer.load_state_dict(content, source=str(source))
-        for each in beside:
-            each.load(content, trainer.images_seen)
+        evaluated.load(content, trainer.images_seen)
     logger.info("loaded %s (%d images seen)", source, trainer.images_seen)
     return None if previous is None else source
 

@@ -43,6 +43,18 @@ def all_gather_object(item: Any) -> list[Any]:
     return items
 
 
+def gather_object(item: Any) -> list[Any]:
+    """Return every process's `item`, in the order of ranks, in the main process; [] in others."""
+    if world_size() == 1:
+        return [item]
+    if not is_main():
+        dist.gather_object(item)
+        return []
+    items: list[Any] = [None] * world_size()
+    dist.gather_object(item, items)
+    return [item, *items[1:]]  # its own, not a copy
+
+
 def reduce_mean(values: dict[str, torch.Tensor]) -> dict[str, float]:
     """Average scalar tensors over the processes; every process must bring the same names."""
     names = sorted(values)
