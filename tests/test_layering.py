@@ -34,7 +34,6 @@ ROOMS = {
     "plain_recipes": 2,
     "settings": 2,
     "config": 3,
-    "costs": 4,
     "engine": 4,
     "predict": 4,
     "export": 4,
