@@ -16,7 +16,9 @@ from vitdet.data.prepare import prepare_part
 from vitdet.engine.inference import TestSet
 from vitdet.engine.logs import logging_to
 from vitdet.engine.record import write_results
+from vitdet.predict.loading import building, check_test_data
 from vitdet.predict.predictor import Predictor
+from vitdet.settings import optional
 from vitdet.utils.precision import PRECISIONS
 
 
@@ -55,14 +57,17 @@ def run(args: argparse.Namespace) -> int:
     """
     predictor = load_predictor(args, overrides=args.overrides, threshold=0.0)
     cfg: Any = predictor.cfg
-    predictor.precision = args.precision or cfg.train.precision
+    predictor.precision = args.precision or optional(cfg.train, "eval_precision")
     make_folder(args.out)
     if args.data is not None:
         cfg.dataloader.test.dataset = _dataset(args)
+    elif not args.trust:
+        check_test_data(cfg, str(args.weights))
     plain = predictor.tta is None and predictor.slices is None
     detector = predictor.detector if plain else _Through(predictor)
     with logging_to() as log_to:
-        test = TestSet(cfg, expected_classes=predictor.class_names)
+        with building(str(args.weights)):
+            test = TestSet(cfg, expected_classes=predictor.class_names)
         log_to(args.out / "log.txt")
         prefix = "ema/" if args.use == "ema" else ""
         results = test.evaluate(detector, predictor.precision, prefix)
