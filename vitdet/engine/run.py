@@ -17,6 +17,7 @@ from vitdet.engine import durations, model_card, record, sharded, startup
 from vitdet.engine.bad_steps import BadSteps
 from vitdet.engine.checkpoints import FINAL, Checkpoints, last_checkpoint
 from vitdet.engine.compiled import compile_blocks
+from vitdet.engine.dry_run import try_steps
 from vitdet.engine.first_step import FirstStep
 from vitdet.engine.freezing import freeze_blocks
 from vitdet.engine.hooks import Evaluations, Record
@@ -41,13 +42,15 @@ from vitdet.utils.files import disk_errors, write_text
 logger = logging.getLogger(__name__)
 
 
-def train(cfg: DictConfig, *, resume: bool = False) -> Results:
+def train(cfg: DictConfig, *, resume: bool = False, dry_run: bool = False) -> Results:
     """Train, evaluate, and leave checkpoints, metrics, config and versions in the output folder.
 
     Args:
         cfg: a recipe (`vitdet.config.load_config`). Its number of classes is set from the data.
         resume: continue from the last checkpoint of `train.output_dir`, bit for bit on a CPU;
             without one, begin with `train.init_checkpoint`.
+        dry_run: build everything, take two steps, print what a training takes, and keep nothing
+            (`vitdet.engine.dry_run`); returns {}.
 
     Returns:
         {"bbox": {"AP": percent, ...}, "segm": {...}} of the final weights on the test data (on the
@@ -71,6 +74,10 @@ def train(cfg: DictConfig, *, resume: bool = False) -> Results:
         data = record.of_data(dataset, test.dataset, images=optional(cfg.train, "hash_images"))
         evaluated = Record(output_dir)
         previous = _load(trainer, cfg, dataset.class_names, data, evaluated, resume=resume)
+        if dry_run:
+            loader = build(cfg.dataloader.train, dataset=dataset, start=trainer.images_seen)
+            try_steps(cfg, trainer, loader, dataset, test.dataset)
+            return {}
         # Inputs are right: only now does the run leave something on the disk.
         log_to(made_folder(output_dir) / "log.txt")
         note = record.write(cfg, output_dir, dataset, data, written)
