@@ -122,7 +122,7 @@ def _check_layout(json_file: Path, content: Json) -> None:
         "annotations": {"image_id": int, "category_id": int, "bbox": list},
         "categories": {"id": int, "name": str},
     }
-    for part in keys:
+    for part, wanted in keys.items():
         if not isinstance(content.get(part), list):
             fail(
                 f"annotation file {json_file}",
@@ -130,7 +130,7 @@ def _check_layout(json_file: Path, content: Json) -> None:
                 got=f"only the keys {', '.join(map(str, content)) or '(none)'}",
                 remedy="Convert the annotations to COCO's format.",
             )
-        _check_keys(json_file, part, content[part], keys[part])
+        _check_keys(json_file, part, content[part], wanted)
 
 
 def _check_keys(json_file: Path, what: str, entries: list[Any], keys: dict[str, type]) -> None:
@@ -182,5 +182,3 @@ def _convert(
     if segmentation:
         result["segmentation"] = compressed(segmentation)
     return result
-
-

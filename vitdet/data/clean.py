@@ -11,7 +11,7 @@ import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 from vitdet.data.findings import Finding, Json, Log
 from vitdet.data.images import ImageError, read_header
@@ -24,7 +24,8 @@ _LARGEST = 1_000_000  # pixels of a side
 _MOST_PIXELS = 2**32  # that run lengths can count
 
 
-class ImageFile(NamedTuple):
+@dataclass(frozen=True)
+class ImageFile:
     """What the check knows of an image file: (height, width) stored and upright, or its error."""
 
     stored: Size = (0, 0)

@@ -46,7 +46,7 @@ class Finding(NamedTuple):
 
 KINDS: dict[str, Kind] = {
     # what is read all the same
-    "number in another form": Kind("in quotes, or 1.0 for 1"),
+    "number in another form": Kind("in quotes, 1.0 for 1, false for 0"),
     "id that is no number": Kind("images or classes are numbered by words"),
     "box in another form": Kind("not a list x, y, width, height"),
     "mask in another form": Kind("not [[x1, y1, x2, y2, ...], ...] or run lengths"),

@@ -153,10 +153,11 @@ class Labels:
         mask = read_mask(given, size)
         if mask.problem:
             self.log.say(mask.problem, mask.got, "left out, the box stays", lost=1)
-        elif given and mask.value is not given:
+        plain = mask.value is given or given is None or given in ([], {}, "")
+        if not mask.problem and not plain:
             done = "no mask" if mask.value is None else "read"
             self.log.say("mask in another form", shown(given), done)
-        if given and mask.value is not given:
+        if not plain:
             entry = {key: value for key, value in entry.items() if key != "segmentation"}
             if mask.value is not None:
                 entry["segmentation"] = mask.value

@@ -5,11 +5,12 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from vitdet.data.annotations import check_layout, file_name
+from vitdet.data.clean import clean
+from vitdet.data.findings import KINDS, notes_on, stop_at_faults
 from vitdet.data.formats import WHOLE, Found, Part, find_data
 from vitdet.data.splitting import split_content
 from vitdet.utils.checks import fail
@@ -84,12 +85,9 @@ def prepare_data(
 
 def _prepare(found: Found, cache: Path, val_fraction: float, seed: int) -> Prepared:
     parts = {split: part for split, part in found.parts.items() if split != "test"}
-    for part in parts.values():
-        lists = {key: list(part.content[key]) for key in ("images", "annotations", "categories")}
-        for image in check_layout(part.source, lists, "error").images:
-            file_name(image, "coco", part.source)
     notes = [f"found {found.format}: {_told(found)}"]
     parts = {split: _without_hidden(part, notes) for split, part in parts.items()}
+    parts = {split: _cleaned(part, notes) for split, part in parts.items()}
     if set(parts) == {"train", "val"}:
         train, val = parts["train"], parts["val"]
     else:
@@ -106,19 +104,34 @@ def _prepare(found: Found, cache: Path, val_fraction: float, seed: int) -> Prepa
     if with_mask and not masks:
         train, val = _without_masks(train), _without_masks(val)
         notes.append(f"{objects - with_mask} of {objects} objects have no mask: boxes only")
+    train.content["categories"].sort(key=lambda each: each["id"])
+    used = {each["category_id"] for each in train.content["annotations"]}
+    unused = [each["name"] for each in train.content["categories"] if each["id"] not in used]
+    if unused:
+        notes.append(f"classes without an object to train on: {', '.join(unused)}")
     return Prepared(
         train=_stored(train, cache),
         val=_stored(val, cache),
-        class_names=found.class_names,
+        class_names=tuple(each["name"] for each in train.content["categories"]),
         masks=masks,
         num_images=_images_with_objects(train),
         notes=tuple(notes),
     )
 
 
+def _cleaned(part: Part, notes: list[str]) -> Part:
+    """Return the part as it is read, whatever its labels are written like; stop at faults."""
+    found = clean(part.content, part.images, part.source)
+    stop_at_faults(part.source, found.findings)
+    faults = [each for each in found.findings if KINDS[each.kind].severity == "fault"]
+    notes += [f"{part.split}: {line}" for line in notes_on(faults)]
+    return part if not found.changed else replace(part, content=found.content, json_file=None)
+
+
 def _told(found: Found) -> str:
     counts = [f"{split} {len(part.content['images'])}" for split, part in found.parts.items()]
-    names = found.class_names
+    categories = next(iter(found.parts.values())).content["categories"]
+    names = [str(each.get("name")) for each in categories]
     listed = ", ".join(names[:8]) + (", ..." if len(names) > 8 else "")
     classes = "class" if len(names) == 1 else "classes"
     return f"{', '.join(counts)} images; {len(names)} {classes} ({listed})"
