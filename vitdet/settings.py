@@ -18,6 +18,7 @@ TRAIN_KEYS = frozenset(
 OPTIONAL_TRAIN_KEYS = {
     **{"ema_decay": None, "eval_weights": "model", "compile": False, "looks_every": 0},
     **{"epochs": None, "reference_batch": None},  # engine/durations.py
+    **{"eval_precision": "fp32"},
     **{"async_checkpoints": True, "sharded_checkpoints": False},
     **{"best_metric": None, "early_stopping": None},
     **{"hash_images": False, "allow_changed_data": False},  # engine/record.py

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from collections import defaultdict
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any, Literal, get_args
 from detectron2.structures import BoxMode
 
 from vitdet.data.clean import Cleaned, Style, clean, file_name
+from vitdet.data.files import read_json
 from vitdet.data.findings import notes_on, stop_at_faults
 from vitdet.data.masks import is_polygon
 from vitdet.utils.checks import InputError, fail
@@ -32,7 +32,13 @@ def read_annotations(json_file: Path, images: Path, style: Style, check: Check) 
     """
     if check not in get_args(Check):
         raise InputError(f'check: expected "error", "drop" or "keep", got {check!r}.')
-    content = read_json(json_file)
+    content, _ = read_json(json_file)
+    if not isinstance(content, dict):
+        raise InputError(
+            f'annotation file {json_file}: expected an object with "images", "annotations" and '
+            f'"categories", got a {type(content).__name__}. A list is often a file of results; '
+            "give the annotations."
+        )
     if check == "keep":
         found = Cleaned({**content, "annotations": content.get("annotations", [])})
         _check_layout(json_file, found.content)
@@ -80,39 +86,6 @@ def make_records(found: Cleaned, image_root: Path, style: Style, json_file: Path
             record["not_exhaustive_category_ids"] = image.get("not_exhaustive_category_ids", [])
         records.append(record)
     return records
-
-
-def read_json(json_file: Path) -> dict[str, Any]:
-    """Return the object that a json file holds.
-
-    Raises:
-        InputError: no such file, not json, no object.
-    """
-    try:
-        with json_file.open(encoding="utf-8") as file:
-            content = json.load(file)
-    except (FileNotFoundError, IsADirectoryError, PermissionError) as error:
-        fail(
-            f"annotation file {json_file}",
-            expected="a file that can be read",
-            got=error.strerror,
-            remedy="Check the path.",
-        )
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        fail(
-            f"annotation file {json_file}",
-            expected="json",
-            got=f"text that is not ({error})",
-            remedy="Check that the file was written completely.",
-        )
-    if not isinstance(content, dict):
-        fail(
-            f"annotation file {json_file}",
-            expected='an object with "images", "annotations" and "categories"',
-            got=f"a {type(content).__name__}",
-            remedy="A list is often a file of results; give the annotations.",
-        )
-    return content
 
 
 def _check_layout(json_file: Path, content: Json) -> None:

@@ -107,6 +107,9 @@ def check_data(
             part.content, part.images, part.source, boxes=boxes, files=files
         )
         findings += [(split, each) for each in found.findings]
+        told = {each.got for each in found.findings}
+        others = [each for each in part.problems if each not in told]
+        findings += [(split, Finding("unreadable labels", split, each)) for each in others]
         findings += [(split, each) for each in _of_images(found.content, files)]
     findings += [(next(iter(cleaned)), each) for each in _unused_categories(cleaned)]
     findings += _across(cleaned, pictures)

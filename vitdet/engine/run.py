@@ -17,10 +17,11 @@ from vitdet.engine import durations, model_card, record, sharded, startup
 from vitdet.engine.bad_steps import BadSteps
 from vitdet.engine.checkpoints import FINAL, Checkpoints, last_checkpoint
 from vitdet.engine.compiled import compile_blocks
+from vitdet.engine.dry_run import try_steps
 from vitdet.engine.first_step import FirstStep
 from vitdet.engine.freezing import freeze_blocks
 from vitdet.engine.hooks import Evaluations, Record
-from vitdet.engine.inference import Results, TestSet, build, flatten
+from vitdet.engine.inference import Results, TestSet, build, build_dataset, flatten
 from vitdet.engine.logs import logging_to
 from vitdet.engine.looks import Looks
 from vitdet.engine.metrics import Progress, open_metrics
@@ -41,13 +42,15 @@ from vitdet.utils.files import disk_errors, write_text
 logger = logging.getLogger(__name__)
 
 
-def train(cfg: DictConfig, *, resume: bool = False) -> Results:
+def train(cfg: DictConfig, *, resume: bool = False, dry_run: bool = False) -> Results:
     """Train, evaluate, and leave checkpoints, metrics, config and versions in the output folder.
 
     Args:
         cfg: a recipe (`vitdet.config.load_config`). Its number of classes is set from the data.
         resume: continue from the last checkpoint of `train.output_dir`, bit for bit on a CPU;
             without one, begin with `train.init_checkpoint`.
+        dry_run: build everything, take two steps, print what a training takes, and keep nothing
+            (`vitdet.engine.dry_run`); returns {}.
 
     Returns:
         {"bbox": {"AP": percent, ...}, "segm": {...}} of the final weights on the test data (on the
@@ -64,13 +67,17 @@ def train(cfg: DictConfig, *, resume: bool = False) -> Results:
     _check_new(output_dir, resume)
     selection = selection_of(cfg)
     with disk_errors(output_dir), noticed() as notice, logging_to() as log_to, ExitStack() as open_:
-        dataset = build(cfg.dataloader.train.dataset)
+        dataset = build_dataset(cfg.dataloader.train.dataset)
         written = durations.resolve(cfg, dataset)
         test = _test_set(cfg, tuple(dataset.class_names), selection)
         trainer = _build_trainer(cfg, dataset.class_names)
         data = record.of_data(dataset, test.dataset, images=optional(cfg.train, "hash_images"))
         evaluated = Record(output_dir)
         previous = _load(trainer, cfg, dataset.class_names, data, evaluated, resume=resume)
+        if dry_run:
+            loader = build(cfg.dataloader.train, dataset=dataset, start=trainer.images_seen)
+            try_steps(cfg, trainer, loader, dataset, test.dataset)
+            return {}
         # Inputs are right: only now does the run leave something on the disk.
         log_to(made_folder(output_dir) / "log.txt")
         note = record.write(cfg, output_dir, dataset, data, written)
@@ -80,7 +87,7 @@ def train(cfg: DictConfig, *, resume: bool = False) -> Results:
         metrics = open_.enter_context(open_metrics(cfg, note, trainer.images_seen))
 
         def evaluate_now() -> Results:
-            results = _evaluated(trainer, test, cfg.train.precision)
+            results = _evaluated(trainer, test, optional(cfg.train, "eval_precision"))
             metrics.write(trainer.images_seen, flatten(results))
             return results
 
@@ -168,7 +175,7 @@ def evaluate(cfg: DictConfig, *, resume: bool = False) -> Results:
     with disk_errors(output_dir), logging_to() as log_to:
         test = TestSet(cfg)
         set_num_classes(cfg, len(test.class_names))
-        detector = build_model(cfg.model, device=str(_device(cfg.train)))
+        detector = build_model(cfg.model, device=str(pick_device(cfg.train.device)))
         source, content = previous or _read(Path(cfg.train.init_checkpoint))
         which = optional(cfg.train, "eval_weights")
         content = checkpoint.chosen(content, which, source=str(source))
@@ -176,7 +183,7 @@ def evaluate(cfg: DictConfig, *, resume: bool = False) -> Results:
         load_weights(detector, content, str(source), test.class_names)
         log_to(made_folder(output_dir) / "log.txt")
         prefix = "" if which == "model" else "ema/"
-        results = test.evaluate(detector, cfg.train.precision, prefix)
+        results = test.evaluate(detector, optional(cfg.train, "eval_precision"), prefix)
         record.write_results(output_dir, test.name, str(source), results)
     return results
 
