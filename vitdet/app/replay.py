@@ -12,9 +12,9 @@ import torch
 from vitdet import checkpoint
 from vitdet.config import build_model, load_config
 from vitdet.engine.bad_steps import file_names, read_step, step_seed
+from vitdet.engine.checkpoints import last_checkpoint
 from vitdet.engine.examine import Finding, examine
 from vitdet.engine.losses import Batch, DetectorLoss, cut
-from vitdet.engine.run_folder import last_checkpoint
 from vitdet.engine.trainer import HeadStatistics
 from vitdet.utils.checks import fail
 

@@ -49,7 +49,7 @@ def check_recipe(cfg: DictConfig) -> None:
             remedy="ema is the moving average of a run with train.ema_decay.",
         )
     check_loggers(optional(cfg.train, "loggers"))
-    check_parallel(*(optional(cfg.train, key) for key in ("parallel", "compile", "looks_every")))
+    check_parallel(*(optional(cfg.train, key) for key in ("parallel", "compile")))
     durations.check(cfg)
     selection_of(cfg)
 

@@ -15,8 +15,8 @@ from vitdet import checkpoint, costs
 from vitdet.app.doctor.finding import FAULT, OK, WARNING, Finding
 from vitdet.app.doctor.patient import Patient
 from vitdet.app.plan import free_memory
+from vitdet.engine.checkpoints import last_checkpoint
 from vitdet.engine.run import pick_device
-from vitdet.engine.run_folder import last_checkpoint
 from vitdet.utils.precision import autocast_dtype
 
 _GIB = 2**30
