@@ -28,10 +28,9 @@ from detectron2.data import transforms as T
 from torch import nn
 
 from vitdet.data.datasets import coco_mini
-from vitdet.export.example import example_image
-from vitdet.export.formats import FORMATS, Order, Run
-from vitdet.export.graphs import Graph, exportable, graph_of
-from vitdet.export.parity import Limits, Report, compare
+from vitdet.export import onnx_file
+from vitdet.export.graph import Detector, Graph, example_image, graph_of
+from vitdet.export.parity import Report, Run, compare
 from vitdet.predict.inputs import image_files, open_inputs
 from vitdet.predict.predictor import Predictor
 from vitdet.utils.quiet import quiet_dependencies
@@ -68,7 +67,7 @@ class Timed:
         """Return what the file finds."""
         first = time.process_time()
         with torch.inference_mode():
-            if self.graph.part == "detector":
+            if isinstance(self.graph, Detector):
                 self.model([{"image": image}])
             else:
                 self.model.backbone(self.model.preprocess_image([{"image": image}]).tensor)
@@ -81,11 +80,11 @@ class Timed:
 
 def row(table: Table, side: int, report: Report, timed: Timed) -> None:
     """Add a line to the table."""
-    whole = timed.graph.part == "detector"
+    whole = isinstance(timed.graph, Detector)
     counts = (report.detections, report.matched, report.at_the_edge, report.extra)
     differences = (f"{report.box:.1e}", f"{report.score:.1e}", f"{report.mask_iou:.4f}")
     table.add(
-        timed.graph.part,
+        "detector" if whole else "backbone",
         side,
         report.images,
         *(counts if whole else "----"),
@@ -101,18 +100,17 @@ def measure(model: nn.Module, part: str, sides: list[int], folder: Path, count: 
     """Export a part of the model once and compare it at every size; return the table's lines."""
     table = Table(*COLUMNS)
     faults: list[str] = []
-    kind, graph = FORMATS["onnx"], graph_of(model, part)
+    graph = graph_of(model, part)
     with tempfile.TemporaryDirectory() as place:
         out = Path(place) / "model.onnx"
-        with exportable(model):
-            kind.write(graph, out, Order(example_image(graph, torch.uint8), {}))
-        run = kind.load(out)
+        onnx_file.write(graph, out, example_image(graph, torch.uint8))
+        run = onnx_file.load(out)
         for side in sides:
             images = [resized(pixels, side) for pixels in pictures(folder, count)]
             if count > 1:
                 run(images[0])  # warm-up
             timed = Timed(model, graph, run)
-            report = compare(model, graph, timed, images, Limits())
+            report = compare(model, graph, timed, images)
             row(table, side, report, timed)
             faults += [f"{part}, {side}: {fault}" for fault in report.faults]
     good = "All differences are within an export's limits (a pixel of each mask may differ)."

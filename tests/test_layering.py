@@ -53,7 +53,7 @@ NARROW = {
         "drawing",
     },  # everything else comes out of a recipe
     "predict": {"utils", "checkpoint", "config", "drawing", "data", "postprocess"},
-    "export": {"utils", "checkpoint", "config"},
+    "export": {"utils", "postprocess", "heads"},
     "vitdet": {"config", "predict", "utils.quiet"},  # the doors in vitdet/__init__.py
 }
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 from collections import Counter, OrderedDict, deque
 from collections.abc import Collection, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import chain
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -15,7 +15,8 @@ from detectron2.evaluation import DatasetEvaluator
 
 from vitdet.scores import Json, Style, evaluate_results, read_truth
 from vitdet.utils import distributed
-from vitdet.utils.checks import fail
+from vitdet.utils.checks import InputError, fail
+from vitdet.utils.files import write_text
 from vitdet.utils.run_lengths import encode
 
 logger = logging.getLogger(__name__)
@@ -55,6 +56,9 @@ class CocoEvaluator(DatasetEvaluator):
             rules (usual value 100), of an image by LVIS's (300).
         iou_types: of "bbox" and "segm"; None for bbox, and segm when the model predicts masks.
         output_dir: folder for `coco_instances_results.json`, or None.
+
+    Raises:
+        InputError: the data set does not say what evaluation needs, or has no annotation file.
     """
 
     def __init__(
@@ -65,6 +69,17 @@ class CocoEvaluator(DatasetEvaluator):
         iou_types: Sequence[str] | None = None,
         output_dir: str | Path | None = None,
     ) -> None:
+        wanted = [name for name in vars(EvaluationData) if not name.startswith("_")]
+        missing = [name for name in wanted if not hasattr(dataset, name)]
+        if missing:
+            raise InputError(
+                f"CocoEvaluator: the data set, a {type(dataset).__name__}, has no "
+                f"{', '.join(missing)}. Use vitdet.data.datasets.coco_dataset(json, images)."
+            )
+        if not Path(dataset.json_file).is_file():
+            raise InputError(
+                f"{dataset.name}: no annotation file {dataset.json_file} to evaluate by"
+            )
         self._dataset = dataset
         self._max_dets = max_dets
         self._iou_types = iou_types
@@ -138,18 +153,20 @@ class CocoEvaluator(DatasetEvaluator):
         """
         self._wait(0)
         self._stop_encoder()
-        gathered = distributed.all_gather_object((self._seen, self._masks, self._results))
-        self._check_seen([image for seen, _, _ in gathered for image in seen])
+        seen = distributed.all_gather_object((self._seen, self._masks))
+        self._check_seen([image for images, _ in seen for image in images])
+        gathered = distributed.gather_object(self._results)  # the main process alone needs them
         if not distributed.is_main():
             return OrderedDict()
-        results = [result for _, _, part in gathered for result in part]
+        results = list(chain.from_iterable(gathered))
         if self._output_dir is not None:
-            _write_json(self._output_dir / "coco_instances_results.json", results)
+            self._output_dir.mkdir(parents=True, exist_ok=True)
+            write_text(self._output_dir / "coco_instances_results.json", json.dumps(results))
         truth = read_truth(self._dataset.json_file)
         if "annotations" not in truth:
             logger.warning("%s has no annotations: nothing to score", self._dataset.json_file)
             return OrderedDict()
-        masks = any(flag for _, flag, _ in gathered)
+        masks = any(flag for _, flag in seen)
         iou_types = self._iou_types or (("bbox", "segm") if masks else ("bbox",))
         return OrderedDict((kind, self._score(truth, results, kind)) for kind in iou_types)
 
@@ -167,17 +184,17 @@ class CocoEvaluator(DatasetEvaluator):
         wanted = {record["image_id"] for record in self._dataset.records}
         counts = Counter(seen)
         problems = {
-            "not processed": [image for image in wanted if image not in counts],
-            "processed more than once": [image for image, count in counts.items() if count > 1],
-            "not of this data set": [image for image in counts if image not in wanted],
+            "not processed": wanted - counts.keys(),
+            "processed more than once": {image for image, count in counts.items() if count > 1},
+            "not of this data set": counts.keys() - wanted,
         }
-        where = f"evaluation on {self._dataset.name}"
-        expected = f"predictions for each of its {len(wanted)} images once"
-        remedy = "Evaluate with the loader of the same data set, from reset() on."
         for what, images in problems.items():
             if images:
-                got = f"{len(images)} images {what}, such as image {min(images)}"
-                fail(where, expected=expected, got=got, remedy=remedy)
+                raise InputError(
+                    f"evaluation on {self._dataset.name}: expected predictions for each of its "
+                    f"{len(wanted)} images once, got {len(images)} images {what}, such as image "
+                    f"{min(images)}. Evaluate with the loader of the same data set."
+                )
 
 
 def _to_results(instances: Any, image_id: int, dataset: EvaluationData) -> list[Json]:
@@ -200,11 +217,3 @@ def _add_masks(masks: Iterable[tuple[Any, list[Json]]]) -> None:
     for pixels, results in masks:
         for result, encoded in zip(results, encode(pixels), strict=True):
             result["segmentation"] = encoded
-
-
-def _write_json(path: Path, content: Any) -> None:
-    """Write under a temporary name, then rename."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(json.dumps(content), encoding="utf-8")
-    temporary.replace(path)

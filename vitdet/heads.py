@@ -158,7 +158,7 @@ class InferenceRecipe:
         finite = boxes.isfinite().all(1) & scores.isfinite().all(1)
         boxes, scores = boxes[finite], scores[finite, :-1]
         rows, classes = (scores > threshold).nonzero(as_tuple=True)
-        boxes = boxes.view(len(boxes), boxes.shape[1] // 4, 4)
+        boxes = boxes.unflatten(1, (-1, 4))
         candidates = Boxes(boxes[rows, classes if boxes.shape[1] > 1 else 0])
         candidates.clip(size)
         kept, new = soft_nms(

@@ -10,12 +10,12 @@ from collections import Counter
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, NoReturn
+from typing import Any, Literal
 
 import numpy as np
 from faster_coco_eval import COCO, COCOeval_faster
 
-from vitdet.utils.checks import fail
+from vitdet.utils.checks import InputError
 from vitdet.utils.run_lengths import encode_segmentation, mask_util
 
 logger = logging.getLogger(__name__)
@@ -53,12 +53,16 @@ def evaluate_results(
     A result's area is that of its mask for "segm" and of its box for "bbox", so the size classes
     are those of what is compared (as facebookresearch/detectron2 evaluation/coco_evaluation.py).
 
+    Annotations that cannot be compared (unknown image or category, no box or mask) do not count,
+    and an area that cannot be an object's is taken from its mask or box; a warning says how many.
+
     Args:
         dataset_json: the annotation file, or its content.
         results: list of {image_id, category_id, score, bbox XYWH and / or segmentation}, or a file.
         iou_type: "bbox" or "segm".
         max_dets: detections that count, see `CocoEvaluator`.
-        style: "lvis" for federated rules, and APr, APc, APf.
+        style: "lvis" for the rules of lvis-api: federated evaluation, nothing of area 0 counts,
+            "ignore" counts and "iscrowd" does not; and APr, APc, APf.
         image_ids: the images that count; None for all in the file.
         dropped: places in the file's "annotations" list that do not count.
 
@@ -67,23 +71,30 @@ def evaluate_results(
         ARm, ARl; LVIS APr, APc, APf; `per_category_AP` {id: AP}; nan where nothing counts.
 
     Raises:
-        InputError: unreadable file, unknown image or category, missing or non-finite values.
+        InputError: unreadable file, unknown image or category in the results, or a result with
+            missing or impossible values.
     """
     truth = dataset_json if isinstance(dataset_json, dict) else read_truth(Path(dataset_json))
     if iou_type not in ("bbox", "segm") or max_dets < 1:
         got = f"iou_type={iou_type!r} and max_dets={max_dets}"
-        fail("evaluation", expected="bbox or segm, and at least 1", got=got, remedy="Correct it.")
+        raise InputError(f"evaluation: expected bbox or segm, and at least 1, got {got}")
+    _check_truth(truth, style)
     chosen = None if image_ids is None else set(image_ids)
-    images = [image for image in truth["images"] if chosen is None or image["id"] in chosen]
-    annotations = _ground_truth(truth, images, set(dropped), iou_type)
+    images = {
+        each["id"]: each for each in truth["images"] if chosen is None or each["id"] in chosen
+    }
+    objects = _objects(truth, images, set(dropped), iou_type, style)
+    if (most := _most(objects, style)) > max_dets:
+        text = (
+            "%s evaluation: up to %d objects of an image%s, of which no more than %d can be found"
+        )
+        of = "" if style == "lvis" else " and category"
+        logger.warning(text, iou_type, most, of, max_dets)
     detections = _detections(results, images, truth["categories"], iou_type)
     if style == "lvis":
-        if not all("frequency" in category for category in truth["categories"]):
-            remedy = 'Add it, or use style="coco".'
-            fail("LVIS categories", expected="a frequency each", got="none", remedy=remedy)
-        detections = _federated(detections, annotations, images, max_dets)
+        detections = _federated(detections, objects, images, max_dets)
     evaluator = _Evaluator(
-        _index(images, truth["categories"], annotations),
+        _index(images, truth["categories"], objects),
         _index(images, truth["categories"], detections),
         iou_type,
         lvis_style=style == "lvis",
@@ -98,14 +109,13 @@ def evaluate_results(
 
 def _read_json(path: Path, what: str, kind: type) -> Any:
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(path.read_text(encoding="utf-8-sig"))
     except (OSError, ValueError) as error:
         content = error
     if not isinstance(content, kind):
         expected = "a list of results" if kind is list else "an object in COCO's format"
         got = f"{type(content).__name__} {str(content)[:100]}"
-        remedy = "Check the path, and that the file was written completely."
-        fail(f"{what} {path}", expected=f"a json file with {expected}", got=got, remedy=remedy)
+        raise InputError(f"{what} {path}: expected a json file with {expected}, got {got}")
     return content
 
 
@@ -119,21 +129,44 @@ def read_truth(path: Path) -> Json:
     if not {"images", "categories"} <= set(content):
         expected = 'the lists "images", "annotations" and "categories"'
         got = f"the keys {sorted(content)}"
-        remedy = "Give a file in COCO's format."
-        fail(f"annotation file {path}", expected=expected, got=got, remedy=remedy)
+        raise InputError(f"annotation file {path}: expected {expected} (COCO's format), got {got}")
     return content
+
+
+def _check_truth(truth: Json, style: Style) -> None:
+    for part in ("images", "annotations", "categories"):
+        entries = truth.get(part)
+        ids = () if part == "annotations" else ("id",)
+        if not isinstance(entries, list) or any(set(ids) - set(each) for each in entries):
+            raise InputError(
+                f'annotations: expected a list "{part}" as in COCO\'s format, got none'
+            )
+    if style == "lvis" and any("frequency" not in each for each in truth["categories"]):
+        remedy = 'Add it, or use style="coco".'
+        raise InputError(f"LVIS categories: expected a frequency each, got none. {remedy}")
 
 
 class _Evaluator(COCOeval_faster):
     """faster-coco-eval, but overlaps of masks are pycocotools' and taken only where they count.
 
     Its own way writes every mask anew, also those in images without an object of their category,
-    and takes half of the whole time.
+    and takes half of the whole time. And what does not count is what `_objects` says.
     """
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
         self.params.compute_rle = False
+
+    def _prepare(self) -> None:
+        """Put annotations and results where the evaluation looks for them."""
+        pairs: list[set[tuple[int, int]]] = []
+        sides = ((self.cocoGt, self.gt_dataset), (self.cocoDt, self.dt_dataset))
+        for source, target in sides:
+            target.clean()
+            for each in source.dataset["annotations"]:
+                target.append_ref(each["image_id"], each["category_id"], each)
+            pairs.append({(a["image_id"], a["category_id"]) for a in source.dataset["annotations"]})
+        self._nonempty_iou_pairs = pairs[0] & pairs[1]
 
     def computeIoU(self, imgId: int, catId: int) -> list[float] | np.ndarray:  # noqa: N802
         """Overlaps (detections, objects) in an image that has some of both of a category."""
@@ -148,130 +181,202 @@ class _Evaluator(COCOeval_faster):
         return mask_util.iou(masks, true, [int(each["iscrowd"]) for each in objects])
 
 
-def _index(images: list[Json], categories: list[Json], annotations: list[Json]) -> COCO:
+def _index(images: dict[int, Json], categories: list[Json], annotations: list[Json]) -> COCO:
     """Number the annotations from 1 (0 means "no match" to the evaluator) and index them."""
     for number, annotation in enumerate(annotations, 1):
         annotation["id"] = number
-    indexed = COCO({"images": images, "categories": categories, "annotations": annotations})
-    for annotation in annotations:
-        if "area" not in annotation:  # the file had none
-            shape, box = annotation.get("segmentation"), annotation["bbox"]
-            size = _size(indexed.imgs[annotation["image_id"]])
-            area = mask_util.area(encode_segmentation(shape, size)) if shape else box[2] * box[3]
-            annotation["area"] = float(area)
-    return indexed
+    parts = {"images": list(images.values()), "categories": categories}
+    return COCO({**parts, "annotations": annotations})
 
 
 def _size(image: Json) -> tuple[int, int]:
     return image["height"], image["width"]
 
 
-def _ground_truth(
-    truth: Json, images: list[Json], dropped: Collection[int], iou_type: str
+def _objects(
+    truth: Json, images: dict[int, Json], dropped: Collection[int], iou_type: str, style: Style
 ) -> list[Json]:
-    """Copies of the annotations that count; a box without mask is no ground truth for masks."""
-    chosen = {image["id"] for image in images}
-    return [
-        {"iscrowd": 0} | annotation
-        for place, annotation in enumerate(truth["annotations"])
-        if place not in dropped
-        and annotation["image_id"] in chosen
-        and (iou_type == "bbox" or annotation.get("segmentation"))
-    ]
+    """Copies of the annotations that count, as the evaluator takes them; say what does not."""
+    categories = {category["id"] for category in truth["categories"]}
+    known = {image["id"] for image in truth["images"]}
+    objects, said = [], Counter[str]()
+    for place, annotation in enumerate(truth["annotations"]):
+        number = annotation.get("image_id")
+        image = images.get(number)
+        if place in dropped or (image is None and number in known):
+            continue
+        if image is None or annotation.get("category_id") not in categories:
+            said[f"left out, of an unknown {'image' if image is None else 'category'}"] += 1
+            continue
+        made = _object(annotation, image, iou_type, style)
+        if isinstance(made, str):
+            said[f"left out, {made}"] += 1
+            continue
+        if made["area"] is None:
+            made["area"] = _own_area(made, image)
+            if annotation.get("area") is not None and annotation["area"] != made["area"]:
+                said["with an impossible area: that of the mask or box is taken"] += 1
+        objects.append(made)
+    for what, count in said.items():
+        logger.warning("%s evaluation: %d objects %s", iou_type, count, what)
+    return objects
+
+
+def _object(annotation: Json, image: Json, iou_type: str, style: Style) -> Json | str:
+    """Return an annotation as the evaluator takes it (area None: unknown), or why it cannot."""
+    box, mask = _box(annotation.get("bbox")), annotation.get("segmentation") or None
+    if iou_type == "bbox" and box is None:
+        return "without a bbox of four numbers XYWH"
+    if mask is not None and not _is_mask(mask, image):
+        if iou_type == "segm":
+            return "with a segmentation that is no mask of their image"
+        mask = None
+    if iou_type == "segm" and mask is None:
+        return "without a mask"
+    crowd = str(annotation.get("iscrowd")).lower() in ("1", "1.0", "true")
+    ignored = bool(annotation.get("ignore")) if style == "lvis" else crowd
+    area = _number(annotation.get("area"))
+    if style == "lvis" and area == 0:  # lvis-api, lvis/lvis.py, `get_ann_ids`
+        return "of area 0 (LVIS)"
+    largest = math.prod(image.get(side, 1e5) for side in ("height", "width"))
+    return {
+        "image_id": annotation["image_id"],
+        "category_id": annotation["category_id"],
+        "bbox": box,
+        "segmentation": mask,
+        "area": area if area is not None and 0 < area <= largest else None,
+        "iscrowd": int(crowd and style == "coco"),
+        "ignore": int(ignored),
+    }
+
+
+def _own_area(made: Json, image: Json) -> float:
+    if made["segmentation"] is not None:
+        return float(mask_util.area(encode_segmentation(made["segmentation"], _size(image))))
+    return made["bbox"][2] * made["bbox"][3]
+
+
+def _number(value: Any) -> float | None:
+    """Return a finite number, also one that is written as text; None for anything else."""
+    try:
+        number = float(value)
+    except (TypeError, ValueError, OverflowError):
+        return None
+    return number if math.isfinite(number) else None
+
+
+def _box(value: Any) -> list[float] | None:
+    """Return a box XYWH, None for what is none."""
+    if not isinstance(value, list | tuple | np.ndarray) or len(value) != 4:
+        return None
+    box = [number for each in value if (number := _number(each)) is not None]
+    return box if len(box) == 4 and min(box[2:]) >= 0 else None
+
+
+def _is_mask(mask: Any, image: Json) -> bool:
+    """Whether a segmentation has a form that pycocotools takes for this image."""
+    if not {"height", "width"} <= image.keys():
+        return False
+    if isinstance(mask, dict):
+        right = list(mask.get("size") or ()) == [image["height"], image["width"]]
+        return right and isinstance(mask.get("counts"), str | bytes | list)
+    return isinstance(mask, list) and all(
+        isinstance(part, list)
+        and len(part) >= 6
+        and len(part) % 2 == 0
+        and all(isinstance(x, int | float) and math.isfinite(x) for x in part)
+        for part in mask
+    )
+
+
+def _most(objects: list[Json], style: Style) -> int:
+    """Most objects to be found where `max_dets` detections count: in an image (of a category)."""
+    keys = ("image_id",) if style == "lvis" else ("image_id", "category_id")
+    counts = Counter(tuple(each[key] for key in keys) for each in objects if not each["ignore"])
+    return max(counts.values(), default=0)
 
 
 def _detections(
-    results: str | Path | list[Json], images: list[Json], categories: list[Json], iou_type: str
+    results: str | Path | list[Json],
+    images: dict[int, Json],
+    categories: list[Json],
+    iou_type: str,
 ) -> list[Json]:
     """Checked copies of the results with the area of what is compared."""
     source = "results" if isinstance(results, list) else f"results file {results}"
     found = (
         results if isinstance(results, list) else _read_json(Path(results), "results file", list)
     )
-    known = _Known(
-        {image["id"]: [image.get("height"), image.get("width")] for image in images},
-        {category["id"] for category in categories},
-    )
+    known = {"image_id": images, "category_id": {category["id"] for category in categories}}
     shape = "bbox" if iou_type == "bbox" else "segmentation"
     detections = []
     for place, result in enumerate(found):
-        if not _is_good(result, known, shape):
-            _refuse(f"{source}, result {place}", result, known, shape)
+        fault = _fault(result, known, shape)
+        if fault is not None:
+            raise InputError(f"{source}, result {place}: expected {fault}")
         drawn = result[shape]
-        area = drawn[2] * drawn[3] if shape == "bbox" else float(mask_util.area(drawn))
+        if shape == "bbox":
+            drawn = [float(value) for value in drawn]
         detections.append(
             {
                 "image_id": result["image_id"],
                 "category_id": result["category_id"],
                 "score": result["score"],
-                "area": area,
+                "area": drawn[2] * drawn[3] if shape == "bbox" else float(mask_util.area(drawn)),
                 shape: drawn,
             }
         )
     return detections
 
 
-class _Known(NamedTuple):
-    """What results may be about: images with their [height, width], and categories."""
-
-    images: dict[int, list[int | None]]
-    categories: set[int]
-
-
-def _is_good(result: Any, known: _Known, shape: str) -> bool:
-    try:
-        drawn, image = result[shape], result["image_id"]
-        if image not in known.images or result["category_id"] not in known.categories:
-            return False
-        if shape == "bbox":
-            return len(drawn) == 4 and all(map(math.isfinite, (result["score"], *drawn)))
-        right = list(drawn["size"]) == known.images[image]
-        return right and isinstance(drawn["counts"], str | bytes) and math.isfinite(result["score"])
-    except (KeyError, TypeError):  # a part is missing or is something else
-        return False
-
-
-def _refuse(where: str, result: Any, known: _Known, shape: str) -> NoReturn:
-    """Say what is wrong with a result that is not good."""
-    needed = {"image_id", "category_id", "score", shape}
-    if not isinstance(result, dict) or not needed <= set(result):
-        got = sorted(result) if isinstance(result, dict) else type(result).__name__
-        fail(where, expected=f"the keys {sorted(needed)}", got=got, remedy="Write all of them.")
-    remedy = "Results have the ids of the annotation file, and their images are those evaluated."
-    for key, ids in (("image_id", known.images), ("category_id", known.categories)):
-        if result[key] not in ids:
-            fail(where, expected=f"a known {key}", got=repr(result[key]), remedy=remedy)
+def _fault(result: Any, known: dict[str, Any], shape: str) -> str | None:
+    """Return what a result should have and what it has, None for a good one."""
+    needed = {*known, "score", shape}
+    if not isinstance(result, dict) or not needed <= result.keys():
+        got = sorted(map(str, result)) if isinstance(result, dict) else type(result).__name__
+        return f"the keys {sorted(needed)}, got {got}"
+    for key, ids in known.items():
+        if isinstance(result[key], list | dict) or result[key] not in ids:
+            remedy = "Results have the ids of the annotation file, and its images."
+            return f"a known {key}, got {result[key]!r}. {remedy}"
     score, drawn = result["score"], result[shape]
-    if not isinstance(score, int | float) or not math.isfinite(score):
-        remedy = "The model may have diverged."
-        fail(where, expected="a finite score", got=score, remedy=remedy)
-    got = f"{type(drawn).__name__} {str(drawn)[:80]}"
+    expected = None
+    if isinstance(score, str) or _number(score) is None:
+        return f"a finite score, got {score}. The model may have diverged."
     if shape == "bbox":
-        expected, remedy = "a bbox of four finite numbers", "The model may have diverged."
+        if _box(drawn) is None or any(isinstance(value, str) for value in drawn):
+            expected = "a bbox XYWH of four finite numbers, no side negative"
+    elif not isinstance(drawn, dict) or not isinstance(drawn.get("counts"), str | bytes):
+        expected = "a run-length encoded mask, as of pycocotools.mask.encode"
     else:
-        expected = f"a run-length encoded mask of size {known.images[result['image_id']]}"
-        remedy = "Encode it with pycocotools.mask.encode."
-    fail(where, expected=expected, got=got, remedy=remedy)
+        image = known["image_id"][result["image_id"]]
+        size = [image.get("height"), image.get("width")]
+        if list(drawn.get("size") or ()) != size:
+            expected = f"a mask of size {size} (height, width)"
+    return expected and f"{expected}, got {type(drawn).__name__} {str(drawn)[:80]}"
 
 
 def _federated(
-    detections: list[Json], truth: list[Json], images: list[Json], max_dets: int
+    detections: list[Json], objects: list[Json], images: dict[int, Json], max_dets: int
 ) -> list[Json]:
     """LVIS: the best `max_dets` of each image, of these those whose category it was checked for.
 
     "LVIS" (Gupta et al. 2019), Sec. 3: categories that an image has, and that it is known not to
-    have, count; about the others nothing is known.
+    have, count; about the others nothing is known. Empty ones are left out after the limit, as
+    lvis-dataset/lvis-api, lvis/lvis.py, `get_ann_ids` does.
     """
-    checked = {image["id"]: set(image.get("neg_category_ids", ())) for image in images}
-    for annotation in truth:
-        checked[annotation["image_id"]].add(annotation["category_id"])
+    checked = {number: set(image.get("neg_category_ids", ())) for number, image in images.items()}
+    for each in objects:
+        checked[each["image_id"]].add(each["category_id"])
     taken = Counter()
     kept = []
     for detection in sorted(detections, key=lambda item: item["score"], reverse=True):
-        image_id = detection["image_id"]
-        taken[image_id] += 1
-        if taken[image_id] <= max_dets and detection["category_id"] in checked[image_id]:
-            kept.append(detection)
+        image = detection["image_id"]
+        taken[image] += 1
+        of_it = detection["category_id"] in checked[image] and detection["area"] > 0
+        if taken[image] <= max_dets and of_it:
+            open_ = images[image].get("not_exhaustive_category_ids", ())
+            kept.append(detection | {"lvis_mark": detection["category_id"] in open_})
     return kept
 
 

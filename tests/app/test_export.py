@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnxruntime
@@ -22,7 +23,7 @@ from vitdet.config import build_model, save_config
 from vitdet.data.augment import resize_shortest_edge
 from vitdet.data.mapper import Mapper
 from vitdet.data.shapes import shapes_dataset
-from vitdet.export.formats import FORMATS
+from vitdet.export import onnx_file
 from vitdet.predict.predictor import Predictor
 
 
@@ -42,7 +43,11 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
     save_config(cfg, folder / "config.yaml")
     state = with_objects(build_model(cfg.model)).state_dict()
-    about = {"class_names": ["dark", "light"], "config": (folder / "config.yaml").read_text()}
+    about = {
+        "class_names": ["dark", "light"],
+        "class_ids": [1, 7],
+        "config": (folder / "config.yaml").read_text(),
+    }
     path = folder / "model_final.pth"
     checkpoint.write(path, {"model": state, "vitdet": about})
     return path
@@ -66,7 +71,7 @@ def test_onnx_from_a_checkpoint(
 ) -> None:
     """A file that another program can use with what it says of itself."""
     out = tmp_path / "detector.onnx"
-    more = ["--format", "onnx", "--images", str(photographs), "--masks", "boxes"]
+    more = ["--images", str(photographs), "--masks", "boxes"]
     assert main(arguments(weights, out, *more)) == 0
     printed = capsys.readouterr().out
     assert "3 (64x64, 56x64, 48x64)" in printed
@@ -75,9 +80,10 @@ def test_onnx_from_a_checkpoint(
     session = onnxruntime.InferenceSession(str(out))
     note = session.get_modelmeta().custom_metadata_map
     assert json.loads(note["class_names"]) == ["dark", "light"]
+    assert json.loads(note["category_ids"]) == [1, 7]
     assert "resize_shortest_edge" in note["preprocessing"]
     assert "_target_: vitdet.backbones.vit.ViT" in note["recipe"]
-    found = session.run(None, {"image": np.asarray(draw(0)["image"])})
+    found: Any = session.run(None, {"image": np.asarray(draw(0)["image"])})
     assert len(found[0]) > 0
     assert json.loads((tmp_path / "detector.onnx.parity.json").read_text())["holds"]
 
@@ -85,8 +91,8 @@ def test_onnx_from_a_checkpoint(
 def test_drawn_images_and_one_size(
     weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    out = tmp_path / "backbone.pt"
-    more = ["--format", "torchscript", "--part", "backbone", "--size", "48", "64"]
+    out = tmp_path / "backbone.onnx"
+    more = ["--format", "onnx", "--part", "backbone", "--size", "48", "64"]
     assert main(arguments(weights, out, *more, "--num-images", "2")) == 0
     printed = capsys.readouterr().out
     assert "images               2 (48x64)" in printed
@@ -102,43 +108,34 @@ def test_a_file_that_differs(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Exit status 1, nothing at the place of the file, and the reason in words."""
-    kind = FORMATS["torchscript"]
+    load = onnx_file.load
 
-    def load(path: Path):
-        run = kind.load(path)
+    def wrong(path: Path):
+        run = load(path)
         return lambda image: [each * 1.01 for each in run(image)]
 
-    monkeypatch.setitem(FORMATS, "torchscript", kind._replace(load=load))
-    out = tmp_path / "backbone.pt"
-    more = ["--format", "torchscript", "--part", "backbone", "--images", str(photographs)]
-    assert main(arguments(weights, out, *more)) == 1
+    monkeypatch.setattr(onnx_file, "load", wrong)
+    out = tmp_path / "backbone.onnx"
+    assert main(arguments(weights, out, "--part", "backbone", "--images", str(photographs))) == 1
     printed = capsys.readouterr().out
     assert "does not hold        largest feature difference" in printed
     assert f"not written          {out}; see {out}.failed.parity.json" in printed
-    assert [path.name for path in tmp_path.iterdir()] == ["backbone.pt.failed.parity.json"]
-
-
-def test_nothing_found(
-    weights: Path, photographs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """Images without a detection prove nothing."""
-    out = tmp_path / "detector.pt"
-    more = ["--format", "torchscript", "--images", str(photographs), "--num-images", "1"]
-    settings = "model.roi_heads.box_predictor.test_score_thresh=1.0"
-    assert main([*arguments(weights, out, *more), settings]) == 1
-    assert "Give images with objects of its classes: --images FOLDER." in capsys.readouterr().out
+    assert [path.name for path in tmp_path.iterdir()] == ["backbone.onnx.failed.parity.json"]
 
 
 @pytest.mark.parametrize(
     ("words", "text"),
     [
-        (["--format", "onnx", "--out", "a.pt"], "--out a.pt: expected a name in .onnx, got .pt"),
+        (["--format", "torchscript", "--out", "a.pt"], "ONNX is what can be written. Use --format"),
+        (["--out", "a.pt"], "--out a.pt: the name must end in .onnx"),
         (["--weights", "no.pth"], "checkpoint no.pth: expected a file, got nothing there"),
-        (["--num-images", "0"], "--num-images: expected 1 or more, got 0"),
+        (["--num-images", "0"], "--num-images 0: 1 or more"),
         (["--images", "nowhere"], "input nowhere: expected a file or folder, got nothing"),
-        (["--size", "65", "64"], "--size: expected at most 64 x 64"),
-        (["--opset", "9"], "--opset: expected 17 to 20, got 9"),
+        (["--size", "65", "64"], "--size 65 64: at most 64 x 64"),
+        (["--opset", "9"], "--opset 9: 17 to 20"),
         (["--class-names", "no.json"], "class list no.json: expected a file"),
+        (["--out", "no/a.onnx"], "--out no/a.onnx: no folder no. Make it first"),
+        (["model.roi_heads.box_predictor.test_score_thresh=1.0"], "no object is found on the 5"),
     ],
 )
 def test_wrong_input(
@@ -150,7 +147,7 @@ def test_wrong_input(
     text: str,
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    command = [*arguments(weights, tmp_path / "a.onnx", "--format", "onnx"), *words]
+    command = [*arguments(weights, tmp_path / "a.onnx"), *words]
     assert main(command) == 2
     printed = capsys.readouterr()
     assert text in printed.err
@@ -163,15 +160,8 @@ def test_weights_without_a_recipe(
 ) -> None:
     plain = tmp_path / "plain.pth"
     checkpoint.write(plain, {"model": checkpoint.read(weights)["model"]})
-    assert main([*arguments(plain, tmp_path / "a.pt"), "--format", "torchscript"]) == 2
+    assert main([*arguments(plain, tmp_path / "a.onnx")]) == 2
     assert "expected the recipe in the file" in capsys.readouterr().err
-
-
-def test_unknown_format(weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as error:
-        main([*arguments(weights, tmp_path / "a.tflite"), "--format", "tflite"])
-    assert error.value.code == 2
-    assert "choose from" in capsys.readouterr().err
 
 
 def test_images_are_fitted(weights: Path, photographs: Path) -> None:

@@ -339,6 +339,7 @@ def test_command(trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[st
 
     content = checkpoint.read(output)
     assert content["vitdet"]["class_names"] == list(NEW)
+    assert content["vitdet"]["class_ids"] == [10, 11, 12]
     old = checkpoint.read(trained / "trained.pth")["model"]
     cfg = load_config(MINI)
     set_num_classes(cfg, len(NEW))

@@ -114,10 +114,3 @@ def bad_gradient_of_rank_1(_: str) -> None:
     from test_bad_steps import batch_of, roots
 
     roots().step(batch_of(1.0 - rank()))
-
-
-def train_bad_shapes(folder: str, data: str, limit: int) -> None:
-    """Train on shapes of which two cannot be read."""
-    cfg = shapes_recipe(Path(folder), Path(data), log_every=1)
-    cfg.dataloader.train.update(max_bad_images=limit, num_workers=0)
-    train(cfg)

@@ -115,8 +115,8 @@ def test_the_checkpoint_before_a_damaged_one_is_used_and_named(tmp_path, caplog)
     assert images_of_usable(tmp_path) == 4
     lines = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
     assert len(lines) == 3
-    assert "model_000000012.pth: it is damaged (" in lines[0]
-    assert "model_000000008.pth: it is damaged" in lines[1]
+    assert "model_000000012.pth: it cannot be read (" in lines[0]
+    assert "model_000000008.pth: it cannot be read" in lines[1]
     assert lines[2] == f"using {tmp_path / 'model_000000004.pth'} instead"
 
 
@@ -136,7 +136,7 @@ def test_without_a_usable_checkpoint_there_is_one_clear_line(tmp_path):
     with pytest.raises(
         InputError,
         match=r"^checkpoints in .*: expected one that can be read, got 2 that cannot \(checkpoint "
-        r".*model_000000008\.pth: it is damaged .*\)\. Put a copy back, or remove last_checkpoint",
+        r".*model_000000008\.pth: it cannot be read .*\)\. Put a copy back, or remove last_checkpoint",
     ):
         usable(tmp_path)
 
@@ -189,7 +189,7 @@ def test_a_run_goes_on_from_the_checkpoint_before_a_damaged_one(tmp_path, undist
     cfg = recipe(tmp_path / "run", checkpoint_every=8, eval_every=16)
     train(cfg, resume=True)
     log = (tmp_path / "run" / "log.txt").read_text()
-    assert "model_final.pth: it is damaged" in log
+    assert "model_final.pth: it cannot be read" in log
     assert "model_000000008.pth (8 images seen)" in log
     ours, theirs = (checkpoint.read(f / FINAL) for f in (tmp_path / "run", undisturbed))
     for key in ("model", "optimizer", "images_seen", "evaluations"):

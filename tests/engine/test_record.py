@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+from types import SimpleNamespace
 
 import pytest
 from tiny_recipe import recipe
 from tiny_recipe import rectangles as make
 
 from vitdet import checkpoint
-from vitdet.engine.record import changed, check_data, counts
+from vitdet.engine.record import changed, check_data, counts, write
 from vitdet.engine.run import train
 from vitdet.utils.checks import InputError
 
@@ -72,3 +73,10 @@ def test_a_checkpoint_that_does_not_tell_its_data_is_not_compared(caplog):
         f"{name}.pth does not say which data it was trained on: not compared"
         for name in ("old", "older")
     ]
+
+
+@pytest.mark.parametrize(("ids", "wanted"), [({"class_ids": (3, 1)}, [3, 1]), ({}, [1, 2])])
+def test_a_checkpoint_holds_the_category_ids_of_the_data(tmp_path, ids, wanted):
+    dataset = SimpleNamespace(class_names=("cat", "dog"), **ids)
+    note = write(recipe(tmp_path), tmp_path, dataset, {}, {})
+    assert (note["class_names"], note["class_ids"]) == (["cat", "dog"], wanted)

@@ -11,8 +11,8 @@ import torch
 from detectron2.structures import Boxes, Instances
 
 from tests.export.tiny_models import model
-from vitdet.export.graphs import Graph, graph_of
-from vitdet.export.parity import Limits, Report, compare, match, table
+from vitdet.export.graph import Graph, graph_of
+from vitdet.export.parity import Report, compare, match, table
 
 IMAGE = torch.zeros(3, 64, 64, dtype=torch.uint8)
 Found = list[torch.Tensor]
@@ -47,7 +47,7 @@ def graph() -> Graph:
 
 
 def judged(graph: Graph, wanted: Found, got: Found) -> Report:
-    return compare(Says(wanted), graph, lambda _: got, [IMAGE], Limits())  # pyright: ignore
+    return compare(Says(wanted), graph, lambda _: got, [IMAGE])  # pyright: ignore
 
 
 def test_equal(graph: Graph) -> None:
@@ -138,7 +138,7 @@ def test_nothing_to_compare(graph: Graph) -> None:
     none = [each[:0] for each in found()]
     report = judged(graph, none, none)
     assert report.faults == ["no detection on any image, so nothing was compared"]
-    assert compare(Says(none), graph, lambda _: none, [], Limits()).faults  # pyright: ignore
+    assert compare(Says(none), graph, lambda _: none, []).faults  # pyright: ignore
 
 
 def test_levels() -> None:
@@ -150,9 +150,9 @@ def test_levels() -> None:
         levels[1] = levels[1] + 2e-4
         return levels
 
-    report = compare(made, graph, run, [IMAGE], Limits())
+    report = compare(made, graph, run, [IMAGE])
     assert report.faults == ["largest feature difference 0.0002 > 0.0001"]
-    short = compare(made, graph, lambda x: [y[..., :1] for y in graph(x)], [IMAGE], Limits())
+    short = compare(made, graph, lambda x: [y[..., :1] for y in graph(x)], [IMAGE])
     assert "a level is (1, 32, 16, 1) and not (1, 32, 16, 16)" in short.faults
 
 
@@ -160,7 +160,7 @@ def test_a_file_that_cannot_run(graph: Graph) -> None:
     def run(_: torch.Tensor) -> Found:
         raise RuntimeError("sizes do not agree\n at some place")
 
-    report = compare(Says(found()), graph, run, [IMAGE], Limits())  # pyright: ignore
+    report = compare(Says(found()), graph, run, [IMAGE])  # pyright: ignore
     expected = "an image of 64x64 cannot be run: sizes do not agree at some place"
     assert report.faults[0] == expected
 

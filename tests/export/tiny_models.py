@@ -42,6 +42,8 @@ def with_objects(detector: nn.Module) -> nn.Module:
             if parameter.dim() > 1:
                 spread = 0.1 if "pred" in name or "cls" in name or "logits" in name else 0.05
                 parameter.normal_(0, spread, generator=generator)
+            elif name.endswith("bias"):
+                parameter.normal_(0, 0.01, generator=generator)
     return detector.eval()
 
 

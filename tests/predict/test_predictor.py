@@ -271,7 +271,7 @@ def test_wrong_files_are_one_line(predictor, tmp_path):
     with pytest.raises(InputError, match=r"folder .*: expected image files \(\.jpg .*, got none"):
         predictor(tmp_path)
     (tmp_path / "text.jpg").write_text("hello")
-    with pytest.raises(InputError, match=r"text\.jpg: expected an image that can be decoded"):
+    with pytest.raises(InputError, match=r"text\.jpg: not an image in a format that is read"):
         predictor(tmp_path)
     (tmp_path / "text.mp4").write_text("hello")
     with pytest.raises(InputError, match=r"text\.mp4: expected frames that OpenCV reads, got none"):
@@ -372,7 +372,7 @@ def test_the_average_is_another_model(drawn_run, predictor):
 
 def converted(drawn_run, path, **about):
     content = checkpoint.read(drawn_run.weights)
-    note = {"vitdet": {"format": 1, "initialised": [], **about}}
+    note = {"vitdet": {"format": 1, "initialised": []} | about}
     checkpoint.write(path, {"model": content["model"], **note})
     return path
 
@@ -408,6 +408,35 @@ def test_class_names_come_from_the_caller_the_file_or_the_data_set(drawn_run, tm
     assert Predictor.from_checkpoint(path, config=given["config"]).class_names == tuple(names)
     with pytest.raises(InputError, match="file has 6 classes, model 7"):
         Predictor.from_checkpoint(path, **{**given, "class_names": [*names, "g"]})
+
+
+@pytest.mark.parametrize("ids", [[0, 1, 2, 3, 4, 5], [1, 3, 4, 7, 9, 90], [6, 5, 4, 3, 2, 1]])
+def test_results_have_the_category_ids_of_the_data(drawn_run, tmp_path, ids, caplog):
+    names = ["a", "b", "c", "d", "e", "f"]
+    note = checkpoint.read(drawn_run.weights)["vitdet"] | {"class_names": names}
+    path = converted(drawn_run, tmp_path / "own.pth", **note, class_ids=ids)
+    slim = save_for_inference(path, tmp_path / "slim.safetensors")
+    for file in (path, slim):
+        predictor = Predictor.from_checkpoint(file, **EXACT)
+        result = predictor(drawn_run.images[0])
+        wanted = [ids[index] for index in result.classes]
+        assert len(set(wanted)) > 1
+        assert [each["category_id"] for each in result.to_coco(1)] == wanted
+        assert [each["category_id"] for each in result.to_dict()["detections"]] == wanted
+    assert not caplog.messages
+    given = {number + 50: name for number, name in zip(ids, names, strict=True)}
+    predictor = Predictor.from_checkpoint(path, class_names=given, **EXACT)
+    assert (predictor.class_ids, predictor.class_names) == (tuple(given), tuple(names))
+
+
+@pytest.mark.parametrize("ids", [None, [1, 2], [1, 1, 2, 3, 4, 5], "123456", [True] * 6])
+def test_a_file_without_category_ids_says_so(drawn_run, tmp_path, ids, caplog):
+    about = {"class_names": ["a", "b", "c", "d", "e", "f"], "class_ids": ids}
+    note = checkpoint.read(drawn_run.weights)["vitdet"] | about
+    path = converted(drawn_run, tmp_path / "old.pth", **note)
+    assert Predictor.from_checkpoint(path, **EXACT).class_ids == (1, 2, 3, 4, 5, 6)
+    (line,) = caplog.messages
+    assert "old.pth does not hold the category ids of its data: results have 1 to 6" in line
 
 
 def test_recipes_of_coco_know_names_and_ids():

@@ -84,7 +84,7 @@ def test_json():
     assert content["image"] == "x.png"
     assert (content["height"], content["width"]) == (60, 80)
     assert first["class"] == "dog"
-    assert (first["class_index"], first["score"]) == (2, 0.75)
+    assert (first["class_index"], first["category_id"], first["score"]) == (2, 3, 0.75)
     assert first["box"] == [5.0, 10.0, 25.0, 30.0]
     assert np.array_equal(decode(first["mask"]), masks()[0].numpy())
     assert "mask" not in json.loads(result(with_masks=False).to_json())["detections"][0]

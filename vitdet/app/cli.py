@@ -92,7 +92,7 @@ COMMANDS = (
     ),
     Command(
         name="export",
-        what="write a detector for ONNX, TorchScript or torch.export, compared with PyTorch",
+        what="write a detector as ONNX, compared with PyTorch",
         home="export",
         status="the file does not find what the model finds, and is not written",
     ),

@@ -322,5 +322,6 @@ def _about(args: argparse.Namespace, report: Report) -> dict[str, Any]:
     about: dict[str, Any] = {"format": 1, "source_format": report.source_format}
     about["initialised"] = report.initialised
     if args.target_classes:
-        about["class_names"] = heads.read_names(args.target_classes)
+        classes = heads.read_classes(args.target_classes)
+        about |= {"class_names": list(classes.values()), "class_ids": list(classes)}
     return about

@@ -1,9 +1,8 @@
-"""`vitdet export`: a trained detector as a file for another runtime, compared with PyTorch."""
+"""`vitdet export`: a trained detector as an ONNX file, compared with PyTorch."""
 
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
@@ -18,13 +17,12 @@ from omegaconf import DictConfig
 from vitdet.app.options import add_weights_arguments, file_options
 from vitdet.config import config_text
 from vitdet.data.shapes import draw_image
-from vitdet.export import run as exporting
-from vitdet.export.formats import FORMATS, OPSETS
-from vitdet.export.graphs import MASKS
+from vitdet.export.graph import MASKS
+from vitdet.export.onnx_file import INPUTS, OPSETS, PARTS, check_output, export
 from vitdet.export.parity import table
 from vitdet.predict.inputs import image_files, open_inputs
 from vitdet.predict.predictor import Predictor
-from vitdet.utils.checks import fail
+from vitdet.utils.checks import InputError
 
 _DRAWN = ((256, 256), (192, 256), (256, 160), (256, 192), (160, 256))  # sizes of drawn images
 
@@ -32,17 +30,11 @@ _DRAWN = ((256, 256), (192, 256), (256, 160), (256, 192), (160, 256))  # sizes o
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's options."""
     add_weights_arguments(parser)
-    parser.add_argument("--format", required=True, choices=list(FORMATS))
-    parser.add_argument(
-        "--out",
-        type=Path,
-        required=True,
-        metavar="FILE",
-        help=", ".join(f"{kind.suffix} for {name}" for name, kind in FORMATS.items()),
-    )
+    parser.add_argument("--format", default="onnx", help="onnx, the only one")
+    parser.add_argument("--out", type=Path, required=True, metavar="FILE.onnx")
     parser.add_argument(
         "--part",
-        choices=exporting.PARTS,
+        choices=PARTS,
         default="detector",
         help="the whole detector, or backbone and pyramid alone (default detector)",
     )
@@ -61,7 +53,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--input",
-        choices=list(exporting.INPUTS),
+        choices=list(INPUTS),
         default="uint8",
         help="numbers of the image, 0 to 255 (default uint8)",
     )
@@ -83,44 +75,48 @@ def run(args: argparse.Namespace) -> int:
     Raises:
         InputError: a wrong option, weights or images that cannot be used.
     """
-    settings = exporting.Settings(
-        format=args.format,
-        part=args.part,
-        size=tuple(args.size) if args.size else None,
-        masks=args.masks,
-        input=args.input,
-        opset=args.opset,
-    )
-    exporting.check_settings(settings, args.out)
+    if args.format != "onnx":
+        raise InputError(f"--format {args.format}: ONNX is what can be written. Use --format onnx.")
+    size = (args.size[0], args.size[1]) if args.size else None
+    check_output(args.out, args.opset, size)
     predictor = Predictor.from_checkpoint(
         args.weights, **file_options(args), overrides=args.overrides, device="cpu"
     )
-    images = comparison_images(predictor, args.images, args.num_images, settings.size)
-    origin = origin_of(predictor, args.weights)
-    report = exporting.export(predictor.detector, args.out, settings, images, origin)
+    report = export(
+        predictor.detector,
+        args.out,
+        comparison_images(predictor, args.images, args.num_images, size),
+        part=args.part,
+        size=size,
+        masks=args.masks,
+        dtype=INPUTS[args.input],
+        opset=args.opset,
+        about=about(predictor, args.weights),
+    )
     lines = table(report, args.part == "detector")
     if report.holds:
-        megabytes = sum(path.stat().st_size for path in _files(args.out)) / 2**20
+        files = (args.out, args.out.with_name(f"{args.out.name}.data"))
+        megabytes = sum(path.stat().st_size for path in files if path.exists()) / 2**20
         lines.append(f"written              {args.out} ({megabytes:.1f} MiB)")
     else:
         lines.append(f"not written          {args.out}; see {args.out}.failed.parity.json")
-        if not report.detections and args.part == "detector":
-            lines.append("Give images with objects of its classes: --images FOLDER.")
     print("\n".join(lines))
     return 0 if report.holds else 1
 
 
-def _files(out: Path) -> Iterator[Path]:
-    yield from (path for path in (out, out.with_name(f"{out.name}.data")) if path.exists())
-
-
-def origin_of(predictor: Predictor, weights: Path) -> exporting.Origin:
+def about(predictor: Predictor, weights: Path) -> dict[str, Any]:
     """Return what the file is to say of its model."""
     recipe, resize = "", ""
     if isinstance(predictor.cfg, DictConfig):
         recipe = config_text(predictor.cfg)
-        resize = json.dumps(yaml.safe_load(recipe)["dataloader"]["test"]["mapper"]["augmentations"])
-    return exporting.Origin(predictor.class_names, recipe, resize, weights.name)
+        resize = yaml.safe_load(recipe)["dataloader"]["test"]["mapper"]["augmentations"]
+    return {
+        "class_names": list(predictor.class_names),
+        "category_ids": list(predictor.class_ids),
+        "recipe": recipe,
+        "resize": resize,
+        "weights": weights.name,
+    }
 
 
 def comparison_images(
@@ -138,7 +134,7 @@ def comparison_images(
         InputError: no image, or one that cannot be read.
     """
     if count < 1:
-        fail("--num-images", expected="1 or more", got=count, remedy="Correct it.")
+        raise InputError(f"--num-images {count}: 1 or more are needed to compare on.")
     if folder is None:
         found = _drawn(count)
     else:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from vitdet.checkpoint import WEIGHTS
-from vitdet.convert.classes import read_names
+from vitdet.convert.classes import read_classes
 from vitdet.predict.augmentation import TestTimeAugmentation
 from vitdet.predict.predictor import Predictor
 from vitdet.predict.slicing import Slices
@@ -41,7 +41,7 @@ def file_options(args: argparse.Namespace) -> dict[str, Any]:
     """
     return {
         "config": args.config_file,
-        "class_names": read_names(args.class_names) if args.class_names else None,
+        "class_names": read_classes(args.class_names) if args.class_names else None,
         "weights": args.use,
         "trust": args.trust,
     }

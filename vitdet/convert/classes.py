@@ -109,7 +109,14 @@ class Carried:
 
 
 def read_names(path: str | Path) -> list[str]:
-    """Return the class names in a JSON file: COCO's annotation format, or a plain list.
+    """Return the class names in a JSON file, see `read_classes`."""
+    return list(read_classes(path).values())
+
+
+def read_classes(path: str | Path) -> dict[int, str]:
+    """Return {category id: name} of a JSON file: COCO's annotation format, or a plain list.
+
+    They stand in the order of a head's rows: that of the ids, or of the list, which is 1, 2, ...
 
     Raises:
         InputError: no such file, no JSON, no names, a name or an id that stands there twice.
@@ -117,9 +124,9 @@ def read_names(path: str | Path) -> list[str]:
     what = f"class list {path}"
     content = _read_json(Path(path), what)
     if isinstance(content, dict) and isinstance(content.get("categories"), list):
-        names = _of_categories(content["categories"], what)
+        ids, names = _of_categories(content["categories"], what)
     elif isinstance(content, list):
-        names = content
+        ids, names = list(range(1, len(content) + 1)), content
     else:
         got = f"the keys {some(content)}" if isinstance(content, dict) else type(content).__name__
         fail(what, expected='a list of names, or "categories"', got=got, remedy=_LISTS)
@@ -128,7 +135,7 @@ def read_names(path: str | Path) -> list[str]:
         got = wrong if names else "no class"
         fail(what, expected="a name for every class", got=got, remedy=_LISTS)
     _check_unique(names, what)
-    return names
+    return dict(zip(ids, names, strict=True))
 
 
 def read_table(path: str | Path) -> dict[str, str]:
@@ -209,8 +216,8 @@ def _check_unique(names: Iterable[str], what: str, *, loosely: bool = False) -> 
         fail(what, expected=f"each name once{way}", got=got, remedy=remedy)
 
 
-def _of_categories(categories: list[Any], what: str) -> list[str]:
-    """Return the names in the order of their ids, which is the order of a head's rows."""
+def _of_categories(categories: list[Any], what: str) -> tuple[list[int], list[Any]]:
+    """Return ids and names in the order of the ids, which is the order of a head's rows."""
     ids = [each.get("id") if isinstance(each, dict) else None for each in categories]
     if not all(type(number) is int for number in ids):
         fail(what, expected='an "id" and a "name" in every category', got="none", remedy=_LISTS)
@@ -218,7 +225,8 @@ def _of_categories(categories: list[Any], what: str) -> list[str]:
     if twice:
         remedy = "Rows are in the order of the ids, so each is there once."
         fail(what, expected="each id once", got=f"{twice[0]} twice", remedy=remedy)
-    return [each.get("name") for each in sorted(categories, key=lambda each: each["id"])]
+    ordered = sorted(categories, key=lambda each: each["id"])
+    return [each["id"] for each in ordered], [each.get("name") for each in ordered]
 
 
 def _read_json(path: Path, what: str) -> Any:

@@ -1,22 +1,162 @@
-"""Reading image files, with one-line errors for what is missing, damaged or of another size."""
+"""Opening an image file: the only place that knows Pillow's errors, EXIF, depths and limits.
+
+Formats are named when a file is opened, so that none of Pillow's readers that start other programs
+(PostScript) or fetch other files is reached, whatever a file is called.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import errno
+import io
+import os
+import re
+import stat
+import struct
+import warnings
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from pathlib import Path
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
-from detectron2.data import detection_utils
-from detectron2.utils.file_io import PathManager
-from PIL import Image
+from PIL import ExifTags, Image
 
-from vitdet.utils.checks import InputError, fail
+from vitdet.utils.checks import InputError
 
+# JPEG's reader gives MPO too.
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "DIB", "GIF", "TIFF", "JPEG2000", "AVIF", "PPM")
+MAX_PIXELS = 500_000_000  # of an image: 1.5 GB when it is decoded
+MAX_SCANS = 100  # of a JPEG; encoders write about 10, and each takes as long as the whole picture
+_MAX_SEGMENTS = 2000  # markers between the scans
+
+# What cameras and programs write and Pillow alone cannot read, with the way out.
+UNREADABLE_SUFFIXES = {
+    **dict.fromkeys((".heic", ".heif", ".hif"), "convert HEIC to JPEG (heif-convert, ImageMagick)"),
+    **dict.fromkeys((".jxl",), "convert JPEG XL to PNG or JPEG (djxl)"),
+    **dict.fromkeys(
+        (".dng", ".cr2", ".cr3", ".nef", ".arw", ".orf", ".rw2", ".raf"),
+        "develop raw photographs to JPEG (darktable, dcraw)",
+    ),
+    **dict.fromkeys((".svg", ".eps", ".ps", ".pdf"), "draw vector graphics as PNG first"),
+    **dict.fromkeys((".psd", ".xcf", ".tga", ".exr", ".hdr"), "export it as PNG or JPEG"),
+    **dict.fromkeys((".dcm", ".nii", ".npy", ".fits"), "store its values as 8-bit PNG"),
+}
+
+# What Pillow raises for damaged files, in the header or while it decodes.
+_DAMAGED = (
+    *(OSError, SyntaxError, ValueError, EOFError, IndexError, KeyError, TypeError),
+    *(struct.error, OverflowError, ZeroDivisionError, RuntimeError),
+)
+_TURN = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}  # EXIF's orientations
+_MARKER = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")  # of a JPEG, between coded data
+_SPECIAL = {
+    stat.S_IFDIR: "a folder",
+    stat.S_IFIFO: "a pipe",
+    stat.S_IFSOCK: "a socket",
+    stat.S_IFCHR: "a device",
+    stat.S_IFBLK: "a device",
+}
 # A JPEG is decoded at 1/2, 1/4 or 1/8 of its size only where this many times as many pixels as
 # are wanted, each way, are left to the resize: without that, edges come out visibly sharper.
 _SPARE = 2.0
 _REDUCTIONS = (8, 4, 2)
+
+Size = tuple[int, int]
+
+
+def _suffixes() -> frozenset[str]:
+    Image.init()  # registers all readers
+    registered = Image.registered_extensions().items()
+    return frozenset(suffix for suffix, name in registered if name in (*FORMATS, "MPO"))
+
+
+IMAGE_SUFFIXES = _suffixes()  # in lower case, with the dot
+
+
+class ImageError(InputError):
+    """An image that is not used.
+
+    Args:
+        text: one line that names the file.
+        kind: "missing image", "not a file", "unreadable file", "unknown format", "damaged image",
+            "too many pixels", "too many scans" or "more than 8 bits".
+    """
+
+    def __init__(self, text: str, kind: str = "damaged image") -> None:
+        super().__init__(text)
+        self.kind = kind
+
+
+class Header(NamedTuple):
+    """What the begin of a file says of its image.
+
+    Attributes:
+        format: Pillow's name.
+        mode: Pillow's name of its channels.
+        stored: (height, width) of the pixels in the file.
+        upright: (height, width) as it is seen.
+        orientation: of EXIF, 1 to 8; 1 where there is none that can be read.
+    """
+
+    format: str
+    mode: str
+    stored: Size
+    upright: Size
+    orientation: int
+
+
+def open_image(
+    source: str | Path | bytes,
+    *,
+    name: str | None = None,
+    formats: Sequence[str] = FORMATS,
+    max_pixels: int = MAX_PIXELS,
+) -> Image.Image:
+    """Decode an image, turned upright by its EXIF orientation, in RGB of 8 bits a channel.
+
+    Of several frames or pages it is the first. Transparency is left out.
+
+    Args:
+        source: a file, or the bytes of one.
+        name: of the image, for error messages; left out: the path.
+        formats: Pillow's names of the formats that are read.
+        max_pixels: more are refused before anything is decoded.
+
+    Raises:
+        ImageError: no regular file, another format, a damaged or truncated file, too many pixels,
+            an absurd number of scans, or grey values of more than 8 bits.
+    """
+    with _opened(source, name, formats, max_pixels) as image:
+        return _upright(image)
+
+
+def read_header(source: str | Path | bytes, *, name: str | None = None) -> Header:
+    """Read what the begin of a file says of its image; nothing is decoded.
+
+    Raises:
+        ImageError: as `open_image`, but for values of more than 8 bits and damage further on.
+    """
+    with _opened(source, name, FORMATS, MAX_PIXELS, deep=True) as image:
+        return header_of(image)
+
+
+def header_of(image: Image.Image) -> Header:
+    """Return the header of an image that Pillow has opened and not decoded yet."""
+    height, width = image.height, image.width
+    orientation = _orientation(image)
+    turned = (width, height) if orientation >= 5 else (height, width)
+    stored, upright = (height, width), turned
+    if image.format == "TIFF":  # Pillow gives the size of the upright image for these
+        stored, upright = turned, (height, width)
+    return Header(image.format or "", image.mode, stored, upright, orientation)
 
 
 def read_image(record: dict[str, Any], image_format: str = "RGB") -> np.ndarray:
@@ -30,18 +170,11 @@ def read_image(record: dict[str, Any], image_format: str = "RGB") -> np.ndarray:
         uint8 (height, width, 3).
 
     Raises:
-        InputError: missing, unreadable or truncated file, more than 8 bits a channel in a grey
-            image, or a size other than the record's.
+        InputError: as `open_image`, or a size other than the record's.
     """
-    name = record["file_name"]
-    with _readable(name), PathManager.open(name, "rb") as file:
-        stream: Any = file  # annotated as text
-        picture = Image.open(stream)
-        _check_depth(name, picture)
-        picture = detection_utils._apply_exif_orientation(picture)
-        image = detection_utils.convert_PIL_to_numpy(picture, image_format)
-    _check_size(record, image.shape[0], image.shape[1])
-    return image
+    with _of_record(record) as image:
+        pixels = np.array(_upright(image))
+    return pixels if image_format == "RGB" else np.ascontiguousarray(pixels[..., ::-1])
 
 
 def read_reduced(record: dict[str, Any], shrink: float) -> tuple[Image.Image, int]:
@@ -55,27 +188,176 @@ def read_reduced(record: dict[str, Any], shrink: float) -> tuple[Image.Image, in
         shrink: how many times smaller the image will be used, 1 or less for not smaller.
 
     Returns:
-        The picture, and the factor 1, 2, 4 or 8 it was reduced by (sides are rounded up).
+        The image, and the factor 1, 2, 4 or 8 it was reduced by (sides are rounded up).
 
     Raises:
         InputError: as `read_image`.
     """
-    name = record["file_name"]
-    with _readable(name), PathManager.open(name, "rb") as file:
-        stream: Any = file  # annotated as text
-        opened = Image.open(stream)
-        _check_depth(name, opened)
-        full, reduction = opened.size, _reduction(opened, shrink)
+    with _of_record(record) as image:
+        full, reduction = image.size, _reduction(image, shrink)
         if reduction > 1:
-            opened.draft(None, (full[0] // reduction, full[1] // reduction))
-            if opened.size == full:  # not a JPEG
+            image.draft(None, (full[0] // reduction, full[1] // reduction))
+            if image.size == full:  # not a JPEG
                 reduction = 1
-        stored = opened.size
-        picture = detection_utils._apply_exif_orientation(opened)
-        picture = picture.convert("RGB")  # decodes
-    upright = full if picture.size == stored else full[::-1]
-    _check_size(record, upright[1], upright[0])
-    return picture, reduction
+        return _upright(image), reduction
+
+
+@contextmanager
+def _of_record(record: dict[str, Any]) -> Iterator[Image.Image]:
+    """Give the image of a record, not decoded yet, in the size that the record has, if any."""
+    in_data = "height" in record
+    try:
+        with _opened(record["file_name"], None, FORMATS, MAX_PIXELS) as image:
+            if in_data:
+                _check_size(record, header_of(image))
+            yield image
+    except ImageError as error:
+        way = " vitdet data check FOLDER --fix NEW writes a copy of the data without it."
+        raise ImageError(f"{error}{way if in_data else ''}", error.kind) from error
+
+
+@contextmanager
+def _opened(
+    source: str | Path | bytes,
+    name: str | None,
+    formats: Sequence[str],
+    max_pixels: int,
+    deep: bool = False,
+) -> Iterator[Image.Image]:
+    """Give the image, not decoded yet; what Pillow raises becomes an ImageError."""
+    data = isinstance(source, bytes)
+    name = f"image {name or source}" if name or not data else "image"
+    with io.BytesIO(source) if data else _regular_file(Path(source), name) as file:
+        head = file.read(32)
+        file.seek(0)
+        try:
+            with _identified(file, head, formats) as image:
+                _check_limits(image, file, name, max_pixels)
+                if not deep and image.mode.partition(";")[0] in ("I", "F"):
+                    text = f"{name}: has grey values of more than 8 bits (Pillow's mode "
+                    text += f"{image.mode}). Scale them to 0 to 255 and store the image again."
+                    raise ImageError(text, "more than 8 bits")
+                yield image
+        except InputError:
+            raise
+        except MemoryError as error:
+            text = f"{name}: there is not enough memory to decode it. Make it smaller."
+            raise ImageError(text, "too many pixels") from error
+        except Image.DecompressionBombError as error:  # of a frame
+            text = f"{name}: has too many pixels. Cut it into tiles, or make it smaller."
+            raise ImageError(text, "too many pixels") from error
+        except _DAMAGED as error:
+            raise _fault(name, head, error) from error
+
+
+def _regular_file(path: Path, name: str) -> BinaryIO:
+    """Open a file that is neither a pipe nor a device nor a folder; none of these is waited for."""
+    try:
+        handle = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
+        kind = stat.S_IFMT(os.fstat(handle).st_mode)
+        if kind == stat.S_IFREG:
+            return os.fdopen(handle, "rb")
+        os.close(handle)
+    except FileNotFoundError as error:
+        what = "a link to a file that is not there" if path.is_symlink() else "no such file"
+        raise ImageError(f"{name}: {what}. Check the image folder.", "missing image") from error
+    except (OSError, ValueError) as error:  # a name that cannot be one: zeros, surrogates
+        if isinstance(error, OSError) and error.errno == errno.ENXIO:  # a socket
+            raise ImageError(f"{name}: a socket, and not a file.", "not a file") from error
+        reason = error.strerror if isinstance(error, OSError) else "not a name of a file"
+        text = f"{name}: cannot be read ({reason}). Check the file and its rights."
+        raise ImageError(text, "unreadable file") from error
+    raise ImageError(f"{name}: {_SPECIAL.get(kind, 'no file')}, and not an image.", "not a file")
+
+
+def _identified(file: BinaryIO, head: bytes, formats: Sequence[str]) -> Image.Image:
+    """Do as `Image.open`, without its limit of pixels, which is one for all of a process.
+
+    Raises:
+        UnidentifiedImageError: none of these formats.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # odd EXIF data are no news
+        for each in formats:
+            factory, accept = Image.OPEN[each]
+            try:
+                if accept is None or accept(head[:16]) is True:
+                    file.seek(0)
+                    image = factory(file, "")
+                    _orientation(image)  # reads EXIF data while warnings are off
+                    return image
+            except (SyntaxError, IndexError, TypeError, struct.error):
+                continue
+    raise Image.UnidentifiedImageError("another format")
+
+
+def _check_limits(image: Image.Image, file: BinaryIO, name: str, max_pixels: int) -> None:
+    if image.width * image.height > max_pixels:
+        text = f"{name}: has {image.width} x {image.height} pixels (width x height), more than the "
+        text += f"limit of {max_pixels / 1e6:g} million. Cut it into tiles, or make it smaller."
+        raise ImageError(text, "too many pixels")
+    if image.format in ("JPEG", "MPO") and _too_many_scans(image, file):
+        text = f"{name}: a progressive JPEG of more than {MAX_SCANS} scans, which takes minutes to "
+        raise ImageError(text + "decode. Store it again as a usual JPEG.", "too many scans")
+
+
+def _too_many_scans(image: Any, file: BinaryIO) -> bool:
+    """Count the scans of a JPEG, from the first on, behind whose header Pillow stopped reading."""
+    begin = file.tell()
+    count = image.layers
+    file.seek(max(0, begin - 6 - 2 * count))
+    alone = file.read(3) == bytes([0, 6 + 2 * count, count])  # one scan has all the channels
+    file.seek(begin)
+    if alone and "progressive" not in image.info:
+        return False
+    data = file.read()
+    file.seek(begin)
+    place, scans = 0, 1
+    for _ in range(_MAX_SEGMENTS):
+        found = _MARKER.search(data, place)
+        if found is None or found[0] == b"\xff\xd9":  # the end of the image
+            return False
+        scans += found[0] == b"\xff\xda"
+        if scans > MAX_SCANS:
+            return True
+        place = found.end() + int.from_bytes(data[found.end() : found.end() + 2], "big")
+    return True
+
+
+def _fault(name: str, head: bytes, error: Exception) -> ImageError:
+    if isinstance(error, OSError) and error.errno is not None:  # the disk's, not Pillow's
+        text = f"{name}: cannot be read ({error.strerror}). Check the disk."
+        return ImageError(text, "unreadable file")
+    if not isinstance(error, Image.UnidentifiedImageError):
+        text = f"{name}: damaged or not complete ({error}). Replace the file, or leave it out."
+        return ImageError(text, "damaged image")
+    if not head:
+        return ImageError(f"{name}: an empty file. Replace it, or leave it out.", "damaged image")
+    apple = head[4:8] == b"ftyp" and head[8:12] in (b"heic", b"heix", b"hevc", b"mif1", b"msf1")
+    suffix = ".heic" if apple else Path(name).suffix.lower()  # also in files called .jpg
+    remedy = UNREADABLE_SUFFIXES.get(suffix, "store it as JPEG or PNG")
+    text = f"{name}: not an image in a format that is read (JPEG, PNG, WebP, BMP, GIF, TIFF, "
+    text += f"JPEG 2000, AVIF, PPM): {remedy}."
+    return ImageError(text, "unknown format")
+
+
+def _orientation(image: Image.Image) -> int:
+    """Return EXIF's orientation, 1 (upright) where there is none or it cannot be read."""
+    try:
+        value = image.getexif().get(ExifTags.Base.Orientation)
+    except _DAMAGED:
+        return 1
+    return value if isinstance(value, int) and 1 <= value <= 8 else 1
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    """Decode, turn and convert to RGB."""
+    turn = _TURN.get(_orientation(image))
+    if turn is not None and image.format != "TIFF":  # Pillow turns these when it decodes them
+        image = image.transpose(turn)
+    if image.mode == "P" and "transparency" in image.info:
+        image = image.convert("RGBA")  # Pillow warns of the direct way
+    return image.convert("RGB")  # decodes
 
 
 def _reduction(image: Image.Image, shrink: float) -> int:
@@ -93,48 +375,12 @@ def _reduction(image: Image.Image, shrink: float) -> int:
     return 1
 
 
-@contextmanager
-def _readable(name: str) -> Iterator[None]:
-    try:
-        yield
-    except FileNotFoundError:
-        fail(
-            f"image {name}",
-            expected="a file",
-            got="nothing at this path",
-            remedy="Check the image folder, or leave such images out with check=drop.",
-        )
-    except InputError:
-        raise
-    # what Pillow raises for damaged files: SyntaxError for PNG, ValueError and EOFError for others
-    except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
-        fail(
-            f"image {name}",
-            expected="an image that can be decoded",
-            got=f"{type(error).__name__} ({error})",
-            remedy="Replace the file, or remove the image from the annotation file.",
-        )
-
-
-def _check_depth(name: str, image: Image.Image) -> None:
-    """Refuse what Pillow would turn into RGB by cutting every value off at 255."""
-    if image.mode.partition(";")[0] in ("I", "F"):
-        fail(
-            f"image {name}",
-            expected="values up to 255",
-            got=f"grey values of more than 8 bits (Pillow's mode {image.mode})",
-            remedy="Scale them to 8 bits and store the image again.",
-        )
-
-
-def _check_size(record: dict[str, Any], height: int, width: int) -> None:
-    if "height" not in record:  # an image of no data set
+def _check_size(record: dict[str, Any], header: Header) -> None:
+    expected, upright = (record["height"], record["width"]), header.upright
+    if upright == expected:
         return
-    expected = (record["height"], record["width"])
-    if (height, width) != expected:
-        fail(
-            f"image {record['file_name']}",
-            expected=f"{expected[0]} x {expected[1]} pixels (height x width) as in the annotations",
-            got=f"{height} x {width}",
-            remedy="Correct height and width in the annotation file, or replace the image.",
-        )
+    text = f"image {record['file_name']}: has {upright[0]} x {upright[1]} pixels (height x width), "
+    text += f"and the annotations say {expected[0]} x {expected[1]}. "
+    if header.stored == expected:
+        text += "Its EXIF data turn it, and it was annotated as it is stored: "
+    raise InputError(text + "vitdet data check FOLDER --fix NEW writes a copy that agrees.")

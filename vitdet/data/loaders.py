@@ -18,7 +18,6 @@ from detectron2.data.common import DatasetFromList
 from detectron2.data.samplers import RepeatFactorTrainingSampler
 from torch.utils import data
 
-from vitdet.data.bad_images import BadImages
 from vitdet.utils import distributed
 from vitdet.utils.checks import InputError, fail
 from vitdet.utils.env import random_state, seed_from
@@ -29,8 +28,6 @@ logger = logging.getLogger(__name__)
 Record = dict[str, Any]
 MapFunction = Callable[[Record], Record]
 _EPOCH = 1  # keeps the seeds of epochs apart from those of positions
-_REPLACEMENT = 2
-_BAD, _ERROR = "bad_images", "error"  # how a model input brings them out of a worker process
 
 
 class Records(Protocol):
@@ -115,26 +112,18 @@ class TrainLoader:
         total_batch_size: int,
         num_workers: int,
         start: int,
-        max_bad_images: int = 0,
     ) -> None:
         self.stream = stream
         self.total_batch_size = total_batch_size
         self.start = start
         self.num_images = len(records)
-        self.bad_images = BadImages(max_bad_images)
-        self._mapped = _Mapped(records, mapper, stream.seed, max_bad_images)
+        self._mapped = _Mapped(records, mapper, stream.seed)
         self._num_workers = num_workers
         self._rank, self._world = distributed.rank(), distributed.world_size()
 
     def __iter__(self) -> Iterator[list[Record]]:
         """Begin at `start`; every call begins there anew."""
-        batches = _torch_loader(self._mapped, _Batches(self), self._num_workers)
-        for batch in _raise_failures(batches):
-            for item in batch:
-                self.bad_images.add(item.pop(_BAD, {}))
-                if _ERROR in item:  # no image was left to try
-                    raise item[_ERROR]
-            yield batch
+        return _raise_failures(_torch_loader(self._mapped, _Batches(self), self._num_workers))
 
     def batches(self) -> Iterator[list[tuple[int, int]]]:
         """Yield this process's (position, image index) pairs, a list a batch, without end."""
@@ -179,7 +168,6 @@ def build_train_loader(
     seed: int = 0,
     repeat_threshold: float | None = None,
     filter_empty: bool = True,
-    max_bad_images: int = 0,
     start: int = 0,
 ) -> TrainLoader:
     """Return an endless iterable of lists of model inputs, one list an iteration.
@@ -199,15 +187,11 @@ def build_train_loader(
             whose rarest class is in a fraction f of the images is repeated sqrt(threshold / f)
             times. None for none; LVIS recipes use 0.001.
         filter_empty: leave out images without annotation other than crowd regions.
-        max_bad_images: how many images, over all epochs, the mapper may raise an InputError for.
-            Another image, a function of seed and position, then takes the place; `bad_images` of
-            the loader has the list. Each process counts those that it was given.
         start: images already seen, to resume.
 
     Raises:
         InputError: nothing to train on, or a batch that the processes cannot share equally.
-            While iterating: what the mapper raises, also from worker processes; the list of bad
-            images when there are more than `max_bad_images`.
+            While iterating: what the mapper raises, also from worker processes.
     """
     world = distributed.world_size()
     if total_batch_size < 1 or total_batch_size % world:
@@ -242,7 +226,6 @@ def build_train_loader(
         total_batch_size=total_batch_size,
         num_workers=num_workers,
         start=start,
-        max_bad_images=max_bad_images,
     )
 
 
@@ -277,47 +260,25 @@ def _has_objects(record: Record) -> bool:
 
 
 class _Mapped(data.Dataset):
-    """Maps (position, image index); a user's error becomes the value, so that it can travel.
+    """Maps (position, image index); a user's error becomes the value, so that it can travel."""
 
-    Up to `max_bad_images` images that cannot be mapped are passed over. What is tried in the place
-    of one follows from seed and position, and whether it can be read from the data, so every
-    process finds the same.
-    """
-
-    def __init__(
-        self, records: Sequence[Record], mapper: MapFunction, seed: int, max_bad_images: int = 0
-    ) -> None:
+    def __init__(self, records: Sequence[Record], mapper: MapFunction, seed: int) -> None:
         # pickled into one tensor: worker processes share it instead of copying it page by page
         self._records = DatasetFromList(list(records), copy=False, serialize=True)
         self._mapper = mapper
         self._seed = seed
-        self._most_bad = min(max_bad_images, len(records) - 1)
 
     def __getitem__(self, key: tuple[int, int]) -> Record | InputError:
         """Return the model input of (position, image index), or why there is none."""
         position, index = key
-        bad: dict[str, str] = {}
-        for candidate in self._candidates(position, index):
-            record = self._records[candidate]
-            try:
-                with random_state(seed_from(self._seed, position)):
-                    result = self._mapper(record)
-            except InputError as error:
-                bad[str(record.get("file_name", candidate))] = str(error)
-                if len(bad) > self._most_bad:
-                    return {_BAD: bad, _ERROR: error} if self._most_bad else error
-            else:
-                result["position"] = position
-                return {**result, _BAD: bad} if bad else result
-        raise AssertionError("fewer candidates than images")
-
-    def _candidates(self, position: int, index: int) -> Iterator[int]:
-        """Yield the image of a position, then others in the order in which they replace it."""
-        yield index
-        generator = torch.Generator().manual_seed(seed_from(self._seed, _REPLACEMENT, position))
-        for other in torch.randperm(len(self._records), generator=generator).tolist():
-            if other != index:
-                yield other
+        record = self._records[index]
+        try:
+            with random_state(seed_from(self._seed, position)):
+                result = self._mapper(record)
+        except InputError as error:
+            return error
+        result["position"] = position
+        return result
 
 
 class _Batches:

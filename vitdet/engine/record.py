@@ -43,19 +43,19 @@ def counts(dataset: Any) -> Counts:
     }
 
 
-def check_dataset(dataset: Any, part: str, needs: Sequence[str]) -> None:
+def check_dataset(dataset: Any, part: str) -> None:
     """Check before the training that a recipe's data set is one that it can use.
 
     Raises:
         InputError: it lacks something, as detectron2's lists of dictionaries do.
     """
-    absent = [name for name in needs if not hasattr(dataset, name)]
+    absent = [name for name in ("name", "class_names") if not hasattr(dataset, name)]
     if absent:
         raise InputError(
-            f"dataloader.{part}.dataset: expected a data set with {', '.join(needs)}, got a "
+            f"dataloader.{part}.dataset: expected a data set with name and class_names, got a "
             f"{type(dataset).__name__} without {', '.join(absent)}. Describe it by "
-            "L(vitdet.data.datasets.coco_dataset)(json=FILE, images=FOLDER); names that are "
-            "registered with detectron2 are not looked up."
+            "L(vitdet.data.datasets.coco_dataset)(json=FILE, images=FOLDER), also where detectron2 "
+            "has it registered."
         )
 
 
@@ -118,7 +118,7 @@ def changed(before: Counts, now: Counts) -> list[str]:
 def write(
     cfg: DictConfig,
     output_dir: Path,
-    class_names: Sequence[str],
+    dataset: Any,
     data: Mapping[str, Counts],
     written: Mapping[str, str],
 ) -> dict[str, Any]:
@@ -127,7 +127,7 @@ def write(
     Args:
         cfg: the recipe, durations in images.
         output_dir: folder of the run.
-        class_names: of the data.
+        dataset: has `class_names`, and `class_ids` where its classes have numbers of their own.
         data: counts of "train" and "test".
         written: durations as the recipe had them, see `vitdet.engine.durations.resolve`.
     """
@@ -142,7 +142,8 @@ def write(
     barrier()
     config = (output_dir / "config.yaml").read_text(encoding="utf-8")
     return {
-        "class_names": list(class_names),
+        "class_names": list(dataset.class_names),
+        "class_ids": list(getattr(dataset, "class_ids", range(1, len(dataset.class_names) + 1))),
         "config": config,
         "environment": environment,
         "data": dict(data),

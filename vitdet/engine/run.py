@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 from typing import Any
@@ -14,8 +14,6 @@ from omegaconf import DictConfig
 from vitdet import checkpoint
 from vitdet.config import build_model, set_num_classes
 from vitdet.engine import durations, record
-from vitdet.engine.bad_images import LIST as BAD_IMAGES
-from vitdet.engine.bad_images import BadImageList
 from vitdet.engine.bad_steps import BadSteps
 from vitdet.engine.checkpoints import FINAL, LAST, Checkpoints, Found, last_checkpoint, usable
 from vitdet.engine.compiled import compile_blocks
@@ -66,28 +64,26 @@ def train(cfg: DictConfig, *, resume: bool = False) -> Results:
         if is_there := output_dir.is_dir():
             open_.enter_context(_alone_in(output_dir))
         dataset = build(cfg.dataloader.train.dataset)
-        record.check_dataset(dataset, "train", ("name", "class_names", "records"))
+        record.check_dataset(dataset, "train")
         names = tuple(dataset.class_names)
         written = durations.resolve(cfg, dataset)
         test = _test_set(cfg, names, selection)
         trainer = _build_trainer(cfg, names)
         data = {"train": record.counts(dataset), "test": record.counts(test.dataset)}
         evaluated = Record(output_dir)
-        bad_images = BadImageList(output_dir, every=cfg.train.log_every)
-        beside = (evaluated, bad_images)
-        previous = _load(trainer, cfg, names, data, beside, resume=resume)
+        previous = _load(trainer, cfg, names, data, evaluated, resume=resume)
         start = trainer.images_seen
-        loader = bad_images.of(build(cfg.dataloader.train, dataset=dataset, start=start))
-        del dataset  # the loader has its own copy, in one piece
+        loader = build(cfg.dataloader.train, dataset=dataset, start=start)
         # Inputs are right: only now does the run leave something on the disk.
         if not is_there:
             open_.enter_context(_alone_in(output_dir))
             _check_new(output_dir, resume)
         make_way(output_dir, _FILES)
         log_to(output_dir / "log.txt")
-        note = record.write(cfg, output_dir, names, data, written)
+        note = record.write(cfg, output_dir, dataset, data, written)
+        del dataset  # the loader has its own copy, in one piece
         metrics = open_.enter_context(open_metrics(cfg, note, trainer.images_seen))
-        checkpoints = _checkpoints(cfg, note, beside)
+        checkpoints = _checkpoints(cfg, note, evaluated)
         checkpoints.resumed(previous)
         preemption = Preemption(notice, checkpoints.save_now)
         evaluations = Evaluations(
@@ -101,7 +97,7 @@ def train(cfg: DictConfig, *, resume: bool = False) -> Results:
         progress = open_.enter_context(closing(Progress(metrics, every=cfg.train.log_every)))
         watch = Watch(output_dir, optional(cfg.train, "step_timeout"))
         # A checkpoint before all that takes long, so that a signal finds its work done.
-        hooks = [watch, progress, checkpoints, preemption, evaluations, bad_images]
+        hooks = [watch, progress, checkpoints, preemption, evaluations]
         notice.training = True
         try:
             goal = evaluations.before_train(trainer, cfg.train.num_images)
@@ -111,7 +107,6 @@ def train(cfg: DictConfig, *, resume: bool = False) -> Results:
         finally:
             watch.stop()
             checkpoints.close()
-            bad_images.close()
         record.write_results(output_dir, test.name, FINAL, results)
     return results
 
@@ -119,7 +114,7 @@ def train(cfg: DictConfig, *, resume: bool = False) -> Results:
 # What a run writes again and again, or goes on with, beside its checkpoints.
 _FILES = (
     *("log.txt", "metrics.json", "config.yaml", "environment.json", "run.json", LAST),
-    *(RECORD, "results.json", BAD_IMAGES),
+    *(RECORD, "results.json"),
 )
 
 
@@ -178,9 +173,7 @@ def _evaluated(
     return results
 
 
-def _checkpoints(
-    cfg: DictConfig, note: dict[str, Any], beside: Sequence[Record | BadImageList]
-) -> Checkpoints:
+def _checkpoints(cfg: DictConfig, note: dict[str, Any], evaluated: Record) -> Checkpoints:
     return Checkpoints(
         Path(cfg.train.output_dir),
         every=cfg.train.checkpoint_every,
@@ -188,7 +181,7 @@ def _checkpoints(
         total_batch_size=cfg.dataloader.train.total_batch_size,
         note=note,
         background=optional(cfg.train, "async_checkpoints"),
-        beside=lambda: {key: value for each in beside for key, value in each.state_dict().items()},
+        beside=evaluated.state_dict,
     )
 
 
@@ -310,11 +303,11 @@ def _load(
     cfg: DictConfig,
     class_names: tuple[str, ...],
     data: dict[str, record.Counts],
-    beside: Sequence[Record | BadImageList],
+    evaluated: Record,
     *,
     resume: bool,
 ) -> Path | None:
-    """Fill a new trainer, and what goes on `beside` it, from the last checkpoint of the run.
+    """Fill a new trainer, and the record of evaluations, from the last checkpoint of the run.
 
     Without one the weights are those of `train.init_checkpoint`. Returns that checkpoint's path.
     """
@@ -331,7 +324,6 @@ def _load(
     load_weights(trainer.detector, content, str(source), class_names)
     if previous is not None:
         trainer.load_state_dict(content, source=str(source))
-        for each in beside:
-            each.load(content, trainer.images_seen)
+        evaluated.load(content, trainer.images_seen)
     logger.info("loaded %s (%d images seen)", source, trainer.images_seen)
     return None if previous is None else source

@@ -1,1 +1,1 @@
-"""Trained detectors as files for other runtimes, each checked against PyTorch."""
+"""A trained detector as an ONNX file, written only if it finds what PyTorch finds."""

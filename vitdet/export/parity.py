@@ -3,32 +3,24 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
+from detectron2.structures import Boxes, pairwise_iou
 from torch import nn
 
-from vitdet.export.formats import Run
-from vitdet.export.graphs import Detector, Graph
-from vitdet.export.selection import paste
+from vitdet.export.graph import Detector, Graph, paste
 
+Run = Callable[[torch.Tensor], list[torch.Tensor]]  # how a file is run: image in, outputs out
 
-@dataclass(frozen=True)
-class Limits:
-    """How far a file may be from the model.
-
-    Attributes:
-        box: pixels between two sides of a box.
-        score: between two scores.
-        mask_iou: of two masks, at least; one pixel may differ whatever the size.
-        feature: between two numbers of a level.
-    """
-
-    box: float = 0.5
-    score: float = 1e-3
-    mask_iou: float = 0.99
-    feature: float = 1e-4
+# How far a file may be from the model.
+BOX = 0.5  # pixels between two sides of a box
+SCORE = 1e-3  # between two scores
+MASK_IOU = 0.99  # of two masks, at least; one pixel may differ whatever the size
+FEATURE = 1e-4  # between two numbers of a level
+LIMITS = {"box": BOX, "score": SCORE, "mask_iou": MASK_IOU, "feature": FEATURE}
 
 
 @dataclass
@@ -53,7 +45,6 @@ class Report:
         faults: limits that do not hold, as sentences.
     """
 
-    limits: Limits = field(default_factory=Limits)
     images: int = 0
     sizes: list[tuple[int, int]] = field(default_factory=list)
     detections: int = 0
@@ -75,48 +66,39 @@ class Report:
 
     def plain(self) -> dict[str, Any]:
         """Return it as JSON has it."""
-        return {"holds": self.holds, **asdict(self)}
+        return {"holds": self.holds, "limits": LIMITS, **asdict(self)}
 
 
-def compare(
-    model: nn.Module,
-    graph: Graph,
-    run: Run,
-    images: list[torch.Tensor],
-    limits: Limits,
-    errors: tuple[type[Exception], ...] = (RuntimeError,),
-) -> Report:
+def compare(model: nn.Module, graph: Graph, run: Run, images: list[torch.Tensor]) -> Report:
     """Run the model and a file of it on images; return how far they are apart.
 
     Args:
         model: runs its own code, not the wrapper that was exported.
         graph: the wrapper.
-        run: runs the file.
+        run: runs the file; a RuntimeError says that it cannot take an image, which it should.
         images: (3, H, W) each.
-        limits: see there.
-        errors: what `run` raises for an image that the file cannot take, which it should.
     """
-    report = Report(limits)
+    report = Report()
     for image in images:
         report.images += 1
         size = (image.shape[-2], image.shape[-1])
         report.sizes += [size] if size not in report.sizes else []
         try:
             found = run(image)
-        except errors as error:
+        except RuntimeError as error:
             text = " ".join(str(error).split())[-200:]
             report.faults.append(f"an image of {size[0]}x{size[1]} cannot be run: {text}")
             continue
         with torch.no_grad():
             if isinstance(graph, Detector):
-                _compare_detections(report, graph, _reference(model, image), found, size)
+                _compare_detections(report, graph, detections(model, image), found, size)
             else:
                 _compare_features(report, _levels(model, graph, image), found)
     _judge(report, isinstance(graph, Detector))
     return report
 
 
-def _reference(model: Any, image: torch.Tensor) -> list[torch.Tensor]:
+def detections(model: Any, image: torch.Tensor) -> list[torch.Tensor]:
     """Return what the model itself finds: boxes, scores, classes and masks, if it has them."""
     found = model([_record(model, image)])[0]["instances"]
     parts = [found.pred_boxes.tensor, found.scores, found.pred_classes]
@@ -155,7 +137,7 @@ def _compare_detections(
     pairs = match(wanted, found)
     report.detections += len(wanted[0])
     report.matched += len(pairs)
-    edge = _edge(graph, wanted[1], found[1]) + report.limits.score
+    edge = _edge(graph, wanted[1], found[1]) + SCORE
     ours, theirs = ({pair[side] for pair in pairs} for side in (0, 1))
     for scores, taken in ((wanted[1], ours), (found[1], theirs)):
         for place, score in enumerate(scores.tolist()):
@@ -187,7 +169,7 @@ def _compare_masks(report: Report, wanted: torch.Tensor, found: torch.Tensor) ->
     either = (wanted | found).flatten(1).sum(1)
     iou = torch.where(either > 0, common / either.clamp(min=1), torch.ones_like(common).float())
     report.mask_iou = min(report.mask_iou, float(iou.min()))
-    low = iou < report.limits.mask_iou
+    low = iou < MASK_IOU
     if low.any():
         report.mask_pixels = max(report.mask_pixels, int((either - common)[low].max()))
 
@@ -198,7 +180,7 @@ def match(wanted: list[torch.Tensor], found: list[torch.Tensor]) -> list[tuple[i
     In the order of falling scores each of `wanted` takes what overlaps it most, at least half,
     among those of its class that are left; so ties in another order still find each other.
     """
-    overlap = _iou(wanted[0], found[0])
+    overlap = pairwise_iou(Boxes(wanted[0]), Boxes(found[0]))
     overlap = torch.where(wanted[2][:, None] == found[2][None], overlap, -1.0)
     pairs = []
     for place in wanted[1].argsort(descending=True, stable=True).tolist() if len(found[0]) else ():
@@ -207,15 +189,6 @@ def match(wanted: list[torch.Tensor], found: list[torch.Tensor]) -> list[tuple[i
             pairs.append((place, int(other)))
             overlap[:, int(other)] = -1.0
     return pairs
-
-
-def _iou(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-    """Return (N, M) of boxes (N, 4) and (M, 4)."""
-    last = torch.minimum(a[:, None, 2:], b[None, :, 2:])
-    sides = last - torch.maximum(a[:, None, :2], b[None, :, :2])
-    common = sides.clamp(min=0).prod(-1)
-    areas = [(each[:, 2:] - each[:, :2]).prod(-1) for each in (a, b)]
-    return common / (areas[0][:, None] + areas[1][None] - common).clamp(min=1e-9)
 
 
 def _largest(x: torch.Tensor) -> float:
@@ -229,18 +202,17 @@ def _worse(a: float, b: float) -> float:
 
 def _judge(report: Report, detector: bool) -> None:
     """List the limits that do not hold."""
-    limits = report.limits
     checks = (
-        ("largest box difference (px)", report.box, limits.box),
-        ("largest score difference", report.score, limits.score),
-        ("largest feature difference", report.feature, limits.feature),
+        ("largest box difference (px)", report.box, BOX),
+        ("largest score difference", report.score, SCORE),
+        ("largest feature difference", report.feature, FEATURE),
         ("detections of one alone", report.extra, 0),
     )
     for name, value, limit in checks:
         if not value <= limit:
             report.faults.append(f"{name} {value:.3g} > {limit:g}")
-    if report.mask_iou < limits.mask_iou and report.mask_pixels > 1:
-        report.faults.append(f"lowest mask IoU {report.mask_iou:.4f} < {limits.mask_iou:g}")
+    if report.mask_iou < MASK_IOU and report.mask_pixels > 1:
+        report.faults.append(f"lowest mask IoU {report.mask_iou:.4f} < {MASK_IOU:g}")
     if detector and not report.detections:
         report.faults.append("no detection on any image, so nothing was compared")
     if not report.images:
@@ -252,18 +224,17 @@ def table(report: Report, detector: bool) -> list[str]:
     sizes = ", ".join(f"{height}x{width}" for height, width in report.sizes[:4])
     more = ", ..." if len(report.sizes) > 4 else ""
     lines = [f"images               {report.images} ({sizes}{more})"]
-    limits = report.limits
     if detector:
         lines += [
             f"detections           {report.detections}, {report.matched} found by both, "
             f"{report.at_the_edge} at the edge, {report.extra} by one alone",
-            f"box difference       {report.box:.2e} px (limit {limits.box:g})",
-            f"score difference     {report.score:.2e} (limit {limits.score:g})",
-            f"lowest mask IoU      {report.mask_iou:.4f} (limit {limits.mask_iou:g})",
+            f"box difference       {report.box:.2e} px (limit {BOX:g})",
+            f"score difference     {report.score:.2e} (limit {SCORE:g})",
+            f"lowest mask IoU      {report.mask_iou:.4f} (limit {MASK_IOU:g})",
         ]
     else:
         lines.append(
-            f"feature difference   {report.feature:.2e} (limit {limits.feature:g}; "
+            f"feature difference   {report.feature:.2e} (limit {FEATURE:g}; "
             f"largest number {report.feature_size:.3g})"
         )
     return [*lines, *(f"does not hold        {fault}" for fault in report.faults)]

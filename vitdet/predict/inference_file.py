@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ def save_for_inference(
     weights: str = "model",
     config: str | Path | None = None,
     overrides: Sequence[str] = (),
-    class_names: Sequence[str] | None = None,
+    class_names: Sequence[str] | Mapping[int, str] | None = None,
     trust: bool = False,
 ) -> Path:
     """Write the weights of a checkpoint with all that `Predictor.from_checkpoint` needs.
@@ -36,7 +36,7 @@ def save_for_inference(
         weights: "model", or "ema" for the moving average, which is written as the weights.
         config: the recipe, for files that hold none.
         overrides: changes to the recipe, which are written, too.
-        class_names: for files that hold none.
+        class_names: for files that hold none, or {category id: name}.
         trust: see `Predictor.from_checkpoint`.
 
     Returns:
@@ -61,7 +61,7 @@ def save_for_inference(
         trust=trust,
     )
     about: dict[str, Any] = {**loaded.note, "weights": weights}
-    about["class_names"] = list(loaded.class_names)
+    about |= {"class_names": list(loaded.class_names), "class_ids": list(loaded.class_ids)}
     if config is not None or overrides or "config" not in about:
         about["config"] = config_text(loaded.cfg)
     plain = json.loads(json.dumps(about, default=str))  # as a .safetensors file will hold it

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -19,6 +20,8 @@ from vitdet import checkpoint
 from vitdet.config import build_model, instantiate, load_config, set_num_classes
 from vitdet.data.shapes import CLASSES
 from vitdet.utils.checks import fail
+
+logger = logging.getLogger(__name__)
 
 # What a recipe out of a file may build: a name of these packages that is defined in them. Others
 # could be anything ("os.system"), and a checkpoint may come from anyone.
@@ -56,7 +59,7 @@ def load(
     device: torch.device,
     config: str | Path | None = None,
     overrides: Sequence[str] = (),
-    class_names: Sequence[str] | None = None,
+    class_names: Sequence[str] | Mapping[int, str] | None = None,
     weights: str = "model",
     trust: bool = False,
 ) -> Loaded:
@@ -67,7 +70,7 @@ def load(
         device: where its parameters are made.
         config: a recipe, for files that hold none; it wins over that of the file.
         overrides: "dotted.key=value", changes to the recipe.
-        class_names: for files that hold none.
+        class_names: for files that hold none, or {category id: name}.
         weights: "model", or "ema" for the moving average of a run with train.ema_decay.
         trust: build parts that the file's recipe names outside vitdet and detectron2, and open a
             torch file of more than tensors: both may run code of the file's author.
@@ -194,14 +197,31 @@ def _is_known(target: str) -> bool:
 
 
 def _classes(
-    cfg: DictConfig, about: Mapping[str, Any], given: Sequence[str] | None, source: str
+    cfg: DictConfig,
+    about: Mapping[str, Any],
+    given: Sequence[str] | Mapping[int, str] | None,
+    source: str,
 ) -> tuple[tuple[str, ...], tuple[int, ...]]:
-    """Return class names and the numbers of the classes in COCO results (1, 2, ... if unknown)."""
+    """Return class names and the ids of the classes in the data, which COCO results have.
+
+    A file that was written before ids went into it gives 1, 2, ..., and a line says so.
+    """
     known, ids = _of_dataset(cfg.dataloader.test.get("dataset"))
+    if isinstance(given, Mapping):
+        return tuple(given.values()), tuple(given)
     names = given if given is not None else about.get("class_names")
     if isinstance(names, list | tuple) and names and all(isinstance(name, str) for name in names):
-        same = tuple(names) == known
-        return tuple(names), ids if same else tuple(range(1, len(names) + 1))
+        if list(names) == about.get("class_names") and _are_ids(about.get("class_ids"), len(names)):
+            return tuple(names), tuple(about["class_ids"])
+        if tuple(names) == known:
+            return known, ids
+        if given is None:
+            logger.warning(
+                "%s does not hold the category ids of its data: results have 1 to %d in the order "
+                "of its classes (for others: --class-names with the data's COCO json)",
+                *(source, len(names)),
+            )
+        return tuple(names), tuple(range(1, len(names) + 1))
     if not known:
         fail(
             f"weights {source}",
@@ -210,6 +230,12 @@ def _classes(
             remedy="Give class_names=[...], or --class-names JSON on the command line.",
         )
     return known, ids
+
+
+def _are_ids(ids: Any, count: int) -> bool:
+    if not isinstance(ids, list) or not all(type(each) is int for each in ids):
+        return False
+    return len(ids) == len(set(ids)) == count
 
 
 def _of_dataset(node: Any) -> tuple[tuple[str, ...], tuple[int, ...]]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -99,7 +99,7 @@ class Predictor:
         *,
         config: str | Path | None = None,
         overrides: Sequence[str] = (),
-        class_names: Sequence[str] | None = None,
+        class_names: Sequence[str] | Mapping[int, str] | None = None,
         weights: str = "model",
         trust: bool = False,
         device: str | torch.device = "auto",
@@ -112,7 +112,8 @@ class Predictor:
                 converted file.
             config: the recipe, for files that hold none.
             overrides: changes to the recipe: ["model.roi_heads.box_predictor.test_nms_thresh=0.6"].
-            class_names: for files that hold none (recipes of COCO and LVIS know theirs).
+            class_names: for files that hold none (recipes of COCO and LVIS know theirs), or
+                {category id: name}.
             weights: "model", or "ema" for the moving average of a run with train.ema_decay.
             trust: allow parts from outside vitdet and detectron2; the file may then run code.
             device: "auto", "cpu", "cuda", "cuda:1", "mps".

@@ -185,7 +185,13 @@ class Result:
         boxes, scores = self.boxes.tolist(), self._instances.scores.tolist()
         masks = self.run_lengths() if self.has_masks else [None] * len(self)
         detections = [
-            {"class": name, "class_index": index, "score": score, "box": box}
+            {
+                "class": name,
+                "class_index": index,
+                "category_id": self.class_ids[index],
+                "score": score,
+                "box": box,
+            }
             | ({"mask": mask} if mask else {})
             for name, index, score, box, mask in zip(
                 self.names, self.classes, scores, boxes, masks, strict=True

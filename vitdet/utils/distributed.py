@@ -46,6 +46,15 @@ def all_gather_object(item: Any) -> list[Any]:
     return items
 
 
+def gather_object(item: Any) -> list[Any]:
+    """Return every process's `item`, in the order of ranks, in the main process; [] in others."""
+    if world_size() == 1:
+        return [item]
+    items: list[Any] = [None] * world_size() if is_main() else []
+    dist.gather_object(item, items if is_main() else None)
+    return items
+
+
 def reduce_mean(values: dict[str, torch.Tensor]) -> dict[str, float]:
     """Average scalar tensors over the processes; every process must bring the same names."""
     names = sorted(values)

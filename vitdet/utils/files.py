@@ -21,6 +21,10 @@ logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
+# In the folder of `vitdet predict`: {name of a result without its suffix: path of its input}. Data
+# is not looked for in a folder that has this file.
+RESULT_MARKER = ".vitdet-results.json"
+
 _LEFTOVER = re.compile(r"\..+\.\d+\.partial")
 
 

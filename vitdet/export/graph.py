@@ -1,0 +1,379 @@
+"""One image in, plain tensors out: a wrapper round a built model and detectron2's own inference.
+
+The tracer follows detectron2's code between the heads. What it cannot follow is replaced for the
+time of an export (`exportable`): attention kernels, NMS by class and soft-NMS. Masks are pasted by
+two matrix products.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from detectron2.modeling import GeneralizedRCNN
+from detectron2.modeling.meta_arch import retinanet
+from detectron2.modeling.proposal_generator import proposal_utils
+from detectron2.modeling.roi_heads import BaseMaskRCNNHead, StandardROIHeads, fast_rcnn
+from detectron2.structures import Boxes, ImageList, Instances
+from torch import nn
+from torchvision.ops import nms
+
+from vitdet import heads as our_heads
+from vitdet.postprocess import maskness
+from vitdet.utils.checks import InputError
+
+# Kernels without own derivatives, in operations that every runtime has, by attribute.
+_KERNELS = {"backend": "eager", "sliding_chunk_backend": "autograd"}
+MASKS = ("pasted", "boxes", "none")
+Size = tuple[Any, Any]  # (height, width): numbers, or what a tracer takes for them
+
+
+class Graph(nn.Module):
+    """A model with an image (3, H, W) of 0 to 255 in RGB as input: base of what is exported.
+
+    Args:
+        model: a detector of detectron2's kinds, on the CPU.
+        size: the one (height, width) of image that it takes; None for any.
+
+    Attributes:
+        outputs: names of the outputs, in their order.
+        square: side of the square that images are padded to, 0 for none.
+        stride: images are padded to a multiple of it where there is no square.
+
+    Raises:
+        InputError: a model that no wrapper is for, a size larger than its square, or no size where
+            a Vision Longformer lays its chunks out for one.
+    """
+
+    outputs: tuple[str, ...]
+
+    def __init__(self, model: Any, size: tuple[int, int] | None = None) -> None:
+        super().__init__()
+        if not isinstance(getattr(model, "backbone", None), nn.Module):
+            raise InputError(f"export: a detector with a backbone is needed, not {type(model)}.")
+        self.model, self.size = model, size
+        self.square = int(model.backbone.padding_constraints.get("square_size", 0))
+        self.stride = int(model.backbone.size_divisibility)
+        if size is not None and self.square and max(size) > self.square:
+            raise InputError(
+                f"--size {size[0]} {size[1]}: at most {self.square} x {self.square} fits "
+                "(model.backbone.square_pad). Take a smaller one, or model.backbone.square_pad=0."
+            )
+        chunked = any(hasattr(module, "sliding_chunk_backend") for module in model.modules())
+        if chunked and size is None and not self.square:
+            raise InputError(
+                "this backbone lays its chunks out for one size of images, and "
+                "model.backbone.square_pad=0 allows any. Add --size HEIGHT WIDTH."
+            )
+        self.eval()
+
+    def normalised(self, image: torch.Tensor) -> torch.Tensor:
+        """Return the image (3, H, W) as the backbone wants it, (1, 3, H', W')."""
+        if self.size is not None:
+            image = image.expand(3, *self.size)  # another size stops here
+        if getattr(self.model, "input_format", "RGB") == "BGR":
+            image = image.flip(0)
+        x = (image.float() - self.model.pixel_mean) / self.model.pixel_std
+        height, width = image.shape[-2:]
+        if not self.square:
+            return F.pad(x, (0, -width % self.stride, 0, -height % self.stride))[None]
+        right, below = (_least_zero(self.square - side) for side in (width, height))
+        # A larger image stops at expand(); without it padding would cut it off.
+        return F.pad(x, (0, right, 0, below)).expand(1, 3, self.square, self.square)
+
+
+def _least_zero(number: Any) -> Any:
+    return number.clamp(min=0) if isinstance(number, torch.Tensor) else max(number, 0)
+
+
+class Features(Graph):
+    """Backbone and pyramid: the levels (1, C, H', W') in the order of `outputs`."""
+
+    def __init__(self, model: Any, size: tuple[int, int] | None = None) -> None:
+        super().__init__(model, size)
+        self.outputs = tuple(model.backbone.output_shape())
+
+    def forward(self, image: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """Return the levels."""
+        features = self.model.backbone(self.normalised(image))
+        return tuple(features[name] for name in self.outputs)
+
+
+class Detector(Graph):
+    """A whole detector: Faster, Mask and Cascade Mask R-CNN, or RetinaNet.
+
+    Outputs, in the order of falling scores: "boxes" (N, 4) XYXY in pixels of the image, "scores"
+    (N,), "classes" (N,) from 0, and "masks": bool (N, H, W), or with `masks` "boxes" the
+    probabilities (N, M, M) inside the boxes, for `paste`.
+
+    Attributes:
+        masks: one of MASKS; "none" for a model without masks.
+        threshold: detections score more.
+        most: there are at most so many.
+
+    Raises:
+        InputError: also keypoints, ROI or mask heads that detectron2 does not have, no limit of
+            detections an image.
+    """
+
+    threshold: float
+    most: int
+
+    def __init__(
+        self, model: Any, size: tuple[int, int] | None = None, *, masks: str = "pasted"
+    ) -> None:
+        super().__init__(model, size)
+        self.heads = None
+        if isinstance(model, retinanet.RetinaNet):
+            self.threshold = model.test_score_thresh
+            self.most = model.max_detections_per_image
+        else:
+            _check_regions(model)
+            self.heads = heads = model.roi_heads
+            last: Any = heads.box_predictor
+            last = last[-1] if isinstance(last, nn.ModuleList) else last
+            own = getattr(heads, "override_score_thresh", None)
+            self.threshold = last.test_score_thresh if own is None else own
+            self.most = last.test_topk_per_image
+        self.maskness = getattr(self.heads, "maskness_thresh", None)
+        self.masks = masks if getattr(self.heads, "mask_on", False) else "none"
+        self.outputs = ("boxes", "scores", "classes", *(("masks",) if self.masks != "none" else ()))
+        if self.most < 0:
+            raise InputError(
+                "export: a limit of detections an image is needed; set "
+                "model.roi_heads.box_predictor.test_topk_per_image to a number."
+            )
+
+    def forward(self, image: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """Return the detections."""
+        model, size = self.model, (image.shape[-2], image.shape[-1])
+        x = self.normalised(image)
+        images, features = ImageList(x, [size]), model.backbone(x)
+        if self.heads is None:
+            maps = [features[name] for name in model.head_in_features]
+            found = model.forward_inference(images, maps, model.head(maps))[0]
+        else:
+            proposals, _ = model.proposal_generator(images, features, None)
+            found = self.heads._forward_box(features, proposals)[0]
+        found.pred_boxes.clip(size)  # this and the next line: detector_postprocess
+        rows = found.pred_boxes.nonempty().nonzero()[:, 0]
+        boxes, scores, classes = (
+            found.pred_boxes.tensor[rows],
+            found.scores[rows],
+            found.pred_classes[rows],
+        )
+        if self.masks == "none" and self.maskness is None:
+            return boxes, scores, classes
+        masks = self._probabilities(features, boxes, classes)
+        if self.maskness is not None:
+            scores = scores * maskness(masks, self.maskness)
+            order = scores.argsort(descending=True)
+            boxes, scores, classes, masks = (x[order] for x in (boxes, scores, classes, masks))
+        masks = paste(masks, boxes, size) if self.masks == "pasted" else masks
+        return (boxes, scores, classes, masks)[: len(self.outputs)]
+
+    def _probabilities(
+        self, features: dict[str, torch.Tensor], boxes: torch.Tensor, classes: torch.Tensor
+    ) -> torch.Tensor:
+        """Return (N, M, M) inside the boxes: detectron2's `mask_rcnn_inference` of one image."""
+        heads: Any = self.heads
+        maps = [features[name] for name in heads.mask_in_features]
+        logits = heads.mask_head.layers(heads.mask_pooler(maps, [Boxes(boxes)]))
+        if logits.shape[1] == 1:
+            return logits[:, 0].sigmoid()
+        return logits[torch.arange(classes.shape[0], device=classes.device), classes].sigmoid()
+
+
+def _check_regions(model: Any) -> None:
+    heads: Any = getattr(model, "roi_heads", None)
+    reason = ""
+    if not isinstance(model, GeneralizedRCNN) or model.proposal_generator is None:
+        reason = f"a {type(model).__name__} is neither an R-CNN with an RPN nor a RetinaNet"
+    elif not isinstance(heads, StandardROIHeads):
+        reason = f"its ROI heads are {type(heads).__name__}, not Standard- or CascadeROIHeads"
+    elif heads.keypoint_on:
+        reason = "keypoints are not exported"
+    elif heads.mask_on and not isinstance(heads.mask_head, BaseMaskRCNNHead):
+        reason = f"its mask head is {type(heads.mask_head).__name__}, not detectron2's"
+    if reason:
+        raise InputError(f"export: {reason}. Export --part backbone, which does not depend on it.")
+
+
+def graph_of(
+    model: nn.Module, part: str, size: tuple[int, int] | None = None, masks: str = "pasted"
+) -> Graph:
+    """Return the wrapper of a built model: "detector", or "backbone" for backbone and pyramid."""
+    return Detector(model, size, masks=masks) if part == "detector" else Features(model, size)
+
+
+@contextmanager
+def exportable(graph: Graph) -> Iterator[None]:
+    """Replace what the tracer cannot follow, and put it back at the end."""
+    changes: list[tuple[Any, str, Any]] = [
+        (module, attribute, kernel)
+        for module in graph.modules()
+        for attribute, kernel in _KERNELS.items()
+        if isinstance(getattr(module, attribute, None), str)
+    ]
+    if isinstance(graph, Detector):
+        by_class = partial(_batched_nms, groups=(graph.heads or graph.model).num_classes)
+        by_level = partial(_batched_nms, groups=len(graph.model.backbone.output_shape()))
+        changes += [(module, "batched_nms", by_class) for module in (fast_rcnn, retinanet)]
+        changes += [(proposal_utils, "batched_nms", by_level)]
+        changes += [(fast_rcnn.FastRCNNOutputLayers, "predict_boxes", _boxes_of_one)]
+        changes += [(fast_rcnn.FastRCNNOutputLayers, "predict_probs", _probabilities_of_one)]
+        changes += [(our_heads, "soft_nms", partial(_soft_nms, most=graph.most))]
+    before = [(owner, name, getattr(owner, name)) for owner, name, _ in changes]
+    try:
+        for owner, name, value in changes:
+            setattr(owner, name, value)
+        yield
+    finally:
+        for owner, name, value in before:
+            setattr(owner, name, value)
+
+
+def _boxes_of_one(predictor: Any, predictions: Any, proposals: list[Instances]) -> Any:
+    """Do as detectron2's, which splits by the number of proposals that the tracer saw."""
+    boxes = proposals[0].proposal_boxes.tensor
+    return (predictor.box2box_transform.apply_deltas(predictions[1], boxes),)
+
+
+def _probabilities_of_one(predictor: Any, predictions: Any, _: Any) -> tuple[torch.Tensor]:
+    logits = predictions[0]
+    return (logits.sigmoid() if predictor.use_sigmoid_ce else logits.softmax(dim=-1),)
+
+
+def _batched_nms(
+    boxes: torch.Tensor, scores: torch.Tensor, group: torch.Tensor, threshold: float, *, groups: int
+) -> torch.Tensor:
+    """Return the places that `batched_nms` of torchvision keeps, with groups moved apart.
+
+    Their places are a square. In one row, as torchvision has them where it traces, float32 would
+    keep 1/8 pixel of a box of the last LVIS class.
+    """
+    return nms(_apart(boxes, group, groups), scores, threshold)
+
+
+def _apart(boxes: torch.Tensor, group: torch.Tensor, groups: int) -> torch.Tensor:
+    ends = torch.cat((boxes.flatten(), boxes.new_zeros(1)))
+    step, side = ends.max() - ends.min() + 1, math.ceil(math.sqrt(groups))
+    right, down = group % side * step, group // side * step
+    return boxes + torch.stack((right, down, right, down), dim=1)
+
+
+def _soft_nms(
+    boxes: torch.Tensor,
+    scores: torch.Tensor,
+    classes: torch.Tensor | None,
+    *,
+    method: str,
+    iou_threshold: float,
+    sigma: float,
+    min_score: float,
+    most: int,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the first `most` places and scores of `vitdet.postprocess.soft_nms`.
+
+    The definition, box after box: scores only fall, so the n-th box that is taken is the n-th of
+    the result, and `most` steps are enough, whatever comes in. Boxes without area fill up.
+    """
+    box = torch.cat((boxes, boxes.new_zeros(most, 4))).double()
+    left = torch.cat((scores, scores.new_full((most,), -1.0))).double()
+    same = None if classes is None else torch.cat((classes, classes.new_full((most,), -1)))
+    x1, y1, x2, y2 = box.unbind(1)
+    area, rows = (x2 - x1) * (y2 - y1), torch.arange(left.shape[0], device=left.device)
+    places, found = [], []
+    for _ in range(most):
+        place = left.argmax(0)
+        taken = box[place]
+        places.append(place)
+        found.append(left[place])
+        across = (torch.minimum(x2, taken[2]) - torch.maximum(x1, taken[0])).clamp(min=0)
+        along = (torch.minimum(y2, taken[3]) - torch.maximum(y1, taken[1])).clamp(min=0)
+        common = across * along
+        overlap = common / (area + area[place] - common).clamp(min=1e-12)
+        if same is not None:
+            overlap = torch.where(same == same[place], overlap, torch.zeros_like(overlap))
+        factor = _factor(overlap, method, iou_threshold, sigma)
+        left = torch.where(rows == place, -torch.ones_like(left), left * factor)
+    new = torch.stack(found)
+    kept = (new >= min_score).nonzero()[:, 0]
+    return torch.stack(places)[kept], new[kept].to(scores.dtype)
+
+
+def _factor(overlap: torch.Tensor, method: str, threshold: float, sigma: float) -> torch.Tensor:
+    """Return f(IoU), see `vitdet.postprocess.soft_nms`."""
+    if method == "gaussian":
+        return torch.exp(-(overlap**2) / sigma)
+    lower = torch.zeros_like(overlap) if method == "hard" else 1 - overlap
+    return torch.where(overlap >= threshold, lower, torch.ones_like(overlap))
+
+
+def paste(masks: torch.Tensor, boxes: torch.Tensor, size: Size) -> torch.Tensor:
+    """Return the masks of a whole image, bool (N, height, width).
+
+    Bilinear, pixel centres at halves, nothing outside the box: the same as sampling on a grid, but
+    rows and columns are weighted one after the other, as two matrix products.
+
+    Args:
+        masks: (N, M, M) probabilities inside the boxes.
+        boxes: (N, 4).
+        size: of the image.
+    """
+    x1, y1, x2, y2 = boxes.unbind(-1)
+    rows = _weights(y1, y2, size[0], masks.shape[-2])
+    columns = _weights(x1, x2, size[1], masks.shape[-1])
+    return rows @ masks @ columns.transpose(1, 2) >= 0.5
+
+
+def _weights(first: torch.Tensor, last: torch.Tensor, length: Any, cells: int) -> torch.Tensor:
+    """Return the weights (N, length, cells) of a mask's cells for each pixel along an axis."""
+    pixels = torch.arange(length, device=first.device, dtype=first.dtype) + 0.5
+    places = (pixels - first[:, None]) / (last - first)[:, None] * cells - 0.5
+    centres = torch.arange(cells, device=first.device, dtype=first.dtype)
+    return (1 - (places[..., None] - centres).abs()).clamp(min=0)
+
+
+def example_image(graph: Graph, dtype: torch.dtype) -> torch.Tensor:
+    """Return a grey image (3, H, W) to follow `graph` with.
+
+    A tracer keeps what it sees. Where a side in tokens is a multiple of a window, or that of a
+    position table, our layers leave out padding or resizing, and the graph would leave it out for
+    every size; so the sides are general ones.
+    """
+    height, width = graph.size or _sides(graph)
+    return torch.full((3, height, width), 128, dtype=dtype)
+
+
+def _sides(graph: Graph) -> tuple[int, int]:
+    if graph.square:  # padded both ways
+        return graph.square - graph.square // 4, graph.square - graph.square // 8
+    model: Any = graph.model
+    patch = int(getattr(getattr(model.backbone, "net", None), "patch_size", graph.stride))
+    grids = {steps: steps * graph.stride // patch for steps in range(3, 65)}
+    sides = (getattr(module, "window_size", 0) for module in model.modules())
+    # a window that divides all grids is no case to tell apart
+    windows = {
+        side
+        for side in sides
+        if isinstance(side, int) and side > 1 and any(grid % side for grid in grids.values())
+    }
+    tables = {
+        (parameter.shape[0] + 1) // 2
+        for name, parameter in model.named_parameters()
+        if name.rpartition(".")[2] in ("rel_pos_h", "rel_pos_w")
+    }
+    general = [
+        steps
+        for steps, grid in grids.items()
+        if grid not in tables and all(grid % window for window in windows)
+    ]
+    first, second, *_ = [*general, *grids]
+    # Pixels that are no multiple of the stride: they have to be padded.
+    return first * graph.stride - graph.stride // 4, second * graph.stride - graph.stride // 8
