@@ -124,10 +124,32 @@ def test_labels_stay_in_the_picture(box):
     assert drawn(box) == pytest.approx(drawn([80, 100, 80 + width, 100 + height]), rel=0.05)
 
 
-def test_a_name_is_no_formula():
+@pytest.mark.parametrize(
+    "name", [r"$\frac$", "a\x1b[31m\0\nb", "\ud800", "\u202e猫🙂", "x" * 100_000, "", "y " * 200]
+)
+def test_every_name_can_be_drawn(name):
     annotation = {"bbox": [40, 60, 160, 160], "bbox_mode": BoxMode.XYXY_ABS, "category_id": 0}
-    drawn = draw_instances(picture(), [annotation], [r"$\frac$"], min_side=240)
+    drawn = draw_instances(picture(), [annotation], [name], min_side=240)
+    assert drawn.shape == (240, 320, 3)
     assert (drawn < 60).all(-1).any()
+
+
+@pytest.mark.parametrize(
+    ("size", "drawn"),
+    [
+        ((6000, 40), (6000, 40)),
+        ((40, 2000), (82, 4096)),
+        ((2, 500), (16, 4096)),
+        ((1, 1), (480, 480)),
+        ((300, 9000), (300, 9000)),
+    ],
+)
+def test_the_enlargement_of_an_elongated_image_has_an_end(size, drawn):
+    annotation = {"bbox": [-5, 0, size[1], size[0]], "bbox_mode": BoxMode.XYXY_ABS}
+    annotation |= {"category_id": 0, "segmentation": [[0, 0, 1, 0, 1, 1]]}
+    assert draw_instances(picture(*size), [annotation], ["cup"]).shape == (*drawn, 3)
+    with pytest.raises(InputError, match=r"up to 65500 pixels, got 1 x 65501\. Cut it into parts"):
+        draw_instances(picture(1, 65_501), [], [])
 
 
 @pytest.mark.parametrize(
@@ -170,5 +192,10 @@ def test_saved_images_are_whole(tmp_path: Path, name):
 def test_images_that_cannot_be_saved(tmp_path: Path):
     with pytest.raises(InputError, match=r"expected a name ending in \.jpg or \.png, got \.bmp"):
         save_image(picture(), tmp_path / "a.bmp")
-    with pytest.raises(InputError, match=r"picture .*a\.png: could not be written"):
+    with pytest.raises(
+        InputError, match=r"picture .*a\.png: could not be written, there is no such"
+    ):
         save_image(picture(), tmp_path / "missing" / "a.png")
+    with pytest.raises(InputError, match=r"picture .*a\.jpg: could not be written \("):
+        save_image(picture(1, 66_000), tmp_path / "a.jpg")
+    assert not list(tmp_path.iterdir())

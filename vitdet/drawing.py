@@ -3,24 +3,31 @@
 from __future__ import annotations
 
 import colorsys
-import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
+import cv2
+import matplotlib as mpl
 import numpy as np
 from detectron2.structures import BitMasks, BoxMode, Instances
-from detectron2.utils.visualizer import GenericMask, Visualizer
-from matplotlib.patches import PathPatch
-from matplotlib.path import Path as Outline
 from PIL import Image, ImageDraw, ImageFont
 
-from vitdet.utils.checks import InputError, fail
+from vitdet.utils.checks import InputError, fail, one_line
+from vitdet.utils.files import replacing
+from vitdet.utils.run_lengths import decode, encode_segmentation
 
 MIN_SIDE = 480  # pixels: below it labels would cover the objects, so the picture is enlarged
-_LABEL_PAD = 1  # pixels of black ground round a label's text
+_ENLARGED_TO = 4096  # pixels: the longer side of an elongated image ends the enlargement
+_LONGEST_SIDE = 65_500  # pixels: what JPEG holds
+_LONGEST_LABEL = 60  # letters
+_LABEL_PAD = 2  # pixels of black ground round a label's text
 _MARGIN = 8
 _TITLE_HEIGHT = 28
+
+Colour = tuple[int, int, int]
+Shown = tuple[np.ndarray, Sequence[np.ndarray] | None, list[int], list[str]]  # boxes, masks, ...
 
 
 def draw_instances(
@@ -40,13 +47,14 @@ def draw_instances(
             `gt_classes`, `gt_masks` if any) or as the "annotations" of a detectron2 record.
         class_names: name of each class index.
         threshold: predictions with a lower score are left out.
-        min_side: a smaller image is enlarged to this shorter side (pixels) before drawing.
+        min_side: a smaller image is enlarged to this shorter side (pixels) before drawing, but to
+            no more than 4096 pixels on its longer side.
 
     Returns:
         uint8 RGB (height, width, 3), the size of `image` times the enlargement.
 
     Raises:
-        InputError: `image` is no uint8 RGB image.
+        InputError: `image` is no uint8 RGB image, or longer than 65500 pixels.
     """
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
         fail(
@@ -56,69 +64,76 @@ def draw_instances(
             remedy="Convert it, for example with PIL's Image.convert('RGB').",
         )
     height, width = image.shape[:2]
+    if max(height, width) > _LONGEST_SIDE:
+        text = f"image to draw on: expected sides of up to {_LONGEST_SIDE} pixels, got {height} x "
+        raise InputError(f"{text}{width}. Cut it into parts, or draw nothing (--no-pictures).")
     if not isinstance(instances, Instances):
         boxes, masks, classes, labels = _annotations(instances, class_names, (height, width))
     elif instances.has("gt_boxes"):
         boxes, masks, classes, labels = _targets(instances, class_names)
     else:
         boxes, masks, classes, labels = _predictions(instances, class_names, threshold)
-    scale = max(1.0, min_side / min(height, width))
-    painter = _Painter(image, scale=scale)
-    colours = [_colour(index) for index in classes]
-    if masks is not None:
-        sizes = np.prod(boxes[:, 2:] - boxes[:, :2], axis=1)
-        for place in np.argsort(-sizes, kind="stable"):  # the smallest on top
-            _draw_mask(painter, masks[place], colours[place])
-    painted = painter.overlay_instances(boxes=boxes, labels=labels, assigned_colors=colours)
-    return painted.get_image()
+    scale = max(1.0, min(min_side / min(height, width), _ENLARGED_TO / max(height, width)))
+    size = (round(width * scale), round(height * scale))
+    drawn = cv2.resize(image, size, interpolation=cv2.INTER_CUBIC) if scale > 1 else image.copy()
+    line = max(2, round((size[0] * size[1]) ** 0.5 / 500))  # pixels
+    boxes = np.clip(boxes * scale, -line, np.array([*size, *size]) + line)
+    order = np.argsort(-np.prod(boxes[:, 2:] - boxes[:, :2], axis=1), kind="stable").tolist()
+    for place in order:  # the smallest on top
+        colour = _colour(classes[place])
+        if masks is not None:
+            _draw_mask(drawn, masks[place], colour, line)
+        x1, y1, x2, y2 = (round(value) for value in boxes[place].tolist())
+        cv2.rectangle(drawn, (x1, y1), (x2, y2), colour, line)
+    marks = [(labels[p], _colour(classes[p]), boxes[p].tolist()) for p in order]
+    return _labelled(drawn, marks, 6 * line)
 
 
-class _Painter(Visualizer):
-    """detectron2's, whose labels stay inside the picture and are no formulas."""
-
-    def draw_text(self, text: str, position: tuple[float, float], **options: Any) -> Any:
-        """Write a label at (x, y) in pixels of the image, moved as far as it would stick out."""
-        output = super().draw_text(text, position, **options)
-        label = output.ax.texts[-1]
-        label.set_parse_math(False)  # a class may be called "$5 to $10"
-        ground = label.get_window_extent(output.canvas.get_renderer()).padded(_LABEL_PAD)
-        sides = output.ax.transData.inverted().transform(ground.get_points())
-        (left, top), (right, bottom) = sides.min(axis=0), sides.max(axis=0)
-        x, y = label.get_position()
-        x = max(x + min(0.0, output.width - right), x - left)
-        y = max(y + min(0.0, output.height - bottom), y - top)
-        label.set_position((x, y))
-        return output
+def _draw_mask(drawn: np.ndarray, mask: np.ndarray, colour: Colour, line: int) -> None:
+    """Tint the pixels of a mask and draw its outline, that of its holes too."""
+    mask = np.asarray(mask, dtype=np.uint8)
+    if mask.shape != drawn.shape[:2]:
+        mask = cv2.resize(mask, drawn.shape[1::-1], interpolation=cv2.INTER_NEAREST)
+    x, y, width, height = cv2.boundingRect(mask)
+    if not width:
+        return
+    mask = mask[y : y + height, x : x + width]
+    part = drawn[y : y + height, x : x + width]
+    part[mask > 0] = np.round(0.6 * part[mask > 0] + 0.4 * np.array(colour))
+    outlines, _ = cv2.findContours(mask, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)
+    cv2.drawContours(drawn, outlines, -1, colour, max(1, line // 2), offset=(x, y))
 
 
-def _draw_mask(painter: Visualizer, mask: Any, colour: tuple[float, float, float]) -> None:
-    """Draw a mask and its outline; detectron2's own way would fill its holes too.
-
-    The polygons of a traced mask run one way round the object and the other way round its holes,
-    which therefore stay open. Polygons of an annotation run as they like, so several are traced.
-    """
-    height, width = painter.output.height, painter.output.width
-    if isinstance(mask, GenericMask) and len(mask.polygons) > 1:
-        mask = mask.mask
-    if not isinstance(mask, GenericMask):
-        mask = GenericMask(np.asarray(mask, dtype=np.uint8), height, width)
-    parts = [np.asarray(polygon).reshape(-1, 2) for polygon in mask.polygons]
-    paths = [Outline(np.concatenate([part, part[:1]]), closed=True) for part in parts]
-    if paths:
-        whole = Outline.make_compound_path(*paths)
-        line = max(painter._default_font_size // 15 * painter.output.scale, 1)
-        patch = PathPatch(whole, facecolor=(*colour, 0.4), edgecolor=colour, linewidth=line)
-        painter.output.ax.add_patch(patch)
+def _labelled(
+    drawn: np.ndarray, marks: Iterable[tuple[str, Colour, Sequence[float]]], height: int
+) -> np.ndarray:
+    """Write labels above their boxes, or in them, moved as far as they would stick out."""
+    image = Image.fromarray(drawn)
+    pen, font = ImageDraw.Draw(image), _font(max(12, height))
+    for label, colour, (x1, y1, *_) in marks:
+        text = one_line(label)  # whatever the name of its class is
+        text = text if len(text) <= _LONGEST_LABEL else f"{text[: _LONGEST_LABEL - 3]}..."
+        left, top, right, bottom = font.getbbox(text)
+        wide, high = right - left + 2 * _LABEL_PAD, bottom - top + 2 * _LABEL_PAD
+        x = max(0, min(round(x1), image.width - round(wide) - 1))
+        y = max(0, min(round(y1 - high if y1 >= high else y1), image.height - round(high) - 1))
+        pen.rectangle((x, y, x + wide, y + high), fill="black", outline=colour)
+        pen.text((x + _LABEL_PAD - left, y + _LABEL_PAD - top), text, fill="white", font=font)
+    return np.array(image)
 
 
-def _colour(index: int) -> tuple[float, float, float]:
-    """Bright RGB in 0-1; steps of the golden section keep the hues of neighbours far apart."""
-    return colorsys.hsv_to_rgb(0.6180339887 * index % 1.0, 0.85, 1.0)
+@cache
+def _font(height: int) -> ImageFont.FreeTypeFont:
+    return ImageFont.truetype(Path(mpl.get_data_path(), "fonts", "ttf", "DejaVuSans.ttf"), height)
 
 
-def _predictions(
-    instances: Instances, class_names: Sequence[str], threshold: float
-) -> tuple[np.ndarray, list[np.ndarray] | None, list[int], list[str]]:
+def _colour(index: int) -> Colour:
+    """Bright RGB; steps of the golden section keep the hues of neighbours far apart."""
+    red, green, blue = colorsys.hsv_to_rgb(0.6180339887 * index % 1.0, 0.85, 1.0)
+    return round(255 * red), round(255 * green), round(255 * blue)
+
+
+def _predictions(instances: Instances, class_names: Sequence[str], threshold: float) -> Shown:
     instances = instances.to("cpu")
     instances = instances[instances.scores >= threshold]
     classes = instances.pred_classes.tolist()
@@ -130,19 +145,17 @@ def _predictions(
     return instances.pred_boxes.tensor.numpy(), masks, classes, labels
 
 
-def _targets(
-    instances: Instances, class_names: Sequence[str]
-) -> tuple[np.ndarray, list[Any] | None, list[int], list[str]]:
+def _targets(instances: Instances, class_names: Sequence[str]) -> Shown:
     """What a detector is trained on, in pixels of the augmented image."""
     instances = instances.to("cpu")
     classes = instances.gt_classes.tolist()
-    masks: list[Any] | None = None
+    masks: list[np.ndarray] | None = None
     if instances.has("gt_masks"):
         given = instances.gt_masks
         masks = (
             list(given.tensor.numpy())
             if isinstance(given, BitMasks)
-            else [GenericMask(polygons, *instances.image_size) for polygons in given.polygons]
+            else [_mask(polygons, instances.image_size) for polygons in given.polygons]
         )
     labels = [str(class_names[index]) for index in classes]
     return instances.gt_boxes.tensor.numpy(), masks, classes, labels
@@ -150,7 +163,7 @@ def _targets(
 
 def _annotations(
     annotations: Sequence[dict[str, Any]], class_names: Sequence[str], size: tuple[int, int]
-) -> tuple[np.ndarray, list[GenericMask] | None, list[int], list[str]]:
+) -> Shown:
     boxes = [
         BoxMode.convert(item["bbox"], item["bbox_mode"], BoxMode.XYXY_ABS) for item in annotations
     ]
@@ -161,8 +174,14 @@ def _annotations(
     ]
     masks = None
     if annotations and all("segmentation" in item for item in annotations):
-        masks = [GenericMask(item["segmentation"], *size) for item in annotations]
+        masks = [_mask(item["segmentation"], size) for item in annotations]
     return np.asarray(boxes, dtype=np.float64).reshape(-1, 4), masks, classes, labels
+
+
+def _mask(segmentation: Any, size: tuple[int, int]) -> np.ndarray:
+    if isinstance(segmentation, list):
+        segmentation = [np.asarray(polygon).tolist() for polygon in segmentation]
+    return decode(encode_segmentation(segmentation, size))
 
 
 def contact_sheet(
@@ -198,7 +217,7 @@ def contact_sheet(
             sheet.paste(picture, (left, top + index * (cell_height + _MARGIN)))
     pen = ImageDraw.Draw(sheet)
     for left, title in zip(lefts, titles, strict=False):
-        pen.text((left, _MARGIN), title, fill="black", font=ImageFont.load_default(18))
+        pen.text((left, _MARGIN), title, fill="black", font=_font(18))
     return np.asarray(sheet)
 
 
@@ -213,24 +232,20 @@ def save_image(image: np.ndarray, path: str | Path) -> None:
     The file appears whole or not at all.
 
     Raises:
-        InputError: another suffix, a missing folder, a full disk.
+        InputError: another suffix, a missing folder, an image that the format cannot hold.
+        OSError: the disk takes no more.
     """
     path = Path(path)
-    formats = {".jpg": "JPEG", ".jpeg": "JPEG", ".png": "PNG"}
-    if path.suffix.lower() not in formats:
-        fail(
-            f"picture {path}",
-            expected="a name ending in .jpg or .png",
-            got=path.suffix or "no suffix",
-            remedy="Rename it.",
-        )
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        Image.fromarray(image).save(partial, format=formats[path.suffix.lower()], quality=92)
-        partial.replace(path)
-    except OSError as error:
-        raise InputError(
-            f"picture {path}: could not be written ({error}). Check the folder and the disk."
-        ) from error
-    finally:
-        partial.unlink(missing_ok=True)
+    kind = {".jpg": "JPEG", ".jpeg": "JPEG", ".png": "PNG"}.get(path.suffix.lower())
+    if kind is None:
+        got = path.suffix or "no suffix"
+        raise InputError(f"picture {path}: expected a name ending in .jpg or .png, got {got}.")
+    if not path.parent.is_dir():
+        raise InputError(f"picture {path}: could not be written, there is no such folder.")
+    with replacing(path) as partial:
+        try:
+            Image.fromarray(image).save(partial, format=kind, quality=92)
+        except (OSError, ValueError) as error:
+            if isinstance(error, OSError) and error.errno is not None:
+                raise
+            raise InputError(f"picture {path}: could not be written ({error}).") from error

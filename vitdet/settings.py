@@ -18,7 +18,7 @@ TRAIN_KEYS = frozenset(
 OPTIONAL_TRAIN_KEYS = {
     **{"ema_decay": None, "eval_weights": "model", "compile": False},
     **{"epochs": None, "reference_batch": None},  # engine/durations.py
-    **{"async_checkpoints": True},
+    **{"eval_precision": "fp32", "async_checkpoints": True},
     **{"best_metric": None, "early_stopping": None},
     **{"allow_changed_data": False, "loggers": []},
     **{"accumulate": 1, "freeze_blocks": 0, "on_bad_step": "stop", "max_bad_steps": 10},

@@ -6,6 +6,7 @@ train = dict(
     seed=0,
     device="auto",
     precision="fp16",
+    eval_precision="fp32",  # as detectron2 and EVA evaluate, so as published AP; "auto" is faster
     num_images="???",
     epochs=None,  # stretches this and all other durations to so many rounds of the data
     reference_batch=64,  # the batch that optimizer.lr is for; another one makes the run say so
@@ -28,5 +29,7 @@ train = dict(
     allow_changed_data=False,  # let --resume go on with other data than the run's
     parallel="ddp",  # or "fsdp": weights and optimizer shared out over the processes
     step_timeout=1800,  # seconds; a step that takes longer ends the run; None: never
-    ddp=dict(fp16_compression=True),  # gradients travel as fp16
+    # gradients travel between GPUs as fp16 with precision="fp16", which has a loss scale, as bf16
+    # with "bf16", and as they are with "fp32"
+    ddp=dict(fp16_compression=True),
 )

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import unicodedata
 from pathlib import Path
 
 import cv2
@@ -13,6 +15,10 @@ from PIL import Image
 
 from vitdet import Predictor, checkpoint
 from vitdet.app import cli
+from vitdet.app.predict import _found, _mark, _outputs
+from vitdet.predict.inputs import Picture
+from vitdet.utils.checks import InputError
+from vitdet.utils.files import RESULT_MARKER
 from vitdet.utils.run_lengths import decode
 
 
@@ -28,6 +34,12 @@ def photos(drawn_run, tmp_path) -> Path:
     return folder
 
 
+def written(folder: Path) -> set[str]:
+    """The names of results in a folder, which is marked."""
+    assert (folder / RESULT_MARKER).is_file()
+    return {path.name for path in folder.iterdir()} - {RESULT_MARKER}
+
+
 def predict(drawn_run, *words: object) -> int:
     weights = ["--weights", str(drawn_run.weights), "--device", "cpu", "--precision", "fp32"]
     return cli.main(["predict", *map(str, words), *weights])
@@ -40,7 +52,7 @@ def test_a_folder_gives_pictures_json_and_a_line_each(drawn_run, photos, tmp_pat
     assert predict(drawn_run, *words) == 0
     assert {path: path.read_bytes() for path in photos.iterdir()} == before
     names = {"0.jpg", "1.jpg", "2.jpg", "3.png", "4.jpg"}
-    assert {path.name for path in out.iterdir()} == names | {f"{i}.json" for i in range(5)}
+    assert written(out) == names | {f"{i}.json" for i in range(5)}
     with Image.open(out / "0.jpg") as drawn:
         assert drawn.size == (480, 480)
     said = capsys.readouterr()
@@ -60,37 +72,130 @@ def test_a_folder_gives_pictures_json_and_a_line_each(drawn_run, photos, tmp_pat
 
 
 def test_a_bad_image_does_not_stop_the_others(drawn_run, photos, tmp_path, capsys):
+    """Whether it cannot be found, read, drawn or written; what is no image is counted."""
     (photos / "1.jpg").write_text("no image")
+    (photos / "cut.jpg").write_bytes((photos / "0.jpg").read_bytes()[:900])
+    Image.new("RGB", (66_000, 2)).save(photos / "long.png")  # more than a JPEG holds
+    Image.new("RGB", (6000, 20)).save(photos / "strip.jpg")
+    os.mkfifo(photos / "pipe.jpg")
+    (photos / "loop.jpg").symlink_to(photos / "loop.jpg")
+    (photos / "folder.jpg").mkdir()
+    shutil.copy(photos / "0.jpg", photos / ("é" * 125 + ".jpg"))  # the name's 254 bytes are all
+    for name in ("._0.jpg", "a.heic", "b.heic", "notes"):
+        (photos / name).write_bytes(b"\0\5\x16\7")
     out = tmp_path / "out"
-    words = [photos, tmp_path / "nothing.jpg", "--out", out, "--batch-size", "3"]
+    words = [photos, tmp_path / "nothing.jpg", "--out", out, "--batch-size", "3", "--save-json"]
     assert predict(drawn_run, *words) == 1
-    assert {path.name for path in out.iterdir()} == {"0.jpg", "2.jpg", "3.png", "4.jpg"}
-    errors = capsys.readouterr().err.splitlines()
+    pictures = {name for name in written(out) if not name.endswith(".json")}
+    long = next(name for name in pictures if name.startswith("é"))
+    assert pictures == {"0.jpg", "2.jpg", "3.png", "4.jpg", "strip.jpg", long}
+    assert "long.json" in written(out)
+    said = capsys.readouterr()
+    assert "2 x .heic (convert HEIC to JPEG" in said.out
+    for kind in ("1 x hidden file", "1 x folder", "1 x file without suffix"):
+        assert kind in said.out
+    errors = said.err.splitlines()
     assert errors[0].startswith(f"error: input {tmp_path}/nothing.jpg: expected a file or folder")
-    assert errors[1].startswith(f"error: image {photos}/1.jpg: expected an image that can be dec")
-    assert errors[2:] == ["2 of 6 inputs could not be read"]
+    assert errors[-1] == "6 of 12 inputs failed"
+    told = dict(zip(["1", "cut", "loop", "pipe", "long"], errors[1:-1], strict=True))
+    assert "1.jpg: not an image in a format that is read" in told["1"]
+    assert "cut.jpg: damaged or not complete" in told["cut"]
+    assert "loop.jpg: cannot be read" in told["loop"]
+    assert "pipe.jpg: a pipe, and not an image" in told["pipe"]
+    assert "expected sides of up to 65500 pixels, got 2 x 66000" in told["long"]
+    assert not [line for line in errors if "annotation" in line]
 
 
 def test_nothing_but_bad_images_is_a_wrong_input(drawn_run, tmp_path, capsys):
     assert predict(drawn_run, tmp_path / "nothing.jpg", "--out", tmp_path / "out") == 2
-    assert "1 of 1 inputs could not be read" in capsys.readouterr().err
+    assert "1 of 1 inputs failed" in capsys.readouterr().err
 
 
-def test_inputs_are_never_written_over(drawn_run, photos, capsys):
+def test_an_image_on_which_a_batch_fails_is_left_out_alone():
+    def predictor(batch):
+        if any(picture.name == "large" for picture in batch):
+            raise MemoryError
+        return [picture.name for picture in batch]
+
+    bad: list[str] = []
+    batch = [Picture(name) for name in ("a", "large", "b")]
+    assert _found(predictor, batch, bad) == ["a", "b"]  # pyright: ignore[reportArgumentType]
+    assert bad == ["large"]
+
+
+def test_an_interrupt_leaves_what_is_done_and_says_so(
+    drawn_run, photos, tmp_path, capsys, monkeypatch
+):
+    plain = Predictor.__call__
+
+    def interrupted(self, pictures):
+        if "2.jpg" in pictures[0].name:
+            raise KeyboardInterrupt
+        return plain(self, pictures)
+
+    monkeypatch.setattr(Predictor, "__call__", interrupted)
+    assert predict(drawn_run, photos, "--out", tmp_path / "out") == 130
+    assert written(tmp_path / "out") == {"0.jpg", "1.jpg"}
+    assert f"2 of 5 inputs are done, see {tmp_path / 'out'}\n" in capsys.readouterr().err
+
+
+# --- names of results ---------------------------------------------------------------------------
+
+
+def test_inputs_are_never_written_over(drawn_run, photos, tmp_path, capsys):
     before = {path: path.read_bytes() for path in photos.iterdir()}
-    assert predict(drawn_run, photos, "--out", photos) == 2
-    assert "0.jpg: expected a file of its own, got an input. Choose" in capsys.readouterr().err
+    (tmp_path / "link").symlink_to(photos)
+    for out in (photos, tmp_path / "link"):
+        assert predict(drawn_run, photos, "--out", out) == 2
+        assert "inputs are in this folder. Choose another one." in capsys.readouterr().err
     assert {path: path.read_bytes() for path in photos.iterdir()} == before
 
 
-def test_equal_names_and_repeated_inputs(drawn_run, photos, tmp_path):
+@pytest.mark.parametrize(
+    "names",
+    [
+        ["x/a-2.jpg", "x/a.jpg", "y/a.jpg"],
+        ["x/a.jpg", "y/a.jpg", "z/a-2.jpg", "z/a-2-2.png"],
+        ["a.jpg", "a.png", "a.mp4", "A.JPG", "a.jpg.png", "a.json.jpg"],
+        ["x/é.jpg", unicodedata.normalize("NFD", "y/é.jpg")],
+        [f"{'x' * 240}{i}.jpg" for i in range(12)],
+        ["x/ .jpg", "y/ .jpg", ".jpg", "x/STRASSE.jpg", "x/straße.jpg"],
+    ],
+)
+def test_every_input_has_results_of_its_own(tmp_path, names):
+    out = tmp_path / "out"
+    found = _outputs([tmp_path / name for name in names], out)
+    assert len({p.name.casefold() for p in found.values()}) == len(names)
+    assert all(len(os.fsencode(p.name)) < 220 and p.parent == out for p in found.values())
+
+
+def test_what_is_in_the_folder_is_written_over_by_the_same_input_alone(tmp_path):
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "Photo.JPG").touch()  # somebody's
+    (out / "photo.png").touch()
+    inputs = [tmp_path / name for name in ("x/photo.jpg", "x/b.jpg")]
+    first = _outputs(inputs, out)
+    assert [path.name for path in first.values()] == ["photo-2", "b"]
+    _mark(out, first)
+    (out / "b.jpg").touch()
+    others = [tmp_path / "y" / "b.jpg", *inputs[::-1]]
+    assert [path.name for path in _outputs(others, out).values()] == ["b-2", "b", "photo-2"]
+    _mark(out, _outputs(others, out))
+    assert _outputs(inputs, out) == first
+    (out / RESULT_MARKER).write_text("[1]")
+    with pytest.raises(InputError, match=r"not a list of results\. Remove it, or choose another"):
+        _outputs(inputs, out)
+
+
+def test_repeated_inputs_are_one(drawn_run, photos, tmp_path):
     other = tmp_path / "other"
     other.mkdir()
     shutil.copy(photos / "0.jpg", other / "0.jpg")
     out = tmp_path / "out"
-    pattern = str(photos / "[01].jpg")
-    assert predict(drawn_run, pattern, photos / "0.jpg", other / "0.jpg", "--out", out) == 0
-    assert {path.name for path in out.iterdir()} == {"0.jpg", "1.jpg", "0-2.jpg"}
+    pattern, again = str(photos / "[01].jpg"), photos / ".." / "photos" / "0.jpg"
+    assert predict(drawn_run, pattern, again, other / "0.jpg", "--out", out) == 0
+    assert written(out) == {"0.jpg", "1.jpg", "0-2.jpg"}
 
 
 def test_options_reach_the_predictor(drawn_run, photos, tmp_path, capsys):
@@ -100,16 +205,18 @@ def test_options_reach_the_predictor(drawn_run, photos, tmp_path, capsys):
     for name, options in {
         "plain": [],
         "classes": ["--classes", "star, ring"],
+        "again": ["--classes", "ring", "--classes", "star"],
         "tta": ["--tta"],
         "scales": ["--tta-scales", "1,1.5"],
         "slices": ["--slices", "80", "--overlap", "0.1"],
         "ema": ["--use", "ema"],
     }.items():
         assert predict(drawn_run, *words, *options) == 0
-        assert [path.name for path in out.iterdir()] == ["0.json"]
+        assert written(out) == {"0.json"}
         content = json.loads((out / "0.json").read_text())
         found[name] = [(each["class"], each["score"]) for each in content["detections"]]
-    assert len({tuple(each) for each in found.values()}) == 6  # all of them differ
+    assert found["again"] == found["classes"]
+    assert len({tuple(each) for each in found.values()}) == 6  # all others differ
     assert found["classes"] == [each for each in found["plain"] if each[0] in ("star", "ring")]
     assert "pictures in" not in capsys.readouterr().out
 
@@ -145,7 +252,7 @@ def test_a_video_gives_a_video_and_a_line_a_frame(drawn_run, tmp_path, capsys):
     out = tmp_path / "out"
     words = [tmp_path / "clip.avi", tmp_path / "bad.mp4", "--out", out, "--save-json"]
     assert predict(drawn_run, *words, "--threshold", "0", "--batch-size", "3") == 1
-    assert {path.name for path in out.iterdir()} == {"clip.mp4", "clip.jsonl"}
+    assert written(out) == {"clip.mp4", "clip.jsonl"}
     lines = [json.loads(line) for line in (out / "clip.jsonl").read_text().splitlines()]
     assert [line["image"].rpartition(" ")[2] for line in lines] == ["0", "1", "2", "3"]
     video = cv2.VideoCapture(str(out / "clip.mp4"))

@@ -17,7 +17,7 @@ from torch import nn
 import vitdet
 from vitdet import checkpoint
 from vitdet.config import load_config, save_config
-from vitdet.data.augment import fixed_resize
+from vitdet.data.augment import fixed_resize, resize_shortest_edge
 from vitdet.data.shapes import CLASSES
 from vitdet.engine import inference
 from vitdet.engine.run import evaluate
@@ -205,6 +205,19 @@ def test_lists_folders_and_patterns_give_lists(drawn_run, predictor):
     assert [result.name for result in mixed] == [names[0], "image 1"]
 
 
+def test_a_list_keeps_its_masks_encoded(drawn_run, predictor):
+    result = predictor([drawn_run.images[0]])[0]
+    assert not result._instances.has("pred_masks")
+    assert_same(result, predictor(drawn_run.images[0]).instances)
+
+
+def test_an_elongated_image_is_one_line(predictor):
+    augmentations = resize_shortest_edge(128, 128)
+    other = Predictor(predictor.detector, CLASSES, augmentations=augmentations)
+    with pytest.raises(InputError, match="image of 1 x 999 pixels: too elongated to be resized"):
+        other(np.zeros((1, 999, 3), np.uint8))
+
+
 def test_a_generator_is_read_batch_by_batch(drawn_run, predictor):
     taken = []
 
@@ -258,6 +271,13 @@ WRONG = [
     ([None], r"input image 0: expected a path, .*, got NoneType"),
     ("no/such.jpg", r"input no/such\.jpg: expected a file or folder, got nothing at this path"),
     (["no/such.jpg"], r"image no/such\.jpg: expected a file, got nothing at this path"),
+    ("https://a.org/b.jpg", r"input https://a\.org/b\.jpg: .*, got an address\. Files are read"),
+    ("rtsp://cam/1", r"input rtsp://cam/1: expected a file or folder, got an address"),
+    (["s3://a/b.png"], r"image s3://a/b\.png: expected a file, got an address"),
+    ("file:///a.jpg", r"got an address\. Give the path alone, without file://"),
+    ("0", r"input 0: expected a file or folder, got a number\. Cameras are not read"),
+    ("", r"input '': expected a file or folder, got an empty text"),
+    ("x" * 300, r"got nothing at this path"),
 ]
 
 
@@ -268,8 +288,12 @@ def test_wrong_inputs_are_one_line(predictor, given, text):
 
 
 def test_wrong_files_are_one_line(predictor, tmp_path):
-    with pytest.raises(InputError, match=r"folder .*: expected image files \(\.jpg .*, got none"):
+    with pytest.raises(InputError, match=r"expected image files .*, got none; the folder is empty"):
         predictor(tmp_path)
+    (tmp_path / "text.txt").write_text("hello")
+    for given in (tmp_path, f"{tmp_path}/*"):
+        with pytest.raises(InputError, match=r"got none; passed over: 1 x \.txt\."):
+            predictor(given)
     (tmp_path / "text.jpg").write_text("hello")
     with pytest.raises(InputError, match=r"text\.jpg: not an image in a format that is read"):
         predictor(tmp_path)

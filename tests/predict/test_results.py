@@ -12,7 +12,7 @@ from detectron2.structures import Boxes, Instances
 from PIL import Image
 
 from vitdet.predict.inputs import Picture
-from vitdet.predict.results import Result
+from vitdet.predict.results import Result, class_indexes, split_names
 from vitdet.utils.checks import InputError
 from vitdet.utils.run_lengths import decode, encode
 
@@ -61,6 +61,23 @@ def test_parts_of_it():
     assert torch.equal(found.of_classes(["cup"]).instances.pred_masks, masks()[1:2])
     with pytest.raises(InputError, match=r"of 3 classes \(cup, ball, dog\), got 'dgo'"):
         found.of_classes(["dgo"])
+
+
+@pytest.mark.parametrize(
+    ("text", "names"),
+    [
+        ("cat, dog", ["cat", "dog"]),
+        ("dog, small", ["dog, small"]),
+        ('dog, small,cat: "big",dog', ["dog, small", 'cat: "big"', "dog"]),
+        ("dog, smal", ["dog", "smal"]),
+    ],
+)
+def test_names_of_classes_may_have_commas(text, names):
+    assert split_names(text, ["dog", "dog, small", "cat", 'cat: "big"']) == names
+
+
+def test_two_classes_of_one_name_are_both_meant():
+    assert class_indexes(["cat"], ["cat", "dog", "cat"]) == [0, 2]
 
 
 def test_coco_results():

@@ -1,6 +1,7 @@
 """`vitdet predict IMG... --weights FILE`: objects in images, folders and videos, drawn and listed.
 
-One line an image. What cannot be read is told and left out, and the exit status is 1 then.
+One line an image. What cannot be read, drawn or written is told and left out, and the exit status
+is 1 then.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import json
 import os
 import sys
 import time
+import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -17,16 +19,20 @@ from pathlib import Path
 
 import cv2
 import numpy as np
+import torch
 
 from vitdet.app.options import add_predictor_arguments, load_predictor, make_folder
-from vitdet.predict.inputs import Picture, files_of, is_video, video_frames
+from vitdet.predict.inputs import Picture, find_files, is_video, passed_over_text, video_frames
 from vitdet.predict.predictor import Predictor
-from vitdet.predict.results import Result
-from vitdet.utils.checks import InputError, fail
-from vitdet.utils.files import replacing, write_text
+from vitdet.predict.results import Result, class_indexes, split_names
+from vitdet.utils.checks import InputError, fail, one_line
+from vitdet.utils.files import RESULT_MARKER, replacing, write_text
 from vitdet.utils.precision import PRECISIONS
 
 _FRAMES_A_SECOND = 25.0  # of a video that does not tell
+_OF_ONE_INPUT = (InputError, MemoryError, torch.OutOfMemoryError)  # errors; the others go on
+_RESULT_SUFFIXES = frozenset({".jpg", ".png", ".mp4", ".json", ".jsonl"})
+_LONGEST_NAME = 200  # bytes, of 255 that file systems take: a number and a suffix are added
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -47,7 +53,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--threshold", type=float, default=0.5, help="least score (default %(default)s)"
     )
-    parser.add_argument("--classes", metavar="A,B", help="only these, by name")
+    parser.add_argument(
+        "--classes",
+        action="append",
+        metavar="A,B",
+        help="only these, by name; may be given several times",
+    )
     parser.add_argument(
         "--save-json",
         action="store_true",
@@ -64,7 +75,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Predict; return 0, 1 when something could not be read, 2 when nothing could.
+    """Predict; return 0, 1 when some of the inputs failed, 2 when all did.
 
     Raises:
         InputError: a wrong option.
@@ -72,65 +83,109 @@ def run(args: argparse.Namespace) -> int:
     bad: list[str] = []
     files = _files(args.inputs, bad)
     outputs = _outputs(files, args.out)
-    classes = [name.strip() for name in args.classes.split(",")] if args.classes else None
-    predictor = load_predictor(
-        args, precision=args.precision, threshold=args.threshold, classes=classes
-    )
-    make_folder(args.out)
+    predictor = load_predictor(args, precision=args.precision, threshold=args.threshold)
+    if args.classes:
+        names = [n for text in args.classes for n in split_names(text, predictor.class_names)]
+        class_indexes(names, predictor.class_names)  # an unknown name is told
+        predictor.classes = tuple(names)
+    _mark(args.out, outputs)
     done = 0
-    for path, result, seconds in _images(predictor, files, bad):
-        _write(result, outputs[path], args)
-        print(_line(path, result.size, result.counts(), f"{seconds:.2f} s"), flush=True)
-        done += 1
-    for path in filter(is_video, files):
-        with _told(str(path), bad):
-            print(_video(predictor, path, outputs[path], args), flush=True)
-            done += 1
+    try:
+        for path, result, seconds in _images(predictor, files, bad):
+            with _told(path, bad):
+                _write(result, outputs[path], args)
+                print(_line(path, result.size, result.counts(), f"{seconds:.2f} s"), flush=True)
+                done += 1
+        for path in filter(is_video, files):
+            with _told(path, bad):
+                print(_video(predictor, path, outputs[path], args), flush=True)
+                done += 1
+    except (KeyboardInterrupt, OSError):  # `cli.main` says which
+        print(f"{done} of {len(files)} inputs are done, see {args.out}", file=sys.stderr)
+        raise
     if done and not args.no_pictures:
         print(f"pictures in {args.out}")
     if bad:
-        print(f"{len(bad)} of {done + len(bad)} inputs could not be read", file=sys.stderr)
+        print(f"{len(bad)} of {done + len(bad)} inputs failed", file=sys.stderr)
     return 0 if not bad else 1 if done else 2
 
 
 def _files(inputs: Sequence[str], bad: list[str]) -> list[Path]:
     """Return the image and video files that the words mean, each once."""
-    found: list[Path] = []
+    found: dict[str, Path] = {}
+    passed_over: Counter[str] = Counter()
     for word in inputs:
         with _told(word, bad):
-            found += files_of(Path(word))
-    return list(dict.fromkeys(found))
+            files, others = find_files(word)
+            found |= {os.path.abspath(path): path for path in files}  # noqa: PTH100 (keeps links)
+            passed_over += others
+    if passed_over:
+        print(passed_over_text(passed_over))
+    return list(found.values())
 
 
 @contextmanager
-def _told(name: str, bad: list[str]) -> Iterator[None]:
-    """Print what a user can repair, note the name, and go on."""
+def _told(name: object, bad: list[str]) -> Iterator[None]:
+    """Print what is wrong with one input, note its name, and go on."""
     try:
         yield
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr, flush=True)
-        bad.append(name)
+    except _OF_ONE_INPUT as error:
+        text = str(error) if isinstance(error, InputError) else f"{name}: not enough memory"
+        print(f"error: {one_line(text)}", file=sys.stderr, flush=True)
+        bad.append(str(name))
 
 
 def _outputs(files: Sequence[Path], folder: Path) -> dict[Path, Path]:
-    """Return the output of each file, without the suffix for JSON: its name, or name-2 and so on.
+    """Return the path of each file's results, without their suffix: its name, or name-2 and so on.
+
+    A name is free when nothing in the folder has it, in capitals or not, or when it was this
+    file's in an earlier run.
 
     Raises:
-        InputError: an output would be one of the inputs.
+        InputError: the folder has inputs in it, or a list of earlier results that is none.
     """
-    inputs = {path.resolve() for path in files}
-    taken: Counter[str] = Counter()
+    for parent in {path.parent for path in files}:
+        if folder.exists() and parent.exists() and folder.samefile(parent):
+            raise InputError(f"--out {folder}: inputs are in this folder. Choose another one.")
+    earlier = _earlier(folder)
+    mine = {path: name for name, path in earlier.items()}
+    taken = {_folded(name) for name in earlier}
+    if folder.is_dir():
+        taken |= {_folded(p.stem) for p in folder.iterdir() if p.suffix in _RESULT_SUFFIXES}
     outputs = {}
     for path in files:
-        taken[path.stem] += 1
-        number = f"-{taken[path.stem]}" if taken[path.stem] > 1 else ""
-        suffix = ".mp4" if is_video(path) else ".png" if path.suffix.lower() == ".png" else ".jpg"
-        output = folder / f"{path.stem}{number}{suffix}"
-        if output.resolve() in inputs:
-            remedy = "Choose another --out."
-            fail(f"output {output}", expected="a file of its own", got="an input", remedy=remedy)
-        outputs[path] = output
+        stem = os.fsencode(path.stem)[:_LONGEST_NAME].decode(errors="ignore") or "image"
+        name, number = mine.get(os.path.abspath(path), ""), 1  # noqa: PTH100
+        while not name:
+            tried = f"{stem}-{number}" if number > 1 else stem
+            number += 1
+            name = "" if _folded(tried) in taken else tried
+        taken.add(_folded(name))
+        outputs[path] = folder / name
     return outputs
+
+
+def _folded(name: str) -> str:
+    """What file systems may take for the same name is the same."""
+    return unicodedata.normalize("NFC", name).casefold()
+
+
+def _earlier(folder: Path) -> dict[str, str]:
+    """Return the names of results in a folder and the paths of their inputs."""
+    marker = folder / RESULT_MARKER
+    try:
+        content = json.loads(marker.read_text(encoding="utf-8")) if marker.exists() else {}
+    except ValueError:
+        content = None
+    if not isinstance(content, dict) or not all(isinstance(v, str) for v in content.values()):
+        raise InputError(f"{marker}: not a list of results. Remove it, or choose another --out.")
+    return content
+
+
+def _mark(folder: Path, outputs: dict[Path, Path]) -> None:
+    make_folder(folder)
+    inputs = {output.name: os.path.abspath(path) for path, output in outputs.items()}  # noqa: PTH100
+    write_text(folder / RESULT_MARKER, json.dumps(_earlier(folder) | inputs, indent=1) + "\n")
 
 
 def _images(
@@ -140,26 +195,40 @@ def _images(
     paths = [path for path in files if not is_video(path)]
     for first in range(0, len(paths), predictor.batch_size):
         started = time.perf_counter()
-        batch: dict[Path, Picture] = {}
+        batch: list[Picture] = []
         for path in paths[first : first + predictor.batch_size]:
-            with _told(str(path), bad):
-                batch[path] = Picture(str(path), path).loaded()
-        results = predictor(list(batch.values()))
+            with _told(path, bad):
+                batch.append(Picture(str(path), path).loaded())
+        found = _found(predictor, batch, bad)
         seconds = (time.perf_counter() - started) / max(1, len(batch))
-        for path, result in zip(batch, results, strict=True):
-            yield path, result, seconds
+        for result in found:
+            assert result.picture.path is not None
+            yield result.picture.path, result, seconds
+
+
+def _found(predictor: Predictor, batch: Sequence[Picture], bad: list[str]) -> list[Result]:
+    """Predict on a batch; if that fails, one by one, so that only the image that fails is lost."""
+    if len(batch) == 1:
+        with _told(batch[0].name, bad):
+            return predictor(list(batch))
+        return []
+    try:
+        return predictor(list(batch))
+    except _OF_ONE_INPUT:
+        return [result for each in batch for result in _found(predictor, [each], bad)]
 
 
 def _write(result: Result, output: Path, args: argparse.Namespace) -> None:
-    if not args.no_pictures:
-        result.save(output)
     if args.save_json:
-        write_text(output.with_suffix(".json"), result.to_json() + "\n")
+        write_text(output.with_name(f"{output.name}.json"), result.to_json() + "\n")
+    if not args.no_pictures:
+        png = result.picture.path is not None and result.picture.path.suffix.lower() == ".png"
+        result.save(output.with_name(f"{output.name}.{'png' if png else 'jpg'}"))
 
 
 def _line(path: Path, size: tuple[int, int], counts: dict[str, int], took: str) -> str:
-    found = ", ".join(f"{count} {name}" for name, count in counts.items()) or "nothing"
-    return f"{path}  {size[0]} x {size[1]}  {found}  ({took})"
+    found = ", ".join(f"{count} {one_line(name)}" for name, count in counts.items()) or "nothing"
+    return f"{one_line(str(path))}  {size[0]} x {size[1]}  {found}  ({took})"
 
 
 def _video(predictor: Predictor, path: Path, output: Path, args: argparse.Namespace) -> str:
@@ -170,9 +239,11 @@ def _video(predictor: Predictor, path: Path, output: Path, args: argparse.Namesp
     with ExitStack() as stack:
         sinks: list[Callable[[Result], None]] = []
         if not args.no_pictures:
-            sinks.append(stack.enter_context(_clip(output, _rate(path))))
+            sinks.append(
+                stack.enter_context(_clip(output.with_name(f"{output.name}.mp4"), _rate(path)))
+            )
         if args.save_json:
-            sinks.append(stack.enter_context(_lines(output.with_suffix(".jsonl"))))
+            sinks.append(stack.enter_context(_lines(output.with_name(f"{output.name}.jsonl"))))
         for result in predictor(video_frames(path)):
             for sink in sinks:
                 sink(result)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import nn
+from torch.distributed.algorithms.ddp_comm_hooks import default_hooks
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
 from torch.distributed.tensor import DTensor, distribute_tensor
@@ -43,14 +45,21 @@ def check_parallel(parallel: str, compiled: bool) -> None:
         )
 
 
-def distributed(loss: nn.Module, device: torch.device, options: dict[str, Any]) -> nn.Module:
+def distributed(
+    loss: nn.Module,
+    device: torch.device,
+    options: dict[str, Any],
+    dtype: torch.dtype | None = None,
+) -> nn.Module:
     """Return the loss with gradients averaged over the processes; itself in a single one.
 
     Args:
         loss: a module that returns named losses. When its `detector` went through `shard`, so does
             the loss, and `options` have no meaning.
         device: of its parameters.
-        options: for DistributedDataParallel, and `fp16_compression`.
+        options: for DistributedDataParallel, and `fp16_compression`: on GPUs gradients travel in
+            16 bits where the run computes in 16 bits, see `compression`.
+        dtype: of autocast, None for none.
     """
     if world_size() == 1:
         return loss
@@ -58,17 +67,40 @@ def distributed(loss: nn.Module, device: torch.device, options: dict[str, Any]) 
         return ShardedLoss(loss)
     options = dict(options)
     compress = options.pop("fp16_compression", False)
-    # Buffers (pixel mean, anchors) are constants. Torch has renamed the argument that says so.
+    # A training step reads no buffer that it changes: `sync_buffers` is called where they are read.
+    # Torch has renamed the argument that says so.
     accepted = inspect.signature(DistributedDataParallel).parameters
     renamed = "forward_sync_buffers" in accepted
     options.setdefault("forward_sync_buffers" if renamed else "broadcast_buffers", False)
     device_ids = None if device.type == "cpu" else [torch.cuda.current_device()]
     wrapped = DistributedDataParallel(loss, device_ids=device_ids, **options)
-    if compress and device.type == "cuda":
-        from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import fp16_compress_hook
-
-        wrapped.register_comm_hook(state=None, hook=fp16_compress_hook)
+    hook = compression(dtype)
+    if compress and hook is not None and device.type == "cuda":
+        wrapped.register_comm_hook(state=None, hook=hook)
     return wrapped
+
+
+def compression(dtype: torch.dtype | None) -> Callable[..., Any] | None:
+    """Return DDP's hook for gradients of a run that computes in `dtype`; None: sent as they are.
+
+    fp16 has a loss scale, which keeps small gradients above fp16's smallest number. Without one
+    many would become zero, so bf16, which has none, sends bf16, of float32's range.
+    """
+    return {
+        torch.float16: default_hooks.fp16_compress_hook,
+        torch.bfloat16: default_hooks.bf16_compress_hook,
+    }.get(dtype or torch.float32)
+
+
+@torch.no_grad()
+def sync_buffers(buffers: Iterable[torch.Tensor]) -> None:
+    """Give every process the main one's floating-point buffers: BatchNorm's running statistics.
+
+    Each process gathers them over its own images. All must call it (as mmdetection's DistEvalHook).
+    """
+    for buffer in buffers if world_size() > 1 else ():
+        if buffer.is_floating_point():
+            dist.broadcast(buffer, src=0)
 
 
 @contextmanager
@@ -145,8 +177,10 @@ class ShardedLoss(nn.Module):
 def gathered(detector: nn.Module) -> Iterator[None]:
     """Within the block every process has all weights, so none waits for another to compute.
 
-    For evaluation: the processes may have different numbers of images. All of them must enter.
+    For evaluation: the processes may have different numbers of images. All of them must enter. From
+    then on they have the same buffers, those of a checkpoint.
     """
+    sync_buffers(detector.buffers())
     parts = [part for part in detector.modules() if isinstance(part, FSDPModule)]
     for part in parts:
         part.set_reshard_after_forward(False, recurse=False)

@@ -18,7 +18,7 @@ from omegaconf import DictConfig
 
 from vitdet.config import save_config
 from vitdet.engine.inference import Results
-from vitdet.utils.checks import InputError, fail
+from vitdet.utils.checks import fail
 from vitdet.utils.distributed import barrier, is_main
 from vitdet.utils.env import describe
 from vitdet.utils.files import write_text
@@ -41,22 +41,6 @@ def counts(dataset: Any) -> Counts:
         "images": len(records) if known else None,
         "objects": sum(len(each.get("annotations", ())) for each in records) if known else None,
     }
-
-
-def check_dataset(dataset: Any, part: str) -> None:
-    """Check before the training that a recipe's data set is one that it can use.
-
-    Raises:
-        InputError: it lacks something, as detectron2's lists of dictionaries do.
-    """
-    absent = [name for name in ("name", "class_names") if not hasattr(dataset, name)]
-    if absent:
-        raise InputError(
-            f"dataloader.{part}.dataset: expected a data set with name and class_names, got a "
-            f"{type(dataset).__name__} without {', '.join(absent)}. Describe it by "
-            "L(vitdet.data.datasets.coco_dataset)(json=FILE, images=FOLDER), also where detectron2 "
-            "has it registered."
-        )
 
 
 def check_data(

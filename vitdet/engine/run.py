@@ -19,7 +19,7 @@ from vitdet.engine.checkpoints import FINAL, LAST, Checkpoints, Found, last_chec
 from vitdet.engine.compiled import compile_blocks
 from vitdet.engine.freezing import freeze_blocks
 from vitdet.engine.hooks import RECORD, Evaluations, Record
-from vitdet.engine.inference import Results, TestSet, build, flatten
+from vitdet.engine.inference import Results, TestSet, build, build_dataset, flatten
 from vitdet.engine.logs import logging_to
 from vitdet.engine.metrics import Metrics, Progress, open_metrics
 from vitdet.engine.parallel import shard
@@ -63,8 +63,7 @@ def train(cfg: DictConfig, *, resume: bool = False) -> Results:
     with _one_line_errors(), noticed() as notice, logging_to() as log_to, ExitStack() as open_:
         if is_there := output_dir.is_dir():
             open_.enter_context(_alone_in(output_dir))
-        dataset = build(cfg.dataloader.train.dataset)
-        record.check_dataset(dataset, "train")
+        dataset = build_dataset(cfg.dataloader.train.dataset)
         names = tuple(dataset.class_names)
         written = durations.resolve(cfg, dataset)
         test = _test_set(cfg, names, selection)
@@ -89,7 +88,7 @@ def train(cfg: DictConfig, *, resume: bool = False) -> Results:
         evaluations = Evaluations(
             every=cfg.train.eval_every,
             total_batch_size=cfg.dataloader.train.total_batch_size,
-            evaluate=lambda: _evaluated(trainer, test, cfg.train.precision, metrics, preemption),
+            evaluate=lambda: _evaluated(trainer, test, cfg.train, metrics, preemption),
             record=evaluated,
             selection=selection,
             checkpoints=checkpoints,
@@ -161,9 +160,10 @@ def _alone_in(output_dir: Path) -> Iterator[None]:
 
 
 def _evaluated(
-    trainer: Trainer, test: TestSet, precision: str, metrics: Metrics, preemption: Preemption
+    trainer: Trainer, test: TestSet, train: DictConfig, metrics: Metrics, preemption: Preemption
 ) -> Results:
     """Return the results of the weights, and of their moving average under names of its own."""
+    precision = optional(train, "eval_precision")
     with preemption.evaluating(trainer):
         results = test.evaluate(trainer.detector, precision)
         if trainer.ema is not None:
@@ -210,7 +210,7 @@ def evaluate(cfg: DictConfig, *, resume: bool = False) -> Results:
     with _one_line_errors(), logging_to() as log_to, ExitStack() as open_:
         test = TestSet(cfg)
         set_num_classes(cfg, len(test.class_names))
-        detector = build_model(cfg.model, device=str(_device(cfg.train)))
+        detector = build_model(cfg.model, device=str(pick_device(cfg.train.device)))
         source, content = previous or _read(Path(cfg.train.init_checkpoint))
         which = optional(cfg.train, "eval_weights")
         content = checkpoint.chosen(content, which, source=str(source))
@@ -220,7 +220,7 @@ def evaluate(cfg: DictConfig, *, resume: bool = False) -> Results:
         make_way(output_dir, ("log.txt", "results.json"))
         log_to(output_dir / "log.txt")
         prefix = "" if which == "model" else "ema/"
-        results = test.evaluate(detector, cfg.train.precision, prefix)
+        results = test.evaluate(detector, optional(cfg.train, "eval_precision"), prefix)
         record.write_results(output_dir, test.name, str(source), results)
     return results
 

@@ -28,6 +28,7 @@ from vitdet.engine.parallel import (
     distributed,
     give_up_step,
     shared_optimizer_state,
+    sync_buffers,
     without_sync,
 )
 from vitdet.utils.checks import InputError, fail
@@ -99,7 +100,7 @@ class Trainer:
         ema_decay: keep an exponential moving average of the weights, see `vitdet.engine.ema`; None
             for none. It starts from the weights with which `run` begins at the first image.
         ddp: arguments for DistributedDataParallel when there are several processes, and
-            `fp16_compression` (halves the traffic; CUDA).
+            `fp16_compression` (see `vitdet.engine.parallel.distributed`).
     """
 
     def __init__(
@@ -129,7 +130,7 @@ class Trainer:
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.dtype == torch.float16)
         self.detector_loss = DetectorLoss(detector, seed=seed)
         self.detector_loss.check_parts(accumulate)
-        self.loss = distributed(self.detector_loss, self.device, ddp or {})
+        self.loss = distributed(self.detector_loss, self.device, ddp or {}, self.dtype)
         # On other devices a look at the numbers waits for the device, so to stop, one at every log
         # line is enough (check_finite). To pass over a step it must be known to be bad at once.
         self.check_each_step = self.device.type == "cpu" or self.bad_steps.policy != "stop"
@@ -295,8 +296,16 @@ class Trainer:
         return self.window.steps[-1].files if self.window.steps else []
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything that a resume needs; random numbers follow from seed and images seen."""
-        average = {} if self.ema is None else {AVERAGE: self.ema.state}
+        """Everything that a resume needs; random numbers follow from seed and images seen.
+
+        All processes must call it: from then on they have the same buffers.
+        """
+        sync_buffers(self.detector.buffers())
+        average = {}
+        if self.ema is not None:
+            named = dict(self.detector.named_buffers())
+            sync_buffers(value for name, value in self.ema.state.items() if name in named)
+            average = {AVERAGE: self.ema.state}
         met = {"bad_steps": list(self.bad_steps.met)} if self.bad_steps.met else {}
         return {
             "model": self.detector.state_dict(),

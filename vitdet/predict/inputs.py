@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import glob
+import os
+import re
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,15 +14,16 @@ from typing import Any
 import cv2
 import numpy as np
 import torch
-from detectron2.data import detection_utils
-from PIL import Image
+from PIL import Image, ImageOps
 
-from vitdet.data.images import read_image
+from vitdet.data.images import IMAGE_SUFFIXES, UNREADABLE_SUFFIXES, open_image
 from vitdet.utils.checks import InputError, fail
 
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
-VIDEO_SUFFIXES = (".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg")
+VIDEO_SUFFIXES = frozenset(
+    {".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg", ".wmv", ".flv", ".ts"}
+)
 _KINDS = "a path, a PIL image, a uint8 array or tensor, or a list, folder, video or generator"
+_ADDRESS = re.compile(r"([a-z][a-z0-9+.-]+):/", re.IGNORECASE)  # two letters: C:/ is a path
 
 
 @dataclass(frozen=True)
@@ -42,9 +46,7 @@ class Picture:
         Raises:
             InputError: the file is missing or cannot be decoded.
         """
-        if self.array is not None:
-            return self.array
-        return read_image({"file_name": str(self.path)}, "RGB")
+        return np.array(open_image(str(self.path))) if self.array is None else self.array
 
     def loaded(self) -> Picture:
         """Return the same picture with its pixels in memory.
@@ -79,7 +81,7 @@ def open_inputs(given: Any) -> Inputs:
         InputError: something else, nothing at the path, a folder without images.
     """
     if isinstance(given, str | Path):
-        return _open_path(Path(given))
+        return _open_path(given)
     if isinstance(given, list | tuple):
         return Inputs("list", [_one(item, f"image {i}") for i, item in enumerate(given)])
     if isinstance(given, Iterator):
@@ -98,11 +100,76 @@ def image_files(folder: Path) -> list[Path]:
     Raises:
         InputError: there is none.
     """
-    found = sorted(path for path in folder.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES)
-    if not found:
-        expected = f"image files ({' '.join(IMAGE_SUFFIXES)})"
-        fail(f"folder {folder}", expected=expected, got="none", remedy="Check the path.")
-    return found
+    return find_files(folder)[0]
+
+
+def find_files(given: str | Path) -> tuple[list[Path], Counter[str]]:
+    """Return the files that a path means: itself, the images of a folder, those of a pattern.
+
+    Returns:
+        The files by name, and what was passed over, kind -> number: a suffix, or "folder" and
+        "hidden file" (as macOS leaves them, "._a.jpg").
+
+    Raises:
+        InputError: nothing there, a folder without images, an address, a camera.
+    """
+    text = str(given)
+    suffixes = IMAGE_SUFFIXES
+    if text and os.path.isdir(text):  # noqa: PTH112 (Path's raises for names that are too long)
+        what, candidates = f"folder {text}: expected image files", Path(text).iterdir()
+    elif text and os.path.lexists(text):
+        return [Path(text)], Counter()
+    else:
+        what = f"input {text or repr(text)}: expected a file or folder"
+        names = glob.glob(text)  # noqa: PTH207 (Path's needs a root)
+        candidates, suffixes = map(Path, names), suffixes | VIDEO_SUFFIXES
+        if not names:
+            raise InputError(f"{what}, {_nothing(text)}")
+    files, passed_over = _sorted_out(candidates, suffixes)
+    if not files:
+        told = passed_over_text(passed_over) if passed_over else "the folder is empty"
+        raise InputError(f"{what} (.jpg, .png, ...), got none; {told}.")
+    return files, passed_over
+
+
+def passed_over_text(passed_over: Counter[str]) -> str:
+    """Return one line: "passed over: 4 x .heic (convert ...), 1 x folder"."""
+    kinds = [
+        f"{count} x {kind}"
+        + (f" ({UNREADABLE_SUFFIXES[kind]})" if kind in UNREADABLE_SUFFIXES else "")
+        for kind, count in passed_over.most_common()
+    ]
+    return f"passed over: {', '.join(kinds)}"
+
+
+def _sorted_out(paths: Iterable[Path], suffixes: frozenset[str]) -> tuple[list[Path], Counter[str]]:
+    """Return the paths with such a suffix by name, and how many others there are of which kind."""
+    files, others = [], Counter[str]()
+    for path in sorted(paths):
+        suffix = path.suffix.lower()
+        if path.name.startswith("."):
+            others["hidden file"] += 1
+        elif path.is_dir():
+            others["folder"] += 1
+        elif suffix in suffixes:
+            files.append(path)
+        else:
+            others[suffix or "file without suffix"] += 1
+    return files, others
+
+
+def _nothing(text: str) -> str:
+    """Say what a text is that is no path."""
+    if not text:
+        return "got an empty text. Check the command."
+    address = _ADDRESS.match(text)
+    if address and address[1].lower() == "file":
+        return "got an address. Give the path alone, without file://."
+    if address:
+        return "got an address. Files are read, and nothing else: download or record it first."
+    if text.isdigit():
+        return "got a number. Cameras are not read: record a video first."
+    return "got nothing at this path. Check the path."
 
 
 def video_frames(path: Path) -> Iterator[Picture]:
@@ -111,6 +178,8 @@ def video_frames(path: Path) -> Iterator[Picture]:
     Raises:
         InputError: OpenCV cannot read it.
     """
+    if not path.is_file():  # OpenCV would wait for a pipe
+        raise InputError(f"video {path}: expected a file, got none. Check the path.")
     video = cv2.VideoCapture(str(path))
     try:
         number = 0
@@ -127,29 +196,13 @@ def video_frames(path: Path) -> Iterator[Picture]:
         fail(f"video {path}", expected="frames that OpenCV reads", got="none", remedy=remedy)
 
 
-def files_of(path: Path) -> list[Path]:
-    """Return the files that a path means: itself, the images of a folder, those of a pattern.
-
-    Raises:
-        InputError: nothing there, a folder without images.
-    """
-    if path.is_dir():
-        return image_files(path)
-    if path.is_file():
-        return [path]
-    found = [Path(name) for name in glob.glob(str(path))]  # noqa: PTH207 (Path's needs a root)
-    if not found:
-        got = "nothing at this path"
-        fail(f"input {path}", expected="a file or folder", got=got, remedy="Check the path.")
-    return sorted(found)
-
-
-def _open_path(path: Path) -> Inputs:
-    if path.is_file():
+def _open_path(given: str | Path) -> Inputs:
+    path = Path(given)
+    if str(given) and os.path.isfile(path):  # noqa: PTH113 (as in `find_files`)
         if is_video(path):
             return Inputs("stream", video_frames(path))
         return Inputs("one", [Picture(str(path), path)])
-    return Inputs("list", [_one(file, "") for file in files_of(path)])
+    return Inputs("list", [_one(file, "") for file in find_files(given)[0]])
 
 
 def _one(given: Any, name: str) -> Picture:
@@ -161,9 +214,8 @@ def _one(given: Any, name: str) -> Picture:
         if path.is_dir() or is_video(path):
             remedy = "Give a folder or a video alone, not in a list."
             fail(f"input {path}", expected="an image file", got="something else", remedy=remedy)
-        if not path.is_file():
-            got = "nothing at this path"
-            fail(f"image {path}", expected="a file", got=got, remedy="Check the path.")
+        if not os.path.lexists(path):
+            raise InputError(f"image {given}: expected a file, {_nothing(str(given))}")
         return Picture(str(path), path)
     if isinstance(given, Image.Image):
         return Picture(name, array=_of_pil(given, name))
@@ -179,8 +231,7 @@ def _of_pil(image: Image.Image, name: str) -> np.ndarray:
         got = f"Pillow's mode {image.mode}"
         fail(name, expected="8 bits a channel", got=got, remedy="Scale it to 8 bits first.")
     try:
-        upright = detection_utils._apply_exif_orientation(image)
-        return np.asarray(upright.convert("RGB"))
+        return np.array(ImageOps.exif_transpose(image).convert("RGB"))
     except (OSError, SyntaxError, ValueError, EOFError) as error:  # decoded only now
         raise InputError(f"{name}: the PIL image cannot be decoded ({error}).") from error
 

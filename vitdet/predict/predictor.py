@@ -20,7 +20,7 @@ from vitdet.predict.devices import pick_device
 from vitdet.predict.inputs import Picture, open_inputs
 from vitdet.predict.results import Result, class_indexes
 from vitdet.predict.slicing import Slices, detect_sliced
-from vitdet.utils.checks import fail
+from vitdet.utils.checks import InputError, fail
 from vitdet.utils.precision import autocast_dtype
 
 
@@ -160,7 +160,9 @@ class Predictor:
         results = self._stream(inputs.pictures)
         if inputs.kind == "stream":
             return results
-        return next(results) if inputs.kind == "one" else list(results)
+        if inputs.kind == "one":
+            return next(results)
+        return [result.packed() for result in results]
 
     def _stream(self, pictures: Iterable[Picture]) -> Iterator[Result]:
         waiting = iter(pictures)
@@ -218,11 +220,16 @@ class Predictor:
             image: uint8 (height, width, 3), channels in the detector's order.
 
         Raises:
-            InputError: the result is larger than the square that the detector pads to.
+            InputError: the result is larger than the square that the detector pads to, or has a
+                side without a pixel.
         """
         height, width = image.shape[:2]
         given: Any = T.AugInput(np.ascontiguousarray(image))
-        self.augmentations(given)
+        try:
+            self.augmentations(given)
+        except (ValueError, ZeroDivisionError) as error:  # a side would have no pixel left
+            text = f"image of {height} x {width} pixels: too elongated to be resized ({error})."
+            raise InputError(text) from error
         planes = np.ascontiguousarray(given.image.transpose(2, 0, 1))
         self._check_size(planes.shape[1], planes.shape[2])
         return {"image": torch.from_numpy(planes), "height": height, "width": width}

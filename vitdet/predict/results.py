@@ -131,6 +131,15 @@ class Result:
         instances = self._instances[kept]
         return Result(self.picture, instances, self.class_names, self.class_ids, lengths)
 
+    def packed(self) -> Result:
+        """Return the same with its masks in COCO's encoding, which takes far less memory."""
+        if not self._instances.has("pred_masks"):
+            return self
+        lengths, fields = self.run_lengths(), self._instances.get_fields()
+        boxes = {name: value for name, value in fields.items() if name != "pred_masks"}
+        instances = Instances(self.size, **boxes)
+        return Result(self.picture, instances, self.class_names, self.class_ids, lengths)
+
     def run_lengths(self) -> list[RunLengths]:
         """Return the masks in COCO's encoding.
 
@@ -225,7 +234,7 @@ class Result:
 
 
 def class_indexes(names: Sequence[str], class_names: Sequence[str]) -> list[int]:
-    """Return the class indexes of names.
+    """Return the indexes of the classes with these names; two classes may have one name.
 
     Raises:
         InputError: a name that is no class, with the nearest one.
@@ -237,4 +246,16 @@ def class_indexes(names: Sequence[str], class_names: Sequence[str]) -> list[int]
             remedy = f"Did you mean {close}?" if close else "Choose among these."
             expected = f"one of {len(class_names)} classes ({several})"
             fail("class", expected=expected, got=repr(name), remedy=remedy)
-    return [list(class_names).index(name) for name in names]
+    return [index for index, name in enumerate(class_names) if name in names]
+
+
+def split_names(text: str, class_names: Sequence[str]) -> list[str]:
+    """Split names at commas; where a name has commas itself, the longest one that is a class."""
+    pieces = text.split(",")
+    names: list[str] = []
+    while pieces:
+        joined = [",".join(pieces[:count]).strip() for count in range(len(pieces), 0, -1)]
+        name = next((each for each in joined if each in class_names), joined[-1])
+        names.append(name)
+        pieces = pieces[len(joined) - joined.index(name) :]
+    return names

@@ -50,9 +50,12 @@ def gather_object(item: Any) -> list[Any]:
     """Return every process's `item`, in the order of ranks, in the main process; [] in others."""
     if world_size() == 1:
         return [item]
-    items: list[Any] = [None] * world_size() if is_main() else []
-    dist.gather_object(item, items if is_main() else None)
-    return items
+    if not is_main():
+        dist.gather_object(item)
+        return []
+    items: list[Any] = [None] * world_size()
+    dist.gather_object(item, items)
+    return [item, *items[1:]]  # its own, not a copy
 
 
 def reduce_mean(values: dict[str, torch.Tensor]) -> dict[str, float]:

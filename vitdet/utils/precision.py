@@ -4,9 +4,18 @@ from __future__ import annotations
 
 import torch
 
-from vitdet.utils.checks import fail
+from vitdet.utils.checks import InputError
 
 PRECISIONS = ("auto", "bf16", "fp16", "fp32")
+
+
+def check_precision(key: str, precision: str) -> None:
+    """Raise an InputError for a precision that there is not."""
+    if precision not in PRECISIONS:
+        raise InputError(
+            f"{key}: expected one of {', '.join(PRECISIONS)}, got {precision}. bf16 is the choice "
+            "for recent GPUs, fp32 for a CPU; auto chooses so."
+        )
 
 
 def autocast_dtype(precision: str, device: torch.device) -> torch.dtype | None:
@@ -20,13 +29,7 @@ def autocast_dtype(precision: str, device: torch.device) -> torch.dtype | None:
     Raises:
         InputError: another precision.
     """
-    if precision not in PRECISIONS:
-        fail(
-            "precision",
-            expected=f"one of {', '.join(PRECISIONS)}",
-            got=precision,
-            remedy="bf16 is the choice for recent GPUs, fp32 for a CPU; auto chooses so.",
-        )
+    check_precision("precision", precision)
     if precision == "auto":
         return torch.bfloat16 if _has_bfloat16(device) else None
     return {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision)
