@@ -19,6 +19,8 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument("--config-file", required=True, metavar="FILE", help="recipe, .py or .yaml")
     parser.add_argument("--resume", action="store_true", help="continue train.output_dir's run")
+    trial = "build all, take two real steps, print memory, time and length, keep nothing"
+    parser.add_argument("--dry-run", action="store_true", help=trial)
     parser.add_argument("--eval-only", action="store_true", help="evaluate, do not train")
     parser.add_argument("--print-groups", action="store_true", help="print each parameter's lr")
     processes = "processes on this machine (default 1)"
@@ -46,7 +48,7 @@ def main(args: argparse.Namespace) -> None:
     elif args.eval_only:
         evaluate(cfg, resume=args.resume)
     else:
-        train(cfg, resume=args.resume or restarted)
+        train(cfg, resume=args.resume or restarted, dry_run=args.dry_run)
 
 
 def run(arguments: list[str] | None = None) -> int:

@@ -33,7 +33,6 @@ ROOMS = {
     "lazy_calls": 2,
     "settings": 2,
     "config": 3,
-    "costs": 4,
     "engine": 4,
     "predict": 4,
     "export": 4,

@@ -45,12 +45,6 @@ COMMANDS = (
         home="train",
     ),
     Command(
-        name="doctor",
-        what="say what would go wrong in a training, before it starts",
-        home="doctor",
-        status="there is a fault",
-    ),
-    Command(
         name="data",
         what="check a data set: faults with pictures, and a repaired copy",
         home="data_check",
@@ -83,12 +77,6 @@ COMMANDS = (
         what="say what a weights file holds, and which recipes it fits",
         home="inspect",
         status="the file can be read, and its format is none that is known",
-    ),
-    Command(
-        name="plan",
-        what="say what a training takes: memory, time, and the batch that fits",
-        home="plan",
-        status="not even one image fits",
     ),
     Command(
         name="export",

@@ -17,6 +17,7 @@ from vitdet.engine import durations, record
 from vitdet.engine.bad_steps import BadSteps
 from vitdet.engine.checkpoints import FINAL, LAST, Checkpoints, Found, last_checkpoint, usable
 from vitdet.engine.compiled import compile_blocks
+from vitdet.engine.dry_run import try_steps
 from vitdet.engine.freezing import freeze_blocks
 from vitdet.engine.hooks import RECORD, Evaluations, Record
 from vitdet.engine.inference import Results, TestSet, build, build_dataset, flatten
@@ -38,13 +39,15 @@ from vitdet.utils.files import locked, make_way
 logger = logging.getLogger(__name__)
 
 
-def train(cfg: DictConfig, *, resume: bool = False) -> Results:
+def train(cfg: DictConfig, *, resume: bool = False, dry_run: bool = False) -> Results:
     """Train, evaluate, and leave checkpoints, metrics, config and versions in the output folder.
 
     Args:
         cfg: a recipe (`vitdet.config.load_config`). Its number of classes is set from the data.
         resume: continue from the last checkpoint of `train.output_dir`, bit for bit on a CPU;
             without one, begin with `train.init_checkpoint`.
+        dry_run: build everything, take two steps, print what a training takes, and keep nothing
+            (`vitdet.engine.dry_run`); returns {}.
 
     Returns:
         {"bbox": {"AP": percent, ...}, "segm": {...}} of the final weights on the test data (on the
@@ -61,7 +64,7 @@ def train(cfg: DictConfig, *, resume: bool = False) -> Results:
     _check_new(output_dir, resume)
     selection = selection_of(cfg)
     with _one_line_errors(), noticed() as notice, logging_to() as log_to, ExitStack() as open_:
-        if is_there := output_dir.is_dir():
+        if is_there := not dry_run and output_dir.is_dir():
             open_.enter_context(_alone_in(output_dir))
         dataset = build_dataset(cfg.dataloader.train.dataset)
         names = tuple(dataset.class_names)
@@ -73,6 +76,9 @@ def train(cfg: DictConfig, *, resume: bool = False) -> Results:
         previous = _load(trainer, cfg, names, data, evaluated, resume=resume)
         start = trainer.images_seen
         loader = build(cfg.dataloader.train, dataset=dataset, start=start)
+        if dry_run:
+            try_steps(cfg, trainer, loader, dataset, test.dataset)
+            return {}
         # Inputs are right: only now does the run leave something on the disk.
         if not is_there:
             open_.enter_context(_alone_in(output_dir))

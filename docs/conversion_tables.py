@@ -1,4 +1,4 @@
-"""The tables of docs/conversion.md, made from the code: `python -m vitdet.app.conversion_page`.
+"""The tables of docs/conversion.md, made from the code: `python docs/conversion_tables.py`.
 
 What a target format can hold is found by exporting every recipe's names and shapes.
 """
@@ -18,9 +18,9 @@ from vitdet.convert.recipes import COMMANDS, WITHOUT_REL_POS, Command
 from vitdet.utils.checks import InputError, fail
 from vitdet.utils.files import replacing
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / "docs" / "conversion.md"
-_BEGIN = "<!-- begin: python -m vitdet.app.conversion_page -->\n"
+_BEGIN = "<!-- begin: python docs/conversion_tables.py -->\n"
 _END = "<!-- end -->\n"
 _REL_POS = re.compile(r".*\.rel_pos_[hw]$")
 # What a target may have no place for: names, word, and whether a network is left without it.
