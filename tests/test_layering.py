@@ -31,6 +31,7 @@ ROOMS = {
     "checkpoint": 2,
     "convert": 2,
     "lazy_calls": 2,
+    "plain_recipes": 2,
     "settings": 2,
     "config": 3,
     "engine": 4,
@@ -42,7 +43,12 @@ ROOMS = {
 # Units that see less of vitdet than the rooms below them; "layers.rel_pos" is one module.
 NARROW = {
     "convert": {"utils", "layers.rel_pos", "layers.pos_embed"},  # the two resizes
-    "config": {"utils", "lazy_calls", "settings"},  # builds by dotted path, so it imports no model
+    "config": {
+        "utils",
+        "lazy_calls",
+        "plain_recipes",
+        "settings",
+    },  # builds by dotted path, so it imports no model
     "engine": {
         "utils",
         "checkpoint",
@@ -51,7 +57,9 @@ NARROW = {
         "settings",
         "drawing",
     },  # everything else comes out of a recipe
-    "predict": {"utils", "checkpoint", "config", "drawing", "data", "postprocess"},
+    "predict": {
+        *("utils", "checkpoint", "config", "plain_recipes", "drawing", "data", "postprocess"),
+    },
     "export": {"utils", "postprocess", "heads"},
     "vitdet": {"config", "predict", "utils.quiet"},  # the doors in vitdet/__init__.py
 }
@@ -87,6 +95,7 @@ OUTSIDE = {
     "convert": {"torch", "numpy"},
     "config": {"torch", "omegaconf", "yaml"},
     "lazy_calls": {"omegaconf"},
+    "plain_recipes": {"yaml"},
     "settings": {"omegaconf"},
 }
 
