@@ -16,7 +16,6 @@ from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forwar
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 
-from vitdet.engine.compiled import blocks_of
 from vitdet.utils.checks import fail
 from vitdet.utils.distributed import is_main, world_size
 
@@ -133,17 +132,19 @@ def shard(detector: nn.Module) -> None:
     """Share the weights of a detector out over the processes, in place (FSDP2).
 
     Every process keeps its rows of each weight, of its gradient and of its optimizer state. A
-    block's whole weights are there only while it computes; those outside the blocks from the
-    start of a step to the end of its backward pass. Call it before the optimizer is made: the
-    parameters are other objects afterwards. Names stay. `load_state_dict` takes whole tensors.
-    Nothing happens in a single process.
+    block's whole weights (of what the backbone calls `units`) are there only while it computes;
+    those outside from the start of a step to the end of its backward pass. Call it before the
+    optimizer is made: the parameters are other objects afterwards. Names stay. `load_state_dict`
+    takes whole tensors. Nothing happens in a single process.
     """
     if world_size() == 1:
         return
     device = next(detector.parameters()).device
     mesh = init_device_mesh(device.type, (world_size(),))
-    for block in blocks_of(detector):
-        fully_shard(block, mesh=mesh)
+    for backbone in detector.modules():
+        units: Any = getattr(backbone, "units", None)
+        for unit in units() if units is not None else ():
+            fully_shard(unit, mesh=mesh)
     fully_shard(detector, mesh=mesh, reshard_after_forward=False)
     detector.register_load_state_dict_pre_hook(_share_out)
 
