@@ -2,10 +2,8 @@
 
     python benchmarks/checkpointing.py [--backbone eva02_b] [--size 512 512] [--batch 1] [--write]
 
-A row is a choice of `checkpoint_blocks`. "predicted" is what `vitdet.costs` says from shapes, with
-the kernels of a CPU: "kept" after the forward pass, "peak" during forward and backward. "measured"
-is that peak above the memory of model, gradients and images: of the process in its own process on a
-CPU, of torch's allocator on CUDA. `--device meta` only predicts, for sizes that fit nowhere.
+A row is a choice of `checkpoint_blocks`. The peak is that above the memory of model, gradients and
+images: of the process in its own process on a CPU, of torch's allocator on CUDA.
 """
 
 from __future__ import annotations
@@ -22,7 +20,6 @@ from torch import nn
 
 from vitdet.backbones.eva02 import EVA02ViT
 from vitdet.backbones.vit import ViT
-from vitdet.costs import step_memory
 
 L: dict[str, Any] = {"embed_dim": 1024, "depth": 24, "num_heads": 16}
 # name: class and arguments
@@ -59,23 +56,15 @@ def step(net: nn.Module, images: torch.Tensor) -> None:
     net(images)["last_feat"].square().mean().backward()
 
 
-def one(args: argparse.Namespace, every: int) -> dict[str, float]:
-    """Return predicted and measured MiB of one choice."""
+def one(args: argparse.Namespace, every: int) -> float:
+    """Return the MiB of one choice."""
     size, dtype = (args.size[0], args.size[1]), DTYPES[args.dtype]
-    with torch.device("meta"):
+    with torch.device(args.device):
         net = build(args.backbone, size, every, args.attention).to(dtype)
-    for parameter in net.parameters():
-        parameter.grad = torch.empty_like(parameter)
-    predicted = step_memory(net, lambda x: net(x)["last_feat"], (args.batch, 3, *size))
-    found = {"kept": predicted.kept / MIB, "predicted": predicted.peak / MIB}
-    if args.device != "meta":
-        with torch.device(args.device):
-            net = build(args.backbone, size, every, args.attention).to(dtype)
-            images = torch.randn(args.batch, 3, *size, dtype=dtype)
-        # threads, workspaces and gradients are there after a step on a corner of the images
-        step(net, images[..., : 2 * net.patch_size, : 2 * net.patch_size])
-        found["measured"] = peak_memory(partial(step, net, images), args.device) / MIB
-    return found
+        images = torch.randn(args.batch, 3, *size, dtype=dtype)
+    # threads, workspaces and gradients are there after a step on a corner of the images
+    step(net, images[..., : 2 * net.patch_size, : 2 * net.patch_size])
+    return peak_memory(partial(step, net, images), args.device) / MIB
 
 
 def parse() -> argparse.Namespace:
@@ -98,18 +87,15 @@ def main() -> None:
     if args.one is not None:
         print(json.dumps(one(args, args.one)))
         return
-    table = Table("recomputed blocks", "kept: predicted", "peak: predicted", "measured", "share")
-    first: dict[str, float] = {}
+    table = Table("recomputed blocks", "peak", "share")
+    first = 0.0
     for every in args.every:
         found = in_own_process(
             __file__, "--one", str(every), *sys.argv[1:], environment=EXACT_MALLOC
         )
         first = first or found
-        peak = "measured" if "measured" in found else "predicted"
-        keys = ("kept", "predicted", "measured")
-        cells = [f"{found[key]:.0f}" if key in found else "" for key in keys]
         name = {0: "none", 1: "all"}.get(every, f"every {every}.")
-        table.add(name, *cells, f"{found[peak] / first[peak]:.2f}")
+        table.add(name, f"{found:.0f}", f"{found / first:.2f}")
     if args.write:
         size = f"{args.size[0]}x{args.size[1]}"
         about = f"Memory of a training step of {args.backbone}, {args.batch} x {size} pixels, "

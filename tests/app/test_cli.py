@@ -43,7 +43,6 @@ def test_help_names_the_commands_and_the_exit_statuses(
         ([], "the following arguments are required: COMMAND"),
         (["inspects"], "invalid choice: 'inspects'"),
         (["inspect"], "the following arguments are required: file\n"),
-        (["plan"], "the following arguments are required: config\n"),
         (["inspect", "x.pth", "--jsn"], "unrecognized arguments: --jsn"),
     ],
 )
@@ -57,13 +56,9 @@ def test_a_wrong_command_line_is_status_2(
 
 
 def test_changes_to_a_recipe_may_stand_anywhere() -> None:
-    recipe = "configs/mini/mask_rcnn_eva02_shapes.py"
-    args = cli.parse(["plan", "train.seed=1", recipe, "--processes", "2", "train.epochs=3"])
-    assert (str(args.config), args.processes) == ("train.seed=1", 2)  # the first is the recipe
-    args = cli.parse(["plan", recipe, "a=1", "--processes", "2", "b=2", "--rate", "5", "c=3"])
-    assert (str(args.config), args.overrides) == (recipe, ["a=1", "b=2", "c=3"])
-    assert (args.processes, args.rate) == (2, 5.0)
-    assert cli.parse(["plan", "--processes", "2", recipe]).overrides == []
+    args = cli.parse(["train", "a=1", "--data", "D", "b=2", "--num-gpus", "2", "c=3"])
+    assert (str(args.data), args.num_gpus, args.overrides) == ("D", 2, ["a=1", "b=2", "c=3"])
+    assert cli.parse(["train", "--data", "D"]).overrides == []
 
 
 def test_an_unknown_format_is_status_1(weights: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -17,6 +17,8 @@ import train_net
 from vitdet import checkpoint
 from vitdet.app import cli, train
 from vitdet.config import build_model, load_config
+from vitdet.engine.dry_run import DoesNotFitError
+from vitdet.utils.files import RESULT_MARKER
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -54,8 +56,11 @@ def data(tmp_path: Path) -> Path:
     return folder
 
 
-def _dry(capsys: pytest.CaptureFixture[str], data: Path, *words: str) -> str:
-    assert cli.main(["train", "--data", str(data), "--dry-run", *words]) == 0
+def _told(capsys: pytest.CaptureFixture[str], data: Path, *words: str) -> str:
+    """What it prints, without the training itself."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(train, "launch", lambda *_, **__: None)
+        assert cli.main(["train", "--data", str(data), *words]) == 0
     return capsys.readouterr().out
 
 
@@ -94,7 +99,7 @@ def test_a_size_is_a_recipe(
     if not masks:
         for path in (data / "labels").iterdir():
             path.write_text(f"{int(path.stem) % 2} 0.5 0.5 0.2 0.2\n")
-    cfg = _recipe(text := _dry(capsys, data, "--size", size, "--epochs", "3"))
+    cfg = _recipe(text := _told(capsys, data, "--size", size, "--epochs", "3"))
     assert f"({size}): {'boxes and masks' if masks else 'boxes'}\n" in text
     assert cfg.model.backbone.net.embed_dim == width
     assert cfg.model.backbone.square_pad == pixels
@@ -114,7 +119,7 @@ def test_options_go_into_the_command(
     capsys: pytest.CaptureFixture[str], data: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "a run"
-    text = _dry(
+    text = _told(
         capsys, data, "--out", str(out), "--batch", "4", "--seed", "7", "--num-gpus", "2",
         "--val-fraction", "0.5", "--resume", "train.log_every=3", "optimizer.lr=0.25",
     )  # fmt: skip
@@ -131,8 +136,21 @@ def test_options_go_into_the_command(
     assert cfg.dataloader.test.dataset.images == str(data)
 
 
+def test_a_folder_with_a_run_is_refused_before_its_data_are_written(
+    capsys: pytest.CaptureFixture[str], data: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "run"
+    _told(capsys, data, "--out", str(out))
+    before = {path: path.read_bytes() for path in (out / "data").iterdir()}
+    (out / "last_checkpoint").write_text("model_000000099.pth\n")
+    (data / "labels/1.txt").unlink()
+    assert cli.main(["train", "--data", str(data), "--out", str(out)]) == 2
+    assert "expected a folder without a run" in capsys.readouterr().err
+    assert {path: path.read_bytes() for path in (out / "data").iterdir()} == before
+
+
 def test_a_length_in_images_is_kept(capsys: pytest.CaptureFixture[str], data: Path) -> None:
-    text = _dry(capsys, data, "train.num_images=123")
+    text = _told(capsys, data, "train.num_images=123")
     assert "length       123 images, 8 a step" in text
     assert _recipe(text).train.epochs is None
 
@@ -185,7 +203,7 @@ def test_wrong_options_are_one_line(
     words: list[str],
     text: str,
 ) -> None:
-    assert cli.main(["train", "--data", str(data), "--dry-run", *words]) == 2
+    assert cli.main(["train", "--data", str(data), *words]) == 2
     error = capsys.readouterr().err
     assert text in error
     assert error.count("\n") == 1
@@ -196,9 +214,7 @@ def test_under_torchrun_it_names_the_way(
 ) -> None:
     monkeypatch.setenv("LOCAL_RANK", "0")
     assert cli.main(["train", "--data", str(data)]) == 2
-    assert "Run `vitdet train --dry-run` once, then its train_net.py command" in (
-        capsys.readouterr().err
-    )
+    assert "it prints the train_net.py command that torchrun can run" in capsys.readouterr().err
 
 
 def test_without_the_recipes_it_says_how_to_get_them(
@@ -229,7 +245,7 @@ def test_weights_that_fit_are_taken_as_they_are(
     capsys: pytest.CaptureFixture[str], data: Path, tmp_path: Path, names: list[str] | None
 ) -> None:
     weights = _weights(tmp_path / "start.pth", names)
-    text = _dry(capsys, data, "--weights", str(weights), "--out", str(tmp_path / "run"))
+    text = _told(capsys, data, "--weights", str(weights), "--out", str(tmp_path / "run"))
     assert _recipe(text).train.init_checkpoint == str(weights)
     assert f"start        {weights}" in text
 
@@ -238,7 +254,7 @@ def test_a_detector_of_other_classes_gives_the_rows_of_those_that_both_have(
     capsys: pytest.CaptureFixture[str], data: Path, tmp_path: Path
 ) -> None:
     weights = _weights(tmp_path / "animals.pth", ["bird", "dog", "cow"])
-    text = _dry(capsys, data, "--weights", str(weights), "--out", str(tmp_path / "run"))
+    text = _told(capsys, data, "--weights", str(weights), "--out", str(tmp_path / "run"))
     start = Path(_recipe(text).train.init_checkpoint)
     assert start == tmp_path / "run" / "start.pth"
     ours, theirs = (checkpoint.read(path)["model"] for path in (start, weights))
@@ -255,7 +271,7 @@ def test_of_a_file_of_others_the_backbone_is_taken(
     weights = _weights(tmp_path / "theirs.pth", None)
     state = checkpoint.read(weights)["model"]
     torch.save({"model": state}, weights)  # no note of ours
-    text = _dry(capsys, data, "--weights", str(weights), "--out", str(tmp_path / "run"))
+    text = _told(capsys, data, "--weights", str(weights), "--out", str(tmp_path / "run"))
     start = checkpoint.read(_recipe(text).train.init_checkpoint)
     assert {name.split(".")[0] for name in start["model"]} == {"backbone"}
     key = "backbone.net.blocks.0.attn.q_proj.weight"
@@ -283,8 +299,54 @@ def test_weights_of_another_shape_stop_it(
     weights = tmp_path / "other.pth"
     torch.save({"layer.weight": torch.zeros(2, 3)}, weights)
     words = ["--weights", str(weights), "--out", str(tmp_path / "run")]
-    assert cli.main(["train", "--data", str(data), "--dry-run", *words]) == 2
+    assert cli.main(["train", "--data", str(data), *words]) == 2
     assert str(weights) in capsys.readouterr().err
+
+
+# --- the dry run ---------------------------------------------------------------------------------
+
+
+def test_a_dry_run_keeps_nothing(
+    capsys: pytest.CaptureFixture[str], data: Path, tmp_path: Path
+) -> None:
+    """Real steps on the data; the command names the places where a training would write."""
+    weights = _weights(tmp_path / "animals.pth", ["bird", "dog", "cow"])
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
+    small = ["dataloader.train.num_workers=0", "dataloader.train.mapper.augmentations.size=64"]
+    words = ["--weights", str(weights), "--batch", "2", "--dry-run", *small]
+    assert cli.main(["train", "--data", str(data), *words]) == 0
+    text = capsys.readouterr().out
+    assert "train        10 images, 10 objects\ntest         2 images, 2 objects\n" in text
+    assert "step         2 images in 1 process, " in text
+    assert "length       250 steps, about 0 h " in text
+    assert text.endswith("dry run      done; nothing was kept\n")
+    cfg = _recipe(text)
+    assert cfg.train.init_checkpoint == "output/own/start.pth"
+    assert cfg.dataloader.train.dataset.json == "output/own/data/train.json"
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")} == before
+
+
+def test_on_a_gpu_the_batch_is_halved_until_a_step_fits(
+    capsys: pytest.CaptureFixture[str], data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tried = []
+
+    def steps(_: str, overrides: list[str], resume: bool, dry_run: bool) -> None:
+        assert dry_run
+        tried.append(int(overrides[-1].removeprefix("dataloader.train.total_batch_size=")))
+        if tried[-1] > 1:
+            raise DoesNotFitError("memory: no")
+
+    monkeypatch.setattr(train, "_train", steps)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    cfg = _recipe(text := _told(capsys, data, "--size", "tiny", "--num-gpus", "2"))
+    assert tried == [4, 2, 1]
+    assert text.count("batch        memory: no") == 2
+    assert cfg.dataloader.train.total_batch_size == cfg.train.reference_batch == 2
+    assert cfg.optimizer.lr == pytest.approx(5e-4 / 4)
+    tried.clear()
+    _told(capsys, data, "--size", "tiny", "--batch", "4")
+    assert tried == []
 
 
 # --- the whole way --------------------------------------------------------------------------------
@@ -314,6 +376,6 @@ def test_one_command_trains_on_photographs_in_each_format(
     assert set(results) == ({"bbox", "segm"} if masks else {"bbox"})
     found = checkpoint.read(out / "model_final.pth")["vitdet"]["class_names"]
     assert set(found) <= set(source.names)
-    assert (out / "data" / "source.json").is_file()
-    assert not [path for path in folder.rglob("*") if path.name == "source.json"]
+    assert (out / "data" / "train.json").is_file() is (form != "coco")
+    assert not list(folder.rglob(RESULT_MARKER))
     assert "recipe       configs/own/" in capsys.readouterr().out

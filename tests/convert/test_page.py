@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import re
 from functools import cache
@@ -14,7 +15,6 @@ import torch
 import converter
 import vitdet.config
 from vitdet import checkpoint
-from vitdet.app import conversion_page
 from vitdet.app.inspect import CONFIGS, Candidate, known
 from vitdet.convert import FORMATS, TARGETS
 from vitdet.convert.inspect import describe
@@ -23,9 +23,17 @@ from vitdet.utils.checks import InputError
 
 from .manifests import CHECKPOINTS, find, published
 
+ROOT = Path(__file__).resolve().parents[2]
 needs_manifests = pytest.mark.skipif(
     not CHECKPOINTS.is_dir(), reason=f"no manifests: VITDET_CHECKPOINTS is {CHECKPOINTS}"
 )
+_spec = importlib.util.spec_from_file_location(
+    "conversion_tables", ROOT / "docs/conversion_tables.py"
+)
+assert _spec is not None
+assert _spec.loader is not None
+TABLES = importlib.util.module_from_spec(_spec)
+_spec.loader.exec_module(TABLES)
 FILES = [(command, name) for command in COMMANDS for name in command.files]
 _BACKBONE = re.compile(r"(backbone\.)?(net|bottom_up)\.")
 # what a backbone may keep from its initialisation, for files of any format
@@ -59,7 +67,7 @@ class Run:
         patch(vitdet.config, "build_model", _built)
         patch(checkpoint, "read", lambda path, **_: find(path.name).content())
         patch(checkpoint, "write", lambda _, content: self.written.update(content))
-        monkeypatch.chdir(conversion_page.ROOT)
+        monkeypatch.chdir(TABLES.ROOT)
 
     def __call__(self, name: str, *words: str) -> int:
         self.written.clear()
@@ -74,13 +82,13 @@ def run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Run:
 
 @pytest.mark.slow
 def test_the_page_is_up_to_date() -> None:
-    page = conversion_page.PAGE.read_text()
-    assert conversion_page.with_tables(page) == page
+    page = TABLES.PAGE.read_text()
+    assert TABLES.with_tables(page) == page
 
 
 def test_a_page_without_the_part_is_refused() -> None:
     with pytest.raises(InputError, match=r"page: expected <!-- begin: .* <!-- end -->, got no"):
-        conversion_page.with_tables("# Converting\n")
+        TABLES.with_tables("# Converting\n")
 
 
 def test_every_format_has_a_command() -> None:
@@ -136,7 +144,7 @@ def test_no_option_is_there_for_nothing(command: Command, run: Run, capsys: Any)
 def _groups() -> list[Command]:
     seen: dict[Any, Command] = {}
     for command in COMMANDS:
-        seen.setdefault((command.format, conversion_page.cells(command)), command)
+        seen.setdefault((command.format, TABLES.cells(command)), command)
     return list(seen.values())
 
 
@@ -146,7 +154,7 @@ def _groups() -> list[Command]:
 def test_what_targets_hold(target: str, run: Run, capsys: Any) -> None:
     assert len(_groups()) > 20
     for command in _groups():
-        cell = conversion_page.cells(command)[list(TARGETS).index(target)]
+        cell = TABLES.cells(command)[list(TARGETS).index(target)]
         words = ["--target-format", target, "--backbone-only", *command.words()]
         status = run(command.files[0], *words)
         error = capsys.readouterr().err

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import gc
+import json
 import os
 import shutil
 import signal
@@ -10,14 +12,20 @@ import sys
 import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import tiny_recipe
+import torch
 from detectron2.config import LazyCall as L
+from detectron2.structures import Boxes, Instances
 from tiny_recipe import TrainLoader, recipe
 
 from vitdet.engine.launch import PREEMPTED_STATUS, launch
-from vitdet.engine.run import train
-from vitdet.utils.distributed import barrier, is_main, rank
+from vitdet.engine.parallel import whole
+from vitdet.engine.run import evaluate, train
+from vitdet.engine.trainer import Trainer
+from vitdet.evaluation import CocoEvaluator
+from vitdet.utils.distributed import barrier, gather_object, is_main, rank
 
 
 class MortalLoader(TrainLoader):
@@ -36,25 +44,6 @@ class MortalLoader(TrainLoader):
                 struck.touch()
                 os.kill(os.getpid(), signal.SIGKILL)
             yield batch
-
-
-class StalledLoader(TrainLoader):
-    """Rank 1 never gets its first batch."""
-
-    def __iter__(self):
-        if rank() == 1:
-            time.sleep(3600)
-        yield from super().__iter__()
-
-
-def stall(folder: str, limit: float) -> None:
-    """Train with a loader that hangs in rank 1."""
-    (Path(folder) / f"pid{rank()}").write_text(str(os.getpid()))
-    cfg = recipe(Path(folder) / "out", first_step_timeout=limit)
-    cfg.dataloader.train = L(StalledLoader)(
-        dataset=L(tiny_recipe.rectangles)(), total_batch_size=4, seed=3
-    )
-    train(cfg)
 
 
 def even(folder: Path, *, resume: bool = False, drop_path: float = 0.0, blocks=(), **options):
@@ -77,11 +66,7 @@ def back_to(source: Path, images: int, folder: Path) -> None:
     if is_main():
         name = f"model_{images:09d}.pth"
         folder.mkdir()
-        if not (source / name).exists():
-            name = f"model_{images:09d}.parts"
-            shutil.copytree(source / name, folder / name)
-        else:
-            shutil.copy(source / name, folder)
+        shutil.copy(source / name, folder)
         (folder / "last_checkpoint").write_text(f"{name}\n")
     barrier()
 
@@ -95,9 +80,6 @@ def ddp_and_fsdp(folder: str) -> None:
     even(root / "clipped_fsdp", parallel="fsdp", clip_grad_norm=0.1, accumulate=2, blocks=(0, 1))
     even(root / "fp16_ddp", precision="fp16")
     even(root / "fp16_fsdp", precision="fp16", parallel="fsdp")
-    even(root / "parts", parallel="fsdp", sharded_checkpoints=True)
-    back_to(root / "parts", 16, root / "parts_again")
-    even(root / "parts_again", resume=True, parallel="fsdp", sharded_checkpoints=True)
     for source, target in (("ddp", "fsdp"), ("fsdp", "ddp"), ("fsdp", "fsdp")):
         resumed = root / f"{source}_to_{target}"
         back_to(root / source, 16, resumed)
@@ -109,6 +91,74 @@ def recomputed(folder: str) -> None:
     even(Path(folder) / "kept", drop_path=0.3)
     even(Path(folder) / "recomputed", drop_path=0.3, blocks=(0, 1))
     even(Path(folder) / "without_depth")
+
+
+class Gathered(tiny_recipe.CountingEvaluator):
+    """Counts the images and scores of all processes, in the main one."""
+
+    def evaluate(self) -> dict:
+        parts = gather_object((self.images, self.scores))
+        self.images, self.scores = (sum(part[place] for part in parts) for place in (0, 1))
+        return super().evaluate() if is_main() else {}
+
+
+def batch_norm(folder: str) -> None:
+    """Train with BatchNorm, as copies and shared out, and evaluate the last file once more.
+
+    Every process writes down the buffers of what it would save.
+    """
+    collect_results(folder)
+    original = Trainer.state_dict
+
+    def state_dict(self: Trainer) -> dict:
+        state = original(self)
+        kept = {part: whole(state[part]) for part in ("model", "ema_state")}
+        names = [name for name, _ in self.detector.named_buffers() if name in kept["model"]]
+        found = {part: {name: kept[part][name] for name in names} for part in kept}
+        torch.save(found, Path(self.folder) / f"{self.images_seen}_rank{rank()}.pth")
+        return state
+
+    Trainer.state_dict = state_dict
+    for parallel in ("ddp", "fsdp"):
+        root = Path(folder) / parallel
+        Trainer.folder = root
+        cfg = recipe(root, ema_decay=0.5, checkpoint_every=12, eval_every=12, parallel=parallel)
+        cfg.model.backbone.net.update(
+            global_block_indexes=[],
+            residual_block_indexes=[0, 1],
+            propagation="basic",
+            propagation_norm="BN",
+        )
+        cfg.dataloader.evaluator = L(Gathered)(dataset="${..test.dataset}")
+        trained = train(cfg)
+        for which in ("model", "ema"):
+            cfg.train.eval_weights = which
+            again = evaluate(cfg, resume=True)
+            if is_main():
+                text = json.dumps([trained, again])
+                (root / f"{which}.json").write_text(text)
+
+
+def collect_results(folder: str) -> None:
+    """Evaluate four images in two processes, and write down whose results each one holds."""
+    content = {"categories": [{"id": 1, "name": "a"}], "annotations": []}
+    content["images"] = [{"id": n, "height": 8, "width": 8} for n in range(4)]
+    file = Path(folder) / f"truth{rank()}.json"
+    file.write_text(json.dumps(content))
+    records = [{"image_id": n} for n in range(4)]
+    parts = {"name": "four", "class_names": ("a",), "class_ids": (1,), "records": records}
+    data = SimpleNamespace(**parts, json_file=file, style="coco", dropped=(), truth=None)
+    evaluator = CocoEvaluator(data)
+    for number in range(rank(), 4, 2):
+        found = Instances((8, 8), pred_boxes=Boxes(torch.ones(3, 4)), scores=torch.ones(3))
+        found.pred_classes = torch.zeros(3, dtype=torch.int64)
+        evaluator.process([{"image_id": number}], [{"instances": found}])
+    seen = []
+    evaluator._score = lambda truth, results, kind: seen.append(results) or {}
+    evaluator.evaluate()
+    dicts = [each for each in gc.get_objects() if type(each) is dict]
+    held = [each["image_id"] for each in dicts if {"score", "image_id"} <= each.keys()]
+    (Path(folder) / f"held{rank()}.json").write_text(json.dumps([sorted(set(held)), len(held)]))
 
 
 class WaitingLoader(TrainLoader):

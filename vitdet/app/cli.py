@@ -45,12 +45,6 @@ COMMANDS = (
         home="train",
     ),
     Command(
-        name="doctor",
-        what="say what would go wrong in a training, before it starts",
-        home="doctor",
-        status="there is a fault",
-    ),
-    Command(
         name="data",
         what="check a data set: faults with pictures, and a repaired copy",
         home="data_check",
@@ -85,22 +79,10 @@ COMMANDS = (
         status="the file can be read, and its format is none that is known",
     ),
     Command(
-        name="plan",
-        what="say what a training takes: memory, time, and the batch that fits",
-        home="plan",
-        status="not even one image fits",
-    ),
-    Command(
         name="export",
         what="write a detector as ONNX, compared with PyTorch",
         home="export",
         status="the file does not find what the model finds, and is not written",
-    ),
-    Command(
-        name="replay",
-        what="run the batch of a bad training step again, image by image",
-        home="replay",
-        status="all is finite with these weights",
     ),
     Command(
         name="report",

@@ -8,25 +8,26 @@ train_net.py command that does the same.
 from __future__ import annotations
 
 import argparse
+import gc
 import os
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
 import yaml
-from omegaconf import DictConfig
 
 from vitdet import checkpoint
-from vitdet.app import convert, plan
+from vitdet.app import convert
 from vitdet.config import load_config
 from vitdet.data.formats import FORMATS
 from vitdet.data.prepare import Prepared, prepare_data
+from vitdet.engine.dry_run import DoesNotFitError
 from vitdet.engine.launch import launch
 from vitdet.engine.run import train
-from vitdet.utils.checks import fail
-from vitdet.utils.precision import autocast_dtype
+from vitdet.utils.checks import InputError, fail
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs" / "own"
 SIZES = {
@@ -45,7 +46,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=Path,
         required=True,
         metavar="FOLDER",
-        help="your data: COCO json, a Roboflow export, YOLO labels or Pascal VOC",
+        help="your data (COCO json, Roboflow, YOLO, Pascal VOC), or its json or yaml",
     )
     parser.add_argument("--format", choices=list(FORMATS), help="of the data; left out: found out")
     parser.add_argument(
@@ -65,6 +66,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--batch", type=int, metavar="N", help="images a step; left out: what fits")
     parser.add_argument(
+        "--allow-empty", action="store_true", help="train with a validation part without objects"
+    )
+    parser.add_argument(
         "--val-fraction", type=float, default=0.1, metavar="F", help="put aside (default 0.1)"
     )
     parser.add_argument("--seed", type=int, default=0, help="of split and training (default 0)")
@@ -74,7 +78,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--num-gpus", type=int, default=1, metavar="N", help="default 1")
     parser.add_argument("--resume", action="store_true", help="continue the run in --out")
     parser.add_argument(
-        "--dry-run", action="store_true", help="prepare the data, print, and do not train"
+        "--dry-run",
+        action="store_true",
+        help="build all, take two real steps, print memory, time and length, keep nothing",
     )
     parser.add_argument(
         "overrides", nargs="*", default=[], metavar="key=value", help="changes to the recipe"
@@ -88,24 +94,35 @@ def run(args: argparse.Namespace) -> int:
         InputError: data, weights or an option that a user can repair.
     """
     _check(args)
+    if not args.dry_run:
+        _run(args, args.out)
+        return 0
+    with TemporaryDirectory() as folder:
+        _run(args, Path(folder))
+    return 0
+
+
+def _run(args: argparse.Namespace, place: Path) -> None:
+    """Write data and weights to start from into `place`, and train."""
     data = prepare_data(
         args.data,
-        args.out / "data",
+        place / "data",
         form=args.format,
         images=args.images,
         val_fraction=args.val_fraction,
         seed=args.seed,
+        resume=args.resume,
+        allow_changed="train.allow_changed_data=true" in map(str.lower, args.overrides),
+        allow_empty=args.allow_empty,
     )
     print(*(f"data         {note}" for note in data.notes), sep="\n", flush=True)
     recipe = recipe_of(args.size, masks=data.masks)
     overrides = [*_choices(args, recipe, data), *args.overrides]
     if args.weights and not args.resume:
-        overrides.insert(0, _setting("train.init_checkpoint", _start(args, recipe, data)))
-    _tell(args, recipe, overrides, data)
-    if args.dry_run:
-        return 0
-    launch(_train, args.num_gpus, args=(str(recipe), overrides, args.resume))
-    return 0
+        overrides.insert(0, _setting("train.init_checkpoint", _start(args, place, recipe, data)))
+    overrides = fitting(args, recipe, overrides)
+    _tell(args, place, recipe, overrides, data)
+    launch(_train, args.num_gpus, args=(str(recipe), overrides, args.resume, args.dry_run))
 
 
 def recipe_of(size: str, *, masks: bool) -> Path:
@@ -128,12 +145,20 @@ def recipe_of(size: str, *, masks: bool) -> Path:
 
 def _check(args: argparse.Namespace) -> None:
     if "LOCAL_RANK" in os.environ:
-        remedy = "Run `vitdet train --dry-run` once, then its train_net.py command under torchrun."
+        remedy = (
+            "Start it on one machine: it prints the train_net.py command that torchrun can run."
+        )
         fail("vitdet train", expected="to start the processes", got="torchrun", remedy=remedy)
     for name in ("epochs", "batch"):
         value = getattr(args, name)
         if value is not None and value <= 0:
             fail(f"--{name}", expected="more than 0", got=value, remedy="Leave it out to choose.")
+    again = not args.resume and not args.dry_run  # refused before data are written
+    if again and (args.out / "last_checkpoint").exists():
+        raise InputError(
+            f"--out {args.out}: expected a folder without a run, got one that holds checkpoints. "
+            "Add --resume to continue that run, or choose another --out."
+        )
     if args.num_gpus < 1:
         fail("--num-gpus", expected="1 or more", got=args.num_gpus, remedy="1 is also for a CPU.")
 
@@ -143,7 +168,7 @@ def _choices(args: argparse.Namespace, recipe: Path, data: Prepared) -> list[str
     cfg = load_config(recipe, args.overrides)
     usual, lr = cfg.dataloader.train.total_batch_size, cfg.optimizer.lr
     given = {override.partition("=")[0] for override in args.overrides}
-    batch = args.batch or fitting_batch(cfg, args.num_gpus, data.num_images)
+    batch = args.batch or usual_batch(usual, args.num_gpus, data.num_images)
     if batch % args.num_gpus:
         expected = f"a multiple of the {args.num_gpus} processes"
         fail("--batch", expected=expected, got=batch, remedy="Change one of the two.")
@@ -152,7 +177,7 @@ def _choices(args: argparse.Namespace, recipe: Path, data: Prepared) -> list[str
         "dataloader.train.dataset.images": data.train[1],
         "dataloader.test.dataset.json": data.val[0],
         "dataloader.test.dataset.images": data.val[1],
-        "train.output_dir": str(args.out),
+        "train.output_dir": str(args.out.absolute()),
         "train.seed": args.seed,
         "train.epochs": args.epochs or _EPOCHS,
     }
@@ -162,39 +187,54 @@ def _choices(args: argparse.Namespace, recipe: Path, data: Prepared) -> list[str
             fail("length", expected="one of two words", got=got, remedy="Leave one of them out.")
         found.pop("train.epochs")
     if batch != usual:
-        found |= {
-            "dataloader.train.total_batch_size": batch,
-            "train.reference_batch": batch,
-            "optimizer.lr": float(f"{lr * batch / usual:.4g}"),
-        }
+        found |= _batch(batch, lr * batch / usual)
     return [_setting(key, value) for key, value in found.items() if key not in given]
 
 
-def fitting_batch(cfg: DictConfig, num_gpus: int, num_images: int) -> int:
-    """Return images a step: the recipe's, or less where they do not fit or are not there.
+def _batch(batch: int, lr: float) -> dict[str, Any]:
+    return {
+        "dataloader.train.total_batch_size": batch,
+        "train.reference_batch": batch,
+        "optimizer.lr": float(f"{lr:.4g}"),
+    }
 
-    On a GPU the memory of a step is that of `vitdet.costs`.
 
-    Raises:
-        InputError: not even one image fits.
-    """
-    batch = cfg.dataloader.train.total_batch_size
+def usual_batch(usual: int, num_gpus: int, num_images: int) -> int:
+    """Return images a step: the recipe's, halved while there are fewer images."""
+    batch = usual
     while batch > max(num_images, num_gpus) and batch % 2 == 0 and (batch // 2) % num_gpus == 0:
         batch //= 2
-    device = "cuda" if torch.cuda.is_available() and cfg.train.device != "cpu" else "cpu"
-    if device == "cpu" or batch % num_gpus:
-        return batch
-    way = plan.ways(cfg, autocast_dtype(cfg.train.precision, torch.device(device)), device)[0]
-    free = plan.free_memory(device)
-    share = way.largest(free, batch // num_gpus)
-    if not share:
-        fail(
-            "memory of the GPU",
-            expected=f"{way.memory(1) / 2**30:.1f} GiB for a step with one image",
-            got=f"{free / 2**30:.1f} GiB free",
-            remedy="Choose a smaller --size, or see `vitdet plan` for ways with less memory.",
-        )
-    return share * num_gpus
+    return batch
+
+
+def fitting(args: argparse.Namespace, recipe: Path, overrides: list[str]) -> list[str]:
+    """Return the overrides with a batch that fits on a GPU, found by real steps of one process.
+
+    Raises:
+        DoesNotFitError: not even one image fits.
+    """
+    cfg = load_config(recipe, overrides)
+    given = {override.partition("=")[0] for override in args.overrides}
+    key, device = "dataloader.train.total_batch_size", cfg.train.device
+    if args.batch or key in given or device == "cpu" or not torch.cuda.is_available():
+        return overrides
+    first = share = cfg.dataloader.train.total_batch_size // args.num_gpus
+    chosen: list[str] = []
+    while True:
+        try:
+            words = [*overrides, *chosen, f"{key}={share}"]
+            _train(str(recipe), words, args.resume, dry_run=True)
+        except DoesNotFitError as error:
+            if share == 1:
+                raise
+            print(f"batch        {error}", flush=True)
+        else:
+            return [*overrides, *chosen]
+        gc.collect()  # what the step has left
+        torch.cuda.empty_cache()
+        share //= 2
+        found = _batch(share * args.num_gpus, cfg.optimizer.lr * share / first)
+        chosen = [_setting(key, value) for key, value in found.items() if key not in given]
 
 
 def _setting(key: str, value: Any) -> str:
@@ -217,7 +257,7 @@ def _in_quotes(text: str) -> str:
     return "'" + text.replace("'", "''") + "'"
 
 
-def _start(args: argparse.Namespace, recipe: Path, data: Prepared) -> str:
+def _start(args: argparse.Namespace, place: Path, recipe: Path, data: Prepared) -> str:
     """Return the file to start from: the one given where it fits, else one converted from it.
 
     A file of ours with the same classes, or written by the converter, is taken as it is. Of a
@@ -228,8 +268,8 @@ def _start(args: argparse.Namespace, recipe: Path, data: Prepared) -> str:
     names = about.get("class_names") if isinstance(about, dict) else None
     if isinstance(about, dict) and (names is None or tuple(names) == data.class_names):
         return str(args.weights)
-    args.out.mkdir(parents=True, exist_ok=True)
-    output = args.out / "start.pth"
+    place.mkdir(parents=True, exist_ok=True)
+    output = place / "start.pth"
     how = ["--target-classes", data.train[0]] if names else ["--backbone-only"]
     files = ["--source-model", str(args.weights), "--output-model", str(output)]
     words = [*files, "--config-file", str(recipe), *how, *args.overrides]
@@ -243,7 +283,9 @@ def _start(args: argparse.Namespace, recipe: Path, data: Prepared) -> str:
     return str(output)
 
 
-def _tell(args: argparse.Namespace, recipe: Path, overrides: Sequence[str], data: Prepared) -> None:
+def _tell(
+    args: argparse.Namespace, place: Path, recipe: Path, overrides: Sequence[str], data: Prepared
+) -> None:
     cfg = load_config(recipe, overrides)
     batch, epochs = cfg.dataloader.train.total_batch_size, cfg.train.get("epochs")
     length = f"{cfg.train.num_images} images"
@@ -261,9 +303,10 @@ def _tell(args: argparse.Namespace, recipe: Path, overrides: Sequence[str], data
         f"results      {cfg.train.output_dir}",
         f"the same     {shlex.join([*words, *overrides])}",
     ]
-    print(*lines, sep="\n", flush=True)
+    # of a dry run: where the files will be
+    print(*(line.replace(str(place), str(args.out)) for line in lines), sep="\n", flush=True)
 
 
-def _train(recipe: str, overrides: Sequence[str], resume: bool) -> None:
+def _train(recipe: str, overrides: Sequence[str], resume: bool, dry_run: bool) -> None:
     """Run in each process."""
-    train(load_config(recipe, list(overrides)), resume=resume)
+    train(load_config(recipe, list(overrides)), resume=resume, dry_run=dry_run)

@@ -12,11 +12,13 @@ from typing import Any
 from torch import nn
 
 from vitdet.app.options import add_predictor_arguments, load_predictor, make_folder
-from vitdet.data.prepare import prepare_data
+from vitdet.data.prepare import prepare_part
 from vitdet.engine.inference import TestSet
 from vitdet.engine.logs import logging_to
 from vitdet.engine.record import write_results
+from vitdet.predict.loading import building, check_test_data
 from vitdet.predict.predictor import Predictor
+from vitdet.settings import optional
 from vitdet.utils.precision import PRECISIONS
 
 
@@ -55,14 +57,17 @@ def run(args: argparse.Namespace) -> int:
     """
     predictor = load_predictor(args, overrides=args.overrides, threshold=0.0)
     cfg: Any = predictor.cfg
-    predictor.precision = args.precision or cfg.train.precision
+    predictor.precision = args.precision or optional(cfg.train, "eval_precision")
     make_folder(args.out)
     if args.data is not None:
         cfg.dataloader.test.dataset = _dataset(args)
+    elif not args.trust:
+        check_test_data(cfg, str(args.weights))
     plain = predictor.tta is None and predictor.slices is None
     detector = predictor.detector if plain else _Through(predictor)
     with logging_to() as log_to:
-        test = TestSet(cfg, expected_classes=predictor.class_names)
+        with building(str(args.weights)):
+            test = TestSet(cfg, expected_classes=predictor.class_names)
         log_to(args.out / "log.txt")
         prefix = "ema/" if args.use == "ema" else ""
         results = test.evaluate(detector, predictor.precision, prefix)
@@ -73,10 +78,8 @@ def run(args: argparse.Namespace) -> int:
 
 def _dataset(args: argparse.Namespace) -> dict[str, str]:
     """Return the config node of the data that was asked for."""
-    if args.data.is_dir():
-        annotations, images = prepare_data(args.data, args.out / "data", images=args.images).val
-    else:
-        annotations, images = str(args.data), str(args.images or args.data.parent)
+    (annotations, images), notes = prepare_part(args.data, args.out / "data", images=args.images)
+    print(*(f"data         {note}" for note in notes), sep="\n", flush=True)
     target = "vitdet.data.datasets.coco_dataset"
     return {"_target_": target, "json": annotations, "images": images}
 

@@ -1,6 +1,6 @@
 """Which recipe a published file is for, and what the command line has to say beside it.
 
-docs/conversion.md shows this table (`python -m vitdet.app.conversion_page` writes it there), and
+docs/conversion.md shows this table (`python docs/conversion_tables.py` writes it there), and
 `vitdet inspect` reads it. The names are data: nothing here loads a recipe.
 """
 

@@ -17,7 +17,8 @@ class Ema:
 
     Everything in the state dict is averaged: the parameters that learn, and buffers, so that it is
     a whole model; what is not a floating-point number is copied. Every process of a run has the
-    same weights after a step, and so the same average.
+    same parameters after a step, and so the same average of them. BatchNorm's running statistics
+    differ until `Trainer.state_dict` or an evaluation gives all those of the main process.
 
     Args:
         module: the model; the average starts as a copy of its weights.
@@ -48,14 +49,15 @@ class Ema:
     @torch.no_grad()
     def update(self) -> None:
         """Take in the weights of one more step."""
-        averages, values = [], []
+        pairs: dict[type, list[tuple[torch.Tensor, torch.Tensor]]] = {}
         for name, value in self.module.state_dict().items():
-            if value.is_floating_point():
-                averages.append(self.state[name])
-                values.append(value)
+            if value.is_floating_point():  # parameters that are shared out are of another type
+                pairs.setdefault(type(value), []).append((self.state[name], value))
             else:
                 self.state[name].copy_(value)
-        torch._foreach_lerp_(averages, values, 1 - self.decay)
+        for of_type in pairs.values():
+            averages, values = zip(*of_type, strict=True)
+            torch._foreach_lerp_(averages, values, 1 - self.decay)
 
     @torch.no_grad()
     def load(self, state: Mapping[str, torch.Tensor]) -> None:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from numbers import Real
 from typing import Any
 
 import torch
-from detectron2.structures import Instances
+from detectron2.structures import Boxes, Instances
 from omegaconf import DictConfig
 from torch import nn
 
@@ -17,13 +18,14 @@ from vitdet.config import instantiate
 from vitdet.engine.logs import clock
 from vitdet.engine.losses import check_image_sizes
 from vitdet.engine.parallel import gathered
-from vitdet.utils.checks import fail
+from vitdet.utils.checks import InputError, fail
 from vitdet.utils.distributed import is_main
 from vitdet.utils.precision import autocast_dtype
 
 logger = logging.getLogger(__name__)
 
-Results = dict[str, dict[str, Any]]
+Results = dict[str, dict[str, Any]]  # task -> metric -> value, and {name: value} of its classes
+FLAT = "results"  # the task of an evaluator whose results name none: {"accuracy": 0.5}
 PROGRESS_EVERY = 20.0  # seconds between two lines of a long evaluation
 
 
@@ -33,11 +35,27 @@ def build(node: DictConfig, **parts: Any) -> Any:
     return instantiate({**described, **parts})
 
 
+def build_dataset(node: DictConfig) -> Any:
+    """Build a data set; it may be of any class with a `name` and `class_names`.
+
+    Raises:
+        InputError: it has not got them, as detectron2's lists of records have not.
+    """
+    dataset = build(node)
+    missing = [name for name in ("name", "class_names") if not hasattr(dataset, name)]
+    if missing:
+        raise InputError(
+            f"data set: a {type(dataset).__name__} has no {' and no '.join(missing)}. Use "
+            "vitdet.data.datasets.coco_dataset(json, images), or a class of your own that has them."
+        )
+    return dataset
+
+
 class TestSet:
     """The test half of `cfg.dataloader`: data set, loader, evaluator."""
 
     def __init__(self, cfg: DictConfig, expected_classes: tuple[str, ...] | None = None) -> None:
-        self.dataset = build(cfg.dataloader.test.dataset)
+        self.dataset = build_dataset(cfg.dataloader.test.dataset)
         self.name = str(self.dataset.name)
         self.class_names = tuple(self.dataset.class_names)
         if expected_classes is not None and self.class_names != expected_classes:
@@ -48,6 +66,9 @@ class TestSet:
                 got=f"{len(self.class_names)}: {', '.join(self.class_names[:5])}, ...",
                 remedy="Give both json files the same categories in the same order.",
             )
+        records = getattr(self.dataset, "records", None)
+        if records and not any(record.get("annotations") for record in records):
+            logger.warning("test data %s: no objects, so no score will be a number", self.name)
         # Built at once: a mistake in them should not show after the training.
         self.loader = build(cfg.dataloader.test, dataset=self.dataset)
         self.evaluator = build(cfg.dataloader.evaluator, dataset=self.dataset)
@@ -68,6 +89,10 @@ def run_evaluator(detector: nn.Module, loader: Any, evaluator: Any, precision: s
     """Feed a detector's predictions to an evaluator with detectron2's DatasetEvaluator API.
 
     The detector's training or evaluation mode is what it was before when this returns.
+
+    Returns:
+        What the evaluator does, {task: {metric: number or {class: number}}}; numbers without a task
+        stand under "results". What is no number is left out.
     """
     device = next(detector.parameters()).device
     dtype = autocast_dtype(precision, device)
@@ -80,7 +105,32 @@ def run_evaluator(detector: nn.Module, loader: Any, evaluator: Any, precision: s
                 evaluator.process(batch, infer(detector, batch, dtype))
     finally:
         detector.train(was_training)
-    return dict(evaluator.evaluate() or {})
+    return _by_task(evaluator.evaluate() or {})
+
+
+def _by_task(found: Mapping[str, Any]) -> Results:
+    results: Results = {}
+    left_out = []
+    for task, values in found.items():
+        named = values if isinstance(values, Mapping) else {task: values}
+        kept = {str(metric): _plain(value) for metric, value in named.items()}
+        left_out += [f"{task}/{metric}" for metric, value in kept.items() if value is None]
+        of = task if isinstance(values, Mapping) else FLAT
+        good = {metric: value for metric, value in kept.items() if value is not None}
+        results.setdefault(str(of), {}).update(good)
+    if left_out:
+        logger.warning("results that are no numbers are left out: %s", ", ".join(left_out))
+    return results
+
+
+def _plain(value: Any) -> float | dict[str, float] | None:
+    """A number, or numbers by class, as Python's own; None for anything else."""
+    if isinstance(value, Mapping):
+        numbers = {str(name): _plain(each) for name, each in value.items()}
+        return {name: each for name, each in numbers.items() if isinstance(each, float)}
+    if isinstance(value, torch.Tensor) and value.numel() == 1:
+        value = value.item()
+    return float(value) if isinstance(value, Real) else None
 
 
 def _told(loader: Any) -> Iterator[list[dict[str, Any]]]:
@@ -118,30 +168,43 @@ def infer(
     return [_in_fp32(output) for output in outputs]
 
 
-def _in_fp32(output: dict[str, Any]) -> dict[str, Any]:
-    """NumPy, and so every evaluator, knows no bfloat16."""
-    found: Instances = output["instances"]
-    fields = {
-        name: value.float()
-        if isinstance(value, torch.Tensor) and value.is_floating_point()
-        else value
-        for name, value in found.get_fields().items()
-    }
-    return {**output, "instances": Instances(found.image_size, **fields)}
+def _in_fp32(output: Any) -> Any:
+    """NumPy, and so every evaluator, knows no bfloat16. Outputs may be of any kind of model."""
+    if isinstance(output, torch.Tensor):
+        return output.float() if output.dtype in (torch.bfloat16, torch.float16) else output
+    if isinstance(output, Instances):
+        fields = {name: _in_fp32(value) for name, value in output.get_fields().items()}
+        return Instances(output.image_size, **fields)
+    if isinstance(output, Boxes):
+        return Boxes(_in_fp32(output.tensor))
+    if isinstance(output, dict):
+        return {key: _in_fp32(value) for key, value in output.items()}
+    if type(output) in (list, tuple):
+        return type(output)(_in_fp32(value) for value in output)
+    return output
 
 
 def ap_table(results: Results) -> str:
-    """Return the AP numbers (percent) as a table, one row a task."""
+    """Return the numbers of each task, of those with AP (percent) the APs, as a table."""
     if not results:
         return "(no results)"
-    columns = [key for key in next(iter(results.values()), {}) if key.startswith("AP")]
-    rows = [["", *columns]]
+    rows = {}
     for task, values in results.items():
-        rows.append([task, *(f"{values.get(key, math.nan):.2f}" for key in columns)])
-    first = max(8, *(len(row[0]) + 1 for row in rows))
-    return "\n".join(
-        f"{row[0]:>{first}}" + "".join(f"{cell:>8}" for cell in row[1:]) for row in rows
+        numbers = {key: value for key, value in values.items() if isinstance(value, Real)}
+        aps = {key: value for key, value in numbers.items() if key.startswith("AP")}
+        rows[task] = {key: f"{value:.2f}" for key, value in (aps or numbers).items()}
+    columns = list(dict.fromkeys(key for row in rows.values() for key in row))
+    first = max(8, *(len(task) + 1 for task in rows))
+    wide = {key: max(8, len(key) + 1) for key in columns}
+    lines = [
+        {"": "", **{key: key for key in columns}},
+        *({"": task, **row} for task, row in rows.items()),
+    ]
+    cells = (
+        f"{line['']:>{first}}" + "".join(f"{line.get(key, ''):>{wide[key]}}" for key in columns)
+        for line in lines
     )
+    return "\n".join(line.rstrip() for line in cells)
 
 
 def flatten(results: Results) -> dict[str, float]:

@@ -3,25 +3,26 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import nn
+from torch.distributed.algorithms.ddp_comm_hooks import default_hooks
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 
-from vitdet.engine.compiled import blocks_of
 from vitdet.utils.checks import fail
 from vitdet.utils.distributed import is_main, world_size
 
 PARALLEL = ("ddp", "fsdp")  # train.parallel
 
 
-def check_parallel(parallel: str, compiled: bool, looks_every: int) -> None:
+def check_parallel(parallel: str, compiled: bool) -> None:
     """Check `train.parallel` and what does not go with it.
 
     Raises:
@@ -34,25 +35,30 @@ def check_parallel(parallel: str, compiled: bool, looks_every: int) -> None:
             got=parallel,
             remedy="fsdp shares the weights out over the processes.",
         )
-    others = [("train.compile", compiled), ("train.looks_every", looks_every)]
-    for key, value in others if parallel == "fsdp" else ():
-        if value:
-            fail(
-                key,
-                expected="none with train.parallel=fsdp",
-                got=value,
-                remedy=f"Set {key}={type(value)()}, or train.parallel=ddp.",
-            )
+    if parallel == "fsdp" and compiled:
+        fail(
+            "train.compile",
+            expected="none with train.parallel=fsdp",
+            got=compiled,
+            remedy="Set train.compile=False, or train.parallel=ddp.",
+        )
 
 
-def distributed(loss: nn.Module, device: torch.device, options: dict[str, Any]) -> nn.Module:
+def distributed(
+    loss: nn.Module,
+    device: torch.device,
+    options: dict[str, Any],
+    dtype: torch.dtype | None = None,
+) -> nn.Module:
     """Return the loss with gradients averaged over the processes; itself in a single one.
 
     Args:
         loss: a module that returns named losses. When its `detector` went through `shard`, so does
             the loss, and `options` have no meaning.
         device: of its parameters.
-        options: for DistributedDataParallel, and `fp16_compression`.
+        options: for DistributedDataParallel, and `fp16_compression`: on GPUs gradients travel in
+            16 bits where the run computes in 16 bits, see `compression`.
+        dtype: of autocast, None for none.
     """
     if world_size() == 1:
         return loss
@@ -60,17 +66,40 @@ def distributed(loss: nn.Module, device: torch.device, options: dict[str, Any]) 
         return ShardedLoss(loss)
     options = dict(options)
     compress = options.pop("fp16_compression", False)
-    # Buffers (pixel mean, anchors) are constants. Torch has renamed the argument that says so.
+    # A training step reads no buffer that it changes: `sync_buffers` is called where they are read.
+    # Torch has renamed the argument that says so.
     accepted = inspect.signature(DistributedDataParallel).parameters
     renamed = "forward_sync_buffers" in accepted
     options.setdefault("forward_sync_buffers" if renamed else "broadcast_buffers", False)
     device_ids = None if device.type == "cpu" else [torch.cuda.current_device()]
     wrapped = DistributedDataParallel(loss, device_ids=device_ids, **options)
-    if compress and device.type == "cuda":
-        from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import fp16_compress_hook
-
-        wrapped.register_comm_hook(state=None, hook=fp16_compress_hook)
+    hook = compression(dtype)
+    if compress and hook is not None and device.type == "cuda":
+        wrapped.register_comm_hook(state=None, hook=hook)
     return wrapped
+
+
+def compression(dtype: torch.dtype | None) -> Callable[..., Any] | None:
+    """Return DDP's hook for gradients of a run that computes in `dtype`; None: sent as they are.
+
+    fp16 has a loss scale, which keeps small gradients above fp16's smallest number. Without one
+    many would become zero, so bf16, which has none, sends bf16, of float32's range.
+    """
+    return {
+        torch.float16: default_hooks.fp16_compress_hook,
+        torch.bfloat16: default_hooks.bf16_compress_hook,
+    }.get(dtype or torch.float32)
+
+
+@torch.no_grad()
+def sync_buffers(buffers: Iterable[torch.Tensor]) -> None:
+    """Give every process the main one's floating-point buffers: BatchNorm's running statistics.
+
+    Each process gathers them over its own images. All must call it (as mmdetection's DistEvalHook).
+    """
+    for buffer in buffers if world_size() > 1 else ():
+        if buffer.is_floating_point():
+            dist.broadcast(buffer, src=0)
 
 
 @contextmanager
@@ -103,17 +132,19 @@ def shard(detector: nn.Module) -> None:
     """Share the weights of a detector out over the processes, in place (FSDP2).
 
     Every process keeps its rows of each weight, of its gradient and of its optimizer state. A
-    block's whole weights are there only while it computes; those outside the blocks from the
-    start of a step to the end of its backward pass. Call it before the optimizer is made: the
-    parameters are other objects afterwards. Names stay. `load_state_dict` takes whole tensors.
-    Nothing happens in a single process.
+    block's whole weights (of what the backbone calls `units`) are there only while it computes;
+    those outside from the start of a step to the end of its backward pass. Call it before the
+    optimizer is made: the parameters are other objects afterwards. Names stay. `load_state_dict`
+    takes whole tensors. Nothing happens in a single process.
     """
     if world_size() == 1:
         return
     device = next(detector.parameters()).device
     mesh = init_device_mesh(device.type, (world_size(),))
-    for block in blocks_of(detector):
-        fully_shard(block, mesh=mesh)
+    for backbone in detector.modules():
+        units: Any = getattr(backbone, "units", None)
+        for unit in units() if units is not None else ():
+            fully_shard(unit, mesh=mesh)
     fully_shard(detector, mesh=mesh, reshard_after_forward=False)
     detector.register_load_state_dict_pre_hook(_share_out)
 
@@ -147,8 +178,10 @@ class ShardedLoss(nn.Module):
 def gathered(detector: nn.Module) -> Iterator[None]:
     """Within the block every process has all weights, so none waits for another to compute.
 
-    For evaluation: the processes may have different numbers of images. All of them must enter.
+    For evaluation: the processes may have different numbers of images. All of them must enter. From
+    then on they have the same buffers, those of a checkpoint.
     """
+    sync_buffers(detector.buffers())
     parts = [part for part in detector.modules() if isinstance(part, FSDPModule)]
     for part in parts:
         part.set_reshard_after_forward(False, recurse=False)

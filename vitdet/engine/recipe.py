@@ -16,6 +16,7 @@ from vitdet.settings import check_train, optional
 from vitdet.utils.checks import fail
 from vitdet.utils.distributed import world_size
 from vitdet.utils.durations import parse
+from vitdet.utils.precision import check_precision
 
 
 def check_recipe(cfg: DictConfig) -> None:
@@ -48,8 +49,10 @@ def check_recipe(cfg: DictConfig) -> None:
             got=cfg.train.eval_weights,
             remedy="ema is the moving average of a run with train.ema_decay.",
         )
+    check_precision("train.precision", cfg.train.precision)
+    check_precision("train.eval_precision", optional(cfg.train, "eval_precision"))
     check_loggers(optional(cfg.train, "loggers"))
-    check_parallel(*(optional(cfg.train, key) for key in ("parallel", "compile", "looks_every")))
+    check_parallel(*(optional(cfg.train, key) for key in ("parallel", "compile")))
     durations.check(cfg)
     selection_of(cfg)
 

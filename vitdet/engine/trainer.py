@@ -28,9 +28,10 @@ from vitdet.engine.parallel import (
     distributed,
     give_up_step,
     shared_optimizer_state,
+    sync_buffers,
     without_sync,
 )
-from vitdet.utils.checks import fail
+from vitdet.utils.checks import InputError, fail
 from vitdet.utils.distributed import any_rank, world_size
 from vitdet.utils.env import seed_all
 from vitdet.utils.precision import autocast_dtype
@@ -99,7 +100,7 @@ class Trainer:
         ema_decay: keep an exponential moving average of the weights, see `vitdet.engine.ema`; None
             for none. It starts from the weights with which `run` begins at the first image.
         ddp: arguments for DistributedDataParallel when there are several processes, and
-            `fp16_compression` (halves the traffic; CUDA).
+            `fp16_compression` (see `vitdet.engine.parallel.distributed`).
     """
 
     def __init__(
@@ -129,7 +130,7 @@ class Trainer:
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.dtype == torch.float16)
         self.detector_loss = DetectorLoss(detector, seed=seed)
         self.detector_loss.check_parts(accumulate)
-        self.loss = distributed(self.detector_loss, self.device, ddp or {})
+        self.loss = distributed(self.detector_loss, self.device, ddp or {}, self.dtype)
         # On other devices a look at the numbers waits for the device, so to stop, one at every log
         # line is enough (check_finite). To pass over a step it must be known to be bad at once.
         self.check_each_step = self.device.type == "cpu" or self.bad_steps.policy != "stop"
@@ -295,8 +296,16 @@ class Trainer:
         return self.window.steps[-1].files if self.window.steps else []
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything that a resume needs; random numbers follow from seed and images seen."""
-        average = {} if self.ema is None else {AVERAGE: self.ema.state}
+        """Everything that a resume needs; random numbers follow from seed and images seen.
+
+        All processes must call it: from then on they have the same buffers.
+        """
+        sync_buffers(self.detector.buffers())
+        average = {}
+        if self.ema is not None:
+            named = dict(self.detector.named_buffers())
+            sync_buffers(value for name, value in self.ema.state.items() if name in named)
+            average = {AVERAGE: self.ema.state}
         met = {"bad_steps": list(self.bad_steps.met)} if self.bad_steps.met else {}
         return {
             "model": self.detector.state_dict(),
@@ -330,7 +339,12 @@ class Trainer:
             )
         mine = self.optimizer.state_dict()
         saved = state["optimizer"]
-        grouping = [[len(group["params"]) for group in s["param_groups"]] for s in (mine, saved)]
+        try:
+            grouping = [
+                [len(group["params"]) for group in each["param_groups"]] for each in (mine, saved)
+            ]
+        except (KeyError, TypeError) as error:
+            raise _strange(source, error) from error
         if grouping[0] != grouping[1]:
             fail(
                 f"optimizer state in {source}",
@@ -339,11 +353,14 @@ class Trainer:
                 remedy="Resume with the optimizer settings of the run (see its config.yaml).",
             )
         self._load_average(state, source)
-        moments = shared_optimizer_state(self.optimizer, saved["state"])
-        self.optimizer.load_state_dict({**mine, "state": moments})
-        if state["scaler"] and self.scaler.is_enabled():  # empty when the run had no fp16
-            self.scaler.load_state_dict(state["scaler"])
-        self.bad_steps.met = list(state.get("bad_steps", ()))
+        try:
+            moments = shared_optimizer_state(self.optimizer, saved["state"])
+            self.optimizer.load_state_dict({**mine, "state": moments})
+            if state["scaler"] and self.scaler.is_enabled():  # empty when the run had no fp16
+                self.scaler.load_state_dict(state["scaler"])
+            self.bad_steps.met = list(state.get("bad_steps", ()))
+        except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
+            raise _strange(source, error) from error
         self.images_seen = state["images_seen"]
 
     def _load_average(self, state: dict[str, Any], source: str) -> None:
@@ -360,6 +377,14 @@ class Trainer:
             )
         if self.ema is not None:
             self.ema.load(state[AVERAGE])
+
+
+def _strange(source: str, error: Exception) -> InputError:
+    return InputError(
+        f"checkpoint {source}: expected the state of an optimizer and a loss scaler as torch saves "
+        f"it, got something else ({type(error).__name__}: {error}). Take the one before it, or "
+        "start from its weights with train.init_checkpoint."
+    )
 
 
 def _terms(names: Sequence[str], losses: torch.Tensor) -> str:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 import torch.distributed as dist
+
+from vitdet.utils.checks import InputError
 
 
 def active() -> bool:
@@ -47,9 +50,12 @@ def gather_object(item: Any) -> list[Any]:
     """Return every process's `item`, in the order of ranks, in the main process; [] in others."""
     if world_size() == 1:
         return [item]
-    items: list[Any] = [None] * world_size() if is_main() else []
-    dist.gather_object(item, items if is_main() else None)
-    return items
+    if not is_main():
+        dist.gather_object(item)
+        return []
+    items: list[Any] = [None] * world_size()
+    dist.gather_object(item, items)
+    return [item, *items[1:]]  # its own, not a copy
 
 
 def reduce_mean(values: dict[str, torch.Tensor]) -> dict[str, float]:
@@ -71,6 +77,24 @@ def broadcast_object(item: Any) -> Any:
     items = [item]
     dist.broadcast_object_list(items, src=0)
     return items[0]
+
+
+def main_only(look: Callable[[], Any]) -> Any:
+    """Return in every process what `look` returns in the main one, where alone it is called.
+
+    Raises:
+        InputError: the one of the main process, in every process.
+    """
+    found, failure = None, None
+    if is_main():
+        try:
+            found = look()
+        except InputError as error:
+            failure = str(error)
+    found, failure = broadcast_object((found, failure))
+    if failure is not None:
+        raise InputError(failure)
+    return found
 
 
 def any_rank(flag: bool) -> bool:

@@ -2,11 +2,22 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
+
 import torch
 
-from vitdet.utils.checks import fail
+from vitdet.utils.checks import InputError
 
 PRECISIONS = ("auto", "bf16", "fp16", "fp32")
+
+
+def check_precision(key: str, precision: str) -> None:
+    """Raise an InputError for a precision that there is not."""
+    if precision not in PRECISIONS:
+        raise InputError(
+            f"{key}: expected one of {', '.join(PRECISIONS)}, got {precision}. bf16 is the choice "
+            "for recent GPUs, fp32 for a CPU; auto chooses so."
+        )
 
 
 def autocast_dtype(precision: str, device: torch.device) -> torch.dtype | None:
@@ -20,13 +31,7 @@ def autocast_dtype(precision: str, device: torch.device) -> torch.dtype | None:
     Raises:
         InputError: another precision.
     """
-    if precision not in PRECISIONS:
-        fail(
-            "precision",
-            expected=f"one of {', '.join(PRECISIONS)}",
-            got=precision,
-            remedy="bf16 is the choice for recent GPUs, fp32 for a CPU; auto chooses so.",
-        )
+    check_precision("precision", precision)
     if precision == "auto":
         return torch.bfloat16 if _has_bfloat16(device) else None
     return {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision)
@@ -36,3 +41,15 @@ def _has_bfloat16(device: torch.device) -> bool:
     if device.type == "cuda":
         return torch.cuda.get_device_capability(device) >= (8, 0)
     return device.type == "cpu" and torch.cpu._is_avx512_bf16_supported()
+
+
+def working_dtype(x: torch.Tensor) -> torch.dtype:
+    """Return the type to sum in: float32 for half precision, else that of x."""
+    return torch.promote_types(x.dtype, torch.float32)
+
+
+def no_autocast(x: torch.Tensor) -> AbstractContextManager[object]:
+    """Return a context in which products on the device of x have the types of their factors."""
+    if x.device.type == "meta":  # has no autocast
+        return nullcontext()
+    return torch.autocast(x.device.type, enabled=False)

@@ -1,0 +1,149 @@
+"""`--dry-run`: what it says, what it refuses, and that nothing stays."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from collections import namedtuple
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tiny_recipe import recipe, write_recipe
+
+import train_net
+from vitdet.engine import dry_run
+from vitdet.engine.run import train
+from vitdet.engine.trainer import Trainer
+from vitdet.utils.checks import InputError
+
+
+def files(folder: Path) -> dict[Path, tuple[int, bytes]]:
+    return {
+        path: (path.stat().st_mtime_ns, path.read_bytes())
+        for path in folder.rglob("*")
+        if path.is_file()
+    }
+
+
+def page(text: str) -> list[str]:
+    """The printed lines; times and memory as letters, after a look at them."""
+    seconds = re.search(r", ([\d.e-]+) s, images read included", text)
+    memory = re.search(r"memory       ([\d.]+) GiB in a process, at the most", text)
+    assert seconds
+    assert memory
+    assert 0.001 < float(seconds[1]) < 100
+    assert 0.1 < float(memory[1]) < 10
+    text = text.replace(f"{seconds[1]} s", "X s").replace(f"{memory[1]} GiB", "Y GiB")
+    text = re.sub(r"about \d+ h \d\d min", "about Z", text)
+    return [line for line in text.splitlines() if not line.startswith("[")]  # of the log
+
+
+EXPECTED = [
+    "train        0 images, 0 objects",
+    "test         0 images, 0 objects",
+    "model        GeneralizedRCNN, 0.13 M parameters, from random weights",
+    "step         4 images in 1 process, X s, images read included",
+    "memory       Y GiB in a process, at the most (resident set)",
+    "length       6 steps, about Z without evaluations",
+    "dry run      done; nothing was kept",
+]
+
+
+def test_a_page_and_nothing_else(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "out"
+    config = write_recipe(tmp_path / "recipe.yaml", out, ema_decay=0.9)
+    before = files(tmp_path)
+    assert train_net.run(["--config-file", str(config), "--dry-run"]) == 0
+    assert page(capsys.readouterr().out) == EXPECTED
+    assert files(tmp_path) == before
+    assert not out.exists()
+
+
+def test_a_run_to_continue_stays_as_it_is(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    train(recipe(out, num_images=8))
+    before = files(tmp_path)
+    capsys.readouterr()
+    with pytest.raises(InputError, match="--resume"):
+        train(recipe(out), dry_run=True)
+    assert train(recipe(out), resume=True, dry_run=True) == {}
+    lines = page(capsys.readouterr().out)
+    assert lines[2].endswith("from the last checkpoint")
+    assert lines[5] == "length       4 steps, about Z without evaluations"
+    assert files(tmp_path) == before
+
+
+@pytest.mark.slow
+def test_two_processes(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """One page, of the slower process."""
+    config = write_recipe(tmp_path / "recipe.yaml", tmp_path / "out")
+    words = ["--config-file", str(config), "--num-gpus", "2", "--dry-run"]
+    assert train_net.run(words) == 0
+    lines = page(capfd.readouterr().out.partition("(gloo)\n")[2])
+    assert lines == [line.replace("in 1 process", "in 2 processes") for line in EXPECTED]
+    assert not (tmp_path / "out").exists()
+
+
+def test_what_is_wrong_is_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Loss, weights, folder, disk: status 2, and no file of a run."""
+    config = write_recipe(tmp_path / "recipe.yaml", tmp_path / "out", ema_decay=0.9)
+    (tmp_path / "file").write_text("")
+    usage = namedtuple("usage", "total used free")
+    before = files(tmp_path)
+
+    def said(*words: str) -> str:
+        assert train_net.run(["--config-file", str(config), "--dry-run", *words]) == 2
+        error = capsys.readouterr().err
+        assert error.startswith("error: ")
+        assert error.count("\n") == 1
+        assert files(tmp_path) == before
+        return error
+
+    assert "expected finite losses" in said("dataloader.train.poison_at=1")
+    assert "none.pth" in said("train.init_checkpoint=none.pth")
+    assert "cannot be written to" in said(f"train.output_dir={tmp_path / 'file' / 'out'}")
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage(0, 0, 1 << 20))
+    text = said("train.checkpoint_every=8")
+    assert re.search(r"disk of .*: 7 checkpoints of 0\.00 GiB do not fit into 0\.00 GiB", text)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 9 GiB"),
+        RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"),
+    ],
+)
+def test_a_step_that_does_not_fit(
+    tmp_path: Path, error: RuntimeError, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(*_: Any) -> None:
+        raise error
+
+    monkeypatch.setattr(Trainer, "step", fails)
+    text = r"a step with 4 images a process does not fit .*train\.accumulate=2"
+    with pytest.raises(dry_run.DoesNotFitError, match=text):
+        train(recipe(tmp_path / "out"), dry_run=True)
+
+
+def test_notes_about_the_data() -> None:
+    """A batch beyond the data, and a test part without objects, are said."""
+
+    class Data:
+        def __init__(self, count: int, objects: int) -> None:
+            self.records = [{"annotations": [{}] * objects}] * count
+
+    cfg = recipe(Path("out"))
+    assert dry_run._notes(cfg, Data(9, 1), Data(2, 1)) == []
+    assert dry_run._notes(cfg, Data(3, 1), Data(2, 0)) == [
+        "note         a step of 4 images is larger than the data, 3 images",
+        "note         no object in the test data, so AP will be no number",
+    ]
+    assert dry_run._data("train", Data(3, 2)) == "train        3 images, 6 objects"
+    assert dry_run._hours(2 * 3600 + 61) == "2 h 01 min"

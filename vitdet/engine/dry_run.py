@@ -1,0 +1,151 @@
+"""`--dry-run`: a training that is built as always takes two real steps, and nothing is kept."""
+
+from __future__ import annotations
+
+import os
+import resource
+import shutil
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from omegaconf import DictConfig
+from torch.utils._pytree import tree_leaves
+
+from vitdet.engine.bad_steps import BadSteps
+from vitdet.engine.trainer import Trainer
+from vitdet.utils.checks import InputError
+from vitdet.utils.distributed import all_gather_object, is_main, world_size
+
+_GIB = 2**30
+
+
+class DoesNotFitError(InputError):
+    """A step needs more memory than the device has."""
+
+
+class _Clock:
+    """A hook that notes when steps end."""
+
+    def __init__(self) -> None:
+        self.ends: list[float] = []
+
+    def after_step(self, trainer: Trainer) -> None:
+        """Note the time at which the device is done."""
+        if trainer.device.type == "cuda":
+            torch.cuda.synchronize(trainer.device)
+        self.ends.append(time.perf_counter())
+
+    def after_train(self, trainer: Trainer) -> None:
+        """Do nothing."""
+
+
+def try_steps(cfg: DictConfig, trainer: Trainer, loader: Any, train: Any, test: Any) -> None:
+    """Take two steps, the first to warm up, and print what a training takes; every rank calls it.
+
+    Args:
+        cfg: the recipe, its lengths in images.
+        trainer: with the weights that the training starts from.
+        loader: of the training, beginning at `trainer.images_seen`.
+        train: the training data.
+        test: the test data.
+
+    Raises:
+        DoesNotFitError: the step needs more memory than the GPU, or this machine, has.
+        InputError: a loss that is not finite, an output folder that cannot be written to, a disk
+            that does not hold the checkpoints.
+    """
+    trainer.bad_steps = BadSteps()  # writes no file
+    batch, clock = cfg.dataloader.train.total_batch_size, _Clock()
+    start = trainer.images_seen
+    try:
+        trainer.run(iter(loader), start + 2 * batch, [clock])
+    except RuntimeError as error:  # on a CPU torch has no class of its own for it
+        if not isinstance(error, torch.OutOfMemoryError) and "allocate memory" not in str(error):
+            raise
+        raise DoesNotFitError(_does_not_fit(cfg, trainer)) from error
+    trainer.check_finite()
+    found = all_gather_object((_peak(trainer.device), clock.ends[1] - clock.ends[0]))
+    memory, seconds = (max(each) for each in zip(*found, strict=True))
+    if is_main():
+        steps = max(0, -(-(cfg.train.num_images - start) // batch))
+        count = sum(parameter.numel() for parameter in trainer.detector.parameters())
+        source = cfg.train.init_checkpoint or "random weights"
+        lines = [
+            _data("train", train),
+            _data("test", test),
+            f"model        {type(trainer.detector).__name__}, {count / 1e6:.2f} M parameters, "
+            f"from {'the last checkpoint' if start else source}",
+            f"step         {batch} images in {world_size()} process{'es' * (world_size() > 1)}, "
+            f"{seconds:.3g} s, images read included",
+            f"memory       {memory / _GIB:.2f} GiB {_of(trainer.device)}",
+            f"length       {steps} steps, about {_hours(steps * seconds)} without evaluations",
+            *_notes(cfg, train, test),
+        ]
+        print(*lines, sep="\n", flush=True)
+    _check_disk(cfg, trainer)
+    if is_main():
+        print("dry run      done; nothing was kept", flush=True)
+
+
+def _data(name: str, data: Any) -> str:
+    records = getattr(data, "records", ())
+    return f"{name:<12} {len(records)} images, {_objects(data)} objects"
+
+
+def _objects(data: Any) -> int:
+    return sum(len(record.get("annotations", ())) for record in getattr(data, "records", ()))
+
+
+def _peak(device: torch.device) -> int:
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024  # kilobytes on Linux
+
+
+def _of(device: torch.device) -> str:
+    if device.type == "cuda":
+        total = torch.cuda.get_device_properties(device).total_memory
+        return f"of the {total / _GIB:.1f} GiB of a GPU, at the most"
+    return "in a process, at the most (resident set)"
+
+
+def _hours(seconds: float) -> str:
+    minutes = round(seconds / 60)
+    return f"{minutes // 60} h {minutes % 60:02d} min"
+
+
+def _notes(cfg: DictConfig, train: Any, test: Any) -> list[str]:
+    batch, images = cfg.dataloader.train.total_batch_size, len(getattr(train, "records", ()))
+    notes = []
+    if 0 < images < batch:
+        notes.append(f"a step of {batch} images is larger than the data, {images} images")
+    if getattr(test, "records", ()) and not _objects(test):
+        notes.append("no object in the test data, so AP will be no number")
+    return [f"note         {note}" for note in notes]
+
+
+def _does_not_fit(cfg: DictConfig, trainer: Trainer) -> str:
+    share = cfg.dataloader.train.total_batch_size // world_size()
+    return (
+        f"memory: a step with {share} images a process does not fit ({_of(trainer.device)}). Lower "
+        "dataloader.train.total_batch_size, or take train.accumulate=2, "
+        "model.backbone.net.checkpoint_blocks (docs/measured.md) or more processes."
+    )
+
+
+def _check_disk(cfg: DictConfig, trainer: Trainer) -> None:
+    """Raise an InputError for a folder that cannot be written to, and checkpoints without room."""
+    train, folder = cfg.train, Path(cfg.train.output_dir).absolute()
+    size = sum(x.nbytes for x in tree_leaves(trainer.state_dict()) if isinstance(x, torch.Tensor))
+    count = max(train.keep_checkpoints, 1) * (train.checkpoint_every != 0) + 2
+    here = next(each for each in (folder, *folder.parents) if each.exists())
+    if not here.is_dir() or not os.access(here, os.W_OK | os.X_OK):
+        raise InputError(f"train.output_dir={folder}: {here} cannot be written to. Set another.")
+    free = shutil.disk_usage(here).free
+    if count * size > free:
+        raise InputError(
+            f"disk of {here}: {count} checkpoints of {size / _GIB:.2f} GiB do not fit into "
+            f"{free / _GIB:.2f} GiB. Set train.keep_checkpoints lower, or train.output_dir."
+        )
