@@ -107,7 +107,7 @@ def test_a_file_that_does_not_load_says_why(recipe):
 def test_saved_recipe_loads_again(recipe, tmp_path):
     cfg = load_config(recipe, ["train.lr=1e-3"])
     save_config(cfg, tmp_path / "saved.yaml")
-    again = load_config(tmp_path / "saved.yaml")
+    again = load_config(tmp_path / "saved.yaml", trust=True)
     assert OmegaConf.to_container(again.train) == OmegaConf.to_container(cfg.train)
     assert again.model._target_ == "torch.nn.Linear"
     assert build_model(again.model).out_features == 3
@@ -197,7 +197,7 @@ def test_arguments_that_do_not_fit_are_named(tmp_path, arguments, text, suffix):
         OmegaConf.save(OmegaConf.create({"model": {"parts": parts}}), path)
         text = text.replace("Part ", "test_config.Part ").replace("Part,", "test_config.Part,")
     with pytest.raises(InputError) as caught:
-        load_config(path)
+        load_config(path, trust=True)
     assert text in str(caught.value)
     assert str(caught.value).startswith("model.parts.1.")
     assert "\n" not in str(caught.value)
@@ -217,10 +217,10 @@ def test_a_name_that_cannot_be_imported_is_named(tmp_path):
     path = tmp_path / "recipe.yaml"
     path.write_text("model: {_target_: vitdet.pyramid.SimpelFeaturePyramid, net: null}\n")
     with pytest.raises(InputError, match=r"model\._target_: expected a name that can be imported"):
-        load_config(path)
+        load_config(path, trust=True)
 
 
 def test_notes_stand_at_the_top_of_a_saved_recipe(recipe, tmp_path):
     save_config(load_config(recipe), tmp_path / "saved.yaml", ["first: 1", "second"])
     assert (tmp_path / "saved.yaml").read_text().startswith("# first: 1\n# second\nmodel:")
-    assert load_config(tmp_path / "saved.yaml").train.width == 3
+    assert load_config(tmp_path / "saved.yaml", trust=True).train.width == 3

@@ -38,6 +38,7 @@ _DAMAGE = (
     *(AssertionError, ImportError, RecursionError),
 )
 _FOLDER_BIT = 0x10  # of MS-DOS, in a zip entry's external attributes
+FORMAT = 1  # of what this project writes beside the weights
 WEIGHTS = ("model", "ema")  # which a detector may take of a file
 AVERAGE = "ema_state"  # moving average, as in EVA's published files (EVA-02/det, modeling/ema.py)
 _CONVERT = "python converter.py --source-model {} --output-model OUT.pth --config-file YOUR_RECIPE"
@@ -114,9 +115,19 @@ def write(
                     torch.save(dict(content), file)
             if before_rename is not None:
                 before_rename(partial)
-    except (OSError, safetensors.SafetensorError) as error:
-        text = f"output {path}: it cannot be written ({error}). Check space and rights of its disk."
-        raise InputError(text) from error
+    except (OSError, RuntimeError, safetensors.SafetensorError) as error:
+        cause = _first_os_error(error)
+        if cause is None and not isinstance(error, safetensors.SafetensorError):
+            raise
+        text = f"output {path}: it cannot be written ({cause or error}). Check space and rights "
+        raise InputError(f"{text}of its disk.") from error
+
+
+def _first_os_error(error: BaseException | None) -> OSError | None:
+    """The disk's own error: torch's zip writer raises a RuntimeError of its own on top of it."""
+    while error is not None and not isinstance(error, OSError):
+        error = error.__context__
+    return error
 
 
 def check_writable(path: str | Path) -> None:
@@ -148,6 +159,10 @@ def weights_of(
         got = f"the keys {some(content)}"
         fail(source, expected='{"model": {name: tensor}}', got=got, remedy=remedy)
     about = content.get("vitdet")
+    if isinstance(about, dict) and about.get("format", FORMAT) != FORMAT:
+        got = f"format {about['format']!r:.50}"
+        remedy = "It is of another version of vitdet: use that one."
+        fail(source, expected=f"format {FORMAT}", got=got, remedy=remedy)
     names = about.get("initialised", []) if isinstance(about, dict) else []
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         remedy = "Convert the file again."
@@ -215,6 +230,18 @@ def load_weights(
         InputError: a name or a shape differs. The line says why: another number of classes,
             another size, another format.
     """
+    check_fits(model, state_dict, source=source, initialised=initialised)
+    model.load_state_dict(_with_own_rows(model, state_dict, initialised, source), strict=False)
+
+
+def check_fits(
+    model: nn.Module,
+    state_dict: Mapping[str, torch.Tensor],
+    *,
+    source: str,
+    initialised: Collection[str] = (),
+) -> None:
+    """Raise what `load_weights` raises; a model on the meta device will do."""
     target = {name: tuple(value.shape) for name, value in model.state_dict().items()}
     given = {name: tuple(value.shape) for name, value in state_dict.items()}
     if not given.keys() & target.keys():
@@ -233,7 +260,6 @@ def load_weights(
         expected = f"the model's {len(target)}"
         remedy = _remedy(missing, unexpected, source)
         fail(f"{source}: names", expected=expected, got=got, remedy=remedy)
-    model.load_state_dict(_with_own_rows(model, state_dict, allowed, source), strict=False)
 
 
 def _with_own_rows(

@@ -18,6 +18,7 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 
 from vitdet.lazy_calls import arguments, check_calls
+from vitdet.plain_recipes import plain_recipe
 from vitdet.settings import OPTIONAL_TRAIN_KEYS
 from vitdet.utils import durations
 from vitdet.utils.checks import InputError, fail, nearest
@@ -27,6 +28,7 @@ __all__ = [
     "KEYS",
     "backbone_settings",
     "build_model",
+    "config_of",
     "config_text",
     "instantiate",
     "load_config",
@@ -38,13 +40,17 @@ __all__ = [
 KEYS = ("model", "dataloader", "optimizer", "schedule", "train")
 
 
-def load_config(path: str | Path, overrides: Sequence[str] = ()) -> DictConfig:
+def load_config(
+    path: str | Path, overrides: Sequence[str] = (), *, trust: bool = False
+) -> DictConfig:
     """Read a recipe and change values in it.
 
     Args:
-        path: a LazyConfig `.py` file, or a `.yaml` file that `save_config` wrote.
+        path: a LazyConfig `.py` file, which is run; or a `.yaml` file that `save_config` wrote,
+            which is plain data (`vitdet.plain_recipes`).
         overrides: "dotted.key=value" each; the value is YAML ("1e-4", "[1, 2]", "null", "true").
             A key must exist, or be an argument of the callable that its node describes.
+        trust: build what a .yaml names outside this project, too: it may run code of its author.
 
     Returns:
         The recipe, with its interpolations unresolved.
@@ -60,22 +66,33 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> DictConfig:
         close = nearest(str(path), here)
         hint = f"Did you mean {close}?" if close else "Recipes lie under configs/."
         fail("--config-file", expected="a file", got=str(path), remedy=hint)
-    cfg = _read(path)
+    return _changed(_read(path, trust), overrides)
+
+
+def config_of(content: dict[str, Any], overrides: Sequence[str] = ()) -> DictConfig:
+    """Return the recipe that a YAML text gave as plain data, values changed as in `load_config`."""
+    return _changed(OmegaConf.create(content), overrides)
+
+
+def _changed(cfg: DictConfig, overrides: Sequence[str]) -> DictConfig:
     for override in overrides:
         _override(cfg, override)
     check_calls(cfg)
     return cfg
 
 
-def _read(path: Path) -> DictConfig:
+def _read(path: Path, trust: bool) -> DictConfig:
+    if path.suffix in (".yaml", ".yml"):
+        try:
+            text = path.read_text(encoding="utf-8")
+        except UnicodeDecodeError as error:
+            raise InputError(f"{path}: it is no text ({error}). Correct the file.") from error
+        return OmegaConf.create(plain_recipe(text, str(path), trust=trust))
+    if path.suffix != ".py":
+        raise InputError(f"{path}: expected a .py or .yaml file. Recipes lie under configs/.")
     try:
-        if path.suffix in (".yaml", ".yml"):
-            content = yaml.safe_load(path.read_text())
-            if not isinstance(content, dict):
-                raise InputError(f"{path}: expected a mapping at the top, got {type(content)}.")
-            return OmegaConf.create(content, flags={"allow_objects": True})
         loaded = LazyConfig.load(str(path))
-    except (SyntaxError, yaml.YAMLError, ImportError, AssertionError, NameError) as error:
+    except (SyntaxError, ImportError, AssertionError, NameError) as error:
         what = f"{path}: {type(error).__name__}: {error}"
         fail(what, expected="a recipe that loads", got="this error", remedy="Correct the file.")
     assert isinstance(loaded, DictConfig)  # load() without keys returns the whole file

@@ -53,7 +53,7 @@ def quick_recipe(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     cfg = vitdet.config.load_config(path)
     with torch.device("meta"):
         model = ViT(**SIZES)
-    monkeypatch.setattr(vitdet.config, "load_config", lambda *_: cfg)
+    monkeypatch.setattr(vitdet.config, "load_config", lambda *_, **__: cfg)
     monkeypatch.setattr(vitdet.config, "build_model", lambda *_, **__: model)
     return path
 

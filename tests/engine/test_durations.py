@@ -124,7 +124,7 @@ def test_words_become_images(tmp_path):
         "schedule.warmup": "10 iterations = 40 images",
     }
     save_config(cfg, tmp_path / "config.yaml")
-    again = load_config(tmp_path / "config.yaml")
+    again = load_config(tmp_path / "config.yaml", trust=True)
     assert resolve(again, Images(1000)) == {}
 
 
@@ -147,7 +147,7 @@ def test_epochs_stretch_what_is_a_number_and_leave_text_its_meaning(tmp_path):
     assert (cfg.train.checkpoint_every, cfg.train.eval_every) == (80, 200)
     assert notes["train.epochs"] == "2.5 x 320 images = 800 images"
     save_config(cfg, tmp_path / "config.yaml")
-    again = load_config(tmp_path / "config.yaml")
+    again = load_config(tmp_path / "config.yaml", trust=True)
     assert set(resolve(again, Images(320))) == {"train.epochs"}  # and nothing more
     assert again.train.num_images == 800
     resolve(again, Images(640))  # the same recipe for twice the data
@@ -196,7 +196,7 @@ def test_a_training_in_words(tmp_path):
     assert "train.num_images: 3 iterations = 12 images" in log
     assert "12/12 images" in log
     assert (tmp_path / "model_000000008.pth").exists()  # the first step past 6 images
-    saved = load_config(tmp_path / "config.yaml")
+    saved = load_config(tmp_path / "config.yaml", trust=True)
     assert (saved.train.num_images, saved.train.checkpoint_every) == (12, 6)
     text = (tmp_path / "config.yaml").read_text()
     assert text.startswith("# train.num_images: 3 iterations = 12 images\n")

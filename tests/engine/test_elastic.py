@@ -9,10 +9,9 @@ import pytest
 import torch
 from detectron2.config import LazyCall as L
 from test_launch import PROJECT, environment
-from tiny_recipe import recipe, rectangles, write_recipe
+from tiny_recipe import own_recipe, recipe, rectangles, write_recipe
 
 from vitdet import checkpoint
-from vitdet.config import save_config
 
 
 def torchrun(config: Path, *arguments: str, restarts: int) -> subprocess.CompletedProcess[str]:
@@ -35,8 +34,7 @@ def mortal(folder: Path, dies_at: int) -> Path:
     cfg.dataloader.train = L(parallel_workers.MortalLoader)(
         dataset=L(rectangles)(), total_batch_size=4, folder=str(folder), dies_at=dies_at, seed=3
     )
-    save_config(cfg, folder / "recipe.yaml")
-    return folder / "recipe.yaml"
+    return own_recipe(cfg, folder / "recipe.yaml")
 
 
 @pytest.mark.slow

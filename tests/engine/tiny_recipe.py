@@ -24,7 +24,7 @@ from detectron2.modeling.roi_heads import (
     StandardROIHeads,
 )
 from detectron2.structures import BitMasks, Boxes, Instances
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 
 from vitdet.backbones.vit import ViT
 from vitdet.config import save_config
@@ -257,5 +257,20 @@ def recipe(output_dir: Path, **train):
 
 
 def write_recipe(path: Path, output_dir: Path, **train) -> Path:
-    save_config(recipe(output_dir, **train), path)
-    return path
+    """Write the recipe to a .yaml; return the path of one in Python beside it that reads it.
+
+    The parts are the tests' own, and a .yaml alone may name those of configs/ only.
+    """
+    return own_recipe(recipe(output_dir, **train), path)
+
+
+def own_recipe(cfg: DictConfig, path: Path) -> Path:
+    """Do so with a recipe that is there."""
+    save_config(cfg, path)
+    script = path.with_suffix(".py")
+    script.write_text(
+        "from vitdet.config import KEYS, load_config\n"
+        f"_cfg = load_config({str(path)!r}, trust=True)\n"
+        "model, dataloader, optimizer, schedule, train = (_cfg[key] for key in KEYS)\n"
+    )
+    return script

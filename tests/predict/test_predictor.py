@@ -509,7 +509,7 @@ def test_a_mapper_that_tells_no_augmentations_is_refused(drawn_run, tmp_path):
     cfg.dataloader.test.mapper = {"_target_": "builtins.dict"}
     save_config(cfg, tmp_path / "own.yaml")
     with pytest.raises(InputError, match=r"dataloader\.test\.mapper of .*, got dict\. Use config"):
-        Predictor.from_checkpoint(drawn_run.weights, config=tmp_path / "own.yaml")
+        Predictor.from_checkpoint(drawn_run.weights, config=tmp_path / "own.yaml", trust=True)
 
 
 def test_the_door_is_lazy():

@@ -85,12 +85,6 @@ COMMANDS = (
         status="the file does not find what the model finds, and is not written",
     ),
     Command(
-        name="replay",
-        what="run the batch of a bad training step again, image by image",
-        home="replay",
-        status="all is finite with these weights",
-    ),
-    Command(
         name="report",
         what="write a page about a run: AP, curves, errors and the worst images",
         home="report",

@@ -184,7 +184,7 @@ def _for_recipe(args: argparse.Namespace, content: Mapping[str, Any]) -> tuple[W
     """Convert the file for the recipe's model, and its head for other classes if asked."""
     from vitdet.config import load_config, model_settings  # detectron2 takes seconds to import
 
-    cfg = load_config(args.config_file, args.overrides)
+    cfg = load_config(args.config_file, args.overrides, trust=args.trust)
     source, lists = str(args.source_model), None
     if args.target_classes:
         lists = _class_lists(args, content)

@@ -16,6 +16,7 @@ from vitdet.data.prepare import prepare_part
 from vitdet.engine.inference import TestSet
 from vitdet.engine.logs import logging_to
 from vitdet.engine.record import write_results
+from vitdet.predict.loading import building, check_test_data
 from vitdet.predict.predictor import Predictor
 from vitdet.settings import optional
 from vitdet.utils.precision import PRECISIONS
@@ -60,10 +61,13 @@ def run(args: argparse.Namespace) -> int:
     make_folder(args.out)
     if args.data is not None:
         cfg.dataloader.test.dataset = _dataset(args)
+    elif not args.trust:
+        check_test_data(cfg, str(args.weights))
     plain = predictor.tta is None and predictor.slices is None
     detector = predictor.detector if plain else _Through(predictor)
     with logging_to() as log_to:
-        test = TestSet(cfg, expected_classes=predictor.class_names)
+        with building(str(args.weights)):
+            test = TestSet(cfg, expected_classes=predictor.class_names)
         log_to(args.out / "log.txt")
         prefix = "ema/" if args.use == "ema" else ""
         results = test.evaluate(detector, predictor.precision, prefix)

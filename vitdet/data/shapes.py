@@ -75,11 +75,17 @@ def shapes_dataset(
             got=f"split={split!r}, num_images={num_images}, size={size}",
             remedy="Correct the value.",
         )
-    name = f"shapes_v{_VERSION}_{split}_{num_images}x{size}px_seed{seed}"
-    folder = Path(root) / name
+    folder = drawn_folder(root, split, num_images=num_images, size=size, seed=seed)
     if not folder.is_dir():
         _draw_folder(folder, split, num_images, size, seed)
-    return coco_dataset(folder / "instances.json", folder / "images", name)
+    return coco_dataset(folder / "instances.json", folder / "images", folder.name)
+
+
+def drawn_folder(
+    root: str | Path, split: str, *, num_images: int, size: int = 128, seed: int = 0
+) -> Path:
+    """Return the folder of what `shapes_dataset` gives, which may not be there yet."""
+    return Path(root) / f"shapes_v{_VERSION}_{split}_{num_images}x{size}px_seed{seed}"
 
 
 def draw_image(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -60,10 +59,15 @@ def save_for_inference(
         weights=weights,
         trust=trust,
     )
-    about: dict[str, Any] = {**loaded.note, "weights": weights}
-    about |= {"class_names": list(loaded.class_names), "class_ids": list(loaded.class_ids)}
-    if config is not None or overrides or "config" not in about:
-        about["config"] = config_text(loaded.cfg)
-    plain = json.loads(json.dumps(about, default=str))  # as a .safetensors file will hold it
-    checkpoint.write(output, {"model": loaded.detector.state_dict(), "vitdet": plain})
+    about: dict[str, Any] = {
+        "format": checkpoint.FORMAT,
+        "class_names": list(loaded.class_names),
+        "class_ids": list(loaded.class_ids),
+        "config": config_text(loaded.cfg),
+        "weights": weights,
+    }
+    versions = loaded.note.get("environment")
+    if isinstance(versions, dict) and all(isinstance(each, str) for each in versions.values()):
+        about["environment"] = {str(name): text for name, text in versions.items()}
+    checkpoint.write(output, {"model": loaded.detector.state_dict(), "vitdet": about})
     return output

@@ -3,33 +3,38 @@
 from __future__ import annotations
 
 import logging
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from detectron2.data import MetadataCatalog
-from detectron2.utils.registry import locate
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 from torch import nn
+from torch.nn.modules.module import (
+    register_module_buffer_registration_hook,
+    register_module_module_registration_hook,
+    register_module_parameter_registration_hook,
+)
 
 from vitdet import checkpoint
-from vitdet.config import build_model, instantiate, load_config, set_num_classes
-from vitdet.data.shapes import CLASSES
-from vitdet.utils.checks import fail
+from vitdet.config import build_model, config_of, instantiate, load_config, set_num_classes
+from vitdet.data.shapes import CLASSES, drawn_folder
+from vitdet.plain_recipes import recipe_of_file
+from vitdet.utils.checks import InputError, fail
 
 logger = logging.getLogger(__name__)
 
-# What a recipe out of a file may build: a name of these packages that is defined in them. Others
-# could be anything ("os.system"), and a checkpoint may come from anyone.
-_OURS = ("backbones", "pyramid", "heads", "layers", "data", "evaluation")
-_KNOWN = (
-    *(f"vitdet.{name}" for name in _OURS),
-    *("detectron2.modeling", "detectron2.layers", "detectron2.data.transforms", "torch.nn"),
+# What parts raise that are given values which they cannot take.
+_FAILURES = (
+    *(TypeError, ValueError, LookupError, AttributeError, ArithmeticError, AssertionError),
+    *(RuntimeError, MemoryError, ImportError, OmegaConfBaseException),
 )
+_DRAWN = "datasets/shapes"  # in configs/mini
+_MAX_ELEMENTS = 1 << 28  # that a model may have beyond twice those of its file
 
 
 @dataclass(frozen=True)
@@ -72,8 +77,8 @@ def load(
         overrides: "dotted.key=value", changes to the recipe.
         class_names: for files that hold none, or {category id: name}.
         weights: "model", or "ema" for the moving average of a run with train.ema_decay.
-        trust: build parts that the file's recipe names outside vitdet and detectron2, and open a
-            torch file of more than tensors: both may run code of the file's author.
+        trust: take a recipe of more than plain data (`vitdet.plain_recipes`), and open a torch
+            file of more than tensors: both may run code of the file's author.
 
     Raises:
         InputError: no recipe or class names, another size, an untrained file.
@@ -83,13 +88,15 @@ def load(
     about = note_of(content)
     cfg = recipe_of(content, source, config=config, overrides=overrides, trust=trust)
     names, ids = _classes(cfg, about, class_names, source)
-    set_num_classes(cfg, len(names))
-    detector = build_model(cfg.model, device=device)
     wanted = checkpoint.chosen(content, weights, source=source)
     checkpoint.check_trained(wanted, source=source)
     state, _ = checkpoint.weights_of(wanted, source=source)
+    with building(source):
+        set_num_classes(cfg, len(names))
+        check_size(cfg.model, state, source)
+        detector = build_model(cfg.model, device=device)
+        mapper = instantiate(cfg.dataloader.test.get("mapper"))
     checkpoint.load_weights(detector, state, source=source)
-    mapper = instantiate(cfg.dataloader.test.get("mapper"))
     if not hasattr(mapper, "augmentations") or not hasattr(mapper, "image_format"):
         fail(
             f"dataloader.test.mapper of {source}",
@@ -116,14 +123,14 @@ def recipe_of(
 ) -> DictConfig:
     """Return the recipe of a file's content, or the one that is given instead.
 
-    Of a file's recipe come the keys `model`, `train`, and `dataloader` without its training half.
+    Of a file's recipe comes what predicting and evaluating need, see `vitdet.plain_recipes`.
 
     Raises:
-        InputError: the file holds none, it is no recipe of a detector, or it names parts that are
-            neither vitdet's nor detectron2's and the file is not trusted.
+        InputError: the file holds none, it is no recipe of a detector, or it is more than plain
+            data and the file is not trusted.
     """
     if config is not None:
-        cfg = load_config(config, overrides)
+        cfg = load_config(config, overrides, trust=trust)
     else:
         text = note_of(content).get("config")
         if not isinstance(text, str):
@@ -134,66 +141,77 @@ def recipe_of(
                 remedy="Name the recipe that the weights are for: config=..., or --config-file on "
                 "the command line (configs/; `vitdet inspect FILE` tells which fit).",
             )
-        cfg = _of_text(text, source, overrides, trust=trust)
-    if "model" not in cfg or "dataloader" not in cfg:
+        content = recipe_of_file(text, f"recipe in {source}", trust=trust)
+        cfg = config_of(content, overrides)
+    if "model" not in cfg or not isinstance(OmegaConf.select(cfg, "dataloader.test"), DictConfig):
         got = f"the keys {', '.join(map(str, cfg))}"
         remedy = "Take the recipe of a detector; configs/backbones has parts for other projects."
-        fail(f"recipe of {source}", expected="model and dataloader", got=got, remedy=remedy)
+        fail(f"recipe of {source}", expected="model and dataloader.test", got=got, remedy=remedy)
     return cfg
 
 
-def _of_text(text: str, source: str, overrides: Sequence[str], *, trust: bool) -> DictConfig:
-    """Return what predicting and evaluating need of a recipe's text, checked before loading."""
+@contextmanager
+def building(source: str) -> Iterator[None]:
+    """Make one line of whatever fails while parts are built that a recipe out of a file names."""
     try:
-        whole = yaml.safe_load(text)
-    except yaml.YAMLError:
-        whole = None
-    if not isinstance(whole, dict) or not isinstance(whole.get("dataloader"), dict):
-        remedy = "Give the recipe: config=..., or --config-file on the command line."
-        fail(f"recipe in {source}", expected="model and dataloader", got="none", remedy=remedy)
-    data = {key: value for key, value in whole["dataloader"].items() if key != "train"}
-    needed = {key: value for key, value in whole.items() if key in ("model", "train")}
-    needed["dataloader"] = data
-    if not trust:
-        _check_parts(needed, source)
-    with tempfile.TemporaryDirectory() as folder:
-        file = Path(folder) / "config.yaml"
-        file.write_text(yaml.safe_dump(needed), encoding="utf-8")
-        return load_config(file, overrides)
+        yield
+    except InputError:
+        raise
+    except _FAILURES as error:
+        what = (
+            f"the recipe of {source}: its parts cannot be built ({type(error).__name__}: {error})"
+        )
+        raise InputError(f"{what}. Use another file, or give its recipe.") from error
 
 
-def _check_parts(recipe: Mapping[str, Any], source: str) -> None:
-    """Refuse a recipe that would call anything but parts of a detector and its test data."""
-    for target in sorted(set(_targets(recipe))):
-        if not _is_known(target):
-            fail(
-                f"recipe in {source}",
-                expected="parts of this vitdet and detectron2 only",
-                got=target,
-                remedy="Only if you trust its author: trust=True (--trust) builds it, and may run "
-                "code of theirs. Or give a recipe of your own with config=.",
-            )
+def check_size(model: DictConfig, state: Mapping[str, torch.Tensor], source: str) -> None:
+    """Raise an InputError unless a model has the weights of a file; it takes no memory for them.
 
+    Args:
+        model: the `model` node of a recipe.
+        state: the weights.
+        source: their file.
+    """
+    most = 2 * sum(tensor.numel() for tensor in state.values()) + _MAX_ELEMENTS
+    left = {"elements": most, "modules": 20 * len(state) + 2_000}
 
-def _targets(node: Any) -> Iterator[str]:
-    if isinstance(node, dict):
-        if "_target_" in node:
-            yield str(node["_target_"])
-        node = list(node.values())
-    for item in node if isinstance(node, list) else ():
-        yield from _targets(item)
+    def count(what: str, number: int) -> None:
+        left[what] -= number
+        if left[what] < 0:
+            text = f"{source}: its recipe describes a model of far more {what} than its weights"
+            raise InputError(f"{text}, at least {most if what == 'elements' else number}.")
 
+    def count_tensor(*given: Any) -> None:  # module, name, tensor or None
+        count("elements", 0 if given[2] is None else given[2].numel())
 
-def _is_known(target: str) -> bool:
-    """Whether a dotted name is defined in one of the packages (and not only visible in it)."""
-    if not any(target.startswith(f"{package}.") for package in _KNOWN):
-        return False
+    hooks = (
+        register_module_parameter_registration_hook(count_tensor),
+        register_module_buffer_registration_hook(count_tensor),
+        register_module_module_registration_hook(lambda *_: count("modules", 1)),
+    )
     try:
-        found = locate(target)
-    except ImportError:
-        return False
-    home = f"{getattr(found, '__module__', '')}."
-    return callable(found) and any(home.startswith(f"{package}.") for package in _KNOWN)
+        checkpoint.check_fits(build_model(model, device="meta"), state, source=source)
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def check_test_data(cfg: DictConfig, source: str) -> None:
+    """Raise an InputError unless the test data of a recipe from elsewhere are only read.
+
+    Drawn data are written where they are not there yet, so they have to be there, or to go where
+    the recipes of configs/ draw them.
+    """
+    node = OmegaConf.select(cfg, "dataloader.test.dataset")
+    if not isinstance(node, DictConfig):
+        raise InputError(f"the recipe of {source} names no test data. Give data with --data.")
+    if str(node.get("_target_")).endswith(".shapes_dataset") and node.get("root") != _DRAWN:
+        with building(source):
+            arguments = {str(name): node[name] for name in node if name != "_target_"}
+            folder = drawn_folder(**arguments)
+        if not folder.is_dir():
+            text = f"the recipe of {source} draws its test data into {folder}, which is not there"
+            raise InputError(f"{text}. Give data with --data, or trust its author: --trust.")
 
 
 def _classes(

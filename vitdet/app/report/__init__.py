@@ -30,6 +30,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=Path,
         help="results in COCO's format; left out: the weights run over the test data once",
     )
+    parser.add_argument(
+        "--trust", action="store_true", help="build parts of the run's recipe from outside vitdet"
+    )
     parser.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto")
 
 
@@ -52,7 +55,7 @@ def run(args: argparse.Namespace) -> int:
     if not out.parent.is_dir():
         got = f"no folder {out.parent}"
         fail(f"--out {out}", expected="a folder that exists", got=got, remedy="Make it first.")
-    found = read_run(args.run_folder, args.predictions, args.device)
+    found = read_run(args.run_folder, args.predictions, args.device, trust=args.trust)
     write_page(found, out, args.iou_type, args.threshold, args.images)
     print(f"report: {out} ({out.stat().st_size / 1e6:.1f} MB)")
     return 0

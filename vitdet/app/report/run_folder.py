@@ -10,10 +10,12 @@ from typing import Any
 
 from omegaconf import DictConfig
 
+from vitdet import checkpoint
 from vitdet.app.report.matching import Json, Scene, scenes
 from vitdet.config import load_config
 from vitdet.engine.inference import TestSet
 from vitdet.engine.run import evaluate
+from vitdet.predict.loading import building, check_size, check_test_data
 from vitdet.scores import read_truth
 from vitdet.utils.checks import fail
 
@@ -50,23 +52,25 @@ class Run:
         """Return the test images with what is there and what was found, by boxes or by masks."""
         data = self.dataset
         return scenes(
-            read_truth(data.json_file),
+            data.truth or read_truth(data.json_file),
             self.predictions,
             iou_type,
             self.cfg.dataloader.evaluator.get("max_dets", 100),
             style=data.style,
             image_ids=[record["image_id"] for record in data.records],
-            dropped=data.dropped,
         )
 
 
-def read_run(folder: Path, predictions: Path | None = None, device: str = "auto") -> Run:
+def read_run(
+    folder: Path, predictions: Path | None = None, device: str = "auto", *, trust: bool = False
+) -> Run:
     """Read a run's folder, and run its weights over its test data once more for the predictions.
 
     Args:
         folder: the run's `train.output_dir`.
         predictions: a file in COCO's result format to take instead of running the weights.
         device: "auto", "cpu" or "cuda".
+        trust: build what the recipe names outside vitdet, too: it may run code of its author.
 
     Raises:
         InputError: a file that is missing or damaged, or data that is not there.
@@ -82,7 +86,11 @@ def read_run(folder: Path, predictions: Path | None = None, device: str = "auto"
                 remedy="Give train.output_dir of a run that was evaluated: training ends with it, "
                 "and train_net.py --eval-only --resume does it again.",
             )
-    cfg = load_config(config)
+    cfg = load_config(config, trust=trust)
+    if not trust:
+        check_test_data(cfg, str(config))
+    with building(str(config)):
+        dataset = TestSet(cfg).dataset
     content = _json(results_file)
     if not isinstance(content, dict) or not content.get("results"):
         remedy = "Evaluate the run again."
@@ -105,7 +113,7 @@ def read_run(folder: Path, predictions: Path | None = None, device: str = "auto"
         checkpoint=content["checkpoint"],
         metrics=_json_lines(lines) if lines.is_file() else [],
         environment=_json(environment) if environment.is_file() else {},
-        dataset=TestSet(cfg).dataset,
+        dataset=dataset,
         predictions=found,
     )
 
@@ -118,6 +126,9 @@ def _weights(folder: Path, name: str) -> Path:
 def _predict(cfg: DictConfig, weights: Path, device: str) -> list[Json]:
     """Evaluate as the run did, in a folder of its own: nothing in the run's folder changes."""
     cfg = cfg.copy()
+    state, _ = checkpoint.weights_of(checkpoint.read(weights), source=str(weights))
+    with building(str(weights)):
+        check_size(cfg.model, state, str(weights))
     with tempfile.TemporaryDirectory(prefix="vitdet-report-") as temporary:
         cfg.train.output_dir = temporary
         cfg.train.init_checkpoint = str(weights)

@@ -1,0 +1,417 @@
+"""A recipe that came from elsewhere is plain data: no place in it runs, opens or asks for anything.
+
+Each attack changes the recipe of a real checkpoint. It stands in every file that a command takes a
+recipe from, and a canary says whether it ran.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import os
+import re
+import shutil
+import socket
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+
+import converter
+import train_net
+from vitdet import checkpoint
+from vitdet.app import cli
+from vitdet.config import config_text
+from vitdet.plain_recipes import plain_recipe, recipe_of_file
+from vitdet.predict.loading import load
+from vitdet.utils.checks import InputError
+
+CONFIGS = Path(__file__).resolve().parents[1] / "configs"
+Recipe = dict[str, Any]
+
+
+# --- attacks ----------------------------------------------------------------------------------
+
+
+def _at(path: str, value: Any) -> Callable[[Recipe, str], None]:
+    """Return the change that puts a value at a path; COMMAND in it touches the canary."""
+
+    def change(recipe: Recipe, command: str) -> None:
+        *parents, last = path.split(".") if path else [""]
+        node = recipe
+        for part in parents:
+            node = node[part]
+        node[last] = yaml.safe_load(json.dumps(value).replace("COMMAND", command))
+
+    return change
+
+
+RUN = {"_target_": "os.system", "command": "COMMAND"}
+CREATE = "${oc.create:{_target_:os.system,command:'COMMAND'}}"
+MAPPER = "dataloader.test.mapper.image_format"
+NETWORK = {
+    "_target_": "vitdet.data.images.read_image",
+    "record": {"file_name": "http://HOST/x.jpg"},
+}
+SHAPES = {"_target_": "vitdet.data.shapes.shapes_dataset", "root": "FOLDER", "split": "val"}
+SHAPES |= {"num_images": 1}
+# the ones that run code, open a file or ask the network today, one of each kind
+RUNNING: dict[str, Callable[[Recipe, str], None]] = {
+    "a target": _at("model.anything", RUN),
+    "a target in a list": _at("model.pixel_mean", [1, [RUN]]),
+    "a target as a target": _at(MAPPER, {"_target_": RUN}),
+    "a target that is made": _at(
+        "model._target_", {"_target_": "pydoc.locate", "path": "os.system"}
+    ),
+    "a target in train": _at("train.seed", RUN),
+    "a target as the loader": _at("dataloader.test", RUN),
+    "a target as the evaluator": _at("dataloader.evaluator", RUN),
+    "oc.create": _at(MAPPER, CREATE),
+    "oc.create of the data": _at("dataloader.test.dataset", CREATE),
+    "oc.create in a key": _at("model", {CREATE: 1, "_target_": "detectron2.modeling.FPN"}),
+    "oc.env": _at("model.input_format", "${oc.env:TRUST_SECRET}"),
+    "a name that imports": _at(
+        MAPPER,
+        {"_target_": "torch.nn.attention._fa3._fa3_import_module", "module_path": "trust_canary"},
+    ),
+    "an image of the network": _at(MAPPER, NETWORK),
+    "a data set that is drawn": _at(MAPPER, SHAPES),
+}
+# ... and what else a saved recipe could not have
+ODD: dict[str, Callable[[Recipe, str], None]] = {
+    "a known name in another place": _at("model.x", {"_target_": "vitdet.optim.adamw"}),
+    "a function beside the known ones": _at("model.x", {"_target_": "detectron2.layers.get_norm"}),
+    "a module": _at("model.x", {"_target_": "vitdet.heads"}),
+    "a target of no text": _at("model.x", {"_target_": 3}),
+    "a target of nothing": _at("model.x", {"_target_": None}),
+    "a class of torch": _at(
+        MAPPER, {"_target_": "torch.nn.Linear", "in_features": 200_000, "out_features": 200_000}
+    ),
+    "oc.decode": _at("model.input_format", "${oc.decode:${train.device}}"),
+    "oc.select": _at("train.device", "${oc.select:model}"),
+    "a relative reference": _at("model.input_format", "${.pixel_mean}"),
+    "an address": _at("dataloader.test.dataset.json", "http://example.org/a.json"),
+    "an address as a folder": _at("train.output_dir", "s3://bucket/a"),
+    "a path in the model": _at("model.input_format", "/etc/passwd"),
+    "a long text": _at("model.input_format", "x" * 5_000),
+    "a line break": _at("train.output_dir", "a\nb"),
+    "an escape": _at("dataloader.test.dataset.root", "\x1b[2J"),
+    "a large number": _at("model.backbone.square_pad", 10**9),
+    "a large size": _at("dataloader.test.mapper.augmentations.height", 100_000),
+    "many workers": _at("dataloader.test.num_workers", 10_000),
+    "a large float": _at("model.pixel_mean", [1e300]),
+    "depth": _at("model.backbone.net.depth", 100_000),
+    "a long list": _at("model.pixel_mean", [1.0] * 1_000),
+    "a key of two words": _at("model", {"a b": 1}),
+}
+LINE = "train:\n"
+TEXTS: dict[str, Callable[[str], str]] = {
+    "an object of Python": lambda t: t.replace(
+        LINE, LINE + "  x: !!python/object/apply:os.getcwd []\n"
+    ),
+    "a name of Python": lambda t: t.replace(LINE, LINE + "  x: !!python/name:os.system\n"),
+    "aliases": lambda t: t.replace(LINE, LINE + "  a: &a [1, 2]\n  b: *a\n"),
+    "an alias bomb": lambda t: (
+        t
+        + "a0: &a0 [x, x]\n"
+        + "".join(f"a{i + 1}: &a{i + 1} [{', '.join([f'*a{i}'] * 9)}]\n" for i in range(12))
+    ),
+    "merged keys": lambda t: (
+        t
+        + "a0: &a0 {x: 1}\n"
+        + "".join(f"a{i + 1}: &a{i + 1}\n  <<: [{', '.join([f'*a{i}'] * 9)}]\n" for i in range(9))
+    ),
+    "a list in itself": lambda t: t.replace(LINE, LINE + "  a: &a [*a]\n"),
+    "deep": lambda t: t.replace(LINE, LINE + "  a: " + "[" * 20_000 + "]" * 20_000 + "\n"),
+    "many nodes": lambda t: t.replace(LINE, LINE + "  a: [" + "1," * 40_000 + "]\n"),
+    "long": lambda t: t + "#" * 10_000_000,
+    "a number of many digits": lambda t: t.replace(LINE, LINE + f"  a: {'9' * 6_000}\n"),
+    "an infinite number": lambda t: t.replace(LINE, LINE + "  a: -.inf\n"),
+    "no number": lambda t: t.replace(LINE, LINE + "  a: .nan\n"),
+    "a number as a key": lambda t: t.replace(LINE, LINE + "  7: 1\n"),
+    "a date": lambda t: t.replace(LINE, LINE + "  a: 2020-01-01\n"),
+    "no date": lambda t: t.replace(LINE, LINE + "  a: 2020-99-99\n"),
+    "an empty number": lambda t: t.replace(LINE, LINE + "  a: !!int ''\n"),
+    "no truth": lambda t: t.replace(LINE, LINE + "  a: !!bool maybe\n"),
+    "a time of nothing": lambda t: t.replace(LINE, LINE + "  a: !!timestamp x\n"),
+    "bytes": lambda t: t.replace(LINE, LINE + "  a: !!binary aGk=\n"),
+    "a set": lambda t: t.replace(LINE, LINE + "  a: !!set {b}\n"),
+    "a key that is a list": lambda t: t.replace(LINE, LINE + "  ? [a]\n  : 1\n"),
+    "a zero character": lambda t: t.replace(LINE, LINE + "  a: \0\n"),
+    "two documents": lambda t: t + "\n---\na: 1\n",
+    "a list": lambda _: "[1, 2]",
+    "nothing": lambda _: "",
+    "no YAML": lambda _: "a: [",
+    "parts that are no groups": lambda _: "model: a\ndataloader: b\n",
+}
+
+
+@pytest.fixture(scope="module")
+def whole(drawn_run) -> str:
+    return config_text(drawn_run.cfg)
+
+
+@pytest.mark.parametrize("name", [*RUNNING, *ODD, *TEXTS])
+def test_an_attack_is_one_line_at_once(whole: str, name: str) -> None:
+    if name in TEXTS:
+        text = TEXTS[name](whole)
+    else:
+        recipe = yaml.safe_load(whole)
+        (RUNNING | ODD)[name](recipe, "exit")
+        text = yaml.safe_dump(recipe, sort_keys=False)
+    readers = [recipe_of_file] + [plain_recipe] * (name != "parts that are no groups")
+    for read in readers:
+        started = time.process_time()
+        with pytest.raises(InputError) as caught:
+            read(text, "theirs.pth")
+        assert time.process_time() - started < 10
+        assert "theirs.pth" in str(caught.value)
+        assert str(caught.value).isprintable()
+        assert len(str(caught.value)) < 2_000
+
+
+# --- every command and every file ---------------------------------------------------------------
+
+
+@pytest.fixture
+def canary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A folder that stays empty: code, imports and drawn data would leave something in it."""
+    folder = tmp_path / "canary"
+    folder.mkdir()
+    place = tmp_path / "cwd"
+    place.mkdir()
+    (place / "trust_canary.py").write_text(f"open({str(folder / 'imported')!r}, 'w')\n")
+    monkeypatch.chdir(place)
+    monkeypatch.syspath_prepend(place)
+    monkeypatch.setenv("TRUST_SECRET", "s3cr3t")
+
+    def no_network(*_: object) -> None:
+        (folder / "network").touch()
+        raise OSError("no network in this test")
+
+    monkeypatch.setattr(socket, "getaddrinfo", no_network)
+    monkeypatch.setattr(socket.socket, "connect", no_network)
+    yield folder
+    assert list(folder.iterdir()) == []
+
+
+def _texts(whole: str, canary: Path) -> dict[str, str]:
+    """Return the recipe's text with each attack that would run."""
+    found = {}
+    for name, change in RUNNING.items():
+        recipe = yaml.safe_load(whole)
+        change(recipe, f"touch {canary}/ran")
+        text = yaml.safe_dump(recipe, sort_keys=False)
+        found[name] = text.replace("FOLDER", str(canary / "drawn")).replace("HOST", "localhost:9")
+    return found
+
+
+def _refused(command: Callable[[], object], capsys: pytest.CaptureFixture[str]) -> str:
+    assert command() == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ")
+    assert error.count("\n") == 1
+    assert "s3cr3t" not in error
+    return error
+
+
+def _train_net(*words: object) -> int:
+    try:
+        train_net.main(train_net.parse([str(word) for word in words]))
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
+def test_no_command_runs_what_a_checkpoint_says(drawn_run, whole, canary, capsys, suffix) -> None:
+    content = checkpoint.read(drawn_run.weights)
+    theirs, out = canary.parent / f"theirs{suffix}", canary.parent / "out"
+    commands = {
+        "predict": [drawn_run.images[0], "--weights", theirs, "--out", out],
+        "val": ["--weights", theirs, "--out", out],
+        "serve": ["--weights", theirs, "--port", "0"],
+        "strip": [theirs, canary.parent / "slim.safetensors"],
+        "export": ["--weights", theirs, "--format", "onnx", "--out", canary.parent / "x.onnx"],
+    }
+    for text in _texts(whole, canary).values():
+        note = {**content["vitdet"], "config": text}
+        checkpoint.write(theirs, {"model": content["model"], "vitdet": note})
+        for command, words in commands.items():
+            error = _refused(lambda c=command, w=words: cli.main([c, *map(str, w)]), capsys)
+            assert str(theirs) in error
+    assert sorted(path.name for path in canary.parent.iterdir()) == [
+        *("canary", "cwd", theirs.name),
+    ]
+    # what reads weights alone does not look at the recipe
+    assert cli.main(["inspect", str(theirs), "--no-recipes"]) == 0
+    _train_net(
+        *("--eval-only", "--config-file", CONFIGS / "mini" / "mask_rcnn_eva02_shapes.py"),
+        *(f"train.init_checkpoint={theirs}", f"train.output_dir={out}", "train.device=cpu"),
+        f"dataloader.test.dataset.root={drawn_run.annotations.parents[1]}",
+        *("dataloader.test.dataset.num_images=6", "dataloader.test.num_workers=0"),
+    )
+
+
+def test_no_command_runs_what_a_yaml_or_a_runs_folder_says(
+    drawn_run, whole, canary, capsys
+) -> None:
+    folder, weights = canary.parent / "run", drawn_run.weights
+    folder.mkdir()
+    theirs, out = folder / "config.yaml", canary.parent / "out"
+    (folder / "results.json").write_text(
+        json.dumps({"checkpoint": str(weights), "results": {"bbox": {"AP": 1.0}}})
+    )
+    given = ["--weights", weights, "--config-file", theirs]
+    source = ["--source-model", weights, "--config-file", theirs]
+    commands: dict[str, Callable[[], int]] = {
+        "predict": lambda: cli.main(
+            ["predict", *map(str, [drawn_run.images[0], *given, "--out", out])]
+        ),
+        "val": lambda: cli.main(["val", *map(str, [*given, "--out", out])]),
+        "serve": lambda: cli.main(["serve", *map(str, given)]),
+        "strip": lambda: cli.main(
+            ["strip", *map(str, [weights, out / "a.pth", "--config-file", theirs])]
+        ),
+        "export": lambda: cli.main(
+            ["export", *map(str, [*given, "--format", "onnx", "--out", canary.parent / "x.onnx"])]
+        ),
+        "convert": lambda: converter.main(
+            [*map(str, [*source, "--output-model", canary.parent / "o.pth"])]
+        ),
+        "report": lambda: cli.main(["report", str(folder), "--device", "cpu"]),
+        "train_net": lambda: _train_net("--config-file", theirs, "--eval-only"),
+        "resume": lambda: _train_net("--config-file", theirs, "--resume"),
+    }
+    out.mkdir()
+    for text in _texts(whole, canary).values():
+        theirs.write_text(text)
+        for command in commands.values():
+            assert str(theirs) in _refused(command, capsys)
+    assert sorted(path.name for path in canary.parent.rglob("*")) == [
+        *("canary", "config.yaml", "cwd", "out", "results.json", "run", "trust_canary.py"),
+    ]
+
+
+class _Runs:
+    def __init__(self, command: str) -> None:
+        self.command = command
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os.system, (self.command,)
+
+
+def test_no_command_runs_the_code_in_a_pickle(drawn_run, canary, capsys) -> None:
+    theirs = canary.parent / "theirs.pth"
+    content = checkpoint.read(drawn_run.weights)
+    torch.save({**content, "extra": _Runs(f"touch {canary}/ran")}, theirs)
+    out = canary.parent / "out"
+    recipe = CONFIGS / "mini" / "mask_rcnn_eva02_shapes.py"
+    data = [
+        f"dataloader.{part}.dataset.{key}={value}"
+        for part in ("train", "test")
+        for key, value in (("root", drawn_run.annotations.parents[1]), ("num_images", 6))
+    ]
+    data += ["dataloader.train.dataset.split=val", f"train.output_dir={out}", "train.device=cpu"]
+    run = canary.parent / "run"
+    run.mkdir()
+    shutil.copy(theirs, run / "model_000000004.pth")
+    (run / "last_checkpoint").write_text("model_000000004.pth")
+    commands: dict[str, Callable[[], int]] = {
+        "predict": lambda: cli.main(
+            ["predict", str(drawn_run.images[0]), "--weights", str(theirs), "--out", str(out)]
+        ),
+        "val": lambda: cli.main(["val", "--weights", str(theirs), "--out", str(out)]),
+        "serve": lambda: cli.main(["serve", "--weights", str(theirs)]),
+        "strip": lambda: cli.main(["strip", str(theirs), str(canary.parent / "slim.pth")]),
+        "export": lambda: cli.main(
+            ["export", "--weights", str(theirs), "--format", "onnx", "--out", f"{out}.onnx"]
+        ),
+        "inspect": lambda: cli.main(["inspect", str(theirs), "--no-recipes"]),
+        "convert": lambda: converter.main(
+            [
+                *("--source-model", str(theirs), "--config-file", str(recipe)),
+                *("--output-model", str(canary.parent / "o.pth")),
+            ]
+        ),
+        "eval-only": lambda: _train_net(
+            *("--config-file", recipe, "--eval-only", f"train.init_checkpoint={theirs}", *data)
+        ),
+        "init_checkpoint": lambda: _train_net(
+            *("--config-file", recipe, f"train.init_checkpoint={theirs}", *data)
+        ),
+    }
+    for name, command in commands.items():
+        assert "the class posix.system" in _refused(command, capsys), name
+    # a run's own file: it is passed over, or it is an error
+    _train_net("--config-file", recipe, "--resume", *data, f"train.output_dir={run}", "--eval-only")
+
+
+# --- what it leaves ----------------------------------------------------------------------------
+
+
+def test_nothing_of_the_training_and_no_output_folder_is_taken_out_of_a_file(whole: str) -> None:
+    recipe = yaml.safe_load(whole)
+    recipe["dataloader"]["evaluator"]["output_dir"] = "/somewhere"
+    recipe["dataloader"]["train"]["mapper"]["augmentations"] = [RUN]  # their own: not looked at
+    recipe["train"] |= {"output_dir": "/somewhere", "init_checkpoint": "weights/b.pth", "seed": 7}
+    found = recipe_of_file(yaml.safe_dump(recipe), "a.pth")
+    assert set(found) == {"model", "dataloader", "train"}
+    assert set(found["dataloader"]) == {"test", "evaluator"}
+    assert "output_dir" not in found["dataloader"]["evaluator"]
+    assert found["train"]["seed"] == 7
+    assert {"output_dir", "init_checkpoint", "ddp"} & set(found["train"]) == set()
+    assert found["model"] == recipe["model"]
+
+
+def test_an_author_who_is_trusted_may_use_anything(whole: str) -> None:
+    recipe = yaml.safe_load(whole)
+    _at("model.anything", {"_target_": "os.getcwd", "x": "${train.seed}"})(recipe, "")
+    found = recipe_of_file(yaml.safe_dump(recipe), "a.pth", trust=True)
+    assert found["model"]["anything"] == {"_target_": "os.getcwd", "x": "${train.seed}"}
+    assert plain_recipe(yaml.safe_dump(recipe), "a.yaml", trust=True) == recipe
+    with pytest.raises(InputError, match="could not determine a constructor"):
+        plain_recipe("!!python/name:os.system", "a.yaml", trust=True)
+
+
+def _set(recipe: Recipe, path: str, value: Any) -> Recipe:
+    found = copy.deepcopy(recipe)
+    _at(path, value)(found, "")
+    return found
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "text"),
+    [
+        ("model.roi_heads.box_head.fc_dims", [19_999] * 150, "far more elements than its weights"),
+        ("model.backbone.net.depth", 256, "file has 4 blocks, model 256|far more modules"),
+        ("model.backbone.net.embed_dim", 192, r"file has 96 channels \(embed_dim\), model 192"),
+        ("model.backbone.net.num_heads", 0, r"cannot be built \(ZeroDivisionError"),
+        ("model.backbone.net", None, r"cannot be built \(AttributeError"),
+        ("model.pixel_mean", "abc", r"cannot be built|expected"),
+        ("model.roi_heads", {"num_classes": 6}, "expected the model's 141, got .* unexpected"),
+        ("model", {"_target_": "detectron2.layers.ShapeSpec"}, "cannot be built"),
+        ("model", {"a": 1}, "cannot be built"),
+        ("model.backbone.net.rope_pretrain_grid", "x", "cannot be built|expected"),
+        ("dataloader.test.mapper", {"_target_": "vitdet.data.augment.fixed_resize"}, "expected"),
+    ],
+)
+def test_a_model_that_is_not_that_of_the_weights_takes_no_memory(
+    drawn_run, whole, tmp_path, path, value, text
+) -> None:
+    content = checkpoint.read(drawn_run.weights)
+    recipe = _set(yaml.safe_load(whole), path, value)
+    note = {**content["vitdet"], "config": yaml.safe_dump(recipe)}
+    checkpoint.write(tmp_path / "a.pth", {"model": content["model"], "vitdet": note})
+    started = time.process_time()
+    with pytest.raises(InputError) as caught:
+        load(tmp_path / "a.pth", device=torch.device("cpu"))
+    assert re.search(text, str(caught.value)), caught.value
+    assert str(caught.value).isprintable()
+    assert time.process_time() - started < 20
