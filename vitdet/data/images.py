@@ -369,7 +369,8 @@ def is_deep(mode: str) -> bool:
 def _orientation(image: Image.Image) -> int:
     """Return EXIF's orientation, 1 (upright) where there is none or it cannot be read."""
     try:
-        value = image.getexif().get(ExifTags.Base.Orientation)
+        exif = Image.Image.getexif(image)  # PNG's own method decodes the image first
+        value = exif.get(ExifTags.Base.Orientation)
     except _DAMAGED:
         return 1
     return value if isinstance(value, int) and 1 <= value <= 8 else 1
