@@ -22,7 +22,7 @@ from vitdet.utils.distributed import is_main, world_size
 PARALLEL = ("ddp", "fsdp")  # train.parallel
 
 
-def check_parallel(parallel: str, compiled: bool, looks_every: int) -> None:
+def check_parallel(parallel: str, compiled: bool) -> None:
     """Check `train.parallel` and what does not go with it.
 
     Raises:
@@ -35,15 +35,13 @@ def check_parallel(parallel: str, compiled: bool, looks_every: int) -> None:
             got=parallel,
             remedy="fsdp shares the weights out over the processes.",
         )
-    others = [("train.compile", compiled), ("train.looks_every", looks_every)]
-    for key, value in others if parallel == "fsdp" else ():
-        if value:
-            fail(
-                key,
-                expected="none with train.parallel=fsdp",
-                got=value,
-                remedy=f"Set {key}={type(value)()}, or train.parallel=ddp.",
-            )
+    if parallel == "fsdp" and compiled:
+        fail(
+            "train.compile",
+            expected="none with train.parallel=fsdp",
+            got=compiled,
+            remedy="Set train.compile=False, or train.parallel=ddp.",
+        )
 
 
 def distributed(
