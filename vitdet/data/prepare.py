@@ -8,14 +8,15 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from vitdet.data.annotations import check_layout, file_name
+from vitdet.data.clean import clean
 from vitdet.data.files import read_json
+from vitdet.data.findings import KINDS, notes_on, stop_at_faults
 from vitdet.data.formats import WHOLE, Found, Part, find_data
 from vitdet.data.formats.parts import counted, listed
+from vitdet.data.masks import read_mask
 from vitdet.data.splitting import split_content
 from vitdet.utils.checks import InputError, one_line
 from vitdet.utils.files import RESULT_MARKER, write_text
-from vitdet.utils.run_lengths import compressed, mask_util
 
 
 @dataclass(frozen=True)
@@ -159,7 +160,7 @@ def _told(found: Found) -> str:
 
 
 def _checked(part: Part, notes: list[str]) -> Part:
-    """Return a part whose labels can be used.
+    """Return a part as its labels are read, whatever they are written like.
 
     Raises:
         InputError: says how many faults there are, and the first.
@@ -167,21 +168,25 @@ def _checked(part: Part, notes: list[str]) -> Part:
     if part.problems:
         more = counted(len(part.problems) - 1, "more fault")
         raise InputError(part.problems[0] + (f" ({more})" if len(part.problems) > 1 else ""))
-    lists = {key: list(part.content[key]) for key in ("images", "annotations", "categories")}
-    for image in check_layout(part.source, lists, "error").images:
-        file_name(image, "coco", part.source)
-    if part.json_file is not None:
-        return part
-    seen = [each for each in part.content["annotations"] if not _is_hidden(each)]
-    if hidden := len(part.content["annotations"]) - len(seen):
-        notes.append(f"{part.split}: {hidden} objects are hidden by others, and left out")
-    return replace(part, content={**part.content, "annotations": seen})
+    if part.json_file is None:
+        seen = [each for each in part.content["annotations"] if not _is_hidden(each)]
+        if hidden := len(part.content["annotations"]) - len(seen):
+            notes.append(f"{part.split}: {hidden} objects are hidden by others, and left out")
+        part = replace(part, content={**part.content, "annotations": seen})
+    found = clean(part.content, part.images, part.source)
+    stop_at_faults(part.source, found.findings)
+    faults = [each for each in found.findings if KINDS[each.kind].severity == "fault"]
+    notes += [f"{part.split}: {line}" for line in notes_on(faults)]
+    return replace(part, content=found.content, json_file=None) if found.changed else part
 
 
 def _is_hidden(annotation: dict[str, Any]) -> bool:
     """Whether others lie over an object of an image of object numbers: it has no pixel."""
     mask = annotation.get("segmentation")
-    return isinstance(mask, dict) and not mask_util.area(compressed(mask))
+    size = mask.get("size") if isinstance(mask, dict) else None
+    if not isinstance(size, list) or [type(side) for side in size] != [int, int]:
+        return False
+    return read_mask(mask, (size[0], size[1])).problem == "empty mask"
 
 
 def _check_objects(train: Part, val: Part, allow_empty: bool) -> None:
