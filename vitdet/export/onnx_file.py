@@ -56,8 +56,8 @@ def export(
 
     Raises:
         InputError: a setting that does not suit the model, a package that is missing, an image of
-            another size, images without an object, operators that ONNX does not have.
-        OSError: the disk takes nothing more; no part of the file is left.
+            another size, images without an object, operators that ONNX does not have, a disk that
+            takes nothing more: no part of the file is left then.
     """
     check_output(out, opset, size)
     was_training = model.training
@@ -71,6 +71,11 @@ def export(
             report = compare(model, graph, load(made), images)
             text = json.dumps(report.plain(), indent=1) + "\n"
             _put(made, out, text, holds=report.holds)
+    except OSError as error:
+        raise InputError(
+            f"--out {out}: it cannot be written ({error.strerror or error}). Make space, or choose "
+            "another folder."
+        ) from error
     finally:
         model.train(was_training)
     return report
