@@ -5,6 +5,9 @@
 
 PY ?= $(shell command -v python3.11 || command -v python3)
 RUN = .venv/bin/python
+# Two workers of one thread each: most tests are too small for two threads.
+test quick: export OMP_NUM_THREADS ?= 1
+WORKERS ?= -n 2 --dist loadgroup --durations=20
 
 .PHONY: demo test quick lint check env runtime
 
@@ -18,10 +21,10 @@ demo: runtime
 	$(RUN) -m vitdet.app.demo
 
 test: env
-	$(RUN) -m pytest
+	$(RUN) -m pytest $(WORKERS)
 
 quick: env
-	$(RUN) -m pytest -m "not slow"
+	$(RUN) -m pytest $(WORKERS) -m "not slow"
 
 lint: env
 	$(RUN) -m ruff check

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 
 from vitdet.utils.checks import exit_status
@@ -13,8 +14,8 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description="Train or evaluate a detector. Runs on the GPU, or on the CPU without one.",
         epilog="Under torchrun the flags about processes and machines come from its environment. "
-        "Exit status: 0 done; 2 something to repair, in one line; 4 stuck in the first step; 75 "
-        "told to leave (SIGTERM, SIGUSR1) and saved, --resume goes on; 130 interrupted (^C).",
+        "Exit status: 0 done; 2 something to repair, in one line; 75 told to leave (SIGTERM, "
+        "SIGUSR1) and saved, --resume goes on; 130 interrupted (^C; the first one saves too).",
     )
     parser.add_argument("--config-file", required=True, metavar="FILE", help="recipe, .py or .yaml")
     parser.add_argument("--resume", action="store_true", help="continue train.output_dir's run")
@@ -28,10 +29,6 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--machine-rank", type=int, default=0, metavar="I", help="0 to N-1")
     address = "tcp://HOST:PORT of machine 0; auto finds a free port on one machine"
     parser.add_argument("--dist-url", default="auto", help=address)
-    limit = "until all processes must be there (VITDET_START_TIMEOUT, or 300)"
-    parser.add_argument("--start-timeout", type=float, metavar="SECONDS", help=limit)
-    job = "submit as a SLURM job: partition=gpu,nodes=2,gpus_per_node=8,timeout_min=1440"
-    parser.add_argument("--slurm", metavar="KEY=VALUE,...", help=job)
     words = "changes, as train.seed=1"
     parser.add_argument("overrides", nargs="*", default=[], metavar="key=value", help=words)
     return parser.parse_intermixed_args(arguments)
@@ -42,15 +39,16 @@ def main(args: argparse.Namespace) -> None:
     from vitdet.config import load_config
     from vitdet.engine.groups import group_lines
     from vitdet.engine.run import evaluate, train
-    from vitdet.engine.startup import continues
 
+    # torchrun starts its workers again when one has died
+    restarted = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
     cfg = load_config(args.config_file, args.overrides)
     if args.print_groups:
         print(*group_lines(cfg), sep="\n", flush=True)
     elif args.eval_only:
         evaluate(cfg, resume=args.resume)
     else:
-        train(cfg, resume=args.resume or continues(), dry_run=args.dry_run)
+        train(cfg, resume=args.resume or restarted, dry_run=args.dry_run)
 
 
 def run(arguments: list[str] | None = None) -> int:
@@ -59,15 +57,12 @@ def run(arguments: list[str] | None = None) -> int:
 
     def start() -> int:
         from vitdet.engine.launch import launch  # not above: --help should not wait for torch
-        from vitdet.engine.slurm import submit_run
 
         if args.print_groups:
             main(args)
-        elif args.slurm is not None:
-            submit_run(main, args)
         else:
             where = (args.num_gpus, args.num_machines, args.machine_rank, args.dist_url)
-            launch(main, *where, args=(args,), start_timeout=args.start_timeout)
+            launch(main, *where, args=(args,))
         return 0
 
     return exit_status(start)

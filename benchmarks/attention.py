@@ -96,7 +96,7 @@ def contenders(tensors: Tensors, args: argparse.Namespace) -> list[str]:
     q = qkv.permute(2, 0, 3, 1, 4)[0]
     with torch.set_grad_enabled(args.backward):
         able = [name for name in KERNELS if KERNELS[name].can_run(q, RelPos(h, w))]
-    return [FLOOR, *(name for name in able if name != "flex" or not args.no_flex)]
+    return [FLOOR, *able]
 
 
 def compare(name: str, tensors: Tensors, args: argparse.Namespace) -> float:
@@ -267,7 +267,6 @@ def parse() -> argparse.Namespace:
     made.add_argument("--dtype", choices=DTYPES, default="float32")
     made.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     made.add_argument("--backward", action="store_true", help="forward and backward")
-    made.add_argument("--no-flex", action="store_true", help="spare its compilation")
     made.add_argument("--growth", action="store_true", help="several image sizes instead")
     made.add_argument("--sides", type=int, nargs="+", default=SIDES, help="of --growth")
     made.add_argument("--tiles", action="store_true", help="tiles of the Triton kernel instead")

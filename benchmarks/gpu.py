@@ -33,7 +33,7 @@ SIZES = ["--sizes", "25x14x14", "1x64x64", "100x14x14", "4x64x64"]
 def steps(tiny: bool) -> list[list[str]]:
     """Return the commands, words after `python benchmarks/`."""
     small = ["--device", "cpu", "--threads", "1", "--repeat", "1"] if tiny else []
-    sizes = ["--sizes", "2x5x5", "1x8x4", "--no-flex"] if tiny else SIZES
+    sizes = ["--sizes", "2x5x5", "1x8x4"] if tiny else SIZES
     sides = ["--sides", "64"] if tiny else []
     net = ["--model", "tiny", "--size", "64"] if tiny else []
     detector = ["--tiny"] if tiny else []

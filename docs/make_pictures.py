@@ -45,7 +45,6 @@ def main() -> None:
         folder = Path(name)
         report(driver, run, folder)
         page(driver, run, folder)
-        looks(run, folder)
 
 
 def report(driver: Any, run: Path, folder: Path) -> None:
@@ -81,24 +80,6 @@ def page(driver: Any, run: Path, folder: Path) -> None:
             save(screenshot(driver, 0, height), "serve.jpg")
         finally:
             server.terminate()
-
-
-def looks(run: Path, folder: Path) -> None:
-    """Write looks_batch.jpg and looks_predictions.jpg, of two more steps of the run."""
-    output = folder / "looks"
-    call(
-        folder,
-        *(sys.executable, str(PROJECT / "train_net.py"), "--config-file", str(RECIPE)),
-        *(f"train.init_checkpoint={run / 'model_final.pth'}", f"train.output_dir={output}"),
-        *("train.num_images=16", "train.looks_every=16", "dataloader.train.total_batch_size=8"),
-        *("schedule.warmup=0", "optimizer.lr=1e-7"),  # the weights are to stay what they are
-        "dataloader.train.mapper.augmentations={_target_: "
-        "vitdet.data.augment.large_scale_jitter, size: 128, min_scale: 0.5}",
-    )
-    for kind in ("batch", "predictions"):
-        (last,) = sorted((output / "looks").glob(f"{kind}_000000016.jpg"))
-        with Image.open(last) as picture:
-            save(picture.convert("RGB"), f"looks_{kind}.jpg")
 
 
 # --- parts ----------------------------------------------------------------------------------------

@@ -1,7 +1,12 @@
-"""What tests of several folders share: the file of a small detector that is quick on a CPU."""
+"""What tests of several folders share: the file of a small detector that is quick on a CPU.
+
+With several workers (`-n 2 --dist loadgroup`) the tests of a file stay together, for their
+fixtures, and so do those that start processes of their own, which would be too many at once.
+"""
 
 from __future__ import annotations
 
+from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -56,3 +61,32 @@ def drawn_run(tmp_path_factory: pytest.TempPathFactory) -> DrawnRun:
     checkpoint.write(folder / "model_final.pth", content)
     images = [Path(record["file_name"]) for record in dataset.records]
     return DrawnRun(folder / "model_final.pth", images, dataset.json_file, cfg)
+
+
+PROCESSES = {
+    *("test_accumulation", "test_elastic", "test_ema", "test_fsdp", "test_kill", "test_launch"),
+    *("test_parallel", "test_resume", "test_signals", "test_train_net"),
+}
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Keep together what should run in one worker."""
+    for item in items:
+        name = item.path.stem
+        group = "processes" if name in PROCESSES and item.get_closest_marker("slow") else name
+        item.add_marker(pytest.mark.xdist_group(group))
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Print the largest difference of every golden family; the workers' reports bring them."""
+    families: dict[str, dict[str, float]] = defaultdict(lambda: defaultdict(float))
+    for report in terminalreporter.getreports("passed") + terminalreporter.getreports("failed"):
+        for name, value in report.user_properties:
+            if name == "golden":
+                for kind, difference in value[1].items():
+                    families[value[0]][kind] = max(families[value[0]][kind], difference)
+    if families:
+        terminalreporter.section("golden: largest differences")
+    for family, kinds in sorted(families.items()):
+        values = ", ".join(f"{kind} {value:.1e}" for kind, value in kinds.items())
+        terminalreporter.line(f"{family}: {values}")

@@ -73,9 +73,11 @@ def test_the_three_lines_of_the_readme_do_what_they_say(monkeypatch):
 def test_global_windows_are_the_short_side(name):
     (height, _), window = SIZES[name]
     net = model_of(name).net
-    assert height // 16 == window == net.global_window_size == net.train_grid
+    assert height // 16 == window
     sides = [block.window_size for block in net.blocks]
     assert sides == [16, 16, window] * 8
+    spans = [block.rope.places for block in net.blocks]
+    assert spans == [None, None, (window, window)] * 8
     assert net.checkpoint_blocks == set(range(24))
 
 

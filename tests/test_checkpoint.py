@@ -8,6 +8,7 @@ import datetime
 import io
 import pickle
 import random
+import resource
 import time
 import warnings
 import zipfile
@@ -393,6 +394,23 @@ def test_failed_write_leaves_the_old_file(
     expected = InputError if isinstance(error, OSError) else KeyboardInterrupt
     with pytest.raises(expected, match=None if expected is KeyboardInterrupt else "No space left"):
         checkpoint.write(path, {"model": {"w": torch.zeros(1)}})
+    assert path.read_bytes() == before
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
+@pytest.mark.parametrize("size", [10_000, 3_000_000])  # within torch's buffer and beyond it
+def test_a_file_that_grows_too_large_is_one_line(tmp_path: Path, suffix: str, size: int) -> None:
+    path = tmp_path / f"weights{suffix}"
+    checkpoint.write(path, {"model": {"w": torch.ones(1)}})
+    before = path.read_bytes()
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2 * size, hard))  # bytes: half of the tensor's
+    try:
+        with pytest.raises(InputError, match=r"^output .*: it cannot be written \(.*too large"):
+            checkpoint.write(path, {"model": {"w": torch.zeros(size)}})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert path.read_bytes() == before
     assert list(tmp_path.iterdir()) == [path]
 

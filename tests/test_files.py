@@ -1,66 +1,34 @@
-"""vitdet.utils.files: whole or not at all, for files and folders."""
+"""vitdet.utils.files: files whole or not at all, folders for one process."""
 
 from __future__ import annotations
 
 import errno
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from vitdet.utils.checks import InputError
-from vitdet.utils.files import digest, disk_errors, link_or_copy, replacing, tidy
+from vitdet.utils.files import link_or_copy, locked, make_way, read_small, replacing, tidy
 
 
-def filled(folder: Path, text: str) -> Path:
-    (folder / "sub").mkdir(parents=True)
-    (folder / "a").write_text(text)
-    (folder / "sub" / "b").write_text("b")
-    return folder
-
-
-def test_a_folder_takes_the_place_of_another(tmp_path: Path) -> None:
-    target = filled(tmp_path / "x", "old")
-    with replacing(target) as partial:
-        filled(partial, "new")
-        assert (target / "a").read_text() == "old"
-    assert (target / "a").read_text() == "new"
+def test_a_failure_leaves_the_old_file(tmp_path: Path) -> None:
+    target = tmp_path / "x"
+    target.write_text("old")
+    with pytest.raises(UnicodeEncodeError), replacing(target) as partial:
+        partial.write_text("new \udcff", encoding="utf-8")
+    assert target.read_text() == "old"
     assert list(tmp_path.iterdir()) == [target]
-
-
-def test_a_failure_leaves_the_old_folder(tmp_path: Path) -> None:
-    target = filled(tmp_path / "x", "old")
-    with pytest.raises(FileExistsError), replacing(target) as partial:
-        filled(filled(partial, "new"), "again")
-    assert (target / "a").read_text() == "old"
-    assert list(tmp_path.iterdir()) == [target]
-
-
-def test_a_digest_is_of_names_and_contents(tmp_path: Path) -> None:
-    (tmp_path / "file").write_text("abc")
-    # FIPS 180-2, Appendix B.1
-    expected = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
-    assert digest(tmp_path / "file") == expected
-    first = digest(filled(tmp_path / "x", "1"))
-    assert digest(filled(tmp_path / "y", "1")) == first
-    (tmp_path / "y" / "a").rename(tmp_path / "y" / "c")
-    assert digest(tmp_path / "y") != first
-    (tmp_path / "x" / "a").write_text("2")
-    assert digest(tmp_path / "x") != first
 
 
 def test_tidy_removes_what_kills_left_and_nothing_else(tmp_path: Path) -> None:
-    for name in (".m.pth.12.partial", "..m.parts.12.partial.partial"):
-        (tmp_path / name).touch()
-    filled(tmp_path / ".m.parts.12.partial", "new")
-    filled(tmp_path / ".m.parts.12.old", "old")  # cut off between the two renames
-    filled(tmp_path / ".n.parts.12.old", "old")  # after both
-    for name in ("n.parts", ".hidden", "x.12.partial", ".x.partial"):
+    for name in (".m.pth.12.partial", ".hidden", "x.12.partial", ".x.partial"):
         (tmp_path / name).touch()
     tidy(tmp_path)
     left = sorted(path.name for path in tmp_path.iterdir())
-    assert left == [".hidden", ".x.partial", "m.parts", "n.parts", "x.12.partial"]
-    assert (tmp_path / "m.parts" / "a").read_text() == "old"
+    assert left == [".hidden", ".x.partial", "x.12.partial"]
 
 
 @pytest.mark.parametrize("links", [True, False])
@@ -73,25 +41,68 @@ def test_a_second_name_outlives_the_first(
     if not links:
         monkeypatch.setattr(os, "link", no_links)
     (tmp_path / "file").write_text("1")
-    filled(tmp_path / "x", "1")
-    for source, target in (("file", "file2"), ("x", "y")):
-        link_or_copy(tmp_path / source, tmp_path / target)
-        assert digest(tmp_path / source) == digest(tmp_path / target)
+    link_or_copy(tmp_path / "file", tmp_path / "file2")
     assert ((tmp_path / "file").stat().st_nlink == 2) is links
     (tmp_path / "file").unlink()
     assert (tmp_path / "file2").read_text() == "1"
-    assert (tmp_path / "y" / "sub" / "b").read_text() == "b"
 
 
-def test_errors_of_a_disk_are_one_line_and_others_stay(tmp_path: Path) -> None:
-    with (
-        pytest.raises(
-            InputError,
-            match=r"^output folder .*: expected a disk that takes what is written, got No space "
-            r"left on device at x/log\.txt\. Make space",
-        ),
-        disk_errors(tmp_path),
-    ):
-        raise OSError(errno.ENOSPC, "No space left on device", "x/log.txt")
-    with pytest.raises(FileNotFoundError), disk_errors(tmp_path):
-        (tmp_path / "absent").read_text()
+def _number(text: str) -> int:
+    return int(text)
+
+
+@pytest.mark.parametrize("kind", ["text", "latin", "folder", "fifo", "loop"])
+def test_a_small_file_that_cannot_be_read_costs_itself(
+    tmp_path: Path, kind: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / "n"
+    assert read_small(path, _number, 7) == 7
+    path.write_text("8")
+    assert read_small(path, _number, 7) == 8
+    assert caplog.text == ""
+    path.unlink()
+    if kind == "folder":
+        path.mkdir()
+    elif kind == "fifo":
+        os.mkfifo(path)
+    elif kind == "loop":
+        path.symlink_to(path)
+    else:
+        path.write_bytes({"text": b"x", "latin": b"\xff"}[kind])
+    assert read_small(path, _number, 7) == 7
+    assert "n cannot be read (" in caplog.text
+    assert "): going on without it" in caplog.text
+    if kind != "loop":
+        make_way(tmp_path, ["n", "other"])
+        assert path.exists() is (kind in ("text", "latin"))
+        assert (tmp_path / "n.was-no-file").exists() is not path.exists()
+
+
+HOLDER = """
+import sys, time
+from pathlib import Path
+from vitdet.utils.files import locked
+with locked(Path(sys.argv[1])):
+    print("held", flush=True)
+    time.sleep(600)
+"""
+
+
+def test_a_folder_is_held_until_its_process_ends(tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    (tmp_path / "link").symlink_to("a")
+    with locked(tmp_path / "a"):
+        pass
+    holder = [sys.executable, "-c", HOLDER, str(tmp_path / "a")]
+    with subprocess.Popen(holder, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "held\n"
+        for spelling in (tmp_path / "a", tmp_path / "link", tmp_path / "a" / ".." / "link"):
+            with (
+                pytest.raises(InputError, match=rf"another run is .*\(process {process.pid} on "),
+                locked(spelling),
+            ):
+                pass
+        process.kill()
+    with locked(tmp_path / "link"):
+        assert f"process {os.getpid()} on" in (tmp_path / "a" / "run.lock").read_text()

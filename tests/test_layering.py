@@ -83,6 +83,7 @@ DETECTRON2 = {
 OUTSIDE = {
     "utils": {"torch", "numpy"},
     "layers": {"torch"},
+    "layers.geometric": {"torch", "numpy"},  # a spline whose numbers are no tensors
     "layers.kernels": {"torch", "triton", "xformers"},
     "postprocess": {"torch"},
     "utils.run_lengths": {"numpy", "pycocotools"},
@@ -270,7 +271,7 @@ def test_nothing_imports_room_5_tests_or_benchmarks() -> None:
         ("vitdet.layers.mlp", "from vitdet.backbones.vit import ViT"),  # up
         ("vitdet.pyramid", "from vitdet.backbones import vit"),  # across
         ("vitdet.data.mapper", "from vitdet import evaluation"),  # across, the module by name
-        ("vitdet.convert.sam", "from ..layers.mlp import Mlp"),  # relative, not a resize
+        ("vitdet.convert.fit", "from ..layers.mlp import Mlp"),  # relative, not a resize
         ("vitdet.config", "def f():\n    import vitdet.pyramid"),  # inside a function
         ("vitdet.engine.run", "import importlib\nimportlib.import_module('vitdet.data.loaders')"),
         ("vitdet.engine.run", "from vitdet.predict import predictor"),  # across
@@ -287,7 +288,7 @@ def test_wrong_arrow_is_found(module: str, source: str) -> None:
     [
         ("vitdet.backbones.vit", "from . import base"),
         ("vitdet.convert.fit", "from vitdet.layers.rel_pos import resize_rel_pos"),
-        ("vitdet.convert.core", "from vitdet.convert import sam"),
+        ("vitdet.convert.core", "from vitdet.convert import formats"),
         ("vitdet.engine.run", "from vitdet import checkpoint, config"),
         ("vitdet.app.demo", "from vitdet.engine.run import train"),
         ("vitdet.utils.env", "import torch, os"),
@@ -308,8 +309,8 @@ def test_right_arrow_is_not_found(module: str, source: str) -> None:
         ("vitdet.data.mapper", "detectron2.data", False),
         ("vitdet.layers.mlp", "numpy", True),
         ("vitdet.layers.attention", "triton", True),
-        ("vitdet.layers.kernels.flex", "triton.language", False),
-        ("vitdet.layers.kernels.flex", "json", False),
+        ("vitdet.layers.kernels.sdpa", "triton.language", False),
+        ("vitdet.layers.kernels.sdpa", "json", False),
         ("vitdet.data.mapper", "PIL", False),
     ],
 )

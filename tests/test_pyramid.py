@@ -25,7 +25,24 @@ def test_levels_and_strides():
     assert strides == {"p2": 4, "p3": 8, "p4": 16, "p5": 32, "p6": 64}
     shapes = {name: tuple(x.shape) for name, x in levels(torch.zeros(1, 3, 64, 128)).items()}
     assert shapes == {f"p{k}": (1, 8, 64 // 2**k, 128 // 2**k) for k in range(2, 7)}
-    assert list(pyramid(scale_factors=[0.5, 2.0]).output_shape()) == ["p5", "p3"]
+    assert list(pyramid(scale_factors=[2.0, 1.0]).output_shape()) == ["p3", "p4"]
+
+
+@pytest.mark.parametrize(
+    ("patch_size", "scale_factors", "strides"),
+    [
+        (14, [4.0, 2.0, 1.0, 0.5], "3.5, 7, 14, 28"),  # no names: 3.5 would be called p1
+        (16, [4.0, 1.0], "4, 16"),  # no p3
+        (16, [2.0, 2.0], "8, 8"),  # one p3 for two
+        (16, [0.5, 1.0], "32, 16"),
+        (2, [4.0], "0.5"),
+    ],
+)
+def test_strides_are_powers_of_two_in_a_row(patch_size, scale_factors, strides):
+    net = ViT(img_size=56, patch_size=patch_size, embed_dim=16, depth=1, num_heads=2)
+    text = rf"scale_factors: expected levels whose strides .* got strides of {strides} pixels\. Set"
+    with pytest.raises(InputError, match=text):
+        SimpleFeaturePyramid(net, out_channels=8, scale_factors=scale_factors)
 
 
 def test_images_are_padded_so_that_no_pixel_is_lost():

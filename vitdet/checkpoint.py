@@ -115,9 +115,19 @@ def write(
                     torch.save(dict(content), file)
             if before_rename is not None:
                 before_rename(partial)
-    except (OSError, safetensors.SafetensorError) as error:
-        text = f"output {path}: it cannot be written ({error}). Check space and rights of its disk."
-        raise InputError(text) from error
+    except (OSError, RuntimeError, safetensors.SafetensorError) as error:
+        cause = _first_os_error(error)
+        if cause is None and not isinstance(error, safetensors.SafetensorError):
+            raise
+        text = f"output {path}: it cannot be written ({cause or error}). Check space and rights "
+        raise InputError(f"{text}of its disk.") from error
+
+
+def _first_os_error(error: BaseException | None) -> OSError | None:
+    """The disk's own error: torch's zip writer raises a RuntimeError of its own on top of it."""
+    while error is not None and not isinstance(error, OSError):
+        error = error.__context__
+    return error
 
 
 def check_writable(path: str | Path) -> None:

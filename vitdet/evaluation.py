@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 from collections import Counter, OrderedDict, deque
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import chain
 from pathlib import Path
@@ -40,14 +40,14 @@ class EvaluationData(Protocol):
     @property
     def style(self) -> Style: ...  # noqa: D102
     @property
-    def dropped(self) -> Collection[int]: ...  # noqa: D102
+    def truth(self) -> Json | None: ...  # noqa: D102
 
 
 class CocoEvaluator(DatasetEvaluator):
     """Collects predictions and scores them, with detectron2's evaluator interface.
 
-    Ground truth is the data set's annotation file, restricted to the images of its records and
-    without the annotations that the data set left out. Masks are run-length encoded by a thread,
+    Ground truth is the data set's annotation file, as the data set reads it, restricted to the
+    images of its records. Masks are run-length encoded by a thread,
     so that the next images can be processed meanwhile.
 
     Args:
@@ -162,7 +162,7 @@ class CocoEvaluator(DatasetEvaluator):
         if self._output_dir is not None:
             self._output_dir.mkdir(parents=True, exist_ok=True)
             write_text(self._output_dir / "coco_instances_results.json", json.dumps(results))
-        truth = read_truth(self._dataset.json_file)
+        truth = self._dataset.truth or read_truth(self._dataset.json_file)
         if "annotations" not in truth:
             logger.warning("%s has no annotations: nothing to score", self._dataset.json_file)
             return OrderedDict()
@@ -173,8 +173,9 @@ class CocoEvaluator(DatasetEvaluator):
     def _score(self, truth: Json, results: list[Json], iou_type: str) -> Json:
         data = self._dataset
         images = [record["image_id"] for record in data.records]
-        counted: Json = {"style": data.style, "image_ids": images, "dropped": data.dropped}
-        scores = evaluate_results(truth, results, iou_type, self._max_dets, **counted)
+        scores = evaluate_results(
+            truth, results, iou_type, self._max_dets, style=data.style, image_ids=images
+        )
         by_id = scores.pop("per_category_AP")
         classes = zip(data.class_names, data.class_ids, strict=True)
         per_class = {name: 100 * by_id[category] for name, category in classes}

@@ -9,7 +9,7 @@ channels in the deconvolutions.
 
 from __future__ import annotations
 
-import math
+import itertools
 from collections.abc import Callable, Collection, Sequence
 from typing import Any, NamedTuple, Protocol
 
@@ -20,7 +20,7 @@ from detectron2.modeling import Backbone
 from torch import nn
 
 from vitdet.layers.norms import ChannelLayerNorm
-from vitdet.utils.checks import fail
+from vitdet.utils.checks import InputError, fail
 
 _Norm = Callable[[int], nn.Module]
 
@@ -84,8 +84,9 @@ class SimpleFeaturePyramid(Backbone):
             to a multiple of the coarsest stride.
 
     Raises:
-        InputError: a scale factor, norm or downsampling that does not exist; another number of
-            maps than of levels; a top block that reads another level than the coarsest.
+        InputError: a scale factor, norm or downsampling that does not exist; strides that are not
+            powers of two, each twice the one before; another number of maps than of levels; a top
+            block that reads another level than the coarsest.
     """
 
     def __init__(
@@ -120,10 +121,11 @@ class SimpleFeaturePyramid(Backbone):
         self.top_block: Any = top_block  # a module: its parameters are ours
         self._levels: list[_Level] = []
         self._out_feature_strides: dict[str, int] = {}
-        for scale, source in zip(scale_factors, sources, strict=True):
-            channels, stride = _channels_and_stride(net, source)
-            stride = int(stride / scale)
-            level = int(math.log2(stride))
+        shapes = [_channels_and_stride(net, source) for source in sources]
+        strides = _strides([stride for _, stride in shapes], scale_factors)
+        for i, (scale, source) in enumerate(zip(scale_factors, sources, strict=True)):
+            channels, stride = shapes[i][0], strides[i]
+            level = stride.bit_length() - 1
             layers, dim = _resample(scale, channels, downsample, halve_channels, make_upsample_norm)
             # `simfp_2` and so on are detectron2's names in the state dict.
             module = nn.Sequential(*layers, *_convolutions(dim, out_channels, make_norm))
@@ -194,6 +196,24 @@ class SimpleFeaturePyramid(Backbone):
         return {level.name: levels[level.name] for level in self._levels}
 
 
+def _strides(of_maps: Sequence[int], scale_factors: Sequence[float]) -> list[int]:
+    """Return the strides of the levels, in pixels."""
+    for scale in scale_factors:
+        if scale not in _SCALES:
+            what, remedy = "scale factor", "Take one of these."
+            fail(what, expected=f"one of {_SCALES}", got=scale, remedy=remedy)
+    strides = [stride / scale for stride, scale in zip(of_maps, scale_factors, strict=True)]
+    powers = all(stride in (1, 2, 4, 8, 16, 32, 64, 128, 256) for stride in strides)
+    if not powers or any(fine * 2 != coarse for fine, coarse in itertools.pairwise(strides)):
+        listed = ", ".join(f"{stride:g}" for stride in strides)
+        raise InputError(
+            f"scale_factors: expected levels whose strides are powers of two, each twice the one "
+            f"before, got strides of {listed} pixels. Set scale_factors, or patch_size=16 "
+            "(--resize-patch-embed when the weights are converted)."
+        )
+    return [int(stride) for stride in strides]
+
+
 def _sources(in_feature: str | Sequence[str], count: int) -> list[str]:
     """Return the name of the map of each of `count` levels."""
     if isinstance(in_feature, str):
@@ -246,8 +266,6 @@ def _resample(
     scale: float, dim: int, downsample: str, halve: bool, make_norm: _Norm | None
 ) -> tuple[list[nn.Module], int]:
     """Return the layers that change the stride of a map of `dim` channels, and its channels."""
-    if scale not in _SCALES:
-        fail("scale factor", expected=f"one of {_SCALES}", got=scale, remedy="Take one of these.")
     if scale == 1.0:
         return [], dim
     if scale < 1.0:

@@ -16,16 +16,18 @@ TRAIN_KEYS = frozenset(
 )
 # What a recipe may leave out (configs saved before there were these keys do), and what holds then.
 OPTIONAL_TRAIN_KEYS = {
-    **{"ema_decay": None, "eval_weights": "model", "compile": False, "looks_every": 0},
+    **{"ema_decay": None, "eval_weights": "model", "compile": False},
     **{"epochs": None, "reference_batch": None},  # engine/durations.py
-    **{"eval_precision": "fp32"},
-    **{"async_checkpoints": True, "sharded_checkpoints": False},
+    **{"eval_precision": "fp32", "async_checkpoints": True},
     **{"best_metric": None, "early_stopping": None},
-    **{"hash_images": False, "allow_changed_data": False},  # engine/record.py
-    **{"loggers": [], "tags": []},  # engine/writers.py
+    **{"allow_changed_data": False, "loggers": []},
     **{"accumulate": 1, "freeze_blocks": 0, "on_bad_step": "stop", "max_bad_steps": 10},
-    **{"parallel": "ddp", "first_step_timeout": 1800.0},
+    **{"parallel": "ddp", "step_timeout": 1800.0},
 }
+
+# Of recipes that earlier versions saved; they changed no weights, and are passed over.
+_FORMER_KEYS = {"looks_every", "sharded_checkpoints", "hash_images", "tags"}
+_FORMER_KEYS |= {"first_step_timeout"}
 
 _NUMBER, _NOTHING = (int, float), type(None)
 _TYPES: dict[str, tuple[type, ...]] = {
@@ -40,7 +42,7 @@ _TYPES: dict[str, tuple[type, ...]] = {
     "ddp": (dict, _NOTHING),
     "ema_decay": (*_NUMBER, _NOTHING),
     "reference_batch": (int, _NOTHING),
-    "first_step_timeout": (*_NUMBER, _NOTHING),
+    "step_timeout": (*_NUMBER, _NOTHING),
 }
 _WORDS = {int: "a whole number", float: "a number", str: "text", bool: "true or false"}
 _WORDS |= {list: "a list", dict: "a mapping", _NOTHING: "null"}
@@ -59,7 +61,7 @@ def check_train(train: DictConfig) -> None:
     Raises:
         InputError: a key that is missing or unknown, or a value of another type.
     """
-    given = {str(key) for key in train} - set(OPTIONAL_TRAIN_KEYS)
+    given = {str(key) for key in train} - set(OPTIONAL_TRAIN_KEYS) - _FORMER_KEYS
     if given != TRAIN_KEYS:
         absent, unknown = sorted(TRAIN_KEYS - given), sorted(given - TRAIN_KEYS)
         close = [nearest(key, {*TRAIN_KEYS, *OPTIONAL_TRAIN_KEYS}) for key in unknown]

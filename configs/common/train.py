@@ -14,7 +14,6 @@ train = dict(
     eval_every=5000 * 64,
     log_every=20,  # iterations
     keep_checkpoints=5,
-    sharded_checkpoints=False,  # folders to which every process writes its part, for fsdp
     async_checkpoints=True,  # written beside the steps from a copy on the CPU
     best_metric=None,  # such as "bbox/AP": keep the weights that evaluate best, model_best.pth
     early_stopping=None,  # dict(metric="bbox/AP", patience=3, min_delta=0.1): evaluations, percent
@@ -24,15 +23,12 @@ train = dict(
     compile=False,  # torch.compile of the backbone's blocks
     accumulate=1,  # parts in which a process takes its images of a step, to save memory
     freeze_blocks=0,  # so many blocks, and the embeddings before them, do not learn
-    on_bad_step="stop",  # a loss or gradient that is not finite: "stop", "skip" or "rollback"
+    on_bad_step="stop",  # a loss or gradient that is not finite: "stop" or "skip"
     max_bad_steps=10,  # then the run stops all the same
-    looks_every=0,  # images between pictures of batches and predictions, 0 for none
-    loggers=[],  # beside files and TensorBoard: "wandb", "mlflow" (extras of the package)
-    tags=[],  # words for these to find the run by
-    hash_images=False,  # read all image files too for the record of the data
+    loggers=[],  # beside files and TensorBoard: "wandb" (an extra of the package)
     allow_changed_data=False,  # let --resume go on with other data than the run's
     parallel="ddp",  # or "fsdp": weights and optimizer shared out over the processes
-    first_step_timeout=1800,  # seconds; then stuck ranks are named and the run ends; None: never
+    step_timeout=1800,  # seconds; a step that takes longer ends the run; None: never
     # gradients travel between GPUs as fp16 with precision="fp16", which has a loss scale, as bf16
     # with "bf16", and as they are with "fp32"
     ddp=dict(fp16_compression=True),

@@ -14,8 +14,9 @@ from detectron2.structures import Boxes, Instances
 from PIL import Image
 
 from vitdet.app.serve.answers import answering
-from vitdet.app.serve.server import build_app, listen, make_server
+from vitdet.app.serve.server import Server, build_app, listen
 from vitdet.app.serve.uploads import Limits
+from vitdet.app.serve.worker import Worker
 from vitdet.predict.inputs import Picture
 from vitdet.predict.results import Result
 
@@ -28,6 +29,7 @@ class Colours:
 
     class_names = CLASSES
     class_ids = (1, 5, 7)
+    device = "cpu"
 
     def __call__(self, image: np.ndarray) -> Result:
         found = []
@@ -65,9 +67,9 @@ def stored(picture: Image.Image, kind: str = "PNG", **options: Any) -> bytes:
 
 
 class Served(str):
-    """The address of a server, and its line of uploads."""
+    """The address of a server, and the process behind it."""
 
-    line: Any
+    worker: Worker
 
 
 @contextmanager
@@ -76,21 +78,24 @@ def serving(
 ) -> Iterator[Served]:
     """Serve in a thread; give the address, such as http://127.0.0.1:40000."""
     limits = limits or Limits()
-    about = {"name": "colours.pth", "device": "cpu", "classes": list(CLASSES)}
-    about["class_ids"] = list(Colours.class_ids)
-    answer = answering(predictor or Colours(), limits.max_pixels)
-    app = build_app(answer, about, limits, **options)
+
+    def start() -> Any:
+        torch.set_num_threads(1)  # a fork has no other threads
+        return answering(predictor or Colours(), "colours.pth", limits.max_pixels)
+
+    worker = Worker(start, waiting=limits.waiting, seconds=limits.answer_seconds, method="fork")
+    app = build_app(worker, worker.begin(), limits, **options)
     listening = listen("127.0.0.1", 0)
-    server = make_server(app)
+    server = Server(app, worker)
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
     thread.start()
     try:
         url = Served(f"http://127.0.0.1:{listening.getsockname()[1]}")
-        url.line = app.state.line
+        url.worker = worker
         yield url
     finally:
         server.should_exit = True
         thread.join(20)
         listening.close()
-        app.state.line.close()
+        worker.end()
         assert not thread.is_alive()

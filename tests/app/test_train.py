@@ -18,6 +18,7 @@ from vitdet import checkpoint
 from vitdet.app import cli, train
 from vitdet.config import build_model, load_config
 from vitdet.engine.dry_run import DoesNotFitError
+from vitdet.utils.files import RESULT_MARKER
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -133,6 +134,19 @@ def test_options_go_into_the_command(
     assert cfg.dataloader.train.dataset.json == str(out / "data" / "train.json")
     assert cfg.dataloader.test.dataset.json == str(out / "data" / "val.json")
     assert cfg.dataloader.test.dataset.images == str(data)
+
+
+def test_a_folder_with_a_run_is_refused_before_its_data_are_written(
+    capsys: pytest.CaptureFixture[str], data: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "run"
+    _told(capsys, data, "--out", str(out))
+    before = {path: path.read_bytes() for path in (out / "data").iterdir()}
+    (out / "last_checkpoint").write_text("model_000000099.pth\n")
+    (data / "labels/1.txt").unlink()
+    assert cli.main(["train", "--data", str(data), "--out", str(out)]) == 2
+    assert "expected a folder without a run" in capsys.readouterr().err
+    assert {path: path.read_bytes() for path in (out / "data").iterdir()} == before
 
 
 def test_a_length_in_images_is_kept(capsys: pytest.CaptureFixture[str], data: Path) -> None:
@@ -362,6 +376,6 @@ def test_one_command_trains_on_photographs_in_each_format(
     assert set(results) == ({"bbox", "segm"} if masks else {"bbox"})
     found = checkpoint.read(out / "model_final.pth")["vitdet"]["class_names"]
     assert set(found) <= set(source.names)
-    assert (out / "data" / "source.json").is_file()
-    assert not [path for path in folder.rglob("*") if path.name == "source.json"]
+    assert (out / "data" / "train.json").is_file() is (form != "coco")
+    assert not list(folder.rglob(RESULT_MARKER))
     assert "recipe       configs/own/" in capsys.readouterr().out

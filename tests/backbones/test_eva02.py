@@ -95,19 +95,27 @@ def test_rectangle_of_320_by_800_pixels(global_window_size):
     torch.testing.assert_close(seen["out1"][0].double(), expected, rtol=0, atol=2e-4)
 
 
+def tables_of(net, number, size):
+    """The rotary tables of a block on a map of `size`."""
+    block = net.blocks[number]
+    window = block.window_size
+    return block.rope((window, window) if window else size, size, CPU)
+
+
 @pytest.mark.parametrize(("global_window_size", "size"), [(20, (20, 20)), (0, (20, 50))])
 def test_tables_of_320_by_800_pixels_equal_the_formula(global_window_size, size):
     with torch.device("meta"):
         net = EVA02ViT(
             img_size=320,
-            depth=1,
+            depth=2,
             window_size=16,
             global_window_size=global_window_size,
+            global_block_indexes=[1],
         )
     frequencies = 10000 ** (-torch.arange(0, 32, 2, dtype=torch.float64) / 32)  # heads of 64
     for tables, (rows, columns), step in (
-        (net.global_tables((20, 50), CPU), size, 16 / 20),
-        (net.local_tables(CPU), (16, 16), 1.0),
+        (tables_of(net, 1, (20, 50)), size, 16 / 20),
+        (tables_of(net, 0, (20, 50)), (16, 16), 1.0),
     ):
         angles = torch.empty(rows, columns, 64, dtype=torch.float64)
         angles[..., 0:32:2] = angles[..., 1:32:2] = (
@@ -123,23 +131,25 @@ def test_tables_of_320_by_800_pixels_equal_the_formula(global_window_size, size)
 
 def test_positions_of_a_rectangle_continue_those_of_the_square():
     net = randomised(global_block_indexes=[3])
-    square = net.global_tables((8, 8), CPU)  # the training image
-    wide = net.global_tables((6, 12), CPU)
+    square = tables_of(net, 3, (8, 8))  # the training image
+    wide = tables_of(net, 3, (6, 12))
     for mine, published in ((wide.cos, square.cos), (wide.sin, square.sin)):
         both = mine.reshape(6, 12, 8)[:, :8], published.reshape(8, 8, 8)[:6]
         assert torch.equal(*both)
     windows = randomised(global_window_size=8, global_block_indexes=[3])
-    assert torch.equal(windows.global_tables((6, 12), CPU).cos, square.cos)
+    assert torch.equal(tables_of(windows, 3, (6, 12)).cos, square.cos)
     # a window of the local blocks spans the pretraining's grid, whatever the image
-    assert torch.equal(net.local_tables(CPU).cos, randomised(img_size=32).local_tables(CPU).cos)
+    other = randomised(img_size=32)
+    assert torch.equal(tables_of(net, 0, (8, 8)).cos, tables_of(other, 0, (4, 4)).cos)
 
 
 def test_positions_are_scaled_only_where_asked():
-    plain = randomised(rope_interpolate=False)
-    scaled = randomised()
-    assert torch.equal(plain.local_tables(CPU).cos, scaled.local_tables(CPU).cos)  # 4 of 4 tokens
-    angle = plain.global_tables((8, 8), CPU).cos.acos()[8]  # second row
-    half = scaled.global_tables((8, 8), CPU).cos.acos()[8]  # 8 tokens for 4
+    plain = randomised(rope_interpolate=False, global_block_indexes=[3])
+    scaled = randomised(global_block_indexes=[3])
+    windows = [tables_of(net, 0, (8, 8)).cos for net in (plain, scaled)]
+    assert torch.equal(*windows)  # 4 of 4 tokens
+    angle = tables_of(plain, 3, (8, 8)).cos.acos()[8]  # second row
+    half = tables_of(scaled, 3, (8, 8)).cos.acos()[8]  # 8 tokens for 4
     torch.testing.assert_close(angle, 2 * half)
 
 
@@ -216,7 +226,7 @@ def test_bfloat16_has_exact_positions():
     low = net.bfloat16()(image.bfloat16())["last_feat"]
     assert low.dtype == torch.bfloat16
     torch.testing.assert_close(low.float(), exact, rtol=0, atol=0.15)
-    assert net.global_tables((8, 8), CPU).cos.dtype == torch.float32
+    assert tables_of(net, 1, (8, 8)).cos.dtype == torch.float32
 
 
 def test_compiles_as_one_graph():
@@ -287,7 +297,7 @@ def test_initialisation_follows_the_published_rule():
         ({"checkpoint_blocks": [9]}, r"checkpoint_blocks: .* got \[9\]"),
         ({"num_heads": 3}, "num_heads with rotary positions: .* out of 16, got 3 heads"),
         ({"num_heads": 8}, "a head of a multiple of 4 channels, out of 16, got 8 heads"),
-        ({"rope_resize": "crop"}, "rope_resize: expected extend or stretch, got 'crop'"),
+        ({"rope_resize": "crop"}, "rope_resize: expected one of extend, stretch, got 'crop'"),
         (
             {"attention_backend": "flash"},
             "attention backend: expected one of auto, eager, blocks, sdpa",

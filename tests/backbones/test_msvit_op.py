@@ -7,15 +7,13 @@ import itertools
 import pytest
 import torch
 
-from vitdet.backbones.msvit import by_hand as by_hand_module
-from vitdet.backbones.msvit import flex
+from vitdet.backbones.msvit import sliding_chunk
 from vitdet.backbones.msvit.grid import EXACT, MODES, NEIGHBOURS, ChunkGrid
-from vitdet.backbones.msvit.sliding_chunk import KERNELS, sliding_chunk_attention
+from vitdet.backbones.msvit.sliding_chunk import sliding_chunk_attention
 from vitdet.utils.checks import InputError
 
-TRAIN = ("by_hand", "autograd", "sdpa")
-# of a gradient, over its norm: by_hand sums in float32, sdpa keeps its biases in bf16
-BF16_ERROR = {"by_hand": 0.015, "autograd": 0.03, "sdpa": 0.06}
+BACKENDS = ("strips", "autograd")
+BF16_ERROR = {"strips": 0.015, "autograd": 0.03}  # of a gradient, over its norm
 HEADS, DIM = 2, 4
 
 
@@ -100,7 +98,7 @@ def test_kernels_equal_brute_force(exact, mode, height, width, window):
     grid = ChunkGrid(height, width, window, exact, mode)
     expected = brute_force(*tensors[:5], grid, *tensors[5:])
     wanted = gradients(expected, tensors)
-    for backend in TRAIN:
+    for backend in BACKENDS:
         out = run(tensors, grid, backend)
         torch.testing.assert_close(out, expected, rtol=0, atol=1e-6)
         for got, want in zip(gradients(out, tensors), wanted, strict=True):
@@ -108,26 +106,26 @@ def test_kernels_equal_brute_force(exact, mode, height, width, window):
 
 
 @pytest.mark.parametrize("scores", [1, 700, 5000])
-def test_by_hand_is_the_same_in_blocks_of_any_size(scores, monkeypatch):
+def test_strips_is_the_same_at_any_height(scores, monkeypatch):
     tensors, grid = inputs(11, 13, 3), ChunkGrid(11, 13, 3)
     expected = run(tensors, grid, "autograd")
-    monkeypatch.setattr(by_hand_module, "_SCORES", {"cpu": scores})
-    out = run(tensors, grid, "by_hand")
+    monkeypatch.setattr(sliding_chunk, "_SCORES", {"cpu": scores})
+    out = run(tensors, grid, "strips")
     torch.testing.assert_close(out, expected)
     pairs = zip(gradients(out, tensors), gradients(expected, tensors), strict=True)
     for got, want in pairs:
         torch.testing.assert_close(got, want)
 
 
-def test_auto_is_by_hand():
+def test_auto_is_strips():
     tensors, grid = inputs(7, 5, 3, dtype=torch.float32), ChunkGrid(7, 5, 3)
-    assert torch.equal(run(tensors, grid, "auto"), run(tensors, grid, "by_hand"))
+    assert torch.equal(run(tensors, grid, "auto"), run(tensors, grid, "strips"))
 
 
 # --- precision ---------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("backend", TRAIN)
+@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("exact", EXACT)
 def test_bf16(backend, exact):
     half = [None if x is None else x.detach().bfloat16() for x in inputs(7, 8, 3)]
@@ -144,14 +142,14 @@ def test_bf16(backend, exact):
         assert error < BF16_ERROR[backend]
 
 
-def test_by_hand_keeps_full_precision_under_autocast():
+def test_strips_keeps_full_precision_under_autocast():
     """The published operator computes in half precision on a GPU even where nobody asked for it."""
     tensors, grid = inputs(7, 8, 3, dtype=torch.float32), ChunkGrid(7, 8, 3)
-    out = run(tensors, grid, "by_hand")
+    out = run(tensors, grid, "strips")
     expected = gradients(out, tensors)
     with torch.autocast("cpu", torch.bfloat16):
-        mixed = run(tensors, grid, "by_hand")
-        found = gradients(mixed, tensors)
+        mixed = run(tensors, grid, "strips")
+    found = gradients(mixed, tensors)
     assert torch.equal(mixed, out)
     assert all(map(torch.equal, found, expected))
 
@@ -175,21 +173,21 @@ def saved(height, width, backend) -> tuple[int, int]:
 
 
 def test_memory_grows_with_the_tokens():
-    for backend in TRAIN:
+    for backend in BACKENDS:
         (small, _), (large, _) = saved(30, 30, backend), saved(60, 60, backend)
         assert large <= 4.4 * small, backend  # four times the tokens; 16 times for every pair
     tokens = 60 * 60
-    whole, largest = saved(60, 60, "by_hand")
+    whole, largest = saved(60, 60, "strips")
     # q, k and v with their border of chunks, the output: nothing the size of the scores, which are
     # tokens * HEADS * (81 + 2).
     assert largest <= 1.3 * tokens * HEADS * DIM
     assert whole <= 6 * tokens * HEADS * DIM
 
 
-def test_by_hand_holds_few_scores_at_a_time(monkeypatch):
+def test_strips_holds_few_scores_at_a_time(monkeypatch):
     tensors, grid = inputs(30, 30, 3, dtype=torch.float32), ChunkGrid(30, 30, 3)
     limit = 50_000
-    monkeypatch.setattr(by_hand_module, "_SCORES", {"cpu": limit})
+    monkeypatch.setattr(sliding_chunk, "_SCORES", {"cpu": limit})
     sizes = []
     softmax = torch.Tensor.softmax
 
@@ -198,64 +196,14 @@ def test_by_hand_holds_few_scores_at_a_time(monkeypatch):
         return softmax(x, dim)
 
     monkeypatch.setattr(torch.Tensor, "softmax", noting)
-    gradients(run(tensors, grid, "by_hand"), tensors)
+    gradients(run(tensors, grid, "strips"), tensors)
     assert max(sizes) <= limit
     assert sum(sizes) == 2 * 2 * HEADS * 900 * 83  # forward and backward, batch of two
 
 
-# --- flex attention ----------------------------------------------------------------------------
-
-
-@pytest.fixture
-def _uncompiled(monkeypatch) -> None:
-    monkeypatch.setattr(flex, "_compiled", lambda: flex.flex_attention)
-
-
-@pytest.mark.usefixtures("_uncompiled")
-@pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
-@pytest.mark.parametrize(
-    ("mode", "exact", "over", "biased"),
-    [(0, 0, 0, True), (0, 1, 2, True), (-1, 0, 3, False), (3, 0, 1, True)],
-)
-def test_flex_equals_the_others(mode, exact, over, biased):
-    tensors = inputs(14, 11, 4, over=over, biased=biased, dtype=torch.float32)
-    tensors = [None if x is None else x.detach().float() for x in tensors]
-    grid = ChunkGrid(14, 11, 4, exact, mode)
-    expected = run(tensors, grid, "autograd")
-    torch.testing.assert_close(run(tensors, grid, "flex"), expected, rtol=0, atol=1e-5)
-
-
-@pytest.mark.parametrize(
-    ("mode", "height", "width", "over"), [(0, 50, 25, 1), (-1, 50, 20, 0), (6, 14, 50, 130)]
-)
-def test_flex_visits_every_block_with_a_visible_pair(height, width, over, mode):
-    grid = ChunkGrid(height, width, 5, 0, mode)
-    mask = flex.block_mask(grid, over, torch.device("cpu"))
-    queries, keys = mask.seq_lengths
-    every = torch.arange(queries)[:, None], torch.arange(keys)[None]
-    wanted = mask.mask_mod(0, 0, *every)
-    visited = mask.to_dense()[0, 0].bool().repeat_interleave(128, 0).repeat_interleave(128, 1)
-    assert not (wanted & ~visited[:queries, :keys]).any()
-    if mode == -1 and height > width:  # and leaves blocks out
-        assert not mask.to_dense().bool().all()
-
-
-@pytest.mark.parametrize(
-    ("exact", "training", "text"),
-    [
-        (-1, False, r"sliding-chunk backend 'flex': .*exact -1 on cpu\. Use backend 'auto'"),
-        (0, True, r"sliding-chunk backend 'flex': .*exact 0 on cpu, training\. Use backend"),
-    ],
-)
-def test_flex_says_what_it_cannot_do(exact, training, text):
-    tensors = inputs(5, 5, 3)
-    with torch.set_grad_enabled(training), pytest.raises(InputError, match=text):
-        run(tensors, ChunkGrid(5, 5, 3, exact), "flex")
-
-
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
-@pytest.mark.parametrize("backend", list(KERNELS))
+@pytest.mark.parametrize("backend", BACKENDS)
 def test_kernels_on_a_gpu(backend):
     tensors = inputs(40, 33, 7, dtype=torch.float32)
     here = [None if x is None else x.detach().float().requires_grad_() for x in tensors]
@@ -274,7 +222,7 @@ def test_kernels_on_a_gpu(backend):
 
 def test_unknown_backend():
     with pytest.raises(
-        InputError, match=r"sliding-chunk backend: expected one of auto, .*by_hand'"
+        InputError, match=r"sliding-chunk backend: expected one of auto, .*'byhand'"
     ):
         run(inputs(4, 4, 2), ChunkGrid(4, 4, 2), "byhand")
 

@@ -187,7 +187,7 @@ def test_dinov3_windows_keep_the_offsets_of_the_map():
     part = RotaryTables(tables.cos[corner], tables.sin[corner], halves=True)
     y = (rotate(q, part) @ rotate(k, part).mT * 8**-0.5).softmax(-1) @ v
     expected = attn.proj(y.transpose(1, 2).reshape(1, 4, 4, 16))
-    rope = net._rope((8, 8), 4, image.device)
+    rope = block.rope((4, 4), (8, 8), image.device)
     got = block.attn(block.norm1(x)[:, :4, 4:], None, rope)
     torch.testing.assert_close(got, expected, rtol=0, atol=1e-5)
 

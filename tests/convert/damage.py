@@ -132,11 +132,11 @@ def _torchscript_bytes() -> bytes:
     )
     description = b"\x80\x02c__torch__\nModule\n)\x81}(" + items + b"ub."
     with zipfile.ZipFile(buffer, "w") as archive:
-        archive.writestr("clip/data.pkl", description)
-        archive.writestr("clip/constants.pkl", b"\x80\x02).")
-        archive.writestr("clip/code/__torch__.py", "class Module(Module): pass")
+        archive.writestr(zipfile.ZipInfo("clip/data.pkl"), description)
+        archive.writestr(zipfile.ZipInfo("clip/constants.pkl"), b"\x80\x02).")
+        archive.writestr(zipfile.ZipInfo("clip/code/__torch__.py"), "class Module(Module): pass")
         for i in range(len(names)):
-            archive.writestr(f"clip/data/{i}", np.ones(2, np.float32).tobytes())
+            archive.writestr(zipfile.ZipInfo(f"clip/data/{i}"), np.ones(2, np.float32).tobytes())
     return buffer.getvalue()
 
 
@@ -216,7 +216,7 @@ def _zipped(parts: dict[str, bytes], compression: int = zipfile.ZIP_STORED) -> b
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w", compression) as archive:
         for name, data in parts.items():
-            archive.writestr(name, data)
+            archive.writestr(zipfile.ZipInfo(name), data, compression)
     return buffer.getvalue()
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,7 @@ from vitdet.data.datasets import coco_dataset
 from vitdet.data.prepare import Prepared, prepare_data
 from vitdet.data.splitting import split_content
 from vitdet.utils.checks import InputError
+from vitdet.utils.files import RESULT_MARKER
 
 
 def _content(classes: list[set[int]]) -> dict[str, Any]:
@@ -126,49 +126,60 @@ def _names(prepared: Prepared) -> tuple[list[str], list[str]]:
     )
 
 
-def test_the_split_is_written_beside_the_run_and_used_again(tmp_path: Path) -> None:
+def test_the_split_is_written_beside_the_run(tmp_path: Path) -> None:
     data, cache = _folder(tmp_path), tmp_path / "run" / "data"
     before = sorted(path.relative_to(data) for path in data.rglob("*"))
     prepared = prepare_data(data, cache)
-    assert prepared.notes[0].startswith(
-        "found YOLO text labels: all 12 images; 2 classes (cat, dog)"
+    assert prepared.notes == (
+        "found YOLO text labels: all 12 images with 12 objects; 2 classes (cat, dog)",
+        "no validation part: 2 of 12 images put aside for it",
     )
-    assert prepared.notes[1] == "no validation part: 2 of 12 images put aside for it"
     assert (prepared.masks, prepared.num_images) == (False, 10)
     assert sorted(path.name for path in cache.iterdir()) == [
-        "source.json",
+        RESULT_MARKER,  # they are no data to read, wherever the run lies
         "train.json",
         "val.json",
     ]
-    times = {path: path.stat().st_mtime_ns for path in cache.iterdir()}
     assert prepare_data(data, cache) == prepared
-    assert {path: path.stat().st_mtime_ns for path in cache.iterdir()} == times
     assert sorted(path.relative_to(data) for path in data.rglob("*")) == before
     again = prepare_data(data, tmp_path / "other" / "data")
     assert _names(again) == _names(prepared)
     assert _names(prepare_data(data, tmp_path / "third", seed=3)) != _names(prepared)
+    prepare_data(data, data / "data")
+    assert prepare_data(data, data / "data").notes[0] == prepared.notes[0]
 
 
-def test_changed_data_are_prepared_anew_and_that_is_said(tmp_path: Path) -> None:
+def test_a_new_run_reads_the_data_anew_and_a_resumed_one_goes_on_with_its_own(
+    tmp_path: Path,
+) -> None:
     data, cache = _folder(tmp_path), tmp_path / "run" / "data"
+    (tmp_path / "elsewhere").mkdir()
+    for path in sorted((data / "labels").iterdir()):  # behind links, which nobody looks through
+        path.rename(tmp_path / "elsewhere" / path.name)
+    (data / "labels").rmdir()
+    (data / "labels").symlink_to(tmp_path / "elsewhere")
     prepare_data(data, cache)
-    label = data / "labels" / "0.txt"
+    written = {path: path.read_bytes() for path in cache.iterdir()}
+    label = tmp_path / "elsewhere/0.txt"
     label.write_text("1 0.5 0.5 0.4 0.4\n")
-    os.utime(label, ns=(1, 1))
-    prepared = prepare_data(data, cache)
-    assert prepared.notes[-1].startswith("the data changed since they were last prepared")
-    contents = [json.loads(Path(part[0]).read_text()) for part in (prepared.train, prepared.val)]
-    boxes = [each["bbox"] for content in contents for each in content["annotations"]]
-    assert boxes.count([12, 9, 16, 12]) == 1
-    (cache / "train.json").unlink()
-    assert Path(prepare_data(data, cache).train[0]).is_file()
-
-
-def test_a_run_inside_the_data_folder_does_not_count_as_a_change(tmp_path: Path) -> None:
-    data = _folder(tmp_path)
-    prepared = prepare_data(data, data / "run" / "data")
-    (data / "run" / "model.pth").write_text("weights")
-    assert prepare_data(data, data / "run" / "data") == prepared
+    resumed = prepare_data(data, cache, resume=True)
+    assert {path: path.read_bytes() for path in cache.iterdir()} == written
+    data.rename(tmp_path / "moved")
+    moved = prepare_data(tmp_path / "moved", cache, resume=True)
+    assert (moved.train[0], moved.train[1]) == (resumed.train[0], str(tmp_path / "moved"))
+    (tmp_path / "moved").rename(data)
+    (tmp_path / "elsewhere/1.txt").write_text("1 0.5 0.5 0.4 0.4\n" * 2)
+    wanted = r"those with which the run began, got (train|val): .* annotations, now .*allow"
+    with pytest.raises(InputError, match=wanted):
+        prepare_data(data, cache, resume=True)
+    assert {path: path.read_bytes() for path in cache.iterdir()} == written
+    for options in ({"resume": True, "allow_changed": True}, {}):
+        prepared = prepare_data(data, cache, **options)
+        contents = [
+            json.loads(Path(each[0]).read_text()) for each in (prepared.train, prepared.val)
+        ]
+        boxes = [each["bbox"] for content in contents for each in content["annotations"]]
+        assert boxes.count([12, 9, 16, 12]) == 3
 
 
 def test_some_masks_are_none(tmp_path: Path) -> None:
@@ -187,5 +198,7 @@ def test_no_objects_at_all(tmp_path: Path) -> None:
     data = _folder(tmp_path)
     for path in (data / "labels").iterdir():
         path.write_text("")
-    with pytest.raises(InputError, match="training part: expected images with objects, got none"):
+    with pytest.raises(
+        InputError, match=r"training part .*: expected images with objects, got none in 11 images"
+    ):
         prepare_data(data, tmp_path / "run")

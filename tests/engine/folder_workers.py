@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from vitdet.engine.run_folder import usable
+from vitdet.engine.checkpoints import usable
 from vitdet.utils.checks import InputError
 from vitdet.utils.distributed import rank
 

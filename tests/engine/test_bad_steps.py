@@ -166,13 +166,13 @@ def test_numbers_whose_norm_is_too_large_are_told():
         trainer.step(batch_of(1.0))
 
 
-# --- stop, skip, rollback ------------------------------------------------------------------------
+# --- stop and skip -------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"policy": "ignore"}, r"train\.on_bad_step: expected stop or skip or rollback, got ignor"),
+        ({"policy": "ignore"}, r"train\.on_bad_step: expected stop or skip, got ignor"),
         ({"policy": "skip", "limit": -1}, r"train\.max_bad_steps: expected 0 or more, got -1"),
     ],
 )
@@ -247,28 +247,6 @@ def test_the_count_goes_on_after_a_resume(tmp_path):
     cfg.dataloader.train.poison_at = 18
     with pytest.raises(NonFiniteLossError, match=r"2 bad steps, .*rectangle_9\.jpg.*rectangle_18"):
         train(cfg, resume=True)
-
-
-@pytest.mark.parametrize("checkpoint_every", [4, 0])
-def test_rollback_goes_on_from_the_last_checkpoint_with_the_next_batch(tmp_path, checkpoint_every):
-    rolled = run_with_poison(
-        tmp_path / "run", on_bad_step="rollback", checkpoint_every=checkpoint_every
-    )
-    folder = tmp_path / "run"
-    back = folder / ("model_000000008.pth" if checkpoint_every else "model_000000000.pth")
-    log = (folder / "log.txt").read_text()
-    assert f"bad step 1 of at most 10, back to {back}: " in log
-    # The same by hand: that checkpoint, as if it were of the images up to the end of the bad step.
-    other = tmp_path / "other"
-    other.mkdir()
-    content = checkpoint.read(back)
-    checkpoint.write(other / "model_000000012.pth", {**content, "images_seen": 12})
-    (other / "last_checkpoint").write_text("model_000000012.pth\n")
-    by_hand = run_with_poison(other, on_bad_step="rollback", resume=True)
-    for key in ("model", "ema_state", "optimizer", "images_seen"):
-        assert_same(rolled[key], by_hand[key], key)
-    assert len(rolled["bad_steps"]) == 1
-    assert "bad_steps" not in by_hand
 
 
 def test_stop_writes_the_batch_and_keeps_the_checkpoint(tmp_path):

@@ -62,19 +62,17 @@ def undisturbed(tmp_path_factory) -> Path:
 
 def test_a_run_leaves_its_record(undisturbed):
     assert {path.name for path in undisturbed.iterdir() if "tfevents" not in path.name} == {
-        "MODEL_CARD.md",
-        "checkpoints.json",
         "config.yaml",
         "environment.json",
         "evaluations.json",
         "last_checkpoint",
         "log.txt",
-        "metrics.csv",
         "metrics.json",
         "model_000000008.pth",
         "model_000000016.pth",
         "model_final.pth",
         "results.json",
+        "run.lock",
         "run.json",
     }
     assert len(list(undisturbed.glob("events.out.tfevents.*"))) == 1
@@ -294,7 +292,7 @@ def test_a_gpu_that_is_not_there(tmp_path):
 
 def test_an_output_folder_that_cannot_be_made(tmp_path):
     (tmp_path / "file").touch()
-    with pytest.raises(InputError, match=r"expected a folder that can be made, got Not a dir"):
+    with pytest.raises(InputError, match=r"train.output_dir: .*: Not a directory"):
         train(recipe(tmp_path / "file" / "out"))
 
 

@@ -16,12 +16,10 @@ from test_run import assert_same
 from test_train_net import command
 from tiny_recipe import write_recipe
 
-from vitdet.engine.checkpoints import BEST, FINAL, LAST, last_checkpoint
-from vitdet.engine.first_step import STUCK_STATUS
-from vitdet.engine.launch import INPUT_ERROR_STATUS, INTERRUPTED_STATUS
-from vitdet.engine.run_folder import read_state, usable
+from vitdet.engine.checkpoints import BEST, FINAL, LAST, last_checkpoint, read_state, usable
 from vitdet.engine.signals import PREEMPTED_STATUS, Notice, Preempted, Preemption, noticed
 from vitdet.engine.trainer import Trainer
+from vitdet.utils.checks import INPUT_ERROR_STATUS, INTERRUPTED_STATUS
 
 
 def test_signals_only_leave_a_notice_within_the_block():
@@ -166,9 +164,8 @@ def test_the_help_names_the_statuses():
     for status, meaning in (
         (0, "done"),
         (INPUT_ERROR_STATUS, "something to repair"),
-        (STUCK_STATUS, "stuck in the first step"),
         (PREEMPTED_STATUS, "told to leave (SIGTERM, SIGUSR1)"),
-        (INTERRUPTED_STATUS, "interrupted (^C)"),
+        (INTERRUPTED_STATUS, "interrupted (^C; the first one saves too)"),
     ):
         assert f" {status} {meaning}" in words
 

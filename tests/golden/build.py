@@ -15,7 +15,7 @@ from detectron2.modeling.backbone.fpn import LastLevelMaxPool
 from torch import nn
 
 from vitdet.backbones.base import LayeredBackbone
-from vitdet.backbones.vit import ViT
+from vitdet.backbones.vit import PlainViT, ViT
 from vitdet.convert import convert
 from vitdet.layers.attention import KERNELS
 from vitdet.layers.rel_pos import RelPos
@@ -253,7 +253,7 @@ def converted(
 class Recorder:
     """Keeps the tokens (B, H, W, C) before block 0 and after every block of a ViT."""
 
-    def __init__(self, vit: ViT) -> None:
+    def __init__(self, vit: PlainViT) -> None:
         self.tokens: list[torch.Tensor] = []
         self._count = len(vit.blocks) + 1
         self.clear()
@@ -288,7 +288,7 @@ def detectron2_vit(case: Case, mode: Mode) -> Built:
     return Built(vit, block_outputs(vit), load_by_name(case, vit))
 
 
-def block_outputs(vit: ViT) -> Callable[[list[torch.Tensor]], Any]:
+def block_outputs(vit: PlainViT) -> Callable[[list[torch.Tensor]], Any]:
     """Return the call whose intermediate results are the tokens of every block."""
     recorder = Recorder(vit)
 

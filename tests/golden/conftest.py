@@ -1,4 +1,4 @@
-"""Prints, after a golden run, how far from the published implementations each family is."""
+"""What golden tests share; `tests/conftest.py` prints how far from the originals they are."""
 
 from __future__ import annotations
 
@@ -15,7 +15,6 @@ _KINDS = {
     "grad_input": "grad_input",
     "grad_norm (relative)": "grad_norm/",
 }
-_LARGEST = pytest.StashKey[dict[str, dict[str, float]]]()
 
 
 @pytest.fixture(autouse=True)
@@ -30,23 +29,9 @@ def _one_thread() -> Iterator[None]:
 @pytest.fixture
 def record(request: pytest.FixtureRequest) -> Callable[[Comparison], None]:
     """Return a function that notes the differences of a comparison for the summary."""
-    families = request.config.stash.setdefault(_LARGEST, {})
 
     def note(comparison: Comparison) -> None:
-        family = families.setdefault(comparison.case.split("/")[0], dict.fromkeys(_KINDS, 0.0))
-        for kind, pattern in _KINDS.items():
-            family[kind] = max(family[kind], comparison.largest(pattern))
+        largest = {kind: comparison.largest(pattern) for kind, pattern in _KINDS.items()}
+        request.node.user_properties.append(("golden", [comparison.case.split("/")[0], largest]))
 
     return note
-
-
-def pytest_terminal_summary(
-    terminalreporter: pytest.TerminalReporter, config: pytest.Config
-) -> None:
-    """Print the largest difference of every family."""
-    families = config.stash.get(_LARGEST, {})
-    if families:
-        terminalreporter.section("golden: largest differences")
-    for family, kinds in sorted(families.items()):
-        values = ", ".join(f"{kind} {value:.1e}" for kind, value in kinds.items())
-        terminalreporter.line(f"{family}: {values}")

@@ -7,17 +7,16 @@ from typing import Any
 import torch
 
 from vitdet.backbones.base import LayeredBackbone
-from vitdet.backbones.vit import ViT
+from vitdet.backbones.vit import PlainViT, ViT
 from vitdet.pyramid import SimpleFeaturePyramid
 
-from .build import Built, Mode, converted, for_mode, vit_options, whole_patches
+from .build import Built, Mode, Prepare, converted, for_mode, vit_options, whole_patches
 from .cases import Case, Options
 from .mmdet import (
     Detector,
     OldOptions,
     Outputs,
     box_head,
-    check_prepared,
     mask_head,
     norm_name,
     rpn,
@@ -31,45 +30,40 @@ from .mmdet import (
 AGGREGATIONS = {"basicblock": "basic", "bottleneck": "bottleneck", "conv": "naive"}
 
 
-def is_old(case: Case) -> bool:
-    """Whether the case comes from before v0.7: both generations have the same class names."""
-    return any(
-        name.endswith("top_downs.1.weight") or name == "norm.weight" for name in _names(case)
-    )
-
-
-def _names(case: Case) -> list[str]:
-    return list(case.info["tensors"])
-
-
 def backbone(case: Case, mode: Mode) -> Built:
     """Build the ViTDet of either generation; the output is one map."""
     config = case.config()
-    if is_old(case):
-        options = OldOptions(config)
-        arguments = options.vit(config)
-        aggregation = config.only("aggregation", ("attn", *AGGREGATIONS), "attn")
-        if aggregation != "attn":
-            blocks = arguments["global_block_indexes"]
-            arguments |= {
-                "global_block_indexes": [],
-                "residual_block_indexes": blocks,
-                "propagation": AGGREGATIONS[aggregation],
-                "propagation_norm": "BN",
-            }
-        config.done()
-        check_prepared(case, options)
-        net, prepare, name = ViT(**for_mode(arguments, mode)), options.prepare, "easycv_old"
-    else:
-        net, prepare, name = ViT(**for_mode(new_options(config), mode)), None, "easycv"
+    net, source_format, prepare = _net(case, config, mode)
     outputs = Outputs(case, net)
 
     def call(images: list[torch.Tensor]) -> Any:
         return {"out": net(whole_patches(images[0], net.patch_size))["last_feat"]}, outputs.values
 
     model = Detector(net)
-    parameters, leaves = converted(case, model, name, "backbone.", prepare=prepare)
+    parameters, leaves = converted(case, model, source_format, "backbone.", prepare=prepare)
     return Built(model, call, parameters, leaves=leaves)
+
+
+def _net(case: Case, config: Options, mode: Mode) -> tuple[PlainViT, str, Prepare | None]:
+    """Return the backbone, its format, and what changes its weights first.
+
+    Both generations have the same class name; the first has a norm after the last block.
+    """
+    if not any(name.removeprefix("backbone.") == "norm.weight" for name in case.info["tensors"]):
+        return ViT(**for_mode(new_options(config), mode)), "easycv", None
+    options = OldOptions(config)
+    aggregation = config.only("aggregation", ("attn", *AGGREGATIONS), "attn")
+    if aggregation != "attn":
+        options.arguments |= {
+            "global_block_indexes": [],
+            "residual_block_indexes": options.arguments["global_block_indexes"],
+            "propagation": AGGREGATIONS[aggregation],
+            "propagation_norm": "BN",
+        }
+    arguments = options.vit(config, case.info["tensors"])
+    config.done()
+    options.check(case)
+    return ViT(**for_mode(arguments, mode)), "easycv_old", options.prepare
 
 
 def new_options(options: Options) -> dict[str, Any]:
@@ -91,7 +85,7 @@ def new_pyramid(net: LayeredBackbone, options: Options) -> tuple[SimpleFeaturePy
     pyramid = SimpleFeaturePyramid(
         net,
         out_channels=options.take("out_channels"),
-        scale_factors=options.only("scale_factors", ([4.0, 2.0, 1.0, 0.5],)),
+        scale_factors=options.only("scale_factors", ([4.0, 2.0, 1.0, 0.5],), [4.0, 2.0, 1.0, 0.5]),
         norm=norm,
         norm_eps=eps,
     )
@@ -121,35 +115,31 @@ def old_pyramid(net: LayeredBackbone, options: Options) -> tuple[SimpleFeaturePy
 
 
 def pyramid(case: Case, mode: Mode) -> Built:
-    """Build SFP alone, on a given map, or on the backbone; outputs p2, p3, ..."""
+    """Build SFP of either generation, on a given map or on a backbone; outputs p2, p3, ..."""
     config = case.config()
-    if "backbone" in config.values:
-        return _both(case, config, mode)
-    channels = config.take("in_channels")
-    net = toy_net(channels if isinstance(channels, int) else channels[0])
-    levels, top = (old_pyramid if is_old(case) else new_pyramid)(net, config)
-    model = Detector(net, levels)
-
-    def call(images: list[torch.Tensor]) -> Any:
-        return with_top([level(images[0]) for level in model.levels()], top), {}
-
-    name = "easycv_old" if is_old(case) else "easycv"
-    parameters, leaves = converted(case, model, name, "neck.", toy_weights(net))
-    return Built(model, call, parameters, leaves=leaves)
-
-
-def _both(case: Case, config: Options, mode: Mode) -> Built:
-    net = ViT(**for_mode(new_options(config.section("backbone")), mode))
-    levels, top = new_pyramid(net, config.section("neck"))
+    alone = "backbone" not in config.values
+    neck = config if alone else config.section("neck")
+    old = isinstance(neck.take("in_channels"), list)
+    prepare = None
+    if alone:
+        channels = config.take("in_channels")
+        net = toy_net(channels if isinstance(channels, int) else channels[0])
+        source_format, prefix, beside = "easycv_old" if old else "easycv", "neck.", toy_weights(net)
+    else:
+        net, source_format, prepare = _net(case, config.section("backbone"), mode)
+        prefix, beside = "", {}
+    levels, top = (old_pyramid if old else new_pyramid)(net, neck)
     config.done()
     model = Detector(net, levels)
     outputs = Outputs(case, net, "backbone.")
 
     def call(images: list[torch.Tensor]) -> Any:
-        last = net(whole_patches(images[0], net.patch_size))["last_feat"]
+        last = images[0]
+        if not alone:
+            last = net(whole_patches(last, net.patch_size))["last_feat"]
         return with_top([level(last) for level in model.levels()], top), outputs.values
 
-    parameters, leaves = converted(case, model, "easycv")
+    parameters, leaves = converted(case, model, source_format, prefix, beside, prepare)
     return Built(model, call, parameters, leaves=leaves)
 
 

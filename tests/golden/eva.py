@@ -9,8 +9,9 @@ import torch
 from detectron2.config import LazyConfig
 from omegaconf import DictConfig
 
-from vitdet.backbones.eva01 import EVA01ViT
 from vitdet.backbones.eva02 import EVA02ViT
+from vitdet.backbones.vit import PlainViT, ViT
+from vitdet.layers.rope import eva_ropes
 from vitdet.pyramid import SimpleFeaturePyramid
 
 from .build import (
@@ -75,11 +76,15 @@ def eva02_options(options: Options) -> dict[str, Any]:
     return arguments
 
 
-def _tables(vit: EVA02ViT) -> dict[str, torch.Tensor]:
+def _tables(vit: PlainViT, arguments: dict[str, Any]) -> dict[str, torch.Tensor]:
     """Return the rotary tables that the published class makes, by its names."""
-    cpu = torch.device("cpu")
-    square = (vit.train_grid, vit.train_grid)
-    named = {"win": vit.local_tables(cpu), "glb": vit.global_tables(square, cpu)}
+    head_dim = arguments["embed_dim"] // arguments["num_heads"]
+    square = (arguments["img_size"] // arguments["patch_size"],) * 2
+    grid = arguments["rope_pretrain_grid"] if arguments["rope_interpolate"] else None
+    window, whole = eva_ropes(head_dim, grid, square, "extend")
+    assert {block.rope for block in vit.units()} <= {window, whole}
+    cpu, inside = torch.device("cpu"), (arguments["window_size"],) * 2
+    named = {"win": window(inside, square, cpu), "glb": whole(square, square, cpu)}
     return {
         f"rope_{name}.freqs_{kind}": getattr(tables, kind)
         for name, tables in named.items()
@@ -89,13 +94,14 @@ def _tables(vit: EVA02ViT) -> dict[str, torch.Tensor]:
 
 def eva02_vit(case: Case, mode: Mode) -> Built:
     """Build EVA-02/det's ViT."""
-    vit = EVA02ViT(**for_mode(eva02_options(case.config()), mode))
+    arguments = eva02_options(case.config())
+    vit = EVA02ViT(**for_mode(arguments, mode))
     recorder = Recorder(vit)
 
     def call(images: list[torch.Tensor]) -> Any:
         outputs = vit(whole_patches(images[0], vit.patch_size))
         extra = {f"blocks.{i}": tokens for i, tokens in enumerate(recorder.tokens[1:])}
-        return outputs, extra | {"tokens_with_pos": recorder.tokens[0]} | _tables(vit)
+        return outputs, extra | {"tokens_with_pos": recorder.tokens[0]} | _tables(vit, arguments)
 
     return Built(vit, call, load_by_conversion(case, vit, "eva02"))
 
@@ -103,14 +109,17 @@ def eva02_vit(case: Case, mode: Mode) -> Built:
 def eva02_pyramid(case: Case, mode: Mode) -> Built:
     """Build EVA-02/det's SimpleFeaturePyramid over its ViT."""
     config = case.config()
-    vit = EVA02ViT(**for_mode(eva02_options(config.section("net")), mode))
+    arguments = eva02_options(config.section("net"))
+    vit = EVA02ViT(**for_mode(arguments, mode))
     model = SimpleFeaturePyramid(vit, **pyramid_options(config.section("pyramid")))
     config.done()
     recorder = Recorder(vit)
 
     def call(images: list[torch.Tensor]) -> Any:
         levels = model(whole_patches(images[0], vit.patch_size))
-        return levels, {"last_feat": recorder.tokens[-1].permute(0, 3, 1, 2)} | _tables(vit)
+        return levels, {"last_feat": recorder.tokens[-1].permute(0, 3, 1, 2)} | _tables(
+            vit, arguments
+        )
 
     return Built(model, call, load_by_conversion(case, model, "eva02"))
 
@@ -139,28 +148,29 @@ def eva02_detector(case: Case, mode: Mode) -> Built:
 def eva01_vit(case: Case, mode: Mode) -> Built:
     """Build EVA-01/det's ViT."""
     options = case.config()
-    norm = {"norm_float32": True, "norm_eps": 1e-5}  # its default, LayerNormWithForceFP32
+    eps = 1e-5  # its default is LayerNormWithForceFP32, which differs in other types than float32
     if options.take("norm_layer", None) is not None:
         layer = options.section("norm_layer")
-        kind = layer.only("name", ("LayerNorm", "LayerNormWithForceFP32"))
-        norm = {"norm_float32": kind != "LayerNorm", "norm_eps": layer.take("eps", 1e-5)}
+        layer.only("name", ("LayerNorm", "LayerNormWithForceFP32"))
+        eps = layer.take("eps", 1e-5)
         layer.done()
     own = options.only("beit_like_qkv_bias", _BOTH, True)
-    full = "full" if options.only("qkv_bias", _BOTH, True) else "none"
+    joint = options.only("qkv_bias", _BOTH, True)
     resize = options.only("interp_type", ("vitdet", "beit"), "vitdet")
     arguments = {
         "mlp_ratio": options.take("mlp_ratio", 4.0),
-        "qkv_bias": "qv" if own else full,
+        "qkv_bias": "qv" if own else joint,
+        "norm_eps": eps,
         "use_rel_pos": options.only("use_rel_pos", _BOTH, False),
         "rel_pos_resize": "interpolate" if resize == "vitdet" else "beit",
-        "gamma": options.only("beit_like_gamma", _BOTH, False),
+        "layer_scale": options.only("beit_like_gamma", _BOTH, False),
         "freeze_patch_embed": options.only("freeze_patch_embed", _BOTH, False),
     }
-    arguments |= _shared(options) | norm
+    arguments |= _shared(options)
     check_gelu(options)
     options.inert("rel_pos_zero_init", "use_act_checkpoint")  # weights are given; a way to compute
     options.done()
-    vit = EVA01ViT(**for_mode(arguments, mode))
+    vit = ViT(**for_mode(arguments, mode))
     recorder = Recorder(vit)
 
     def call(images: list[torch.Tensor]) -> Any:
@@ -197,7 +207,7 @@ def streampetr_vit(case: Case, mode: Mode) -> Built:
     return Built(model, call, parameters)
 
 
-def _streampetr_pyramid(options: Options, vit: EVA02ViT) -> SimpleFeaturePyramid:
+def _streampetr_pyramid(options: Options, vit: PlainViT) -> SimpleFeaturePyramid:
     shape = vit.output_shape()[vit.out_feature]
     options.only("in_channels", (shape.channels,), 1024)
     indices = options.take("out_indices", (2, 3, 4, 5))
@@ -239,13 +249,7 @@ def timm_eva_map(case: Case, mode: Mode) -> Built:
     options = config.section("args")
     config.done()
     size = options.take("img_size", 224)
-    if not isinstance(size, int):
-        options.only("img_size", ([size[0], size[0]],))  # ours are square
-        size = size[0]
-    reference = options.take("ref_feat_shape", None)
-    if reference is not None and not isinstance(reference, int):
-        options.only("ref_feat_shape", ([reference[0], reference[0]],))
-        reference = reference[0]
+    grid = rope_grid(options)
     arguments = {
         "img_size": size,
         "patch_size": options.take("patch_size", 16),
@@ -259,8 +263,7 @@ def timm_eva_map(case: Case, mode: Mode) -> Built:
         "norm_eps": 1e-6 if options.take("norm_layer", None) is None else norm_eps(options),
         "use_abs_pos": options.only("use_abs_pos_emb", _BOTH, True),
         "pos_embed_resize": "bicubic_antialias",
-        "rope_pretrain_grid": reference or 1,
-        "rope_interpolate": reference is not None,
+        "rope_pretrain_grid": grid,
         "rope_resize": "stretch",
         "pretrain_img_size": size,
         "pretrain_use_cls_token": False,
@@ -277,6 +280,15 @@ def timm_eva_map(case: Case, mode: Mode) -> Built:
         return outputs, {f"blocks.{i}": each.flatten(1, 2) for i, each in tokens}
 
     return Built(vit, call, load_by_conversion(case, vit, "timm_eva"))
+
+
+def rope_grid(options: Options) -> int | None:
+    """Return the side in tokens of the map that timm's rotary positions are stretched to."""
+    grid = options.take("ref_feat_shape", None)
+    if isinstance(grid, list):
+        options.only("ref_feat_shape", ([grid[0], grid[0]],))  # ours are square
+        grid = grid[0]
+    return grid
 
 
 def _only_eva02(options: Options) -> None:

@@ -99,9 +99,6 @@ def timm_map(case: Case, mode: Mode) -> Built:
     options = config.section("args")
     config.done()
     size = options.take("img_size", 224)
-    if not isinstance(size, int):
-        options.only("img_size", ([size[0], size[0]],))  # ours are square
-        size = size[0]
     arguments = {
         "img_size": size,
         "patch_size": options.take("patch_size", 16),

@@ -7,7 +7,7 @@ and the case's names into a file of theirs.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -22,7 +22,7 @@ from detectron2.modeling.roi_heads import (
 from torch import nn
 
 from vitdet.backbones.base import LayeredBackbone
-from vitdet.backbones.vit import ViT
+from vitdet.backbones.vit import PlainViT, ViT
 from vitdet.heads import rpn_head
 from vitdet.layers.norms import channel_layer_norm, group_norm
 from vitdet.pyramid import SimpleFeaturePyramid
@@ -57,7 +57,7 @@ class Detector(nn.Module):
         return [module for module in found if isinstance(module, nn.Sequential)]
 
 
-def toy_net(channels: int = 4) -> ViT:
+def toy_net(channels: int = 4) -> PlainViT:
     """Return a backbone to stand where a case has none."""
     return ViT(img_size=16, embed_dim=channels, depth=1, num_heads=1, use_abs_pos=False)
 
@@ -218,9 +218,9 @@ def _built(case: Case, model: Detector, call: Any, source_format: str, prefix: s
 class OldOptions:
     """What the backbones of ViTAE-Transformer/ViTDet and of EasyCV before v0.7 have in common.
 
-    Published models have the positions of a rectangle where the model is one, from its first row
-    and column; ours those of a square, of which a rectangle is the corner. And they may have a
-    factor `qk_scale` on q; ours has head_dim ** -0.5, so the rest of it goes into the weights.
+    They may have a factor `qk_scale` on q; ours has head_dim ** -0.5, so the rest of it goes into
+    the weights. In a model of a rectangle the global blocks' tables have 2 * height - 1 rows on
+    both axes, and those of the width begin with the offset 1 - width.
     """
 
     def __init__(self, options: Options) -> None:
@@ -230,12 +230,11 @@ class OldOptions:
         self.grid = (sides[0] // self.patch_size, sides[1] // self.patch_size)
         depth, interval = options.take("depth", 12), options.take("interval", 3)
         self.head_dim = options.take("embed_dim", 768) // options.take("num_heads", 12)
-        self.global_blocks = [i for i in range(depth) if (i + 1) % interval == 0]
+        every_third = [i for i in range(depth) if (i + 1) % interval == 0]
         scale = options.take("qk_scale", None)
         self.q_factor = 1.0 if scale is None else scale * self.head_dim**0.5
-        mode = "interpolate" if self.grid[0] == self.grid[1] else "crop"
         self.arguments: dict[str, Any] = {
-            "img_size": max(sides),
+            "img_size": sides,
             "patch_size": self.patch_size,
             "in_chans": options.take("in_chans", 3),
             "embed_dim": options.take("embed_dim", 768),
@@ -246,9 +245,7 @@ class OldOptions:
             "drop_path_rate": options.take("drop_path_rate", 0.0),
             "norm_eps": 1e-6,
             "window_size": 14,
-            "global_block_indexes": self.global_blocks,
-            "rel_pos_resize": mode,
-            "pos_embed_resize": "bicubic" if mode == "interpolate" else "crop",
+            "global_block_indexes": every_third,
         }
         options.only("norm_layer", (None,), None)
         options.only("hybrid_backbone", (None,), None)
@@ -256,9 +253,10 @@ class OldOptions:
         options.inert("drop_rate", "attn_drop_rate", "use_checkpoint", "num_classes", "pretrained")
         options.inert("use_rel_pos_bias", "use_shared_rel_pos_bias", "out_indices")
 
-    def vit(self, options: Options) -> dict[str, Any]:
-        """Return the arguments of our ViT."""
-        use_abs_pos = options.only("use_abs_pos_emb", (True, False), True)
+    def vit(self, options: Options, tensors: Iterable[str]) -> dict[str, Any]:
+        """Return the arguments of our ViT; `tensors` tell of the positions what a default hides."""
+        found = any(name.endswith("pos_embed") for name in tensors)
+        use_abs_pos = options.only("use_abs_pos_emb", (found,), found)
         layer_scale = options.take("init_values", None)
         return self.arguments | {
             "use_abs_pos": use_abs_pos,
@@ -270,31 +268,20 @@ class OldOptions:
         }
 
     def prepare(self, name: str, value: torch.Tensor) -> torch.Tensor:
-        """Return a published weight as a square model with the usual scale has it."""
-        last = name.rpartition("attn.")[2]
+        """Return a published weight as ours has it."""
+        block, _, last = name.rpartition("attn.")
         if last in ("qkv.weight", "qkv.bias") and self.q_factor != 1.0:
             q, rest = value[: len(value) // 3], value[len(value) // 3 :]
             return torch.cat([q * self.q_factor, rest])
         if last == "q_bias":
             return value * self.q_factor
-        height, width = self.grid
-        if height == width:
-            return value
-        side = max(height, width)
-        if name.endswith("pos_embed"):
-            grid = value.unflatten(1, self.grid)
-            grid = torch.nn.functional.pad(grid, (0, 0, 0, side - width, 0, side - height))
-            return grid.flatten(1, 2)
-        if last == "rel_pos_w" and len(value) != 27:
-            # Row 0 is the offset 1 - width there, whatever the table's length.
-            spare = side - width
-            used = value[: 2 * width - 1]
-            return torch.nn.functional.pad(used, (0, 0, spare, spare))
+        number = block.rpartition("blocks.")[2].strip(".")
+        if last == "rel_pos_w" and int(number) in self.arguments["global_block_indexes"]:
+            return value[: 2 * self.grid[1] - 1]
         return value
 
-
-def check_prepared(case: Case, options: OldOptions) -> None:
-    """Refuse what the published code cannot compute either, so that no rule is invented here."""
-    height, width = options.grid
-    if width > height and options.global_blocks:
-        raise UnsupportedCase(f"{case.name}: wider than tall with global blocks")
+    def check(self, case: Case) -> None:
+        """Refuse what the published code cannot compute either: no rule is invented here."""
+        height, width = self.grid
+        if width > height and self.arguments["global_block_indexes"]:
+            raise UnsupportedCase(f"{case.name}: wider than tall with global attention")

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from vitdet.backbones.vit import ViT
+from vitdet.backbones.vit import PlainViT, ViT
 from vitdet.pyramid import SimpleFeaturePyramid
 
 from .build import Built, Mode, converted, for_mode, vit_options, whole_patches
@@ -25,7 +25,7 @@ from .mmdet import (
 )
 
 
-def _vit(options: Options, mode: Mode) -> ViT:
+def _vit(options: Options, mode: Mode) -> PlainViT:
     """Return our ViT: detectron2's options, and a norm with mmcv's default eps."""
     norm, eps = norm_name(options)
     assert norm == "LN"
@@ -41,7 +41,7 @@ def _vit(options: Options, mode: Mode) -> ViT:
     return ViT(**for_mode(vit_options(rest), mode))
 
 
-def _pyramid(net: ViT, options: Options) -> tuple[SimpleFeaturePyramid, Any]:
+def _pyramid(net: PlainViT, options: Options) -> tuple[SimpleFeaturePyramid, Any]:
     norm, eps = norm_name(options)
     channels = options.take("backbone_channel")
     options.only("backbone_channel", (net.output_shape()["last_feat"].channels,))

@@ -15,9 +15,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from vitdet.backbones import vit_block
-from vitdet.backbones.vit import ViT
-from vitdet.backbones.vit_block import Attention
+from vitdet.backbones import block as block_module
+from vitdet.backbones.block import Attention
+from vitdet.backbones.vit import PlainViT
 from vitdet.layers import mlp as mlp_module
 from vitdet.layers import rel_pos as rel_pos_module
 from vitdet.layers.norms import ChannelLayerNorm
@@ -98,7 +98,7 @@ def rel_pos_aligned_corners(_: nn.Module, patch: Patch) -> None:
 
 
 def pos_embed_antialias(model: nn.Module, _: Patch) -> None:
-    _set(model, ViT, "pos_embed_resize", "bicubic_antialias")
+    _set(model, PlainViT, "pos_embed_resize", "bicubic_antialias")
 
 
 def pos_embed_left_out(model: nn.Module, _: Patch) -> None:
@@ -116,8 +116,8 @@ def window_padding_above(_: nn.Module, patch: Patch) -> None:
         above, left = -size[0] % side, -size[1] % side
         return window_reverse(windows, (size[0] + above, size[1] + left))[:, above:, left:]
 
-    patch.setattr(vit_block, "window_partition", partition)
-    patch.setattr(vit_block, "window_reverse", reverse)
+    patch.setattr(block_module, "window_partition", partition)
+    patch.setattr(block_module, "window_reverse", reverse)
 
 
 def propagation_left_out(model: nn.Module, _: Patch) -> None:

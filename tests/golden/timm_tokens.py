@@ -6,11 +6,11 @@ from typing import Any
 
 import torch
 
-from vitdet.backbones.vit import ViT
+from vitdet.backbones.vit import PlainViT, ViT
 
 from .build import Built, Mode, Recorder, converted, for_mode, norm_eps
 from .cases import Case, Options, UnsupportedCase
-from .eva import timm_eva_map
+from .eva import rope_grid, timm_eva_map
 from .mapped import timm_map
 
 _BOTH = (True, False)
@@ -64,7 +64,7 @@ def eva(case: Case, mode: Mode) -> Built:
     dinov3 = options.only("rope_type", ("cat", "dinov3"), "cat") == "dinov3"
     options.only("rope_rotate_half", (dinov3,), False)
     options.only("rope_temperature", (100.0 if dinov3 else 10000.0,), 10000.0)
-    options.only("ref_feat_shape", (None,) if dinov3 else ([16, 16], 16), None)
+    grid = rope_grid(options)
     options.only("use_rot_pos_emb", (True,), False)
     split = not options.only("qkv_fused", _BOTH, True)
     # without pooling the norm stands after the blocks unless a case says otherwise
@@ -80,6 +80,8 @@ def eva(case: Case, mode: Mode) -> Built:
         "final_norm": final is not False,
         "ffn_layer": ("swiglu_norm" if inner_norm else "swiglu") if gated else "mlp",
         "rope": "dinov3" if dinov3 else "eva02",
+        "rope_pretrain_grid": grid,
+        "rope_resize": "stretch",
     }
     for key in ("qk_norm", "use_post_norm", "scale_attn_inner", "attn_only_layer_scale"):
         options.only(key, (False,), False)
@@ -107,9 +109,6 @@ def _arguments(case: Case, name: str) -> Options:
 
 def _common(options: Options) -> dict[str, Any]:
     size = options.take("img_size", 224)
-    if not isinstance(size, int):
-        options.only("img_size", ([size[0], size[0]],))  # ours are square
-        size = size[0]
     norm = options.take("norm_layer", None)
     # What makes no difference: the head, and what happens in training only.
     options.inert("num_classes", "global_pool", "drop_rate", "pos_drop_rate", "patch_drop_rate")
@@ -133,7 +132,7 @@ def _common(options: Options) -> dict[str, Any]:
     }
 
 
-def _built(case: Case, vit: ViT, source_format: str) -> Built:
+def _built(case: Case, vit: PlainViT, source_format: str) -> Built:
     recorder = Recorder(vit)
 
     def call(images: list[torch.Tensor]) -> Any:

@@ -31,15 +31,12 @@ KINDS = {
     "linformer": "linformer",
     "performer": "performer",
 }
-# kernel of dense attention that a mode asks for: kernel of the sliding chunks, "by_hand" for others
-BACKENDS = {"eager": "autograd", "sdpa": "sdpa"}
 
 
 def sliding_backend(mode: Mode, by_autograd: bool) -> str:
     """Return the kernel of the sliding chunks in a mode; the published class may name its own."""
-    if by_autograd and mode.backend == "auto":
-        return "autograd"
-    return BACKENDS.get(mode.backend, "by_hand")
+    eager = mode.backend == "eager" or (by_autograd and mode.backend == "auto")
+    return "autograd" if eager else "strips"
 
 
 # --- the operator ------------------------------------------------------------------------------
@@ -72,7 +69,8 @@ def seen(grid: ChunkGrid) -> tuple[torch.Tensor, torch.Tensor]:
     """Return how often each query sees each token (L, L), and zeros that fill up the map (L,)."""
     count = grid.height * grid.width
     number = torch.arange(1, count + 1.0).view(1, 1, grid.height, grid.width, 1)
-    keys = gather(grid.chunks(number), torch.zeros(1, 1, 0, 1), grid)[0, 0, ..., 0].long()
+    chunks = grid.with_border(grid.chunks(number))
+    keys = gather(chunks, torch.zeros(1, 1, 0, 1), grid)[0, 0, ..., 0].long()
     hidden = grid.unseen(number.device)[:, :, None].repeat(1, 1, grid.window**2, 1)
     if grid.exact == 1:
         hidden |= grid.too_far(number.device)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
 from vitdet.layers.geometric import cubic_spline_weights, resize_rel_pos_geometric
 from vitdet.utils.checks import InputError
@@ -12,7 +13,7 @@ POINTS = torch.tensor([-3.0, -1.5, 0.0, 1.0, 2.0, 5.0, 6.5], dtype=torch.float64
 
 
 def spline(y: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
-    return cubic_spline_weights(POINTS, places) @ y
+    return torch.from_numpy(cubic_spline_weights(POINTS.numpy(), places.numpy())) @ y
 
 
 def test_a_cubic_is_reproduced_and_continued():
@@ -69,6 +70,25 @@ def test_a_table_that_fits_is_itself_and_learns_others_do_not():
     half = resize_rel_pos_geometric(table.bfloat16(), 6)
     assert half.dtype == torch.bfloat16
     assert resize_rel_pos_geometric(table.to("meta"), 6).shape == (11, 4)
+
+
+def test_what_ran_under_a_fake_mode_is_forgotten():
+    table = torch.randn(9, 4)
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        assert isinstance(resize_rel_pos_geometric(table, 11), FakeTensor)
+    with torch.device("meta"):
+        resize_rel_pos_geometric(torch.randn(9, 4), 13)
+    for size in (11, 13):
+        real = resize_rel_pos_geometric(table, size)
+        assert type(real) is torch.Tensor
+        assert real.device.type == "cpu"
+        torch.testing.assert_close(real[size - 1], table[4])  # the offset zero stays
+
+
+def test_a_compiled_graph_is_not_cut():
+    compiled = torch.compile(resize_rel_pos_geometric, backend="aot_eager", fullgraph=True)
+    table = torch.randn(9, 4)
+    torch.testing.assert_close(compiled(table, 7), resize_rel_pos_geometric(table, 7))
 
 
 def test_autocast_does_not_round_the_weights():

@@ -5,14 +5,17 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections import Counter, defaultdict
+from collections import Counter
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from vitdet.app.data_page import page
-from vitdet.data.checking import KINDS, Checked, Finding, check_data
-from vitdet.data.checking.repair import check_output, write_repaired
+from vitdet.data.checking import Checked, check_data
+from vitdet.data.findings import KINDS
 from vitdet.data.formats import FORMATS, find_data
+from vitdet.data.labels import Boxes
+from vitdet.data.repair import check_output, write_repaired
+from vitdet.utils.checks import InputError, one_line
 from vitdet.utils.files import write_text
 
 _EXAMPLES = 3  # a kind, in the text; the page has pictures of more
@@ -32,19 +35,29 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--fix", type=Path, metavar="DIR", help="write a repaired copy into this new folder"
     )
+    parser.add_argument(
+        "--boxes",
+        choices=get_args(Boxes),
+        default="ask",
+        help="how boxes are written: x y width height, corners x1 y1 x2 y2, or fractions of the "
+        "sides; left out: x y width height, unless they look otherwise",
+    )
     parser.add_argument("--json", action="store_true", help="print JSON, for machines")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Check; return 0, or 1 when there are faults (with --fix: in the repaired copy).
+    """Check; return 0, or 1 when there are faults (with --fix: in the repaired copy, or losses).
 
     Raises:
         InputError: data that cannot be read at all, or an output that cannot be written.
     """
     data = find_data(args.data, args.format, args.images)
+    folders = [part.images for part in data.parts.values()]
     if args.fix:  # before the work rather than after it
-        check_output(data.folder, [part.images for part in data.parts.values()], args.fix)
-    checked = check_data(data, None if args.json else _progress)
+        check_output(data.folder, folders, args.fix)
+    if args.out:
+        _check_page(args.out, [data.folder, *folders])
+    checked = check_data(data, None if args.json else _progress, boxes=args.boxes)
     if args.out:
         write_text(args.out, page(checked))
     print(json.dumps(as_json(checked), indent=1) if args.json else _text(checked), flush=True)
@@ -52,17 +65,31 @@ def run(args: argparse.Namespace) -> int:
         _say(args, f"page         {args.out}")
     if not args.fix:
         return 1 if checked.faults else 0
-    repairs = write_repaired(checked, args.fix)
+    lost = write_repaired(checked, args.fix)
+    masks = {kind: lost.pop(kind) for kind in ("wrong mask", "empty mask") if kind in lost}
     again = check_data(find_data(args.fix))
-    _say(args, f"repaired     {len(repairs)} changes, listed in {args.fix / 'repairs.json'}")
-    for kind, count in Counter(each.kind for each in again.faults).items():
-        _say(args, f"still        {count} x {kind}")
-    return 1 if again.faults else 0
+    _say(args, f"repaired     all changes are listed in {args.fix / 'repairs.json'}")
+    for what, kinds in (("objects", lost), ("masks, whose boxes stay", masks)):
+        if kinds:
+            reasons = ", ".join(f"{count} x {kind}" for kind, count in kinds.items())
+            _say(args, f"lost         {sum(kinds.values())} {what} ({reasons})")
+    for kind, found in again.by_kind().items():
+        if KINDS[kind].severity == "fault":
+            _say(args, f"still        {len(found)} x {kind}")
+    return 1 if again.faults or lost or masks else 0
+
+
+def _check_page(path: Path, folders: list[Path]) -> None:
+    """Stop where the page would replace a file of the data, or one that is no page."""
+    inside = any(path.resolve().is_relative_to(folder.resolve()) for folder in folders)
+    other = path.exists() and path.suffix.lower() not in (".html", ".htm")
+    if inside or other:
+        got = "one inside the data" if inside else "a file that is no page"
+        raise InputError(f"--out {path}: expected a new file apart from the data, got {got}.")
 
 
 def as_json(checked: Checked) -> dict[str, Any]:
     """Return what was found, as plain values."""
-    by_kind = _by_kind(checked)
     return {
         "folder": str(checked.data.folder),
         "format": checked.data.format,
@@ -76,38 +103,21 @@ def as_json(checked: Checked) -> dict[str, Any]:
             kind: {
                 "severity": KINDS[kind].severity,
                 "text": KINDS[kind].text,
-                "repair": KINDS[kind].repair,
                 "count": len(found),
-                "examples": [_example(each) for each in found[:_IN_JSON]],
+                "examples": [{"split": part, **each._asdict()} for part, each in found[:_IN_JSON]],
             }
-            for kind, found in by_kind.items()
+            for kind, found in checked.by_kind().items()
         },
     }
 
 
 def class_counts(checked: Checked, split: str) -> dict[str, int]:
     """Return {class: objects} of a part, crowd regions left out."""
-    content = checked.data.parts[split].content
+    content = checked.cleaned[split].content
     counts = Counter(
-        each.get("category_id")
-        for each in content["annotations"]
-        if not each.get("iscrowd") and isinstance(each.get("category_id"), int)
+        each["category_id"] for each in content["annotations"] if not each.get("iscrowd")
     )
     return {each["name"]: counts[each["id"]] for each in content["categories"]}
-
-
-def _example(finding: Finding) -> dict[str, Any]:
-    keys = ("split", "where", "expected", "got", "image_id")
-    return {key: getattr(finding, key) for key in keys}
-
-
-def _by_kind(checked: Checked) -> dict[str, list[Finding]]:
-    """Return the findings of each kind, faults first, then the most frequent."""
-    found: dict[str, list[Finding]] = defaultdict(list)
-    for each in checked.findings:
-        found[each.kind].append(each)
-    order = sorted(found, key=lambda kind: (KINDS[kind].severity != "fault", -len(found[kind])))
-    return {kind: found[kind] for kind in order}
 
 
 def _text(checked: Checked) -> str:
@@ -116,19 +126,17 @@ def _text(checked: Checked) -> str:
         for split, part in checked.data.parts.items()
     ]
     lines = [f"data         {checked.data.format}: {'; '.join(parts)}"]
-    for kind, found in _by_kind(checked).items():
+    for kind, found in checked.by_kind().items():
         about = KINDS[kind]
         lines.append(f"{about.severity:<12} {len(found)} x {kind}: {about.text}")
-        for each in found[:_EXAMPLES] if about.severity == "fault" else []:
-            lines.append(f"{'':<14} {each.split}, {each.where}: {_told(each)}")
-    faults, images = checked.faults, {(each.split, each.image_id) for each in checked.faults}
+        for split, each in found[:_EXAMPLES]:
+            if about.severity == "fault" or each.image_id is None:
+                done = f"; --fix: {each.done}" if each.done else ""
+                lines.append(f"{'':<14} {one_line(f'{split}, {each.where}: {each.got}{done}')}")
+    faults = checked.faults
+    images = {(split, each.image_id) for split, each in faults}
     result = f"{len(faults)} faults in {len(images)} images" if faults else "no faults"
     return "\n".join([*lines, f"result       {result}"])
-
-
-def _told(finding: Finding) -> str:
-    expected = f"expected {finding.expected}, " if finding.expected else ""
-    return f"{expected}got {finding.got}"
 
 
 def _say(args: argparse.Namespace, text: str) -> None:

@@ -7,14 +7,16 @@ import html
 import io
 import math
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 from typing import Any
 
 from matplotlib.figure import Figure
-from PIL import Image, ImageDraw, ImageOps
+from PIL import Image, ImageDraw
 
-from vitdet.data.checking import KINDS, Checked, Finding
-from vitdet.data.formats import Part
+from vitdet.data.checking import Checked
+from vitdet.data.findings import KINDS, Finding, Json
+from vitdet.data.images import open_image
+from vitdet.data.masks import read_box
+from vitdet.utils.checks import one_line
 
 _PICTURES = 6  # of a kind
 _SIDE = 240  # pixels of a picture's longer side
@@ -34,24 +36,21 @@ def page(checked: Checked) -> str:
     """Return the page as HTML."""
     faults = len(checked.faults)
     title = f"{faults} faults" if faults else "No faults"
-    kinds = sorted(
-        checked.counts().items(), key=lambda each: (KINDS[each[0]].severity != "fault", -each[1])
-    )
+    by_kind = checked.by_kind()
     body = [
         f"<h1>{title}: {_safe(checked.data.folder)}</h1>",
         f"<p>{_safe(checked.data.format)}</p>",
         _parts_table(checked),
         "<h2>What was found</h2>",
-        _kinds_table(kinds),
+        _kinds_table([(kind, len(found)) for kind, found in by_kind.items()]),
         "<h2>Classes and sizes</h2>",
         *(_image(_plot(figure), "") for figure in (_classes(checked), _sizes(checked))),
     ]
-    for kind, count in kinds:
+    for kind, found in by_kind.items():
         about = KINDS[kind]
-        body.append(f'<h2 class="{about.severity}">{_safe(kind)} <small>{count}</small></h2>')
-        body.append(f"<p>{_safe(about.text)}. {_remedy(about.repair)}</p>")
-        found = [each for each in checked.findings if each.kind == kind]
-        body += [_example(checked, each) for each in found[:_PICTURES]]
+        body.append(f'<h2 class="{about.severity}">{_safe(kind)} <small>{len(found)}</small></h2>')
+        body.append(f"<p>{_safe(about.text)}.</p>")
+        body += [_example(checked, split, each) for split, each in found[:_PICTURES]]
     return (
         f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{title}</title>'
         f"<style>{_STYLE}</style></head><body>{''.join(body)}</body></html>\n"
@@ -59,11 +58,8 @@ def page(checked: Checked) -> str:
 
 
 def _safe(value: Any) -> str:
-    return html.escape(str(value))
-
-
-def _remedy(repair: str) -> str:
-    return f"In a repaired copy: {_safe(repair)}." if repair else ""
+    """Names out of a file may hold anything, halves of characters too."""
+    return html.escape(one_line(str(value)))
 
 
 def _parts_table(checked: Checked) -> str:
@@ -104,12 +100,11 @@ def _plot(figure: Figure) -> bytes:
 def _classes(checked: Checked) -> Figure:
     """Objects of each class, the most frequent first."""
     counts: dict[str, dict[str, int]] = {}
-    for split, part in checked.data.parts.items():
-        names = {each["id"]: each["name"] for each in part.content["categories"]}
-        for each in part.content["annotations"]:
-            name = names.get(each.get("category_id")) if _hashable(each) else None
-            if name is not None and not each.get("iscrowd"):
-                of_split = counts.setdefault(name, {})
+    for split, found in checked.cleaned.items():
+        names = {each["id"]: each["name"] for each in found.content["categories"]}
+        for each in found.content["annotations"]:
+            if not each.get("iscrowd"):
+                of_split = counts.setdefault(names[each["category_id"]], {})
                 of_split[split] = of_split.get(split, 0) + 1
     names = sorted(counts, key=lambda name: -sum(counts[name].values()))[:_CLASSES]
     figure = Figure(figsize=(11, 3.6), layout="constrained")
@@ -126,23 +121,20 @@ def _classes(checked: Checked) -> Figure:
     return figure
 
 
-def _hashable(annotation: dict[str, Any]) -> bool:
-    return isinstance(annotation.get("category_id"), int)
-
-
 def _plain(name: str) -> str:
     """A label that matplotlib does not take for a formula."""
-    return name[:24].replace("$", r"\$")
+    return one_line(name[:24]).replace("$", r"\$")
 
 
 def _sizes(checked: Checked) -> Figure:
     """Sizes of objects, and of images."""
     figure = Figure(figsize=(11, 3.2), layout="constrained")
     left, right = figure.subplots(1, 2)
-    for split, part in checked.data.parts.items():
-        sides = list(_sides(part))
+    for split, found in checked.cleaned.items():
+        boxes = [each["bbox"] for each in found.content["annotations"]]
+        sides = [math.sqrt(box[2] * box[3]) for box in boxes]
         left.hist(sides, bins=[2**k for k in range(13)], histtype="step", label=split)
-        images = part.content["images"]
+        images = found.content["images"]
         right.scatter(
             [each["width"] for each in images],
             [each["height"] for each in images],
@@ -158,51 +150,36 @@ def _sizes(checked: Checked) -> Figure:
     return figure
 
 
-def _sides(part: Part) -> Iterable[float]:
-    for each in part.content["annotations"]:
-        box = _box(each)
-        if box is not None and min(box[2:]) > 0:
-            yield math.sqrt(box[2] * box[3])
-
-
-def _box(annotation: dict[str, Any]) -> list[float] | None:
-    """Return the box XYWH where it is one."""
-    box = annotation.get("bbox")
-    if not isinstance(box, list) or len(box) != 4:
-        return None
-    numbers = all(isinstance(value, int | float) and math.isfinite(value) for value in box)
-    return box if numbers else None
-
-
 # --- pictures -------------------------------------------------------------------------------------
 
 
-def _example(checked: Checked, finding: Finding) -> str:
-    part = checked.data.parts[finding.split]
-    told = f"expected {finding.expected}, got {finding.got}" if finding.expected else finding.got
-    caption = f"{finding.split}, {finding.where}: {told}"
-    picture = _picture(checked, part, finding)
+def _example(checked: Checked, split: str, finding: Finding) -> str:
+    caption = f"{split}, {finding.where}: got {finding.got}"
+    caption += f"; in a repaired copy: {finding.done}" if finding.done else ""
+    picture = _picture(checked, split, finding)
     shown = "" if picture is None else _image(picture, finding.where, "jpeg")
     return f"<figure>{shown}<figcaption>{_safe(caption)}</figcaption></figure>"
 
 
-def _picture(checked: Checked, part: Part, finding: Finding) -> bytes | None:
+def _picture(checked: Checked, split: str, finding: Finding) -> bytes | None:
     """Draw the image of a finding, small, with the box of its annotation; None without an image."""
-    seen = checked.pictures[finding.split].get(finding.image_id)
-    if seen is None or seen.problem:
+    part = checked.data.parts[split]
+    images = checked.cleaned[split].content["images"]
+    names = (each["file_name"] for each in images if each["id"] == finding.image_id)
+    name = next(names, None)
+    seen = None if name is None else checked.pictures[split][name]
+    if name is None or seen is None or seen.error is not None or seen.deep:
         return None
-    names = {each["id"]: each["file_name"] for each in part.content["images"]}
-    with Image.open(part.images / Path(names[finding.image_id])) as opened:
-        upright = ImageOps.exif_transpose(opened).convert("RGB")
+    upright = open_image(part.images / name)
     scale = _SIDE / max(upright.size)
     small = upright.resize([max(1, round(side * scale)) for side in upright.size])
     canvas = Image.new("RGB", [side + 2 * _MARGIN for side in small.size], (225, 225, 225))
     canvas.paste(small, (_MARGIN, _MARGIN))
     draw = ImageDraw.Draw(canvas)
-    for each, colour in _boxes(part, finding):
+    limits = (*canvas.size, *canvas.size)
+    for each, colour in _boxes(part.content, checked.cleaned[split].content, finding):
         x, y, width, height = (value * scale for value in each)
         corners = [x, y, x + max(width, 0), y + max(height, 0)]
-        limits = (*canvas.size, *canvas.size)
         shown = [
             min(max(value + _MARGIN, 0), limit - 1)
             for value, limit in zip(corners, limits, strict=True)
@@ -213,15 +190,13 @@ def _picture(checked: Checked, part: Part, finding: Finding) -> bytes | None:
     return buffer.getvalue()
 
 
-def _boxes(part: Part, finding: Finding) -> Iterable[tuple[list[float], str]]:
-    """Yield the box of the annotation that was found, else those of all of the image."""
-    annotations = part.content["annotations"]
+def _boxes(given: Json, cleaned: Json, finding: Finding) -> Iterable[tuple[list[float], str]]:
+    """Yield the box of the annotation that was found, as it was given, else those of the image."""
     if finding.place is not None:
-        box = _box(annotations[finding.place])
+        box = read_box(given["annotations"][finding.place].get("bbox"))
         if box is not None:
             yield box, "#e00020"
         return
-    for each in annotations:
-        box = _box(each)
-        if each.get("image_id") == finding.image_id and box is not None:
-            yield box, "#ffb000"
+    for each in cleaned["annotations"]:
+        if each["image_id"] == finding.image_id:
+            yield each["bbox"], "#ffb000"

@@ -4,20 +4,23 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from vitdet.checkpoint import WEIGHTS
-from vitdet.convert.classes import read_classes
-from vitdet.predict.augmentation import TestTimeAugmentation
-from vitdet.predict.predictor import Predictor
-from vitdet.predict.slicing import Slices
 from vitdet.utils.checks import fail
+
+if TYPE_CHECKING:  # slow to import, and what only reads options needs none of them
+    from vitdet.predict.augmentation import TestTimeAugmentation
+    from vitdet.predict.predictor import Predictor
+    from vitdet.predict.slicing import Slices
 
 
 def add_file_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options that say how a weights file is read."""
     parser.add_argument(
-        "--use", choices=WEIGHTS, default="model", help="ema: the moving average of the weights"
+        "--use",
+        choices=["model", "ema"],
+        default="model",
+        help="ema: the moving average of the weights",
     )
     parser.add_argument("--config-file", metavar="FILE", help="recipe, where the file holds none")
     parser.add_argument(
@@ -39,6 +42,8 @@ def file_options(args: argparse.Namespace) -> dict[str, Any]:
     Raises:
         InputError: a list of class names that cannot be read.
     """
+    from vitdet.convert.classes import read_classes
+
     return {
         "config": args.config_file,
         "class_names": read_classes(args.class_names) if args.class_names else None,
@@ -88,6 +93,8 @@ def load_predictor(args: argparse.Namespace, **options: Any) -> Predictor:
     Raises:
         InputError: a wrong option, or what `Predictor.from_checkpoint` raises.
     """
+    from vitdet.predict.predictor import Predictor
+
     return Predictor.from_checkpoint(
         args.weights,
         **file_options(args),
@@ -100,6 +107,8 @@ def load_predictor(args: argparse.Namespace, **options: Any) -> Predictor:
 
 
 def _views(args: argparse.Namespace) -> TestTimeAugmentation | None:
+    from vitdet.predict.augmentation import TestTimeAugmentation
+
     if not args.tta_scales:
         return TestTimeAugmentation() if args.tta else None
     try:
@@ -111,6 +120,8 @@ def _views(args: argparse.Namespace) -> TestTimeAugmentation | None:
 
 
 def _slices(args: argparse.Namespace) -> Slices | None:
+    from vitdet.predict.slicing import Slices
+
     if args.slices is None:
         if args.overlap is not None:
             fail("--overlap", expected="--slices beside it", got="none", remedy="Add --slices.")

@@ -27,7 +27,7 @@ from vitdet.data.prepare import Prepared, prepare_data
 from vitdet.engine.dry_run import DoesNotFitError
 from vitdet.engine.launch import launch
 from vitdet.engine.run import train
-from vitdet.utils.checks import fail
+from vitdet.utils.checks import InputError, fail
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs" / "own"
 SIZES = {
@@ -46,7 +46,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=Path,
         required=True,
         metavar="FOLDER",
-        help="your data: COCO json, a Roboflow export, YOLO labels or Pascal VOC",
+        help="your data (COCO json, Roboflow, YOLO, Pascal VOC), or its json or yaml",
     )
     parser.add_argument("--format", choices=list(FORMATS), help="of the data; left out: found out")
     parser.add_argument(
@@ -65,6 +65,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--epochs", type=float, metavar="N", help=f"rounds of the data (default {_EPOCHS})"
     )
     parser.add_argument("--batch", type=int, metavar="N", help="images a step; left out: what fits")
+    parser.add_argument(
+        "--allow-empty", action="store_true", help="train with a validation part without objects"
+    )
     parser.add_argument(
         "--val-fraction", type=float, default=0.1, metavar="F", help="put aside (default 0.1)"
     )
@@ -108,6 +111,9 @@ def _run(args: argparse.Namespace, place: Path) -> None:
         images=args.images,
         val_fraction=args.val_fraction,
         seed=args.seed,
+        resume=args.resume,
+        allow_changed="train.allow_changed_data=true" in map(str.lower, args.overrides),
+        allow_empty=args.allow_empty,
     )
     print(*(f"data         {note}" for note in data.notes), sep="\n", flush=True)
     recipe = recipe_of(args.size, masks=data.masks)
@@ -147,6 +153,12 @@ def _check(args: argparse.Namespace) -> None:
         value = getattr(args, name)
         if value is not None and value <= 0:
             fail(f"--{name}", expected="more than 0", got=value, remedy="Leave it out to choose.")
+    again = not args.resume and not args.dry_run  # refused before data are written
+    if again and (args.out / "last_checkpoint").exists():
+        raise InputError(
+            f"--out {args.out}: expected a folder without a run, got one that holds checkpoints. "
+            "Add --resume to continue that run, or choose another --out."
+        )
     if args.num_gpus < 1:
         fail("--num-gpus", expected="1 or more", got=args.num_gpus, remedy="1 is also for a CPU.")
 
@@ -165,7 +177,7 @@ def _choices(args: argparse.Namespace, recipe: Path, data: Prepared) -> list[str
         "dataloader.train.dataset.images": data.train[1],
         "dataloader.test.dataset.json": data.val[0],
         "dataloader.test.dataset.images": data.val[1],
-        "train.output_dir": str(args.out),
+        "train.output_dir": str(args.out.absolute()),
         "train.seed": args.seed,
         "train.epochs": args.epochs or _EPOCHS,
     }

@@ -9,21 +9,23 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Sequence
-from contextlib import AbstractContextManager, nullcontext
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from vitdet.backbones.base import LayeredBackbone, check_block_indexes
-from vitdet.backbones.vitae import CellAttention, NormalCell, init_linear
+from vitdet.backbones.base import LayeredBackbone, check_block_indexes, init_linear
+from vitdet.backbones.block import Attention, Block
 from vitdet.layers.attention import check_backend
 from vitdet.layers.drop_path import drop_path_rates
 from vitdet.layers.linear import Linear
+from vitdet.layers.mlp import Mlp
+from vitdet.layers.norms import layer_norm
 from vitdet.layers.rel_pos import RelPosResize
 from vitdet.utils.checks import fail
+from vitdet.utils.precision import no_autocast
 
 ReductionKind = Literal["performer", "performer_less"]
 
@@ -118,7 +120,7 @@ class TokenPerformer(nn.Module):
 
     def _attend(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
         """Return phi(q) phi(k)^T v over its row sums, in float32 also in mixed precision."""
-        with _without_autocast(v.device.type):
+        with no_autocast(v):
             q, k, v = self._features(q.float()), self._features(k.float()), v.float()
             context = k.transpose(1, 2) @ v  # (B, features, C)
             total = q @ k.sum(dim=1).unsqueeze(-1)  # (B, L, 1)
@@ -129,12 +131,6 @@ class TokenPerformer(nn.Module):
         features = self.w.float()
         half_square = x.square().sum(dim=-1, keepdim=True) / 2
         return torch.exp(x @ features.T - half_square) / math.sqrt(len(features))
-
-
-def _without_autocast(device: str) -> AbstractContextManager[Any]:
-    if not torch.amp.autocast_mode.is_autocast_available(device):  # "meta"
-        return nullcontext()
-    return torch.autocast(device, enabled=False)
 
 
 class ReductionCell(nn.Module):
@@ -233,7 +229,7 @@ def _normal_branch(dim: int, hidden_dim: int, groups: int) -> nn.Sequential:
 class Stage(nn.Module):
     """A reduction cell and the normal cells after it."""
 
-    def __init__(self, reduction: ReductionCell, cells: Sequence[NormalCell]) -> None:
+    def __init__(self, reduction: ReductionCell, cells: Sequence[Block]) -> None:
         super().__init__()
         self.RC = reduction
         self.NC = nn.ModuleList(cells)
@@ -343,18 +339,26 @@ class ViTAES(LayeredBackbone):
             cells = []
             for i in range(first, first + depth):
                 window = 0 if i in global_block_indexes else window_size
-                attn = CellAttention(
+                side = window or img_size // stride
+                attn = Attention(
                     channels,
                     num_heads[s],
-                    window or img_size // stride,
-                    qkv_bias=qkv_bias,
+                    bias=qkv_bias,
+                    rel_pos_size=(side, side),
                     rel_pos_resize=rel_pos_resize,
                     backend=attention_backend,
                 )
-                branch = _normal_branch(channels, int(channels * mlp_ratio), groups[s])
-                cells.append(
-                    NormalCell(channels, attn, branch, mlp_ratio, rates[i], norm_eps, window)
+                hidden_dim, norm = int(channels * mlp_ratio), layer_norm(norm_eps)
+                branch = _normal_branch(channels, hidden_dim, groups[s])
+                cell = Block(
+                    (norm(channels), norm(channels)),
+                    attn,
+                    Mlp(channels, hidden_dim),
+                    drop_path=rates[i],
+                    window_size=window,
+                    branch=branch,
                 )
+                cells.append(cell)
             self.layers.append(Stage(reduction, cells))
             first += depth
         self.norm = nn.LayerNorm(channels, eps=norm_eps)
@@ -382,6 +386,11 @@ class ViTAES(LayeredBackbone):
         stage = int(parts[1])
         before = sum(self.depths[:stage]) + stage
         return before + int(parts[3]) + 1 if parts[2] == "NC" else before
+
+    def units(self) -> Sequence[nn.Module]:
+        """Return the cells of both kinds."""
+        stages = [stage for stage in self.layers if isinstance(stage, Stage)]
+        return [cell for stage in stages for cell in (stage.RC, *stage.NC)]
 
     # detectron2 declares forward() without arguments.
     def forward(  # pyright: ignore[reportIncompatibleMethodOverride]

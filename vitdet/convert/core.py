@@ -2,39 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NoReturn
 
 import torch
 
-from vitdet.convert import (
-    beit,
-    clip,
-    detectron2_zoo,
-    dinov2,
-    dinov3,
-    easycv,
-    easycv_old,
-    eva01,
-    eva01_pretrain,
-    eva02,
-    hf_vitdet,
-    mae,
-    mmdet3,
-    own,
-    sam,
-    streampetr,
-    timm_eva,
-    timm_vit,
-    vil,
-    vil_det,
-    vitae,
-    vitae_classifier,
-    vitae_pretrain,
-)
 from vitdet.convert.account import account, account_settings, stop_if_unaccounted
 from vitdet.convert.class_rows import settle
 from vitdet.convert.fit import fit
+from vitdet.convert.formats import FORMATS
 from vitdet.convert.layer_scale import fold
 from vitdet.convert.nesting import nests, unnest
 from vitdet.convert.places import Places, find_places
@@ -45,35 +21,6 @@ from vitdet.utils.checks import fail, nearest
 from vitdet.utils.state_dicts import compare_shapes, compare_sizes, rows_of, some
 
 __all__ = ["FORMATS", "Report", "UnaccountedError", "convert", "detect"]
-
-FORMATS: dict[str, Format] = {
-    module.FORMAT.name: module.FORMAT
-    for module in (
-        own,
-        detectron2_zoo,
-        sam,
-        hf_vitdet,
-        mae,
-        timm_vit,
-        dinov2,
-        dinov3,
-        clip,
-        beit,
-        eva01_pretrain,
-        streampetr,
-        easycv,
-        easycv_old,
-        eva01,
-        eva02,
-        timm_eva,
-        mmdet3,
-        vitae,
-        vitae_pretrain,
-        vitae_classifier,
-        vil,
-        vil_det,
-    )
-}
 
 # beside weights: indexes and counters
 _DTYPES = (
@@ -155,7 +102,10 @@ def convert(
     report.initialised += [entry for entry, found in rows if found and found[0] in report.used]
     account_settings(fmt, settings or {}, report)
     stop_if_unaccounted(report, source, allow_inexact=allow_inexact)
-    result = _carry_out(steps, given, target, report, source, resize_patch_embed=resize_patch_embed)
+    grid = _grid(settings or {})
+    result = _carry_out(
+        steps, given, target, report, source, resize_patch_embed=resize_patch_embed, grid=grid
+    )
     shapes = {name: tuple(tensor.shape) for name, tensor in result.items()}
     remedy = "Use the recipe that the file was made for."
     compare_shapes(shapes, target, source=source, remedy=remedy)
@@ -204,8 +154,8 @@ def _detect(
     shapes = {name: tuple(value.shape) for name, value in state_dict.items()}
     file = File(frozenset(map(str, content)), nest, shapes)
     found = [fmt for fmt in FORMATS.values() if fmt.recognise(file)]
-    if len(found) != 1:
-        got = " and ".join(fmt.name for fmt in found) or f"keys such as {some(shapes)}"
+    if not found:
+        got = f"keys such as {some(shapes)}"
         remedy = "Name it with --source-format."
         fail(f"{source}: format", expected=f"one of {_known()}", got=got, remedy=remedy)
     return found[0]
@@ -258,6 +208,15 @@ def _leave_outside(given: dict[str, Given], report: Report) -> None:
         report.dropped |= dict.fromkeys(given.pop(name).keys, why)
 
 
+def _grid(settings: Mapping[str, Any]) -> tuple[int, int] | None:
+    """Return the (H, W) of a model's absolute positions, None where they are a square."""
+    size = settings.get("pretrain_img_size", settings.get("img_size"))
+    if not isinstance(size, Sequence) or "patch_size" not in settings:
+        return None
+    height, width = size
+    return height // settings["patch_size"], width // settings["patch_size"]
+
+
 def _left_open(content: Mapping[str, Any], source: str) -> list[str]:
     """Return what a file of ours leaves to the model's own initialisation."""
     about = content.get("vitdet")
@@ -283,6 +242,7 @@ def _carry_out(
     source: str,
     *,
     resize_patch_embed: bool,
+    grid: tuple[int, int] | None,
 ) -> dict[str, torch.Tensor]:
     result: dict[str, torch.Tensor] = {}
     for step in steps:
@@ -298,7 +258,7 @@ def _carry_out(
         if not step.inner.startswith("/"):
             allowed = resize_patch_embed
             fitted, notes = fit(
-                step.inner, tensor, shape, resize_patch_embed=allowed, source=source
+                step.inner, tensor, shape, resize_patch_embed=allowed, source=source, grid=grid
             )
         before = tensor.shape
         if step.sources == (step.inner,) and (part := parts[0]) is not None:

@@ -16,7 +16,13 @@ Shape = tuple[int, ...]
 
 
 def fit(
-    name: str, tensor: torch.Tensor, shape: Shape, *, resize_patch_embed: bool, source: str
+    name: str,
+    tensor: torch.Tensor,
+    shape: Shape,
+    *,
+    resize_patch_embed: bool,
+    source: str,
+    grid: tuple[int, int] | None = None,
 ) -> tuple[torch.Tensor, list[str]]:
     """Return the tensor in the model's shape, and notes about what that took.
 
@@ -30,14 +36,16 @@ def fit(
         resize_patch_embed: whether a kernel may be resampled (bicubic), as
             baaivision/EVA does for its "p14to16" files.
         source: the file, for messages.
+        grid: (H, W) of the model's absolute positions, None for a square.
 
     Raises:
-        InputError: positions that are no square grid, another patch size without the option.
+        InputError: positions of the file that are no square grid, another patch size without the
+            option.
     """
     if tuple(tensor.shape) == shape:
         return tensor, []
     if name == "pos_embed" and tensor.ndim == len(shape) == 3 and tensor.shape[2] == shape[2]:
-        return _pos_embed(tensor, shape, source)
+        return _pos_embed(tensor, shape, source, grid)
     if name.endswith((".rel_pos_h", ".rel_pos_w")) and tensor.ndim == len(shape) == 2:
         places = (shape[0] + 1) // 2
         return resize_rel_pos(tensor.float(), places).to(tensor.dtype).contiguous(), []
@@ -48,10 +56,14 @@ def fit(
     return tensor, []
 
 
-def class_rows(rows: int, what: str) -> int:
-    """Return how many of the rows of a position embedding stand before its square grid: 0 or 1."""
+def class_rows(rows: int, what: str, grid: tuple[int, int] | None = None) -> int:
+    """Return how many of the rows of a position embedding stand before its grid: 0 or 1.
+
+    The grid is a square where it is not given.
+    """
     for spare in (0, 1):
-        if math.isqrt(rows - spare) ** 2 == rows - spare:
+        places = math.prod(grid) if grid else math.isqrt(rows - spare) ** 2
+        if places == rows - spare:
             return spare
     fail(
         what,
@@ -61,27 +73,33 @@ def class_rows(rows: int, what: str) -> int:
     )
 
 
-def _pos_embed(tensor: torch.Tensor, shape: Shape, source: str) -> tuple[torch.Tensor, list[str]]:
-    have = class_rows(tensor.shape[1], f"{source}: pos_embed of the file")
-    want = class_rows(shape[1], f"{source}: pos_embed of the model")
-    side, wanted = math.isqrt(tensor.shape[1] - have), math.isqrt(shape[1] - want)
+def _pos_embed(
+    tensor: torch.Tensor, shape: Shape, source: str, grid: tuple[int, int] | None
+) -> tuple[torch.Tensor, list[str]]:
+    want = class_rows(shape[1], f"{source}: pos_embed of the model", grid)
+    side = math.isqrt(shape[1] - want)
+    wanted = grid or (side, side)
+    of_file = f"{source}: pos_embed of the file"
+    same = tensor.shape[1] - math.prod(wanted) in (0, 1)
+    have = class_rows(tensor.shape[1], of_file, wanted if same else None)
     notes = []
-    grid = tensor[:, have:]
-    if side != wanted:
-        grid = resize_pos_embed(grid.float(), (wanted, wanted)).to(tensor.dtype).flatten(1, 2)
-    if side > wanted:
-        notes.append(
-            f"pos_embed shrinks from {side}x{side} to {wanted}x{wanted} places: to keep all, set "
-            f"the backbone's pretrain_img_size to {side} times its patch size"
-        )
+    places = tensor[:, have:]
+    if places.shape[1] != math.prod(wanted):
+        side = math.isqrt(places.shape[1])
+        places = resize_pos_embed(places.float(), wanted).to(tensor.dtype).flatten(1, 2)
+        if side > min(wanted):
+            notes.append(
+                f"pos_embed shrinks from {side}x{side} to {wanted[0]}x{wanted[1]} places: to keep "
+                f"all, set the backbone's pretrain_img_size to {side} times its patch size"
+            )
     if want and not have:
         notes.append("pos_embed: class row filled with zeros, the file has none")
-        grid = torch.cat([grid.new_zeros(1, 1, shape[2]), grid], dim=1)
+        places = torch.cat([places.new_zeros(1, 1, shape[2]), places], dim=1)
     elif want:
-        grid = torch.cat([tensor[:, :1], grid], dim=1)
+        places = torch.cat([tensor[:, :1], places], dim=1)
     elif have:
         notes.append("pos_embed: class row dropped, the model has none")
-    return grid.contiguous(), notes
+    return places.contiguous(), notes
 
 
 def _patch_embed(tensor: torch.Tensor, shape: Shape) -> tuple[torch.Tensor, list[str]]:

@@ -16,8 +16,8 @@ from typing import Any
 
 import torch
 
-from vitdet.convert import own
 from vitdet.convert.fit import class_rows
+from vitdet.convert.formats import FORMATS
 from vitdet.convert.places import Places, kind_of
 from vitdet.convert.report import Report, UnaccountedError
 from vitdet.convert.rules import KINDS, Drop, Rename, Shapes
@@ -236,7 +236,7 @@ def export(
     if prefix and not prefix.endswith("."):
         fail("--target-prefix", expected="a dot at its end", got=prefix, remedy="Add the dot.")
     shapes = {name: tuple(tensor.shape) for name, tensor in weights.items()}
-    report = Report(own.FORMAT.name, target_format=target.name)
+    report = Report(FORMATS["vitdet"].name, target_format=target.name)
     _note_left_open(report, initialised, target)
     way = _way(target, shapes, source)
     result: dict[str, torch.Tensor] = {}
@@ -329,7 +329,7 @@ def _way(target: Target, shapes: Shapes, source: str) -> _Way:
         wanted = " or ".join(kind.what for kind in KINDS if kind.name in target.tables)
         remedy = "Choose another --target-format."
         fail(f"{source} as {target.name}: backbone", expected=wanted, got=what, remedy=remedy)
-    places = Places(own.FORMAT, root, root)
+    places = Places(FORMATS["vitdet"], root, root)
     inner = {key: places.inner_of_target(key) for key in shapes}
     class_token = "cls_token" in inner.values()
     return _Way(target, target.tables[name], places, source, class_token, inner)

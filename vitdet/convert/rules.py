@@ -126,7 +126,8 @@ class File:
 
     def has(self, pattern: str) -> bool:
         """Whether a name begins with the regular expression."""
-        return any(map(re.compile(pattern).match, self.shapes))
+        places = (f"/{key}" for key in (*(self.keys & {"vitdet"}), self.nested_under))
+        return any(map(re.compile(pattern).match, (*self.shapes, *places)))
 
 
 @dataclass(frozen=True)
@@ -187,7 +188,8 @@ class Format:
 
     name: str
     what: str
-    recognise: Callable[[File], bool]
+    marks: tuple[str, ...]
+    absent: tuple[str, ...] = ()
     anchor: str = ""
     rules: tuple[Rule, ...] = ()
     outside: tuple[Rule, ...] = ()
@@ -197,6 +199,10 @@ class Format:
     detector: bool = False
     settings: tuple[tuple[str, object], ...] = ()
     notes: tuple[str, ...] = ()
+
+    def recognise(self, file: File) -> bool:
+        """Whether a file has all the marks and nothing that must be absent."""
+        return all(map(file.has, self.marks)) and not any(map(file.has, self.absent))
 
 
 def root_of(names: Iterable[str], anchor: str) -> str | None:

@@ -1,135 +1,81 @@
-"""Reading and checking annotation files in COCO's format, and turning them into records."""
+"""Annotation files in COCO's format, and the records that detectron2 takes."""
 
 from __future__ import annotations
 
-import json
 import logging
-import os
-from collections import Counter, defaultdict
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections import defaultdict
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, get_args
 
 from detectron2.structures import BoxMode
 
-from vitdet.data.masks import all_finite, is_polygon, mask_fault
-from vitdet.utils.checks import fail
+from vitdet.data.clean import Cleaned, Style, clean, file_name
+from vitdet.data.files import read_json
+from vitdet.data.findings import notes_on, stop_at_faults
+from vitdet.data.masks import is_polygon
+from vitdet.utils.checks import InputError, fail
 from vitdet.utils.run_lengths import compressed
 
 logger = logging.getLogger(__name__)
-Style = Literal["coco", "lvis"]
 Check = Literal["error", "drop", "keep"]
-
-_TOLERANCE = 1.0  # pixels that a box may stick out by: rounding, and boxes that count from 1
-_LARGEST = 1_000_000  # pixels of a side
+Json = dict[str, Any]
 
 
-@dataclass(frozen=True)
-class Annotations:
-    """Content of an annotation file: categories sorted by id, images sorted by id, annotations."""
+def read_annotations(json_file: Path, images: Path, style: Style, check: Check) -> Cleaned:
+    """Read an annotation file: see `vitdet.data.datasets.coco_dataset`.
 
-    json_file: Path
-    categories: list[dict[str, Any]]
-    images: list[dict[str, Any]]
-    annotations: list[dict[str, Any]]
-
-
-class Fault(NamedTuple):
-    """Something wrong with an image or an annotation: its kind, where, what was expected, got."""
-
-    kind: str
-    where: str
-    expected: str
-    got: str
-
-
-def read_annotations(json_file: Path, check: Check) -> Annotations:
-    """Read an annotation file and check its layout.
+    Returns:
+        Its content, images and categories sorted by id.
 
     Raises:
-        InputError: no such file, not json, a missing part or key, a repeated category.
+        InputError: no such file, not json, not COCO's format, with check="error" the first fault.
     """
-    if check not in ("error", "drop", "keep"):
-        fail(
-            "check",
-            expected='"error", "drop" or "keep"',
-            got=repr(check),
-            remedy="Choose one of the three.",
+    if check not in get_args(Check):
+        raise InputError(f'check: expected "error", "drop" or "keep", got {check!r}.')
+    content, _ = read_json(json_file)
+    if not isinstance(content, dict):
+        raise InputError(
+            f'annotation file {json_file}: expected an object with "images", "annotations" and '
+            f'"categories", got a {type(content).__name__}. A list is often a file of results; '
+            "give the annotations."
         )
-    return check_layout(json_file, read_json(json_file), check)
-
-
-def check_layout(
-    json_file: Path, content: dict[str, Any], check: Check, *, one_name_each: bool = True
-) -> Annotations:
-    """Check that a content has the lists and keys of COCO's format.
-
-    Args:
-        json_file: where it comes from, for error messages.
-        content: what a json file held.
-        check: as in `read_annotations`.
-        one_name_each: whether two categories of one name are an error (never with "keep").
-
-    Raises:
-        InputError: a missing part or key, a repeated category.
-    """
-    optional = {"annotations"} if check == "keep" else set()  # test sets have no annotations
-    for part in ("images", "annotations", "categories"):
-        if not isinstance(content.get(part, [] if part in optional else None), list):
-            fail(
-                f"annotation file {json_file}",
-                expected=f'a list "{part}" (COCO format)',
-                got=f"only the keys {', '.join(map(str, content)) or '(none)'}",
-                remedy="Convert the annotations to COCO's format.",
-            )
-    found = Annotations(
-        json_file,
-        content["categories"],
-        content["images"],
-        content.get("annotations", []),
-    )
-    _check_keys(json_file, "category", found.categories, {"id": int, "name": str})
-    sizes = {"id": int, "height": int, "width": int}
-    _check_keys(json_file, "image", found.images, sizes)
-    _check_sizes(found)
-    # the other checks look into each annotation themselves
-    keys = {"image_id": int, "category_id": int, "bbox": list} if check == "keep" else {}
-    _check_keys(json_file, "annotation", found.annotations, keys)
-    _check_categories(found, names=one_name_each and check != "keep")
-    found.categories.sort(key=lambda category: category["id"])
-    found.images.sort(key=lambda image: image["id"])
+    if check == "keep":
+        found = Cleaned({**content, "annotations": content.get("annotations", [])})
+        _check_layout(json_file, found.content)
+    else:
+        without_mask = "drop" if check == "drop" else "keep"
+        found = clean(content, images, json_file, style=style, without_mask=without_mask)
+        if check == "error":
+            stop_at_faults(json_file, found.findings)
+        for line in notes_on(found.findings):
+            logger.warning("%s: %s", json_file, line)
+    for part in ("images", "categories"):
+        found.content[part] = sorted(found.content[part], key=lambda each: each["id"])
     return found
 
 
-def make_records(
-    content: Annotations, image_root: Path, style: Style, check: Check
-) -> tuple[list[dict[str, Any]], frozenset[int]]:
+def make_records(found: Cleaned, image_root: Path, style: Style, json_file: Path) -> list[Json]:
     """Turn annotations into detectron2 dataset dicts, ordered by image id.
 
-    Returns:
-        The records, and the places in `content.annotations` of what check="drop" left out.
+    Where some objects have no mask, none has one in the records: only boxes can be trained.
 
     Raises:
-        InputError: the first fault, with check="error"; unknown categories always.
+        InputError: an unknown category, an image without a name.
     """
-    missing: set[int] = set()
-    dropped: frozenset[int] = frozenset()
-    if check != "keep":
-        missing, dropped = _look_for_faults(content, image_root, style, check)
-    class_index = {category["id"]: index for index, category in enumerate(content.categories)}
-    by_image: dict[int, list[dict[str, Any]]] = defaultdict(list)
-    for place, annotation in enumerate(content.annotations):
-        if place not in dropped:
-            converted = _convert(annotation, class_index, content.json_file)
-            if converted is not None:
-                by_image[annotation["image_id"]].append(converted)
+    content = found.content
+    mixed = any(each.kind == "object without mask" and not each.done for each in found.findings)
+    class_index = {category["id"]: index for index, category in enumerate(content["categories"])}
+    by_image: dict[int, list[Json]] = defaultdict(list)
+    for annotation in content["annotations"]:
+        converted = _convert(annotation, class_index, json_file)
+        if mixed and converted is not None:
+            converted.pop("segmentation", None)
+        if converted is not None:
+            by_image[annotation["image_id"]].append(converted)
     records = []
-    for image in content.images:
-        if image["id"] in missing:
-            continue
+    for image in content["images"]:
         record = {
-            "file_name": str(image_root / file_name(image, style, content.json_file)),
+            "file_name": str(image_root / file_name(image, style)),
             "image_id": image["id"],
             "height": image["height"],
             "width": image["width"],
@@ -139,40 +85,25 @@ def make_records(
             record["neg_category_ids"] = image.get("neg_category_ids", [])
             record["not_exhaustive_category_ids"] = image.get("not_exhaustive_category_ids", [])
         records.append(record)
-    return records, dropped
+    return records
 
 
-def read_json(json_file: Path) -> dict[str, Any]:
-    """Return the object that a json file holds.
-
-    Raises:
-        InputError: no such file, not json, no object.
-    """
-    try:
-        with json_file.open(encoding="utf-8") as file:
-            content = json.load(file)
-    except (FileNotFoundError, IsADirectoryError, PermissionError) as error:
-        fail(
-            f"annotation file {json_file}",
-            expected="a file that can be read",
-            got=error.strerror,
-            remedy="Check the path.",
-        )
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        fail(
-            f"annotation file {json_file}",
-            expected="json",
-            got=f"text that is not ({error})",
-            remedy="Check that the file was written completely.",
-        )
-    if not isinstance(content, dict):
-        fail(
-            f"annotation file {json_file}",
-            expected='an object with "images", "annotations" and "categories"',
-            got=f"a {type(content).__name__}",
-            remedy="A list is often a file of results; give the annotations.",
-        )
-    return content
+def _check_layout(json_file: Path, content: Json) -> None:
+    """Check that the lists have the keys that detectron2 looks at."""
+    keys = {
+        "images": {"id": int, "height": int, "width": int},
+        "annotations": {"image_id": int, "category_id": int, "bbox": list},
+        "categories": {"id": int, "name": str},
+    }
+    for part, wanted in keys.items():
+        if not isinstance(content.get(part), list):
+            fail(
+                f"annotation file {json_file}",
+                expected=f'a list "{part}" (COCO format)',
+                got=f"only the keys {', '.join(map(str, content)) or '(none)'}",
+                remedy="Convert the annotations to COCO's format.",
+            )
+        _check_keys(json_file, part, content[part], wanted)
 
 
 def _check_keys(json_file: Path, what: str, entries: list[Any], keys: dict[str, type]) -> None:
@@ -193,46 +124,6 @@ def _check_keys(json_file: Path, what: str, entries: list[Any], keys: dict[str, 
                     got=repr(value) if key in entry else "no such key",
                     remedy="Convert the annotations to COCO's format.",
                 )
-
-
-def _check_sizes(content: Annotations) -> None:
-    """Stop at sizes of no image: masks of such would take all memory."""
-    for image in content.images:
-        if max(image["height"], image["width"]) > _LARGEST:
-            fail(
-                f"annotation file {content.json_file}, image {image['id']}",
-                expected=f"a height and width of at most {_LARGEST} pixels",
-                got=f"{image['height']} x {image['width']}"[:80],
-                remedy="Correct the file.",
-            )
-
-
-def _check_categories(content: Annotations, names: bool) -> None:
-    for key in ("id", "name") if names else ("id",):
-        counts = Counter(category[key] for category in content.categories)
-        value, count = counts.most_common(1)[0] if counts else ("none at all", 0)
-        if count != 1:
-            fail(
-                f"annotation file {content.json_file}",
-                expected=f"categories with one {key} each",
-                got=f"{count} times {value!r}" if count else "no category",
-                remedy="Correct its categories.",
-            )
-
-
-def file_name(image: dict[str, Any], style: Style, json_file: Path) -> str:
-    """File name relative to the image folder; LVIS has split folder and name in a URL only."""
-    if style == "lvis" and "coco_url" in image:
-        return "/".join(image["coco_url"].split("/")[-2:])
-    name = image.get("file_name")
-    if not isinstance(name, str):
-        fail(
-            f"annotation file {json_file}, image {image['id']}",
-            expected='the key "file_name"',
-            got=repr(name) if "file_name" in image else "no such key",
-            remedy="Add it" + (' (or use style="lvis").' if "coco_url" in image else "."),
-        )
-    return name
 
 
 def _convert(
@@ -264,130 +155,3 @@ def _convert(
     if segmentation:
         result["segmentation"] = compressed(segmentation)
     return result
-
-
-def find_faults(
-    content: Annotations, image_root: Path, style: Style = "coco"
-) -> tuple[dict[int, Fault], dict[int, Fault]]:
-    """Return the faults by image id, and those by place in the list of annotations.
-
-    One fault an image or annotation. Image files are looked for, not opened.
-    """
-    names = {image["id"]: file_name(image, style, content.json_file) for image in content.images}
-    return (
-        dict(_image_faults(content, names, image_root)),
-        dict(_annotation_faults(content, names)),
-    )
-
-
-def _look_for_faults(
-    content: Annotations, image_root: Path, style: Style, check: Check
-) -> tuple[set[int], frozenset[int]]:
-    """Return ids of images to leave out and places of annotations to leave out, or stop."""
-    image_faults, annotation_faults = find_faults(content, image_root, style)
-    faults = [*image_faults.values(), *annotation_faults.values()]
-    if faults:
-        kinds = Counter(fault.kind for fault in faults)
-        summary = ", ".join(f"{count} x {kind}" for kind, count in kinds.most_common())
-        first = faults[0]
-        if check == "error":
-            fail(
-                f"annotation file {content.json_file} has {len(faults)} faults ({summary}); "
-                f"the first: {first.where}",
-                expected=first.expected,
-                got=first.got,
-                remedy="Correct the file (`vitdet data check` shows all of them and repairs a "
-                'copy), or leave them out with check="drop".',
-            )
-        logger.warning(
-            "%s: left out %d faulty entries (%s); the first: %s: expected %s, got %s",
-            content.json_file,
-            len(faults),
-            summary,
-            *first[1:],
-        )
-    missing = set(image_faults)
-    orphans = {
-        place
-        for place, annotation in enumerate(content.annotations)
-        if annotation.get("image_id") in missing
-    }
-    return missing, frozenset(orphans | set(annotation_faults))
-
-
-def _image_faults(
-    content: Annotations, names: dict[int, str], image_root: Path
-) -> Iterator[tuple[int, Fault]]:
-    """Yield (image id, fault). Folders are listed once instead of asking for every file."""
-    files: dict[str, set[str]] = {}
-    seen: set[int] = set()
-    for image in content.images:
-        number, name = image["id"], names[image["id"]]
-        where = f"image {number} ({name})"
-        folder, base = os.path.split(name)
-        if folder not in files:
-            path = image_root / folder
-            files[folder] = {entry.name for entry in os.scandir(path)} if path.is_dir() else set()
-        if number in seen:
-            yield number, Fault("repeated image id", where, "an id of its own", str(number))
-        elif min(image["height"], image["width"]) < 1:
-            got = f"{image['height']} x {image['width']}"
-            yield number, Fault("empty image", where, "a height and width of at least 1 pixel", got)
-        elif base not in files[folder]:
-            got = "no such file"
-            yield number, Fault("missing image", where, f"the file {image_root / name}", got)
-        seen.add(number)
-
-
-def _annotation_faults(content: Annotations, names: dict[int, str]) -> Iterator[tuple[int, Fault]]:
-    """Yield (place in the list, fault)."""
-    images = {image["id"]: image for image in content.images}
-    categories = {category["id"] for category in content.categories}
-    # a file without any mask is a data set of boxes; a single empty mask among others is a fault
-    with_masks = any(annotation.get("segmentation") for annotation in content.annotations)
-    seen: set[int] = set()
-    for place, annotation in enumerate(content.annotations):
-        number, image_id = annotation.get("id"), annotation.get("image_id")
-        where = f"annotation {number if number is not None else f'number {place}'}"
-        image = images.get(image_id) if isinstance(image_id, int) else None
-        if image is None:
-            fault = ("unknown image id", "the id of an image in the file", repr(image_id))
-        elif not isinstance(number, int) or number in seen:
-            kind = "repeated" if isinstance(number, int) else "wrong"
-            fault = (f"{kind} annotation id", "a whole number of its own as id", repr(number))
-        else:
-            where += f" of image {image_id} ({names[image['id']]})"
-            fault = (
-                _label_fault(annotation, categories)
-                or _box_fault(annotation.get("bbox"), image)
-                or (mask_fault(annotation.get("segmentation"), image) if with_masks else None)
-            )
-        if isinstance(number, int):
-            seen.add(number)
-        if fault is not None:
-            yield place, Fault(fault[0], where, *fault[1:])
-
-
-def _label_fault(annotation: dict[str, Any], categories: set[int]) -> tuple[str, str, str] | None:
-    category = annotation.get("category_id")
-    if not isinstance(category, int) or category not in categories:
-        expected = f"a category_id among the file's {len(categories)} categories"
-        return "unknown category id", expected, repr(category)
-    if annotation.get("iscrowd", 0) not in (0, 1):
-        return "wrong iscrowd", "iscrowd 0 or 1", repr(annotation["iscrowd"])
-    if annotation.get("ignore", 0):
-        return "ignore flag", 'no "ignore" (mark crowd regions by iscrowd)', "ignore set"
-    return None
-
-
-def _box_fault(box: Any, image: dict[str, Any]) -> tuple[str, str, str] | None:
-    if not isinstance(box, list) or len(box) != 4 or not all_finite(box):
-        return "wrong box", "bbox as four numbers x, y, width, height in pixels", repr(box)
-    x, y, width, height = box
-    if width <= 0 or height <= 0:
-        return "empty box", "a box with width and height above 0", repr(box)
-    right, bottom = image["width"] + _TOLERANCE, image["height"] + _TOLERANCE
-    if x < -_TOLERANCE or y < -_TOLERANCE or x + width > right or y + height > bottom:
-        size = f"{image['width']} x {image['height']}"
-        return "box outside", f"a box x, y, width, height inside the image of {size}", repr(box)
-    return None

@@ -5,7 +5,30 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 from detectron2.data import transforms as T
+
+
+class ResizeScale(T.ResizeScale):
+    """As detectron2's, but an image that is very long keeps a pixel of its shorter side."""
+
+    def _get_resize(self, image: np.ndarray, scale: float) -> Any:
+        return _with_a_pixel(super()._get_resize(image, scale))
+
+
+class ResizeShortestEdge(T.ResizeShortestEdge):
+    """As detectron2's, but an image that is very long keeps a pixel of its shorter side."""
+
+    def get_transform(self, image: np.ndarray) -> Any:
+        """Return the resize for an image (height, width, channels)."""
+        return _with_a_pixel(super().get_transform(image))
+
+
+def _with_a_pixel(transform: Any) -> Any:
+    if isinstance(transform, T.ResizeTransform):
+        resize: Any = transform  # its attributes are set by name
+        resize.new_h, resize.new_w = max(1, resize.new_h), max(1, resize.new_w)
+    return transform
 
 
 def large_scale_jitter(
@@ -27,7 +50,7 @@ def large_scale_jitter(
     Returns:
         Augmentations whose output is at most `size` x `size` pixels.
     """
-    scale = T.ResizeScale(min_scale, max_scale, target_height=size, target_width=size)
+    scale = ResizeScale(min_scale, max_scale, target_height=size, target_width=size)
     square: Any = (size, size)  # annotated as a tuple of one
     crop = T.FixedSizeCrop(crop_size=square, pad=False)
     return [T.RandomFlip(horizontal=True), scale, crop] if flip else [scale, crop]
@@ -44,7 +67,7 @@ def resize_shortest_edge(
         flip: whether to flip horizontally half of the time first (training).
     """
     sizes = [size] if isinstance(size, int) else list(size)
-    resize = T.ResizeShortestEdge(sizes, max_size=max_size, sample_style="choice")
+    resize = ResizeShortestEdge(sizes, max_size=max_size, sample_style="choice")
     return [T.RandomFlip(horizontal=True), resize] if flip else [resize]
 
 

@@ -13,7 +13,8 @@ import torch
 from detectron2.data import MetadataCatalog
 from detectron2.data.datasets import builtin
 
-from vitdet.data.annotations import Annotations, Check, Style, make_records, read_annotations
+from vitdet.data.annotations import Check, make_records, read_annotations
+from vitdet.data.clean import Style
 from vitdet.utils.checks import fail, nearest
 
 logger = logging.getLogger(__name__)
@@ -41,7 +42,8 @@ class Dataset:
         image_root: folder that `file_name` is relative to.
         style: whether "coco" or "lvis" rules hold in evaluation.
         image_counts: number of training images of each class where the file tells (LVIS).
-        dropped: places in the file's "annotations" list that were left out as faulty.
+        truth: what predictions are compared with where the file had to be read otherwise than it is
+            written, or entries were left out; None for what the file says.
     """
 
     name: str
@@ -52,7 +54,7 @@ class Dataset:
     image_root: Path
     style: Style = "coco"
     image_counts: tuple[int, ...] | None = field(default=None, repr=False)
-    dropped: frozenset[int] = field(default=frozenset(), repr=False)
+    truth: dict[str, Any] | None = field(default=None, repr=False)
 
     @property
     def num_classes(self) -> int:
@@ -75,16 +77,16 @@ def coco_dataset(
         images: the folder that the file names are relative to.
         name: for tables and detectron2's MetadataCatalog; by default the json's name.
         style: "lvis" for LVIS rules: federated evaluation, file names from `coco_url`.
-        check: what to do with a box outside its image (by more than a pixel) or empty, an empty
-            mask, an unknown category or image id, a repeated id, a missing image file: "error"
-            stops and names the first, "drop" leaves them out and logs how many, "keep" looks at
-            nothing that detectron2 does not look at (an unknown category is an error all the same).
+        check: what to do with a box outside its image or empty, an empty mask, an unknown category
+            or image id, a missing image file and so on (`vitdet.data.findings`): "error" stops and
+            names the first, "drop" leaves them out and logs how many, "keep" looks at nothing that
+            detectron2 does not look at (an unknown category is an error all the same). What is only
+            written otherwise, such as numbers in quotes, is read and logged.
 
     Raises:
         InputError: one line saying which file and annotation, what was expected, and what to do.
     """
     json_file, image_root = Path(json), Path(images)
-    content = read_annotations(json_file, check)
     if not image_root.is_dir():
         fail(
             f"image folder {image_root}",
@@ -92,17 +94,18 @@ def coco_dataset(
             got="a file" if image_root.exists() else "nothing at this path",
             remedy=f"Give the folder that the file names in {json_file} are relative to.",
         )
-    records, dropped = make_records(content, image_root, style, check)
+    found = read_annotations(json_file, image_root, style, check)
+    categories = found.content["categories"]
     dataset = Dataset(
         name=name or _free_name(json_file),
-        class_names=tuple(category["name"] for category in content.categories),
-        class_ids=tuple(category["id"] for category in content.categories),
-        records=records,
+        class_names=tuple(category["name"] for category in categories),
+        class_ids=tuple(category["id"] for category in categories),
+        records=make_records(found, image_root, style, json_file),
         json_file=json_file,
         image_root=image_root,
         style=style,
-        image_counts=_image_counts(content),
-        dropped=dropped,
+        image_counts=_image_counts(categories),
+        truth=found.content if found.changed else None,
     )
     _register(dataset)
     return dataset
@@ -183,7 +186,7 @@ def joined_dataset(names: Sequence[str]) -> Dataset:
         image_counts=tuple(map(sum, zip(*counts, strict=True)))
         if len(counts) == len(parts)
         else None,
-        dropped=frozenset(),
+        truth=None,
     )
     _register(joined)
     return joined
@@ -302,8 +305,8 @@ def _register(dataset: Dataset) -> None:
     MetadataCatalog.get(dataset.name).set(**known)
 
 
-def _image_counts(content: Annotations) -> tuple[int, ...] | None:
-    counts: Sequence[int | None] = [category.get("image_count") for category in content.categories]
+def _image_counts(categories: Sequence[dict[str, Any]]) -> tuple[int, ...] | None:
+    counts: Sequence[int | None] = [category.get("image_count") for category in categories]
     if any(count is None for count in counts):
         return None
     return tuple(int(count) for count in counts if count is not None)

@@ -47,7 +47,7 @@ _DAMAGED = (
     *(OSError, SyntaxError, ValueError, EOFError, IndexError, KeyError, TypeError),
     *(struct.error, OverflowError, ZeroDivisionError, RuntimeError),
 )
-_TURN = {
+TURN = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
     4: Image.Transpose.FLIP_TOP_BOTTOM,
@@ -79,6 +79,13 @@ def _suffixes() -> frozenset[str]:
 
 
 IMAGE_SUFFIXES = _suffixes()  # in lower case, with the dot
+
+
+def suffixes_of(format_name: str) -> list[str]:
+    """Return the suffixes of Pillow's name of a format, the usual one first."""
+    usual = {"JPEG": [".jpg", ".jpeg"], "MPO": [".jpg", ".jpeg"], "TIFF": [".tif", ".tiff"]}
+    found = [each for each, name in Image.registered_extensions().items() if name == format_name]
+    return list(dict.fromkeys([*usual.get(format_name, []), *found]))
 
 
 class ImageError(InputError):
@@ -134,8 +141,8 @@ def open_image(
         ImageError: no regular file, another format, a damaged or truncated file, too many pixels,
             an absurd number of scans, or grey values of more than 8 bits.
     """
-    with _opened(source, name, formats, max_pixels) as image:
-        return _upright(image)
+    with opened(source, name, formats, max_pixels) as image:
+        return to_rgb(image)
 
 
 def read_header(source: str | Path | bytes, *, name: str | None = None) -> Header:
@@ -144,7 +151,7 @@ def read_header(source: str | Path | bytes, *, name: str | None = None) -> Heade
     Raises:
         ImageError: as `open_image`, but for values of more than 8 bits and damage further on.
     """
-    with _opened(source, name, FORMATS, MAX_PIXELS, deep=True) as image:
+    with opened(source, name, deep=True) as image:
         return header_of(image)
 
 
@@ -173,7 +180,7 @@ def read_image(record: dict[str, Any], image_format: str = "RGB") -> np.ndarray:
         InputError: as `open_image`, or a size other than the record's.
     """
     with _of_record(record) as image:
-        pixels = np.array(_upright(image))
+        pixels = np.array(to_rgb(image))
     return pixels if image_format == "RGB" else np.ascontiguousarray(pixels[..., ::-1])
 
 
@@ -199,7 +206,7 @@ def read_reduced(record: dict[str, Any], shrink: float) -> tuple[Image.Image, in
             image.draft(None, (full[0] // reduction, full[1] // reduction))
             if image.size == full:  # not a JPEG
                 reduction = 1
-        return _upright(image), reduction
+        return to_rgb(image), reduction
 
 
 @contextmanager
@@ -207,7 +214,7 @@ def _of_record(record: dict[str, Any]) -> Iterator[Image.Image]:
     """Give the image of a record, not decoded yet, in the size that the record has, if any."""
     in_data = "height" in record
     try:
-        with _opened(record["file_name"], None, FORMATS, MAX_PIXELS) as image:
+        with opened(record["file_name"]) as image:
             if in_data:
                 _check_size(record, header_of(image))
             yield image
@@ -217,23 +224,32 @@ def _of_record(record: dict[str, Any]) -> Iterator[Image.Image]:
 
 
 @contextmanager
-def _opened(
+def opened(
     source: str | Path | bytes,
-    name: str | None,
-    formats: Sequence[str],
-    max_pixels: int,
+    name: str | None = None,
+    formats: Sequence[str] = FORMATS,
+    max_pixels: int = MAX_PIXELS,
+    *,
     deep: bool = False,
 ) -> Iterator[Image.Image]:
-    """Give the image, not decoded yet; what Pillow raises becomes an ImageError."""
+    """Give an image, not decoded yet; what Pillow raises in the block becomes an ImageError.
+
+    Args:
+        source, name, formats, max_pixels: as in `open_image`.
+        deep: whether grey values of more than 8 bits are let through.
+
+    Raises:
+        ImageError: as `open_image`.
+    """
     data = isinstance(source, bytes)
     name = f"image {name or source}" if name or not data else "image"
-    with io.BytesIO(source) if data else _regular_file(Path(source), name) as file:
+    with io.BytesIO(source) if data else open_file(Path(source), name) as file:
         head = file.read(32)
         file.seek(0)
         try:
             with _identified(file, head, formats) as image:
                 _check_limits(image, file, name, max_pixels)
-                if not deep and image.mode.partition(";")[0] in ("I", "F"):
+                if not deep and is_deep(image.mode):
                     text = f"{name}: has grey values of more than 8 bits (Pillow's mode "
                     text += f"{image.mode}). Scale them to 0 to 255 and store the image again."
                     raise ImageError(text, "more than 8 bits")
@@ -250,8 +266,12 @@ def _opened(
             raise _fault(name, head, error) from error
 
 
-def _regular_file(path: Path, name: str) -> BinaryIO:
-    """Open a file that is neither a pipe nor a device nor a folder; none of these is waited for."""
+def open_file(path: Path, name: str) -> BinaryIO:
+    """Open a regular file to read; pipes, devices and folders are refused and never waited for.
+
+    Raises:
+        ImageError: there is none, or none that can be read.
+    """
     try:
         handle = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
         kind = stat.S_IFMT(os.fstat(handle).st_mode)
@@ -341,18 +361,24 @@ def _fault(name: str, head: bytes, error: Exception) -> ImageError:
     return ImageError(text, "unknown format")
 
 
+def is_deep(mode: str) -> bool:
+    """Whether Pillow's mode has more than 8 bits a channel, which RGB would cut off at 255."""
+    return mode.partition(";")[0] in ("I", "F")
+
+
 def _orientation(image: Image.Image) -> int:
     """Return EXIF's orientation, 1 (upright) where there is none or it cannot be read."""
     try:
-        value = image.getexif().get(ExifTags.Base.Orientation)
+        exif = Image.Image.getexif(image)  # PNG's own method decodes the image first
+        value = exif.get(ExifTags.Base.Orientation)
     except _DAMAGED:
         return 1
     return value if isinstance(value, int) and 1 <= value <= 8 else 1
 
 
-def _upright(image: Image.Image) -> Image.Image:
-    """Decode, turn and convert to RGB."""
-    turn = _TURN.get(_orientation(image))
+def to_rgb(image: Image.Image) -> Image.Image:
+    """Decode an image, turn it by EXIF and convert it to RGB."""
+    turn = TURN.get(_orientation(image))
     if turn is not None and image.format != "TIFF":  # Pillow turns these when it decodes them
         image = image.transpose(turn)
     if image.mode == "P" and "transparency" in image.info:

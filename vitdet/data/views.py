@@ -108,7 +108,7 @@ class View:
                 return replace(self, flip=not self.flip)
             if isinstance(transform, T.ResizeTransform):
                 part = transform
-                size = (int(part.new_h), int(part.new_w))
+                size = (max(1, int(part.new_h)), max(1, int(part.new_w)))
                 return replace(self, resized=size, interpolation=part.interp)
         fail(
             "mapper.augmentations with mapper.fast=True",

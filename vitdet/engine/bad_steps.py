@@ -7,7 +7,7 @@ the same random numbers, this time watched (`vitdet.engine.examine`), to name wh
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-POLICIES = ("stop", "skip", "rollback")
+POLICIES = ("stop", "skip")
 _KEYS = frozenset({"images", "images_seen", "seed", "rank", "accumulate", "autocast"})
 
 
@@ -39,11 +39,9 @@ class BadSteps:
     """What a run does about bad steps, and those that it has met.
 
     Args:
-        policy: "stop"; "skip": go on with the next batch; "rollback": also go back to the weights,
-            the optimizer and the average of the last checkpoint.
+        policy: "stop", or "skip": go on with the next batch.
         limit: bad steps that a run may meet; one more stops it. With "stop" there is none.
         folder: where the batches are written, None for nowhere.
-        go_back: for "rollback": brings the trainer back, and says to which file.
 
     Raises:
         InputError: an unknown policy, a negative limit.
@@ -55,7 +53,6 @@ class BadSteps:
         *,
         limit: int = 10,
         folder: Path | None = None,
-        go_back: Callable[[Trainer], str] | None = None,
     ) -> None:
         if policy not in POLICIES:
             remedy = "stop is the default."
@@ -66,7 +63,6 @@ class BadSteps:
         self.policy = policy
         self.limit = 0 if policy == "stop" else limit
         self.folder = folder
-        self.go_back = go_back
         self.met: list[str] = []  # a line each; part of a run's state
 
     def meet(self, trainer: Trainer, batch: Batch, fault: str) -> None:
@@ -89,19 +85,8 @@ class BadSteps:
                 text = f"{len(self.met)} bad steps, more than train.max_bad_steps={self.limit}: "
                 text += "; ".join(self.met)
             raise NonFiniteLossError(diverged(text))
-        outcome = "passed over"
-        if self.policy == "rollback":
-            outcome = f"back to {self._roll_back(trainer)}"
         number, most = len(self.met), self.limit
-        logger.warning("bad step %d of at most %d, %s: %s", number, most, outcome, text)
-
-    def _roll_back(self, trainer: Trainer) -> str:
-        assert self.go_back is not None, "made without a way back"
-        images_seen, met = trainer.images_seen, self.met
-        source = self.go_back(trainer)
-        # Stream and schedule go on: from the file's place they would meet the same batch again.
-        trainer.images_seen, self.met = images_seen, met
-        return source
+        logger.warning("bad step %d of at most %d, passed over: %s", number, most, text)
 
     def _report(self, trainer: Trainer, batch: Batch, fault: str) -> str:
         """Return the step in a line, and write the batches of the processes at fault."""

@@ -7,25 +7,20 @@ import logging
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
+from vitdet.engine.checkpoints import Checkpoints, due
 from vitdet.engine.inference import Results, flatten
 from vitdet.engine.selection import Selection
 from vitdet.engine.trainer import Trainer
+from vitdet.utils.checks import InputError
 from vitdet.utils.distributed import broadcast_object
-from vitdet.utils.files import write_text
+from vitdet.utils.files import read_small, write_text
 
 logger = logging.getLogger(__name__)
 
 RECORD = "evaluations.json"
 KEY = "evaluations"  # of a checkpoint
-
-
-def due(trainer: Trainer, every: int, images: int) -> bool:
-    """Whether the last step, of `images` images, passed a multiple of `every` (0: never)."""
-    if every <= 0:
-        return False
-    return trainer.images_seen // every > (trainer.images_seen - images) // every
 
 
 class Record:
@@ -45,8 +40,16 @@ class Record:
         return {KEY: _listed(self.values)} if self.values else {}
 
     def load(self, state: dict[str, Any], images_seen: int) -> None:
-        """Continue from a checkpoint's content."""
-        self.values = {n: v for n, v in _values(state.get(KEY, [])).items() if n <= images_seen}
+        """Continue from a checkpoint's content.
+
+        Raises:
+            InputError: it holds something else under `KEY`.
+        """
+        try:
+            known = _values(state.get(KEY, []))
+        except (TypeError, KeyError, ValueError, AttributeError) as error:
+            raise InputError(f"checkpoint: its {KEY} are no list of results ({error}).") from error
+        self.values = {images: each for images, each in known.items() if images <= images_seen}
         after = broadcast_object(self._read()).get(images_seen)
         if after is not None:
             self.values[images_seen] = after
@@ -61,13 +64,7 @@ class Record:
         return json.dumps(_listed(self.values), indent=1) + "\n"
 
     def _read(self) -> dict[int, dict[str, float]]:
-        if not self.path.is_file():
-            return {}
-        try:
-            return _values(json.loads(self.path.read_text(encoding="utf-8")))
-        except (ValueError, KeyError, TypeError, AttributeError):
-            logger.warning("%s is damaged: the checkpoint's own record is used", self.path)
-            return {}
+        return read_small(self.path, lambda text: _values(json.loads(text)), {})
 
 
 def _listed(values: dict[int, dict[str, float]]) -> list[dict[str, Any]]:
@@ -91,18 +88,10 @@ def _metrics(results: Results) -> list[str]:
     ]
 
 
-class Keeper(Protocol):
-    """The part of `Checkpoints` that evaluations need."""
-
-    def save_best(self, trainer: Trainer, then: Callable[[], None]) -> None:
-        """Keep the state of this moment as the best, and do `then` when it is on the disk."""
-
-    def submit(self, job: Callable[[], None]) -> None:
-        """Do a job of the main process after what is being written."""
-
-
 class Evaluations:
     """Evaluate every so many images, keep the best weights, and stop when nothing improves.
+
+    A checkpoint of the same step is written first: whatever ends the evaluation loses nothing.
 
     Args:
         every: images between evaluations, 0 for none before the end of training.
@@ -111,7 +100,6 @@ class Evaluations:
         record: what was found so far.
         selection: what is best, and when to stop.
         checkpoints: write what is best, and the record.
-        pages: gives other texts to write with the record, {file: text}.
     """
 
     def __init__(
@@ -122,8 +110,7 @@ class Evaluations:
         evaluate: Callable[[], Results],
         record: Record,
         selection: Selection,
-        checkpoints: Keeper,
-        pages: Callable[[], dict[Path, str]] = dict,
+        checkpoints: Checkpoints,
     ) -> None:
         self.every = every
         self.total_batch_size = total_batch_size
@@ -131,7 +118,6 @@ class Evaluations:
         self.record = record
         self.selection = selection
         self.checkpoints = checkpoints
-        self.pages = pages
         self._latest: Results | None = None  # of the last step, if it was evaluated
 
     def after_step(self, trainer: Trainer) -> None:
@@ -157,14 +143,15 @@ class Evaluations:
         if self._latest is not None:
             return self._latest
         images = trainer.images_seen
+        self.checkpoints.ensure(trainer)
         results = self.evaluate()
         # Only the main process has numbers, and all must decide alike.
         values, names = broadcast_object((flatten(results), _metrics(results)))
         self.selection.check_names(names)
         self.record.add(images, values)
-        written = partial(_write, {**self.pages(), self.record.path: self.record.text()})
+        written = partial(write_text, self.record.path, self.record.text())
         if self.selection.is_best(self.record.values, images):
-            self.checkpoints.save_best(trainer, written)
+            self.checkpoints.keep_best(written)
         else:
             self.checkpoints.submit(written)
         self._latest = results
@@ -172,8 +159,3 @@ class Evaluations:
 
     def _due(self, trainer: Trainer) -> bool:
         return due(trainer, self.every, self.total_batch_size)
-
-
-def _write(texts: dict[Path, str]) -> None:
-    for path, text in texts.items():
-        write_text(path, text)

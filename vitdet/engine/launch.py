@@ -14,24 +14,20 @@ from contextlib import contextmanager
 from datetime import timedelta
 from multiprocessing import connection
 from multiprocessing.process import BaseProcess
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 from detectron2.utils import comm
 
-from vitdet.engine import first_step, startup
-from vitdet.engine.first_step import STUCK_STATUS
-from vitdet.engine.startup import Place, StartError
-from vitdet.utils.checks import InputError, fail
-from vitdet.utils.signals import PREEMPTION
+from vitdet.engine import watch
+from vitdet.utils.checks import INPUT_ERROR_STATUS, INTERRUPTED_STATUS, InputError, fail
+from vitdet.utils.signals import PREEMPTION, end_with_parent
 
-TIMEOUT = timedelta(minutes=30)
-INPUT_ERROR_STATUS = 2
+TIMEOUT = timedelta(minutes=30)  # of the start, and of every exchange between the processes
 LAUNCHER_GONE_STATUS = 3
 PREEMPTED_STATUS = 75  # stopped by a signal after saving; what sysexits.h calls "try again"
-INTERRUPTED_STATUS = 130  # what shells give for ^C: 128 + SIGINT
 GRACE_SECONDS = 10.0
 
 
@@ -42,7 +38,6 @@ def launch(
     machine_rank: int = 0,
     dist_url: str = "auto",
     args: Sequence[Any] = (),
-    start_timeout: float | None = None,
 ) -> Any:
     """Call `main(*args)` in every process of the run.
 
@@ -53,19 +48,16 @@ def launch(
         machine_rank: number of this machine.
         dist_url: tcp://HOST:PORT of machine 0, or "auto" on one machine.
         args: for `main`; they must pickle when processes are started.
-        start_timeout: seconds within which all processes must be there; None for those of the
-            environment (VITDET_START_TIMEOUT), or 300.
 
     Returns:
         What `main` returns when it runs in this process, else None.
 
     Raises:
         InputError: wrong arguments, processes that do not come, or the InputError of one of them.
-        SystemExit: PREEMPTED_STATUS or first_step.STUCK_STATUS, when the processes ended with it.
+        SystemExit: PREEMPTED_STATUS or INTERRUPTED_STATUS, when the processes ended with it.
     """
-    seconds = startup.timeout(start_timeout)
     if "LOCAL_RANK" in os.environ:
-        return _as_torchrun_says(main, args, seconds)
+        return _as_torchrun_says(main, args)
     _check(num_gpus, num_machines, machine_rank, dist_url)
     processes = max(num_gpus, 1)
     if processes * num_machines == 1:
@@ -73,21 +65,23 @@ def launch(
     if not torch.cuda.is_available():
         print(f"no GPU: {processes} processes on the CPU (gloo)", flush=True)
     host, port = _address(dist_url)
-    # The store outlives the processes, so that the last of them can still read what happened.
-    store = startup.serve(host, port) if machine_rank == 0 else None
-    places = [
-        Place(
-            rank=machine_rank * processes + local_rank,
-            world_size=processes * num_machines,
-            local_rank=local_rank,
-            local_size=processes,
-            host=host,
-            port=store.port if store else port,
-        )
-        for local_rank in range(processes)
-    ]
-    _spawn(main, args, places, seconds)
+    # The store outlives the processes, so that the last of them can still reach it.
+    store = _store(host, port, serve=True) if machine_rank == 0 else None
+    port = store.port if store else port
+    first = machine_rank * processes
+    place = Place(host, port, first, processes * num_machines, processes)
+    _spawn(main, args, place)
     return None
+
+
+class Place(NamedTuple):
+    """Where the processes of this machine stand among those of the run, and where they meet."""
+
+    host: str
+    port: int
+    first: int  # rank of the first process of this machine
+    world_size: int
+    local_size: int  # processes of this machine
 
 
 def _check(num_gpus: int, num_machines: int, machine_rank: int, dist_url: str) -> None:
@@ -129,106 +123,113 @@ def _address(dist_url: str) -> tuple[str, int]:
     return found[1], int(found[2])
 
 
-_TOLD = "input error"  # a name in torchrun's store
-
-
-def _as_torchrun_says(main: Callable[..., Any], args: Sequence[Any], seconds: float) -> Any:
-    place = Place.from_torchrun()
-    store = startup.connect(place, seconds)
-    if not startup.served_by_torchrun():
-        return run_as(place, store, main, args, seconds)
-    if store.check([_TOLD]):  # torchrun starts again what would fail again
-        sys.exit(INPUT_ERROR_STATUS)
+def _store(host: str, port: int, *, serve: bool = False) -> dist.TCPStore:
+    """Return the table in which the processes meet, served here or elsewhere."""
     try:
-        return run_as(place, store, main, args, seconds)
+        return dist.TCPStore(host, port, is_master=serve, wait_for_workers=False, timeout=TIMEOUT)
+    except RuntimeError as error:
+        raise _start_error(f"{host}, port {port}", error) from error
+
+
+def _start_error(where: str, error: RuntimeError) -> InputError:
+    """One line for what torch tells with a C++ stack."""
+    reason = str(error).split("\n", 1)[0].split("Exception raised", 1)[0].rstrip(" .")
+    return InputError(
+        f"start of the run at {where}: expected all processes, got: {reason}. Look whether all "
+        "were started and reach each other there."
+    )
+
+
+def _as_torchrun_says(main: Callable[..., Any], args: Sequence[Any]) -> Any:
+    end_with_parent()
+    try:
+        local_rank, local_size = (
+            int(os.environ[name]) for name in ("LOCAL_RANK", "LOCAL_WORLD_SIZE")
+        )
+        return _run(main, args, local_rank, local_size, {})
     except InputError as error:
-        if not isinstance(error, StartError):
-            store.set(_TOLD, "")
-        if store.add(f"told: {error}", 1) > 1:  # another rank has met it too
-            sys.exit(INPUT_ERROR_STATUS)
-        raise
-    except RuntimeError:
-        # A lost connection is no news where the other end has said why it left.
-        if store.check([_TOLD]):
-            sys.exit(INPUT_ERROR_STATUS)
+        if _first("error", str(error)):
+            print(f"error: {error}", file=sys.stderr, flush=True)
+        _end_torchrun()
+        sys.exit(INPUT_ERROR_STATUS)
+    except SystemExit:
+        _end_torchrun()
         raise
 
 
-def run_as(
-    place: Place,
-    store: dist.TCPStore,
+def _end_torchrun() -> None:
+    """End the torchrun of this machine, which would start again what has ended for good."""
+    if _first("end", os.environ["GROUP_RANK"]):
+        os.kill(os.getppid(), signal.SIGTERM)
+
+
+def _first(*words: str) -> bool:
+    """Whether this process is the first of a start to come here."""
+    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    where = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    try:
+        return dist.TCPStore(*where, is_master=False).add(" ".join((attempt, *words)), 1) == 1
+    except RuntimeError:  # who served it has ended
+        return True
+
+
+def _run(
     main: Callable[..., Any],
     args: Sequence[Any],
-    seconds: float,
+    local_rank: int,
+    local_size: int,
+    group: dict[str, Any],
 ) -> Any:
-    """Call `main(*args)` in this process as the rank that `place` says.
-
-    Args:
-        place: of this process.
-        store: in which the processes meet.
-        main: as in `launch`.
-        args: for `main`.
-        seconds: within which all processes must be there.
-
-    Raises:
-        InputError: processes that do not come, or the one of `main`.
-    """
+    """Call `main(*args)` in this process as a rank of the run; `group` is for torch."""
     cuda = torch.cuda.is_available()
     if cuda:
-        if place.local_rank >= torch.cuda.device_count():
+        if local_rank >= torch.cuda.device_count():
             fail(
                 "processes of this machine",
                 expected=f"at most {torch.cuda.device_count()}, one a GPU",
-                got=place.local_size,
+                got=local_size,
                 remedy="Start fewer, or look at CUDA_VISIBLE_DEVICES.",
             )
-        torch.cuda.set_device(place.local_rank)
-    meeting = startup.join(place, store, seconds)
-    # Both backends on a GPU machine: train.device=cpu stays possible there.
-    dist.init_process_group(
-        "cpu:gloo,cuda:nccl" if cuda else "gloo",
-        store=dist.PrefixStore(meeting.name, store),
-        rank=place.rank,
-        world_size=place.world_size,
-        timeout=TIMEOUT,
-    )
+        torch.cuda.set_device(local_rank)
+    try:
+        # Both backends on a GPU machine: train.device=cpu stays possible there.
+        backend = "cpu:gloo,cuda:nccl" if cuda else "gloo"
+        dist.init_process_group(backend, timeout=TIMEOUT, **group)
+    except RuntimeError as error:
+        raise _start_error("init_process_group", error) from error
     # detectron2's samplers and evaluators ask for their rank on this machine.
-    comm.create_local_process_group(place.local_size)
+    comm.create_local_process_group(local_size)
     result = main(*args)
     # Not after an error: the others may wait in an operation that this process will never join.
     dist.destroy_process_group()
     return result
 
 
-def _spawn(
-    main: Callable[..., Any], args: Sequence[Any], places: Sequence[Place], seconds: float
-) -> None:
-    errors = mp.get_context("spawn").SimpleQueue()
-    context: Any = mp.start_processes(
-        _child,
-        args=(main, args, places, seconds, errors),
-        nprocs=len(places),
-        join=False,
-        start_method="spawn",
-    )
+def _spawn(main: Callable[..., Any], args: Sequence[Any], place: Place) -> None:
+    spawn = mp.get_context("spawn")
+    errors, interrupted = spawn.SimpleQueue(), spawn.RawValue("b", 0)
+    with _without_interrupts():  # what is started now ignores ^C until it can act on it
+        context: Any = mp.start_processes(
+            _child,
+            args=(main, args, place, errors, interrupted),
+            nprocs=place.local_size,
+            join=False,
+            start_method="spawn",
+        )
     processes: list[BaseProcess] = context.processes
     try:
-        with _passing_signals_to(processes) as signals:
+        with _passing_signals_to(processes, interrupted) as signals:
             failed = _first_failure(processes)
     finally:
         _stop(processes)
+    if interrupted.value or any(each.exitcode == INTERRUPTED_STATUS for each in processes):
+        raise KeyboardInterrupt
     if failed is None:
         if any(process.exitcode == PREEMPTED_STATUS for process in processes):
             sys.exit(PREEMPTED_STATUS)
         return
     if not errors.empty():  # it is the cause, whichever process ended first
-        text = errors.get()
-        if any(process.exitcode == STUCK_STATUS for process in processes):
-            print(f"error: {text}", file=sys.stderr)
-            sys.exit(STUCK_STATUS)
-        raise InputError(text)
-    if processes[failed].exitcode == INTERRUPTED_STATUS:
-        raise KeyboardInterrupt
+        raise InputError(errors.get())
     if signals:  # it came before the process had learned what to do then
         sys.exit(PREEMPTED_STATUS)
     try:
@@ -250,14 +251,29 @@ def _first_failure(processes: Sequence[BaseProcess]) -> int | None:
         for sentinel in connection.wait(list(running)):
             index = running.pop(int(sentinel))  # pyright: ignore[reportArgumentType]
             processes[index].join()
-            if processes[index].exitcode not in (0, PREEMPTED_STATUS):
+            if processes[index].exitcode not in (0, PREEMPTED_STATUS, INTERRUPTED_STATUS):
                 return index
     return None
 
 
 @contextmanager
-def _passing_signals_to(processes: Sequence[BaseProcess]) -> Iterator[list[int]]:
-    """Pass the signals of a scheduler on to the processes, which save and end; yields those."""
+def _without_interrupts() -> Iterator[None]:
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+@contextmanager
+def _passing_signals_to(processes: Sequence[BaseProcess], interrupted: Any) -> Iterator[list[int]]:
+    """Pass signals of a scheduler and ^C on to the processes, which save and end; yields those.
+
+    A second ^C ends them at once. `interrupted` tells it to those that are being started.
+    """
     passed: list[int] = []
     if threading.current_thread() is not threading.main_thread():
         yield passed  # only the main thread can set what a signal does
@@ -265,15 +281,20 @@ def _passing_signals_to(processes: Sequence[BaseProcess]) -> Iterator[list[int]]
 
     def pass_on(number: int, _: object) -> None:
         passed.append(number)
+        interrupted.value = interrupted.value or number == signal.SIGINT
+        again = passed.count(signal.SIGINT) > 1
         for process in processes:
             if process.pid is not None and process.is_alive():
-                os.kill(process.pid, number)
+                os.kill(process.pid, signal.SIGKILL if again else number)
 
-    before = [signal.signal(number, pass_on) for number in PREEMPTION]
+    numbers = (*PREEMPTION, signal.SIGINT)
+    before = [signal.signal(number, pass_on) for number in numbers]
     try:
         yield passed
     finally:
-        for number, handler in zip(PREEMPTION, before, strict=True):
+        if passed:  # schedulers repeat them, and this process is to end with its own status
+            before[: len(PREEMPTION)] = [signal.SIG_IGN] * len(PREEMPTION)
+        for number, handler in zip(numbers, before, strict=True):
             signal.signal(number, handler)
 
 
@@ -302,18 +323,23 @@ def _child(
     local_rank: int,
     main: Callable[..., Any],
     args: Sequence[Any],
-    places: Sequence[Place],
-    seconds: float,
+    place: Place,
     errors: Any,
+    interrupted: Any,
 ) -> None:
+    os.setpgrp()  # a terminal sends ^C to its whole group; here it comes from the launcher alone
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    if interrupted.value:
+        sys.exit(INTERRUPTED_STATUS)
     threading.Thread(target=_end_with_the_launcher, daemon=True).start()
     if not torch.cuda.is_available():
         # Each process would otherwise start a thread for every core of the machine.
-        torch.set_num_threads(max(1, torch.get_num_threads() // len(places)))
-    place = places[local_rank]
-    first_step.tell_with(errors.put)
+        torch.set_num_threads(max(1, torch.get_num_threads() // place.local_size))
+    watch.report_with(errors.put)
     try:
-        run_as(place, startup.connect(place, seconds), main, args, seconds)
+        group = {"store": _store(place.host, place.port), "world_size": place.world_size}
+        group["rank"] = place.first + local_rank
+        _run(main, args, local_rank, place.local_size, group)
     except InputError as error:
         errors.put(str(error))  # before this process ends and the others lose the connection
         sys.exit(INPUT_ERROR_STATUS)

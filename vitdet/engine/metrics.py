@@ -82,12 +82,8 @@ def open_metrics(cfg: DictConfig, note: Mapping[str, Any], images_seen: int) -> 
     """
     data, versions = note["data"], note["environment"]
     facts = {"git": versions["git"], "torch": versions["torch"]}
-    facts |= {name: f"{each['name']} {each['hash']}" for name, each in data.items()}
-    about = About(
-        config=yaml.safe_load(note["config"]),
-        tags=[*(cfg.train.get("tags") or ()), *(each["name"] for each in data.values())],
-        facts=facts,
-    )
+    facts |= {name: each["name"] for name, each in data.items()}
+    about = About(config=yaml.safe_load(note["config"]), facts=facts)
     loggers = cfg.train.get("loggers") or ()
     folder = Path(cfg.train.output_dir)
     return Metrics(folder, images_seen=images_seen, loggers=loggers, about=about)

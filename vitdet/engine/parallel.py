@@ -16,14 +16,13 @@ from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forwar
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 
-from vitdet.engine.compiled import blocks_of
 from vitdet.utils.checks import fail
 from vitdet.utils.distributed import is_main, world_size
 
 PARALLEL = ("ddp", "fsdp")  # train.parallel
 
 
-def check_parallel(parallel: str, compiled: bool, looks_every: int) -> None:
+def check_parallel(parallel: str, compiled: bool) -> None:
     """Check `train.parallel` and what does not go with it.
 
     Raises:
@@ -36,15 +35,13 @@ def check_parallel(parallel: str, compiled: bool, looks_every: int) -> None:
             got=parallel,
             remedy="fsdp shares the weights out over the processes.",
         )
-    others = [("train.compile", compiled), ("train.looks_every", looks_every)]
-    for key, value in others if parallel == "fsdp" else ():
-        if value:
-            fail(
-                key,
-                expected="none with train.parallel=fsdp",
-                got=value,
-                remedy=f"Set {key}={type(value)()}, or train.parallel=ddp.",
-            )
+    if parallel == "fsdp" and compiled:
+        fail(
+            "train.compile",
+            expected="none with train.parallel=fsdp",
+            got=compiled,
+            remedy="Set train.compile=False, or train.parallel=ddp.",
+        )
 
 
 def distributed(
@@ -135,17 +132,19 @@ def shard(detector: nn.Module) -> None:
     """Share the weights of a detector out over the processes, in place (FSDP2).
 
     Every process keeps its rows of each weight, of its gradient and of its optimizer state. A
-    block's whole weights are there only while it computes; those outside the blocks from the
-    start of a step to the end of its backward pass. Call it before the optimizer is made: the
-    parameters are other objects afterwards. Names stay. `load_state_dict` takes whole tensors.
-    Nothing happens in a single process.
+    block's whole weights (of what the backbone calls `units`) are there only while it computes;
+    those outside from the start of a step to the end of its backward pass. Call it before the
+    optimizer is made: the parameters are other objects afterwards. Names stay. `load_state_dict`
+    takes whole tensors. Nothing happens in a single process.
     """
     if world_size() == 1:
         return
     device = next(detector.parameters()).device
     mesh = init_device_mesh(device.type, (world_size(),))
-    for block in blocks_of(detector):
-        fully_shard(block, mesh=mesh)
+    for backbone in detector.modules():
+        units: Any = getattr(backbone, "units", None)
+        for unit in units() if units is not None else ():
+            fully_shard(unit, mesh=mesh)
     fully_shard(detector, mesh=mesh, reshard_after_forward=False)
     detector.register_load_state_dict_pre_hook(_share_out)
 

@@ -52,7 +52,7 @@ def check_recipe(cfg: DictConfig) -> None:
     check_precision("train.precision", cfg.train.precision)
     check_precision("train.eval_precision", optional(cfg.train, "eval_precision"))
     check_loggers(optional(cfg.train, "loggers"))
-    check_parallel(*(optional(cfg.train, key) for key in ("parallel", "compile", "looks_every")))
+    check_parallel(*(optional(cfg.train, key) for key in ("parallel", "compile")))
     durations.check(cfg)
     selection_of(cfg)
 

@@ -1,118 +1,55 @@
 """What a run keeps of where it comes from: config, versions, command, seed, and its data.
 
-A data set is known again by its fingerprint: class names, numbers of images and objects, and a hash
-over the list of images and all annotations. A resumed run goes on with the data it began with.
+Of a data set it keeps the class names and the numbers of images and objects. A resumed run goes on
+with the data it began with.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 import math
 import sys
-from collections.abc import Mapping
-from pathlib import Path, PurePath
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
 from omegaconf import DictConfig
 
 from vitdet.config import save_config
 from vitdet.engine.inference import Results
 from vitdet.utils.checks import fail
-from vitdet.utils.distributed import barrier, broadcast_object, is_main
+from vitdet.utils.distributed import barrier, is_main
 from vitdet.utils.env import describe
 from vitdet.utils.files import write_text
 
 logger = logging.getLogger(__name__)
 
-Fingerprint = dict[str, Any]
+Counts = dict[str, Any]
 
 
-def fingerprint(dataset: Any, *, images: bool = False) -> Fingerprint:
-    """Return what tells a data set from another one.
+def counts(dataset: Any) -> Counts:
+    """Return name, class names, and the numbers of images and objects of a data set.
 
-    Paths count below the folder of the images only, so a data set may move.
-
-    Args:
-        dataset: has `name`, `class_names` and `records`.
-        images: read all image files too. Left out, a picture that is replaced by another one of the
-            same name and size is not noticed.
-
-    Returns:
-        {"name", "class_names", "images", "objects", "hash"}; the hash is hexadecimal.
-
-    Raises:
-        InputError: a record that holds an object which has no plain form.
+    A data set of another project may be without `records`: the numbers are None then.
     """
-    records = dataset.records
-    root = str(getattr(dataset, "image_root", ""))
-    content = hashlib.blake2b(digest_size=16)
-    for record in records:
-        file = str(record.get("file_name", ""))
-        inside = file.removeprefix(root).lstrip("/")
-        content.update(_ENCODER.encode({**record, "file_name": inside}).encode())
-        if images:
-            content.update(_digest(Path(file)))
+    records = getattr(dataset, "records", None)
+    known = isinstance(records, Sequence)
     return {
         "name": str(dataset.name),
         "class_names": list(dataset.class_names),
-        "images": len(records),
-        "objects": sum(len(record.get("annotations", ())) for record in records),
-        "hash": content.hexdigest(),
+        "images": len(records) if known else None,
+        "objects": sum(len(each.get("annotations", ())) for each in records) if known else None,
     }
 
 
-def _digest(file: Path) -> bytes:
-    try:
-        return hashlib.blake2b(file.read_bytes()).digest()
-    except OSError as error:
-        fail(
-            f"image {file}",
-            expected="a file that can be read, as train.hash_images=true reads all",
-            got=error.strerror,
-            remedy="Check the image folder, or leave train.hash_images off.",
-        )
-
-
-def _plain(value: Any) -> Any:
-    """Return what JSON knows for a value that it does not know."""
-    if isinstance(value, bytes):  # of masks in COCO's encoding
-        return value.decode("latin-1")
-    if isinstance(value, np.ndarray | np.generic | torch.Tensor):
-        return value.tolist()
-    if isinstance(value, PurePath):
-        return str(value)
-    fail(
-        "records of the data set",
-        expected="plain values, arrays and tensors",
-        got=type(value).__name__,
-        remedy="Keep other objects out of the records, or hold them in the mapper.",
-    )
-
-
-# One encoder for all records: equal values give equal text on every machine.
-_ENCODER = json.JSONEncoder(sort_keys=True, separators=(",", ":"), default=_plain)
-
-
-def of_data(train: Any, test: Any, *, images: bool) -> dict[str, Fingerprint]:
-    """Return the fingerprints of training and test data; the main process looks, all know."""
-    found = None
-    if is_main():
-        parts = {"train": train, "test": test}
-        found = {name: fingerprint(data, images=images) for name, data in parts.items()}
-    return broadcast_object(found)
-
-
 def check_data(
-    data: Mapping[str, Fingerprint], content: Mapping[str, Any], source: str, *, allow: bool
+    data: Mapping[str, Counts], content: Mapping[str, Any], source: str, *, allow: bool
 ) -> None:
     """Stop a resume with other data than those that the run began with.
 
     Args:
-        data: fingerprints now.
+        data: counts of "train" and "test" now.
         content: of the checkpoint.
         source: its name.
         allow: `train.allow_changed_data`: say what changed and go on.
@@ -144,8 +81,8 @@ def check_data(
     )
 
 
-def changed(before: Fingerprint, now: Fingerprint) -> list[str]:
-    """Return what differs between two fingerprints, in words; the name does not count."""
+def changed(before: Counts, now: Counts) -> list[str]:
+    """Return what differs between the counts of a data set, in words; the name is free."""
     found = []
     old, new = before["class_names"], now["class_names"]
     if old != new:
@@ -159,8 +96,6 @@ def changed(before: Fingerprint, now: Fingerprint) -> list[str]:
         for key in ("images", "objects")
         if before[key] != now[key]
     ]
-    if not found and before["hash"] != now["hash"]:
-        found.append(f"other annotations or images (hash {before['hash']}, now {now['hash']})")
     return found
 
 
@@ -168,7 +103,7 @@ def write(
     cfg: DictConfig,
     output_dir: Path,
     dataset: Any,
-    data: Mapping[str, Fingerprint],
+    data: Mapping[str, Counts],
     written: Mapping[str, str],
 ) -> dict[str, Any]:
     """Write config.yaml, environment.json and run.json; return what checkpoints keep of them.
@@ -177,7 +112,7 @@ def write(
         cfg: the recipe, durations in images.
         output_dir: folder of the run.
         dataset: has `class_names`, and `class_ids` where its classes have numbers of their own.
-        data: see `of_data`.
+        data: counts of "train" and "test".
         written: durations as the recipe had them, see `vitdet.engine.durations.resolve`.
     """
     environment = describe()

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import logging
-from contextlib import ExitStack, closing
-from functools import partial
+from collections.abc import Iterator
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -13,31 +13,28 @@ from omegaconf import DictConfig
 
 from vitdet import checkpoint
 from vitdet.config import build_model, set_num_classes
-from vitdet.engine import durations, model_card, record, sharded, startup
+from vitdet.engine import durations, record
 from vitdet.engine.bad_steps import BadSteps
-from vitdet.engine.checkpoints import FINAL, Checkpoints, last_checkpoint
+from vitdet.engine.checkpoints import FINAL, LAST, Checkpoints, Found, last_checkpoint, usable
 from vitdet.engine.compiled import compile_blocks
 from vitdet.engine.dry_run import try_steps
-from vitdet.engine.first_step import FirstStep
 from vitdet.engine.freezing import freeze_blocks
-from vitdet.engine.hooks import Evaluations, Record
+from vitdet.engine.hooks import RECORD, Evaluations, Record
 from vitdet.engine.inference import Results, TestSet, build, build_dataset, flatten
 from vitdet.engine.logs import logging_to
-from vitdet.engine.looks import Looks
-from vitdet.engine.metrics import Progress, open_metrics
-from vitdet.engine.parallel import is_shared_out, shard
+from vitdet.engine.metrics import Metrics, Progress, open_metrics
+from vitdet.engine.parallel import shard
 from vitdet.engine.recipe import check_batch, check_recipe, selection_of
-from vitdet.engine.rollback import enable_rollback
-from vitdet.engine.run_folder import Found, made_folder, usable
 from vitdet.engine.selection import Selection
 from vitdet.engine.signals import Preemption, noticed
 from vitdet.engine.trainer import Trainer
+from vitdet.engine.watch import Watch
 from vitdet.engine.weights import load_weights
 from vitdet.settings import optional
-from vitdet.utils.checks import fail
-from vitdet.utils.distributed import is_main
+from vitdet.utils.checks import InputError, fail, os_error_text
+from vitdet.utils.distributed import main_only
 from vitdet.utils.env import seed_all
-from vitdet.utils.files import disk_errors, write_text
+from vitdet.utils.files import locked, make_way
 
 logger = logging.getLogger(__name__)
 
@@ -66,75 +63,120 @@ def train(cfg: DictConfig, *, resume: bool = False, dry_run: bool = False) -> Re
     output_dir = Path(cfg.train.output_dir)
     _check_new(output_dir, resume)
     selection = selection_of(cfg)
-    with disk_errors(output_dir), noticed() as notice, logging_to() as log_to, ExitStack() as open_:
+    with _one_line_errors(), noticed() as notice, logging_to() as log_to, ExitStack() as open_:
+        if is_there := not dry_run and output_dir.is_dir():
+            open_.enter_context(_alone_in(output_dir))
         dataset = build_dataset(cfg.dataloader.train.dataset)
+        names = tuple(dataset.class_names)
         written = durations.resolve(cfg, dataset)
-        test = _test_set(cfg, tuple(dataset.class_names), selection)
-        trainer = _build_trainer(cfg, dataset.class_names)
-        data = record.of_data(dataset, test.dataset, images=optional(cfg.train, "hash_images"))
+        test = _test_set(cfg, names, selection)
+        trainer = _build_trainer(cfg, names)
+        data = {"train": record.counts(dataset), "test": record.counts(test.dataset)}
         evaluated = Record(output_dir)
-        previous = _load(trainer, cfg, dataset.class_names, data, evaluated, resume=resume)
+        previous = _load(trainer, cfg, names, data, evaluated, resume=resume)
+        start = trainer.images_seen
+        loader = build(cfg.dataloader.train, dataset=dataset, start=start)
         if dry_run:
-            loader = build(cfg.dataloader.train, dataset=dataset, start=trainer.images_seen)
             try_steps(cfg, trainer, loader, dataset, test.dataset)
             return {}
         # Inputs are right: only now does the run leave something on the disk.
-        log_to(made_folder(output_dir) / "log.txt")
+        if not is_there:
+            open_.enter_context(_alone_in(output_dir))
+            _check_new(output_dir, resume)
+        make_way(output_dir, _FILES)
+        log_to(output_dir / "log.txt")
         note = record.write(cfg, output_dir, dataset, data, written)
-        startup.mark_begun()
-        start = trainer.images_seen
-        loader = build(cfg.dataloader.train, dataset=dataset, start=start)
+        del dataset  # the loader has its own copy, in one piece
         metrics = open_.enter_context(open_metrics(cfg, note, trainer.images_seen))
-
-        def evaluate_now() -> Results:
-            results = _evaluated(trainer, test, optional(cfg.train, "eval_precision"))
-            metrics.write(trainer.images_seen, flatten(results))
-            return results
-
-        batch = cfg.dataloader.train.total_batch_size
-        every = optional(cfg.train, "looks_every")
-        looks = Looks(output_dir / "looks", every=every, total_batch_size=batch, test=test)
         checkpoints = _checkpoints(cfg, note, evaluated)
-        checkpoints.resumed(previous, trainer.images_seen)
-        card = output_dir / model_card.NAME
+        checkpoints.resumed(previous)
+        preemption = Preemption(notice, checkpoints.save_now)
         evaluations = Evaluations(
             every=cfg.train.eval_every,
-            total_batch_size=batch,
-            evaluate=evaluate_now,
+            total_batch_size=cfg.dataloader.train.total_batch_size,
+            evaluate=lambda: _evaluated(trainer, test, cfg.train, metrics, preemption),
             record=evaluated,
             selection=selection,
             checkpoints=checkpoints,
-            pages=lambda: {card: _card(cfg, note, evaluated, trainer)},
         )
         progress = open_.enter_context(closing(Progress(metrics, every=cfg.train.log_every)))
-        watch = FirstStep(output_dir, optional(cfg.train, "first_step_timeout"))
+        watch = Watch(output_dir, optional(cfg.train, "step_timeout"))
         # A checkpoint before all that takes long, so that a signal finds its work done.
-        hooks = [
-            *(watch, progress, checkpoints, Preemption(notice, checkpoints.save_now)),
-            *(evaluations, looks),
-        ]
+        hooks = [watch, progress, checkpoints, preemption, evaluations]
+        notice.training = True
         try:
-            enable_rollback(trainer, checkpoints, dataset.class_names)
             goal = evaluations.before_train(trainer, cfg.train.num_images)
-            trainer.run(watch.over(looks.watching(loader), trainer), goal, hooks)
+            trainer.run(watch.over(iter(loader)), goal, hooks)
             results = evaluations.now(trainer)
             checkpoints.wait()
         finally:
             watch.stop()
             checkpoints.close()
         record.write_results(output_dir, test.name, FINAL, results)
-        if is_main():
-            write_text(card, _card(cfg, note, evaluated, trainer))
     return results
 
 
-def _evaluated(trainer: Trainer, test: TestSet, precision: str) -> Results:
+# What a run writes again and again, or goes on with, beside its checkpoints.
+_FILES = (
+    *("log.txt", "metrics.json", "config.yaml", "environment.json", "run.json", LAST),
+    *(RECORD, "results.json"),
+)
+
+
+@contextmanager
+def _one_line_errors() -> Iterator[None]:
+    """Make one line of what disks and reading processes do, in whichever process of a run.
+
+    Raises:
+        InputError: the file, and what the system said.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise InputError(os_error_text(error)) from error
+    except RuntimeError as error:
+        text = str(error)
+        if not text.startswith("DataLoader"):
+            raise
+        raise InputError(
+            f"reading of images: {text.splitlines()[0]} Too little memory, a full /dev/shm and a "
+            "disk that hangs end such processes: lower dataloader.train.num_workers, or look at "
+            "the disk of the images."
+        ) from error
+
+
+@contextmanager
+def _alone_in(output_dir: Path) -> Iterator[None]:
+    """Make the folder of a run, and hold its lock within the block (the main process does).
+
+    Raises:
+        InputError: it cannot be made, or another run holds it.
+    """
+    with ExitStack() as held:
+
+        def take() -> None:
+            try:
+                output_dir.mkdir(parents=True, exist_ok=True)
+                held.enter_context(locked(output_dir))
+            except OSError as error:
+                raise InputError(f"train.output_dir: {os_error_text(error)}") from error
+
+        main_only(take)
+        yield
+
+
+def _evaluated(
+    trainer: Trainer, test: TestSet, train: DictConfig, metrics: Metrics, preemption: Preemption
+) -> Results:
     """Return the results of the weights, and of their moving average under names of its own."""
-    results = test.evaluate(trainer.detector, precision)
-    if trainer.ema is None:
-        return results
-    with trainer.ema.applied():
-        return {**results, **test.evaluate(trainer.detector, precision, "ema/")}
+    precision = optional(train, "eval_precision")
+    with preemption.evaluating(trainer):
+        results = test.evaluate(trainer.detector, precision)
+        if trainer.ema is not None:
+            with trainer.ema.applied():
+                results |= test.evaluate(trainer.detector, precision, "ema/")
+    metrics.write(trainer.images_seen, flatten(results))
+    return results
 
 
 def _checkpoints(cfg: DictConfig, note: dict[str, Any], evaluated: Record) -> Checkpoints:
@@ -145,7 +187,6 @@ def _checkpoints(cfg: DictConfig, note: dict[str, Any], evaluated: Record) -> Ch
         total_batch_size=cfg.dataloader.train.total_batch_size,
         note=note,
         background=optional(cfg.train, "async_checkpoints"),
-        parts=optional(cfg.train, "sharded_checkpoints"),
         beside=evaluated.state_dict,
     )
 
@@ -172,7 +213,7 @@ def evaluate(cfg: DictConfig, *, resume: bool = False) -> Results:
             got=f"neither (train.output_dir={output_dir})",
             remedy="Add one of the two.",
         )
-    with disk_errors(output_dir), logging_to() as log_to:
+    with _one_line_errors(), logging_to() as log_to, ExitStack() as open_:
         test = TestSet(cfg)
         set_num_classes(cfg, len(test.class_names))
         detector = build_model(cfg.model, device=str(pick_device(cfg.train.device)))
@@ -181,7 +222,9 @@ def evaluate(cfg: DictConfig, *, resume: bool = False) -> Results:
         content = checkpoint.chosen(content, which, source=str(source))
         checkpoint.check_trained(content, source=str(source))
         load_weights(detector, content, str(source), test.class_names)
-        log_to(made_folder(output_dir) / "log.txt")
+        open_.enter_context(_alone_in(output_dir))
+        make_way(output_dir, ("log.txt", "results.json"))
+        log_to(output_dir / "log.txt")
         prefix = "" if which == "model" else "ema/"
         results = test.evaluate(detector, optional(cfg.train, "eval_precision"), prefix)
         record.write_results(output_dir, test.name, str(source), results)
@@ -265,7 +308,7 @@ def _load(
     trainer: Trainer,
     cfg: DictConfig,
     class_names: tuple[str, ...],
-    data: dict[str, record.Fingerprint],
+    data: dict[str, record.Counts],
     evaluated: Record,
     *,
     resume: bool,
@@ -274,10 +317,7 @@ def _load(
 
     Without one the weights are those of `train.init_checkpoint`. Returns that checkpoint's path.
     """
-    read_parts = sharded.read
-    if is_shared_out(trainer.detector):  # no process has room for the whole
-        read_parts = partial(sharded.read, detector=trainer.detector, optimizer=trainer.optimizer)
-    previous = usable(Path(cfg.train.output_dir), read_parts)
+    previous = usable(Path(cfg.train.output_dir))
     if resume and previous is None:
         logger.info("no checkpoint in %s: starting a new run", cfg.train.output_dir)
     if previous is None and not cfg.train.init_checkpoint:
@@ -293,9 +333,3 @@ def _load(
         evaluated.load(content, trainer.images_seen)
     logger.info("loaded %s (%d images seen)", source, trainer.images_seen)
     return None if previous is None else source
-
-
-def _card(cfg: DictConfig, note: dict[str, Any], evaluated: Record, trainer: Trainer) -> str:
-    finished = trainer.images_seen >= trainer.num_images
-    folder = Path(cfg.train.output_dir)
-    return model_card.card(folder, cfg, note, evaluated.values, finished=finished)

@@ -31,7 +31,7 @@ from vitdet.engine.parallel import (
     sync_buffers,
     without_sync,
 )
-from vitdet.utils.checks import fail
+from vitdet.utils.checks import InputError, fail
 from vitdet.utils.distributed import any_rank, world_size
 from vitdet.utils.env import seed_all
 from vitdet.utils.precision import autocast_dtype
@@ -339,7 +339,12 @@ class Trainer:
             )
         mine = self.optimizer.state_dict()
         saved = state["optimizer"]
-        grouping = [[len(group["params"]) for group in s["param_groups"]] for s in (mine, saved)]
+        try:
+            grouping = [
+                [len(group["params"]) for group in each["param_groups"]] for each in (mine, saved)
+            ]
+        except (KeyError, TypeError) as error:
+            raise _strange(source, error) from error
         if grouping[0] != grouping[1]:
             fail(
                 f"optimizer state in {source}",
@@ -348,11 +353,14 @@ class Trainer:
                 remedy="Resume with the optimizer settings of the run (see its config.yaml).",
             )
         self._load_average(state, source)
-        moments = shared_optimizer_state(self.optimizer, saved["state"])
-        self.optimizer.load_state_dict({**mine, "state": moments})
-        if state["scaler"] and self.scaler.is_enabled():  # empty when the run had no fp16
-            self.scaler.load_state_dict(state["scaler"])
-        self.bad_steps.met = list(state.get("bad_steps", ()))
+        try:
+            moments = shared_optimizer_state(self.optimizer, saved["state"])
+            self.optimizer.load_state_dict({**mine, "state": moments})
+            if state["scaler"] and self.scaler.is_enabled():  # empty when the run had no fp16
+                self.scaler.load_state_dict(state["scaler"])
+            self.bad_steps.met = list(state.get("bad_steps", ()))
+        except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
+            raise _strange(source, error) from error
         self.images_seen = state["images_seen"]
 
     def _load_average(self, state: dict[str, Any], source: str) -> None:
@@ -369,6 +377,14 @@ class Trainer:
             )
         if self.ema is not None:
             self.ema.load(state[AVERAGE])
+
+
+def _strange(source: str, error: Exception) -> InputError:
+    return InputError(
+        f"checkpoint {source}: expected the state of an optimizer and a loss scaler as torch saves "
+        f"it, got something else ({type(error).__name__}: {error}). Take the one before it, or "
+        "start from its weights with train.init_checkpoint."
+    )
 
 
 def _terms(names: Sequence[str], losses: torch.Tensor) -> str:

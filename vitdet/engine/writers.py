@@ -5,13 +5,9 @@ Each writer takes lines of {name: value} at a number of images seen. Only the ma
 
 from __future__ import annotations
 
-import csv
 import importlib.util
-import io
 import json
 import os
-import re
-import time
 import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -24,7 +20,6 @@ from vitdet.utils.files import write_text
 Values = Mapping[str, float]
 IMAGES = "images_seen"
 _PROJECT = "vitdet"
-_LONGEST = 6000  # characters of a value that MLflow keeps
 _IDENTITIES = "loggers.json"  # {logger: id of the run there}, so that a resume goes on with it
 
 
@@ -44,12 +39,10 @@ class About:
 
     Attributes:
         config: the recipe, plain.
-        tags: words to find the run by.
         facts: {name: text}: versions, data.
     """
 
     config: dict[str, Any] = field(default_factory=dict)
-    tags: Sequence[str] = ()
     facts: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -75,27 +68,22 @@ def open_writers(
 ) -> list[Writer]:
     """Return the writers of a run's folder; what was written after `images_seen` goes."""
     lines = JsonLines(folder / "metrics.json", images_seen)
-    table = Table(folder / "metrics.csv", lines.kept)
     board = TensorBoard(folder, images_seen)
-    return [lines, table, board, *(LOGGERS[name](folder, about) for name in loggers)]
+    return [lines, board, *(LOGGERS[name](folder, about) for name in loggers)]
 
 
 # --- files ---------------------------------------------------------------------------------------
 
 
 class JsonLines:
-    """metrics.json: a JSON object a line.
-
-    Attributes:
-        kept: the lines that were there and stay.
-    """
+    """metrics.json: a JSON object a line."""
 
     def __init__(self, path: Path, images_seen: int) -> None:
         self.path = path
         lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
         known = [_parsed(line) for line in lines] if images_seen else []
-        self.kept = [each for each in known if each is not None and each[IMAGES] <= images_seen]
-        write_text(path, "".join(json.dumps(each) + "\n" for each in self.kept))
+        kept = [each for each in known if each is not None and each[IMAGES] <= images_seen]
+        write_text(path, "".join(json.dumps(each) + "\n" for each in kept))
 
     def write(self, images_seen: int, values: Values) -> None:
         """Append a line."""
@@ -112,46 +100,6 @@ def _parsed(line: str) -> dict[str, Any] | None:
         return found if IMAGES in found else None
     except json.JSONDecodeError:  # a line cut off by a kill
         return None
-
-
-class Table:
-    """metrics.csv: the lines of metrics.json as a table, a column for every name so far.
-
-    A new name (the first evaluation brings some) is a new last column; the file is then written
-    anew as a whole, with nothing in that column before. Columns never change their order.
-
-    Args:
-        path: of the file.
-        rows: what it begins with.
-    """
-
-    def __init__(self, path: Path, rows: Sequence[Values]) -> None:
-        self.path = path
-        self.rows = [dict(row) for row in rows]
-        self.names = list(dict.fromkeys([IMAGES, *(name for row in self.rows for name in row)]))
-        self._rewrite()
-
-    def write(self, images_seen: int, values: Values) -> None:
-        """Append a row, or write all of them when it has new columns."""
-        row = {IMAGES: images_seen, **values}
-        self.rows.append(row)
-        new = [name for name in row if name not in self.names]
-        if new:
-            self.names += new
-            self._rewrite()
-            return
-        with self.path.open("a", encoding="utf-8", newline="") as file:
-            csv.DictWriter(file, self.names, lineterminator="\n").writerow(row)
-
-    def close(self, *, failed: bool) -> None:
-        """Nothing: the file is closed after every row."""
-
-    def _rewrite(self) -> None:
-        text = io.StringIO()
-        table = csv.DictWriter(text, self.names, lineterminator="\n")
-        table.writeheader()
-        table.writerows(self.rows)
-        write_text(self.path, text.getvalue())
 
 
 class TensorBoard:
@@ -172,7 +120,7 @@ class TensorBoard:
         self.writer.close()
 
 
-# --- W&B and MLflow ------------------------------------------------------------------------------
+# --- Weights & Biases ----------------------------------------------------------------------------
 
 
 class Wandb:
@@ -197,7 +145,6 @@ class Wandb:
                 resume="allow",
                 dir=str(folder),
                 config={**about.config, "about": dict(about.facts)},
-                tags=list(about.tags),
                 settings=wandb.Settings(console="off"),  # log.txt has the lines
             )
         except wandb.Error as error:
@@ -219,64 +166,7 @@ class Wandb:
         self.run.finish(exit_code=int(failed))
 
 
-class MlFlow:
-    """MLflow: the store of MLFLOW_TRACKING_URI, by default a database in the run's folder.
-
-    (Its store of plain files is refused by MLflow 3.) A resumed run goes on with the run of the
-    folder; points that it makes again stand there twice, with the same numbers.
-
-    Raises:
-        InputError: the store refuses.
-    """
-
-    def __init__(self, folder: Path, about: About) -> None:
-        from mlflow import MlflowClient
-        from mlflow.exceptions import MlflowException
-
-        own = f"sqlite:///{folder.resolve() / 'mlflow.db'}"
-        store = os.environ.get("MLFLOW_TRACKING_URI", own)
-        try:
-            self.client = MlflowClient(tracking_uri=store)
-            known = _identity(folder, "mlflow")
-            self.run_id = known or self._new_run(folder, about)
-            if known:
-                self.client.update_run(known, status="RUNNING")
-        except MlflowException as error:
-            remedy = "Correct MLFLOW_TRACKING_URI, or leave it unset for a database in the folder."
-            fail("train.loggers, mlflow", expected=f"a store at {store}", got=error, remedy=remedy)
-        _remember(folder, "mlflow", self.run_id)
-
-    def _new_run(self, folder: Path, about: About) -> str:
-        from mlflow.entities import Param
-
-        name = os.environ.get("MLFLOW_EXPERIMENT_NAME", _PROJECT)
-        found = self.client.get_experiment_by_name(name)
-        experiment = found.experiment_id if found else self.client.create_experiment(name)
-        tags = {f"vitdet.{key}": text for key, text in about.facts.items()}
-        tags |= {"vitdet.tags": ", ".join(about.tags)}
-        run = self.client.create_run(experiment, tags=tags, run_name=folder.resolve().name)
-        params = [Param(key, value) for key, value in _flat(about.config)]
-        for start in range(0, len(params), 100):  # the most that it takes at once
-            self.client.log_batch(run.info.run_id, params=params[start : start + 100])
-        return run.info.run_id
-
-    def write(self, images_seen: int, values: Values) -> None:
-        """Add a point a name."""
-        from mlflow.entities import Metric
-
-        now = int(time.time() * 1000)
-        points = [
-            Metric(re.sub(r"[^\w\-. /:]", "_", name), float(value), now, images_seen)
-            for name, value in values.items()
-        ]
-        self.client.log_batch(self.run_id, metrics=points)
-
-    def close(self, *, failed: bool) -> None:
-        """Finish the run there, with its state."""
-        self.client.set_terminated(self.run_id, "FAILED" if failed else "FINISHED")
-
-
-LOGGERS: dict[str, type[Wandb] | type[MlFlow]] = {"wandb": Wandb, "mlflow": MlFlow}
+LOGGERS = {"wandb": Wandb}
 
 
 def _identity(folder: Path, name: str) -> str | None:
@@ -288,13 +178,3 @@ def _remember(folder: Path, name: str, identity: str) -> None:
     path = folder / _IDENTITIES
     known = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
     write_text(path, json.dumps({**known, name: identity}, indent=1) + "\n")
-
-
-def _flat(config: Any, key: str = "") -> list[tuple[str, str]]:
-    """{"a": {"b": 1}} -> [("a.b", "1")]; what is longer than MLflow keeps is cut, with dots."""
-    if isinstance(config, dict) and config:
-        parts = (_flat(value, f"{key}.{name}" if key else name) for name, value in config.items())
-        return [pair for part in parts for pair in part]
-    text = str(config)
-    text = text if len(text) <= _LONGEST else text[: _LONGEST - 3] + "..."
-    return [(re.sub(r"[^\w\-. /:]", "_", key), text)]

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable
 from importlib.util import find_spec
 from typing import NamedTuple
 
 import torch
 
-from vitdet.layers.kernels import blocks, eager, flex, sdpa, triton_rel_pos, xformers
+from vitdet.layers.kernels import blocks, eager, sdpa, triton_rel_pos, xformers
 from vitdet.layers.rel_pos import RelPos
-from vitdet.utils.checks import fail, nearest
-
-logger = logging.getLogger(__name__)
+from vitdet.utils.checks import InputError, nearest
 
 _Run = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, "RelPos | None", float], torch.Tensor]
 
@@ -35,39 +32,11 @@ KERNELS: dict[str, Kernel] = {
     "eager": Kernel(eager.attention, eager.can_run),
     "blocks": Kernel(blocks.attention, blocks.can_run),
     "sdpa": Kernel(sdpa.attention, sdpa.can_run),
-    "flex": Kernel(flex.attention, flex.can_run, rel_pos=(True,)),
     "triton_rel_pos": Kernel(
         triton_rel_pos.attention, triton_rel_pos.can_run, triton_rel_pos.PACKAGE, (True,)
     ),
     "xformers": Kernel(xformers.attention, xformers.can_run, xformers.PACKAGE, (False,)),
 }
-
-
-class Choice(NamedTuple):
-    """A line of the table behind "auto"; None stands for all.
-
-    `most` is the largest number of tokens.
-    """
-
-    kernel: str
-    device: str | None = None
-    rel_pos: bool | None = None
-    types: tuple[torch.dtype, ...] | None = None
-    gradients: bool | None = None
-    most: int | None = None
-
-
-_TOLD: set[tuple[object, ...]] = set()
-# "auto" is the first line that fits and whose kernel can run. Only what was measured stands here:
-# triton_rel_pos joins it with the first table of benchmarks/gpu.py.
-CHOICES = (
-    # benchmarks/attention.py on two cores of an AMD EPYC (AVX-512), torch 2.15: with a bias, blocks
-    # took 0.4 to 1 of sdpa's time without gradients and 0.34 to 0.77 with them, least for large
-    # maps. Without a bias neither was ahead.
-    Choice("blocks", "cpu", rel_pos=True),
-    # Never slower than eager on a CPU.
-    Choice("sdpa"),
-)
 
 
 def check_backend(backend: str, *, rel_pos: bool | None = None) -> None:
@@ -79,62 +48,35 @@ def check_backend(backend: str, *, rel_pos: bool | None = None) -> None:
     names = ["auto", *KERNELS]
     if backend not in names:
         meant = nearest(backend, names)
-        fail(
-            "attention backend",
-            expected=f"one of {', '.join(names)}",
-            got=repr(backend),
-            remedy=f"Did you mean {meant!r}?" if meant else "Take one of these.",
+        raise InputError(
+            f"attention backend: expected one of {', '.join(names)}, got {backend!r}. "
+            + (f"Did you mean {meant!r}?" if meant else "Take one of these.")
         )
-    package = KERNELS[backend].package if backend in KERNELS else ""
-    if package and find_spec(package) is None:
-        fail(
-            f"attention backend {backend!r}",
-            expected=f"the package {package}",
-            got="no such package",
-            remedy=f"Run `pip install {package}`, or use backend 'auto'.",
+    if backend == "auto":
+        return
+    kernel = KERNELS[backend]
+    if kernel.package and find_spec(kernel.package) is None:
+        raise InputError(
+            f"attention backend {backend!r}: expected the package {kernel.package}, got no such "
+            f"package. Run `pip install {kernel.package}`, or use backend 'auto'."
         )
-    if rel_pos is not None and backend in KERNELS and rel_pos not in KERNELS[backend].rel_pos:
-        fail(
-            f"attention backend {backend!r}",
-            expected=f"a backbone {'without' if rel_pos else 'with'} relative positions",
-            got=f"use_rel_pos={rel_pos}",
-            remedy="Use backend 'auto'.",
+    if rel_pos is not None and rel_pos not in kernel.rel_pos:
+        raise InputError(
+            f"attention backend {backend!r}: expected a backbone "
+            f"{'without' if rel_pos else 'with'} relative positions, got use_rel_pos={rel_pos}. "
+            "Use backend 'auto'."
         )
 
 
 def automatic(q: torch.Tensor, rel_pos: RelPos | None) -> str:
-    """Return the kernel that "auto" means for these inputs: the first of CHOICES that fits."""
-    gradients = torch.is_grad_enabled() and q.requires_grad
-    for choice in CHOICES:
-        if (
-            choice.device in (None, q.device.type)
-            and choice.rel_pos in (None, rel_pos is not None)
-            and (choice.types is None or q.dtype in choice.types)
-            and choice.gradients in (None, gradients)
-            and (choice.most is None or q.shape[-2] <= choice.most)
-            and KERNELS[choice.kernel].can_run(q, rel_pos)
-        ):
-            _tell(choice.kernel, q.device.type, q.dtype, rel_pos is not None, gradients)
-            return choice.kernel
-    raise AssertionError("the last of CHOICES fits everything")
+    """Return the kernel that "auto" means for these inputs.
 
-
-@torch.compiler.assume_constant_result  # a compiler runs it instead of cutting its graph here
-def _tell(*choice: object) -> bool:
-    """Log a choice once; return whether it was the first time."""
-    if choice in _TOLD:
-        return False
-    _TOLD.add(choice)
-    kernel, device, dtype, bias, gradients = choice
-    logger.info(
-        "attention on %s, %s, %s position bias, %s gradients: %s",
-        device,
-        str(dtype).removeprefix("torch."),
-        "with" if bias else "without",
-        "with" if gradients else "without",
-        kernel,
-    )
-    return True
+    benchmarks/attention.py on two cores of an AMD EPYC (AVX-512), torch 2.15: with a bias, blocks
+    took 0.4 to 1 of sdpa's time without gradients and 0.34 to 0.77 with them, least for large maps.
+    Without a bias neither was ahead, and sdpa was never slower than eager. No GPU was measured.
+    """
+    on_cpu = q.device.type == "cpu" and rel_pos is not None
+    return "blocks" if on_cpu and KERNELS["blocks"].can_run(q, rel_pos) else "sdpa"
 
 
 def attention(
@@ -155,7 +97,7 @@ def attention(
         rel_pos: terms of the relative-position bias on the H x W grid of the keys (L = H * W), not
             scaled; None for no bias.
         scale: factor on q k^T, D ** -0.5 when None.
-        backend: name of a kernel in KERNELS, or "auto": the fastest known, see CHOICES.
+        backend: name of a kernel in KERNELS, or "auto", see `automatic`.
 
     Returns:
         (B, N, L, D).
@@ -169,11 +111,9 @@ def attention(
     kernel = KERNELS[name]
     if not kernel.can_run(q, rel_pos):
         check_backend(name)
-        bias = "with" if rel_pos else "without"
-        fail(
-            f"attention backend {name!r}",
-            expected="inputs that it supports",
-            got=f"q {tuple(q.shape)} {q.dtype} on {q.device}, {bias} a position bias",
-            remedy="Use backend 'auto' or 'eager'.",
+        raise InputError(
+            f"attention backend {name!r}: expected inputs that it supports, got q "
+            f"{tuple(q.shape)} {q.dtype} on {q.device}, {'with' if rel_pos else 'without'} a "
+            "position bias. Use backend 'auto' or 'eager'."
         )
     return kernel.run(q, k, v, rel_pos, q.shape[-1] ** -0.5 if scale is None else scale)

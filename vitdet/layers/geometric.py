@@ -9,8 +9,8 @@ interp_type "beit").
 from __future__ import annotations
 
 from functools import lru_cache
-from typing import Any
 
+import numpy as np
 import torch
 
 from vitdet.utils.checks import fail
@@ -41,24 +41,30 @@ def resize_rel_pos_geometric(table: torch.Tensor, size: int) -> torch.Tensor:
             got=f"{table.shape[0]} rows",
             remedy="Use 'interpolate', or a larger window.",
         )
-    weights = _weights(table.shape[0], rows).to(table.device)
     # In float64, which autocast leaves alone.
+    numbers = _weights(table.shape[0], rows)
+    weights = torch.tensor(numbers, dtype=torch.float64, device=table.device)
     return (weights @ table.detach().double()).to(table.dtype)
 
 
+@torch.compiler.assume_constant_result  # a compiler runs it instead of tracing it
+def _weights(source_rows: int, rows: int) -> list[list[float]]:
+    return _spline(source_rows, rows)
+
+
+# Numbers, not a tensor: one that was made under a mode of torch (fake tensors, a meta device) must
+# not be met again outside.
 @lru_cache(maxsize=64)
-def _weights(source_rows: int, rows: int) -> torch.Tensor:
+def _spline(source_rows: int, rows: int) -> list[list[float]]:
     """Return the weight (rows, source_rows) of every row of a table in every row of the new one."""
     distances = [1.0]
     for i in range(1, source_rows // 2):
         distances.append(distances[-1] + _RATIO**i)
-    on_cpu: dict[str, Any] = {"dtype": torch.float64, "device": "cpu"}
-    source = torch.tensor([-d for d in reversed(distances)] + [0.0, *distances], **on_cpu)
-    places = torch.arange(rows, **on_cpu) - rows // 2
-    return cubic_spline_weights(source, places)
+    source = np.array([-d for d in reversed(distances)] + [0.0, *distances])
+    return cubic_spline_weights(source, np.arange(rows) - rows // 2).tolist()
 
 
-def cubic_spline_weights(x: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
+def cubic_spline_weights(x: np.ndarray, places: np.ndarray) -> np.ndarray:
     """Return W such that W @ y is the cubic spline through (x, y), read at `places`.
 
     The spline has the same third derivative on both sides of the second and the last but one point
@@ -71,24 +77,23 @@ def cubic_spline_weights(x: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
     Returns:
         (m, n) in float64.
     """
-    x, places = x.double().cpu(), places.double().cpu()
-    n, h = len(x), x.diff()
+    n, h = len(x), np.diff(x)
     # The second derivatives M of the spline solve A M = B y.
-    A, B = torch.zeros(2, n, n, dtype=torch.float64, device="cpu")
+    A, B = np.zeros((2, n, n))
     for i in range(1, n - 1):
-        A[i, i - 1 : i + 2] = torch.stack([h[i - 1], 2 * (h[i - 1] + h[i]), h[i]])
-        B[i, i - 1 : i + 2] = torch.stack([1 / h[i - 1], -1 / h[i - 1] - 1 / h[i], 1 / h[i]]) * 6
-    A[0, :3] = torch.stack([h[1], -h[0] - h[1], h[0]])
-    A[-1, -3:] = torch.stack([h[-1], -h[-2] - h[-1], h[-2]])
-    second = torch.linalg.solve(A, B)  # (n, n)
-    piece = torch.searchsorted(x, places).sub(1).clamp(0, n - 2)
-    width = h[piece, None]
-    after, before = places[:, None] - x[piece, None], x[piece + 1, None] - places[:, None]
-    values = torch.eye(n, dtype=torch.float64, device="cpu")
+        A[i, i - 1 : i + 2] = h[i - 1], 2 * (h[i - 1] + h[i]), h[i]
+        B[i, i - 1 : i + 2] = 6 / h[i - 1], -6 / h[i - 1] - 6 / h[i], 6 / h[i]
+    A[0, :3] = h[1], -h[0] - h[1], h[0]
+    A[-1, -3:] = h[-1], -h[-2] - h[-1], h[-2]
+    second = np.linalg.solve(A, B)  # (n, n)
+    piece = np.clip(np.searchsorted(x, places) - 1, 0, n - 2)
+    width, values = h[piece, None], np.eye(n)
 
-    def end(share: torch.Tensor, point: torch.Tensor) -> torch.Tensor:
+    def end(share: np.ndarray, point: np.ndarray) -> np.ndarray:
         """What one end of a piece adds through its value and through its second derivative."""
         bend = (share**3 / width - share * width) / 6
         return share / width * values[point] + bend * second[point]
 
-    return end(before, piece) + end(after, piece + 1)
+    return end(x[piece + 1, None] - places[:, None], piece) + end(
+        places[:, None] - x[piece, None], piece + 1
+    )

@@ -84,3 +84,13 @@ def check_propagation(kind: str, norm: str) -> None:
     if norm not in NORMS:
         names = ", ".join(NORMS)
         fail("propagation_norm", expected=f"one of {names}", got=repr(norm), remedy="Take one.")
+
+
+def parallel_convolutions(dim: int, hidden_dim: int, groups: int) -> nn.Sequential:
+    """Return ViTAE-B's branch: two grouped 3x3 convolutions, BatchNorm and SiLU between them."""
+    return nn.Sequential(
+        nn.Conv2d(dim, hidden_dim, 3, padding=1, groups=groups),
+        nn.BatchNorm2d(hidden_dim),
+        nn.SiLU(),
+        nn.Conv2d(hidden_dim, dim, 3, padding=1, groups=groups),
+    )

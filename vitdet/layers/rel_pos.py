@@ -12,9 +12,10 @@ from typing import Literal, NamedTuple
 import torch
 import torch.nn.functional as F
 
+from vitdet.layers.geometric import resize_rel_pos_geometric
 from vitdet.utils.checks import fail
 
-RelPosResize = Literal["interpolate", "crop"]
+RelPosResize = Literal["interpolate", "crop", "beit"]
 
 
 class RelPos(NamedTuple):
@@ -38,7 +39,8 @@ def resize_rel_pos(
         mode: "interpolate" stretches the offsets linearly, as detectron2 (backbone/utils.py
             get_rel_pos) does for every size but its own: right after a change of scale. "crop"
             keeps the middle rows: right for a rectangle at the training scale, where an offset of
-            one token still means the same distance.
+            one token still means the same distance. "beit" is that of EVA-01's evaluation at a
+            higher resolution, see `vitdet.layers.geometric`.
 
     Returns:
         (2 * size - 1, D); the table itself when it fits.
@@ -59,6 +61,8 @@ def resize_rel_pos(
                 remedy="Use 'interpolate', or a larger img_size.",
             )
         return table[spare // 2 : spare // 2 + rows]
+    if mode == "beit":
+        return resize_rel_pos_geometric(table, size)
     resized = F.interpolate(table.T[None], size=rows, mode="linear", align_corners=False)
     return resized[0].T
 

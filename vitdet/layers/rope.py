@@ -11,12 +11,14 @@ no state dict: the published files hold copies (`rope_win.freqs_cos`, ...) that 
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 import torch
 
 from vitdet.utils.checks import fail
 
+Size = tuple[int, int]
 RopeResize = Literal["extend", "stretch"]
 
 
@@ -43,10 +45,10 @@ def check_head_dim(dim: int, num_heads: int) -> None:
 
 
 def rotary_tables(
-    size: tuple[int, int],
+    size: Size,
     head_dim: int,
     *,
-    places: tuple[int, int] = (1, 1),
+    places: Size = (1, 1),
     grid: int = 1,
     theta: float = 10000.0,
     device: torch.device | None = None,
@@ -86,9 +88,9 @@ def rotary_tables(
 
 
 def centred_tables(
-    size: tuple[int, int],
+    size: Size,
     head_dim: int,
-    places: tuple[int, int],
+    places: Size,
     *,
     theta: float = 100.0,
     device: torch.device | None = None,
@@ -127,12 +129,15 @@ def rotate(x: torch.Tensor, tables: RotaryTables) -> torch.Tensor:
     """Turn queries or keys by their tokens' angles.
 
     Args:
-        x: (B, N, L, D).
+        x: (B, N, P + L, D). The P prefix tokens, which have no place, stay as they are.
         tables: of the L tokens.
 
     Returns:
-        (B, N, L, D) in the type of x; computed in the wider of its type and float32.
+        (B, N, P + L, D) in the type of x; computed in the wider of its type and float32.
     """
+    prefix = x.shape[2] - tables.cos.shape[0]
+    if prefix:
+        return torch.cat((x[:, :, :prefix], rotate(x[:, :, prefix:], tables)), dim=2)
     if tables.halves:
         first, second = x.chunk(2, dim=-1)
         quarter_turn = torch.cat((-second, first), dim=-1)
@@ -140,3 +145,60 @@ def rotate(x: torch.Tensor, tables: RotaryTables) -> torch.Tensor:
         first, second = x.unflatten(-1, (-1, 2)).unbind(-1)
         quarter_turn = torch.stack((-second, first), dim=-1).flatten(-2)
     return (x * tables.cos + quarter_turn * tables.sin).to(x.dtype)
+
+
+@dataclass(frozen=True)
+class EvaRope:
+    """Rotary positions of EVA-02.
+
+    Args:
+        head_dim: channels D of a head.
+        grid: side in tokens of the pretraining's map.
+        places: so many rows and columns of tokens span it, and a larger map continues them; None:
+            what attends spans it, whatever its size.
+    """
+
+    head_dim: int
+    grid: int
+    places: Size | None = None
+
+    def __call__(self, attends: Size, whole: Size, device: torch.device) -> RotaryTables:
+        """Return the tables of what attends, a window or the map."""
+        del whole
+        places = self.places or attends
+        return rotary_tables(attends, self.head_dim, places=places, grid=self.grid, device=device)
+
+
+@dataclass(frozen=True)
+class Dinov3Rope:
+    """Rotary positions of DINOv3, see `centred_tables`."""
+
+    head_dim: int
+
+    def __call__(self, attends: Size, whole: Size, device: torch.device) -> RotaryTables:
+        """Return the tables of what attends, with the offsets of the whole map."""
+        return centred_tables(attends, self.head_dim, whole, device=device)
+
+
+def eva_ropes(
+    head_dim: int, grid: int | None, train_size: Size, resize: RopeResize
+) -> tuple[EvaRope, EvaRope]:
+    """Return EVA-02's rotary positions of window blocks and of global blocks.
+
+    A window always spans the pretraining's grid. In global blocks the training map spans it, and
+    every other map has its positions ("extend"): a rectangle, or a smaller square, is a cut of it
+    and keeps its distances, and what reaches beyond continues them. With "stretch" the map at hand
+    spans the grid on each axis, as in huggingface/pytorch-image-models, models/eva.py.
+
+    Args:
+        head_dim: channels D of a head.
+        grid: side in tokens of the pretraining's map (pt_hw_seq_len, ref_feat_shape); None: a token
+            is a token everywhere (without intp_freq).
+        train_size: (H, W) of the training image in tokens.
+        resize: "extend" or "stretch".
+    """
+    if grid is None:
+        unscaled = EvaRope(head_dim, 1, (1, 1))
+        return unscaled, unscaled
+    window = EvaRope(head_dim, grid)
+    return window, window if resize == "stretch" else EvaRope(head_dim, grid, train_size)

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 import torch.distributed as dist
+
+from vitdet.utils.checks import InputError
 
 
 def active() -> bool:
@@ -74,6 +77,24 @@ def broadcast_object(item: Any) -> Any:
     items = [item]
     dist.broadcast_object_list(items, src=0)
     return items[0]
+
+
+def main_only(look: Callable[[], Any]) -> Any:
+    """Return in every process what `look` returns in the main one, where alone it is called.
+
+    Raises:
+        InputError: the one of the main process, in every process.
+    """
+    found, failure = None, None
+    if is_main():
+        try:
+            found = look()
+        except InputError as error:
+            failure = str(error)
+    found, failure = broadcast_object((found, failure))
+    if failure is not None:
+        raise InputError(failure)
+    return found
 
 
 def any_rank(flag: bool) -> bool:

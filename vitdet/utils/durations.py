@@ -14,7 +14,7 @@ from vitdet.utils.checks import fail, nearest
 
 # Where a recipe has one. "schedule.milestones" is a list of them.
 LENGTH = "train.num_images"
-PERIODS = ("train.checkpoint_every", "train.eval_every", "train.looks_every")
+PERIODS = ("train.checkpoint_every", "train.eval_every")
 POINTS = ("schedule.num_images", "schedule.milestones", "schedule.warmup")
 KEYS = (LENGTH, *PERIODS, *POINTS)
 

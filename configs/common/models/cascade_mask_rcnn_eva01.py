@@ -9,14 +9,14 @@ with `square_pad=1536` and `net.rel_pos_resize="beit"`, and the tables of 1280.
 from detectron2.config import LazyCall as L
 from detectron2.modeling.backbone.fpn import LastLevelMaxPool
 
-from vitdet.backbones.eva01 import EVA01ViT
+from vitdet.backbones.vit import ViT
 from vitdet.pyramid import SimpleFeaturePyramid
 
 from .cascade import cascade
 from .mask_rcnn import model
 
 model.backbone = L(SimpleFeaturePyramid)(
-    net=L(EVA01ViT)(
+    net=L(ViT)(
         img_size=1280,
         patch_size=16,
         embed_dim=1408,
@@ -26,7 +26,6 @@ model.backbone = L(SimpleFeaturePyramid)(
         qkv_bias="qv",
         drop_path_rate=0.6,
         norm_eps=1e-6,
-        norm_float32=False,
         use_abs_pos=True,
         use_rel_pos=True,
         rel_pos_resize="interpolate",
@@ -36,7 +35,7 @@ model.backbone = L(SimpleFeaturePyramid)(
         checkpoint_blocks=list(range(40)),
         pretrain_img_size=224,
         pretrain_use_cls_token=True,
-        gamma=False,
+        layer_scale=False,
         freeze_patch_embed=True,
         out_feature="last_feat",
     ),

@@ -270,7 +270,6 @@ def _data(run: Run, scenes: Sequence[Scene]) -> str:
         ["classes", str(len(run.dataset.class_names))],
         ["commonest sizes", f"{common} (height x width)"],
         ["annotations", str(run.dataset.json_file)],
-        ["left out as faulty", str(len(run.dataset.dropped))],
     ]
     return _table(["test data", run.dataset.name], rows, text=[1])
 

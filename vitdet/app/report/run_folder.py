@@ -52,13 +52,12 @@ class Run:
         """Return the test images with what is there and what was found, by boxes or by masks."""
         data = self.dataset
         return scenes(
-            read_truth(data.json_file),
+            data.truth or read_truth(data.json_file),
             self.predictions,
             iou_type,
             self.cfg.dataloader.evaluator.get("max_dets", 100),
             style=data.style,
             image_ids=[record["image_id"] for record in data.records],
-            dropped=data.dropped,
         )
 
 

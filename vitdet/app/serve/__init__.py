@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import functools
+import multiprocessing
 import sys
+from typing import Any
 
-from vitdet.app.options import add_weights_arguments, file_options
-from vitdet.app.serve.hosts import is_loopback
-from vitdet.predict.predictor import Predictor
-from vitdet.utils.checks import fail
+from vitdet.app.options import add_weights_arguments
+from vitdet.utils.checks import InputError, fail
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -43,42 +44,42 @@ def run(args: argparse.Namespace) -> int:
     Raises:
         InputError: a wrong option, weights that cannot be used, an address that is taken.
     """
-    _check(args)
     try:
-        from vitdet.app.serve.answers import answering
-        from vitdet.app.serve.server import build_app, listen, make_server
+        from vitdet.app.serve.server import Server, build_app, listen
         from vitdet.app.serve.uploads import Limits
+        from vitdet.app.serve.worker import Worker
     except ModuleNotFoundError as error:
-        remedy = "pip install 'vitdet[web]'"
-        fail("vitdet serve", expected="starlette and uvicorn", got=str(error), remedy=remedy)
-    predictor = Predictor.from_checkpoint(
-        args.weights,
-        **file_options(args),
-        device=args.device,
-        threshold=0.0,
-    )
-    names = list(predictor.class_names)
-    about = {"name": args.weights.name, "device": str(predictor.device), "classes": names}
-    about["class_ids"] = list(predictor.class_ids)
+        text = f"vitdet serve: needs starlette and uvicorn ({error}). pip install starlette uvicorn"
+        raise InputError(text) from error
+    _check(args)
+    if not args.weights.exists():  # said before the process has loaded its libraries
+        raise InputError(f"--weights {args.weights}: expected a file, got none. Check the path.")
     limits = Limits(max_bytes=args.max_bytes, max_pixels=args.max_pixels)
-    app = build_app(
-        answering(predictor, limits.max_pixels),
-        about,
-        limits,
-        names=args.host_name,
-        loopback_only=not args.allow_network,
-    )
-    listening = listen(args.host, args.port)
+    multiprocessing.set_forkserver_preload(["vitdet.app.serve.answers"])
+    start = functools.partial(_start, args)
+    worker = Worker(start, waiting=limits.waiting, seconds=limits.answer_seconds)
     try:
-        where = f"[{args.host}]" if ":" in args.host else args.host
-        print(f"serving http://{where}:{listening.getsockname()[1]}/ (^C ends it)", flush=True)
-        make_server(app).run(sockets=[listening])
-    except KeyboardInterrupt:
-        print("ended", flush=True)  # the server has closed its connections before it says so
+        with listen(args.host, args.port) as listening:
+            about = worker.begin()
+            app = build_app(
+                worker, about, limits, names=args.host_name, loopback_only=not args.allow_network
+            )
+            where = f"[{args.host}]" if ":" in args.host else args.host
+            port = listening.getsockname()[1]
+            print(f"serving http://{where}:{port}/ (^C ends it)", flush=True)
+            try:
+                Server(app, worker).run(sockets=[listening])
+            except KeyboardInterrupt:  # the server has closed its connections before it says so
+                print("ended", flush=True)
     finally:
-        listening.close()
-        app.state.line.close()
+        worker.end()
     return 0
+
+
+def _start(args: argparse.Namespace) -> Any:
+    from vitdet.app.serve.answers import start  # in the worker: the server needs no detector
+
+    return start(args)
 
 
 def _check(args: argparse.Namespace) -> None:
@@ -86,6 +87,8 @@ def _check(args: argparse.Namespace) -> None:
         if getattr(args, name) < 1:
             option = f"--{name.replace('_', '-')}"
             fail(option, expected="1 or more", got=getattr(args, name), remedy="Correct it.")
+    from vitdet.app.serve.guard import is_loopback
+
     if is_loopback(args.host):
         return
     if not args.allow_network:

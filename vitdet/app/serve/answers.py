@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Callable
-from typing import Any
+import json
+from argparse import Namespace
+from pathlib import Path
 
 import cv2
 import numpy as np
 from PIL import Image
+from starlette.exceptions import HTTPException
 
+from vitdet.app.options import file_options
 from vitdet.app.serve.uploads import decode
+from vitdet.app.serve.worker import Answer, Json
 from vitdet.predict.predictor import Predictor
+from vitdet.utils.checks import InputError
 from vitdet.utils.run_lengths import encode, mask_util
-
-Json = dict[str, Any]
 
 # A picture of more pixels is made smaller before the detector sees it: all its masks, a byte a
 # pixel each, are in memory at once. The largest published recipes look at 1536 x 1536.
@@ -23,19 +26,42 @@ WORK_PIXELS = 4_000_000
 _FINE = 512  # pixels: outlines of smaller objects are traced on a finer grid
 
 
-def answering(predictor: Predictor, max_pixels: int) -> Callable[[bytes], Json]:
-    """Return what turns an uploaded file into an answer, see `describe`; it raises `RefusedError`.
+def start(args: Namespace) -> tuple[Json, Answer]:
+    """Load the model of a command line; see `Worker`.
 
-    Where a browser might show the file in another orientation, the answer has the upright picture
-    too, as `picture`: JPEG in base64.
+    Raises:
+        InputError: weights that cannot be used.
     """
+    options = file_options(args)
+    predictor = Predictor.from_checkpoint(
+        args.weights, **options, device=args.device, threshold=0.0
+    )
+    return answering(predictor, Path(args.weights).name, args.max_pixels)
 
-    def answer(content: bytes) -> Json:
-        upload = decode(content, max_pixels)
-        found = describe(predictor, upload.image)
-        return found | ({"picture": _jpeg(upload.image)} if upload.odd else {})
 
-    return answer
+def answering(predictor: Predictor, name: str, max_pixels: int) -> tuple[Json, Answer]:
+    """Return what the page shows of a model, and what turns an uploaded file into an answer.
+
+    The answer is as `describe` says, or {"error": one line}. Where a browser might show the file in
+    another orientation, it has the upright picture too, as `picture`: JPEG in base64.
+    """
+    about = {"name": name, "device": str(predictor.device), "classes": list(predictor.class_names)}
+    about["class_ids"] = list(predictor.class_ids)
+
+    def answer(content: bytes) -> tuple[int, bytes]:
+        status, found = 200, {}
+        try:
+            upload = decode(content, max_pixels)
+            found = describe(predictor, upload.image)
+            if upload.odd:
+                found["picture"] = _jpeg(upload.image)
+        except HTTPException as error:
+            status, found = error.status_code, {"error": f"{error.detail.removesuffix('.')}."}
+        except InputError as error:
+            status, found = 400, {"error": str(error)}
+        return status, json.dumps(found).encode()
+
+    return about, answer
 
 
 def describe(predictor: Predictor, image: np.ndarray) -> Json:

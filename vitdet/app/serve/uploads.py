@@ -3,34 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-import io
-import warnings
 from dataclasses import dataclass
 
 import numpy as np
-from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
+from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 
-# What browsers show too. Pillow's readers of other formats are never reached.
-FORMATS = ("JPEG", "PNG", "WEBP", "BMP")
-# What Pillow raises for damaged files, see vitdet/data/images.py.
-_DAMAGED = (OSError, SyntaxError, ValueError, EOFError)
+from vitdet.data.images import ImageError, open_image, read_header
 
-
-class RefusedError(Exception):
-    """A request that gets an error instead of an answer.
-
-    Args:
-        status: of HTTP.
-        text: one line for people.
-        headers: of the response, such as Retry-After.
-    """
-
-    def __init__(self, status: int, text: str, headers: dict[str, str] | None = None) -> None:
-        super().__init__(text)
-        self.status = status
-        self.text = text
-        self.headers = headers or {}
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP")  # what browsers show too
+_KINDS = "JPEG, PNG, WebP or BMP, the file itself being the body"
+_FORM = "Send the file itself as the body, and no form: curl --data-binary @photo.jpg ADDRESS"
 
 
 @dataclass(frozen=True)
@@ -52,40 +35,58 @@ class Limits:
     waiting: int = 16
 
 
-async def read_body(request: Request, limits: Limits) -> bytes:
-    """Return the body of a request; reading stops at the limit, whatever the header announced.
+class Bodies:
+    """Reads the bodies of requests, up to a limit for each and one for all that are on their way.
 
-    Raises:
-        RefusedError: it is empty, too large, too slow, or the client left.
+    Args:
+        limits: of a request; all together may hold as much as `waiting` of them.
     """
-    announced = request.headers.get("content-length", "")
-    if announced.isdigit() and int(announced) > limits.max_bytes:
-        raise _too_large(limits)
-    try:
-        content = await asyncio.wait_for(_read(request, limits), limits.body_seconds)
-    except asyncio.TimeoutError as error:
-        seconds = f"{limits.body_seconds:g} seconds"
-        raise RefusedError(408, f"The upload did not arrive within {seconds}.") from error
-    except ClientDisconnect as error:
-        raise RefusedError(400, "The upload was broken off.") from error
-    if not content:
-        raise RefusedError(400, "The file is empty.")
-    return content
 
+    def __init__(self, limits: Limits) -> None:
+        self._limits = limits
+        self._free = limits.max_bytes * limits.waiting
 
-async def _read(request: Request, limits: Limits) -> bytes:
-    parts, size = [], 0
-    async for part in request.stream():
-        size += len(part)
-        if size > limits.max_bytes:
-            raise _too_large(limits)
-        parts.append(part)
-    return b"".join(parts)
+    async def read(self, request: Request) -> bytes:
+        """Return the body; reading stops at the limit, whatever the header announced.
 
+        Raises:
+            HTTPException: it is empty, too large, too slow, a form, or the client left.
+        """
+        if request.headers.get("content-type", "").startswith("multipart/"):
+            raise HTTPException(415, _FORM)
+        announced = request.headers.get("content-length", "")
+        if announced.isdigit() and int(announced) > self._limits.max_bytes:
+            raise self._too_large()
+        try:
+            content = await asyncio.wait_for(self._read(request), self._limits.body_seconds)
+        except asyncio.TimeoutError as error:
+            text = f"The upload did not arrive within {self._limits.body_seconds:g} seconds"
+            raise HTTPException(408, text) from error
+        except ClientDisconnect as error:
+            raise HTTPException(400, "The upload was broken off") from error
+        if not content:
+            raise HTTPException(400, "The file is empty")
+        return content
 
-def _too_large(limits: Limits) -> RefusedError:
-    most = f"{limits.max_bytes / 2**20:g} MiB"
-    return RefusedError(413, f"The file is too large: {most} at most.", {"Connection": "close"})
+    async def _read(self, request: Request) -> bytes:
+        parts, size = [], 0
+        try:
+            async for part in request.stream():
+                size += len(part)
+                self._free -= len(part)
+                if size > self._limits.max_bytes:
+                    raise self._too_large()
+                if self._free < 0:
+                    raise HTTPException(503, "Too many uploads are on their way. Try again")
+                parts.append(part)
+            return b"".join(parts)
+        finally:
+            self._free += size
+
+    def _too_large(self) -> HTTPException:
+        most = f"{self._limits.max_bytes / 2**20:g} MiB"
+        text = f"The file is too large: {most} at most"
+        return HTTPException(413, text, {"Connection": "close"})
 
 
 @dataclass(frozen=True)
@@ -104,48 +105,26 @@ class Upload:
 def decode(content: bytes, max_pixels: int) -> Upload:
     """Decode a picture, upright by its EXIF orientation.
 
-    Its size is read in the header, and nothing is decoded of a picture that is too large.
+    Its size and scans are read in the header, and nothing is decoded of a picture that is too
+    large.
 
     Raises:
-        RefusedError: no picture, a damaged one, too many pixels, more than 8 bits a channel.
+        HTTPException: no picture, a damaged one, too many pixels, more than 8 bits a channel.
     """
-    with warnings.catch_warnings():
-        # Pillow warns of odd EXIF data, and at a limit of its own; neither is news here
-        warnings.simplefilter("ignore")
-        return _decode(content, max_pixels)
-
-
-def _decode(content: bytes, max_pixels: int) -> Upload:
-    picture = _opened(content, max_pixels)
-    if picture.width * picture.height > max_pixels:
-        raise _too_many_pixels(f"{picture.width} x {picture.height}", max_pixels)
-    if picture.mode.partition(";")[0] in ("I", "F"):
-        raise RefusedError(415, "The picture has more than 8 bits a channel: convert it to 8 bits.")
     try:
-        turned = picture.getexif().get(ExifTags.Base.Orientation, 1) != 1
-        odd = turned and picture.format != "JPEG"
-        picture = ImageOps.exif_transpose(picture)  # decodes
-        if "transparency" in picture.info:
-            picture = picture.convert("RGBA")
-        return Upload(np.asarray(picture.convert("RGB")), odd)
-    except _DAMAGED as error:
-        raise RefusedError(400, "The picture is damaged or not complete.") from error
+        picture = open_image(content, formats=FORMATS, max_pixels=max_pixels)
+    except ImageError as error:
+        raise _refused(error) from error
+    header = read_header(content)
+    odd = header.orientation != 1 and header.format not in ("JPEG", "MPO")
+    return Upload(np.array(picture), odd)
 
 
-def _opened(content: bytes, max_pixels: int) -> Image.Image:
-    try:
-        return Image.open(io.BytesIO(content), formats=FORMATS)
-    except UnidentifiedImageError as error:
-        kinds = "JPEG, PNG, WebP or BMP"
-        raise RefusedError(
-            415, f"This is no picture that can be read: it must be {kinds}."
-        ) from error
-    except Image.DecompressionBombError as error:  # Pillow's last limit
-        raise _too_many_pixels("far more", max_pixels) from error
-    except _DAMAGED as error:
-        raise RefusedError(400, "The picture is damaged or not complete.") from error
-
-
-def _too_many_pixels(size: str, max_pixels: int) -> RefusedError:
-    most = f"{max_pixels / 1e6:g} megapixels"
-    return RefusedError(413, f"The picture is too large: {size} pixels, {most} at most.")
+def _refused(error: ImageError) -> HTTPException:
+    answers = {
+        "unknown format": (415, f"This is no picture that can be read: it must be {_KINDS}"),
+        "more than 8 bits": (415, "It has more than 8 bits a channel: convert the picture to 8"),
+        "too many pixels": (413, f"The picture is too large: it {str(error).partition(': ')[2]}"),
+        "too many scans": (413, "The picture takes too long to decode: a JPEG of too many scans"),
+    }
+    return HTTPException(*answers.get(error.kind, (400, "The picture is damaged or not complete")))

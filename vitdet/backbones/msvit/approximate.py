@@ -11,9 +11,9 @@ from torch import nn
 
 from vitdet.backbones.msvit.attention import join_heads, split_heads
 from vitdet.backbones.msvit.positions import PosResize, fit_grid
-from vitdet.backbones.msvit.precision import no_autocast, working_dtype
 from vitdet.layers.attention import attention
 from vitdet.layers.linear import Linear
+from vitdet.utils.precision import no_autocast, working_dtype
 
 _NORM_EPS = 1e-5  # of torch's InstanceNorm2d, as published
 _KERNEL_EPS = 1e-4

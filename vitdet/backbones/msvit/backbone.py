@@ -252,6 +252,11 @@ class MsViT(LayeredBackbone):
         for i, features in enumerate(performers):
             features.redraw(_SEED_STEP * int(self.num_redraws) + i)
 
+    def units(self) -> Sequence[nn.Module]:
+        """Return embeddings, attention blocks and MLP blocks."""
+        stages = range(1, len(self.stages) + 1)
+        return [layer for number in stages for layer in self._layers(number)]
+
     # detectron2 declares forward() without arguments.
     def forward(  # pyright: ignore[reportIncompatibleMethodOverride]
         self, x: torch.Tensor

@@ -1,29 +1,18 @@
 """Sliding-chunk attention: a local attention on a grid, memory linear in the number of tokens.
 
-Zhang et al., "Multi-Scale Vision Longformer", Sec. 3.2 and Fig. 3. Every kernel computes the same:
-softmax(q k^T + bias) v over the global tokens and the slots of `grid.ChunkGrid`.
+Zhang et al., "Multi-Scale Vision Longformer", Sec. 3.2 and Fig. 3: softmax(q k^T + bias) v over the
+global tokens and the slots of `grid.ChunkGrid`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import NamedTuple
-
 import torch
 import torch.nn.functional as F
+from torch.utils.checkpoint import checkpoint
 
-from vitdet.backbones.msvit import flex
-from vitdet.backbones.msvit.by_hand import by_hand
 from vitdet.backbones.msvit.grid import ChunkGrid, Chunks
-from vitdet.backbones.msvit.precision import working_dtype
-from vitdet.utils.checks import fail, nearest
-
-
-class Kernel(NamedTuple):
-    """A kernel: `run` computes, `can_run` tells whether it can for this pattern."""
-
-    run: Callable[[Chunks, ChunkGrid], torch.Tensor]
-    can_run: Callable[[Chunks, ChunkGrid], bool]
+from vitdet.utils.checks import InputError, nearest
+from vitdet.utils.precision import no_autocast, working_dtype
 
 
 def sliding_chunk_attention(
@@ -51,30 +40,21 @@ def sliding_chunk_attention(
         table: (N, 4 * w - 1, 4 * w - 1) relative positions, see `ChunkGrid.slot_bias`; None: none.
         global_bias: (N, G) bias from every token to the global ones; None: none.
         scale: factor on q k^T, D ** -0.5 when None.
-        backend: name of a kernel in KERNELS, or "auto": by_hand, which was the fastest of those
-            that can train on a CPU in every size measured (benchmarks/sliding_chunk.py) and keeps
-            no scores for the backward pass. No GPU was measured.
+        backend: "strips" goes row of chunks by row of chunks and keeps no scores for the backward
+            pass; "autograd" is the whole map at once; "auto" is strips.
 
     Returns:
         (B, N, H, W, D).
 
     Raises:
-        InputError: no such kernel, or it cannot run for this pattern.
+        InputError: no such backend.
     """
     check_backend(backend)
-    kernel = KERNELS["by_hand" if backend == "auto" else backend]
     bias = _bias(grid, table, global_bias, k_global.shape[2], q)
     factor: float = q.shape[-1] ** -0.5 if scale is None else scale
     q, k, v = grid.chunks(q * factor), grid.chunks(k), grid.chunks(v)
     chunks = Chunks(q, k, v, k_global, v_global, bias)
-    if not kernel.can_run(chunks, grid):
-        fail(
-            f"sliding-chunk backend {backend!r}",
-            expected="inputs that it supports",
-            got=f"exact {grid.exact} on {q.device}{', training' if q.requires_grad else ''}",
-            remedy="Use backend 'auto'.",
-        )
-    return grid.tokens(kernel.run(chunks, grid))
+    return grid.tokens(KERNELS["strips" if backend == "auto" else backend](chunks, grid))
 
 
 def _bias(
@@ -102,17 +82,46 @@ def _bias(
     return torch.cat([to_global.expand(-1, area, -1).to(local.dtype), local], dim=2)
 
 
-# --- scores of all chunks at once --------------------------------------------------------------
+_SCORES = {"cpu": 2**20}  # of a strip: on a CPU they should stay in its cache
+_SCORES_ELSEWHERE = 2**26
 
 
-def gather(chunks: torch.Tensor, over: torch.Tensor, grid: ChunkGrid) -> torch.Tensor:
-    """Return what every chunk attends to: (B, N, rows, columns, G + slots * w * w, D)."""
-    around = grid.with_border(chunks)
-    parts = [over[:, :, None, None].expand(-1, -1, grid.rows, grid.columns, -1, -1)]
-    for row, column in grid.slots:
-        part = around.narrow(2, 1 + row, grid.rows).narrow(3, 1 + column, grid.columns)
-        parts.append(part)
-    return torch.cat(parts, dim=4)
+def gather(around: torch.Tensor, over: torch.Tensor, grid: ChunkGrid) -> torch.Tensor:
+    """Return what every chunk attends to: (B, N, rows, columns, G + slots * w * w, D).
+
+    `around` has a border of one chunk.
+    """
+    rows, columns = around.shape[2] - 2, around.shape[3] - 2
+    near = [around[:, :, 1 + r : 1 + r + rows, 1 + c : 1 + c + columns] for r, c in grid.slots]
+    return torch.cat([over[:, :, None, None].expand(-1, -1, rows, columns, -1, -1), *near], dim=4)
+
+
+def _strip(x: Chunks, unseen: torch.Tensor, grid: ChunkGrid) -> torch.Tensor:
+    """The definition, for some rows of chunks; k and v have a border of one chunk."""
+    scores = x.q @ gather(x.k, x.k_global, grid).transpose(-2, -1)
+    scores = scores.to(working_dtype(x.q))
+    if x.bias is not None:
+        scores = scores + x.bias[:, None, None]
+    scores = scores.masked_fill(unseen[:, :, None], -torch.inf)
+    return scores.softmax(dim=-1).to(x.v.dtype) @ gather(x.v, x.v_global, grid)
+
+
+def strips(x: Chunks, grid: ChunkGrid) -> torch.Tensor:
+    """Compute the definition strip by strip, and again in the backward pass: no scores are kept."""
+    kind = working_dtype(x.q)
+    bias = None if x.bias is None else x.bias.to(kind)
+    q, k, v, k_global, v_global = (each.to(kind) for each in x[:5])
+    k, v = grid.with_border(k), grid.with_border(v)
+    unseen = _unseen(grid, k_global.shape[2], q.device)
+    scores = q.shape[0] * q.shape[1] * q.shape[4] * grid.columns * unseen.shape[-1]  # of a row
+    rows = max(1, _SCORES.get(q.device.type, _SCORES_ELSEWHERE) // scores)
+    out = []
+    with no_autocast(q):
+        for row in range(0, grid.rows, rows):
+            here, near = slice(row, row + rows), slice(row, row + rows + 2)
+            part = Chunks(q[:, :, here], k[:, :, near], v[:, :, near], k_global, v_global, bias)
+            out.append(checkpoint(_strip, part, unseen[here], grid, use_reentrant=False))
+    return torch.cat(out, dim=2).to(x.q.dtype)
 
 
 def _unseen(grid: ChunkGrid, num_global: int, device: torch.device) -> torch.Tensor:
@@ -121,48 +130,12 @@ def _unseen(grid: ChunkGrid, num_global: int, device: torch.device) -> torch.Ten
 
 
 def autograd(x: Chunks, grid: ChunkGrid) -> torch.Tensor:
-    """Plain operations, derived by autograd; holds every score. The definition."""
-    k, v = gather(x.k, x.k_global, grid), gather(x.v, x.v_global, grid)
-    scores = (x.q @ k.transpose(-2, -1)).to(working_dtype(x.q))
-    if x.bias is not None:
-        scores = scores + x.bias[:, None, None]
-    unseen = _unseen(grid, x.k_global.shape[2], scores.device)
-    scores = scores.masked_fill(unseen[:, :, None], -torch.inf)
-    return scores.softmax(dim=-1).to(v.dtype) @ v
+    """The definition over the whole map at once, derived by autograd."""
+    around = x._replace(k=grid.with_border(x.k), v=grid.with_border(x.v))
+    return _strip(around, _unseen(grid, x.k_global.shape[2], x.q.device), grid)
 
 
-def sdpa(x: Chunks, grid: ChunkGrid) -> torch.Tensor:
-    """torch's fused attention, every chunk a sequence of its own."""
-    B, N, rows, columns, area, _ = x.q.shape
-    k, v = gather(x.k, x.k_global, grid), gather(x.v, x.v_global, grid)
-    unseen = _unseen(grid, x.k_global.shape[2], x.q.device).flatten(0, 1)[:, None, None]
-    mask = torch.zeros(unseen.shape, dtype=x.q.dtype, device=x.q.device)
-    mask = mask.masked_fill(unseen, -torch.inf)  # (chunks, 1, 1, keys)
-    if x.bias is not None:
-        mask = mask + x.bias.to(x.q.dtype)
-    mask = mask.expand(B, *mask.shape).flatten(0, 1)
-
-    def sequences(chunks: torch.Tensor) -> torch.Tensor:
-        return chunks.flatten(2, 3).transpose(1, 2).flatten(0, 1)  # (B * chunks, N, ., D)
-
-    mask = mask.expand(-1, N, area, -1)
-    out = F.scaled_dot_product_attention(
-        sequences(x.q), sequences(k), sequences(v), attn_mask=mask, scale=1.0
-    )
-    return out.unflatten(0, (B, rows * columns)).transpose(1, 2).unflatten(2, (rows, columns))
-
-
-def _always(x: Chunks, grid: ChunkGrid) -> bool:  # noqa: ARG001 (one signature for all)
-    """Every device, type and pattern."""
-    return True
-
-
-KERNELS: dict[str, Kernel] = {
-    "by_hand": Kernel(by_hand, _always),
-    "autograd": Kernel(autograd, _always),
-    "sdpa": Kernel(sdpa, _always),
-    "flex": Kernel(flex.attention, flex.can_run),
-}
+KERNELS = {"strips": strips, "autograd": autograd}
 
 
 def check_backend(backend: str) -> None:
@@ -170,9 +143,7 @@ def check_backend(backend: str) -> None:
     names = ["auto", *KERNELS]
     if backend not in names:
         meant = nearest(backend, names)
-        fail(
-            "sliding-chunk backend",
-            expected=f"one of {', '.join(names)}",
-            got=repr(backend),
-            remedy=f"Did you mean {meant!r}?" if meant else "Take one of these.",
+        raise InputError(
+            f"sliding-chunk backend: expected one of {', '.join(names)}, got {backend!r}. "
+            + (f"Did you mean {meant!r}?" if meant else "Take one of these.")
         )

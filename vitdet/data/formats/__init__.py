@@ -1,10 +1,7 @@
-"""Data sets as tools write them: COCO json, Roboflow exports, YOLO text labels, Pascal VOC xml.
+"""Data sets as tools write them (COCO json, Roboflow, YOLO text, Pascal VOC xml), as COCO dicts.
 
-The readers are small and our own. Those of supervision 0.31 were tried: they decode whole images
-where a header is enough (VOC), turn every polygon into a mask of the image's size and keep no
-polygon, number VOC's classes in the order in which they are met, know neither ImageSets nor
-`difficult`, and their errors name a file without a line (YOLO) or a line without a file (VOC). The
-package brings a hundred megabytes with it. These here read headers only, and say file and line.
+The readers are our own: those of supervision decode whole images where a header is enough, and know
+neither ImageSets nor `difficult`. What they cannot use is named and counted, never passed over.
 """
 
 from vitdet.data.formats.discovery import FORMATS, find_data

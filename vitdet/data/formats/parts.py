@@ -1,24 +1,29 @@
-"""What the readers of all formats share: a part of a data set, and how image files are found."""
+"""What the readers of all formats give: the parts of a data set as COCO dicts."""
 
 from __future__ import annotations
 
+import os
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 
-from PIL import ExifTags, Image
-
-from vitdet.utils.checks import InputError, fail
-
 Json = dict[str, Any]
 
-IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"})
 WHOLE = "all"  # the name of the only part of a data set that is not split
 SPLITS = ("train", "val", "test")
-_SPLIT = re.compile(r"(?<![a-z])(train|valid|val|test)")
-_TURNED = (5, 6, 7, 8)  # EXIF orientations that exchange width and height
+_WORDS = {
+    "train": "train(?:ing|val)?",
+    "val": "val(?:id|idation|idate)?|dev|eval(?:uation)?",
+    "test": "test(?:ing|dev)?",
+}
+_SPLIT = re.compile(
+    "(?<![a-z])(?:"
+    + "|".join(f"(?P<{split}>(?:{words})(?:set)?)" for split, words in _WORDS.items())
+    + ")(?![a-z])"
+)
 
 
 @dataclass(frozen=True)
@@ -31,6 +36,7 @@ class Part:
         images: the folder that file names are relative to.
         source: the file or folder that it was read from, for people.
         json_file: an annotation file on the disk that holds exactly `content`, or None.
+        problems: what a training stops at, and a check goes on with; a line each.
     """
 
     split: str
@@ -38,6 +44,7 @@ class Part:
     images: Path
     source: Path
     json_file: Path | None = None
+    problems: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -48,11 +55,13 @@ class Found:
         folder: where.
         format: its name, for people.
         parts: by their split.
+        notes: lines for people: what was found otherwise than written, what was left out.
     """
 
     folder: Path
     format: str
     parts: dict[str, Part]
+    notes: tuple[str, ...] = ()
 
     @property
     def class_names(self) -> tuple[str, ...]:
@@ -63,61 +72,16 @@ class Found:
 
 def split_of(name: str) -> str | None:
     """Return "train", "val" or "test" where a file's or folder's name says so, else None."""
-    found = _SPLIT.search(name.lower())
-    return None if found is None else {"valid": "val"}.get(found[1], found[1])
+    words = re.sub(r"(?<=[a-z])(?=[A-Z])", " ", name).lower()
+    found = _SPLIT.search(words)
+    return None if found is None else found.lastgroup
 
 
-def list_images(folder: Path) -> list[Path]:
-    """Return the image files of a folder and the folders in it, in the order of their names."""
-    return sorted(
-        path
-        for path in folder.rglob("*")
-        if path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".")
-    )
-
-
-def has_images(folder: Path) -> bool:
-    """Whether image files lie directly in the folder."""
-    return folder.is_dir() and any(
-        path.suffix.lower() in IMAGE_SUFFIXES for path in folder.iterdir()
-    )
-
-
-def image_size(path: Path) -> tuple[int, int]:
-    """Return (height, width) in pixels, turned upright, from the file's header alone.
-
-    Raises:
-        InputError: no image, or a damaged header.
-    """
-    try:
-        with Image.open(path) as image:
-            width, height = image.size
-            turned = image.getexif().get(ExifTags.Base.Orientation) in _TURNED
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise InputError(
-            f"image {path}: expected an image file, got {type(error).__name__} ({error}). "
-            "Replace or remove it, with what labels it has."
-        ) from error
-    return (width, height) if turned else (height, width)
-
-
-def images_by_stem(paths: Iterable[Path]) -> dict[str, Path]:
-    """Return {file name without suffix: path}.
-
-    Raises:
-        InputError: two images of one name, so that labels cannot tell which is meant.
-    """
-    found: dict[str, Path] = {}
-    for path in paths:
-        other = found.setdefault(path.stem, path)
-        if other != path:
-            fail(
-                f"images of {path.parent}",
-                expected="names that differ by more than their suffix, as labels go by them",
-                got=f"{other.name} and {path.name}",
-                remedy="Rename one of them, with its labels.",
-            )
-    return found
+def split_of_path(path: Path, folder: Path) -> str | None:
+    """Return the part that a file is for: by its own name, else by its folders' below `folder`."""
+    inside = path.relative_to(folder) if path.is_relative_to(folder) else Path(path.name)
+    names = (inside.stem, *reversed(inside.parts[:-1]))
+    return next((split for name in names if (split := split_of(name))), None)
 
 
 def make_content(images: Sequence[Json], annotations: Sequence[Json], names: Sequence[str]) -> Json:
@@ -129,15 +93,27 @@ def make_content(images: Sequence[Json], annotations: Sequence[Json], names: Seq
     }
 
 
-def read_lines(path: Path) -> list[str]:
-    """Return the lines of a text file.
+def real_files(part: Part) -> Iterator[str]:
+    """Yield the paths of a part's images; links to folders are followed."""
 
-    Raises:
-        InputError: it cannot be read as text.
-    """
-    try:
-        return path.read_text(encoding="utf-8-sig").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(
-            f"{path}: expected a text file, got {type(error).__name__} ({error}). Check the file."
-        ) from error
+    @cache
+    def real(folder: str) -> str:
+        return os.path.realpath(folder)
+
+    for image in part.content["images"]:
+        name = image.get("file_name")
+        if isinstance(name, str) and "\x00" not in name:
+            folder, base = os.path.split(part.images / name)
+            yield f"{real(folder)}/{base}"
+
+
+def listed(items: Sequence[object], most: int = 8) -> str:
+    """Return the first items of a list, for people."""
+    return ", ".join(map(str, items[:most])) + (", ..." if len(items) > most else "")
+
+
+def counted(count: int, what: str) -> str:
+    """Return a number of things: "1 image", "2 images"."""
+    if count != 1:
+        what += "es" if what.endswith("s") else "s"
+    return f"{count} {what}"

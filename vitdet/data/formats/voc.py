@@ -10,235 +10,358 @@ to the i-th object, 255 to none) where every image with objects has one there, o
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Iterator
+from collections import defaultdict
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from xml.etree.ElementTree import Element
 
 import numpy as np
 from PIL import Image
 
+from vitdet.data.files import Listing, list_files, read_text, written
+from vitdet.data.formats.names import FileIndex, plain
 from vitdet.data.formats.parts import (
     WHOLE,
     Found,
     Json,
     Part,
-    image_size,
-    images_by_stem,
-    list_images,
+    counted,
     make_content,
-    read_lines,
     split_of,
+    split_of_path,
 )
-from vitdet.data.formats.xml_nodes import Node, read_xml
-from vitdet.utils.checks import InputError, fail
+from vitdet.data.formats.xml import child, is_voc, number, read_xml, word
+from vitdet.data.images import IMAGE_SUFFIXES, ImageError, read_header
+from vitdet.utils.checks import InputError
 from vitdet.utils.run_lengths import encode
-
-logger = logging.getLogger(__name__)
 
 NAME = "Pascal VOC xml"
 LOOKED_FOR = "xml files (Annotations/*.xml with JPEGImages/, or beside the images) (Pascal VOC)"
-_XML_FOLDERS = ("Annotations", "annotations")
-_IMAGE_FOLDERS = ("JPEGImages", "images", "Images")
+_XML_FOLDERS = ("annotation", "xml", "label", "ann")  # how their names begin
 _SIDES = ("xmin", "ymin", "xmax", "ymax")
+_MASKS = ("SegmentationObject", "SegmentationClass")
 
 
-def find(folder: Path) -> list[Path]:
-    """Return the folders of xml files: one, or one a part, [] where there is none."""
-    years = (folder, *sorted(folder.glob("VOC*")), *sorted(folder.glob("VOCdevkit/VOC*")))
-    places = [base / name for base in years for name in _XML_FOLDERS if _has_xml(base / name)]
-    if len({place.parent for place in places}) > 1:
-        fail(
-            f"data folder {folder}",
-            expected="xml files of one data set",
-            got=" and ".join(str(place.relative_to(folder)) for place in places),
-            remedy="Name the folder of one of them.",
-        )
-    if places:
-        return places[:1]
-    if _has_xml(folder):
-        return [folder]
-    children = [child for child in sorted(folder.iterdir()) if child.is_dir()]
-    return [child for child in children if split_of(child.name) and _has_xml(child)]
+@dataclass(frozen=True)
+class _Document:
+    """An xml file that was read, and its image."""
+
+    path: Path
+    root: Element
+    image: Path
+
+    @property
+    def objects(self) -> list[Element]:
+        return self.root.findall("object")
 
 
-def _has_xml(folder: Path) -> bool:
-    return folder.is_dir() and next(folder.glob("*.xml"), None) is not None
+def find(listing: Listing) -> list[Path]:
+    """Return the xml files of a folder, [] where there is none of this format."""
+    files = listing.of(".xml")
+    return files if any(map(is_voc, files[:3])) else []
 
 
-def read(folder: Path, files: list[Path], images: Path | None = None) -> Found:
-    """Read the parts of a data set.
+def read(
+    listing: Listing, files: list[Path], images: Path | None, splits: Collection[str]
+) -> Found:
+    """Read the parts of a data set; the arguments are those of `coco.read`.
 
     Raises:
-        InputError: xml that is broken or incomplete, with file and line; images that are missing.
+        InputError: xml that is broken or incomplete, images that are missing, with the file.
     """
-    documents: dict[str, list[Node]] = {}
-    for place in files:
-        split = split_of(place.name) if place != folder else None
-        for each, paths in _lists(place, split or WHOLE).items():
-            documents.setdefault(each, []).extend(read_xml(path) for path in paths)
+    folder, notes = listing.folder, list(listing.notes())
+    by_split = _lists(folder, files, notes)
+    wanted = {split: paths for split, paths in by_split.items() if split in (WHOLE, *splits)}
+    pictures = listing if images is None else list_files(images)
+    by_name = _Images(
+        [path for path in pictures.images() if path.parent.name not in _MASKS], folder
+    )
+    documents = {
+        split: [by_name.document(path) for path in paths]
+        for split, paths in (wanted or by_split).items()
+    }
     everything = [document for part in documents.values() for document in part]
-    names = sorted({_label(item) for document in everything for item in document.all("object")})
+    names = sorted({_label(each, item) for each in everything for item in each.objects})
     if not names:
-        got = f"none in {len(everything)} xml files"
-        fail(f"data folder {folder}", expected="objects", got=got, remedy="Check the xml files.")
+        got = f"none in {counted(len(everything), 'xml file')}"
+        raise InputError(f"data folder {folder}: expected objects, got {got}. Check the xml files.")
     first = 0 if _counts_from_0(everything) else 1
     if first == 0:
-        logger.warning("%s: a box begins at 0, so boxes are read as counted from 0", folder)
-    stems = images_by_stem(list_images(images or _image_folder(files[0])))
-    if len(files) > 1:
-        stems = images_by_stem(path for place in files for path in list_images(place))
-    masks = _mask_folder(files[0], everything)
+        notes.append("a box begins at 0, so all are read as counted from 0")
+    masks = _have_masks(everything, notes)
     parts = {}
     for split, part in documents.items():
-        content = _content(folder, part, names, stems, first, masks)
-        parts[split] = Part(split, content, folder, files[0])
-    return Found(folder, NAME, parts)
+        content, problems = _content(folder, part, names, first, masks)
+        parts[split] = Part(split, content, folder, part[0].path.parent, problems=tuple(problems))
+    if len(wanted) == len(by_split) and (bare := by_name.unused()):
+        notes.append(f"left out: {counted(len(bare), 'image')} without xml (first: {bare[0].name})")
+    return Found(folder, NAME, parts, tuple(notes))
 
 
-def _lists(place: Path, split: str) -> dict[str, list[Path]]:
-    """Return the xml files of each part: as ImageSets/Main says, else those of the folder."""
-    lists = place.parent / "ImageSets" / "Main"
-    by_split = {}
-    for name in ("train", "val", "test"):
-        path = lists / f"{name}.txt"
-        if path.is_file():
-            by_split[name] = list(_listed(path, place))
-    whole = lists / "trainval.txt"
-    if "train" not in by_split and whole.is_file():
-        by_split = {**by_split, ("train" if by_split else WHOLE): list(_listed(whole, place))}
-    return by_split or {split: sorted(place.glob("*.xml"))}
+# --- parts, and the images of xml files -----------------------------------------------------------
 
 
-def _listed(path: Path, place: Path) -> Iterator[Path]:
-    for number, line in enumerate(read_lines(path), 1):
-        if line.strip():
-            found = place / f"{line.split()[0]}.xml"
-            if not found.is_file():
-                remedy = "Correct the list, or add the file."
-                fail(f"{path}, line {number}", expected=str(found), got="no such file",
-                     remedy=remedy)  # fmt: skip
-            yield found
+def _root(path: Path, folder: Path) -> Path:
+    """Return the folder of a data set's xml files: Annotations/ or the like above the file."""
+    for place in path.parents:
+        if place.name.lower().startswith(_XML_FOLDERS):
+            return place
+        if place == folder:
+            break
+    return path.parent
 
 
-def _image_folder(place: Path) -> Path:
-    candidates = [place.parent / name for name in _IMAGE_FOLDERS]
-    return next((each for each in candidates if each.is_dir()), place)
+def _lists(folder: Path, files: list[Path], notes: list[str]) -> dict[str, list[Path]]:
+    """Return the xml files of each part: as ImageSets/Main says, else as their folders say."""
+    by_split: dict[str, list[Path]] = defaultdict(list)
+    roots: dict[str, set[Path]] = defaultdict(set)
+    for path in files:
+        root = _root(path, folder)
+        split = split_of_path(path.parent / "-", folder)
+        by_split[split or WHOLE].append(path)
+        roots[split or WHOLE].add(root.parent)
+    if len(roots[WHOLE]) > 1:
+        places = sorted({_root(path, folder) for path in by_split[WHOLE]})
+        raise InputError(
+            f"data folder {folder}: expected xml files of one data set, got "
+            f"{' and '.join(str(place.relative_to(folder)) for place in places[:3])}. "
+            "Name the folder of one of them."
+        )
+    if set(by_split) != {WHOLE}:
+        return dict(by_split)
+    (base,) = roots[WHOLE]
+    lists = next(
+        (each for name in ("Main", ".") if (each := base / "ImageSets" / name).is_dir()), None
+    )
+    if lists is None:
+        return dict(by_split)
+    listed: dict[str, list[Path]] = {}
+    for name in ("train", "val", "test", "trainval"):
+        if (lists / f"{name}.txt").exists():
+            listed[name] = list(_listed(lists / f"{name}.txt", files))
+    whole = listed.pop("trainval", None)
+    if whole and "train" not in listed:
+        listed["train" if listed else WHOLE] = whole
+    rest = set(files) - {path for part in (*listed.values(), whole or ()) for path in part}
+    if listed and rest:
+        notes.append(f"left out: {counted(len(rest), 'xml file')} that no list of ImageSets names")
+    return listed or dict(by_split)
 
 
-def _label(item: Node) -> str:
-    name = item.word("name")
-    if name is None:
-        fail(item.where, expected="<name> in <object>", got="none", remedy="Add the class.")
+def _listed(path: Path, files: list[Path]) -> Iterator[Path]:
+    """Yield the xml files that a list names, by lines such as `a`, `a 1`, `a.jpg` or a path."""
+    by_stem = {plain(each.stem): each for each in files}
+    for count, line in enumerate(read_text(path).splitlines(), 1):
+        text = line.strip()
+        if not text:
+            continue
+        for name in (text, text.rpartition(" ")[0].strip()):
+            base = name.replace("\\", "/").rpartition("/")[2]
+            bare = (
+                Path(base).stem if Path(base).suffix.lower() in (*IMAGE_SUFFIXES, ".xml") else base
+            )
+            found = by_stem.get(plain(base)) or by_stem.get(plain(bare))
+            if found is not None:
+                yield found
+                break
+        else:
+            raise InputError(
+                f"{path}, line {count}: expected the name of an xml file, got {text!r} and no such "
+                "file. Correct the list, or add the file."
+            )
+
+
+class _Images:
+    """The images of a data set, by the names of their xml files."""
+
+    def __init__(self, paths: list[Path], folder: Path) -> None:
+        self._stems: dict[str, list[Path]] = defaultdict(list)
+        for path in paths:
+            self._stems[plain(path.stem)].append(path)
+        self._index = FileIndex(paths)
+        self._folder = folder
+        self._left = dict.fromkeys(paths)
+        self._of: dict[Path, Path] = {}
+
+    def document(self, path: Path) -> _Document:
+        """Read an xml file and find its image: of its own name, else as <filename> says."""
+        root = read_xml(path)
+        given = word(root, "filename") or path.stem
+        hits = self._stems.get(plain(path.stem), []) or self._index.find(given)
+        hits = hits or self._stems.get(plain(Path(given).stem), [])
+        base = _root(path, self._folder)
+        inside = path.parent.relative_to(base).parts
+        split = split_of_path(path.parent / "-", self._folder)
+        for score in (
+            lambda each: each.parent == path.parent,
+            lambda each: not inside or each.parent.parts[-len(inside) :] == inside,
+            lambda each: each.is_relative_to(base.parent),
+            lambda each: split is not None and split in map(split_of, each.parent.parts),
+            lambda each: each.stem == path.stem,
+            lambda each: each.name == given,
+        ):
+            best = [each for each in hits if score(each)]
+            hits = best or hits
+        if len(hits) != 1:
+            got = " and ".join(map(str, hits[:2])) or "none in the data folder"
+            raise InputError(
+                f"{path}: expected an image {path.stem}.* (or {given}, as <filename> says), got "
+                f"{got}. Add the image, name its folder by --images, or remove the xml file."
+            )
+        self._left.pop(hits[0], None)
+        other = self._of.setdefault(hits[0], path)
+        if other != path:
+            raise InputError(
+                f"{path}: expected an image of its own, got {hits[0]}, which {other} describes. "
+                "Correct <filename>, or remove one of the two xml files."
+            )
+        return _Document(path, root, hits[0])
+
+    def unused(self) -> list[Path]:
+        """Return the images that no xml file was for."""
+        return list(self._left)
+
+
+# --- contents -------------------------------------------------------------------------------------
+
+
+def _label(document: _Document, item: Element) -> str:
+    name = word(item, "name")
+    if not name:
+        raise InputError(f"{document.path}: expected <name> in <object>, got none. Add the class.")
     return name
 
 
-def _counts_from_0(documents: list[Node]) -> bool:
-    boxes = (item.find("bndbox") for each in documents for item in each.all("object"))
-    return any(box.number("xmin") < 1 or box.number("ymin") < 1 for box in boxes if box is not None)
+def _box(path: Path, item: Element) -> list[float]:
+    box = item.find("bndbox")
+    if box is None:
+        got = "oriented boxes (<robndbox>)" if item.find("robndbox") is not None else "none"
+        raise InputError(f"{path}: expected <bndbox> in <object>, got {got}. Add the box.")
+    return [number(path, child(path, box, side)) for side in _SIDES]
 
 
-def _mask_folder(place: Path, documents: list[Node]) -> Path | None:
-    """Return the folder of masks, if it has one for every image with objects."""
-    folder = place.parent / "SegmentationObject"
-    with_objects = [each.path.stem for each in documents if next(each.all("object"), None)]
-    found = sum((folder / f"{stem}.png").is_file() for stem in with_objects)
-    if found == len(with_objects):
-        return folder
-    if found:
-        logger.warning(
-            "%s has masks of %d of %d images with objects: masks are not used",
-            folder, found, len(with_objects),
-        )  # fmt: skip
-    return None
+def _counts_from_0(documents: list[_Document]) -> bool:
+    boxes = (_box(each.path, item) for each in documents for item in each.objects)
+    return any(min(box[:2]) < 1 for box in boxes)
+
+
+def _have_masks(documents: list[_Document], notes: list[str]) -> bool:
+    """Whether every image with objects has its masks in SegmentationObject/."""
+    with_objects = [each for each in documents if each.objects]
+    found = sum(_mask_file(each).is_file() for each in with_objects)
+    if 0 < found < len(with_objects):
+        notes.append(
+            f"{_MASKS[0]} has masks of {found} of {len(with_objects)} images with objects: "
+            "masks are not used"
+        )
+    return found == len(with_objects)
+
+
+def _mask_file(document: _Document) -> Path:
+    return document.path.parent.parent / _MASKS[0] / f"{document.path.stem}.png"
 
 
 def _content(
-    folder: Path,
-    documents: list[Node],
-    names: list[str],
-    stems: dict[str, Path],
-    first: int,
-    masks: Path | None,
-) -> Json:
+    folder: Path, documents: list[_Document], names: list[str], first: int, masks: bool
+) -> tuple[Json, list[str]]:
     images: list[Json] = []
     annotations: list[Json] = []
-    for document in documents:
-        path = _image_of(document, stems)
-        size = _size(document, path)
-        number = len(images) + 1
-        name = path.resolve().relative_to(folder.resolve()).as_posix()
-        images.append({"id": number, "file_name": name, "height": size[0], "width": size[1]})
-        items = list(document.all("object"))
-        found = [_annotation(item, names, first) for item in items]
-        if masks is not None and items:
-            for each, mask in zip(found, _masks(document, masks, size, len(items)), strict=True):
+    problems: list[str] = []
+    above = written(folder)
+    for count, document in enumerate(documents, 1):
+        path = written(document.image)
+        inside = path.is_relative_to(above)
+        name = path.relative_to(above).as_posix() if inside else str(path)
+        images.append({"id": count, "file_name": name})
+        try:
+            size = read_header(path).upright
+        except ImageError as error:
+            problems.append(str(error))
+            size = None
+        given = _size(document)
+        if given and size and given != size:
+            problems.append(
+                f"{document.path}: expected the size of {path.name}, {size[1]} x {size[0]} pixels "
+                f"(width x height), got {given[1]} x {given[0]}. Correct <size>, or let `vitdet "
+                "data check --fix` look at the images."
+            )
+        size = given or size
+        if size is None:
+            continue
+        images[-1] |= {"height": size[0], "width": size[1]}
+        items = document.objects
+        found = []
+        for item in items:
+            box = _box(document.path, item)
+            if box[0] > box[2] or box[1] > box[3]:
+                sides = zip(_SIDES, box, strict=True)
+                corners = ", ".join(f"{side} {value:g}" for side, value in sides)
+                problems.append(
+                    f"{document.path}: expected xmin below xmax and ymin below ymax, got "
+                    f"{corners}. Correct the box."
+                )
+            found.append(_annotation(document, item, box, names, first))
+        if masks and items:
+            for each, mask in zip(found, _masks(document, size, len(items)), strict=True):
                 each["segmentation"] = mask
-        annotations += [{"image_id": number, **each} for each in found]
-    return make_content(images, annotations, names)
+        annotations += [{"image_id": count, **each} for each in found]
+    return make_content(images, annotations, names), problems
 
 
-def _image_of(document: Node, stems: dict[str, Path]) -> Path:
-    """Return the image that an xml file describes: of its own name, else as <filename> says."""
-    given = document.word("filename") or document.path.stem
-    path = stems.get(document.path.stem) or stems.get(Path(given).stem)
-    if path is None:
-        fail(
-            str(document.path),
-            expected=f"an image {document.path.stem}.* (or {given}, as <filename> says)",
-            got="none in the data folder",
-            remedy="Add the image, or remove the xml file.",
-        )
-    return path
-
-
-def _size(document: Node, path: Path) -> tuple[int, int]:
-    """Return (height, width): as the file says, from the image's header where it does not."""
-    node = document.find("size")
+def _size(document: _Document) -> tuple[int, int] | None:
+    """Return (height, width) as the file says, None where it does not."""
+    node = document.root.find("size")
     if node is None:
-        return image_size(path)
-    height, width = int(node.number("height")), int(node.number("width"))
-    return (height, width) if height > 0 and width > 0 else image_size(path)
+        return None
+    sides = (number(document.path, child(document.path, node, tag)) for tag in ("height", "width"))
+    height, width = (int(side) for side in sides)
+    return (height, width) if height > 0 and width > 0 else None
 
 
-def _annotation(item: Node, names: list[str], first: int) -> Json:
-    box = item.find("bndbox")
-    if box is None:
-        fail(item.where, expected="<bndbox> in <object>", got="none", remedy="Add the box.")
-    left, top, right, bottom = (box.number(side) for side in _SIDES)
-    x, y, width, height = left - first, top - first, right - left + first, bottom - top + first
+def _annotation(
+    document: _Document, item: Element, box: list[float], names: list[str], first: int
+) -> Json:
+    left, top, right, bottom = box
+    width, height = right - left + first, bottom - top + first
     found: Json = {
-        "category_id": names.index(_label(item)) + 1,
-        "bbox": [x, y, width, height],
+        "category_id": names.index(_label(document, item)) + 1,
+        "bbox": [left - first, top - first, width, height],
         "area": width * height,
-        "iscrowd": int(item.find("difficult") is not None and item.number("difficult") != 0),
+        "iscrowd": int(_is_true(word(item, "difficult"))),
     }
     polygon = item.find("polygon")
-    if polygon is not None and polygon.children:
-        found["segmentation"] = [_polygon(polygon, first)]
+    if polygon is not None and len(polygon):
+        found["segmentation"] = [_polygon(document.path, polygon, first)]
     return found
 
 
-def _polygon(node: Node, first: int) -> list[float]:
-    """Return x1, y1, x2, y2, ... of <x1>, <y1>, <x2>, ... in pixels from 0."""
-    points = {child.tag: child.as_number() - first for child in node.children}
-    count = len(points) // 2
-    wanted = [f"{axis}{place}" for place in range(1, count + 1) for axis in "xy"]
-    if len(points) % 2 or count < 3 or any(tag not in points for tag in wanted):
-        fail(
-            node.where,
-            expected="<x1>, <y1>, <x2>, <y2> and so on of three or more points",
-            got=", ".join(points),
-            remedy="Correct the polygon.",
-        )
-    return [points[tag] for tag in wanted]
-
-
-def _masks(document: Node, folder: Path, size: tuple[int, int], count: int) -> list[Any]:
-    """Return the run lengths of each object's mask."""
-    path = folder / f"{document.path.stem}.png"
+def _is_true(text: str) -> bool:
+    """Whether a flag is set; "Unspecified" and the like are not."""
     try:
-        with Image.open(path) as image:
+        return abs(float(text)) > 0
+    except ValueError:
+        return text.lower() in ("true", "yes")
+
+
+def _polygon(path: Path, node: Element, first: int) -> list[float]:
+    """Return x1, y1, x2, y2, ... of <x1>, <y1>, <x2>, ... in pixels from 0."""
+    wanted = [f"{axis}{place}" for place in range(1, len(node) // 2 + 1) for axis in "xy"]
+    points = {each.tag: each for each in node}
+    if len(node) % 2 or len(wanted) < 6 or any(tag not in points for tag in wanted):
+        raise InputError(
+            f"{path}: expected <x1>, <y1>, <x2>, <y2> and so on of three or more points, got "
+            f"{', '.join(map(str, points))}. Correct the polygon."
+        )
+    return [number(path, points[tag]) - first for tag in wanted]
+
+
+def _masks(document: _Document, size: tuple[int, int], count: int) -> list[Any]:
+    """Return the run lengths of each object's mask."""
+    path = _mask_file(document)
+    try:
+        with Image.open(path, formats=["PNG"]) as image:
             indexes = np.asarray(image)
     except (OSError, SyntaxError, ValueError) as error:
         raise InputError(
@@ -247,10 +370,9 @@ def _masks(document: Node, folder: Path, size: tuple[int, int], count: int) -> l
         ) from error
     last = max((int(i) for i in np.unique(indexes) if i != 255), default=0)
     if indexes.shape != size or last > count:
-        fail(
-            str(path),
-            expected=f"{size[0]} x {size[1]} pixels with the numbers of {count} objects",
-            got=f"{' x '.join(map(str, indexes.shape))} with numbers up to {last}",
-            remedy="Replace the file, or remove the folder to use boxes only.",
+        raise InputError(
+            f"{path}: expected {size[0]} x {size[1]} pixels with the numbers of {count} objects, "
+            f"got {' x '.join(map(str, indexes.shape))} with numbers up to {last}. "
+            "Replace the file, or remove the folder to use boxes only."
         )
     return encode(np.stack([indexes == place for place in range(1, count + 1)]))

@@ -33,6 +33,8 @@ def attention(
     onehot[place, height + place % width] = 1
     q = torch.cat([q * scale, rel_pos.h, rel_pos.w], dim=-1)  # (B, N, L, D + H + W)
     k = torch.cat([k, onehot.expand(B, N, -1, -1)], dim=-1)
-    # torch's fused kernels want q, k and v of one width.
-    v = F.pad(v, (0, height + width))
+    # torch's fused kernels want q, k and v of one width, and on CUDA a multiple of 8; for others it
+    # would hold an L x L matrix.
+    spare = -(D + height + width) % 8
+    q, k, v = F.pad(q, (0, spare)), F.pad(k, (0, spare)), F.pad(v, (0, height + width + spare))
     return F.scaled_dot_product_attention(q, k, v, scale=1.0)[..., :D]

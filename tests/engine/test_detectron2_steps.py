@@ -1,0 +1,191 @@
+"""Twenty steps of `engine.run.train` against detectron2's own loop, in float64: the same weights.
+
+Theirs: ViT, SimpleFeaturePyramid, DatasetMapper, get_default_optimizer_params, SimpleTrainer and
+LRScheduler. The images come in the order of our stream, and each is augmented and sampled under the
+seed that ours has for it.
+"""
+
+from __future__ import annotations
+
+import copy
+import sys
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tiny_recipe
+import torch
+import torch.nn.functional as F
+import torchvision
+from detectron2.config import LazyCall as L
+from detectron2.data import transforms as T
+from detectron2.data.dataset_mapper import DatasetMapper
+from detectron2.data.datasets.coco import load_coco_json
+from detectron2.engine import HookBase, SimpleTrainer
+from detectron2.engine.hooks import LRScheduler
+from detectron2.modeling.backbone.vit import SimpleFeaturePyramid, ViT, get_vit_lr_decay_rate
+from detectron2.solver import WarmupParamScheduler
+from detectron2.solver.build import get_default_optimizer_params
+from fvcore.common.param_scheduler import MultiStepParamScheduler
+from test_real_data import shapes_recipe
+from tiny_recipe import SIZE, detector_node
+from torch import nn
+
+from vitdet import checkpoint
+from vitdet.config import instantiate
+from vitdet.data.loaders import ImageStream
+from vitdet.data.shapes import CLASSES, shapes_dataset
+from vitdet.engine.run import train
+from vitdet.engine.trainer import Trainer
+from vitdet.utils.env import random_state, seed_all, seed_from
+
+STEPS, WARM_UP, MILESTONES, LR, SEED = 20, 5, [12, 16], 1e-3, 3
+State = dict[str, torch.Tensor]
+
+
+@pytest.fixture
+def float64(monkeypatch) -> Iterator[None]:
+    """Let detectron2 and torchvision compute in float64 where they ask for float32."""
+    roi_align = sys.modules["detectron2.layers.roi_align"]
+    aligned, nms = roi_align.roi_align, torchvision.ops.boxes.nms
+    entropy = F.binary_cross_entropy_with_logits
+    for owner, name, own in (
+        (roi_align, "roi_align", lambda x, boxes, *a: aligned(x, boxes.to(x.dtype), *a)),
+        (torchvision.ops.boxes, "nms", lambda b, s, t: nms(b.float(), s.float(), t)),
+        (F, "binary_cross_entropy_with_logits", lambda x, y, **k: entropy(x, y.to(x.dtype), **k)),
+    ):
+        monkeypatch.setattr(owner, name, own)
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(torch.float32)
+
+
+def theirs() -> nn.Module:
+    node = detector_node()
+    net = {key: value for key, value in node.backbone.net.items() if key != "checkpoint_blocks"}
+    blocks = range(net["depth"])
+    seen = net.pop("global_block_indexes")
+    net["window_block_indexes"] = [block for block in blocks if block not in seen]
+    node.roi_heads.num_classes = len(CLASSES)
+    node.backbone._target_ = SimpleFeaturePyramid
+    net |= {"_target_": ViT, "norm_layer": partial(nn.LayerNorm, eps=1e-6)}  # as in its recipes
+    node.backbone.update(net=net, in_feature="last_feat", norm="LN")
+    with random_state(11):
+        model = instantiate(node).train()
+    for parameter in model.parameters():  # position tables begin at 0
+        parameter.data += 0.02 * torch.randn_like(parameter)
+    return model
+
+
+def our_steps(folder: Path, monkeypatch) -> tuple[list[State], list[dict[str, float]]]:
+    states, rates = [], []
+    step = Trainer.step
+
+    def recorded(self: Trainer, batch: list) -> None:
+        step(self, batch)
+        states.append({name: value.clone() for name, value in self.detector.state_dict().items()})
+        lr = {id(p): group["lr"] for group in self.optimizer.param_groups for p in group["params"]}
+        rates.append({name: lr[id(p)] for name, p in self.detector.named_parameters()})
+
+    monkeypatch.setattr(Trainer, "step", recorded)
+    cfg = shapes_recipe(folder / "data", folder / "out", workers=0)
+    cfg.model = detector_node()
+    cfg.dataloader.train.update(total_batch_size=1)
+    cfg.dataloader.train.mapper.fast = False
+    cfg.optimizer.lr = LR
+    cfg.schedule.update(milestones=MILESTONES, warmup=WARM_UP)
+    cfg.train.update(num_images=STEPS, seed=SEED, init_checkpoint=str(folder / "init.pth"))
+    cfg.dataloader.test = L(tiny_recipe.TestLoader)(
+        dataset=L(tiny_recipe.Rectangles)(class_names=CLASSES, num_images=1)
+    )
+    cfg.dataloader.evaluator = L(tiny_recipe.CountingEvaluator)(dataset="${..test.dataset}")
+    train(cfg)
+    return states, rates
+
+
+class Recorded(HookBase):
+    def __init__(self) -> None:
+        self.states: list[State] = []
+        self.rates: list[dict[str, float]] = []
+
+    def before_step(self) -> None:
+        groups = self.trainer.optimizer.param_groups
+        lr = {id(p): group["lr"] for group in groups for p in group["params"]}
+        self.rates.append({name: lr[id(p)] for name, p in self.trainer.model.named_parameters()})
+
+    def after_step(self) -> None:
+        state = self.trainer.model.state_dict()
+        self.states.append({name: value.clone() for name, value in state.items()})
+
+
+class Images:
+    """Ours in our order: batches of one."""
+
+    def __init__(self, records: list[dict[str, Any]]) -> None:
+        self.records = records
+        size = {"target_height": SIZE, "target_width": SIZE}
+        jitter = [
+            T.RandomFlip(horizontal=True),
+            T.ResizeScale(min_scale=0.1, max_scale=2.0, **size),
+            T.FixedSizeCrop(crop_size=(SIZE, SIZE), pad=False),
+        ]
+        masks = {"use_instance_mask": True, "instance_mask_format": "bitmask"}
+        self.mapper = DatasetMapper(
+            is_train=True, augmentations=jitter, image_format="RGB", recompute_boxes=True, **masks
+        )
+
+    def __iter__(self) -> Iterator[list[dict[str, Any]]]:
+        for position, index in ImageStream(len(self.records), SEED).positions():
+            seed_all(seed_from(SEED, position))
+            image = self.mapper(copy.deepcopy(self.records[index]))
+            seed_all(
+                seed_from(SEED, position)
+            )  # the proposals of an image are sampled under it too
+            yield [image]
+
+
+class Loop(SimpleTrainer):
+    def _write_metrics(self, *_: Any, **__: Any) -> None:
+        pass
+
+
+def their_steps(model: nn.Module, data: Any) -> Recorded:
+    records = load_coco_json(str(data.json_file), str(data.image_root), "their_steps")
+    rate = partial(get_vit_lr_decay_rate, num_layers=2, lr_decay_rate=0.7)
+    groups = get_default_optimizer_params(
+        model,
+        base_lr=LR,
+        weight_decay_norm=0.0,
+        lr_factor_func=rate,
+        overrides={"pos_embed": {"weight_decay": 0.0}},
+    )
+    optimizer = torch.optim.AdamW(groups, lr=LR, weight_decay=0.1)
+    steps = MultiStepParamScheduler(
+        values=[1.0, 0.1, 0.01], milestones=MILESTONES, num_updates=STEPS
+    )
+    schedule = WarmupParamScheduler(steps, warmup_factor=0.001, warmup_length=WARM_UP / STEPS)
+    recorded = Recorded()
+    loop = Loop(model, Images(records), optimizer)
+    loop.register_hooks([recorded, LRScheduler(scheduler=schedule)])
+    loop.train(0, STEPS)
+    return recorded
+
+
+def test_twenty_steps_are_detectron2s(tmp_path, monkeypatch, float64):
+    data = shapes_dataset(tmp_path / "data", "train", num_images=6, size=SIZE)
+    model = theirs()
+    first = {name: value.clone() for name, value in model.state_dict().items()}
+    checkpoint.write(tmp_path / "init.pth", {"model": first})
+    states, rates = our_steps(tmp_path, monkeypatch)
+    expected = their_steps(model, data)
+    assert len(states) == len(expected.states) == STEPS
+    for mine, lr in zip(rates, expected.rates, strict=True):
+        assert mine == pytest.approx(lr, rel=1e-12)
+    for mine, state in zip(states, expected.states, strict=True):
+        assert mine.keys() == state.keys()
+        for name, value in mine.items():
+            torch.testing.assert_close(value, state[name], rtol=0, atol=1e-12, msg=name)
+    moved = {name: (value - first[name]).abs().max().item() for name, value in states[-1].items()}
+    assert min(value for name, value in moved.items() if "pixel" not in name) > 1e-5

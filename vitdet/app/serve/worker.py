@@ -1,0 +1,160 @@
+"""The process that decodes and detects: it can be ended in the midst of a picture."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import multiprocessing
+import signal
+import time
+from collections.abc import Callable, Coroutine
+from multiprocessing.connection import Connection
+from typing import Any
+
+from starlette.exceptions import HTTPException
+
+from vitdet.utils.checks import InputError
+
+Json = dict[str, Any]
+Answer = Callable[[bytes], tuple[int, bytes]]  # from an upload to a status of HTTP and JSON
+Start = Callable[[], tuple[Json, Answer]]
+
+
+class Worker:
+    """One picture at a time, in a process of its own; a few may wait, and no one waits for ever.
+
+    What nobody waits for any more may end in a few seconds; else the process is ended, and the
+    next picture starts a new one.
+
+    Args:
+        start: called in the process: loads the model, returns what there is to know about it, and
+            what answers. To be pickled.
+        waiting: how many pictures may wait while one is worked on.
+        seconds: the longest wait for an answer.
+        method: of multiprocessing.
+    """
+
+    GRACE = 5.0  # seconds
+
+    def __init__(
+        self, start: Start, *, waiting: int, seconds: float, method: str = "forkserver"
+    ) -> None:
+        self._start = start
+        self._context: Any = multiprocessing.get_context(method)
+        self._seconds = seconds
+        self._places = 1 + waiting
+        self._turn = asyncio.Lock()
+        self._process: Any = None
+        self._ended = False
+        self._last = 1.0  # seconds that the latest took
+        self.taken = 0  # places
+
+    def begin(self) -> Json:
+        """Start the process, if there is none; return what `start` tells of the model.
+
+        Raises:
+            InputError: the model cannot be used.
+        """
+        self._mine, theirs = self._context.Pipe()
+        given = {"target": _work, "args": (self._start, self._mine, theirs), "daemon": True}
+        self._process = self._context.Process(**given)
+        self._process.start()
+        theirs.close()
+        try:
+            error, about = self._mine.recv()
+        except EOFError:
+            error, about = "detector: its process died at its start, see above.", {}
+        if error:
+            self._kill()
+            raise InputError(error)
+        return about
+
+    def end(self) -> None:
+        """End the process, whatever it does; there will be no other."""
+        self._ended = True
+        self._kill()
+
+    async def answer(self, content: bytes, left: Coroutine[Any, Any, Any]) -> tuple[int, bytes]:
+        """Wait for one's turn, and return the status and the JSON of the answer.
+
+        Args:
+            content: an upload.
+            left: returns when its client has left.
+
+        Raises:
+            HTTPException: too many wait, it took too long, or the process died of it.
+        """
+        gone = asyncio.ensure_future(left)
+        try:
+            if self.taken >= self._places:
+                raise self._busy("Too many pictures are waiting.")
+            self.taken += 1
+            asked = asyncio.ensure_future(self._answer(content))
+            asked.add_done_callback(self._leave)
+            first = asyncio.FIRST_COMPLETED
+            await asyncio.wait({asked, gone}, timeout=self._seconds, return_when=first)
+            if asked.done():
+                return asked.result()
+            asked.cancel()
+            raise self._busy("It took too long.")
+        finally:
+            gone.cancel()
+
+    def _leave(self, asked: asyncio.Future[Any]) -> None:
+        self.taken -= 1
+        if not asked.cancelled():
+            asked.exception()  # somebody has seen it
+
+    async def _answer(self, content: bytes) -> tuple[int, bytes]:
+        async with self._turn:
+            begun = time.perf_counter()
+            reply = asyncio.ensure_future(asyncio.to_thread(self._exchange, content))
+            try:
+                return await asyncio.shield(reply)
+            except asyncio.CancelledError:
+                await asyncio.wait({reply}, timeout=self.GRACE)
+                if not reply.done():
+                    self._kill()
+                    await asyncio.wait({reply})
+                reply.exception()
+                raise
+            finally:
+                self._last = time.perf_counter() - begun
+
+    def _exchange(self, content: bytes) -> tuple[int, bytes]:
+        try:
+            if self._process is None and not self._ended:
+                self.begin()
+            self._mine.send_bytes(content)
+            return self._mine.recv()
+        except (EOFError, OSError) as error:  # the process died, or was ended
+            self._kill()
+            raise HTTPException(500, "The server failed. Its log tells more") from error
+
+    def _kill(self) -> None:
+        process, self._process = self._process, None
+        if process is not None:
+            process.kill()
+            process.join()
+
+    def _busy(self, text: str) -> HTTPException:
+        wait = max(1, math.ceil(self._last * self.taken))
+        return HTTPException(503, f"{text} Try again in {wait} s", {"Retry-After": str(wait)})
+
+
+def _work(start: Start, theirs: Connection, parent: Connection) -> None:
+    """Answer uploads until the parent ends."""
+    theirs.close()  # else this process would never see that the parent has gone
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # ^C is for the parent, which ends this process
+    try:
+        about, answer = start()
+    except InputError as error:
+        parent.send((str(error), None))
+        return
+    parent.send(("", about))
+    while True:
+        try:
+            content = parent.recv_bytes()
+        except EOFError:
+            return
+        parent.send(answer(content))

@@ -1,0 +1,177 @@
+"""What can be wrong with, or worth knowing of, a data set, and how it is told."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+from vitdet.data.masks import shown, whole
+from vitdet.utils.checks import InputError
+
+Json = dict[str, Any]
+_ANSWER = {"corner boxes": " --boxes corners", "fraction boxes": " --boxes fractions"}
+
+
+class Kind(NamedTuple):
+    """A kind of finding: what it is, how bad it is, and whether a training stops at it."""
+
+    text: str
+    severity: Literal["fault", "note"] = "fault"
+    stops: bool = False
+
+
+class Finding(NamedTuple):
+    """One finding.
+
+    Attributes:
+        kind: a key of KINDS.
+        where: image or annotation, for people.
+        got: what is there.
+        done: what the cleaned content has instead; "" where it has the same.
+        image_id: of the image concerned, in the cleaned content; None for none.
+        place: of the annotation in the list that was given, or None.
+        lost: objects, or for masks masks, that are not in the cleaned content.
+    """
+
+    kind: str
+    where: str
+    got: str
+    done: str = ""
+    image_id: Any = None
+    place: int | None = None
+    lost: int = 0
+
+
+KINDS: dict[str, Kind] = {
+    # what is read all the same
+    "number in another form": Kind("in quotes, 1.0 for 1, false for 0"),
+    "id that is no number": Kind("images or classes are numbered by words"),
+    "box in another form": Kind("not a list x, y, width, height"),
+    "mask in another form": Kind("not [[x1, y1, x2, y2, ...], ...] or run lengths"),
+    "missing annotation id": Kind("no whole number as id"),
+    "missing size": Kind("an image without height and width"),
+    "box over the edge": Kind("sticks out of the image"),
+    "wrong area": Kind("area is not that of the mask or box"),
+    # labels that a training stops at
+    "corner boxes": Kind("boxes that look like x1, y1, x2, y2", stops=True),
+    "fraction boxes": Kind("boxes that look like fractions of the image's sides", stops=True),
+    "unknown image id": Kind("of an image that is not in the file", stops=True),
+    "unknown category id": Kind("of a class that is not in the file", stops=True),
+    "repeated annotation id": Kind("two annotations of one id", stops=True),
+    "wrong iscrowd": Kind("iscrowd other than 0 or 1", stops=True),
+    "ignore flag": Kind('"ignore", which evaluation here does not know', stops=True),
+    "wrong box": Kind("not four finite numbers", stops=True),
+    "empty box": Kind("width or height of 0 or less", stops=True),
+    "box outside": Kind("nothing of it is in the image", stops=True),
+    "wrong mask": Kind("fewer than three points, or run lengths of another size", stops=True),
+    "empty mask": Kind("a mask that covers no pixel", stops=True),
+    "repeated category name": Kind("two classes of one name", stops=True),
+    "repeated image id": Kind("two images of one id", stops=True),
+    # labels that only a closer look finds
+    "mask and box disagree": Kind("their rectangles differ"),
+    "mask outside": Kind("points outside the image"),
+    "repeated annotation": Kind("the same object twice"),
+    "crowd polygon": Kind("a crowd region that is no run lengths"),
+    "unreadable labels": Kind("a training stops at them"),
+    # image files, by vitdet.data.images
+    "missing image": Kind("no such file", stops=True),
+    "not a file": Kind("a folder, pipe or device in the place of an image", stops=True),
+    "unreadable file": Kind("the disk or its rights do not let it be read", stops=True),
+    "unknown format": Kind("a file that is no image that is read", stops=True),
+    "damaged image": Kind("cannot be decoded to its end", stops=True),
+    "too many pixels": Kind("more than the limit of what is read", stops=True),
+    "too many scans": Kind("a progressive JPEG that takes minutes to decode", stops=True),
+    # image files
+    "more than 8 bits": Kind("would be cut off at 255"),
+    "wrong extension": Kind("the file's name says another format"),
+    "wrong size": Kind("another size than the labels say"),
+    "EXIF rotation": Kind("labelled as stored, but shown turned by EXIF"),
+    "repeated file": Kind("two entries of one file"),
+    "same image twice": Kind("files of the same bytes"),
+    "image in two parts": Kind("seen in training and in evaluation"),
+    # notes
+    "object without mask": Kind("others have one: only boxes are trained", "note"),
+    "image without annotations": Kind("a background image, or not labelled yet", "note"),
+    "many objects": Kind("more than the 100 of an image that evaluation counts", "note"),
+    "elongated image": Kind("scaled down, its shorter side nearly vanishes", "note"),
+    "crowd region": Kind("no training object, not counted in evaluation", "note"),
+    "tiny object": Kind("a side of less than 2 pixels", "note"),
+    "unused category": Kind("a class without any object", "note"),
+    "grey image": Kind("one channel; read as three equal ones", "note"),
+    "CMYK image": Kind("made for print; read as RGB, colours may differ", "note"),
+    "transparent image": Kind("an alpha channel, which is not looked at", "note"),
+    "turned by EXIF": Kind("labelled as shown; read upright here", "note"),
+}
+
+
+class Log:
+    """The findings of a pass, and what is being looked at.
+
+    Attributes:
+        found: in their order.
+        changed: whether the cleaned content says something else than what was given.
+        where: the image or annotation that is looked at.
+        image_id: its image.
+        place: its place in the list of annotations.
+    """
+
+    def __init__(self) -> None:
+        self.found: list[Finding] = []
+        self.changed = False
+        self.where = ""
+        self.image_id: Any = None
+        self.place: int | None = None
+
+    def say(
+        self, kind: str, got: str, done: str = "", *, lost: int = 0, same: bool = False
+    ) -> None:
+        """Note a finding; `done` is a change of the content, unless it is the `same`."""
+        self.changed |= bool(done) and not same
+        self.found.append(Finding(kind, self.where, got, done, self.image_id, self.place, lost))
+
+    def put(self, entry: Json, key: str, value: int) -> Json:
+        """Return an entry with a number; say so where it was written otherwise."""
+        given = entry.get(key)
+        if type(given) is int and given == value:
+            return entry
+        kind = "id that is no number" if whole(given) is None else "number in another form"
+        self.say(kind, f"{key} {shown(given)}", f"read as {value}")
+        return {**entry, key: value}
+
+
+def stop_at_faults(source: Path, findings: Iterable[Finding]) -> None:
+    """Stop at the first fault that a training stops at.
+
+    Raises:
+        InputError: one line with how many there are of each kind, and the first.
+    """
+    faults = [each for each in findings if KINDS[each.kind].stops]
+    if not faults:
+        return
+    first = min(faults, key=lambda each: each.kind not in _ANSWER)  # what explains all others
+    raise InputError(
+        f"annotation file {source} has {len(faults)} faults ({counted(faults)}); the first: "
+        f"{first.where}: {first.kind} ({KINDS[first.kind].text}), got {first.got}. Correct the "
+        "file, or train on the copy that `vitdet data check FOLDER --fix NEW"
+        f"{_ANSWER.get(first.kind, '')}` writes."
+    )
+
+
+def counted(findings: Iterable[Finding]) -> str:
+    """Return "2 x box outside, 1 x empty mask"."""
+    kinds = Counter(each.kind for each in findings)
+    return ", ".join(f"{count} x {kind}" for kind, count in kinds.most_common())
+
+
+def notes_on(findings: Iterable[Finding]) -> list[str]:
+    """Return a line for each kind of finding, with the first of it."""
+    by_kind: dict[str, list[Finding]] = {}
+    for each in findings:
+        by_kind.setdefault(each.kind, []).append(each)
+    return [
+        f"{len(found)} x {kind} ({KINDS[kind].text}), the first: {found[0].where}: {found[0].got}"
+        + (f"; {found[0].done}" if found[0].done else "")
+        for kind, found in by_kind.items()
+    ]
