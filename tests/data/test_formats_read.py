@@ -90,7 +90,8 @@ READ: dict[str, dict[str, tuple[Changes, str]]] = {
         "no such test": (described(f"test: ../test/images\n{NAMES}"), "nothing at ../test/images"),
         "another machine": (
             {
-                "data.yaml": f"path: /x/y\ntrain: /x/y/images/train\nval: 'D:\\y\\images\\val'\n{NAMES}"
+                "data.yaml": "path: /x/y\ntrain: /x/y/images/train\n"
+                f"val: 'D:\\y\\images\\val'\n{NAMES}"
             },
             "D:\\y\\images\\val is found as",
         ),

@@ -246,9 +246,7 @@ def test_labels_of_other_tools_are_named(tmp_path: Path, text: str) -> None:
 def test_a_folder_of_no_format_says_what_was_looked_for_and_what_is_near(tmp_path: Path) -> None:
     image(tmp_path / "a.jpg")
     change(tmp_path, {"notes/x.md": ""})
-    with pytest.raises(
-        InputError, match=r"expected json files .* got notes/, 1 x \.jpg\. Give the"
-    ):
+    with pytest.raises(InputError, match=r"expected json files .* got notes/, 1 x \.jpg\. Give"):
         find_data(tmp_path)
     yolo(tmp_path / "inside")
     (tmp_path / "empty").mkdir()
