@@ -359,6 +359,12 @@ def test_parts_of_a_training_and_of_an_evaluation(tmp_path: Path) -> None:
     assert notes[-1] == "evaluated is val, of 1 images"
     # images of a json are found as for a training
     assert prepare_part(tmp_path / "train.json", run)[0][1] == str(tmp_path / "train")
+    # classes are told by their names, in the model's order
+    annotations = prepare_part(tmp_path, run, class_names=("dog", "owl", "cat"))[0][0]
+    written = json.loads(Path(annotations).read_text())
+    assert [each["name"] for each in written["categories"]] == ["dog", "owl", "cat"]
+    assert [each["category_id"] for each in written["annotations"]] == [1]
+    assert prepare_part(tmp_path, run, class_names=("dog",))[0][0] == str(tmp_path / "val.json")
     change(tmp_path, {"val.json": None, "train.json": None})
     assert prepare_part(tmp_path, run)[0][0] == str(tmp_path / "test.json")
     with pytest.raises(InputError, match="images to train on, got COCO json with test only"):

@@ -208,7 +208,7 @@ WRONG: dict[str, dict[str, tuple[Changes, str]]] = {
         "no names": (named("a\0.jpg", "\ud800.jpg"), "expected a folder that holds"),
         "two formats": (
             described("names: [a]") | {"images/train/a.jpg": "img:", A_TXT: LINE},
-            r"got COCO json \(annotations/.*\) and YOLO text labels \(data\.yaml\)\. Choose with --",
+            r"got COCO json \(annotations/.*\) and YOLO text labels \(data\.yaml\)\. Choose with",
         ),
     },
 }
