@@ -6,14 +6,12 @@ Sources: facebookresearch/detectron2 projects/ViTDet (README tables and configs)
 
 from __future__ import annotations
 
-import ast
 import inspect
 import json
 import os
 import re
 from collections import Counter
 from collections.abc import Iterator
-from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,23 +21,15 @@ from detectron2.config import LazyCall as L
 from detectron2.solver import WarmupParamScheduler
 from detectron2.utils.registry import locate
 from fvcore.common.param_scheduler import MultiStepParamScheduler
-from omegaconf import DictConfig, ListConfig, OmegaConf
-from torch import nn
+from omegaconf import DictConfig, ListConfig
 
+from tests.recipes import NAMES, ROOT, count, header, model_of, recipe, shapes, text_of
 from vitdet import plain_recipes
 from vitdet.config import _dotted_name, build_model, instantiate, load_config, save_config
 from vitdet.layers.norms import channel_layer_norm
 from vitdet.optim import parameter_table
 
-ROOT = Path(__file__).resolve().parents[1]
 CHECKPOINTS = Path(os.environ.get("VITDET_CHECKPOINTS", ROOT.parent / "shared/checkpoints"))
-FILES = sorted(
-    path
-    for path in (ROOT / "configs").rglob("*.py")
-    # parts, and backbones for other projects (test_backbone_configs.py), are no recipes
-    if not {"common", "backbones"}.intersection(path.relative_to(ROOT).parts)
-)
-NAMES = [path.relative_to(ROOT / "configs").with_suffix("").as_posix() for path in FILES]
 BATCH = 64
 
 
@@ -118,23 +108,6 @@ RULES: dict[str, tuple[float, float | None, list[str], float | None]] = {
 }
 
 
-@cache
-def recipe(name: str) -> DictConfig:
-    """The recipe, shared by the tests: do not change it. What its user has to give is "given"."""
-    path = ROOT / "configs" / f"{name}.py"
-    missing = OmegaConf.missing_keys(load_config(path)) if name.startswith("own/") else ()
-    return load_config(path, [f"{key}=given" for key in missing])
-
-
-@cache
-def model_of(name: str) -> nn.Module:
-    return build_model(recipe(name).model, device="meta")
-
-
-def shapes(model: nn.Module) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
-    return {name: (tuple(value.shape), value.dtype) for name, value in model.state_dict().items()}
-
-
 def backbone_of(name: str) -> str:
     (found,) = re.findall(r"(?:vitdet|swin|mvitv2)_[blh]", name)
     return found
@@ -189,8 +162,7 @@ def test_every_recipe_is_found():
     assert {name for name in published if "eva02" not in name} == set(ROWS)  # test_configs_eva02.py
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_keys_are_the_five_and_calls_fit_their_callables(name: str):
+def check_calls_fit_their_callables(name: str):
     assert sorted(recipe(name)) == ["dataloader", "model", "optimizer", "schedule", "train"]
     assert recipe(name).dataloader.keys() == {"train", "test", "evaluator"}
     found = dict(calls(recipe(name)))
@@ -203,22 +175,19 @@ def test_keys_are_the_five_and_calls_fit_their_callables(name: str):
             pytest.fail(f"{name}{key}: {error}")
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_builds_on_meta(name: str):
+def check_it_is_on_meta(name: str):
     model = model_of(name)
     assert {value.device.type for value in model.parameters()} == {"meta"}
 
 
-@pytest.mark.parametrize("name", ROWS)
-def test_parameter_count(name: str):
-    count = sum(value.numel() for value in model_of(name).parameters())
-    assert count == ROWS[name].parameters
+def check_parameters(name: str):
+    found = count(model_of(name))
+    assert found == ROWS[name].parameters
     if ROWS[name].millions is not None:
-        assert count / 1e6 == pytest.approx(ROWS[name].millions, abs=0.055)
+        assert found / 1e6 == pytest.approx(ROWS[name].millions, abs=0.055)
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_schedule_is_in_order(name: str):
+def check_schedule_is_in_order(name: str):
     schedule, train = recipe(name).schedule, recipe(name).train
     milestones = schedule.get("milestones", [])
     points = [schedule.warmup, *milestones, train.num_images]
@@ -232,8 +201,7 @@ def test_schedule_is_in_order(name: str):
         assert multiplier(milestone) == pytest.approx(schedule.gamma ** (i + 1))
 
 
-@pytest.mark.parametrize("name", ROWS)
-def test_learning_rate_is_the_published_one(name: str):
+def check_learning_rate(name: str):
     """Against the schedulers that detectron2 trained with."""
     iterations, milestones, share = times_of(name)
     steps = MultiStepParamScheduler([1.0, 0.1, 0.01], iterations, list(milestones))
@@ -262,8 +230,7 @@ def test_a_recipe_from_elsewhere_may_build_what_these_build():
         assert found[place] ^ names == set(), place
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_saved_recipe_loads_again(name: str, tmp_path: Path):
+def check_it_loads_again(name: str, tmp_path: Path):
     save_config(recipe(name), tmp_path / "config.yaml")
     again = load_config(tmp_path / "config.yaml")
     assert resolved(again) == resolved(recipe(name))
@@ -272,8 +239,7 @@ def test_saved_recipe_loads_again(name: str, tmp_path: Path):
     assert (tmp_path / "again.yaml").read_text() == (tmp_path / "config.yaml").read_text()
 
 
-@pytest.mark.parametrize("name", ROWS)
-def test_backbone_is_the_published_one(name: str):
+def check_backbone(name: str):
     backbone = recipe(name).model.backbone
     trunk = backbone.net if "vitdet" in name else backbone.bottom_up
     expected = {"drop_path_rate": ROWS[name].drop_path, **BACKBONES[backbone_of(name)]}
@@ -284,8 +250,7 @@ def test_backbone_is_the_published_one(name: str):
     assert backbone.square_pad == 1024
 
 
-@pytest.mark.parametrize("name", ROWS)
-def test_heads_are_the_published_ones(name: str):
+def check_heads(name: str):
     model = recipe(name).model
     assert (model.input_format, model.pixel_mean) == ("RGB", [123.675, 116.28, 103.53])
     assert model.pixel_std == [58.395, 57.12, 57.375]
@@ -311,8 +276,7 @@ def test_heads_are_the_published_ones(name: str):
         assert ("cls_agnostic_bbox_reg" in predictor) is ("cascade" in name)
 
 
-@pytest.mark.parametrize("name", ROWS)
-def test_optimizer_is_the_published_one(name: str):
+def check_optimizer(name: str):
     optimizer = recipe(name).optimizer
     backbone = backbone_of(name)
     decay, decay_norm, without, rate = RULES.get(backbone) or RULES[backbone[:-2]]
@@ -336,8 +300,7 @@ def test_optimizer_is_the_published_one(name: str):
         assert table[last + "attn.qkv.weight"].lr_multiplier == pytest.approx(rate)
 
 
-@pytest.mark.parametrize("name", ROWS)
-def test_data_and_training_are_the_published_ones(name: str):
+def check_data_and_training(name: str):
     cfg, lvis = recipe(name), name.startswith("LVIS")
     train, test, evaluator = cfg.dataloader.train, cfg.dataloader.test, cfg.dataloader.evaluator
     stem = "lvis_v1" if lvis else "coco_2017"
@@ -363,22 +326,41 @@ def test_no_two_recipes_share_initial_weights():  # they list what that recipe i
     assert max(files.values()) == 1, files
 
 
-@pytest.mark.parametrize("name", ROWS)
-def test_header_and_docs_record_row_numbers_and_commands(name: str):
-    text = (ROOT / "configs" / f"{name}.py").read_text()
-    header = " ".join((ast.get_docstring(ast.parse(text)) or "").split())
+def check_header_and_docs(name: str):
+    said, text = header(name), text_of(name)
     row, times = ROWS[name], times_of(name)
-    assert f"box AP {row.box_ap}, mask AP {row.mask_ap}" in header
-    assert f"Parameters {row.parameters / 1e6:.2f} M" in header
-    assert f"{times.iterations} iterations x {BATCH} images" in header
-    assert all(f" {milestone} (" in header for milestone in times.milestones)
+    assert f"box AP {row.box_ap}, mask AP {row.mask_ap}" in said
+    assert f"Parameters {row.parameters / 1e6:.2f} M" in said
+    assert f"{times.iterations} iterations x {BATCH} images" in said
+    assert all(f" {milestone} (" in said for milestone in times.milestones)
     table = (ROOT / "docs/recipes.md").read_text()
     assert f"/{name}.py) | {row.box_ap} | {row.mask_ap} | {row.parameters / 1e6:.2f} |" in table
     warmup = f"{times.iterations * times.warmup_share:.1f}".removesuffix(".0")
-    assert f"warm-up {warmup} iterations" in header
-    assert header.count(f"python train_net.py --config-file configs/{name}.py") == 2
-    assert "--eval-only train.init_checkpoint=" in header
+    assert f"warm-up {warmup} iterations" in said
+    assert said.count(f"python train_net.py --config-file configs/{name}.py") == 2
+    assert "--eval-only train.init_checkpoint=" in said
     assert len(text.splitlines()) <= 45
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_recipe(name: str, tmp_path: Path):
+    """All that holds for every recipe."""
+    check_calls_fit_their_callables(name)
+    check_it_is_on_meta(name)
+    check_schedule_is_in_order(name)
+    check_it_loads_again(name, tmp_path)
+
+
+@pytest.mark.parametrize("name", ROWS)
+def test_published(name: str):
+    """What was published for a recipe of detectron2."""
+    check_parameters(name)
+    check_learning_rate(name)
+    check_backbone(name)
+    check_heads(name)
+    check_optimizer(name)
+    check_data_and_training(name)
+    check_header_and_docs(name)
 
 
 def test_rpn_norm_switch():

@@ -6,7 +6,6 @@ and projects/ViTDet/configs.
 
 from __future__ import annotations
 
-import ast
 import json
 import sys
 from typing import Any, NamedTuple
@@ -15,8 +14,9 @@ import pytest
 import torch
 from detectron2.solver import WarmupParamScheduler
 from fvcore.common.param_scheduler import CosineParamScheduler, MultiStepParamScheduler
-from test_configs import CHECKPOINTS, NAMES, ROOT, model_of, recipe, shapes
+from test_configs import CHECKPOINTS
 
+from tests.recipes import NAMES, ROOT, count, header, model_of, recipe, shapes, text_of
 from vitdet import heads
 from vitdet.config import build_model, instantiate, load_config
 from vitdet.optim import parameter_table
@@ -103,8 +103,7 @@ def test_all_twelve_rows_have_a_recipe():
     assert len({row for each in ROWS.values() for row in each.names}) == 12
 
 
-@pytest.mark.parametrize("name", ROWS)
-def test_backbone(name: str):
+def check_backbone(name: str):
     row, net = ROWS[name], recipe(name).model.backbone.net
     size = dict(embed_dim=768, depth=12, num_heads=12)
     if "_l" in name:
@@ -120,8 +119,7 @@ def test_backbone(name: str):
     assert row.pixels // 16 % row.window == 0  # no window is padded
 
 
-@pytest.mark.parametrize("name", ROWS)
-def test_optimizer(name: str):
+def check_optimizer(name: str):
     row, optimizer = ROWS[name], recipe(name).optimizer
     assert (optimizer.lr, optimizer.betas) == (row.lr, [0.9, 0.999])
     rules = dict(weight_decay=0.1, weight_decay_norm=None, no_decay=[])
@@ -135,8 +133,7 @@ def test_optimizer(name: str):
     assert {table[key].lr_multiplier for key in table if "backbone.net" not in key} == {1.0}
 
 
-@pytest.mark.parametrize("name", ROWS)
-def test_learning_rate_is_the_published_one(name: str):
+def check_learning_rate(name: str):
     """Against the schedulers that EVA trained with: after the step 90 % a hundredth is left."""
     row, cfg = ROWS[name], recipe(name)
     steps = [row.iterations * 8 // 10, row.iterations * 9 // 10]
@@ -154,8 +151,7 @@ def test_learning_rate_is_the_published_one(name: str):
             assert multiplier(iteration * row.batch) == pytest.approx(theirs, rel=1e-5), iteration
 
 
-@pytest.mark.parametrize("name", ROWS)
-def test_data(name: str):
+def check_data(name: str):
     row, cfg = ROWS[name], recipe(name)
     train, test = cfg.dataloader.train, cfg.dataloader.test
     flip, scale, crop = instantiate(train.mapper.augmentations)
@@ -176,8 +172,7 @@ def test_data(name: str):
     assert (cfg.train.precision, cfg.train.clip_grad_norm) == ("fp16", None)
 
 
-@pytest.mark.parametrize("name", ROWS)
-def test_inference_recipe(name: str):
+def check_inference_recipe(name: str):
     cfg, node = recipe(name), recipe(name).model.roi_heads
     lvis = name.startswith("LVIS")
     module: Any = model_of(name).roi_heads
@@ -228,27 +223,35 @@ def test_objects365_has_boxes_alone():
     assert not any("mask" in key for key in model_of(name).state_dict())
 
 
-@pytest.mark.parametrize("name", ROWS)
-def test_header(name: str):
+def check_header(name: str):
     row = ROWS[name]
-    text = (ROOT / "configs" / f"{name}.py").read_text()
-    header = " ".join((ast.get_docstring(ast.parse(text)) or "").split())
-    count = sum(value.numel() for value in model_of(name).parameters())
+    said, millions = header(name), count(model_of(name)) / 1e6
     for expected in (
         *row.names,
         *row.ap,
-        f"Parameters {count / 1e6:.2f} M",
+        f"Parameters {millions:.2f} M",
         f"{row.iterations} iterations x {row.batch} images = "
         f"{row.iterations * row.batch / 1e6:.2f} M",
         f"at {row.pixels} pixels",
         f"Start {row.start}",
         f"{row.warmup} iterations",
     ):
-        assert expected in header, expected
-    assert header.count(f"python train_net.py --config-file configs/{name}.py") == 2
-    assert "--eval-only train.init_checkpoint=" in header
-    assert is_system(name) is ("Inference soft-NMS" in header or "averaged weights" in header)
-    assert len(text.splitlines()) <= 45
+        assert expected in said, expected
+    assert said.count(f"python train_net.py --config-file configs/{name}.py") == 2
+    assert "--eval-only train.init_checkpoint=" in said
+    assert is_system(name) is ("Inference soft-NMS" in said or "averaged weights" in said)
+    assert len(text_of(name).splitlines()) <= 45
+
+
+@pytest.mark.parametrize("name", ROWS)
+def test_recipe(name: str):
+    """All that was published for a recipe."""
+    check_backbone(name)
+    check_optimizer(name)
+    check_learning_rate(name)
+    check_data(name)
+    check_inference_recipe(name)
+    check_header(name)
 
 
 def test_no_two_recipes_share_initial_weights():

@@ -6,9 +6,7 @@ lie in its configs (b, c, d, e, j of the list in tests/backbones/test_msvit.py) 
 
 from __future__ import annotations
 
-import ast
-from functools import cache
-from pathlib import Path
+from copy import deepcopy
 from typing import Any, NamedTuple
 
 import pytest
@@ -17,12 +15,13 @@ from omegaconf import DictConfig
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from tests import recipes
+from tests.recipes import ROOT, count
 from vitdet.backbones.msvit import attention as attention_module
 from vitdet.backbones.msvit.attention import OnlyGlobalAttention
 from vitdet.config import build_model, instantiate, load_config, save_config
 from vitdet.optim import parameter_table
 
-ROOT = Path(__file__).resolve().parents[1]
 BATCH = 16
 SIZES = {
     "tiny": ([48, 96, 192, 384], [1, 1, 9, 1], [1, 3, 3, 6]),
@@ -89,19 +88,20 @@ EVERY = ROWS | ABLATION
 ONE_OF_EACH = [name for name in EVERY if name.endswith("1x")]
 
 
-@cache
 def recipe(name: str) -> DictConfig:
-    """The recipe, shared by the tests: do not change it."""
-    return load_config(ROOT / "configs/vil" / f"{name}.py")
+    return recipes.recipe(f"vil/{name}")
+
+
+def model_of(name: str) -> Any:
+    return recipes.model_of(f"vil/{name}")
+
+
+def header(name: str) -> str:
+    return recipes.header(f"vil/{name}")
 
 
 def size_of(name: str) -> str:
     return next(size for size in SIZES if f"_{size}_" in name)
-
-
-def header(name: str) -> str:
-    text = (ROOT / "configs/vil" / f"{name}.py").read_text()
-    return " ".join((ast.get_docstring(ast.parse(text)) or "").split())
 
 
 def test_every_recipe_has_a_row():
@@ -110,24 +110,23 @@ def test_every_recipe_has_a_row():
     assert (len(ROWS), len(ABLATION)) == (16, 9)
 
 
-@pytest.mark.parametrize("name", ONE_OF_EACH)
-def test_parameter_count(name):
+def check_parameters(name):
     """With the classifier that the published backbone carries, the count is the published one.
 
     The README counted all rows with absolute positions, those of models with relative ones too.
     """
-    cfg = load_config(ROOT / "configs/vil" / f"{name}.py")
-    count = parameters(cfg)
+    found = count(model_of(name))
     width = SIZES[size_of(name)][0][-1]
     classifier = 2 * width + 1000 * (width + 1)
-    assert count + classifier == EVERY[name].parameters
-    backbone = cfg.model.backbone
+    assert found + classifier == EVERY[name].parameters
+    model = deepcopy(recipe(name).model)
+    backbone = model.backbone
     backbone.in_features = list(backbone.bottom_up.out_features)
     backbone.bottom_up.out_features = [*backbone.in_features, "head"]
     backbone.bottom_up.num_classes = 1000
-    assert parameters(cfg) == EVERY[name].parameters
+    assert count(build_model(model, "meta")) == EVERY[name].parameters
     backbone.bottom_up.use_abs_pos = [True] * 4
-    readme = parameters(cfg)
+    readme = count(build_model(model, "meta"))
     digits = 2 if name.startswith("retinanet") else 1
     if name == "mask_rcnn_global_partial_small_1x":  # see its header
         assert (readme, EVERY[name].millions) == (45_164_056, 45.1)
@@ -135,10 +134,6 @@ def test_parameter_count(name):
         assert round(readme / 1e6, digits) == EVERY[name].millions
     if name in ROWS:
         assert f"{readme:,}" in header(name)
-
-
-def parameters(cfg: DictConfig) -> int:
-    return sum(value.numel() for value in build_model(cfg.model, "meta").parameters())
 
 
 def multiply_adds(model: nn.Module, modules: list[tuple[nn.Module, Any]]) -> float:
@@ -157,8 +152,7 @@ def multiply_adds(model: nn.Module, modules: list[tuple[nn.Module, Any]]) -> flo
     return counter.get_total_flops() / 2e9 + 5e-9 * sum(numbers)
 
 
-@pytest.mark.parametrize("name", ONE_OF_EACH)
-def test_flops(name, monkeypatch):
+def check_flops(name, monkeypatch):
     """Within 3 % of the README's.
 
     Their definition, as it comes out of their numbers: multiply-adds for 800 x 1344 pixels of
@@ -166,9 +160,9 @@ def test_flops(name, monkeypatch):
     queries of the map in the attentions of the Longformer kind (sliding chunks, only global) are
     not among them: a counter does not look into their operator.
     """
-    cfg = load_config(ROOT / "configs/vil" / f"{name}.py")
-    cfg.model.backbone.bottom_up.attention_backend = "eager"
-    model = build_model(cfg.model, "meta").eval()
+    node = deepcopy(recipe(name).model)
+    node.backbone.bottom_up.attention_backend = "eager"
+    model = build_model(node, "meta").eval()
     monkeypatch.setattr(
         attention_module, "sliding_chunk_attention", lambda q, k, v, *_, **__: torch.zeros_like(q)
     )
@@ -189,8 +183,7 @@ def test_flops(name, monkeypatch):
     assert multiply_adds(model, modules) == pytest.approx(EVERY[name].gflops, rel=0.03)
 
 
-@pytest.mark.parametrize("name", ROWS)
-def test_backbone_is_the_published_one(name):
+def check_backbone(name):
     vit = recipe(name).model.backbone.bottom_up
     dims, depth, heads = SIZES[size_of(name)]
     expected: dict[str, Any] = dict(embed_dim=dims, depth=depth, num_heads=heads)
@@ -225,15 +218,12 @@ def test_ablation_is_the_published_one(kind):
     assert {key: vit[key] for key in expected} == expected
 
 
-@pytest.mark.parametrize("name", EVERY)
-def test_training_is_the_published_one(name):
+def check_training(name):
     cfg, is_3x, retina = recipe(name), name.endswith("3x"), name.startswith("retinanet")
     optimizer, schedule, train = cfg.optimizer, cfg.schedule, cfg.train
     assert optimizer.lr == (1e-4 if is_3x or retina else 2.5e-4)
     assert (optimizer.weight_decay, optimizer.betas) == (0.05, [0.9, 0.999])
-    table = parameter_table(
-        build_model(cfg.model, "meta"), weight_decay=0.05, weight_decay_norm=None, no_decay=[]
-    )
+    table = parameter_table(model_of(name), weight_decay=0.05, weight_decay_norm=None, no_decay=[])
     assert {key: optimizer[key] for key in ("weight_decay_norm", "no_decay")} == {
         "weight_decay_norm": None,
         "no_decay": [],
@@ -261,12 +251,12 @@ def test_training_is_the_published_one(name):
 
 
 def test_heads_are_detectron2s_defaults():
-    model = build_model(recipe("mask_rcnn_vil_tiny_1x").model, "meta")
+    model = model_of("mask_rcnn_vil_tiny_1x")
     names = {n for n in model.state_dict() if not n.startswith("backbone.bottom_up.")}
     assert {"proposal_generator.rpn_head.conv.weight", "roi_heads.box_head.fc2.weight"} < names
     assert not [name for name in names if "norm" in name or "conv2" in name]
     assert {f"backbone.fpn_lateral{k}.bias" for k in (2, 3, 4, 5)} < names
-    retina = build_model(recipe("retinanet_vil_tiny_1x").model, "meta")
+    retina = model_of("retinanet_vil_tiny_1x")
     assert retina.backbone.top_block.in_feature == "layer4"
     assert retina.backbone.top_block.p6.in_channels == 384  # the map of stage 4, not P5
     assert list(retina.backbone.output_shape()) == ["p3", "p4", "p5", "p6", "p7"]
@@ -282,8 +272,7 @@ def test_recipes_hold_no_code(tmp_path):
     assert load_config(path).model.anchor_generator.sizes[0][0] == 32
 
 
-@pytest.mark.parametrize("name", EVERY)
-def test_header_says_what_was_published_and_what_contradicts(name):
+def check_header(name):
     """Fault e: text, example command and YAML files name three weight decays."""
     said, row = header(name), EVERY[name]
     classifier = SIZES[size_of(name)][0][-1] * 1002 + 1000
@@ -296,4 +285,16 @@ def test_header_says_what_was_published_and_what_contradicts(name):
     assert "Weight decay 0.05 and drop path are those of the README" in said
     assert said.count(f"python train_net.py --config-file configs/vil/{name}.py") == 2
     assert recipe(name).train.init_checkpoint == f"weights/coco_{name}_init.pth"
-    assert len((ROOT / "configs/vil" / f"{name}.py").read_text().splitlines()) <= 45
+    assert len(recipes.text_of(f"vil/{name}").splitlines()) <= 45
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_recipe(name, monkeypatch):
+    """All that was published for a recipe."""
+    check_training(name)
+    check_header(name)
+    if name in ROWS:
+        check_backbone(name)
+    if name in ONE_OF_EACH:
+        check_parameters(name)
+        check_flops(name, monkeypatch)

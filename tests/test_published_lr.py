@@ -12,8 +12,8 @@ import re
 from typing import NamedTuple
 
 import pytest
-from test_configs import NAMES, model_of, recipe
 
+from tests.recipes import NAMES, model_of, recipe
 from vitdet.config import instantiate
 from vitdet.optim import adamw
 
@@ -106,8 +106,7 @@ def test_every_recipe_has_one_row_and_every_row_a_recipe() -> None:
     assert {row_of(name).recipes for name in PUBLISHED} == {row.recipes for row in ROWS}
 
 
-@pytest.mark.parametrize("name", PUBLISHED)
-def test_rate_at_every_milestone(name: str) -> None:
+def check_rate_at_every_milestone(name: str) -> None:
     cfg, row = recipe(name), row_of(name)
     multiplier = instantiate(cfg.schedule)
     assert cfg.dataloader.train.total_batch_size == row.batch
@@ -127,8 +126,7 @@ def test_rate_at_every_milestone(name: str) -> None:
     assert rate(end - 1) == pytest.approx(full - (full - first) / end, rel=1e-9)
 
 
-@pytest.mark.parametrize("name", PUBLISHED)
-def test_rate_of_the_first_and_the_last_layer(name: str) -> None:
+def check_rate_of_the_first_and_the_last_layer(name: str) -> None:
     cfg, row = recipe(name), row_of(name)
     rules = {key: cfg.optimizer[key] for key in cfg.optimizer if key != "_target_"}
     optimizer = adamw(model_of(name), **rules)
@@ -136,3 +134,9 @@ def test_rate_of_the_first_and_the_last_layer(name: str) -> None:
     full = row.points[1][1]
     assert max(rates) == pytest.approx(full, rel=1e-9)
     assert min(rates) == pytest.approx(full if row.lowest is None else row.lowest, rel=1e-5)
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_rates(name: str) -> None:
+    check_rate_at_every_milestone(name)
+    check_rate_of_the_first_and_the_last_layer(name)

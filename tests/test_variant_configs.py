@@ -6,9 +6,7 @@ recipes too.
 
 from __future__ import annotations
 
-import ast
 import re
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -16,16 +14,13 @@ import pytest
 from omegaconf import DictConfig
 from torch import nn
 
-from vitdet.config import build_model, instantiate, load_config
+from tests import recipes
+from tests.recipes import ROOT, count, header, model_of, recipe, text_of
+from vitdet.config import instantiate
 from vitdet.layers.norms import ChannelLayerNorm
 
-ROOT = Path(__file__).resolve().parents[1]
 FOLDERS = ("easycv", "mmdetection", "paper", "vitae")
-NAMES = [
-    path.relative_to(ROOT / "configs").with_suffix("").as_posix()
-    for folder in FOLDERS
-    for path in sorted((ROOT / "configs" / folder).glob("*.py"))
-]
+NAMES = [name for name in recipes.NAMES if name.split("/")[0] in FOLDERS]
 
 # Published box and mask AP, parameters (counted). The counts of the rows that have weights are
 # those of the published files (tests/convert/test_mmdet_families.py).
@@ -92,22 +87,6 @@ ROWS: dict[str, tuple[tuple[float, float] | None, int]] = {
 }
 
 
-@cache
-def recipe(name: str) -> DictConfig:
-    """The recipe, shared by the tests: do not change it."""
-    return load_config(ROOT / "configs" / f"{name}.py")
-
-
-@cache
-def model_of(name: str) -> nn.Module:
-    return build_model(recipe(name).model, "meta")
-
-
-def header(name: str) -> str:
-    text = (ROOT / "configs" / f"{name}.py").read_text()
-    return " ".join((ast.get_docstring(ast.parse(text)) or "").split())
-
-
 def net_of(name: str) -> DictConfig:
     return recipe(name).model.backbone.net
 
@@ -116,25 +95,46 @@ def test_every_recipe_has_a_row() -> None:
     assert sorted(NAMES) == sorted(ROWS)
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_parameters_and_header(name: str) -> None:
-    ap, count = ROWS[name]
-    model = model_of(name)
-    assert sum(value.numel() for value in model.parameters()) == count
+def check_parameters_and_header(name: str) -> None:
+    ap, parameters = ROWS[name]
+    assert count(model_of(name)) == parameters
     text = header(name)
-    assert f"Parameters {count / 1e6:.2f} M" in text
+    assert f"Parameters {parameters / 1e6:.2f} M" in text
     assert f"python train_net.py --config-file configs/{name}.py" in text
     if ap is None:
         assert "box AP" not in text.split("Published")[1].split("Parameters")[0]
     else:
         assert f"Published box AP {ap[0]}, mask AP {ap[1]}" in text
-    assert len((ROOT / "configs" / f"{name}.py").read_text().splitlines()) <= 45
+    assert len(text_of(name).splitlines()) <= 45
 
 
-@pytest.mark.parametrize("name", [name for name in NAMES if not name.startswith("paper/t4_s")])
-def test_no_two_recipes_share_initial_weights(name: str) -> None:
+def check_initial_weights(name: str) -> None:
     stem = name.replace("/", "_").removesuffix("_100ep")
     assert recipe(name).train.init_checkpoint == f"weights/{stem}_init.pth"
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_recipe(name: str) -> None:
+    """All that was published for a recipe."""
+    check_parameters_and_header(name)
+    check_lengths(name)
+    if not name.startswith("paper/t4_s"):
+        check_initial_weights(name)
+    if name.startswith(("vitae", "easycv", "mm")):
+        check_norms_of_pyramid_and_heads(name)
+    if name.startswith("paper/t"):
+        check_relative_positions_and_drop_path(name)
+    if name.startswith("paper") and "lvis" in name:
+        check_lvis(name)
+    if name.startswith(("paper/t6_system", "paper/t7_lvis_system")):
+        check_system_level(name)
+
+
+def test_families_are_whole() -> None:
+    """Of the parts of `test_recipe` that some recipes have, so many do."""
+    starts = ("vitae", "easycv", "mm"), ("paper/t",), ("paper/t6_system", "paper/t7_lvis_system")
+    assert [sum(name.startswith(start) for name in NAMES) for start in starts] == [15, 41, 5]
+    assert sum(name.startswith("paper") and "lvis" in name for name in NAMES) == 6
 
 
 def test_all_names_of_a_header_lead_somewhere() -> None:
@@ -148,8 +148,7 @@ def test_all_names_of_a_header_lead_somewhere() -> None:
 EPOCH = 117_266  # images of train2017 that have an object
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_lengths_are_the_published_ones(name: str) -> None:
+def check_lengths(name: str) -> None:
     train, schedule = recipe(name).train, recipe(name).schedule
     of_images = name.startswith(("vitae", "easycv")) and "lvis" not in name
     if of_images and "vitdet_100ep" not in name.removeprefix("easycv/"):
@@ -163,8 +162,7 @@ def test_lengths_are_the_published_ones(name: str) -> None:
         assert all(f" {milestone // 64} (" in header(name) for milestone in schedule.milestones)
 
 
-@pytest.mark.parametrize("name", [n for n in NAMES if n.startswith(("vitae", "easycv", "mm"))])
-def test_norms_of_pyramid_and_heads(name: str) -> None:
+def check_norms_of_pyramid_and_heads(name: str) -> None:
     """LN or GN(1), and their epsilon: nothing that a shape tells."""
     model = model_of(name)
     own = "vitdet_100ep" in name and name.startswith("vitae")  # detectron2's pyramid and heads
@@ -280,8 +278,7 @@ def test_pyramids_of_table_1() -> None:
     assert (rpn.in_features, rpn.head.num_anchors) == (["p4"], 15)
 
 
-@pytest.mark.parametrize("name", [name for name in NAMES if name.startswith("paper/t")])
-def test_relative_positions_and_drop_path(name: str) -> None:
+def check_relative_positions_and_drop_path(name: str) -> None:
     ablation = not name.startswith(("paper/t6", "paper/t7", "paper/t10"))
     assert net_of(name).use_rel_pos is not ablation
     drop_path = {"b": 0.1, "l": 0.4, "h": 0.4 if "lvis" in name else 0.5}[name[-1]]
@@ -304,8 +301,7 @@ def test_hyperparameters_of_table_11() -> None:
         assert bool(train.init_checkpoint) is ("scratch" not in name)
 
 
-@pytest.mark.parametrize("name", [n for n in NAMES if "lvis" in n and n.startswith("paper")])
-def test_lvis_is_lvis(name: str) -> None:
+def check_lvis(name: str) -> None:
     """App. A.2: 0.02 as lowest score, repeat factors from 0.001, up to 300 detections."""
     cfg = recipe(name)
     assert cfg.dataloader.train.dataset.name == "lvis_v1_train"
@@ -324,11 +320,8 @@ def test_lvis_is_lvis(name: str) -> None:
     assert cfg.train.num_images / 64 == 156250 * epochs / 100
 
 
-@pytest.mark.parametrize(
-    "name", [f"t6_system_{size}" for size in "blh"] + [f"t7_lvis_system_{size}" for size in "lh"]
-)
-def test_system_level_recipes(name: str) -> None:
-    cfg = recipe(f"paper/{name}")
+def check_system_level(name: str) -> None:
+    cfg = recipe(name)
     assert (cfg.model.backbone.square_pad, cfg.model.backbone.net.img_size) == (1280, 1280)
     _, scale, crop = instantiate(cfg.dataloader.train.mapper.augmentations)
     assert (scale.target_height, tuple(crop.crop_size)) == (1280, (1280, 1280))

@@ -34,7 +34,7 @@ PARTS = {
         "detectron2.modeling.proposal_generator.RPN",
         *_of("detectron2.modeling.roi_heads", "CascadeROIHeads FastRCNNConvFCHead"),
         "detectron2.modeling.roi_heads.MaskRCNNConvUpsampleHead",
-        *_of("vitdet.backbones", "eva01.EVA01ViT eva02.EVA02ViT msvit.MsViT vit.ViT"),
+        *_of("vitdet.backbones", "eva02.EVA02ViT msvit.MsViT vit.ViT"),
         *_of("vitdet.backbones", "vitae.ViTAE vitae_s.ViTAES"),
         "vitdet.data.datasets.federated_loss_weights",
         *_of("vitdet.heads", "CascadeROIHeads StandardROIHeads rpn_head"),
