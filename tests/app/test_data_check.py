@@ -63,8 +63,7 @@ def test_clean_data_are_status_0(data: Path, capsys: pytest.CaptureFixture[str])
     assert cli.main(["data", "check", str(data)]) == 0
     assert capsys.readouterr().out.splitlines() == [
         "data         COCO json: train 2 images, 2 objects; val 2 images, 2 objects",
-        "note         1 x unused category: a class without any object",
-        "               train, class $dog$: no object",
+        "data         1 class without any object: $dog$",
         "result       no faults",
     ]
 
@@ -93,7 +92,7 @@ def test_json_is_for_machines(data: Path, capsys: pytest.CaptureFixture[str]) ->
     empty = found["findings"]["empty box"]
     assert (empty["severity"], empty["count"]) == ("fault", 1)
     assert (empty["examples"][0]["image_id"], empty["examples"][0]["split"]) == (1, "train")
-    assert found["findings"]["unused category"]["severity"] == "note"
+    assert found["notes"] == ["1 class without any object: $dog$"]
 
 
 def test_one_file_with_its_images(data: Path, capsys: pytest.CaptureFixture[str]) -> None:

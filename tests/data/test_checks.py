@@ -354,9 +354,12 @@ def test_a_full_disk_leaves_nothing(data: Data, tmp_path: Path, monkeypatch) -> 
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(shutil, "copyfileobj", full)
-    with pytest.raises(OSError, match="No space left"):
+    with pytest.raises(InputError, match=r"--fix .*copy: could not be written \(No space left"):
         write_repaired(checked, tmp_path / "copy")
     assert [path.name for path in tmp_path.iterdir()] == ["data"]
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match=r"--fix .*file/copy: the folder cannot be made \(Not a d"):
+        write_repaired(checked, tmp_path / "file/copy")
 
 
 def test_corner_boxes_are_asked_about(data: Data, tmp_path: Path) -> None:
@@ -389,7 +392,6 @@ def test_clean_data_have_notes_only() -> None:
     assert found.faults == []
     assert Counter(_kinds(found)) == {
         "crowd region": 14,
-        "unused category": 6,
         "tiny object": 2,
         "image without annotations": 2,
         "grey image": 1,

@@ -492,3 +492,21 @@ def test_fast_refuses_what_it_cannot_do(tmp_path, augmentations, name):
     text = rf"mapper\.augmentations with mapper\.fast=True: expected .* got {name} .*fast=False"
     with pytest.raises(InputError, match=text):
         Mapper(augmentations, is_train=True, fast=True)(_record(tmp_path))
+
+
+@both
+@pytest.mark.parametrize("size", [(8, 4000), (4000, 8), (1, 1)])
+def test_long_images_keep_a_pixel(tmp_path, size, fast):
+    height, width = size
+    Image.new("RGB", (width, height), (9, 99, 9)).save(tmp_path / "a.png")
+    box = {"category_id": 0, "bbox": [0, 0, width, height], "bbox_mode": BoxMode.XYWH_ABS}
+    corners = [[0, 0, width, 0, width, height, 0, height]]
+    record = {"file_name": str(tmp_path / "a.png"), "height": height, "width": width, "image_id": 1}
+    record["annotations"] = [{**box, "iscrowd": 0, "segmentation": corners}]
+    for augmentations in (
+        large_scale_jitter(64, 0.1, 0.1),
+        resize_shortest_edge([40, 90], 130, flip=True),
+    ):
+        image = Mapper(augmentations, is_train=True, fast=fast)(record)["image"]
+        assert min(image.shape) >= 1
+        assert image[1].min() == image[1].max() == 99

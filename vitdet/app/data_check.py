@@ -93,6 +93,7 @@ def as_json(checked: Checked) -> dict[str, Any]:
     return {
         "folder": str(checked.data.folder),
         "format": checked.data.format,
+        "notes": list(checked.data.notes),
         "parts": {
             split: {key: len(part.content[key]) for key in ("images", "annotations")}
             for split, part in checked.data.parts.items()
@@ -126,6 +127,7 @@ def _text(checked: Checked) -> str:
         for split, part in checked.data.parts.items()
     ]
     lines = [f"data         {checked.data.format}: {'; '.join(parts)}"]
+    lines += [f"data         {one_line(note)}" for note in checked.data.notes]
     for kind, found in checked.by_kind().items():
         about = KINDS[kind]
         lines.append(f"{about.severity:<12} {len(found)} x {kind}: {about.text}")

@@ -39,7 +39,7 @@ def page(checked: Checked) -> str:
     by_kind = checked.by_kind()
     body = [
         f"<h1>{title}: {_safe(checked.data.folder)}</h1>",
-        f"<p>{_safe(checked.data.format)}</p>",
+        *(f"<p>{_safe(line)}</p>" for line in (checked.data.format, *checked.data.notes)),
         _parts_table(checked),
         "<h2>What was found</h2>",
         _kinds_table([(kind, len(found)) for kind, found in by_kind.items()]),

@@ -111,7 +111,6 @@ def check_data(
         others = [each for each in part.problems if each not in told]
         findings += [(split, Finding("unreadable labels", split, each)) for each in others]
         findings += [(split, each) for each in _of_images(found.content, files)]
-    findings += [(next(iter(cleaned)), each) for each in _unused_categories(cleaned)]
     findings += _across(cleaned, pictures)
     return Checked(data, findings, cleaned, pictures)
 
@@ -189,15 +188,6 @@ def _of_picture(image: Json, picture: Picture) -> Iterator[tuple[str, str, str]]
         yield "CMYK image", "mode CMYK", ""
     elif picture.mode in _ALPHA:
         yield "transparent image", f"mode {picture.mode}", ""
-
-
-def _unused_categories(cleaned: dict[str, Cleaned]) -> Iterator[Finding]:
-    used = {
-        each["category_id"] for found in cleaned.values() for each in found.content["annotations"]
-    }
-    for each in next(iter(cleaned.values())).content["categories"]:
-        if each["id"] not in used:
-            yield Finding("unused category", f"class {each['name']}", "no object")
 
 
 def _across(

@@ -98,7 +98,6 @@ KINDS: dict[str, Kind] = {
     "elongated image": Kind("scaled down, its shorter side nearly vanishes", "note"),
     "crowd region": Kind("no training object, not counted in evaluation", "note"),
     "tiny object": Kind("a side of less than 2 pixels", "note"),
-    "unused category": Kind("a class without any object", "note"),
     "grey image": Kind("one channel; read as three equal ones", "note"),
     "CMYK image": Kind("made for print; read as RGB, colours may differ", "note"),
     "transparent image": Kind("an alpha channel, which is not looked at", "note"),

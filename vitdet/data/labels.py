@@ -165,7 +165,7 @@ class Labels:
         if box is None:
             return None
         if box is not entry.get("bbox"):
-            entry = {**entry, "bbox": box}
+            entry = _boxed(entry, box, mask)
         if self.closer and mask.encoded is not None:
             entry = self._closer(entry, mask, size)
         entry = self._area(entry, mask)
@@ -309,6 +309,14 @@ def _box_fault(box: Box | None, size: Size) -> str | None:
     if x >= size[1] or y >= size[0] or x + width <= 0 or y + height <= 0:
         return "box outside"
     return None
+
+
+def _boxed(entry: Json, box: Box, mask: Mask) -> Json:
+    """Return the entry with another box, and with its area where that was the former box's."""
+    before, area = read_box(entry.get("bbox")), number(entry.get("area"))
+    if mask.encoded is None and before and area and abs(before[2] * before[3] - area) < 1:
+        return {**entry, "bbox": box, "area": box[2] * box[3]}
+    return {**entry, "bbox": box}
 
 
 def _area_of(entry: Json, mask: Mask) -> float:

@@ -12,10 +12,13 @@ from vitdet.utils.run_lengths import encode_segmentation, mask_util
 _FAR = 10  # times the image's longer side: a polygon may go so far, and is cut off at the edge
 _LONGEST_TEXT = 40  # characters of a number
 _WHOLE = 2**63
+_PLAIN = {int, float}
 
 
 def shown(value: Any) -> str:
     """Return a value for people, cut short however large or deep it is."""
+    if type(value) is int and abs(value) < _WHOLE:
+        return str(value)
     try:
         return reprlib.repr(value)
     except (ValueError, RecursionError):  # a number of thousands of digits
@@ -46,11 +49,13 @@ def numbers(values: Any) -> list[int | float] | None:
     """Return a list of finite numbers, the same list where nothing had to be read as one."""
     if not isinstance(values, list | tuple):
         return None
-    found = [number(value) for value in values]
-    if any(value is None for value in found):
-        return None
-    same = isinstance(values, list) and all(a is b for a, b in zip(values, found, strict=True))
-    return values if same else found  # pyright: ignore[reportReturnType]
+    if isinstance(values, list) and set(map(type, values)) <= _PLAIN:
+        try:
+            return values if all(map(math.isfinite, values)) else None
+        except OverflowError:
+            return None
+    found = [read for value in values if (read := number(value)) is not None]
+    return found if len(found) == len(values) else None
 
 
 def read_box(given: Any) -> list[int | float] | None:
@@ -151,7 +156,7 @@ def _read_list(parts: list[Any], given: Any, size: tuple[int, int]) -> tuple[Any
         return None, f"{shown(given)}, not lists x1, y1, x2, y2, ... of three or more points"
     # pycocotools walks along every edge, also where it is millions of pixels outside
     far = _FAR * max(size)
-    if any(abs(value) > far for part in polygons for value in part or ()):
+    if any(max(map(abs, part)) > far for part in polygons if part):
         return None, f"{shown(given)}, points far outside the image of {size[1]} x {size[0]}"
     same = isinstance(given, list) and len(given) == len(polygons)
     if same and all(a is b for a, b in zip(given, polygons, strict=True)):

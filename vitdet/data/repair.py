@@ -46,9 +46,13 @@ def write_repaired(checked: Checked, output: Path) -> Counter[str]:
     """
     check_output(checked.data.folder, [part.images for part in checked.data.parts.values()], output)
     _ask(checked)
-    output.parent.mkdir(parents=True, exist_ok=True)
     partial = output.with_name(f".{output.name[:_LONGEST]}.{os.getpid()}.partial")
-    (partial / "annotations").mkdir(parents=True)
+    try:
+        (partial / "annotations").mkdir(parents=True)
+    except OSError as error:
+        raise InputError(
+            f"--fix {output}: the folder cannot be made ({error.strerror}). Choose another place."
+        ) from error
     try:
         for split, part in checked.data.parts.items():
             findings = [each for part_, each in checked.findings if part_ == split]
@@ -72,6 +76,11 @@ def write_repaired(checked: Checked, output: Path) -> Counter[str]:
         if output.is_dir():
             output.rmdir()  # it is empty
         partial.rename(output)
+    except OSError as error:  # nothing of it stays
+        raise InputError(
+            f"--fix {output}: could not be written ({error.strerror}). Look at its disk, and at "
+            "the files of the data."
+        ) from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     lost = Counter[str]()
