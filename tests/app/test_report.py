@@ -210,25 +210,88 @@ def test_weights_run_over_the_test_data(trained: Path) -> None:
     assert set(after) - set(before) == {"report.html"}
 
 
+def replaced(name: str, content: str | bytes):
+    def damage(folder: Path) -> None:
+        (folder / name).write_bytes(content if isinstance(content, bytes) else content.encode())
+
+    return damage
+
+
+AP_IS_TEXT = '{"checkpoint": "x", "results": {"bbox": {"AP": "high"}}}'
+CLASS_IS_LIST = '{"checkpoint": "x", "results": {"bbox": {"AP": 1, "per_class": {"a": []}}}}'
+
+
 @pytest.mark.parametrize(
     ("damage", "text"),
     [
         (lambda f: (f / "results.json").unlink(), "expected a folder with results.json, got none"),
         (lambda f: (f / "config.yaml").unlink(), "expected a folder with config.yaml, got none"),
-        (lambda f: (f / "results.json").write_text("{"), "results.json: expected a json file"),
-        (lambda f: (f / "results.json").write_text("{}"), 'expected AP under "results"'),
-        (lambda f: (f / "metrics.json").write_text("x\n{}\n"), "got line 1: Expecting value"),
+        (replaced("results.json", "{"), "results.json: expected a json file"),
+        (replaced("results.json", b"\xff\xfe"), "results.json: expected a json file"),
+        (replaced("results.json", "[" * 100_000), "results.json: expected a json file"),
+        *(
+            (replaced("results.json", content), 'expected AP under "results"')
+            for content in (
+                *("{}", "[]", "3", '{"results": {"bbox": {}}}', '{"results": [1]}'),
+                *('{"checkpoint": 1, "results": {"bbox": {}}}', AP_IS_TEXT, CLASS_IS_LIST),
+                '{"checkpoint": "x", "results": {"bbox": [1]}}',
+            )
+        ),
+        (replaced("metrics.json", "x\n{}\n"), "got line 1: Expecting value"),
+        (replaced("metrics.json", "[1]\n{}\n"), "got line 1: no numbers of a training"),
+        (replaced("metrics.json", '{"images_seen": "4"}\n{}\n'), "got line 1: no numbers of"),
+        (replaced("environment.json", "[1]"), "environment.json: expected names and versions"),
+        (replaced("../predictions.json", "{}"), "expected a list of results, got dict"),
+        (replaced("../predictions.json", "[3]"), "result 0"),
+        (replaced("../predictions.json", '[{"image_id": 1}]'), "result 0"),
     ],
 )
 def test_a_damaged_run_is_one_line(good, tmp_path: Path, damage, text: str, capsys) -> None:
     folder, predictions = good
     copy = tmp_path / "copy"
     shutil.copytree(folder, copy)
+    shutil.copy(predictions, tmp_path)
     damage(copy)
-    assert cli.main(["report", str(copy), "--predictions", str(predictions)]) == 2
+    words = ["report", str(copy), "--predictions", str(tmp_path / "predictions.json")]
+    assert cli.main(words) == 2
     error = capsys.readouterr().err
     assert text in error
     assert error.count("\n") == 1
+
+
+def test_a_run_that_missed_everything_and_numbers_that_are_none(good, tmp_path: Path) -> None:
+    """No detection, an image that is damaged, losses that cannot be drawn: there is a page."""
+    folder, _ = good
+    copy = tmp_path / "copy"
+    shutil.copytree(folder, copy)
+    (tmp_path / "none.json").write_text("[]")
+    results = '{"checkpoint": "x", "results": {"bbox": {"AP": 0.0, "AP50": null}}}'
+    (copy / "results.json").write_text(results)
+    numbers = ('NaN, "lr": 1e999', '1e308, "lr": 2, "note": "x"', '3.0, "lr": 1')
+    lines = [f'{{"images_seen": {n}, "total_loss": {loss}}}' for n, loss in enumerate(numbers)]
+    (copy / "metrics.json").write_text("\n".join(lines))
+    # a file of the run stands for its folder
+    given = ["report", str(copy / "results.json"), "--predictions", str(tmp_path / "none.json")]
+    assert cli.main(given) == 0
+    text = (copy / "report.html").read_text()
+    page = Page(text)
+    assert page.row("missed")[2] == "-"  # without them there would be no object
+    assert page.row("background")[1:3] == ["0", "+0.0"]
+    assert page.row("circle")[2:] == ["-", "", "0.0", *page.row("circle")[5:]]
+    plots = [image["src"] or "" for image in page.images if "svg" in (image["src"] or "")]
+    assert plots
+    assert not [p for p in plots if b"mathdefault" in base64.b64decode(p.partition(",")[2])]
+
+
+def test_an_image_that_is_damaged_costs_its_pictures_alone(good, tmp_path: Path) -> None:
+    folder, predictions = good
+    images = sorted((folder.parent / "data").rglob("*.jpg"))
+    before = images[0].read_bytes()
+    images[0].write_bytes(before[:500])
+    page, text = write(folder, "--predictions", str(predictions))
+    images[0].write_bytes(before)
+    assert f"Not shown: image {images[0]}" in text
+    assert sum("jpeg" in (image["src"] or "") for image in page.images) == 10
 
 
 @pytest.mark.parametrize(
@@ -237,7 +300,7 @@ def test_a_damaged_run_is_one_line(good, tmp_path: Path, damage, text: str, caps
         (["--threshold", "2"], "--threshold: expected a score from 0 to 1, got 2.0"),
         (["--images", "-1"], "--images: expected 0 or more"),
         (["--out", "/nowhere/x.html"], "got no folder /nowhere"),
-        (["--predictions", "no.json"], "no.json: expected a json file"),
+        (["--predictions", "no.json"], "no.json: No such file"),
     ],
 )
 def test_a_wrong_option_is_one_line(good, options: list[str], text: str, capsys) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import re
 import shlex
 from pathlib import Path
 from types import ModuleType
@@ -265,6 +266,40 @@ def test_a_detector_of_other_classes_gives_the_rows_of_those_that_both_have(
     assert checkpoint.read(start)["vitdet"]["class_names"] == ["cat", "dog"]
 
 
+def test_a_detector_of_other_classes_alone_gives_all_but_their_rows(
+    capsys: pytest.CaptureFixture[str], data: Path, tmp_path: Path
+) -> None:
+    weights = _weights(tmp_path / "shapes.pth", ["circle", "star", "ring"])
+    text = _told(capsys, data, "--weights", str(weights), "--out", str(tmp_path / "run"))
+    assert "classes      2 start anew (cat, dog)" in text
+    assert "classes      3 left out (circle, star, ring)" in text
+    start = checkpoint.read(_recipe(text).train.init_checkpoint)
+    ours, theirs = start["model"], checkpoint.read(weights)["model"]
+    rows = r"roi_heads\.(box_predictor\.(cls_score|bbox_pred)|mask_head\.predictor)\."
+    for name, value in theirs.items():
+        if not re.match(rows, name):
+            assert torch.equal(ours[name], value), name
+    key = "roi_heads.box_predictor.cls_score.weight"
+    assert torch.equal(ours[key][-1], theirs[key][-1])  # background
+    assert f"{key}[0-1]" in start["vitdet"]["initialised"]
+    assert start["vitdet"]["class_names"] == ["cat", "dog"]
+
+
+def test_weights_of_another_size_are_a_line_that_says_so(
+    capsys: pytest.CaptureFixture[str], data: Path, tmp_path: Path
+) -> None:
+    weights = _weights(tmp_path / "shapes.pth", ["circle"])
+    words = ["--size", "small", "--weights", str(weights), "--out", str(tmp_path / "run")]
+    assert cli.main(["train", "--data", str(data), *words]) == 2
+    error = capsys.readouterr().err
+    assert (
+        f"error: --weights {weights}: it does not fit mask_rcnn_vitdet_s.py (--size small): "
+        in error
+    )
+    assert "Options named here are those of `vitdet convert`" in error
+    assert error.count("\n") == 1
+
+
 def test_of_a_file_of_others_the_backbone_is_taken(
     capsys: pytest.CaptureFixture[str], data: Path, tmp_path: Path
 ) -> None:
@@ -288,6 +323,10 @@ def test_convert_is_the_converter(
     files = ["--source-model", str(weights), "--output-model", str(output)]
     assert cli.main(["convert", *files, "--config-file", recipe, "--backbone-only"]) == 0
     assert f"wrote        {output}: " in capsys.readouterr().out
+    # a bare state dict of ours, in EVA-02's names and without norms in its heads
+    words = ["--config-file", recipe, "model.roi_heads.num_classes=2"]
+    assert cli.main(["convert", *files, *words]) == 0
+    assert checkpoint.read(output)["model"].keys() == checkpoint.read(weights)["model"].keys()
     files[1] = str(tmp_path / "none.pth")
     assert cli.main(["convert", *files, "--config-file", recipe]) == 2
     assert "none.pth" in capsys.readouterr().err

@@ -306,10 +306,26 @@ def test_weights_are_chosen_among_the_nests_of_a_file() -> None:
         convert({"mine": {"a": 1}, "model": mae()}, target, weights="mine")
 
 
-def test_compiled_models_prefix_is_taken_off() -> None:
-    weights = {f"module._orig_mod.{name}": value for name, value in mae().items()}
-    output, _ = convert({"model": weights}, shapes(vit()))
-    assert torch.equal(output["pos_embed"], weights["module._orig_mod.pos_embed"])
+@pytest.mark.parametrize(
+    "prefix",
+    [
+        "_orig_mod.",
+        "module._orig_mod.",
+        "_orig_mod.module.",
+        "model.",
+        "model._orig_mod.",
+        "student.module.",
+    ],
+)
+@pytest.mark.parametrize(
+    "nest", ["", "state_dict", "model_state_dict", "weights", "params", "student"]
+)
+def test_wrappers_are_taken_off(prefix: str, nest: str) -> None:
+    weights = {f"{prefix}{name}": value for name, value in mae().items()}
+    content = {nest: weights, "epoch": 3} if nest else weights
+    output, report = convert(content, shapes(vit()), source_format="mae")
+    assert torch.equal(output["pos_embed"], weights[f"{prefix}pos_embed"])
+    assert report.nested_under == nest
 
 
 def test_class_token_and_the_row_for_it() -> None:

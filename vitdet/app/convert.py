@@ -22,8 +22,9 @@ from vitdet.convert import classes as heads
 from vitdet.convert.direct import rename
 from vitdet.convert.nesting import unnest
 from vitdet.convert.out import export, nest
-from vitdet.utils.checks import fail
+from vitdet.utils.checks import InputError, fail
 from vitdet.utils.files import replacing
+from vitdet.utils.state_dicts import some
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -109,6 +110,11 @@ def _add_classes(parser: argparse.ArgumentParser) -> None:
         help="carry the class head over to these classes: COCO annotations, or a list of names",
     )
     parser.add_argument(
+        "--new-classes",
+        action="store_true",
+        help="go on where no class is in common: the rows of all classes start anew",
+    )
+    parser.add_argument(
         "--source-classes",
         type=Path,
         metavar="JSON",
@@ -154,6 +160,7 @@ def _check_arguments(args: argparse.Namespace) -> None:
     if not args.target_classes:
         needs("--source-classes", args.source_classes, "--target-classes")
         needs("--class-table", args.class_table, "--target-classes")
+        needs("--new-classes", args.new_classes, "--target-classes")
     if not args.target_format:
         needs("--target-prefix", args.target_prefix, "--target-format")
 
@@ -255,7 +262,15 @@ def _class_lists(args: argparse.Namespace, content: Mapping[str, Any]) -> heads.
     shapes = {name: tuple(tensor.shape) for name, tensor in state_dict.items()}
     heads.check_count(shapes, source, str(args.source_model))
     table = heads.read_table(args.class_table) if args.class_table else None
-    return heads.match(source, heads.read_names(args.target_classes), table)
+    target = heads.read_names(args.target_classes)
+    found = heads.match(source, target, table)
+    if not found and not args.new_classes:
+        raise InputError(
+            f"class lists: expected a class in common, got {some(source)} and {some(target)}. "
+            "Check the two lists; --class-table pairs names that are spelt differently, "
+            "--new-classes starts the rows of all classes anew."
+        )
+    return found
 
 
 def _into(
@@ -285,7 +300,7 @@ def run(args: argparse.Namespace) -> int:
         InputError: an input is wrong.
     """
     try:
-        _convert(args)
+        convert_file(args)
     except UnaccountedError as error:
         _write_report(args, error.report)
         print(f"error: {error}", file=sys.stderr)
@@ -293,7 +308,12 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _convert(args: argparse.Namespace) -> None:
+def convert_file(args: argparse.Namespace) -> None:
+    """Convert.
+
+    Raises:
+        InputError: an input is wrong; as UnaccountedError, some keys are unaccounted for.
+    """
     _check_arguments(args)
     _check_paths(args)
     content = checkpoint.read(args.source_model, trust=args.trust)

@@ -262,8 +262,8 @@ def _start(args: argparse.Namespace, place: Path, recipe: Path, data: Prepared) 
     """Return the file to start from: the one given where it fits, else one converted from it.
 
     A file of ours with the same classes, or written by the converter, is taken as it is. Of a
-    detector of ours with other classes the rows of those that both have are carried over. Of any
-    other file the backbone is taken.
+    detector of ours with other classes the rows of those that both have are carried over, and
+    everything that belongs to no class. Of any other file the backbone is taken.
     """
     about = checkpoint.read(args.weights).get("vitdet")
     names = about.get("class_names") if isinstance(about, dict) else None
@@ -271,16 +271,17 @@ def _start(args: argparse.Namespace, place: Path, recipe: Path, data: Prepared) 
         return str(args.weights)
     place.mkdir(parents=True, exist_ok=True)
     output = place / "start.pth"
-    how = ["--target-classes", data.train[0]] if names else ["--backbone-only"]
+    how = ["--target-classes", data.train[0], "--new-classes"] if names else ["--backbone-only"]
     files = ["--source-model", str(args.weights), "--output-model", str(output)]
     words = [*files, "--config-file", str(recipe), *how, *args.overrides]
-    if convert.run(convert.parse(words)):
-        fail(
-            f"--weights {args.weights}",
-            expected=f"weights that fit {recipe.name}",
-            got="the difference above",
-            remedy="Choose another --size, or see `vitdet inspect FILE`.",
+    try:
+        convert.convert_file(convert.parse(words))
+    except InputError as error:
+        text = (
+            f"--weights {args.weights}: it does not fit {recipe.name} (--size {args.size}): {error}"
         )
+        text += " Options named here are those of `vitdet convert`, whose output --weights takes."
+        raise InputError(text) from error
     return str(output)
 
 

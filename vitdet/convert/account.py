@@ -130,8 +130,8 @@ def account_settings(fmt: Format, settings: Mapping[str, object], report: Report
     for name, want in fmt.settings:
         part, dot, _ = name.rpartition(".")
         asked = not dot or any(_PARTS[part] in each for each in outside)
-        if not asked or name not in settings:
-            continue
+        if not asked or name not in settings or (dot and settings[name] == "none"):
+            continue  # that a part has no norms is told by the names
         have = settings[name]
         if have == want.value if isinstance(want, OtherThan) else have != want:
             report.settings[name] = want, have
@@ -149,6 +149,8 @@ def stop_if_unaccounted(report: Report, source: str, *, allow_inexact: bool) -> 
     lost += [f"{name}={want!r}, not {have!r}" for name, (want, have) in report.settings.items()]
     text = f"{source} as {report.source_format}: expected of the model: "
     text += f"{'; '.join(lost)}. Set that in the recipe, or --allow-inexact: numbers will differ."
+    if report.source_format != "vitdet":
+        text += " Weights that were trained here are --source-format vitdet."
     raise UnaccountedError(text, report)
 
 

@@ -182,7 +182,8 @@ DRAWN = (r"num_redraws$", r"calls_since_last_redraw$")  # random features of a p
 
 _TABLE = (
     Format("vitdet", "this project's converted weights and training checkpoints",
-        marks=("/vitdet",), kinds=EVERY_KIND, detector=True),
+        marks=("/vitdet",), kinds=EVERY_KIND, detector=True,
+        outside=(Drop(r"roi_heads\.mask_head\.", "mask head: the model has boxes alone"),)),
     # microsoft/VisionLongformerForObjectDetection, and what its converter.py writes
     Format("vil_det", "Vision Longformer detectors, in detectron2's names",
         marks=(r"backbone\.bottom_up\.layer1\.1\.",),

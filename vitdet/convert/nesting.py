@@ -12,11 +12,12 @@ from vitdet.utils.state_dicts import some
 
 # In this order: timm and mmcv take the moving average first where a file has both.
 NESTS = (
-    *("state_dict_ema", "state_dict", "model", "module", "net", "model_state"),
-    *("ema_state", "model_ema", "teacher"),
+    *("state_dict_ema", "state_dict", "model_state_dict", "model", "module", "net", "model_state"),
+    *("ema_state", "model_ema", "teacher", "student", "weights", "params"),
 )
-# What wrappers of a model put before every name: DistributedDataParallel, torch.compile.
-_PREFIXES = ("module.", "_orig_mod.")
+# What stands before every name, in any order and number: of DistributedDataParallel, torch.compile,
+# an attribute of a training class (Lightning), self-distillation.
+_PREFIXES = ("module.", "_orig_mod.", "model.", "student.", "teacher.")
 
 
 def unnest(
@@ -55,7 +56,6 @@ def nests(content: Mapping[str, Any]) -> list[str]:
 
 def _unwrap(inner: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     named = {str(name): value for name, value in inner.items()}
-    for prefix in _PREFIXES:
-        if all(name.startswith(prefix) for name in named):
-            named = {name[len(prefix) :]: value for name, value in named.items()}
+    while prefix := next((p for p in _PREFIXES if all(n.startswith(p) for n in named)), ""):
+        named = {name[len(prefix) :]: value for name, value in named.items()}
     return named

@@ -51,6 +51,8 @@ def run(args: argparse.Namespace) -> int:
     from vitdet.app.report.page import write_page
     from vitdet.app.report.run_folder import read_run
 
+    if args.run_folder.is_file():  # model_final.pth, results.json: its run is meant
+        args.run_folder = args.run_folder.parent
     out = args.out or args.run_folder / "report.html"
     if not out.parent.is_dir():
         got = f"no folder {out.parent}"

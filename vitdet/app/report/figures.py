@@ -9,6 +9,7 @@ from typing import Any
 import matplotlib as mpl
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogFormatter
 
 from vitdet.app.report.matching import RECALLS, Json
 
@@ -89,14 +90,15 @@ def confusion(counts: np.ndarray, names: Sequence[str]) -> str:
 
 
 def gains(values: Mapping[str, float]) -> str:
-    """Draw what AP50 gains without each kind of errors, in points."""
+    """Draw what AP50 gains without each kind of errors, in points; nan has no bar."""
     with mpl.rc_context(_STYLE):
         figure = Figure(figsize=(5.4, 2.6), layout="constrained")
         axes = figure.subplots()
         names = list(values)[::-1]
-        points = [100 * values[name] for name in names]
+        points = np.nan_to_num([100 * values[name] for name in names])
+        labels = ["-" if np.isnan(values[name]) else f"{100 * values[name]:.1f}" for name in names]
         bars = axes.barh(names, points, color=COLOURS[0], height=0.65)
-        axes.bar_label(bars, fmt="%.1f", padding=3, fontsize=8)
+        axes.bar_label(bars, labels, padding=3, fontsize=8)
         axes.set(xlabel="points of AP50 gained without this kind")
         axes.set_xlim(0, 1.15 * max(*points, 0.1))
         axes.grid(axis="y", visible=False)
@@ -124,5 +126,7 @@ def training(metrics: Sequence[Json], names: Sequence[str], title: str, *, log: 
         axes.set(xlabel="images seen", ylabel=title, xlim=(0, None))
         if log:
             axes.set_yscale("log")
+            axes.yaxis.set_major_formatter("{x:g}")  # matplotlib's own are formulas
+            axes.yaxis.set_minor_formatter(LogFormatter(minor_thresholds=(1, 0.4)))
         axes.legend(fontsize=8, loc="center left", bbox_to_anchor=(1.01, 0.5))
         return _svg(figure)

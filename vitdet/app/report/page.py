@@ -14,10 +14,11 @@ import numpy as np
 
 from vitdet.app.report import figures
 from vitdet.app.report.confusion import confusion_matrix
-from vitdet.app.report.errors import KINDS, error_table
+from vitdet.app.report.errors import KINDS, Judgement, error_table
 from vitdet.app.report.matching import SIZES, Json, Scene, matches
-from vitdet.app.report.pictures import Exhibit, exhibit, worst
+from vitdet.app.report.pictures import exhibit, worst
 from vitdet.app.report.run_folder import Run
+from vitdet.utils.checks import InputError
 from vitdet.utils.files import write_text
 
 _STYLE = Path(__file__).with_name("report.css")
@@ -38,7 +39,8 @@ def write_page(run: Run, out: Path, iou_type: str, threshold: float, images: int
         images: number of worst images.
 
     Raises:
-        InputError: the file cannot be written; a test image is damaged.
+        InputError: predictions that are none.
+        OSError: the file cannot be written.
     """
     scenes = run.scenes(iou_type)
     curves = {
@@ -156,7 +158,7 @@ def _errors(scenes: Sequence[Scene], iou_type: str) -> str:
     if math.isnan(table.ap50):
         return ""
     rows = [
-        [kind, str(table.counts[kind]), f"{100 * table.gains[kind]:+.1f}", what]
+        [kind, str(table.counts[kind]), _number(100 * table.gains[kind], "+"), what]
         for kind, what in KINDS.items()
     ]
     return (
@@ -205,7 +207,7 @@ def _worst(run: Run, scenes: Sequence[Scene], threshold: float, images: int, iou
     records = {record["image_id"]: record for record in run.dataset.records}
     chosen = worst(scenes, threshold, images)
     shown = [
-        exhibit(scene, judged, records[scene.image["id"]], run.dataset, threshold)
+        _exhibit(scene, judged, records[scene.image["id"]], run.dataset, threshold)
         for scene, judged in chosen
     ]
     if not shown:
@@ -213,11 +215,15 @@ def _worst(run: Run, scenes: Sequence[Scene], threshold: float, images: int, iou
     return (
         f"<p class='quiet'>The images with the most mistakes among {_KINDS[iou_type]} with a score "
         f"of at least {threshold:g}. Numbers in the pictures are those of the list; missed objects "
-        "have theirs in the picture of the truth.</p>" + "".join(map(_exhibit, shown))
+        "have theirs in the picture of the truth.</p>" + "".join(shown)
     )
 
 
-def _exhibit(each: Exhibit) -> str:
+def _exhibit(scene: Scene, judged: Judgement, record: Json, data: Any, threshold: float) -> str:
+    try:
+        each = exhibit(scene, judged, record, data, threshold)
+    except InputError as error:  # of this image alone
+        return f"<p class='note'>Not shown: {_text(error)}</p>"
     pictures = "".join(
         f"<figure><figcaption>{what}</figcaption>"
         f'<img src="data:image/jpeg;base64,{data}" alt="{what} on {_text(each.name)}"></figure>'
@@ -300,8 +306,8 @@ def _mean(curves: Sequence[np.ndarray]) -> float:
     return float(np.mean(known)) if known else math.nan
 
 
-def _number(value: Any) -> str:
-    return "-" if value is None or math.isnan(value) else f"{value:.1f}"
+def _number(value: float | None, sign: str = "") -> str:
+    return "-" if value is None or math.isnan(value) else f"{value:{sign}.1f}"
 
 
 def _text(value: object) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,8 +17,8 @@ from vitdet.config import load_config
 from vitdet.engine.inference import TestSet
 from vitdet.engine.run import evaluate
 from vitdet.predict.loading import building, check_size, check_test_data
-from vitdet.scores import read_truth
-from vitdet.utils.checks import fail
+from vitdet.scores import evaluate_results, read_truth
+from vitdet.utils.checks import InputError, fail
 
 PREDICTIONS = "coco_instances_results.json"  # what the evaluator calls its file
 
@@ -91,18 +92,18 @@ def read_run(
         check_test_data(cfg, str(config))
     with building(str(config)):
         dataset = TestSet(cfg).dataset
-    content = _json(results_file)
-    if not isinstance(content, dict) or not content.get("results"):
-        remedy = "Evaluate the run again."
-        fail(str(results_file), expected='AP under "results"', got="none", remedy=remedy)
+    content = _results(results_file)
     if predictions is None:
         found = _predict(cfg, _weights(folder, content["checkpoint"]), device)
     else:
         found = _json(predictions)
         if not isinstance(found, list):
-            got = type(found).__name__
-            remedy = f"Give a {PREDICTIONS} of the evaluator."
-            fail(f"predictions {predictions}", expected="a list of results", got=got, remedy=remedy)
+            text = f"expected a list of results, got {type(found).__name__}. Give a {PREDICTIONS}"
+            raise InputError(f"predictions {predictions}: {text} of the evaluator.")
+        truth = dataset.truth or read_truth(dataset.json_file)
+        ids = [record["image_id"] for record in dataset.records]
+        # looks at every one of them
+        evaluate_results(truth, found, "bbox", style=dataset.style, image_ids=ids)
     lines = folder / "metrics.json"
     environment = folder / "environment.json"
     return Run(
@@ -112,7 +113,7 @@ def read_run(
         results=content["results"],
         checkpoint=content["checkpoint"],
         metrics=_json_lines(lines) if lines.is_file() else [],
-        environment=_json(environment) if environment.is_file() else {},
+        environment=_environment(environment) if environment.is_file() else {},
         dataset=dataset,
         predictions=found,
     )
@@ -141,19 +142,57 @@ def _predict(cfg: DictConfig, weights: Path, device: str) -> list[Json]:
 def _json(path: Path) -> Any:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        fail(str(path), expected="a json file", got=str(error), remedy="Write it again.")
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{path}: expected a json file, got {error}. Write it again.") from error
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _results(path: Path) -> Json:
+    """Read AP and the name of the weights."""
+    content = _json(path)
+    tasks = content.get("results") if isinstance(content, dict) else None
+    if not isinstance(tasks, dict) or not tasks or not isinstance(content.get("checkpoint"), str):
+        tasks = {"": None}
+    for scores in tasks.values():
+        values: Json = {"": ""}
+        if isinstance(scores, dict) and isinstance(scores.get("per_class", {}), dict):
+            values = {**scores, **scores.get("per_class", {}), "per_class": None}
+        if not all(value is None or _is_number(value) for value in values.values()):
+            text = (
+                'expected AP under "results", as an evaluation writes it. Evaluate the run again.'
+            )
+            raise InputError(f"{path}: {text}")
+    return content
+
+
+def _environment(path: Path) -> dict[str, str]:
+    content = _json(path)
+    if not isinstance(content, dict):
+        raise InputError(f"{path}: expected names and versions. Remove the file.")
+    return {str(name): str(value) for name, value in content.items()}
 
 
 def _json_lines(path: Path) -> list[Json]:
     """Read the numbers of a training; a kill may have cut the last line off."""
-    lines = path.read_text(encoding="utf-8").splitlines()
+    lines = path.read_bytes().decode("utf-8", errors="replace").splitlines()
     found = []
     for number, line in enumerate(lines, 1):
         try:
-            found.append(json.loads(line))
-        except ValueError as error:
+            content = json.loads(line)
+            if not isinstance(content, dict) or not _is_number(content.get("images_seen")):
+                raise ValueError("no numbers of a training")
+        except (ValueError, RecursionError) as error:
             if number < len(lines):
-                got = f"line {number}: {error}"
-                fail(str(path), expected="a json object a line", got=got, remedy="Remove the line.")
+                text = f"{path}: expected a json object a line, got line {number}: {error}."
+                raise InputError(f"{text} Remove the line.") from error
+            continue
+        found.append({name: _finite(v) for name, v in content.items() if _is_number(v)})
     return found
+
+
+def _finite(value: float) -> float:
+    """Return a number that can be drawn, or nan."""
+    return float(value) if abs(value) < 1e30 else math.nan
