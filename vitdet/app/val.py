@@ -6,6 +6,7 @@ Without --tta and --slices it is what `train_net.py --eval-only` does, with its 
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -60,7 +61,7 @@ def run(args: argparse.Namespace) -> int:
     predictor.precision = args.precision or optional(cfg.train, "eval_precision")
     make_folder(args.out)
     if args.data is not None:
-        cfg.dataloader.test.dataset = _dataset(args)
+        cfg.dataloader.test.dataset = _dataset(args, predictor.class_names or ())
     elif not args.trust:
         check_test_data(cfg, str(args.weights))
     plain = predictor.tta is None and predictor.slices is None
@@ -76,9 +77,11 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _dataset(args: argparse.Namespace) -> dict[str, str]:
+def _dataset(args: argparse.Namespace, class_names: Sequence[str]) -> dict[str, str]:
     """Return the config node of the data that was asked for."""
-    (annotations, images), notes = prepare_part(args.data, args.out / "data", images=args.images)
+    (annotations, images), notes = prepare_part(
+        args.data, args.out / "data", images=args.images, class_names=class_names
+    )
     print(*(f"data         {note}" for note in notes), sep="\n", flush=True)
     target = "vitdet.data.datasets.coco_dataset"
     return {"_target_": target, "json": annotations, "images": images}

@@ -12,7 +12,7 @@ import json
 import os
 import stat
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,8 +22,9 @@ from vitdet.utils.checks import InputError, one_line
 from vitdet.utils.files import RESULT_MARKER
 
 MAX_TEXT = 64 << 20  # bytes of a list, a yaml, an xml or a file of labels
-_MAX_FOLDERS = 300_000
 _MAX_DEPTH = 24
+_MAX_VISITS = 8  # of one folder, by several links
+_LABELS = {".json", ".xml", ".yaml", ".yml", ".txt"}
 _SPECIAL = (
     (stat.S_ISDIR, "a folder"),
     (stat.S_ISFIFO, "a pipe"),
@@ -109,7 +110,7 @@ def read_bytes(path: Path, limit: int | None = None) -> bytes:
         InputError: nothing there, no regular file, not to be read, or larger.
     """
     try:
-        status = Path(path).stat()
+        status = path.stat()
         special = next((name for test, name in _SPECIAL if test(status.st_mode)), None)
         if special is not None:
             raise InputError(f"{path}: expected a file, got {special}. Check the path.")
@@ -118,13 +119,15 @@ def read_bytes(path: Path, limit: int | None = None) -> bytes:
                 f"{path}: expected at most {limit} bytes of text, got {status.st_size}. "
                 "Check what the file is."
             )
-        return Path(path).read_bytes()
+        return path.read_bytes()
+    except InputError:
+        raise
     except OSError as error:
-        link = " (a link that leads nowhere)" if is_link(Path(path)) else ""
+        link = " (a link that leads nowhere)" if is_link(path) else ""
         got = f"{error.strerror}{link}"
         raise InputError(f"{path}: expected a file that can be read, got {got}.") from error
     except ValueError as error:  # a zero byte or half a character in the name
-        raise InputError(f"{path!r}: expected the name of a file, got {error}.") from error
+        raise InputError(f"{str(path)!r}: expected the name of a file, got {error}.") from error
 
 
 def read_text(path: Path, limit: int = MAX_TEXT) -> str:
@@ -218,81 +221,107 @@ def list_files(folder: Path) -> Listing:
     """List the files below a folder; links to folders are followed, hidden names passed over.
 
     Results of `vitdet predict`, folders of runs, links that lead nowhere or in circles, special
-    files, folders that cannot be read and names that are no text are left out and counted.
+    files, folders that cannot be read and names that are no text are left out and counted. What
+    has the name of a file of labels stays, whatever it is: reading it says what is wrong.
 
     Raises:
-        InputError: more folders than a data set has.
+        InputError: a marker of results that cannot be read.
         OSError: the folder itself cannot be read.
     """
-    found = Listing(folder)
+    walk = _Walk(Listing(folder))
     real = folder.resolve()
-    above = tuple(_identity(place) for place in (real, *real.parents))
-    todo: list[tuple[Path, tuple[tuple[int, int], ...]]] = [(folder, above)]
-    for count, (place, above) in enumerate(_drained(todo)):
-        if count > _MAX_FOLDERS:
-            raise InputError(f"{folder}: expected a data set, got more than {count - 1} folders.")
-        try:
-            with os.scandir(place) as entries:
-                inside = sorted(entries, key=lambda entry: entry.name)
-        except OSError:
-            if place == folder:
-                raise
-            found.left_out["folder that cannot be read"] += 1
-            continue
-        names = {entry.name for entry in inside}
-        if place != folder and "config.yaml" in names and names & {"run.json", "last_checkpoint"}:
-            found.left_out["folder of a run"] += 1
-            continue
-        results = _results(place / RESULT_MARKER) if RESULT_MARKER in names else {}
-        for entry in inside:
-            if entry.name.startswith(".") or entry.name == "__MACOSX":
-                continue
-            path = place / entry.name
-            reason = _why_not(entry, path, above, results)
-            if reason:
-                found.left_out[reason] += 1
-            elif entry.is_dir():
-                todo.append((path, (*above, _identity(path))))
-            else:
-                found.files.append(path)
-    found.files.sort()
-    return found
+    walk.todo.append((folder, tuple(map(_identity, (real, *real.parents)))))
+    while walk.todo:
+        walk.enter(*walk.todo.pop())
+    walk.found.files.sort()
+    return walk.found
 
 
-def _identity(path: Path) -> tuple[int, int]:
+Identity = tuple[int, int]  # of a folder: device and inode
+
+
+def _identity(path: Path) -> Identity:
     status = path.stat()
     return status.st_dev, status.st_ino
 
 
-def _drained(todo: list[Any]) -> Iterator[Any]:
-    while todo:
-        yield todo.pop()
+@dataclass
+class _Walk:
+    """What was found so far, folders to enter with the identities above them, visits of each."""
+
+    found: Listing
+    todo: list[tuple[Path, tuple[Identity, ...]]] = field(default_factory=list)
+    visits: Counter[Identity] = field(default_factory=Counter)
+
+    def enter(self, place: Path, above: tuple[Identity, ...]) -> None:
+        try:
+            with os.scandir(place) as entries:
+                inside = sorted(entries, key=lambda entry: entry.name)
+        except OSError:
+            if place == self.found.folder:
+                raise
+            self.found.left_out["folder that cannot be read"] += 1
+            return
+        names = {entry.name for entry in inside}
+        run = "config.yaml" in names and names & {"run.json", "last_checkpoint"}
+        if run and place != self.found.folder:
+            self.found.left_out["folder of a run"] += 1
+            return
+        results = _results(place / RESULT_MARKER) if RESULT_MARKER in names else {}
+        for entry in inside:
+            if not entry.name.startswith(".") and entry.name != "__MACOSX":
+                self._take(entry, place / entry.name, above, results)
+
+    def _take(
+        self,
+        entry: os.DirEntry[str],
+        path: Path,
+        above: tuple[Identity, ...],
+        results: dict[str, Any],
+    ) -> None:
+        kind, reason = self._kind(entry, path, above, results)
+        if kind == "file" or (kind == "special" and path.suffix.lower() in _LABELS):
+            self.found.files.append(path)
+        elif kind == "folder":
+            self.todo.append((path, (*above, _identity(path))))
+        else:
+            self.found.left_out[reason] += 1
+
+    def _kind(
+        self,
+        entry: os.DirEntry[str],
+        path: Path,
+        above: tuple[Identity, ...],
+        results: dict[str, Any],
+    ) -> tuple[str, str]:
+        """Return "file", "folder", "special" or "other", and why it is left out."""
+        try:
+            entry.name.encode()
+            status = entry.stat()
+        except UnicodeEncodeError:
+            return "other", "name that is no UTF-8"
+        except OSError:
+            link = entry.is_symlink()
+            return "special", "link that leads nowhere" if link else "file that cannot be read"
+        if stat.S_ISDIR(status.st_mode):
+            reason = self._why_not_entered(path, (status.st_dev, status.st_ino), above)
+            kind = "special" if path.suffix.lower() in _LABELS else "folder"
+            return ("other", reason) if reason else (kind, "")
+        if not stat.S_ISREG(status.st_mode):
+            return "special", "pipe, socket or device"
+        source = results.get(path.stem)
+        result = isinstance(source, str) and Path(source) != path.absolute()
+        return ("other", "result of vitdet") if result else ("file", "")
+
+    def _why_not_entered(self, path: Path, identity: Identity, above: tuple[Identity, ...]) -> str:
+        deep = len(path.parts) - len(self.found.folder.parts) > _MAX_DEPTH
+        if identity in above or deep:
+            return "folder that leads in a circle"
+        self.visits[identity] += 1
+        return "folder that many links lead to" if self.visits[identity] > _MAX_VISITS else ""
 
 
-def _why_not(
-    entry: os.DirEntry[str], path: Path, above: Iterable[Any], results: dict[str, str]
-) -> str:
-    """Return why an entry of a folder is left out, "" where it is not."""
-    try:
-        entry.name.encode()
-        status = entry.stat()
-    except UnicodeEncodeError:
-        return "name that is no UTF-8"
-    except OSError:
-        return "link that leads nowhere" if entry.is_symlink() else "file that cannot be read"
-    if stat.S_ISDIR(status.st_mode):
-        above = tuple(above)
-        looped = (status.st_dev, status.st_ino) in above or len(above) > _MAX_DEPTH
-        return "folder that leads in a circle" if looped else ""
-    if not stat.S_ISREG(status.st_mode):
-        return "pipe, socket or device"
-    source = results.get(path.stem)
-    if source is not None and Path(source) != path.absolute():
-        return "result of vitdet"
-    return ""
-
-
-def _results(marker: Path) -> dict[str, str]:
+def _results(marker: Path) -> dict[str, Any]:
     """Return {name of a result without suffix: its input} as `vitdet predict` notes it."""
     content, _ = read_json(marker)
     return content if isinstance(content, dict) else {}

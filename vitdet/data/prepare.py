@@ -105,7 +105,7 @@ def prepare_data(
     return Prepared(
         train=_stored(train, cache, earlier),
         val=_stored(val, cache, earlier),
-        class_names=class_names(train),
+        class_names=_class_names(train),
         masks=masks,
         num_images=len(_with_objects(train)),
         notes=tuple(map(one_line, notes)),
@@ -113,7 +113,11 @@ def prepare_data(
 
 
 def prepare_part(
-    folder: Path, cache: Path, *, images: Path | None = None
+    folder: Path,
+    cache: Path,
+    *,
+    images: Path | None = None,
+    class_names: Sequence[str] = (),
 ) -> tuple[tuple[str, str], tuple[str, ...]]:
     """Find the part of a data set to evaluate on: val, else test, else all of it.
 
@@ -121,6 +125,7 @@ def prepare_part(
         folder: of the data, or an annotation file, or a data.yaml.
         cache: folder for an annotation file; made when it is written.
         images: folder of the images, where they do not lie with the labels.
+        class_names: of the model: where the data have some of them, they get all, in this order.
 
     Returns:
         (annotation file, image folder), and lines for people.
@@ -132,16 +137,33 @@ def prepare_part(
     notes = [_told(found), *found.notes]
     given = next(iter(found.parts)) if folder.is_file() else "train"
     split = next(each for each in ("val", "test", WHOLE, given) if each in found.parts)
-    part = _checked(found.parts[split], notes)
+    part = _with_classes(_checked(found.parts[split], notes), class_names, notes)
     _check_objects(part, part, allow_empty=False)
     notes.append(f"evaluated is {split}, of {len(part.content['images'])} images")
     return _stored(part, cache, {}), tuple(map(one_line, notes))
 
 
-def class_names(part: Part) -> tuple[str, ...]:
+def _class_names(part: Part) -> tuple[str, ...]:
     """Return the names of a part's classes in the order of their ids."""
     categories = sorted(part.content["categories"], key=lambda each: each["id"])
     return tuple(each["name"] for each in categories)
+
+
+def _with_classes(part: Part, names: Sequence[str], notes: list[str]) -> Part:
+    """Give a part the classes of a model, where it has some of them: told by their names."""
+    own = _class_names(part)
+    if own == tuple(names) or not set(own) <= set(names):  # other classes: the evaluation says so
+        return part
+    ids = {name: number for number, name in enumerate(names, 1)}
+    numbers = {each["id"]: ids[each["name"]] for each in part.content["categories"]}
+    annotations = [
+        {**each, "category_id": numbers[each["category_id"]]}
+        for each in part.content["annotations"]
+    ]
+    categories = [{"id": number, "name": name} for name, number in ids.items()]
+    notes.append(f"{len(own)} of the model's {len(names)} classes are in the data: told by name")
+    content = {**part.content, "annotations": annotations, "categories": categories}
+    return replace(part, content=content, json_file=None)
 
 
 def _told(found: Found) -> str:

@@ -287,7 +287,7 @@ def _places(folder: Path) -> Places:
 
 
 def _images(place: Path, folder: Path, notes: list[str]) -> list[Path]:
-    if place.is_file():
+    if not place.is_dir():
         return _line_paths(place, folder, notes)
     listing = list_files(place)
     notes += [note for note in listing.notes() if note not in notes]

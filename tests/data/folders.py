@@ -1,0 +1,120 @@
+"""Tiny data sets in the three formats, and changes to them in a few words."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+# {path or pattern: what becomes of it}: text or bytes are written, None removes, a function changes
+# the json, and a word and a path do the rest: "mv:NEW", "ln:NEW" (moved, with a link left behind),
+# "to:TARGET" (a link), "img:" (an image), "pipe:".
+Changes = dict[str, str | bytes | Callable[[Any], Any] | None]
+
+SIZE = (40, 20)  # width, height of all images
+LINE = "1 0.5 0.5 0.5 0.5"
+BOX = "<bndbox><xmin>1</xmin><ymin>2</ymin><xmax>10</xmax><ymax>20</ymax></bndbox>"
+OBJECT = f"<object><name>cat</name>{BOX}</object>"
+TRAIN, VAL = (f"annotations/instances_{split}.json" for split in ("train", "val"))
+
+
+def image(path: Path, **save: Any) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", SIZE, (90, 120, 30)).save(path, **save)
+
+
+def content(*names: str) -> dict[str, Any]:
+    """Images of these names, each with an object of the second class."""
+    size = {"width": SIZE[0], "height": SIZE[1]}
+    box = {"category_id": 2, "bbox": [1, 2, 9, 8], "iscrowd": 0}
+    return {
+        "images": [{"id": i, "file_name": name, **size} for i, name in enumerate(names, 1)],
+        "annotations": [{"id": i, "image_id": i, **box} for i in range(1, len(names) + 1)],
+        "categories": [{"id": 1, "name": "cat"}, {"id": 2, "name": "dog"}],
+    }
+
+
+def change(folder: Path, changes: Changes) -> None:
+    """Change a folder as `Changes` says."""
+    for name, value in changes.items():
+        paths = sorted(folder.glob(name)) if "*" in name else [folder / name]
+        for path in paths:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            _change(folder, path, value)
+
+
+def _change(folder: Path, path: Path, value: Any) -> None:
+    word, _, rest = value.partition(":") if isinstance(value, str) else ("", "", "")
+    if value is None or word in ("to", "pipe"):
+        path.unlink(missing_ok=True)
+    if callable(value):
+        values = json.loads(path.read_text())
+        value(values)
+        value = json.dumps(values)
+    if word in ("mv", "ln"):
+        (folder / rest).parent.mkdir(parents=True, exist_ok=True)
+        path.rename(folder / rest)
+    if word == "ln":
+        path.symlink_to((folder / rest).resolve())
+    elif word == "to":
+        path.symlink_to(rest)
+    elif word == "pipe":
+        os.mkfifo(path)
+    elif word == "img":
+        image(path)
+    elif value is not None and word != "mv":
+        path.write_bytes(value.encode() if isinstance(value, str) else value)
+
+
+def coco(folder: Path) -> None:
+    for name in ("train/a.jpg", "train/b.jpg", "val/c.jpg"):
+        image(folder / name)
+    change(
+        folder, {TRAIN: json.dumps(content("a.jpg", "b.jpg")), VAL: json.dumps(content("c.jpg"))}
+    )
+
+
+def yolo(folder: Path) -> None:
+    for name in ("train/a", "train/b", "val/c"):
+        image(folder / f"images/{name}.jpg")
+        change(folder, {f"labels/{name}.txt": f"\n{LINE}\n"})
+    change(folder, described("names: [cat, dog]\n"))
+
+
+def voc(folder: Path) -> None:
+    for name in "abc":
+        image(folder / f"JPEGImages/{name}.jpg")
+        xml = f"<annotation>\n{OBJECT}\n</annotation>"
+        change(folder, {f"Annotations/{name}.xml": xml})
+
+
+FORMS = {"coco": coco, "yolo": yolo, "voc": voc}
+
+
+def named(*names: str) -> Changes:
+    """Give the training images other names in the json."""
+
+    def rename(values: dict[str, Any]) -> None:
+        for each, name in zip(values["images"], names, strict=True):
+            each["file_name"] = name
+
+    return {TRAIN: rename}
+
+
+def described(rest: str) -> Changes:
+    """Write a data.yaml that names both parts, and the rest."""
+    return {"data.yaml": f"train: images/train\nval: images/val\n{rest}"}
+
+
+def labels(line: str) -> Changes:
+    """Give all label files this line, after an empty one."""
+    return {"labels/*/*.txt": f"\n{line}\n"}
+
+
+def xml(inside: str, head: str = "", encoding: str = "utf-8") -> Changes:
+    """Write the xml of image a."""
+    return {"Annotations/a.xml": f"{head}<annotation>{inside}</annotation>".encode(encoding)}

@@ -1,0 +1,403 @@
+"""Data as people have them: each kind of oddity is read, and said where somebody may wonder."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+from folders import (
+    BOX,
+    FORMS,
+    LINE,
+    OBJECT,
+    SIZE,
+    TRAIN,
+    VAL,
+    Changes,
+    change,
+    coco,
+    content,
+    described,
+    image,
+    labels,
+    named,
+    voc,
+    xml,
+    yolo,
+)
+from PIL import Image
+
+from vitdet.data.datasets import coco_dataset
+from vitdet.data.formats import Found, find_data
+from vitdet.data.prepare import prepare_data, prepare_part
+from vitdet.utils.checks import InputError
+from vitdet.utils.files import RESULT_MARKER
+
+POSE = "0 0.5 0.5 0.4 0.4 0.4 0.4 2 0.6 0.45 0 0.42 0.6 1"
+GBK = '<?xml version="1.0" encoding="gb2312"?>'
+
+
+def _as_lvis(values: dict[str, Any]) -> None:
+    for each in values["images"]:
+        each["coco_url"] = f"http://x.org/train/{each.pop('file_name')}"
+
+
+def _other_ids(values: dict[str, Any]) -> None:
+    for key, entries in (("id", "categories"), ("category_id", "annotations")):
+        for each in values[entries]:
+            each[key] += 10
+
+
+def _with_owl(values: dict[str, Any]) -> None:
+    values["categories"][0] = {"id": 1, "name": "owl"}
+    values["annotations"][0]["category_id"] = 1
+
+
+def _with_cow(values: dict[str, Any]) -> None:
+    values["categories"].append({"id": 9, "name": "cow"})
+
+
+def _with_category_above(values: dict[str, Any]) -> None:
+    values["categories"].append({"id": 0, "name": "dog", "supercategory": "none"})
+
+
+NAMES = "names: [cat, dog]\n"
+CAPITALS: Changes = {"images": "mv:Images", "labels": "mv:Labels", "data.yaml": None}
+ONE_NAME = {"a": "train", "b": "valid"}
+READ: dict[str, dict[str, tuple[Changes, str]]] = {
+    "yolo": {
+        "as it is": ({}, "1 class without any object: cat"),
+        "linked folder": ({"images/val": "ln:../photos"}, ""),
+        "linked images": ({"images": "ln:../photos"}, ""),
+        "linked file": ({"images/val/c.jpg": "ln:../x/y.jpg"}, ""),
+        "linked labels": ({"labels": "ln:../other"}, ""),
+        "labels at the target": (
+            {"images/val": "ln:../x/images/val", "labels/val": "mv:../x/labels/val"},
+            "",
+        ),
+        "key points": (labels(POSE) | described(f"kpt_shape: [3, 3]\n{NAMES}"), "key points are"),
+        "oriented boxes": (labels("0 0.45 0.4 0.6 0.41 0.6 0.6 0.45 0.59"), ""),
+        "yes and no": (described("names: [yes, no]"), ""),
+        "numbers": (described("names: {0: 1e3, 1: 010}"), ""),
+        "null and a date": (described("names: [null, 2026-01-02]"), ""),
+        "no such val": (
+            {"data.yaml": f"train: images/train\nval: ../valid/images\n{NAMES}"},
+            "data.yaml: nothing at ../valid/images, which it names as val",
+        ),
+        "no such test": (described(f"test: ../test/images\n{NAMES}"), "nothing at ../test/images"),
+        "another machine": (
+            {
+                "data.yaml": "path: /x/y\ntrain: /x/y/images/train\n"
+                f"val: 'D:\\y\\images\\val'\n{NAMES}"
+            },
+            "D:\\y\\images\\val is found as",
+        ),
+        "capital folders": (CAPITALS | {"classes.txt": "cat\r\ndog\r\n"}, ""),
+        "names of darknet": (
+            CAPITALS
+            | {"obj.names": "cat\ndog", "obj.data": "train = data/train.txt\nvalid=val.txt"}
+            | {"train.txt": "data/Images/train/a.jpg\ndata/Images/train/b.jpg\n"}
+            | {"val.txt": "Images/val/c.jpg"},
+            "train.txt: 2 of 2 images are found by their paths' ends",
+        ),
+        "val is train": (
+            {"data.yaml": f"train: images/train\nval: images/train\n{NAMES}"},
+            "val is the same as train",
+        ),
+        "other suffixes": (
+            {
+                "images/train/b.jpg": "mv:images/train/b.HEIC",
+                "images/train/a.jpg": "mv:images/train/a.jfif",
+            },
+            "1 x .heic (convert HEIC",
+        ),
+        "label without image": ({"labels/train/x.txt": LINE}, "1 label file without image"),
+        "image without label": ({"labels/train/a.txt": None}, "train: 1 of 2 images have no label"),
+        "lines of Windows": (labels("\t1.0\t5.0E-01 +.5 .5 0.5  \r"), ""),
+        "label with a BOM": ({"labels/train/a.txt": f"\ufeff{LINE}"}, ""),
+        "results of predict": (
+            {"images/train/p/a.jpg": "img:", f"images/train/p/{RESULT_MARKER}": '{"a": "/x.jpg"}'},
+            "1 x result of vitdet",
+        ),
+        "a run": (
+            {
+                "images/train/r/looks/a.jpg": "img:",
+                "images/train/r/config.yaml": "",
+                "images/train/r/run.json": "{}",
+            },
+            "1 x folder of a run",
+        ),
+        "args.yaml of a run": ({"args.yaml": "val: true\ndata: x\n"}, ""),
+        "circle": ({"images/train/x": "to:../.."}, "1 x folder that leads in a circle"),
+        "pipe": ({"images/train/x.jpg": "pipe:"}, "1 x pipe, socket or device"),
+        "no text as name": ({os.fsdecode(b"images/train/\xff.png"): "img:"}, "1 x name that is no"),
+        "hidden": ({"images/train/._a.jpg": "x", "__MACOSX/images/a.jpg": "x"}, ""),
+    },
+    "coco": {
+        "as it is": ({}, "1 class without any object: cat"),
+        "linked": ({"train": "ln:store"}, ""),
+        "dead link": ({"train/x.jpg": "to:/nowhere"}, "1 x link that leads nowhere"),
+        "backslashes": (
+            named("train\\a.jpg", "x\\train/b.jpg"),
+            "2 of 2 images are found by their",
+        ),
+        "drive": (named("C:\\pics\\a.jpg", "C:\\pics\\b.jpg"), "2 of 2"),
+        "absolute": (named("/home/x/a.jpg", "/home/x/b.jpg"), "2 of 2"),
+        "percent": ({"train/a.jpg": "mv:train/my a.jpg"} | named("my%20a.jpg", "b.jpg"), "1 of 2"),
+        "percent as written": (
+            {"train/a.jpg": "mv:train/my%20a.jpg"} | named("my%20a.jpg", "b.jpg"),
+            "",
+        ),
+        "case": ({"train/a.jpg": "mv:train/A.JPG"}, "a.jpg is train/A.JPG"),
+        "NFC, NFD": (
+            {"train/a.jpg": "mv:train/e\u0301.jpg"} | named("\u00e9.jpg", "b.jpg"),
+            "1 of 2",
+        ),
+        "no folders": (
+            {"train/a.jpg": "mv:train/x/a.jpg", "train/b.jpg": "mv:train/y/b.jpg"},
+            "found by",
+        ),
+        "Label Studio": (named("/data/local-files/?d=train/a.jpg", "file:///x/b.jpg"), "2 of 2"),
+        "LVIS": ({TRAIN: _as_lvis}, ""),
+        "Supervisely's folders": (
+            {"train": "mv:training/img", TRAIN: "mv:training/ann.json"}
+            | {"val": "mv:validation/img", VAL: "mv:validation/ann.json"},
+            "",
+        ),
+        "dev": ({"val": "mv:dev", VAL: "mv:annotations/instances_dev.json"}, ""),
+        "BOM": ({VAL: "\ufeff" + json.dumps(content("c.jpg"))}, "as UTF-8 with a byte order mark"),
+        "UTF-16": (
+            {VAL: json.dumps(content("c.jpg")).encode("utf-16")},
+            "val.json is read as UTF-16",
+        ),
+        "val lacks a class": ({TRAIN: _with_cow}, "val has no class cow"),
+        "other ids": ({VAL: _other_ids}, "val has other ids of 2 classes: they are told by name"),
+        "only val has it": ({VAL: _with_owl}, "only val has objects of owl"),
+        "Roboflow": ({TRAIN: _with_category_above}, "left out: the category dog"),
+        "unnamed images": ({"train/x.jpg": "img:"}, "1 image files that no json names"),
+    },
+    "voc": {
+        "linked": ({"JPEGImages": "ln:../photos"}, ""),
+        "Annotation": ({"Annotations": "mv:Annotation"}, ""),
+        "xmls, pictures": ({"Annotations": "mv:xmls", "JPEGImages": "mv:pictures"}, ""),
+        "labels, images": ({"Annotations": "mv:labels", "JPEGImages": "mv:images"}, ""),
+        "capital suffix": ({"Annotations/a.xml": "mv:Annotations/a.XML"}, ""),
+        "lists": (
+            {"ImageSets/Main/train.txt": "a.jpg\nVOC/b.jpg 1\n", "ImageSets/Main/val.txt": "c"},
+            "",
+        ),
+        "no list": (
+            {"ImageSets/Main/train.txt": "a\n"},
+            "2 xml files that no list of ImageSets names",
+        ),
+        "parts": (xml(OBJECT.replace("</o", f"<part><name>head</name>{BOX}</part></o")), ""),
+        "image without xml": ({"JPEGImages/x.jpg": "img:"}, "1 image without xml"),
+        "one name in two folders": (
+            {f"Annotations/{name}.xml": f"mv:{part}/1.xml" for name, part in ONE_NAME.items()}
+            | {f"JPEGImages/{name}.jpg": f"mv:{part}/1.jpg" for name, part in ONE_NAME.items()}
+            | {"Annotations/c.xml": "mv:train/c.xml", "JPEGImages/c.jpg": "mv:train/c.jpg"},
+            "",
+        ),
+        "gb2312": (xml(OBJECT.replace("cat", "方块"), GBK, "gbk"), ""),
+        "UTF-16": (xml(OBJECT, '<?xml version="1.0" encoding="utf-16"?>', "utf-16"), ""),
+        "BOM": (xml(OBJECT, '<?xml version="1.0"?>', "utf-8-sig"), ""),
+    },
+}
+# Class names and numbers of objects where they are not those of the builders.
+EXPECTED: dict[str, tuple[tuple[str, ...], int]] = {
+    "yes and no": (("yes", "no"), 3),
+    "numbers": (("1e3", "010"), 3),
+    "null and a date": (("null", "2026-01-02"), 3),
+    "no such val": (("cat", "dog"), 2),
+    "val is train": (("cat", "dog"), 4),
+    "other suffixes": (("cat", "dog"), 2),
+    "image without label": (("cat", "dog"), 2),
+    "val lacks a class": (("cat", "dog", "cow"), 3),
+    "only val has it": (("cat", "dog", "owl"), 3),
+    "no list": (("cat",), 1),
+    "gb2312": (("cat", "方块"), 3),
+}
+
+
+def objects(found: Found) -> int:
+    return sum(len(part.content["annotations"]) for part in found.parts.values())
+
+
+@pytest.mark.parametrize(("form", "kind"), [(form, kind) for form in READ for kind in READ[form]])
+def test_is_read_and_said(tmp_path: Path, form: str, kind: str) -> None:
+    folder = tmp_path / "data"
+    FORMS[form](folder)
+    changes, note = READ[form][kind]
+    change(folder, changes)
+    before = {path: path.lstat().st_mtime_ns for path in folder.rglob("*")}
+    found = find_data(folder)
+    default = (("cat",) if form == "voc" else ("cat", "dog"), 3)
+    assert (found.class_names, objects(found)) == EXPECTED.get(kind, default)
+    assert any(note in each for each in found.notes) or not note, found.notes
+    for part in found.parts.values():
+        used = {each["category_id"] for each in part.content["annotations"]}
+        assert used <= {each["id"] for each in part.content["categories"]}
+        for each in part.content["images"]:
+            assert (part.images / each["file_name"]).is_file()
+    assert {path: path.lstat().st_mtime_ns for path in folder.rglob("*")} == before
+
+
+def test_boxes_are_right(tmp_path: Path) -> None:
+    for form, box in (("yolo", [10, 5, 20, 10]), ("voc", [0, 1, 10, 19])):
+        FORMS[form](tmp_path / form)
+        part = next(iter(find_data(tmp_path / form).parts.values()))
+        assert [each["bbox"] for each in part.content["annotations"]][:2] == [box, box]
+    change(tmp_path / "yolo", labels(POSE) | described(f"kpt_shape: [3, 3]\n{NAMES}"))
+    each = find_data(tmp_path / "yolo").parts["train"].content["annotations"][0]
+    assert (each["bbox"], each["category_id"], "segmentation" in each) == ([12, 6, 16, 8], 1, False)
+    change(tmp_path / "voc", xml(OBJECT.replace("<xmin>1<", "<xmin>0<")))
+    found = find_data(tmp_path / "voc")
+    assert found.parts["all"].content["annotations"][0]["bbox"] == [0, 2, 10, 18]
+    assert "a box begins at 0, so all are read as counted from 0" in found.notes
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    image(tmp_path / "yolo/images/train/a.jpg", exif=exif)
+    part = find_data(tmp_path / "yolo").parts["train"]
+    assert (part.content["images"][0]["height"], part.content["images"][0]["width"]) == SIZE
+    assert part.content["annotations"][0]["bbox"] == [6, 12, 8, 16]
+
+
+@pytest.mark.parametrize(
+    ("flag", "crowd"), [("1", 1), ("0", 0), ("", 0), ("Unspecified", 0), ("true", 1), ("nan", 0)]
+)
+def test_difficult(tmp_path: Path, flag: str, crowd: int) -> None:
+    voc(tmp_path)
+    change(tmp_path, xml(OBJECT.replace("</o", f"<difficult>{flag}</difficult></o")))
+    assert find_data(tmp_path).parts["all"].content["annotations"][0]["iscrowd"] == crowd
+
+
+def test_voc_polygons_and_masks(tmp_path: Path) -> None:
+    voc(tmp_path)
+    points = [(2, 3), (9, 3), (9, 12)]
+    polygon = "".join(f"<x{i}>{x}</x{i}><y{i}>{y}</y{i}>" for i, (x, y) in enumerate(points, 1))
+    change(tmp_path, xml(OBJECT.replace("</o", f"<polygon>{polygon}</polygon></o")))
+    each = find_data(tmp_path).parts["all"].content["annotations"][0]
+    assert each["segmentation"] == [[1, 2, 8, 2, 8, 11]]
+    change(tmp_path, {"SegmentationObject/a.png": "img:"})
+    assert any("masks of 1 of 3 images" in note for note in find_data(tmp_path).notes)
+    change(tmp_path, {"SegmentationObject/b.png": "img:", "SegmentationObject/c.png": "img:"})
+    with pytest.raises(InputError, match=r"a\.png: expected 20 x 40 pixels .*of 1 objects"):
+        find_data(tmp_path)
+
+
+def test_images_elsewhere(tmp_path: Path) -> None:
+    for form, build in FORMS.items():
+        build(tmp_path / form)
+    image(tmp_path / "old/a.jpg")  # an absolute name does not win over the folder that was named
+    here = str(tmp_path / "old/a.jpg")
+    change(tmp_path / "coco", {"train": "mv:../pictures/train", **named(here, "b.jpg")})
+    image(tmp_path / "pictures/c.jpg")
+    found = find_data(tmp_path / "coco", images=tmp_path / "pictures")
+    assert found.parts["train"].content["images"][0]["file_name"] == "train/a.jpg"
+    assert objects(found) == 3
+    change(tmp_path / "voc", {"JPEGImages": "mv:../store"})
+    assert objects(find_data(tmp_path / "voc", images=tmp_path / "store")) == 3
+    change(tmp_path / "yolo", {"images": "mv:../photos", "data.yaml": None})
+    change(tmp_path / "yolo", {"classes.txt": "cat\ndog\n"})
+    found = find_data(tmp_path / "yolo", images=tmp_path / "photos")
+    assert (set(found.parts), objects(found)) == ({"train", "val"}, 3)
+
+
+def test_a_name_that_may_mean_two_files_is_not_guessed(tmp_path: Path) -> None:
+    coco(tmp_path)
+    change(tmp_path, {"train/a.jpg": "mv:train/x/a.jpg", "train/y/a.jpg": "img:"})
+    part = find_data(tmp_path).parts["train"]
+    assert [each["file_name"] for each in part.content["images"]] == ["a.jpg", "b.jpg"]
+    with pytest.raises(InputError, match="missing image"):
+        coco_dataset(*prepare_data(tmp_path, tmp_path / "run/data").train)
+    # nor is one file taken for two images
+    change(tmp_path, named("one/b.jpg", "two/b.jpg"))
+    with pytest.raises(InputError, match=r"expected a folder that holds one/b\.jpg"):
+        find_data(tmp_path)
+
+
+def test_paths_on_the_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    coco(tmp_path / "data")
+    yolo(tmp_path / "yolo")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    for good in ("~/data", f"file://{tmp_path}/data", "data/annotations/../", "yolo/data.yaml"):
+        assert objects(find_data(Path(good))) == 3
+    change(tmp_path, {"pipe": "pipe:", "loop": "to:loop", "x.zip": b"PK\x03\x04", "x.csv": "a,b"})
+    for path, wanted in {
+        "none": "data: expected a folder none, got nothing at this path. Check the path.",
+        "data ": "Did you mean 'data', without the blank",
+        "data\\": "Did you mean 'data/'",
+        "https://x.org/d.zip": "Download it first",
+        "pipe": "pipe: expected a file, got a pipe",
+        "loop": "got a link that leads nowhere",
+        "x.zip": "got a zip archive .unpack it and give the folder",
+        "x.csv": r"expected a folder, a json in COCO's format or a data\.yaml, got another file",
+        "x" * 5000: "nothing at this path",
+    }.items():
+        with pytest.raises(InputError, match=wanted):
+            find_data(Path(path))
+
+
+# --- parts, and what a training stops at ----------------------------------------------------------
+
+
+def test_parts_of_a_training_and_of_an_evaluation(tmp_path: Path) -> None:
+    coco(tmp_path)
+    run = tmp_path / "run/data"
+    bad = '{"images": [], "annotations": [], "categories": 3}'
+    change(tmp_path, {TRAIN: "mv:train.json", VAL: "mv:val.json", "test.json": bad})
+    # the test part is not read for a training
+    assert prepare_data(tmp_path, run).train[0] == str(tmp_path / "train.json")
+    Image.new("RGB", SIZE).save(tmp_path / "train/b.jpg")
+    change(tmp_path, {"test.json": json.dumps(content("a.jpg", "b.jpg"))})
+    (annotations, images), notes = prepare_part(tmp_path, run)
+    assert (annotations, images) == (str(tmp_path / "val.json"), str(tmp_path / "val"))
+    assert notes[-1] == "evaluated is val, of 1 images"
+    # images of a json are found as for a training
+    assert prepare_part(tmp_path / "train.json", run)[0][1] == str(tmp_path / "train")
+    # classes are told by their names, in the model's order
+    annotations = prepare_part(tmp_path, run, class_names=("dog", "owl", "cat"))[0][0]
+    written = json.loads(Path(annotations).read_text())
+    assert [each["name"] for each in written["categories"]] == ["dog", "owl", "cat"]
+    assert [each["category_id"] for each in written["annotations"]] == [1]
+    assert prepare_part(tmp_path, run, class_names=("dog",))[0][0] == str(tmp_path / "val.json")
+    change(tmp_path, {"val.json": None, "train.json": None})
+    assert prepare_part(tmp_path, run)[0][0] == str(tmp_path / "test.json")
+    with pytest.raises(InputError, match="images to train on, got COCO json with test only"):
+        prepare_data(tmp_path, run)
+    # a file that the user names is what he trains on, whatever its name
+    assert prepare_data(tmp_path / "test.json", run, val_fraction=0.5).num_images == 1
+
+
+def test_a_part_without_objects_is_an_error_unless_it_is_asked_for(tmp_path: Path) -> None:
+    coco(tmp_path)
+    change(tmp_path, {VAL: lambda values: values.update(annotations=[])})
+    wanted = r"validation part .*val\.json: expected images with objects, got none in 1 image, "
+    with pytest.raises(InputError, match=f"{wanted}.*--allow-empty"):
+        prepare_data(tmp_path, tmp_path / "run")
+    assert prepare_data(tmp_path, tmp_path / "run", allow_empty=True).num_images == 2
+    with pytest.raises(InputError, match="objects to evaluate on, got none in 1 image"):
+        prepare_part(tmp_path, tmp_path / "run")
+    change(tmp_path, {TRAIN: lambda values: values.update(annotations=[])})
+    with pytest.raises(InputError, match=r"training part .*got none in 2 images\. Add labels"):
+        prepare_data(tmp_path, tmp_path / "run", allow_empty=True)
+
+
+def test_faults_of_voc_stop_a_training_and_name_the_xml(tmp_path: Path) -> None:
+    voc(tmp_path)
+    size = "<size><width>{}</width><height>{}</height></size>"
+    for inside, wanted in (
+        (size.format(80, 20) + OBJECT, "the size of a.jpg, 40 x 20"),
+        (OBJECT.replace("<xmin>1<", "<xmin>11<"), "xmin below xmax .*xmin 11, .*xmax 10"),
+    ):
+        change(tmp_path, xml(inside))
+        assert len(find_data(tmp_path).parts["all"].problems) == 1  # a check goes on
+        with pytest.raises(InputError, match=rf"Annotations/a\.xml: expected {wanted}"):
+            prepare_data(tmp_path, tmp_path / "run")
+    change(tmp_path, xml(size.format(0, 0) + OBJECT) | {"JPEGImages/b.jpg": "no image"})
+    with pytest.raises(InputError, match=r"JPEGImages/b\.jpg"):
+        prepare_data(tmp_path, tmp_path / "run")
