@@ -82,6 +82,8 @@ READ: dict[str, tuple[dict[str, Any], str | None, dict[str, Any]]] = {
         "box in another form",
         {},
     ),
+    "box of the mask": ({"bbox": None}, "missing box", {"bbox": [20, 10, 12, 12]}),
+    "box of the mask too": ({"bbox": []}, "missing box", {"bbox": [20, 10, 12, 12]}),
     "box over the edge": (
         {"bbox": [20, 10, 22, 12]},
         "box over the edge",
@@ -192,7 +194,7 @@ FAULTS: dict[str, tuple[dict[str, Any], str, str, tuple[bool, bool]]] = {
     "box of nan": ({"bbox": [20, float("nan"), 1, 1]}, "wrong box", "taken from", (True, True)),
     "endless box": ({"bbox": [20, 10**400, 1, 1]}, "wrong box", "taken from", (True, True)),
     "box of words": ({"bbox": ["a", 5, 1, 8]}, "wrong box", "taken from", (True, True)),
-    "no box": ({"bbox": None}, "wrong box", "taken from the mask", (True, True)),
+    "no box": ({"bbox": None, "segmentation": []}, "wrong box", "left out", (False, False)),
     "negative width": ({"bbox": [30, 10, -12, 12]}, "empty box", "taken from", (True, True)),
     "box outside": ({"bbox": [50, 10, 12, 12]}, "box outside", "taken from", (True, True)),
     "no box, no mask": (

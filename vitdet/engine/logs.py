@@ -74,6 +74,13 @@ class _BesideABar(logging.StreamHandler):
         with tqdm.external_write_mode(file=self.stream):
             super().emit(record)
 
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 (logging's)
+        """Print no more where nobody reads or the disk is full: the run goes on, and log.txt."""
+        if isinstance(sys.exc_info()[1], OSError):
+            self.setLevel(logging.CRITICAL + 1)
+        else:
+            super().handleError(record)
+
 
 def clock(seconds: float) -> str:
     """Return a time as "h:mm:ss"."""
