@@ -24,7 +24,7 @@ test: env
 	$(RUN) -m pytest $(WORKERS)
 
 quick: env
-	$(RUN) -m pytest $(WORKERS) -m "not slow"
+	$(RUN) -m pytest $(WORKERS) -m "not slow and not nightly"
 
 lint: env
 	$(RUN) -m ruff check

@@ -103,7 +103,7 @@ def measure(model: nn.Module, part: str, sides: list[int], folder: Path, count: 
     graph = graph_of(model, part)
     with tempfile.TemporaryDirectory() as place:
         out = Path(place) / "model.onnx"
-        onnx_file.write(graph, out, example_image(graph, torch.uint8))
+        onnx_file.write(graph, out, example_image(graph))
         run = onnx_file.load(out)
         for side in sides:
             images = [resized(pixels, side) for pixels in pictures(folder, count)]

@@ -5,9 +5,12 @@ from __future__ import annotations
 import argparse
 import collections
 import datetime
+import io
 import pickle
 import random
 import resource
+import time
+import warnings
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -20,6 +23,7 @@ from torch import nn
 
 from vitdet import checkpoint
 from vitdet.backbones.vit import ViT
+from vitdet.utils import safe_pickle
 from vitdet.utils.checks import InputError
 
 ARRAYS = {
@@ -149,14 +153,134 @@ def test_crafted_pickle_is_one_clear_line(tmp_path: Path, name: str) -> None:
     assert "\n" not in str(error.value)
 
 
-def test_shared_parts_are_visited_once(tmp_path: Path) -> None:
-    # each list holds the one before twice: 2**60 parts for whoever walks them all
-    part: list[Any] = [1]
-    for _ in range(60):
-        part = [part, part]
-    path = tmp_path / "shared.pkl"
-    path.write_bytes(pickle.dumps({"a": part}))
-    assert len(checkpoint.read(path)["a"]) == 2
+def _long(number: int) -> bytes:
+    data = number.to_bytes(10, "little", signed=True)
+    return b"\x8a" + bytes([len(data)]) + data
+
+
+def _nested(opening: bytes, closing: bytes, count: int) -> bytes:
+    return opening * count + closing * count
+
+
+_LIST_OF_DEEP = b"](" + b"N" + b"\x85" * 200_000 + b"e\x85R"
+# description of a content each, that a few bytes make costly or fatal for who reads it
+HOSTILE = {
+    "a key of deep tuples": b"}" + b"N" + b"\x85" * 200_000 + b"Ns.",
+    "keys of deep tuples": b"}(" + b"N" + b"\x85" * 200_000 + b"Nu.",
+    "a dictionary of deep tuples": b"(" + b"N" + b"\x85" * 200_000 + b"Nd.",
+    "deep tuples by marks": b"}" + _nested(b"(", b"t", 200_000) + b"Ns.",
+    "a set of deep tuples": b"cbuiltins\nset\n" + _LIST_OF_DEEP + b".",
+    "a new set of deep tuples": b"\x8f(" + b"N" + b"\x85" * 200_000 + b"\x90.",
+    "a frozen set of deep tuples": b"(" + b"N" + b"\x85" * 200_000 + b"\x91.",
+    "a counter of deep tuples": b"ccollections\nCounter\n" + _LIST_OF_DEEP + b".",
+    "numbers that collide": b"}("
+    + b"".join(_long((2**61 - 1) * i) + b"N" for i in range(20_000))
+    + b"u.",
+    "pairs whose numbers collide": b"ccollections\nOrderedDict\n]("
+    + b"".join(_long((2**61 - 1) * i) + b"N\x86" for i in range(20_000))
+    + b"e\x85R.",
+    "tuples as keys": b"}("
+    + b"".join(_long(i) + _long(i) + b"\x86N" for i in range(20_000))
+    + b"u.",
+    "a list in itself": b"}X\x01\x00\x00\x00a]q\x01h\x01as.",
+    "a dictionary in itself": b"}q\x01X\x01\x00\x00\x00ah\x01s.",
+    "shared lists": b"}X\x01\x00\x00\x00a]q\x01"
+    + b"".join(b"0](h%ch%ceq%c" % (i, i, i + 1) for i in range(1, 60))
+    + b"s.",
+    "steps without end": b"N0" * 400_000 + b"}.",
+    "a list as a key": b"}]Ns.",
+}
+
+
+def _as_torch(description: bytes) -> bytes:
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:
+        archive.writestr("a/data.pkl", b"\x80\x02" + description)
+        archive.writestr("a/version", b"3\n")
+    return buffer.getvalue()
+
+
+def _as_old_torch(description: bytes) -> bytes:
+    head = [0x1950A86A20F9469CFC6C, 1001, {"little_endian": True}]
+    return b"".join(pickle.dumps(each, 2) for each in head) + b"\x80\x02" + description
+
+
+def _as_script(description: bytes) -> bytes:
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:
+        archive.writestr("a/data.pkl", b"\x80\x02" + description)
+        archive.writestr("a/constants.pkl", b"\x80\x02).")
+    return buffer.getvalue()
+
+
+CONTAINERS = {
+    "a.pkl": lambda description: b"\x80\x02" + description,
+    "a.pth": _as_torch,
+    "a.bin": _as_old_torch,
+    "a.pt": _as_script,
+}
+
+
+@pytest.mark.parametrize("file", CONTAINERS)
+@pytest.mark.parametrize("name", HOSTILE)
+def test_hostile_pickle_is_one_line_in_bounded_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, file: str
+) -> None:
+    monkeypatch.setattr(safe_pickle._Steps, "left", 600_000)  # that the test is short
+    path = tmp_path / file
+    path.write_bytes(CONTAINERS[file](HOSTILE[name]))
+    started = time.process_time()
+    for trust in (False, True)[: 1 + (file == "a.pkl")]:
+        with pytest.raises(InputError, match=r"checkpoint .*/a\.\w+: ") as error:
+            checkpoint.read(path, trust=trust)
+        assert str(error.value).isprintable()
+    assert time.process_time() - started < 20
+
+
+def test_keys_that_files_have(tmp_path: Path) -> None:
+    content = {"state": {0: torch.ones(1), 7: {}}, None: 1, (1, "a"): 2, True: 3, 0.5: 4, b"x": 5}
+    state = nn.BatchNorm2d(2).state_dict()  # has an attribute of its own
+    for zipped in (True, False):
+        path = tmp_path / f"{zipped}.pth"
+        whole = {**content, "model": state, "options": argparse.Namespace(a=1)}
+        torch.save(whole, path, _use_new_zipfile_serialization=zipped)
+        read = checkpoint.read(path)
+        assert list(read) == list(whole)
+        assert list(read["state"]) == [0, 7]
+        assert list(read["model"]) == list(state)
+
+
+APPENDED = {
+    "a few bytes": lambda whole: whole + b"x",
+    "more than a comment may have": lambda whole: whole + bytes(65_558),
+    "another archive": lambda whole: whole + _as_torch(b"}."),
+    "a comment": lambda whole: whole[:-2] + b"\3\0abc",
+    "an archive before it": lambda whole: _as_torch(b"}.") + whole,
+}
+
+
+@pytest.mark.parametrize("name", APPENDED)
+def test_an_archive_with_more_than_an_archive_is_damaged(tmp_path: Path, name: str) -> None:
+    values, path = torch.linspace(1, 2, 64), tmp_path / "a.pth"
+    torch.save({"w": values}, path)
+    whole = bytearray(path.read_bytes())
+    whole[whole.index(values.numpy().tobytes()) + 7] ^= 1  # torch.load would not see it
+    path.write_bytes(APPENDED[name](bytes(whole)))
+    with pytest.raises(InputError, match=r"a\.pth: it cannot be read"):
+        checkpoint.read(path)
+
+
+def test_an_archive_with_two_parts_of_one_name_is_damaged(tmp_path: Path) -> None:
+    path = tmp_path / "a.pth"
+    torch.save({"w": torch.ones(8)}, path)
+    for name in ("a/data/0", "A/DATA/0"):
+        whole = path.read_bytes()
+        with zipfile.ZipFile(path, "a") as archive, warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            archive.writestr(name, bytes(32))
+        with pytest.raises(InputError, match="two parts of one name"):
+            checkpoint.read(path)
+        path.write_bytes(whole)
 
 
 def test_archive_that_unpacks_to_more_than_itself(tmp_path: Path) -> None:
@@ -373,3 +497,57 @@ def test_weights_of_finds_the_state_dict() -> None:
     assert checkpoint.weights_of({"model": weights, "epoch": 3}, source="x") == (weights, [])
     with pytest.raises(InputError, match=r"got the keys state_dict, epoch\. Convert it first"):
         checkpoint.weights_of({"state_dict": weights, "epoch": 3}, source="x.pth")
+
+
+# --- values ------------------------------------------------------------------------------------
+
+ODD_VALUES: dict[str, tuple[Callable[[torch.Tensor], torch.Tensor], str]] = {
+    "not a number": (lambda t: t * float("nan"), "expected finite weights, got 16 values that"),
+    "infinite": (
+        lambda t: t.index_fill(0, torch.tensor([3]), float("inf")),
+        "expected finite weights, got 1 values that",
+    ),
+    "int8": (
+        lambda t: t.to(torch.int8),
+        "expected floating point numbers as the model's, got int8",
+    ),
+    "complex": (lambda t: t.to(torch.complex64), "expected .*, got complex64"),
+    "float8": (lambda t: t.to(torch.float8_e4m3fn), "expected .*, got float8_e4m3fn"),
+    "bool": (lambda t: t.bool(), "expected .*, got bool"),
+}
+
+
+@pytest.mark.parametrize("name", ODD_VALUES)
+@pytest.mark.parametrize("half", [False, True])
+def test_weights_are_finite_numbers_or_refused(name: str, half: bool) -> None:
+    change, message = ODD_VALUES[name]
+    model = tiny()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    state = model.state_dict()
+    key = "blocks.0.norm1.weight"
+    state[key] = change(state[key].half() if half else state[key])
+    with pytest.raises(
+        InputError, match=rf"x\.pth: .*blocks\.0\.norm1\.weight.*{message}"
+    ) as error:
+        checkpoint.load_weights(model, state, source="x.pth")
+    assert "\n" not in str(error.value)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+def test_other_precisions_and_counters_load() -> None:
+    model = nn.BatchNorm2d(3)
+    for dtype in (torch.float16, torch.bfloat16, torch.float64):
+        state = {k: v.to(dtype) if v.ndim else v + 4 for k, v in model.state_dict().items()}
+        checkpoint.load_weights(model, state, source="x.pth")
+        assert model.num_batches_tracked == state["num_batches_tracked"]
+    state["num_batches_tracked"] = torch.tensor(1.5)
+    message = r"num_batches_tracked: expected int64 as the model's, got float32"
+    with pytest.raises(InputError, match=message):
+        checkpoint.load_weights(model, state, source="x.pth")
+
+
+@pytest.mark.parametrize("number", [99, 0, "1", None, [1]])
+def test_a_file_of_another_format_is_named(number: object) -> None:
+    content = {"model": {"w": torch.ones(1)}, "vitdet": {"format": number}}
+    with pytest.raises(InputError, match=r"x\.pth: expected format 1, got format"):
+        checkpoint.weights_of(content, source="x.pth")

@@ -453,11 +453,23 @@ def test_bad_masks(data, mask, got):
         evaluate_results(data.json_file, [GOOD | {"segmentation": mask}], "segm")
 
 
-@pytest.mark.parametrize("mask", [{"size": [80, 60], "counts": "1"}, {"counts": "1"}])
-def test_masks_of_another_size(data, mask):
-    with pytest.raises(
-        InputError, match=r"expected a mask of size \[60, 80\] \(height, width\), got"
-    ):
+WHOLE = encode(np.ones((1, HEIGHT, WIDTH), bool))[0]
+
+
+@pytest.mark.parametrize(
+    "mask",
+    [
+        {"size": [80, 60], "counts": WHOLE["counts"]},
+        {"counts": WHOLE["counts"]},
+        *(WHOLE | {"counts": counts} for counts in ("", "zz", "PPPPPP", "é", 3 * WHOLE["counts"])),
+    ],
+)
+def test_masks_that_do_not_cover_their_image(data, mask):
+    """pycocotools would compute with some of them for hours."""
+    text = (
+        r"result 0: expected run lengths that cover the image's size \(60, 80\) \(height, width\)"
+    )
+    with pytest.raises(InputError, match=text):
         evaluate_results(data.json_file, [GOOD | {"segmentation": mask}], "segm")
 
 
@@ -508,8 +520,9 @@ def test_objects_that_cannot_count_are_left_out_and_said(data, caplog, values, t
     assert got["per_category_AP"] == {3: pytest.approx(0.5), 7: pytest.approx(1)}
 
 
-def test_objects_without_mask_do_not_count_for_masks(data, caplog):
-    content = _spoiled(data, segmentation=[[1, 1, 5]])
+@pytest.mark.parametrize("mask", [[[1, 1, 5]], [[1e9, 1, 5, 5, 3, 2]], WHOLE | {"counts": "zz"}])
+def test_objects_without_mask_do_not_count_for_masks(data, caplog, mask):
+    content = _spoiled(data, segmentation=mask)
     content["annotations"][1]["segmentation"] = []
     assert math.isnan(evaluate_results(content, [], "segm")["per_category_AP"][7])
     assert [record.getMessage() for record in caplog.records] == [
@@ -603,9 +616,16 @@ def test_bad_files(data, tmp_path):
 
 
 def test_bad_arguments(data):
-    with pytest.raises(InputError, match="got iou_type='keypoints' and max_dets=100"):
+    with pytest.raises(InputError, match="results: expected a list or a file, got a dict"):
+        evaluate_results(data.json_file, {}, "bbox")  # pyright: ignore[reportArgumentType]
+    content = {**data.content, "images": [{**data.content["images"][0], "id": "x"}]}
+    with pytest.raises(InputError, match="expected whole numbers as ids of \"images\", got 'x'"):
+        evaluate_results(content, [], "bbox")
+    with pytest.raises(InputError, match="got iou_type='keypoints', style='coco' and"):
         evaluate_results(data.json_file, [], "keypoints")
-    with pytest.raises(InputError, match="got iou_type='bbox' and max_dets=0"):
+    with pytest.raises(InputError, match=r"got iou_type='bbox', .* max_dets=0"):
         evaluate_results(data.json_file, [], "bbox", 0)
-    with pytest.raises(InputError, match="LVIS categories: expected a frequency each, got none"):
+    with pytest.raises(
+        InputError, match="LVIS categories: expected a frequency r, c or f each, got none"
+    ):
         evaluate_results(data.json_file, [], "bbox", style="lvis")

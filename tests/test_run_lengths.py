@@ -4,7 +4,7 @@ import numpy as np
 import pycocotools.mask as mask_util
 import pytest
 
-from vitdet.utils.run_lengths import encode
+from vitdet.utils.run_lengths import covers, encode
 
 
 def _theirs(masks: np.ndarray) -> list[dict]:
@@ -69,3 +69,19 @@ def test_masks_that_lie_otherwise_in_memory():
 
 def test_no_masks():
     assert encode(np.zeros((0, 20, 30), dtype=bool)) == []
+
+
+def test_run_lengths_that_cover_their_image():
+    rng = np.random.default_rng(0)
+    for density in (0, 0.01, 0.5, 0.99, 1):
+        pixels = rng.random((30, 70, 90)) < density
+        for mask, encoded in zip(pixels, encode(pixels), strict=True):
+            assert covers(encoded, (70, 90))
+            assert covers(encoded | {"counts": encoded["counts"].encode()}, (70, 90))
+            assert not covers(encoded, (90, 70))
+            for wrong in (encoded["counts"] + "1", encoded["counts"][:-1], "", 7, [6299]):
+                assert not covers(encoded | {"counts": wrong}, (70, 90))
+            ends = np.flatnonzero(np.diff(mask.ravel(order="F"), prepend=False))
+            counts = np.diff([0, *ends, mask.size]).tolist()
+            assert covers(encoded | {"counts": counts}, (70, 90))
+            assert not covers(encoded | {"counts": [*counts, -1, 1]}, (70, 90))

@@ -37,10 +37,10 @@ _DAMAGE = (
     *(RuntimeError, ValueError, TypeError, LookupError, AttributeError, ArithmeticError),
     *(AssertionError, ImportError, RecursionError),
 )
-_FOLDER_BIT = 0x10  # of MS-DOS, in a zip entry's external attributes
 FORMAT = 1  # of what this project writes beside the weights
 WEIGHTS = ("model", "ema")  # which a detector may take of a file
 AVERAGE = "ema_state"  # moving average, as in EVA's published files (EVA-02/det, modeling/ema.py)
+_FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 _CONVERT = "python converter.py --source-model {} --output-model OUT.pth --config-file YOUR_RECIPE"
 
 
@@ -231,6 +231,7 @@ def load_weights(
             another size, another format.
     """
     check_fits(model, state_dict, source=source, initialised=initialised)
+    _check_values(model.state_dict(), state_dict, source)
     model.load_state_dict(_with_own_rows(model, state_dict, initialised, source), strict=False)
 
 
@@ -260,6 +261,24 @@ def check_fits(
         expected = f"the model's {len(target)}"
         remedy = _remedy(missing, unexpected, source)
         fail(f"{source}: names", expected=expected, got=got, remedy=remedy)
+
+
+def _check_values(
+    target: Mapping[str, torch.Tensor], given: Mapping[str, torch.Tensor], source: str
+) -> None:
+    """Raise InputError for numbers of another kind than the model's, and such that are none."""
+    for name, tensor in given.items():
+        theirs, ours = tensor.dtype, target[name].dtype
+        if theirs != ours and not (ours.is_floating_point and theirs in _FLOATS):
+            kind = "floating point numbers" if ours in _FLOATS else f"{ours}".split(".")[-1]
+            expected, got = f"{kind} as the model's", f"{theirs}".split(".")[-1]
+            remedy = "Convert the weights to float32 in the program that wrote the file."
+            fail(f"{source}: {name}", expected=expected, got=got, remedy=remedy)
+        wrong = 0 if bool(tensor.isfinite().all()) else int((~tensor.isfinite()).sum())
+        if wrong:
+            expected, got = "finite weights", f"{wrong} values that are not finite"
+            remedy = "That training diverged: take an earlier checkpoint."
+            fail(f"{source}: {name}", expected=expected, got=got, remedy=remedy)
 
 
 def _with_own_rows(
@@ -340,16 +359,23 @@ def _read_pickle(path: Path) -> Any:
         _damaged(path, error)
 
 
+def _starts_as_archive(path: Path) -> bool:
+    with path.open("rb") as file:
+        return file.read(4) == b"PK\3\4"  # torch looks at no more
+
+
 def _read_torch(path: Path, *, trust: bool) -> Any:
     size = path.stat().st_size
     try:
-        if torchscript.is_archive(path):
+        script, pickled = False, None
+        if _starts_as_archive(path):
+            script, pickled = torchscript.check_archive(path)
+        if script:
             return safe_pickle.finish(torchscript.load(path), size)
-        if zipfile.is_zipfile(path):
-            _check_archive(path)
         if trust:
             whole = torch.load(path, map_location="cpu", weights_only=False)
             return safe_pickle.finish(whole, size)
+        safe_pickle.scan(path, pickled)
         harmless = [(stand_in, name) for name, stand_in in safe_pickle.NUMPY.items()]
         allowed = torch.serialization.safe_globals([argparse.Namespace, *harmless])
         with allowed, warnings.catch_warnings():
@@ -369,19 +395,3 @@ def _read_torch(path: Path, *, trust: bool) -> Any:
         # torch puts the cause between pieces of advice that do not hold here
         cause = str(error).rsplit("WeightsUnpickler error:", 1)[-1]
         _damaged(path, cause.split("Check the documentation", 1)[0])
-
-
-def _check_archive(path: Path) -> None:
-    with zipfile.ZipFile(path) as archive:
-        members = archive.infolist()
-    size = sum(member.file_size for member in members)
-    if size > path.stat().st_size or any(member.compress_type for member in members):
-        _damaged(path, "it is compressed, as no torch file is")
-    # torch reads nothing from a part with this bit, and gives whatever its memory holds
-    if any(member.external_attr & _FOLDER_BIT for member in members):
-        _damaged(path, "one of its parts calls itself a folder")
-    # torch.load does not look at the checksums that torch.save wrote
-    with zipfile.ZipFile(path) as archive:
-        broken = archive.testzip()
-    if broken:
-        _damaged(path, f"the checksum of its part {broken} is wrong")

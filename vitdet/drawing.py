@@ -93,7 +93,8 @@ def _draw_mask(drawn: np.ndarray, mask: np.ndarray, colour: Colour, line: int) -
     """Tint the pixels of a mask and draw its outline, that of its holes too."""
     mask = np.asarray(mask, dtype=np.uint8)
     if mask.shape != drawn.shape[:2]:
-        mask = cv2.resize(mask, drawn.shape[1::-1], interpolation=cv2.INTER_NEAREST)
+        larger = cv2.resize(255 * mask, drawn.shape[1::-1], interpolation=cv2.INTER_LINEAR)
+        mask = (larger > 127).astype(np.uint8)
     x, y, width, height = cv2.boundingRect(mask)
     if not width:
         return

@@ -174,7 +174,13 @@ class CocoEvaluator(DatasetEvaluator):
         data = self._dataset
         images = [record["image_id"] for record in data.records]
         scores = evaluate_results(
-            truth, results, iou_type, self._max_dets, style=data.style, image_ids=images
+            truth,
+            results,
+            iou_type,
+            self._max_dets,
+            style=data.style,
+            image_ids=images,
+            encoded_here=True,
         )
         by_id = scores.pop("per_category_AP")
         classes = zip(data.class_names, data.class_ids, strict=True)

@@ -7,8 +7,9 @@ import json
 import logging
 import math
 from collections import Counter
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Container, Iterator
 from contextlib import contextmanager
+from numbers import Integral
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,7 +17,7 @@ import numpy as np
 from faster_coco_eval import COCO, COCOeval_faster
 
 from vitdet.utils.checks import InputError
-from vitdet.utils.run_lengths import encode_segmentation, mask_util
+from vitdet.utils.run_lengths import covers, encode_segmentation, mask_util
 
 logger = logging.getLogger(__name__)
 
@@ -47,6 +48,7 @@ def evaluate_results(
     style: Style = "coco",
     image_ids: Collection[int] | None = None,
     dropped: Collection[int] = (),
+    encoded_here: bool = False,
 ) -> Json:
     """Score results in COCO's result format against an annotation file.
 
@@ -65,6 +67,7 @@ def evaluate_results(
             "ignore" counts and "iscrowd" does not; and APr, APc, APf.
         image_ids: the images that count; None for all in the file.
         dropped: places in the file's "annotations" list that do not count.
+        encoded_here: the results were made by this program, and need not be looked at.
 
     Returns:
         Fractions: AP, AP50, AP75, APs, APm, APl; AR1, AR10, AR<max_dets> (LVIS the last only); ARs,
@@ -75,22 +78,23 @@ def evaluate_results(
             missing or impossible values.
     """
     truth = dataset_json if isinstance(dataset_json, dict) else read_truth(Path(dataset_json))
-    if iou_type not in ("bbox", "segm") or max_dets < 1:
-        got = f"iou_type={iou_type!r} and max_dets={max_dets}"
-        raise InputError(f"evaluation: expected bbox or segm, and at least 1, got {got}")
+    known = iou_type in ("bbox", "segm") and style in ("coco", "lvis")
+    if not known or not isinstance(max_dets, int) or max_dets < 1:
+        got = f"iou_type={iou_type!r}, style={style!r} and max_dets={max_dets!r}"
+        raise InputError(f"evaluation: expected bbox or segm, coco or lvis, at least 1, got {got}")
     _check_truth(truth, style)
     chosen = None if image_ids is None else set(image_ids)
     images = {
         each["id"]: each for each in truth["images"] if chosen is None or each["id"] in chosen
     }
-    objects = _objects(truth, images, set(dropped), iou_type, style)
+    objects = ground_truth(truth, images, set(dropped), iou_type, style)
     if (most := _most(objects, style)) > max_dets:
         text = (
             "%s evaluation: up to %d objects of an image%s, of which no more than %d can be found"
         )
         of = "" if style == "lvis" else " and category"
         logger.warning(text, iou_type, most, of, max_dets)
-    detections = _detections(results, images, truth["categories"], iou_type)
+    detections = _detections(results, images, truth["categories"], iou_type, encoded_here)
     if style == "lvis":
         detections = _federated(detections, objects, images, max_dets)
     evaluator = _Evaluator(
@@ -136,21 +140,30 @@ def read_truth(path: Path) -> Json:
 def _check_truth(truth: Json, style: Style) -> None:
     for part in ("images", "annotations", "categories"):
         entries = truth.get(part)
-        ids = () if part == "annotations" else ("id",)
-        if not isinstance(entries, list) or any(set(ids) - set(each) for each in entries):
+        if not isinstance(entries, list) or not all(isinstance(each, dict) for each in entries):
             raise InputError(
                 f'annotations: expected a list "{part}" as in COCO\'s format, got none'
             )
-    if style == "lvis" and any("frequency" not in each for each in truth["categories"]):
+        for each in entries if part != "annotations" else ():
+            if not isinstance(each.get("id"), Integral):
+                got = repr(each.get("id"))
+                raise InputError(
+                    f'annotations: expected whole numbers as ids of "{part}", got {got}'
+                )
+    if style == "lvis" and any(
+        each.get("frequency") not in set("rcf") for each in truth["categories"]
+    ):
         remedy = 'Add it, or use style="coco".'
-        raise InputError(f"LVIS categories: expected a frequency each, got none. {remedy}")
+        raise InputError(
+            f"LVIS categories: expected a frequency r, c or f each, got none. {remedy}"
+        )
 
 
 class _Evaluator(COCOeval_faster):
     """faster-coco-eval, but overlaps of masks are pycocotools' and taken only where they count.
 
     Its own way writes every mask anew, also those in images without an object of their category,
-    and takes half of the whole time. And what does not count is what `_objects` says.
+    and takes half of the whole time. And what does not count is what `ground_truth` says.
     """
 
     def __init__(self, *args: Any, **options: Any) -> None:
@@ -176,7 +189,8 @@ class _Evaluator(COCOeval_faster):
         ((found,),) = self.dt_dataset.get_instances([imgId], [catId], True)
         best = sorted(found, key=lambda each: each["score"], reverse=True)
         masks = [each["segmentation"] for each in best[: self.params.maxDets[-1]]]
-        size = _size(self.cocoGt.imgs[imgId])
+        image = self.cocoGt.imgs[imgId]
+        size = (image["height"], image["width"])
         true = [encode_segmentation(each["segmentation"], size) for each in objects]
         return mask_util.iou(masks, true, [int(each["iscrowd"]) for each in objects])
 
@@ -189,23 +203,39 @@ def _index(images: dict[int, Json], categories: list[Json], annotations: list[Js
     return COCO({**parts, "annotations": annotations})
 
 
-def _size(image: Json) -> tuple[int, int]:
-    return image["height"], image["width"]
+def _size(image: Json) -> tuple[int, int] | None:
+    """Return (height, width), None where the file does not say it."""
+    height, width = image.get("height"), image.get("width")
+    return (height, width) if isinstance(height, int) and isinstance(width, int) else None
 
 
-def _objects(
+def _is_in(value: Any, known: Container[Any]) -> bool:
+    return not isinstance(value, list | dict | set) and value in known
+
+
+def ground_truth(
     truth: Json, images: dict[int, Json], dropped: Collection[int], iou_type: str, style: Style
 ) -> list[Json]:
-    """Copies of the annotations that count, as the evaluator takes them; say what does not."""
+    """Return copies of the annotations that count; a warning says how many do not, and why.
+
+    Args:
+        truth: content of an annotation file.
+        images: {id: image}, those that count.
+        dropped, iou_type, style: as in `evaluate_results`.
+
+    Returns:
+        Each with image_id, category_id, bbox XYWH, segmentation (or None), area, and 0 or 1:
+        iscrowd (a detection in it is none), ignore (it need not be found).
+    """
     categories = {category["id"] for category in truth["categories"]}
     known = {image["id"] for image in truth["images"]}
     objects, said = [], Counter[str]()
     for place, annotation in enumerate(truth["annotations"]):
         number = annotation.get("image_id")
-        image = images.get(number)
-        if place in dropped or (image is None and number in known):
+        image = images[number] if _is_in(number, images) else None
+        if place in dropped or (image is None and _is_in(number, known)):
             continue
-        if image is None or annotation.get("category_id") not in categories:
+        if image is None or not _is_in(annotation.get("category_id"), categories):
             said[f"left out, of an unknown {'image' if image is None else 'category'}"] += 1
             continue
         made = _object(annotation, image, iou_type, style)
@@ -227,7 +257,8 @@ def _object(annotation: Json, image: Json, iou_type: str, style: Style) -> Json 
     box, mask = _box(annotation.get("bbox")), annotation.get("segmentation") or None
     if iou_type == "bbox" and box is None:
         return "without a bbox of four numbers XYWH"
-    if mask is not None and not _is_mask(mask, image):
+    size = _size(image)
+    if mask is not None and (size is None or not _is_mask(mask, size)):
         if iou_type == "segm":
             return "with a segmentation that is no mask of their image"
         mask = None
@@ -238,7 +269,7 @@ def _object(annotation: Json, image: Json, iou_type: str, style: Style) -> Json 
     area = _number(annotation.get("area"))
     if style == "lvis" and area == 0:  # lvis-api, lvis/lvis.py, `get_ann_ids`
         return "of area 0 (LVIS)"
-    largest = math.prod(image.get(side, 1e5) for side in ("height", "width"))
+    largest = 1e10 if size is None else math.prod(size)
     return {
         "image_id": annotation["image_id"],
         "category_id": annotation["category_id"],
@@ -252,7 +283,8 @@ def _object(annotation: Json, image: Json, iou_type: str, style: Style) -> Json 
 
 def _own_area(made: Json, image: Json) -> float:
     if made["segmentation"] is not None:
-        return float(mask_util.area(encode_segmentation(made["segmentation"], _size(image))))
+        size = (image["height"], image["width"])
+        return float(mask_util.area(encode_segmentation(made["segmentation"], size)))
     return made["bbox"][2] * made["bbox"][3]
 
 
@@ -273,18 +305,16 @@ def _box(value: Any) -> list[float] | None:
     return box if len(box) == 4 and min(box[2:]) >= 0 else None
 
 
-def _is_mask(mask: Any, image: Json) -> bool:
-    """Whether a segmentation has a form that pycocotools takes for this image."""
-    if not {"height", "width"} <= image.keys():
-        return False
+def _is_mask(mask: Any, size: tuple[int, int]) -> bool:
+    """Whether pycocotools can draw a segmentation: it walks along an edge however far it goes."""
     if isinstance(mask, dict):
-        right = list(mask.get("size") or ()) == [image["height"], image["width"]]
-        return right and isinstance(mask.get("counts"), str | bytes | list)
+        return covers(mask, size)
+    far = 10 * max(size)
     return isinstance(mask, list) and all(
         isinstance(part, list)
         and len(part) >= 6
         and len(part) % 2 == 0
-        and all(isinstance(x, int | float) and math.isfinite(x) for x in part)
+        and all(isinstance(x, int | float) and abs(x) <= far for x in part)
         for part in mask
     )
 
@@ -301,17 +331,20 @@ def _detections(
     images: dict[int, Json],
     categories: list[Json],
     iou_type: str,
+    encoded_here: bool,
 ) -> list[Json]:
     """Checked copies of the results with the area of what is compared."""
-    source = "results" if isinstance(results, list) else f"results file {results}"
-    found = (
-        results if isinstance(results, list) else _read_json(Path(results), "results file", list)
-    )
+    source, found = "results", results
+    if isinstance(results, str | Path):
+        source = f"results file {results}"
+        found = _read_json(Path(results), "results file", list)
+    if not isinstance(found, list):
+        raise InputError(f"results: expected a list or a file, got a {type(results).__name__}")
     known = {"image_id": images, "category_id": {category["id"] for category in categories}}
     shape = "bbox" if iou_type == "bbox" else "segmentation"
     detections = []
     for place, result in enumerate(found):
-        fault = _fault(result, known, shape)
+        fault = None if encoded_here else _fault(result, known, shape)
         if fault is not None:
             raise InputError(f"{source}, result {place}: expected {fault}")
         drawn = result[shape]
@@ -336,7 +369,7 @@ def _fault(result: Any, known: dict[str, Any], shape: str) -> str | None:
         got = sorted(map(str, result)) if isinstance(result, dict) else type(result).__name__
         return f"the keys {sorted(needed)}, got {got}"
     for key, ids in known.items():
-        if isinstance(result[key], list | dict) or result[key] not in ids:
+        if not _is_in(result[key], ids):
             remedy = "Results have the ids of the annotation file, and its images."
             return f"a known {key}, got {result[key]!r}. {remedy}"
     score, drawn = result["score"], result[shape]
@@ -349,10 +382,9 @@ def _fault(result: Any, known: dict[str, Any], shape: str) -> str | None:
     elif not isinstance(drawn, dict) or not isinstance(drawn.get("counts"), str | bytes):
         expected = "a run-length encoded mask, as of pycocotools.mask.encode"
     else:
-        image = known["image_id"][result["image_id"]]
-        size = [image.get("height"), image.get("width")]
-        if list(drawn.get("size") or ()) != size:
-            expected = f"a mask of size {size} (height, width)"
+        size = _size(known["image_id"][result["image_id"]])
+        if size is None or not covers(drawn, size):
+            expected = f"run lengths that cover the image's size {size} (height, width)"
     return expected and f"{expected}, got {type(drawn).__name__} {str(drawn)[:80]}"
 
 
@@ -365,7 +397,7 @@ def _federated(
     have, count; about the others nothing is known. Empty ones are left out after the limit, as
     lvis-dataset/lvis-api, lvis/lvis.py, `get_ann_ids` does.
     """
-    checked = {number: set(image.get("neg_category_ids", ())) for number, image in images.items()}
+    checked = {number: set(image.get("neg_category_ids") or ()) for number, image in images.items()}
     for each in objects:
         checked[each["image_id"]].add(each["category_id"])
     taken = Counter()
@@ -375,7 +407,7 @@ def _federated(
         taken[image] += 1
         of_it = detection["category_id"] in checked[image] and detection["area"] > 0
         if taken[image] <= max_dets and of_it:
-            open_ = images[image].get("not_exhaustive_category_ids", ())
+            open_ = images[image].get("not_exhaustive_category_ids") or ()
             kept.append(detection | {"lvis_mark": detection["category_id"] in open_})
     return kept
 

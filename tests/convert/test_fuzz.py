@@ -129,22 +129,22 @@ def _run(seeds: range, tmp_path: Path, recipe: Path, capsys: pytest.CaptureFixtu
 def test_some_damaged_files(
     tmp_path: Path, quick_recipe: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    seen = _run(range(300), tmp_path, quick_recipe, capsys)
+    seen = _run(range(150), tmp_path, quick_recipe, capsys)
     kinds = {kind for kind, _ in seen.statuses}
     assert kinds == {maker.__name__ for maker in MAKERS}
-    assert seen.statuses.total() == 300
+    assert seen.statuses.total() == 150
     # some damage does no harm, and most does
-    assert 5 < sum(n for (_, status), n in seen.statuses.items() if status == 0) < 150
+    assert 3 < sum(n for (_, status), n in seen.statuses.items() if status == 0) < 75
     refused = [line for line in seen.lines if "got the class" in line]
     assert refused
     assert all("--trust" in line or "No flag" in line or "torch.jit" in line for line in refused)
 
 
 @pytest.mark.slow
-def test_ten_thousand_damaged_files(
+def test_a_thousand_damaged_files(
     tmp_path: Path, quick_recipe: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    first, _, last = os.environ.get("VITDET_FUZZ_SEEDS", "0-10000").partition("-")
+    first, _, last = os.environ.get("VITDET_FUZZ_SEEDS", "0-1000").partition("-")
     seeds = range(int(first), int(last))
     seen = _run(seeds, tmp_path, quick_recipe, capsys)
     assert seen.statuses.total() == len(seeds)

@@ -147,7 +147,7 @@ def collect_results(folder: str) -> None:
     file.write_text(json.dumps(content))
     records = [{"image_id": n} for n in range(4)]
     parts = {"name": "four", "class_names": ("a",), "class_ids": (1,), "records": records}
-    data = SimpleNamespace(**parts, json_file=file, style="coco", dropped=(), truth=None)
+    data = SimpleNamespace(**parts, json_file=file, style="coco", truth=None)
     evaluator = CocoEvaluator(data)
     for number in range(rank(), 4, 2):
         found = Instances((8, 8), pred_boxes=Boxes(torch.ones(3, 4)), scores=torch.ones(3))

@@ -153,7 +153,7 @@ class Flat(Evaluator):
 
 def no_records() -> Any:
     """A data set of one's own: the loaders of the test draw their images themselves."""
-    return SimpleNamespace(name="own", class_names=("dark", "light"), num_images=6, records=[])
+    return SimpleNamespace(name="own", class_names=("dark", "light"), num_images=6)
 
 
 def test_a_run_with_an_evaluator_and_data_of_another_kind(tmp_path, monkeypatch):

@@ -119,7 +119,7 @@ def test_example_shows_the_general_case() -> None:
     made: Any = model("no_square", scale_factors=(4.0, 2.0, 1.0), top_block=None)
     for block, window in zip(made.backbone.net.blocks, (7, 0), strict=True):
         block.window_size = window
-    image = example_image(Features(made), torch.uint8)
+    image = example_image(Features(made))
     height, width = (-(-side // 16) for side in image.shape[1:])
     assert height % 7
     assert width % 7
@@ -127,9 +127,9 @@ def test_example_shows_the_general_case() -> None:
     assert 4 not in (height, width)  # the table of the global block: 64 / 16
     assert image.shape[1] % 16
     assert image.shape[2] % 16
-    fixed = example_image(Features(made, (30, 40)), torch.float32)
+    fixed = example_image(Features(made, (30, 40)))
     assert fixed.shape == (3, 30, 40)
-    assert fixed.dtype == torch.float32
+    assert fixed.dtype == torch.uint8
 
 
 def test_refused_models() -> None:

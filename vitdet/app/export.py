@@ -18,7 +18,7 @@ from vitdet.app.options import add_weights_arguments, file_options
 from vitdet.config import config_text
 from vitdet.data.shapes import draw_image
 from vitdet.export.graph import MASKS
-from vitdet.export.onnx_file import INPUTS, OPSETS, PARTS, check_output, export
+from vitdet.export.onnx_file import OPSETS, PARTS, check_output, export
 from vitdet.export.parity import table
 from vitdet.predict.inputs import image_files, open_inputs
 from vitdet.predict.predictor import Predictor
@@ -52,12 +52,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="in the image, as probabilities inside the boxes, or none (default pasted)",
     )
     parser.add_argument(
-        "--input",
-        choices=list(INPUTS),
-        default="uint8",
-        help="numbers of the image, 0 to 255 (default uint8)",
-    )
-    parser.add_argument(
         "--opset", type=int, default=OPSETS[0], help=f"of ONNX (default {OPSETS[0]})"
     )
     parser.add_argument(
@@ -89,7 +83,6 @@ def run(args: argparse.Namespace) -> int:
         part=args.part,
         size=size,
         masks=args.masks,
-        dtype=INPUTS[args.input],
         opset=args.opset,
         about=about(predictor, args.weights),
     )

@@ -50,6 +50,7 @@ KINDS: dict[str, Kind] = {
     "id that is no number": Kind("images or classes are numbered by words"),
     "box in another form": Kind("not a list x, y, width, height"),
     "mask in another form": Kind("not [[x1, y1, x2, y2, ...], ...] or run lengths"),
+    "missing box": Kind("an object with a mask alone"),
     "missing annotation id": Kind("no whole number as id"),
     "missing size": Kind("an image without height and width"),
     "box over the edge": Kind("sticks out of the image"),
@@ -101,7 +102,7 @@ KINDS: dict[str, Kind] = {
     "grey image": Kind("one channel; read as three equal ones", "note"),
     "CMYK image": Kind("made for print; read as RGB, colours may differ", "note"),
     "transparent image": Kind("an alpha channel, which is not looked at", "note"),
-    "turned by EXIF": Kind("labelled as shown; read upright here", "note"),
+    "turned by EXIF": Kind("read as it is shown, as labels should be", "note"),
 }
 
 

@@ -183,6 +183,8 @@ class Labels:
         if kind is None and box is not None:
             return self._clipped(box, size)
         of_mask = mask.encoded is not None
+        if of_mask and (given is None or given == []):
+            kind = "missing box"
         done = "taken from the mask" if of_mask else "left out"
         got = shown(given) + (f" in an image of {size[1]} x {size[0]}" if box else "")
         self.log.say(kind or "", got, done, lost=0 if of_mask else 1)

@@ -34,7 +34,7 @@ Size = tuple[Any, Any]  # (height, width): numbers, or what a tracer takes for t
 
 
 class Graph(nn.Module):
-    """A model with an image (3, H, W) of 0 to 255 in RGB as input: base of what is exported.
+    """A model with a uint8 image (3, H, W) in RGB as input: base of what is exported.
 
     Args:
         model: a detector of detectron2's kinds, on the CPU.
@@ -340,7 +340,7 @@ def _weights(first: torch.Tensor, last: torch.Tensor, length: Any, cells: int) -
     return (1 - (places[..., None] - centres).abs()).clamp(min=0)
 
 
-def example_image(graph: Graph, dtype: torch.dtype) -> torch.Tensor:
+def example_image(graph: Graph) -> torch.Tensor:
     """Return a grey image (3, H, W) to follow `graph` with.
 
     A tracer keeps what it sees. Where a side in tokens is a multiple of a window, or that of a
@@ -348,7 +348,7 @@ def example_image(graph: Graph, dtype: torch.dtype) -> torch.Tensor:
     every size; so the sides are general ones.
     """
     height, width = graph.size or _sides(graph)
-    return torch.full((3, height, width), 128, dtype=dtype)
+    return torch.full((3, height, width), 128, dtype=torch.uint8)
 
 
 def _sides(graph: Graph) -> tuple[int, int]:

@@ -22,7 +22,6 @@ from vitdet.utils.checks import InputError
 
 OPSETS = range(17, 21)  # 17 has LayerNormalization; the exporter ends at 20
 PARTS = ("detector", "backbone")
-INPUTS = {"uint8": torch.uint8, "float32": torch.float32}
 # A file of protocol buffers ends at 2 GiB; larger models keep their weights in a file beside it.
 EXTERNAL_FROM = 2**31 - 2**26
 
@@ -35,7 +34,6 @@ def export(
     part: str = "detector",
     size: tuple[int, int] | None = None,
     masks: str = "pasted",
-    dtype: torch.dtype = torch.uint8,
     opset: int = OPSETS[0],
     about: Mapping[str, Any] | None = None,
 ) -> Report:
@@ -50,7 +48,6 @@ def export(
         part: "detector", or "backbone" for backbone and pyramid.
         size: (height, width) of all images; None for any size.
         masks: of a detector: "pasted", "boxes" or "none", see `graph.Detector`.
-        dtype: of the image's numbers, 0 to 255: uint8 or float32.
         opset: of ONNX.
         about: what the file's metadata says besides: class names, recipe.
 
@@ -59,22 +56,26 @@ def export(
 
     Raises:
         InputError: a setting that does not suit the model, a package that is missing, an image of
-            another size, images without an object, operators that ONNX does not have.
-        OSError: the disk takes nothing more; no part of the file is left.
+            another size, images without an object, operators that ONNX does not have, a disk that
+            takes nothing more: no part of the file is left then.
     """
     check_output(out, opset, size)
     was_training = model.training
     try:
         graph = graph_of(model.eval(), part, size, masks)
         _check_images(graph, images)
-        images = [image.to(dtype) for image in images]
         with _quiet(), TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent) as folder:
             made = Path(folder) / out.name
-            write(graph, made, example_image(graph, dtype), opset)
-            _finish(made, _metadata(graph, part, dtype, about or {}))
+            write(graph, made, example_image(graph), opset)
+            _finish(made, _metadata(graph, part, about or {}))
             report = compare(model, graph, load(made), images)
             text = json.dumps(report.plain(), indent=1) + "\n"
             _put(made, out, text, holds=report.holds)
+    except OSError as error:
+        raise InputError(
+            f"--out {out}: it cannot be written ({error.strerror or error}). Make space, or choose "
+            "another folder."
+        ) from error
     finally:
         model.train(was_training)
     return report
@@ -238,9 +239,7 @@ def load(path: Path) -> Run:
     return run
 
 
-def _metadata(
-    graph: Graph, part: str, dtype: torch.dtype, about: Mapping[str, Any]
-) -> dict[str, str]:
+def _metadata(graph: Graph, part: str, about: Mapping[str, Any]) -> dict[str, str]:
     """Return what the file says of itself: {name: text or JSON}."""
     size = graph.size or ("height", "width")
     outputs = {name: _MEANINGS.get(name, _LEVEL) for name in graph.outputs}
@@ -259,7 +258,7 @@ def _metadata(
     words = {
         "producer": f"vitdet {_version()}",
         "part": part,
-        "input": {"image": {"shape": [3, *size], "type": str(dtype).removeprefix("torch.")}},
+        "input": {"image": {"shape": [3, *size], "type": "uint8"}},
         "outputs": outputs,
         "preprocessing": preprocessing,
         **{name: value for name, value in about.items() if name != "resize"},

@@ -71,6 +71,44 @@ def compressed(segmentation: Any) -> Any:
     return segmentation
 
 
+def covers(lengths: RunLengths, image_size: tuple[int, int]) -> bool:
+    """Whether run lengths, as numbers or as text, add up to the pixels of an image.
+
+    pycocotools checks nothing: with others it computes for ever, or writes beyond its memory.
+    """
+    counts, size = lengths.get("counts"), lengths.get("size")
+    if not isinstance(size, list | tuple) or list(size) != list(image_size):
+        return False
+    if isinstance(counts, str | bytes):
+        found = _read_text(counts if isinstance(counts, bytes) else counts.encode())
+    elif isinstance(counts, list) and all(type(each) is int for each in counts):
+        found = np.array(counts, dtype=object)
+    else:
+        return False
+    return found is not None and all(found >= 0) and sum(found.tolist()) == size[0] * size[1]
+
+
+def _read_text(text: bytes) -> np.ndarray | None:
+    """Return the run lengths of COCO's compressed form (pycocotools, maskApi.c), None for no such.
+
+    Six bits a character from "0" on: five of a number, the lowest first, and one for more to come;
+    from the fourth number on it is the difference to the last but one.
+    """
+    bits = np.frombuffer(text, dtype=np.uint8).astype(np.int64) - 48
+    ends = np.flatnonzero((bits & 32) == 0)
+    if not len(ends) or bits.min() < 0 or bits.max() > 63 or ends[-1] != len(bits) - 1:
+        return None
+    starts = np.concatenate([[0], ends[:-1] + 1])
+    places = 5 * (np.arange(len(bits)) - np.repeat(starts, ends - starts + 1))
+    if places.max() > 35:  # more than any image has
+        return None
+    numbers = np.add.reduceat((bits & 31) << places, starts)
+    numbers -= np.where(bits[ends] & 16, 1 << (places[ends] + 5), 0)
+    for first in (1, 2):
+        numbers[first::2] = np.cumsum(numbers[first::2])
+    return numbers
+
+
 def decode(lengths: RunLengths) -> np.ndarray:
     """Return the mask of an encoding, bool (height, width)."""
     return mask_util.decode(lengths).astype(bool)

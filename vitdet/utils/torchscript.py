@@ -8,17 +8,20 @@ their bytes, anything else is refused.
 
 from __future__ import annotations
 
-import collections
 import io
 import math
+import struct
 import zipfile
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from vitdet.utils.safe_pickle import ForbiddenError, Unpickler, error_of
+from vitdet.utils.safe_pickle import ForbiddenError, Unpickler, error_of, ordered
 
+_END = struct.Struct("<4s18x")  # of a zip file without a comment
+_FOLDER_BIT = 0x10  # of MS-DOS, in a zip entry's external attributes
+_PIECE = 1 << 22
 _MAX_DEPTH = 64
 _MAX_MODULES = 100_000
 _STORAGES = {
@@ -64,12 +67,48 @@ def _value(value: object, *_: object) -> object:
     return value
 
 
-def is_archive(path: Path) -> bool:
-    """Whether the file is a zip file with the parts of a TorchScript archive."""
-    if not zipfile.is_zipfile(path):
-        return False
-    with zipfile.ZipFile(path) as archive:
-        return any(name.endswith("/constants.pkl") for name in archive.namelist())
+def check_archive(path: Path) -> tuple[bool, bytes]:
+    """Check every part of the zip file that torch.save or torch.jit.save writes.
+
+    Returns:
+        Whether it is a TorchScript archive, and else the pickle that describes its tensors.
+
+    Raises:
+        zipfile.BadZipFile: zipfile and torch could read it differently, a part is not what its
+            checksum says, or it unfolds to more than the file.
+    """
+    with path.open("rb") as file, zipfile.ZipFile(file) as archive:
+        parts = archive.infolist()
+        names = [part.filename for part in parts]
+        file.seek(-_END.size, io.SEEK_END)
+        end, *_ = _END.unpack(file.read())
+        if end != b"PK\5\6" or archive.comment:
+            raise zipfile.BadZipFile("something is appended to it")
+        if len({name.casefold() for name in names}) < len(names):
+            raise zipfile.BadZipFile("it has two parts of one name")
+        # torch reads nothing from a part with this bit, and gives whatever its memory holds
+        if any(part.external_attr & _FOLDER_BIT for part in parts):
+            raise zipfile.BadZipFile("one of its parts calls itself a folder")
+        script = any(name.endswith("/constants.pkl") for name in names)
+        stored = [part for part in parts if not script or "/code/" not in part.filename]
+        swells = sum(part.file_size for part in stored) > path.stat().st_size
+        if swells or any(part.compress_type for part in stored):
+            raise zipfile.BadZipFile("it is compressed, as no torch file is")
+        if script:
+            return True, b""
+        # torch.load does not look at the checksums that torch.save wrote
+        for part in parts:
+            try:
+                with archive.open(part) as content:
+                    while content.read(_PIECE):
+                        pass
+            except (zipfile.BadZipFile, EOFError) as error:
+                text = f"the checksum of its part {part.filename} is wrong"
+                raise zipfile.BadZipFile(text) from error
+        described = [name for name in names if name.count("/") == 1 and name.endswith("/data.pkl")]
+        if len(described) != 1:
+            raise zipfile.BadZipFile("it has no description of its tensors")
+        return False, archive.read(described[0])
 
 
 def load(path: Path) -> dict[str, torch.Tensor]:
@@ -135,7 +174,7 @@ _NAMES: dict[str, Any] = {
     "torch.jit._pickle.build_boollist": _value,
     "torch.jit._pickle.build_tensorlist": _value,
     "torch.device": _value,
-    "collections.OrderedDict": collections.OrderedDict,
+    "collections.OrderedDict": ordered,
 }
 
 
