@@ -1,9 +1,14 @@
 from __future__ import annotations
 
+import errno
 import math
+import multiprocessing
+import os
 import random
+import signal
 from collections import Counter
 from itertools import islice
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -11,6 +16,7 @@ import pytest
 import torch
 from detectron2.data.samplers import RepeatFactorTrainingSampler
 
+from vitdet.data import loaders
 from vitdet.data.augment import large_scale_jitter
 from vitdet.data.datasets import coco_dataset, subset
 from vitdet.data.loaders import ImageStream, build_test_loader, build_train_loader
@@ -204,6 +210,54 @@ def test_a_bad_image_is_one_line_also_from_a_worker(tiny, num_workers):
     assert text.startswith(f"image {damaged}: damaged or not complete (")
     assert "\n" not in text
     assert "Traceback" not in text
+
+
+def test_a_batch_that_shared_memory_has_no_room_for_is_one_line(shapes, monkeypatch):
+    """A full /dev/shm: the worker inherits this, as it is forked."""
+
+    def full(_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(loaders, "ForkingPickler", SimpleNamespace(dumps=full))
+    loader = _loader(shapes, num_workers=1)
+    text = r"^reading of images: .* through shared memory \(.*No space.*\/dev\/shm .*num_workers=0"
+    with pytest.raises(InputError, match=text):
+        next(iter(loader))
+
+
+@pytest.mark.parametrize(
+    ("sent", "text"), [("STOP", "timed out after 1.0"), ("KILL", "(is killed|exited)")]
+)
+def test_a_worker_that_brings_nothing_is_an_error(shapes, monkeypatch, sent, text):
+    """torch's own; a training makes one line of it."""
+    monkeypatch.setattr(loaders, "TIMEOUT", 1.0)
+    others = set(multiprocessing.active_children())
+    batches = iter(_loader(shapes, num_workers=1))
+    next(batches)
+    (worker,) = set(multiprocessing.active_children()) - others
+    try:
+        os.kill(worker.pid, getattr(signal, f"SIG{sent}"))
+        with pytest.raises(RuntimeError, match=rf"^DataLoader .*{text}"):
+            _ = [next(batches) for _ in range(9)]
+    finally:
+        worker.kill()
+        worker.join()
+
+
+@pytest.mark.parametrize("number", [-1, 1.5, True, "2"])
+def test_numbers_of_workers_that_are_none(shapes, number):
+    text = rf"dataloader\.train\.num_workers: expected 0 or more .* got {number!r}\."
+    with pytest.raises(InputError, match=text):
+        _loader(shapes, num_workers=number)
+    with pytest.raises(InputError, match=r"dataloader\.test\.num_workers: expected 0 or more"):
+        build_test_loader(shapes, Mapper([], is_train=False), num_workers=number)
+
+
+def test_data_sets_without_records_are_named():
+    for build in (build_train_loader, build_test_loader):
+        size = {"total_batch_size": 1} if build is build_train_loader else {}
+        with pytest.raises(InputError, match=r"expected a data set with records, got a list with"):
+            build([], Mapper([], is_train=False), num_workers=0, **size)
 
 
 @pytest.mark.parametrize("batch_size", [1, 3])

@@ -1,18 +1,27 @@
 from __future__ import annotations
 
+import errno
 import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import torch
-from tiny_recipe import draw, recipe, rectangles
+from tiny_recipe import CountingEvaluator, draw, recipe, rectangles
 
 from vitdet import checkpoint
 from vitdet.config import load_config
-from vitdet.engine.checkpoints import Checkpoints, last_checkpoint
+from vitdet.engine import run
+from vitdet.engine.checkpoints import Checkpoints, last_checkpoint, usable
 from vitdet.engine.run import evaluate, train
+from vitdet.engine.signals import Preempted
 from vitdet.engine.trainer import NonFiniteLossError, Trainer
 from vitdet.utils.checks import InputError
+from vitdet.utils.signals import PREEMPTION
 
 
 def stop_after(monkeypatch: pytest.MonkeyPatch, steps: int) -> None:
@@ -354,3 +363,142 @@ def test_a_start_of_training_is_not_evaluated(tmp_path, undisturbed):
     with pytest.raises(InputError, match="expected a trained detector, got a start of training: 1"):
         evaluate(cfg)
     assert not (tmp_path / "run").exists()
+
+
+# --- nothing is lost -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("options", [{"eval_every": 12}, {"eval_every": 12, "checkpoint_every": 8}])
+def test_an_evaluation_that_is_cut_off_has_a_checkpoint_of_its_step(tmp_path, monkeypatch, options):
+    def cut_off(_: object) -> dict:
+        raise OSError(errno.ENOSPC, "No space left on device", "predictions.json")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(CountingEvaluator, "evaluate", cut_off)
+        with pytest.raises(InputError, match=r"^predictions\.json: No space left on device\. Look"):
+            train(recipe(tmp_path, **options))
+    found = usable(tmp_path)
+    assert found is not None
+    assert (found.path.name, found.content["images_seen"]) == ("model_000000012.pth", 12)
+    train(recipe(tmp_path, **options | {"num_images": 16}), resume=True)
+    seen = [line["images_seen"] for line in numbers(tmp_path) if "bbox/AP" in line]
+    assert seen == [12, 16]  # it is done again
+
+
+def test_signals_during_an_evaluation_leave_at_once(tmp_path, monkeypatch):
+    def told(_: object) -> dict:
+        signal.raise_signal(number)
+        raise AssertionError("it should have left")
+
+    monkeypatch.setattr(CountingEvaluator, "evaluate", told)
+    for number, status in ((signal.SIGTERM, 75), (signal.SIGINT, 130)):
+        with pytest.raises(Preempted) as caught:
+            train(recipe(tmp_path / str(status), eval_every=12))
+        assert caught.value.code == status
+        said = f"{number.name} after 12 images: saved before this evaluation, leaving with status"
+        assert str(caught.value) == f"{said} {status}; --resume goes on from here"
+        assert last_checkpoint(tmp_path / str(status)).name == "model_000000012.pth"
+        for each in PREEMPTION:  # a scheduler's repetitions do not change the status
+            signal.raise_signal(each)
+            signal.signal(each, signal.SIG_DFL)
+
+
+def test_interrupts_while_data_are_read_and_while_training(tmp_path, monkeypatch):
+    with monkeypatch.context() as patched:
+        patched.setattr(run, "build_dataset", lambda _: signal.raise_signal(signal.SIGINT))
+        with pytest.raises(KeyboardInterrupt):
+            train(recipe(tmp_path / "out"))
+    assert not (tmp_path / "out").exists()
+    original = Trainer.step
+
+    def told(self: Trainer, batch: list) -> None:
+        signal.raise_signal(signal.SIGINT)
+        original(self, batch)
+
+    monkeypatch.setattr(Trainer, "step", told)
+    with pytest.raises(Preempted, match=r"SIGINT after 4 images: saved model_000000004\.pth,.*130"):
+        train(recipe(tmp_path / "out"))
+
+    def told_twice(*_: object) -> None:
+        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr(Trainer, "step", told_twice)
+    with pytest.raises(KeyboardInterrupt):
+        train(recipe(tmp_path / "out"), resume=True)
+    assert last_checkpoint(tmp_path / "out").name == "model_000000004.pth"
+    for each in PREEMPTION:
+        signal.signal(each, signal.SIG_DFL)
+
+
+HOLDER = """
+import sys, time
+from pathlib import Path
+from vitdet.utils.files import locked
+with locked(Path(sys.argv[1])):
+    print("held", flush=True)
+    time.sleep(600)
+"""
+
+
+def test_a_run_is_alone_in_its_folder(tmp_path):
+    for name in ("a", "c"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "b").symlink_to("a")
+    words = [sys.executable, "-c", HOLDER, str(tmp_path / "a")]
+    with subprocess.Popen(words, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "held\n"
+        for spelling in ("a", "b", "./c/../a"):
+            with pytest.raises(InputError, match=rf"another run is .*process {process.pid} on"):
+                train(recipe(tmp_path / spelling), resume=True)
+        assert [path.name for path in (tmp_path / "a").iterdir()] == ["run.lock"]
+        process.kill()
+    train(recipe(tmp_path / "b", num_images=4))
+    assert f"process {os.getpid()} on " in (tmp_path / "a" / "run.lock").read_text()
+
+
+SMALL = ("log.txt", "metrics.json", "evaluations.json", "results.json", "environment.json")
+DAMAGED = {"cut": b'{"a', "number": b"7", "latin": b"\xff\xfe", "deep": b"[" * 100_000}
+
+
+@pytest.mark.parametrize("kind", [*DAMAGED, "folder", "fifo"])
+def test_files_of_a_run_that_cannot_be_read_cost_themselves(undisturbed, tmp_path, kind):
+    folder = tmp_path / "run"
+    shutil.copytree(undisturbed, folder)
+    for name in (*SMALL, "last_checkpoint", "run.json", "config.yaml"):
+        (folder / name).unlink()
+        if kind == "folder":
+            (folder / name).mkdir()
+        elif kind == "fifo":
+            os.mkfifo(folder / name)
+        else:
+            (folder / name).write_bytes(DAMAGED[kind])
+    train(recipe(folder, checkpoint_every=8, eval_every=16, num_images=28), resume=True)
+    log = (folder / "log.txt").read_bytes().decode(errors="replace")
+    assert "model_final.pth (24 images seen)" in log
+    final = checkpoint.read(folder / "model_final.pth")
+    assert final["images_seen"] == 28
+    assert [each["images_seen"] for each in final["evaluations"]] == [16]
+    assert (folder / "last_checkpoint").read_text() == "model_final.pth\n"
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "text"),
+    [
+        ("images_seen", "24", r"expected int, got str in images_seen"),
+        ("images_seen", -4, r"its name does not fit its -4 images seen"),
+        ("images_seen", 10**12, r"its name does not fit its 1000000000000 images seen"),
+        ("optimizer", [1], r"expected dict, got list in optimizer"),
+        ("optimizer", {"param_groups": 3}, r"expected the state of an optimizer .*TypeError"),
+        ("evaluations", {"a": 1}, r"its evaluations are no list of results"),
+        ("evaluations", 7, r"its evaluations are no list of results"),
+    ],
+)
+def test_a_checkpoint_of_other_types_is_one_line(undisturbed, tmp_path, key, value, text):
+    name = "model_000000016.pth"
+    checkpoint.write(tmp_path / name, {**checkpoint.read(undisturbed / name), key: value})
+    (tmp_path / "last_checkpoint").write_text(name)
+    with pytest.raises(InputError, match=text) as caught:
+        train(recipe(tmp_path, num_images=20), resume=True)
+    assert "\n" not in str(caught.value)

@@ -25,7 +25,7 @@ from vitdet.app.options import add_predictor_arguments, load_predictor, make_fol
 from vitdet.predict.inputs import Picture, find_files, is_video, passed_over_text, video_frames
 from vitdet.predict.predictor import Predictor
 from vitdet.predict.results import Result, class_indexes, split_names
-from vitdet.utils.checks import InputError, fail, one_line
+from vitdet.utils.checks import InputError, one_line
 from vitdet.utils.files import RESULT_MARKER, replacing, write_text
 from vitdet.utils.precision import PRECISIONS
 
@@ -83,6 +83,8 @@ def run(args: argparse.Namespace) -> int:
     bad: list[str] = []
     files = _files(args.inputs, bad)
     outputs = _outputs(files, args.out)
+    if not files:
+        return _status(0, bad)
     predictor = load_predictor(args, precision=args.precision, threshold=args.threshold)
     if args.classes:
         names = [n for text in args.classes for n in split_names(text, predictor.class_names)]
@@ -105,7 +107,11 @@ def run(args: argparse.Namespace) -> int:
         raise
     if done and not args.no_pictures:
         print(f"pictures in {args.out}")
-    if bad:
+    return _status(done, bad)
+
+
+def _status(done: int, bad: Sequence[str]) -> int:
+    if bad and done + len(bad) > 1:
         print(f"{len(bad)} of {done + len(bad)} inputs failed", file=sys.stderr)
     return 0 if not bad else 1 if done else 2
 
@@ -239,9 +245,8 @@ def _video(predictor: Predictor, path: Path, output: Path, args: argparse.Namesp
     with ExitStack() as stack:
         sinks: list[Callable[[Result], None]] = []
         if not args.no_pictures:
-            sinks.append(
-                stack.enter_context(_clip(output.with_name(f"{output.name}.mp4"), _rate(path)))
-            )
+            rate = _property(path, cv2.CAP_PROP_FPS) or _FRAMES_A_SECOND
+            sinks.append(stack.enter_context(_clip(output.with_name(f"{output.name}.mp4"), rate)))
         if args.save_json:
             sinks.append(stack.enter_context(_lines(output.with_name(f"{output.name}.jsonl"))))
         for result in predictor(video_frames(path)):
@@ -253,11 +258,12 @@ def _video(predictor: Predictor, path: Path, output: Path, args: argparse.Namesp
     return _line(path, size, dict(counts.most_common()), took)
 
 
-def _rate(path: Path) -> float:
+def _property(path: Path, name: int) -> float:
     video = cv2.VideoCapture(str(path))
-    rate = video.get(cv2.CAP_PROP_FPS)
-    video.release()
-    return rate if rate > 0 else _FRAMES_A_SECOND
+    try:
+        return video.get(name)
+    finally:
+        video.release()
 
 
 @contextmanager
@@ -265,21 +271,24 @@ def _clip(path: Path, rate: float) -> Iterator[Callable[[Result], None]]:
     """Give a function that adds a drawn frame to a video, which appears whole or not at all."""
     partial = path.with_name(f".{os.getpid()}.{path.name}")  # OpenCV goes by the suffix
     writers: list[cv2.VideoWriter] = []
+    frames = 0
 
     def add(result: Result) -> None:
+        nonlocal frames
         image = result.plot(min_side=1)
         if not writers:
             code = cv2.VideoWriter.fourcc(*"mp4v")
             writers.append(cv2.VideoWriter(str(partial), code, rate, image.shape[1::-1]))
-        if not writers[0].isOpened():
-            remedy = "Check the folder, or use --no-pictures --save-json."
-            fail(f"output {path}", expected="a video that OpenCV writes", got="no", remedy=remedy)
         writers[0].write(np.ascontiguousarray(image[..., ::-1]))
+        frames += 1
 
     try:
         yield add
         for writer in writers:
             writer.release()
+        if _property(partial, cv2.CAP_PROP_FRAME_COUNT) != frames:  # OpenCV says nothing of it
+            text = f"output {path}: OpenCV did not write all frames. Check the folder and the disk"
+            raise InputError(f"{text}, or use --no-pictures --save-json.")
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)

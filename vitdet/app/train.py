@@ -26,7 +26,7 @@ from vitdet.data.formats import FORMATS
 from vitdet.data.prepare import Prepared, prepare_data
 from vitdet.engine.dry_run import DoesNotFitError
 from vitdet.engine.launch import launch
-from vitdet.engine.run import train
+from vitdet.engine.run import alone_in, train
 from vitdet.utils.checks import InputError, fail
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs" / "own"
@@ -104,17 +104,18 @@ def run(args: argparse.Namespace) -> int:
 
 def _run(args: argparse.Namespace, place: Path) -> None:
     """Write data and weights to start from into `place`, and train."""
-    data = prepare_data(
-        args.data,
-        place / "data",
-        form=args.format,
-        images=args.images,
-        val_fraction=args.val_fraction,
-        seed=args.seed,
-        resume=args.resume,
-        allow_changed="train.allow_changed_data=true" in map(str.lower, args.overrides),
-        allow_empty=args.allow_empty,
-    )
+    with alone_in(place):  # another run's data are not to be written over
+        data = prepare_data(
+            args.data,
+            place / "data",
+            form=args.format,
+            images=args.images,
+            val_fraction=args.val_fraction,
+            seed=args.seed,
+            resume=args.resume,
+            allow_changed="train.allow_changed_data=true" in map(str.lower, args.overrides),
+            allow_empty=args.allow_empty,
+        )
     print(*(f"data         {note}" for note in data.notes), sep="\n", flush=True)
     recipe = recipe_of(args.size, masks=data.masks)
     overrides = [*_choices(args, recipe, data), *args.overrides]

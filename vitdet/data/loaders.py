@@ -8,8 +8,10 @@ nor on the number of processes.
 from __future__ import annotations
 
 import logging
+import pickle
 from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
+from multiprocessing.reduction import ForkingPickler
 from typing import Any, Protocol
 
 import cv2
@@ -27,6 +29,7 @@ logger = logging.getLogger(__name__)
 
 Record = dict[str, Any]
 MapFunction = Callable[[Record], Record]
+TIMEOUT = 600.0  # seconds within which the processes that read bring the next batch
 _EPOCH = 1  # keeps the seeds of epochs apart from those of positions
 
 
@@ -201,6 +204,7 @@ def build_train_loader(
             got=total_batch_size,
             remedy="Change the batch size or the number of processes.",
         )
+    _check(dataset, num_workers, "train")
     records = dataset.records
     if filter_empty:
         records = [record for record in records if _has_objects(record)]
@@ -245,6 +249,7 @@ def build_test_loader(
     Raises:
         InputError: the data set is empty; while iterating, what the mapper raises.
     """
+    _check(dataset, num_workers, "test")
     if not dataset.records:
         fail(
             f"data set {dataset.name}",
@@ -253,6 +258,21 @@ def build_test_loader(
             remedy="Check the annotation file.",
         )
     return EvaluationLoader(dataset.records, mapper, batch_size=batch_size, num_workers=num_workers)
+
+
+def _check(dataset: Any, num_workers: Any, part: str) -> None:
+    """Raise an InputError for a data set or a number that a loader cannot use."""
+    if not hasattr(dataset, "records"):
+        raise InputError(
+            f"dataloader.{part}.dataset: expected a data set with records, got a "
+            f"{type(dataset).__name__} without. Use vitdet.data.datasets.coco_dataset, or a loader "
+            "of your own that knows this one."
+        )
+    if type(num_workers) is not int or num_workers < 0:
+        raise InputError(
+            f"dataloader.{part}.num_workers: expected 0 or more processes that read images, got "
+            f"{num_workers!r}. 0 reads in the training process itself."
+        )
 
 
 def _has_objects(record: Record) -> bool:
@@ -296,8 +316,9 @@ def _torch_loader(mapped: _Mapped, batches: Any, num_workers: int) -> data.DataL
         mapped,
         batch_sampler=batches,
         num_workers=num_workers,
-        collate_fn=_as_list,
+        collate_fn=_packed if num_workers else _as_list,
         worker_init_fn=_start_worker,
+        timeout=TIMEOUT if num_workers else 0,
         # of its own, because it draws a number and must not move the training's random state
         generator=torch.Generator(),
     )
@@ -305,6 +326,39 @@ def _torch_loader(mapped: _Mapped, batches: Any, num_workers: int) -> data.DataL
 
 def _as_list(items: list[Any]) -> list[Any]:
     return items
+
+
+def _packed(items: list[Any]) -> bytes | InputError:
+    """Put the tensors into shared memory here, where an error can still be told.
+
+    torch's queue does it in a thread: without room there the batch would be lost without a word.
+    """
+    try:
+        return bytes(ForkingPickler.dumps(items))
+    except (OSError, RuntimeError) as error:
+        return _no_room(error)
+
+
+def _unpacked(batch: Any) -> list[Any]:
+    """Return a batch as its process had it, with the tensors in shared memory.
+
+    Raises:
+        InputError: it could not be put there, or cannot be taken from there.
+    """
+    if isinstance(batch, InputError):
+        raise batch
+    try:
+        return pickle.loads(batch) if isinstance(batch, bytes) else batch
+    except (OSError, RuntimeError) as error:
+        raise _no_room(error) from error
+
+
+def _no_room(error: Exception) -> InputError:
+    return InputError(
+        f"reading of images: a batch cannot be handed over through shared memory ({error}). Look "
+        "at the size of /dev/shm and the limit of open files (ulimit -n), or set "
+        "dataloader.train.num_workers=0."
+    )
 
 
 def _start_worker(_: int) -> None:
@@ -316,7 +370,8 @@ def _start_worker(_: int) -> None:
 def _raise_failures(batches: data.DataLoader) -> Iterator[list[Record]]:
     with hold_back():  # its workers start here
         iterator = iter(batches)
-    for batch in iterator:
+    for packed in iterator:
+        batch = _unpacked(packed)
         for item in batch:
             if isinstance(item, InputError):
                 raise item

@@ -28,7 +28,6 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 POLICIES = ("stop", "skip")
-_KEYS = frozenset({"images", "images_seen", "seed", "rank", "accumulate", "autocast"})
 
 
 class NonFiniteLossError(InputError):
@@ -151,23 +150,6 @@ def file_names(batch: Batch) -> list[str]:
     return [f"{each.get('file_name', '?')}{id_}" for each, id_ in zip(batch, ids, strict=True)]
 
 
-def read_step(path: Path) -> tuple[dict[str, Any], Batch]:
-    """Return the content of a file of `bad_steps/`, and its images as a detector takes them.
-
-    Raises:
-        InputError: the file cannot be read, or is none of these.
-    """
-    content = checkpoint.read(path)
-    if not content.keys() >= _KEYS:
-        fail(
-            str(path),
-            expected="the batch of a bad step, as a run writes it",
-            got=f"the keys {', '.join(map(str, list(content)[:8]))}",
-            remedy="Give a file of a run's folder bad_steps.",
-        )
-    return content, [_record(each) for each in content["images"]]
-
-
 def _examine(trainer: Trainer, batch: Batch) -> Finding:
     """Run the step once more; the trainer has no gradient afterwards."""
     shared_out = is_shared_out(trainer.detector)
@@ -228,21 +210,3 @@ def _plain(record: dict[str, Any]) -> dict[str, Any]:
         elif isinstance(value, torch.Tensor):
             fields[name] = value
     return {**plain, "instances": fields}
-
-
-def _record(plain: dict[str, Any]) -> dict[str, Any]:
-    """The model input that `_plain` was given."""
-    if "instances" not in plain:
-        return plain
-    fields = dict(plain["instances"])
-    height, width = fields.pop("image_size")
-    truth = Instances((height, width))
-    for name, value in fields.items():
-        if name == "gt_boxes":
-            truth.set(name, Boxes(value))
-        elif isinstance(value, list):
-            polygons: Any = [[part.numpy() for part in parts] for parts in value]
-            truth.set(name, PolygonMasks(polygons))
-        else:
-            truth.set(name, BitMasks(value) if name == "gt_masks" else value)
-    return {**plain, "instances": truth}

@@ -22,7 +22,13 @@ import torch.multiprocessing as mp
 from detectron2.utils import comm
 
 from vitdet.engine import watch
-from vitdet.utils.checks import INPUT_ERROR_STATUS, INTERRUPTED_STATUS, InputError, fail
+from vitdet.utils.checks import (
+    INPUT_ERROR_STATUS,
+    INTERRUPTED_STATUS,
+    InputError,
+    fail,
+    open_streams,
+)
 from vitdet.utils.signals import PREEMPTION, end_with_parent
 
 TIMEOUT = timedelta(minutes=30)  # of the start, and of every exchange between the processes
@@ -327,6 +333,7 @@ def _child(
     errors: Any,
     interrupted: Any,
 ) -> None:
+    open_streams()
     os.setpgrp()  # a terminal sends ^C to its whole group; here it comes from the launcher alone
     signal.signal(signal.SIGINT, signal.default_int_handler)
     if interrupted.value:

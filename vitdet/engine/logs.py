@@ -11,6 +11,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from vitdet.utils.checks import printable
 from vitdet.utils.distributed import is_main
 
 
@@ -19,7 +20,7 @@ def logging_to() -> Iterator[Callable[[Path], None]]:
     """Send the main process's log lines to stdout; yields what also sends all of them to a file."""
     package = logging.getLogger("vitdet")
     level = package.level
-    style = logging.Formatter("[%(asctime)s] %(message)s", "%m-%d %H:%M:%S")
+    style = _Printable("[%(asctime)s] %(message)s", "%m-%d %H:%M:%S")
     handlers: list[logging.Handler] = []
     earlier = MemoryHandler(capacity=10_000, flushLevel=logging.CRITICAL + 1)
 
@@ -49,6 +50,13 @@ def logging_to() -> Iterator[Callable[[Path], None]]:
         package.setLevel(level)
 
 
+class _Printable(logging.Formatter):
+    """Texts of files may be in a line, and the terminal would obey them."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return printable(super().format(record))
+
+
 class _LogFile(logging.FileHandler):
     """A file whose errors are the run's: a full disk is one line there, not a traceback a line."""
 
@@ -65,6 +73,13 @@ class _BesideABar(logging.StreamHandler):
         """Print the line."""
         with tqdm.external_write_mode(file=self.stream):
             super().emit(record)
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 (logging's)
+        """Print no more where nobody reads or the disk is full: the run goes on, and log.txt."""
+        if isinstance(sys.exc_info()[1], OSError):
+            self.setLevel(logging.CRITICAL + 1)
+        else:
+            super().handleError(record)
 
 
 def clock(seconds: float) -> str:

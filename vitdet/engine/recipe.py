@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
@@ -13,7 +14,7 @@ from vitdet.engine.parallel import check_parallel
 from vitdet.engine.selection import Selection
 from vitdet.engine.writers import check_loggers
 from vitdet.settings import check_train, optional
-from vitdet.utils.checks import fail
+from vitdet.utils.checks import InputError, fail
 from vitdet.utils.distributed import world_size
 from vitdet.utils.durations import parse
 from vitdet.utils.precision import check_precision
@@ -55,6 +56,23 @@ def check_recipe(cfg: DictConfig) -> None:
     check_parallel(*(optional(cfg.train, key) for key in ("parallel", "compile")))
     durations.check(cfg)
     selection_of(cfg)
+
+
+def check_files(cfg: DictConfig) -> None:
+    """Look for the files of the data, before many processes are started that would miss them.
+
+    Raises:
+        InputError: a file or a folder that a data set of the recipe names is not there.
+    """
+    for part in ("train", "test"):
+        dataset = cfg.dataloader[part].get("dataset") or {}
+        for key in ("json", "images"):
+            path = dataset.get(key)
+            if isinstance(path, str) and not Path(path).exists():
+                raise InputError(
+                    f"dataloader.{part}.dataset.{key}: there is no {path}. Give the path of your "
+                    "data, or start the command where that one begins."
+                )
 
 
 def check_batch(cfg: DictConfig) -> None:

@@ -65,7 +65,7 @@ def train(cfg: DictConfig, *, resume: bool = False, dry_run: bool = False) -> Re
     selection = selection_of(cfg)
     with _one_line_errors(), noticed() as notice, logging_to() as log_to, ExitStack() as open_:
         if is_there := not dry_run and output_dir.is_dir():
-            open_.enter_context(_alone_in(output_dir))
+            open_.enter_context(alone_in(output_dir))
         dataset = build_dataset(cfg.dataloader.train.dataset)
         names = tuple(dataset.class_names)
         written = durations.resolve(cfg, dataset)
@@ -81,7 +81,7 @@ def train(cfg: DictConfig, *, resume: bool = False, dry_run: bool = False) -> Re
             return {}
         # Inputs are right: only now does the run leave something on the disk.
         if not is_there:
-            open_.enter_context(_alone_in(output_dir))
+            open_.enter_context(alone_in(output_dir))
             _check_new(output_dir, resume)
         make_way(output_dir, _FILES)
         log_to(output_dir / "log.txt")
@@ -146,7 +146,7 @@ def _one_line_errors() -> Iterator[None]:
 
 
 @contextmanager
-def _alone_in(output_dir: Path) -> Iterator[None]:
+def alone_in(output_dir: Path) -> Iterator[None]:
     """Make the folder of a run, and hold its lock within the block (the main process does).
 
     Raises:
@@ -222,7 +222,7 @@ def evaluate(cfg: DictConfig, *, resume: bool = False) -> Results:
         content = checkpoint.chosen(content, which, source=str(source))
         checkpoint.check_trained(content, source=str(source))
         load_weights(detector, content, str(source), test.class_names)
-        open_.enter_context(_alone_in(output_dir))
+        open_.enter_context(alone_in(output_dir))
         make_way(output_dir, ("log.txt", "results.json"))
         log_to(output_dir / "log.txt")
         prefix = "" if which == "model" else "ema/"

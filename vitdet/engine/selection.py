@@ -76,6 +76,13 @@ class Selection:
         if self.best_metric is None:
             return False
         values = {n: each.get(self.best_metric, -math.inf) for n, each in results.items()}
+        if values[images_seen] == -math.inf:
+            logger.warning(
+                "train.best_metric=%s: the evaluation after %d images gives no number for it (the "
+                "test data may have nothing of the kind), so these weights are not the best",
+                *(self.best_metric, images_seen),
+            )
+            return False
         before = max((v for n, v in values.items() if n < images_seen), default=-math.inf)
         if values[images_seen] <= before:
             return False
@@ -102,6 +109,13 @@ class Selection:
                 since += 1
         if since < patience:
             return False
+        if best == -math.inf:
+            logger.warning(
+                "early stopping: %d evaluations without a number for %s: the test data may have "
+                "nothing of the kind, or train.early_stopping.metric is to be another one",
+                *(since, metric),
+            )
+            return True
         logger.info(
             "early stopping: %d evaluations without %s more than %g above %.4f (after %d images)",
             since,

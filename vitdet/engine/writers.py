@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from vitdet.utils.checks import fail, nearest
-from vitdet.utils.files import write_text
+from vitdet.utils.files import read_small, write_text
 
 Values = Mapping[str, float]
 IMAGES = "images_seen"
@@ -80,8 +80,8 @@ class JsonLines:
 
     def __init__(self, path: Path, images_seen: int) -> None:
         self.path = path
-        lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-        known = [_parsed(line) for line in lines] if images_seen else []
+        lines = read_small(path, str.splitlines, []) if images_seen else []
+        known = [_parsed(line) for line in lines]
         kept = [each for each in known if each is not None and each[IMAGES] <= images_seen]
         write_text(path, "".join(json.dumps(each) + "\n" for each in kept))
 
@@ -97,9 +97,10 @@ class JsonLines:
 def _parsed(line: str) -> dict[str, Any] | None:
     try:
         found = json.loads(line)
-        return found if IMAGES in found else None
-    except json.JSONDecodeError:  # a line cut off by a kill
+    except (json.JSONDecodeError, RecursionError):  # a line cut off by a kill, or a foreign one
         return None
+    known = isinstance(found, dict) and isinstance(found.get(IMAGES), int)
+    return found if known else None
 
 
 class TensorBoard:
@@ -170,11 +171,13 @@ LOGGERS = {"wandb": Wandb}
 
 
 def _identity(folder: Path, name: str) -> str | None:
-    path = folder / _IDENTITIES
-    return json.loads(path.read_text(encoding="utf-8")).get(name) if path.exists() else None
+    return _identities(folder).get(name)
+
+
+def _identities(folder: Path) -> dict[str, str]:
+    return read_small(folder / _IDENTITIES, lambda text: dict(json.loads(text)), {})
 
 
 def _remember(folder: Path, name: str, identity: str) -> None:
-    path = folder / _IDENTITIES
-    known = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-    write_text(path, json.dumps({**known, name: identity}, indent=1) + "\n")
+    known = {**_identities(folder), name: identity}
+    write_text(folder / _IDENTITIES, json.dumps(known, indent=1) + "\n")

@@ -30,7 +30,15 @@ class InputError(ValueError):
 def one_line(text: str) -> str:
     """Return the text in one line: control characters as escapes, endless words cut short."""
     words = (word if len(word) <= _LONGEST_WORD else f"{word[:100]}..." for word in text.split())
-    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in " ".join(words))
+    return printable(" ".join(words))
+
+
+def printable(text: str) -> str:
+    """Return the text with its lines, and other control characters as escapes.
+
+    A terminal obeys some of them, and an encoding may not know a half of a surrogate pair.
+    """
+    return "".join(c if c.isprintable() or c == "\n" else ascii(c)[1:-1] for c in text)
 
 
 def fail(what: str, *, expected: object, got: object, remedy: str) -> NoReturn:
@@ -65,12 +73,7 @@ def exit_status(run: Callable[[], int]) -> int:
         that takes nothing; 130 for ^C, of which a second one ends the process at once; 0 when
         the reader of a pipe, as `head`, has seen enough.
     """
-    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
-        if getattr(sys, name) is None:  # closed: the next file opened would get its number
-            setattr(sys, name, Path(os.devnull).open(mode, encoding="utf-8"))  # noqa: SIM115
-    for stream in (sys.stdout, sys.stderr):  # names of files may hold what no encoding knows
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")
+    open_streams()
     try:
         status = run()
         sys.stdout.flush()
@@ -87,6 +90,16 @@ def exit_status(run: Callable[[], int]) -> int:
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGINT, signal.SIG_DFL)
         return _say("interrupted", INTERRUPTED_STATUS)
+
+
+def open_streams() -> None:
+    """Have streams that were closed take what is written, and all of them any character."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:  # closed: the next file opened would get its number
+            setattr(sys, name, Path(os.devnull).open(mode, encoding="utf-8"))  # noqa: SIM115
+    for stream in (sys.stdout, sys.stderr):  # names of files may hold what no encoding knows
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 def os_error_text(error: OSError) -> str:

@@ -25,8 +25,8 @@ _HEADERS = {
 }
 _HOST = re.compile(r"(?:\[([0-9a-f:.]+)\]|([a-z0-9._-]+))(?::[0-9]{1,5})?")
 _BEHIND_A_PROXY = (
-    "Behind a proxy, let it pass the Host header on (nginx: proxy_set_header Host $http_host;) and "
-    "name the host by --host-name."
+    "Behind a proxy, name its host by --host-name and pass the Host header on (nginx: "
+    "proxy_set_header Host $http_host;)."
 )
 
 
