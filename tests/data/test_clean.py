@@ -88,6 +88,7 @@ READ: list[tuple[str | None, dict[str, Any], dict[str, Any]]] = [
     (FORM, {"segmentation": [_rle(True)]}, {"segmentation": _rle(True)}),
     (FORM, {"segmentation": [_rle(), _rle(True)]}, {"segmentation": _rle()}),
     (FORM, {"segmentation": {**_rle(), "counts": LENGTHS}}, {"segmentation": _rle(True)}),
+    (FORM, {"segmentation": {**_rle(), "counts": json.dumps(_rle(True)["counts"])}}, {}),
     (FORM, {"segmentation": {**_rle(), "size": [30.0, "40"]}}, {"segmentation": _rle()}),
     (FORM, {"segmentation": [[]]}, {"segmentation": None}),
     (FORM, {"segmentation": {"size": [30, 40], "counts": None}}, {"segmentation": None}),

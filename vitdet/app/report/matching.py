@@ -104,14 +104,13 @@ def scenes(
     *,
     style: Style = "coco",
     image_ids: Collection[int] | None = None,
-    dropped: Collection[int] = (),
 ) -> list[Scene]:
     """Put annotations and results together, image by image, in the order of the image ids.
 
     Args:
         truth: content of an annotation file.
         results: in COCO's format; other images' are left out.
-        iou_type, max_dets, style, image_ids, dropped: as in `vitdet.scores.evaluate_results`.
+        iou_type, max_dets, style, image_ids: as in `vitdet.scores.evaluate_results`.
     """
     chosen = None if image_ids is None else set(image_ids)
     images = {
@@ -119,7 +118,7 @@ def scenes(
     }
     shape = "bbox" if iou_type == "bbox" else "segmentation"
     objects: dict[int, list[Json]] = defaultdict(list)
-    for each in ground_truth(truth, images, set(dropped), iou_type, style):
+    for each in ground_truth(truth, images, iou_type, style):
         if iou_type == "segm":
             size = (images[each["image_id"]]["height"], images[each["image_id"]]["width"])
             each["encoded"] = encode_segmentation(each["segmentation"], size)
