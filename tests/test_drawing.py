@@ -107,6 +107,19 @@ def test_masks_may_come_as_detectron2_structures():
     assert changed(draw_instances(picture(), found, ["a", "b"], 0.5, min_side=240), 120, 70)
 
 
+def test_holes_of_masks_stay_open():
+    found = predictions()
+    found.pred_masks[0] = False
+    found.pred_masks[0, 60:160, 40:160] = True
+    found.pred_masks[0, 90:130, 80:120] = False
+    drawn = draw_instances(picture(), found, ["cup", "ball"], 0.5, min_side=240)
+    assert not changed(drawn, 110, 100)
+    assert changed(drawn, 90, 100)  # the outline of the hole
+    assert changed(drawn, 75, 60)
+    found.pred_masks[0] = False  # nothing to be seen
+    assert draw_instances(picture(), found, ["cup", "ball"], 0.5).shape == (480, 640, 3)
+
+
 @pytest.mark.parametrize(
     "box",
     [

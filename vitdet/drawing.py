@@ -11,7 +11,7 @@ from typing import Any
 import cv2
 import matplotlib as mpl
 import numpy as np
-from detectron2.structures import BitMasks, BoxMode, Instances
+from detectron2.structures import BoxMode, Instances
 from PIL import Image, ImageDraw, ImageFont
 
 from vitdet.utils.checks import InputError, fail, one_line
@@ -43,8 +43,7 @@ def draw_instances(
     Args:
         image: uint8 RGB (height, width, 3).
         instances: predictions (`pred_boxes`, `pred_classes`, `scores`, `pred_masks` if any) in
-            pixels of `image`; or ground truth, as Instances of a model input (`gt_boxes`,
-            `gt_classes`, `gt_masks` if any) or as the "annotations" of a detectron2 record.
+            pixels of `image`; or ground truth, the "annotations" of a detectron2 record.
         class_names: name of each class index.
         threshold: predictions with a lower score are left out.
         min_side: a smaller image is enlarged to this shorter side (pixels) before drawing, but to
@@ -69,8 +68,6 @@ def draw_instances(
         raise InputError(f"{text}{width}. Cut it into parts, or draw nothing (--no-pictures).")
     if not isinstance(instances, Instances):
         boxes, masks, classes, labels = _annotations(instances, class_names, (height, width))
-    elif instances.has("gt_boxes"):
-        boxes, masks, classes, labels = _targets(instances, class_names)
     else:
         boxes, masks, classes, labels = _predictions(instances, class_names, threshold)
     scale = max(1.0, min(min_side / min(height, width), _ENLARGED_TO / max(height, width)))
@@ -146,22 +143,6 @@ def _predictions(instances: Instances, class_names: Sequence[str], threshold: fl
     return instances.pred_boxes.tensor.numpy(), masks, classes, labels
 
 
-def _targets(instances: Instances, class_names: Sequence[str]) -> Shown:
-    """What a detector is trained on, in pixels of the augmented image."""
-    instances = instances.to("cpu")
-    classes = instances.gt_classes.tolist()
-    masks: list[np.ndarray] | None = None
-    if instances.has("gt_masks"):
-        given = instances.gt_masks
-        masks = (
-            list(given.tensor.numpy())
-            if isinstance(given, BitMasks)
-            else [_mask(polygons, instances.image_size) for polygons in given.polygons]
-        )
-    labels = [str(class_names[index]) for index in classes]
-    return instances.gt_boxes.tensor.numpy(), masks, classes, labels
-
-
 def _annotations(
     annotations: Sequence[dict[str, Any]], class_names: Sequence[str], size: tuple[int, int]
 ) -> Shown:
@@ -175,14 +156,8 @@ def _annotations(
     ]
     masks = None
     if annotations and all("segmentation" in item for item in annotations):
-        masks = [_mask(item["segmentation"], size) for item in annotations]
+        masks = [decode(encode_segmentation(item["segmentation"], size)) for item in annotations]
     return np.asarray(boxes, dtype=np.float64).reshape(-1, 4), masks, classes, labels
-
-
-def _mask(segmentation: Any, size: tuple[int, int]) -> np.ndarray:
-    if isinstance(segmentation, list):
-        segmentation = [np.asarray(polygon).tolist() for polygon in segmentation]
-    return decode(encode_segmentation(segmentation, size))
 
 
 def contact_sheet(

@@ -47,7 +47,6 @@ def evaluate_results(
     *,
     style: Style = "coco",
     image_ids: Collection[int] | None = None,
-    dropped: Collection[int] = (),
     encoded_here: bool = False,
 ) -> Json:
     """Score results in COCO's result format against an annotation file.
@@ -66,7 +65,6 @@ def evaluate_results(
         style: "lvis" for the rules of lvis-api: federated evaluation, nothing of area 0 counts,
             "ignore" counts and "iscrowd" does not; and APr, APc, APf.
         image_ids: the images that count; None for all in the file.
-        dropped: places in the file's "annotations" list that do not count.
         encoded_here: the results were made by this program, and need not be looked at.
 
     Returns:
@@ -87,7 +85,7 @@ def evaluate_results(
     images = {
         each["id"]: each for each in truth["images"] if chosen is None or each["id"] in chosen
     }
-    objects = _objects(truth, images, set(dropped), iou_type, style)
+    objects = ground_truth(truth, images, iou_type, style)
     if (most := _most(objects, style)) > max_dets:
         text = (
             "%s evaluation: up to %d objects of an image%s, of which no more than %d can be found"
@@ -163,7 +161,7 @@ class _Evaluator(COCOeval_faster):
     """faster-coco-eval, but overlaps of masks are pycocotools' and taken only where they count.
 
     Its own way writes every mask anew, also those in images without an object of their category,
-    and takes half of the whole time. And what does not count is what `_objects` says.
+    and takes half of the whole time. And what does not count is what `ground_truth` says.
     """
 
     def __init__(self, *args: Any, **options: Any) -> None:
@@ -213,17 +211,25 @@ def _is_in(value: Any, known: Container[Any]) -> bool:
     return not isinstance(value, list | dict | set) and value in known
 
 
-def _objects(
-    truth: Json, images: dict[int, Json], dropped: Collection[int], iou_type: str, style: Style
-) -> list[Json]:
-    """Copies of the annotations that count, as the evaluator takes them; say what does not."""
+def ground_truth(truth: Json, images: dict[int, Json], iou_type: str, style: Style) -> list[Json]:
+    """Return copies of the annotations that count; a warning says how many do not, and why.
+
+    Args:
+        truth: content of an annotation file.
+        images: {id: image}, those that count.
+        iou_type, style: as in `evaluate_results`.
+
+    Returns:
+        Each with image_id, category_id, bbox XYWH, segmentation (or None), area, and 0 or 1:
+        iscrowd (a detection in it is none), ignore (it need not be found).
+    """
     categories = {category["id"] for category in truth["categories"]}
     known = {image["id"] for image in truth["images"]}
     objects, said = [], Counter[str]()
-    for place, annotation in enumerate(truth["annotations"]):
+    for annotation in truth["annotations"]:
         number = annotation.get("image_id")
         image = images[number] if _is_in(number, images) else None
-        if place in dropped or (image is None and _is_in(number, known)):
+        if image is None and _is_in(number, known):
             continue
         if image is None or not _is_in(annotation.get("category_id"), categories):
             said[f"left out, of an unknown {'image' if image is None else 'category'}"] += 1

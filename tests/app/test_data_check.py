@@ -177,6 +177,7 @@ def test_what_a_repair_loses_is_said_and_status_1(
     assert cli.main(["data", "check", str(data), "--fix", str(tmp_path / "copy")]) == 1
     out = capsys.readouterr().out
     assert "lost         2 objects (1 x empty box, 1 x missing image)" in out
+    assert "lost         1 images (1 x missing image)" in out
 
 
 def test_no_command_changes_the_data(

@@ -106,9 +106,15 @@ def test_a_bad_image_does_not_stop_the_others(drawn_run, photos, tmp_path, capsy
     assert not [line for line in errors if "annotation" in line]
 
 
-def test_nothing_but_bad_images_is_a_wrong_input(drawn_run, tmp_path, capsys):
-    assert predict(drawn_run, tmp_path / "nothing.jpg", "--out", tmp_path / "out") == 2
-    assert "1 of 1 inputs failed" in capsys.readouterr().err
+def test_nothing_but_bad_inputs_is_a_wrong_input(drawn_run, tmp_path, capsys, monkeypatch):
+    (tmp_path / "a.jpg").touch()
+    assert predict(drawn_run, tmp_path / "a.jpg", tmp_path, "--out", tmp_path / "out") == 2
+    error = capsys.readouterr().err
+    assert error.startswith(f"error: image {tmp_path}/a.jpg: an empty file. ")
+    assert error.count("\n") == 1  # it is one input, and was told
+    monkeypatch.setattr(Predictor, "from_checkpoint", None)  # no weights are read for nothing
+    assert predict(drawn_run, tmp_path / "no.jpg", "0", "--out", tmp_path / "out") == 2
+    assert capsys.readouterr().err.endswith("2 of 2 inputs failed\n")
 
 
 def test_an_image_on_which_a_batch_fails_is_left_out_alone():

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,7 @@ import torch
 
 from vitdet.backbones.vit import ViT
 from vitdet.config import build_model, load_config, model_settings
-from vitdet.convert import FORMATS, Report, UnaccountedError, convert, detect
+from vitdet.convert import Report, UnaccountedError, convert, detect
 from vitdet.convert.nesting import unnest
 from vitdet.utils.checks import InputError
 
@@ -23,10 +22,7 @@ pytestmark = pytest.mark.skipif(
 )
 CONFIGS = Path(__file__).parents[2] / "configs"
 Shapes = dict[str, tuple[int, ...]]
-ZOO = list(published("detectron2_vitdet_coco", "detectron2_vitdet_lvis"))
-FORMAT_OF = {"timm_vit": "timm", "mae": "mae", "sam": "sam", "hf_vitdet": "hf_vitdet"}
 CLASS_TOKEN = "class token: a detector's backbone has none"
-FINAL_NORM = "norm after the last block: a ViTDet backbone has none"
 
 
 def ids(items: list[Published]) -> list[str]:
@@ -35,16 +31,6 @@ def ids(items: list[Published]) -> list[str]:
 
 def detector(letter: str) -> Shapes:
     return find(f"mask_rcnn_vitdet_{letter}.coco").shapes()
-
-
-def letter_of(item: Published) -> str:
-    widths = {768: "b", 1024: "l", 1280: "h"}
-    names = ("patch_embed.proj.weight", "embeddings.projection.weight")
-    return next(
-        widths.get(tensor.shape[0], "b")
-        for name, tensor in item.tensors.items()
-        if name.endswith(names)
-    )
 
 
 def check_account(item: Published, target: Shapes, output: dict[str, Any], report: Report) -> None:
@@ -61,69 +47,6 @@ def check_account(item: Published, target: Shapes, output: dict[str, Any], repor
         name: target[name] for name in output
     }
     assert report.unaccounted == report.missing == []
-
-
-@pytest.mark.parametrize("item", ZOO, ids=ids(ZOO))
-def test_zoo_files_are_used_whole(item: Published) -> None:
-    output, report = convert(item.content(), item.shapes())
-    check_account(item, item.shapes(), output, report)
-    assert report.source_format == "detectron2"
-    assert report.used == {name: name for name in item.tensors}
-    assert not report.dropped
-    assert not report.resized
-    assert not report.initialised
-
-
-BACKBONES = list(published("mae", "timm_vit", "hf_vitdet", "sam"))
-
-
-@pytest.mark.parametrize("item", BACKBONES, ids=ids(BACKBONES))
-def test_backbone_files_leave_the_heads(item: Published) -> None:
-    target = detector(letter_of(item))
-    if item.name.endswith(".residual"):
-        target |= {
-            re.sub(r"encoder\.layer", "backbone.net.blocks", name): tuple(tensor.shape)
-            for name, tensor in item.tensors.items()
-            if ".residual." in name
-        }
-    patch_14 = "huge" in item.name and item.family == "mae"
-    output, report = convert(item.content(), target, resize_patch_embed=patch_14)
-    check_account(item, target, output, report)
-    assert report.source_format == FORMAT_OF[item.family]
-    assert report.nested_under == item.nested_under
-    has_rel_pos = item.family in ("sam", "hf_vitdet")
-    for name in report.initialised:
-        assert not name.startswith("backbone.net.") or (not has_rel_pos and ".rel_pos_" in name)
-    outside = [name for name in target if not name.startswith("backbone.net.")]
-    rel_pos = [name for name in target if ".rel_pos_" in name]
-    assert len(report.initialised) == len(outside) + (0 if has_rel_pos else len(rel_pos))
-    changed = {"backbone.net.patch_embed.proj.weight"} if patch_14 else set()
-    if patch_14 or item.family == "sam" or "384" in item.name:
-        changed.add("backbone.net.pos_embed")
-    assert set(report.resized) == changed
-
-
-DROPPED = {
-    "mae_pretrain_vit_base": {CLASS_TOKEN: 1, FINAL_NORM: 2},
-    "mae_pretrain_vit_base.with_decoder": {
-        CLASS_TOKEN: 1,
-        FINAL_NORM: 2,
-        "decoder of the pretraining": 104,
-    },
-    "vit_base_patch16_224.augreg_in21k": {CLASS_TOKEN: 1, FINAL_NORM: 2, "classifier": 2},
-    "sam_vit_b": {
-        "SAM's neck: the pyramid takes its place": 6,
-        "prompt encoder and mask decoder": 137,
-    },
-    "hf_vitdet_base.backbone": {},
-}
-
-
-@pytest.mark.parametrize("name", DROPPED)
-def test_rules_that_drop(name: str) -> None:
-    item = find(name)
-    _, report = convert(item.content(), detector("b"))
-    assert Counter(report.dropped.values()) == DROPPED[name]
 
 
 def test_what_stands_beside_the_weights_is_noted() -> None:
@@ -345,41 +268,6 @@ def test_other_heads_are_unaccounted_for() -> None:
     cascade, mask = find("cascade_mask_rcnn_vitdet_b.coco"), detector("b")
     with pytest.raises(InputError, match=r"54 keys have no place.* 18 of its weights are not in"):
         convert(cascade.content(), mask)
-
-
-# The formats of each family's files. Where not here, their accounts are in test_eva.py,
-# test_mmdet_families.py and test_vil.py.
-FORMATS_OF = {
-    "beit": {"beit"},
-    "clip": {"clip", "timm"},
-    "deit3": {"timm"},
-    "detectron2_vitdet_coco": {"detectron2"},
-    "detectron2_vitdet_lvis": {"detectron2"},
-    "dinov2": {"dinov2", "timm"},
-    "dinov3": {"dinov3"},
-    "easycv_vitdet": {"easycv", "easycv_old"},
-    "eva01_det": {"eva01"},
-    "eva02": {"eva02", "timm_eva"},
-    "eva02_det": {"eva02"},
-    "hf_vitdet": {"hf_vitdet"},
-    "mae": {"mae"},
-    "mmdet3_vitdet": {"mmdet3"},
-    "sam": {"sam"},
-    "streampetr": {"streampetr"},
-    "timm_vit": {"timm"},
-    "vil_classification": {"vil"},
-    "vil_detection": {"vil_det"},
-    "vitae_pretrain": {"vitae_pretrain", "vitae_classifier"},
-    "vitae_vitdet": {"vitae"},
-}
-
-
-def test_every_file_is_of_one_format() -> None:
-    found: dict[str, set[str]] = {}
-    for item in published():
-        found.setdefault(item.family, set()).add(detect(item.content()))
-    assert found == FORMATS_OF
-    assert set(FORMATS) - set().union(*found.values()) == {"vitdet", "eva01_pretrain"}
 
 
 NESTS = ("model", "module", "state_dict", "model_ema", "state_dict_ema", "net", "teacher")

@@ -15,46 +15,13 @@ from vitdet.config import build_model, load_config, model_settings
 from vitdet.convert import convert, detect
 from vitdet.utils.checks import InputError
 
-from .manifests import CHECKPOINTS, find, published
+from .manifests import CHECKPOINTS, find
 
 ROOT = Path(__file__).parents[2]
 needs_manifests = pytest.mark.skipif(
     not CHECKPOINTS.is_dir(), reason=f"no manifests: VITDET_CHECKPOINTS is {CHECKPOINTS}"
 )
 Shapes = dict[str, tuple[int, ...]]
-
-# published detector: format, recipe
-DETECTORS = {
-    "vitae_vitdet_vit_b": ("vitae", "vitae/mask_rcnn_vit_b_100ep"),
-    "vitae_vitdet_vitae_b": ("vitae", "vitae/mask_rcnn_vitae_b_100ep"),
-    "vitae_vitdet_vitae_s": ("vitae", "vitae/mask_rcnn_vitae_s_100ep"),
-    "easycv_vitdet_mask_rcnn": ("easycv", "easycv/mask_rcnn_vitdet_b_100ep"),
-    "easycv_vitdet_mask_rcnn_old_attn": ("easycv_old", "easycv/mask_rcnn_vit_b_v06_attn_100ep"),
-    "easycv_vitdet_mask_rcnn_old_basicblock": (
-        "easycv_old",
-        "easycv/mask_rcnn_vit_b_v06_basicblock_100ep",
-    ),
-    "easycv_vitdet_mask_rcnn_old_bottleneck": (
-        "easycv_old",
-        "easycv/mask_rcnn_vit_b_v06_bottleneck_100ep",
-    ),
-    "mmdet3_vitdet_mask_rcnn_vit_b": ("mmdet3", "mmdetection/mask_rcnn_vitdet_b_100ep"),
-}
-# pretrained file: format, recipe, what it leaves to the model's own initialisation in the backbone
-PRETRAINED = {
-    "vitae_b_mae_kernel1": ("vitae_pretrain", "vitae/mask_rcnn_vitae_b_100ep", {"rel_pos"}),
-    "vitae_b_mae_encoder_kernel3": ("vitae_pretrain", "vitae/mask_rcnn_vitae_b_100ep", {"rel_pos"}),
-    "vitae_b_classification": (
-        "vitae_classifier",
-        "vitae/mask_rcnn_vitae_b_100ep",
-        {"rel_pos", "norm"},
-    ),
-    "vitae_s_classification": (
-        "vitae_pretrain",
-        "vitae/mask_rcnn_vitae_s_100ep",
-        {"rel_pos", "norm"},
-    ),
-}
 
 
 @cache
@@ -71,48 +38,6 @@ def settings_of(name: str) -> dict[str, Any]:
 
 def shapes(model: torch.nn.Module) -> Shapes:
     return {name: tuple(value.shape) for name, value in model.state_dict().items()}
-
-
-@needs_manifests
-def test_every_file_is_here() -> None:
-    families = ("vitae_vitdet", "vitae_pretrain", "easycv_vitdet", "mmdet3_vitdet")
-    assert {item.name for item in published(*families)} == set(DETECTORS) | set(PRETRAINED)
-
-
-@needs_manifests
-@pytest.mark.parametrize("name", DETECTORS)
-def test_detectors_are_used_whole(name: str) -> None:
-    item, (source_format, recipe) = find(name), DETECTORS[name]
-    target = recipe_shapes(recipe)
-    output, report = convert(item.content(), target)
-    assert report.source_format == source_format
-    assert set(report.used) == set(item.tensors)
-    assert {name: tuple(value.shape) for name, value in output.items()} == target
-    for part in (report.dropped, report.resized, report.initialised, report.inexact):
-        assert not part
-
-
-@needs_manifests
-@pytest.mark.parametrize("name", PRETRAINED)
-def test_pretrained_files_fill_the_backbone(name: str) -> None:
-    item, (source_format, recipe, open_) = find(name), PRETRAINED[name]
-    target = recipe_shapes(recipe)
-    output, report = convert(item.content(), target)
-    assert report.source_format == source_format
-    assert set(report.used) | set(report.dropped) == set(item.tensors)
-    assert set(output) | set(report.initialised) == set(target)
-    left = [n.removeprefix("backbone.net.") for n in report.initialised if ".net." in n]
-    assert {"rel_pos" if "rel_pos" in n else n.split(".")[0] for n in left} == open_
-    assert not report.unaccounted
-    assert not report.missing
-
-
-@needs_manifests
-@pytest.mark.parametrize("name", [*DETECTORS, *PRETRAINED])
-def test_recipes_have_the_settings_that_no_shape_tells(name: str) -> None:
-    _, recipe, *_ = {**DETECTORS, **PRETRAINED}[name]
-    _, report = convert(find(name).content(), recipe_shapes(recipe), settings=settings_of(recipe))
-    assert not report.settings
 
 
 @needs_manifests

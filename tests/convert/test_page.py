@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib.util
 import json
 import re
+from collections import Counter
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -34,6 +36,7 @@ assert _spec is not None
 assert _spec.loader is not None
 TABLES = importlib.util.module_from_spec(_spec)
 _spec.loader.exec_module(TABLES)
+ACCOUNTS = json.loads((Path(__file__).parent / "accounts.json").read_text())
 FILES = [(command, name) for command in COMMANDS for name in command.files]
 _BACKBONE = re.compile(r"(backbone\.)?(net|bottom_up)\.")
 # what a backbone may keep from its initialisation, for files of any format
@@ -63,7 +66,7 @@ class Run:
         self.written: dict[str, Any] = {}
         self.output = folder / "out.pth"
         patch = monkeypatch.setattr
-        patch(vitdet.config, "load_config", lambda p, changes: _loaded(p, tuple(changes)))
+        patch(vitdet.config, "load_config", lambda p, changes, **_: _loaded(p, tuple(changes)))
         patch(vitdet.config, "build_model", _built)
         patch(checkpoint, "read", lambda path, **_: find(path.name).content())
         patch(checkpoint, "write", lambda _, content: self.written.update(content))
@@ -103,11 +106,29 @@ def test_every_published_file_has_one_command() -> None:
     assert names == sorted(item.name for item in published())
 
 
+def _account(path: Path) -> dict[str, Any]:
+    """Sum a report up: counts, rules, and a hash of all of it."""
+    report = json.loads(path.read_text())
+    for key in ("source_model", "output_model", "config_file", "overrides"):
+        del report[key]
+    found = {"format": report["source_format"], "used": len(report["used"])}
+    found |= {key: len(report[key]) for key in ("made", "resized", "initialised") if report[key]}
+    for key in ("dropped", "inexact"):
+        if report[key]:
+            found[key] = dict(Counter(report[key].values()))
+    ordered = {k: sorted(v.items()) if isinstance(v, dict) else v for k, v in report.items()}
+    text = json.dumps(ordered, sort_keys=True).encode()
+    return found | {"sha256": hashlib.sha256(text).hexdigest()[:16]}
+
+
 @needs_manifests
 @pytest.mark.parametrize(("command", "name"), FILES, ids=[name for _, name in FILES])
-def test_commands(command: Command, name: str, run: Run, capsys: Any) -> None:
-    assert run(name, *command.words()) == 0
+def test_commands(command: Command, name: str, run: Run, capsys: Any, tmp_path: Path) -> None:
+    """The one account of every published file is kept in accounts.json."""
+    report = tmp_path / "report.json"
+    assert run(name, *command.words(), "--report", str(report)) == 0
     assert f"format       {command.format}" in capsys.readouterr().out
+    assert _account(report) == ACCOUNTS[name]
     cfg = _loaded(Path(f"configs/{command.recipe}.py"), command.overrides)
     model = _built(cfg.model, "meta")
     target = {key: tuple(value.shape) for key, value in model.state_dict().items()}

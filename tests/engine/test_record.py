@@ -6,11 +6,12 @@ import json
 from types import SimpleNamespace
 
 import pytest
+from omegaconf import OmegaConf
 from tiny_recipe import recipe
 from tiny_recipe import rectangles as make
 
 from vitdet import checkpoint
-from vitdet.engine.record import changed, check_data, counts, write
+from vitdet.engine.record import changed, check_data, counts, set_absolute_paths, write
 from vitdet.engine.run import train
 from vitdet.utils.checks import InputError
 
@@ -80,3 +81,16 @@ def test_a_checkpoint_holds_the_category_ids_of_the_data(tmp_path, ids, wanted):
     dataset = SimpleNamespace(class_names=("cat", "dog"), **ids)
     note = write(recipe(tmp_path), tmp_path, dataset, {}, {})
     assert (note["class_names"], note["class_ids"]) == (["cat", "dog"], wanted)
+
+
+def test_a_run_knows_where_its_data_lie(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "images").mkdir()
+    (tmp_path / "a.json").touch()
+    here = {"json": "a.json", "images": "images", "name": "images"}
+    named = {"name": "coco_2017_val", "json": 3}
+    cfg = OmegaConf.create({"dataloader": {"train": {"dataset": here}, "test": {"dataset": named}}})
+    set_absolute_paths(cfg)
+    wanted = {"json": f"{tmp_path}/a.json", "images": f"{tmp_path}/images", "name": "images"}
+    assert cfg.dataloader.train.dataset == wanted
+    assert cfg.dataloader.test.dataset == named

@@ -200,3 +200,12 @@ def test_operators_of_others_are_refused() -> None:
     made = onnx.helper.make_model(onnx.helper.make_graph([node], "g", [], []))
     with pytest.raises(InputError, match=r"operators of com\.example, which not every"):
         onnx_file._check_operators(made)
+
+
+def test_a_file_that_the_runtime_refuses_is_one_line(tmp_path: Path) -> None:
+    """As it does with some sizes of a Vision Longformer, whose shapes do not agree."""
+    node = onnx.helper.make_node("Add", ["image"], ["x"])  # one addend
+    made = onnx.helper.make_model(onnx.helper.make_graph([node], "g", [], []))
+    (tmp_path / "a.onnx").write_bytes(made.SerializeToString())
+    with pytest.raises(InputError, match="onnxruntime cannot take the file that torch wrote: "):
+        onnx_file.load(tmp_path / "a.onnx")

@@ -249,7 +249,6 @@ def timm_eva_map(case: Case, mode: Mode) -> Built:
     options = config.section("args")
     config.done()
     size = options.take("img_size", 224)
-    grid = rope_grid(options)
     arguments = {
         "img_size": size,
         "patch_size": options.take("patch_size", 16),
@@ -263,7 +262,7 @@ def timm_eva_map(case: Case, mode: Mode) -> Built:
         "norm_eps": 1e-6 if options.take("norm_layer", None) is None else norm_eps(options),
         "use_abs_pos": options.only("use_abs_pos_emb", _BOTH, True),
         "pos_embed_resize": "bicubic_antialias",
-        "rope_pretrain_grid": grid,
+        "rope_pretrain_grid": options.take("ref_feat_shape", None),
         "rope_resize": "stretch",
         "pretrain_img_size": size,
         "pretrain_use_cls_token": False,
@@ -280,15 +279,6 @@ def timm_eva_map(case: Case, mode: Mode) -> Built:
         return outputs, {f"blocks.{i}": each.flatten(1, 2) for i, each in tokens}
 
     return Built(vit, call, load_by_conversion(case, vit, "timm_eva"))
-
-
-def rope_grid(options: Options) -> int | None:
-    """Return the side in tokens of the map that timm's rotary positions are stretched to."""
-    grid = options.take("ref_feat_shape", None)
-    if isinstance(grid, list):
-        options.only("ref_feat_shape", ([grid[0], grid[0]],))  # ours are square
-        grid = grid[0]
-    return grid
 
 
 def _only_eva02(options: Options) -> None:

@@ -82,12 +82,12 @@ _EVA |= {"use_rot_pos_emb": True}
     [
         ("Eva", "tokens", {**_EVA, "ref_feat_shape": [12, 12]}, (96, 160)),
         ("Eva", "tokens", {**_EVA, "ref_feat_shape": None}, (128, 128)),
-        ("Eva", "tokens", {**_EVA, "ref_feat_shape": [7, 7], "img_size": [64, 96]}, (64, 96)),
+        ("Eva", "tokens", {**_EVA, "ref_feat_shape": [7, 11], "img_size": [64, 96]}, (64, 96)),
         ("Eva", "map", {**_EVA, "ref_feat_shape": [24, 24], "class_token": False}, (160, 96)),
         (
             "Eva",
             "map",
-            {**_EVA, "ref_feat_shape": [8, 8], "class_token": False, "img_size": [96, 64]},
+            {**_EVA, "ref_feat_shape": [8, 5], "class_token": False, "img_size": [96, 64]},
             (112, 80),
         ),
         ("VisionTransformer", "tokens", {"img_size": [64, 96]}, (64, 96)),

@@ -10,7 +10,7 @@ from vitdet.backbones.vit import PlainViT, ViT
 
 from .build import Built, Mode, Recorder, converted, for_mode, norm_eps
 from .cases import Case, Options, UnsupportedCase
-from .eva import rope_grid, timm_eva_map
+from .eva import timm_eva_map
 from .mapped import timm_map
 
 _BOTH = (True, False)
@@ -64,7 +64,6 @@ def eva(case: Case, mode: Mode) -> Built:
     dinov3 = options.only("rope_type", ("cat", "dinov3"), "cat") == "dinov3"
     options.only("rope_rotate_half", (dinov3,), False)
     options.only("rope_temperature", (100.0 if dinov3 else 10000.0,), 10000.0)
-    grid = rope_grid(options)
     options.only("use_rot_pos_emb", (True,), False)
     split = not options.only("qkv_fused", _BOTH, True)
     # without pooling the norm stands after the blocks unless a case says otherwise
@@ -80,7 +79,7 @@ def eva(case: Case, mode: Mode) -> Built:
         "final_norm": final is not False,
         "ffn_layer": ("swiglu_norm" if inner_norm else "swiglu") if gated else "mlp",
         "rope": "dinov3" if dinov3 else "eva02",
-        "rope_pretrain_grid": grid,
+        "rope_pretrain_grid": options.take("ref_feat_shape", None),
         "rope_resize": "stretch",
     }
     for key in ("qk_norm", "use_post_norm", "scale_attn_inner", "attn_only_layer_scale"):

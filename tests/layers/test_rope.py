@@ -34,7 +34,7 @@ def angle(token: int, size: tuple[int, int], pair: int, head_dim: int, places, g
     ],
 )
 def test_tables_equal_the_formula(size, places, grid, head_dim):
-    tables = rotary_tables(size, head_dim, places=places, grid=grid)
+    tables = rotary_tables(size, head_dim, places=places, grid=(grid, grid))
     L = size[0] * size[1]
     angles = torch.tensor(
         [
@@ -54,7 +54,7 @@ def test_pairs_of_neighbouring_channels_turn_like_complex_numbers():
     torch.manual_seed(0)
     size, head_dim = (2, 3), 8
     x = torch.randn(1, 2, 6, head_dim, dtype=torch.float64)
-    got = rotate(x, rotary_tables(size, head_dim, places=(2, 2), grid=16))
+    got = rotate(x, rotary_tables(size, head_dim, places=(2, 2), grid=(16, 16)))
     for n in range(2):
         for token in range(6):
             for pair in range(head_dim // 2):
@@ -71,7 +71,7 @@ def test_products_depend_on_the_offset_alone():
     """
     torch.manual_seed(0)
     size, head_dim = (4, 9), 16
-    tables = rotary_tables(size, head_dim, places=(4, 4), grid=16)
+    tables = rotary_tables(size, head_dim, places=(4, 4), grid=(16, 16))
     query, key = torch.randn(2, head_dim)
     everywhere = torch.ones(1, 1, size[0] * size[1], 1)
     q, k = rotate(query * everywhere, tables)[0, 0], rotate(key * everywhere, tables)[0, 0]
@@ -87,8 +87,8 @@ def test_products_depend_on_the_offset_alone():
 
 
 def test_a_map_is_a_cut_of_a_larger_one():
-    large = rotary_tables((6, 8), 16, places=(6, 6), grid=16)
-    small = rotary_tables((4, 5), 16, places=(6, 6), grid=16)
+    large = rotary_tables((6, 8), 16, places=(6, 6), grid=(16, 16))
+    small = rotary_tables((4, 5), 16, places=(6, 6), grid=(16, 16))
     for whole, part in ((large.cos, small.cos), (large.sin, small.sin)):
         assert torch.equal(whole.reshape(6, 8, 16)[:4, :5].flatten(0, 1), part)
 
@@ -96,7 +96,7 @@ def test_a_map_is_a_cut_of_a_larger_one():
 def test_low_precision_inputs_are_turned_in_float32():
     torch.manual_seed(0)
     x = torch.randn(1, 1, 6, 16).bfloat16()
-    tables = rotary_tables((2, 3), 16, places=(2, 3), grid=16)
+    tables = rotary_tables((2, 3), 16, places=(2, 3), grid=(16, 16))
     low = rotate(x, tables)
     assert low.dtype == torch.bfloat16
     assert torch.equal(low, rotate(x.float(), tables).bfloat16())

@@ -22,7 +22,7 @@ from vitdet.convert import classes as heads
 from vitdet.convert.direct import rename
 from vitdet.convert.nesting import unnest
 from vitdet.convert.out import export, nest
-from vitdet.utils.checks import InputError, fail
+from vitdet.utils.checks import InputError, fail, printable
 from vitdet.utils.files import replacing
 from vitdet.utils.state_dicts import some
 
@@ -334,7 +334,7 @@ def convert_file(args: argparse.Namespace) -> None:
     else:
         checkpoint.write(args.output_model, {"model": weights, "vitdet": _about(args, report)})
     _write_report(args, report)
-    print(report.summary())
+    print(printable(report.summary()))
     print(f"wrote        {args.output_model}: {len(weights)} tensors")
 
 

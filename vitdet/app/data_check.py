@@ -20,6 +20,7 @@ from vitdet.utils.files import write_text
 
 _EXAMPLES = 3  # a kind, in the text; the page has pictures of more
 _IN_JSON = 20
+_LEFT_OUT = "left out with its objects"  # what becomes of an image that cannot be read
 _STEP = 200  # images between two lines of progress
 
 
@@ -66,17 +67,22 @@ def run(args: argparse.Namespace) -> int:
     if not args.fix:
         return 1 if checked.faults else 0
     lost = write_repaired(checked, args.fix)
+    images = Counter(each.kind for _, each in checked.findings if each.done.startswith(_LEFT_OUT))
     masks = {kind: lost.pop(kind) for kind in ("wrong mask", "empty mask") if kind in lost}
     again = check_data(find_data(args.fix))
     _say(args, f"repaired     all changes are listed in {args.fix / 'repairs.json'}")
-    for what, kinds in (("objects", lost), ("masks, whose boxes stay", masks)):
+    for what, kinds in (
+        ("images", images),
+        ("objects", lost),
+        ("masks, whose boxes stay", masks),
+    ):
         if kinds:
             reasons = ", ".join(f"{count} x {kind}" for kind, count in kinds.items())
             _say(args, f"lost         {sum(kinds.values())} {what} ({reasons})")
     for kind, found in again.by_kind().items():
         if KINDS[kind].severity == "fault":
             _say(args, f"still        {len(found)} x {kind}")
-    return 1 if again.faults or lost or masks else 0
+    return 1 if again.faults or images or lost or masks else 0
 
 
 def _check_page(path: Path, folders: list[Path]) -> None:

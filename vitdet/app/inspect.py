@@ -21,7 +21,7 @@ from vitdet.convert import Report, convert
 from vitdet.convert.inspect import Description, describe
 from vitdet.convert.nesting import unnest
 from vitdet.convert.recipes import COMMANDS
-from vitdet.utils.checks import InputError, fail
+from vitdet.utils.checks import InputError, fail, one_line, printable
 from vitdet.utils.state_dicts import some
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
@@ -93,7 +93,7 @@ def run(args: argparse.Namespace) -> int:
         print(json.dumps(record, indent=1))
     else:
         recipes = [] if args.no_recipes else _recipe_lines(fits, len(candidates))
-        print("\n".join([*_lines(args.file, found), *recipes]))
+        print(*map(printable, [*_lines(args.file, found), *recipes]), sep="\n")
     return 0 if found.format else 1
 
 
@@ -268,7 +268,7 @@ def _lines(path: Path, found: Description) -> list[str]:
     what = f": {found.what}" if found.what else ""
     dtypes = ", ".join(f"{name} {count}" for name, count in found.dtypes.items())
     lines = [
-        f"file         {path}, {_bytes(path.stat().st_size)}",
+        f"file         {one_line(str(path))}, {_bytes(path.stat().st_size)}",
         f"format       {found.format or 'unknown'}{nested}{what}",
         f"tensors      {found.tensors} ({dtypes}), {found.parameters / 1e6:.2f} M numbers, "
         f"{_bytes(found.bytes)}",
@@ -291,7 +291,7 @@ def _lines(path: Path, found: Description) -> list[str]:
         lines.append(f"classes      {some(found.class_names, 8)}")
     if found.initialised:
         lines.append(f"left open    {len(found.initialised)} names ({some(found.initialised)})")
-    return lines + [f"note         {note}" for note in found.notes]
+    return lines + [f"note         {one_line(note)}" for note in found.notes]
 
 
 def _recipe_lines(fits: list[Fit], tried: int) -> list[str]:

@@ -83,6 +83,8 @@ def run(args: argparse.Namespace) -> int:
     bad: list[str] = []
     files = _files(args.inputs, bad)
     outputs = _outputs(files, args.out)
+    if not files:
+        return _status(0, bad)
     predictor = load_predictor(args, precision=args.precision, threshold=args.threshold)
     if args.classes:
         names = [n for text in args.classes for n in split_names(text, predictor.class_names)]
@@ -105,7 +107,11 @@ def run(args: argparse.Namespace) -> int:
         raise
     if done and not args.no_pictures:
         print(f"pictures in {args.out}")
-    if bad:
+    return _status(done, bad)
+
+
+def _status(done: int, bad: Sequence[str]) -> int:
+    if bad and done + len(bad) > 1:
         print(f"{len(bad)} of {done + len(bad)} inputs failed", file=sys.stderr)
     return 0 if not bad else 1 if done else 2
 

@@ -277,10 +277,12 @@ def _start(args: argparse.Namespace, place: Path, recipe: Path, data: Prepared) 
     try:
         convert.convert_file(convert.parse(words))
     except InputError as error:
+        why = str(error).removeprefix(f"{args.weights}: ")
         text = (
-            f"--weights {args.weights}: it does not fit {recipe.name} (--size {args.size}): {error}"
+            f"--weights {args.weights}: it does not fit {recipe.name} (--size {args.size}): {why}"
         )
-        text += " Options named here are those of `vitdet convert`, whose output --weights takes."
+        if "--" in why:
+            text += " These options are those of `vitdet convert`, whose output --weights takes."
         raise InputError(text) from error
     return str(output)
 

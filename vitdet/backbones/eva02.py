@@ -41,7 +41,7 @@ def EVA02ViT(
     norm_eps: float = 1e-6,
     use_abs_pos: bool = True,
     pos_embed_resize: PosEmbedResize = "bicubic",
-    rope_pretrain_grid: int = 16,
+    rope_pretrain_grid: int | Sequence[int] | None = 16,
     rope_interpolate: bool = True,
     rope_resize: RopeResize = "extend",
     window_size: int = 0,

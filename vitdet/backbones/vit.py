@@ -263,7 +263,7 @@ def ViT(
     ffn_layer: FeedForward = "mlp",
     act_layer: Activation = "gelu",
     rope: Literal["none", "dinov3", "eva02"] = "none",
-    rope_pretrain_grid: int | None = 16,
+    rope_pretrain_grid: int | Sequence[int] | None = 16,
     rope_resize: RopeResize = "extend",
     freeze_patch_embed: bool = False,
     attention_backend: str = "auto",

@@ -9,9 +9,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 _NET = "model.backbone.net."
-_RESIZE = ("--resize-patch-embed",)
-_INEXACT = ("--allow-inexact",)
-
 
 # Formats whose files have no decomposed relative positions: a model's keep their initialisation.
 WITHOUT_REL_POS = frozenset(
@@ -44,350 +41,158 @@ class Command:
         return ("--config-file", f"configs/{self.recipe}.py", *self.options, *self.overrides)
 
 
-def _net(*changes: str) -> tuple[str, ...]:
-    return tuple(_NET + change for change in changes)
+# What some rows have in common.
+_SHORT = {
+    "RESIZE": "--resize-patch-embed",
+    "B": "COCO/mask_rcnn_vitdet_b_100ep",
+    "L": "COCO/mask_rcnn_vitdet_l_100ep",
+    "H": "COCO/mask_rcnn_vitdet_h_75ep",
+    "EVA01": "common/models/cascade_mask_rcnn_eva01",
+    "EVA02_B": "COCO/cascade_mask_rcnn_eva02_b_bsl",
+    "EVA02_L": "COCO/cascade_mask_rcnn_eva02_l_bsl",
+    "STREAMPETR": "backbones/streampetr_eva02_l_800x320",
+    "GIANT": "net.embed_dim=1536 net.depth=40 net.num_heads=24 "
+    "net.ffn_layer=swiglu net.mlp_ratio=2.6667 net.global_block_indexes=[9,19,29,39]",
+    "DINOV2": "net.layer_scale=true net.pretrain_img_size=592",
+    "DINOV3": "net.rope=dinov3 net.use_abs_pos=false net.norm_eps=1e-5 net.layer_scale=true",
+    "CLIP": "net.pre_norm=true net.norm_eps=1e-5",
+    "QUICK": "net.act_layer=quick_gelu",
+    "BEIT": "net.use_abs_pos=false net.layer_scale=true",
+    "SAM": "net.pretrain_img_size=1024 net.pretrain_use_cls_token=false",
+    "LINFORMER": "model.backbone.bottom_up.attention=[linformer,linformer,linformer,linformer] "
+    "model.backbone.bottom_up.attention_size=[256,256,256,256] "
+    "model.backbone.bottom_up.img_size=1344",
+}
+
+# format, width, recipe, files, and what the command line has to be given: options, changes.
+_ROWS = """
+mae 768 B mae_pretrain_vit_base,mae_pretrain_vit_base.with_decoder
+mae 1024 L mae_pretrain_vit_large
+mae 1280 H mae_pretrain_vit_huge RESIZE
+timm 768 B vit_base_patch16_224.augreg_in21k,vit_base_patch16_224.augreg2_in21k_ft_in1k
+timm 1024 L vit_large_patch16_224.augreg_in21k
+timm 1024 L vit_large_patch16_384.augreg_in21k_ft_in1k net.pretrain_img_size=384
+timm 768 B deit3_base_patch16_224.fb_in22k_ft_in1k,deit_base_patch16_LS net.layer_scale=true
+timm 1024 L deit3_large_patch16_224.fb_in22k_ft_in1k,deit_large_patch16_LS net.layer_scale=true
+timm 1280 H deit3_huge_patch14_224.fb_in22k_ft_in1k,deit_huge_patch14_LS RESIZE \
+    net.layer_scale=true
+timm 768 B timm.vit_base_patch16_clip_224.laion2b CLIP
+timm 1024 L timm.vit_large_patch14_clip_224.openai RESIZE CLIP QUICK
+timm 768 B vit_base_patch14_dinov2.lvd142m,vit_base_patch14_reg4_dinov2.lvd142m RESIZE DINOV2
+timm 1024 L vit_large_patch14_dinov2.lvd142m,vit_large_patch14_reg4_dinov2.lvd142m RESIZE DINOV2
+timm 1536 L vit_giant_patch14_reg4_dinov2.lvd142m RESIZE GIANT DINOV2
+dinov2 768 B dinov2_vitb14,dinov2_vitb14_reg RESIZE DINOV2
+dinov2 1024 L dinov2_vitl14,dinov2_vitl14_reg RESIZE DINOV2
+dinov2 1536 L dinov2_vitg14,dinov2_vitg14_reg RESIZE GIANT DINOV2
+dinov3 384 B vit_small_patch16_dinov3.lvd1689m net.embed_dim=384 net.num_heads=6 DINOV3
+dinov3 768 B dinov3_vitb16,vit_base_patch16_dinov3.lvd1689m DINOV3
+dinov3 1024 L dinov3_vitl16,vit_large_patch16_dinov3.lvd1689m DINOV3
+dinov3 1280 H dinov3_vith16plus,vit_huge_plus_patch16_dinov3.lvd1689m net.num_heads=20 \
+    net.ffn_layer=swiglu DINOV3
+clip 768 B openai.ViT-B-16 CLIP QUICK
+clip 768 B open_clip.ViT-B-16 CLIP
+clip 1024 L openai.ViT-L-14 RESIZE CLIP QUICK
+clip 1024 L openai.ViT-L-14-336 RESIZE CLIP QUICK net.pretrain_img_size=384
+clip 1024 L open_clip.ViT-L-14 RESIZE CLIP
+beit 768 B beit_base.unilm,beitv2_base.unilm,beit_base_patch16_224.in22k_ft_in22k,\
+beitv2_base_patch16_224.in1k_ft_in22k --allow-inexact BEIT
+beit 1024 L beit_large_patch16_224.in22k_ft_in22k,beitv2_large_patch16_224.in1k_ft_in22k \
+    --allow-inexact BEIT
+sam 768 B sam_vit_b SAM
+sam 1024 L sam_vit_l SAM
+sam 1280 H sam_vit_h SAM
+hf_vitdet 768 B hf_vitdet_base.backbone,hf_vitdet_base.model
+hf_vitdet 768 B hf_vitdet_base.residual net.residual_block_indexes=[2,5,8,11]
+hf_vitdet 1024 L hf_vitdet_large.backbone
+hf_vitdet 1280 H hf_vitdet_huge.backbone
+eva01 1408 EVA01 eva_coco_det
+eva01 1408 EVA01 eva_lvis_det model.roi_heads.num_classes=1203
+eva02 768 EVA02_B eva02_B_coco_bsl
+eva02 1024 EVA02_L eva02_L_coco_bsl
+eva02 768 COCO/cascade_mask_rcnn_eva02_b_sys eva02_B_coco_sys
+eva02 1024 COCO/cascade_mask_rcnn_eva02_l_sys eva02_L_coco_sys
+eva02 1024 O365/cascade_rcnn_eva02_l eva02_L_m38m_to_o365
+eva02 1024 COCO/cascade_mask_rcnn_eva02_l_sys_o365 eva02_L_coco_det_sys_o365
+eva02 1024 COCO/cascade_mask_rcnn_eva02_l_sys_o365 eva02_L_coco_det_sys_o365.ema_state --weights \
+    ema_state
+eva02 768 LVIS/cascade_mask_rcnn_eva02_b_bsl eva02_B_lvis_bsl
+eva02 1024 LVIS/cascade_mask_rcnn_eva02_l_bsl eva02_L_lvis_bsl
+eva02 1024 LVIS/cascade_mask_rcnn_eva02_l_sys eva02_L_lvis_sys
+eva02 1024 LVIS/cascade_mask_rcnn_eva02_l_sys_o365 eva02_L_lvis_sys_o365
+eva02 768 EVA02_B eva02_B_pt_in21k_p14to16
+eva02 1024 EVA02_L eva02_L_pt_m38m_p14to16
+eva02 768 EVA02_B eva02_B_pt_in21k_p14,eva02_B_pt_in21k_medft_in21k_p14 RESIZE
+eva02 1024 EVA02_L eva02_L_pt_in21k_p14,eva02_L_pt_m38m_p14,eva02_L_pt_m38m_medft_in21k_p14 \
+    RESIZE
+eva02 1024 EVA02_L eva02_L_pt_m38m_medft_in21k_p14.448 RESIZE net.pretrain_img_size=512
+timm_eva 768 EVA02_B timm.eva02_base_patch14_224.mim_in22k RESIZE
+timm_eva 1024 EVA02_L timm.eva02_large_patch14_224.mim_m38m RESIZE
+timm_eva 768 EVA02_B timm.eva02_base_patch14_448.mim_in22k_ft_in22k RESIZE \
+    net.pretrain_img_size=512
+timm_eva 1024 EVA02_L timm.eva02_large_patch14_448.mim_m38m_ft_in22k RESIZE \
+    net.pretrain_img_size=512
+streampetr 1024 STREAMPETR streampetr_img_backbone_vit_l,eva02_L_coco_det_sys_o365_remapped
+detectron2 768 B mask_rcnn_vitdet_b.coco
+detectron2 1024 L mask_rcnn_vitdet_l.coco
+detectron2 1280 H mask_rcnn_vitdet_h.coco
+detectron2 768 LVIS/mask_rcnn_vitdet_b_100ep mask_rcnn_vitdet_b.lvis
+detectron2 1024 LVIS/mask_rcnn_vitdet_l_100ep mask_rcnn_vitdet_l.lvis
+detectron2 1280 LVIS/mask_rcnn_vitdet_h_100ep mask_rcnn_vitdet_h.lvis
+detectron2 768 COCO/cascade_mask_rcnn_vitdet_b_100ep cascade_mask_rcnn_vitdet_b.coco
+detectron2 1024 COCO/cascade_mask_rcnn_vitdet_l_100ep cascade_mask_rcnn_vitdet_l.coco
+detectron2 1280 COCO/cascade_mask_rcnn_vitdet_h_75ep cascade_mask_rcnn_vitdet_h.coco
+detectron2 768 LVIS/cascade_mask_rcnn_vitdet_b_100ep cascade_mask_rcnn_vitdet_b.lvis
+detectron2 1024 LVIS/cascade_mask_rcnn_vitdet_l_100ep cascade_mask_rcnn_vitdet_l.lvis
+detectron2 1280 LVIS/cascade_mask_rcnn_vitdet_h_100ep cascade_mask_rcnn_vitdet_h.lvis
+mmdet3 768 mmdetection/mask_rcnn_vitdet_b_100ep mmdet3_vitdet_mask_rcnn_vit_b
+easycv 768 easycv/mask_rcnn_vitdet_b_100ep easycv_vitdet_mask_rcnn
+easycv_old 768 easycv/mask_rcnn_vit_b_v06_attn_100ep easycv_vitdet_mask_rcnn_old_attn
+easycv_old 768 easycv/mask_rcnn_vit_b_v06_basicblock_100ep easycv_vitdet_mask_rcnn_old_basicblock
+easycv_old 768 easycv/mask_rcnn_vit_b_v06_bottleneck_100ep easycv_vitdet_mask_rcnn_old_bottleneck
+vitae 768 vitae/mask_rcnn_vit_b_100ep vitae_vitdet_vit_b
+vitae 768 vitae/mask_rcnn_vitae_b_100ep vitae_vitdet_vitae_b
+vitae 384 vitae/mask_rcnn_vitae_s_100ep vitae_vitdet_vitae_s
+vitae_pretrain 768 vitae/mask_rcnn_vitae_b_100ep vitae_b_mae_kernel1,vitae_b_mae_encoder_kernel3
+vitae_pretrain 384 vitae/mask_rcnn_vitae_s_100ep vitae_s_classification
+vitae_classifier 768 vitae/mask_rcnn_vitae_b_100ep vitae_b_classification
+vil_det 48 vil/mask_rcnn_vil_tiny_1x vil_tiny_mask_rcnn
+vil_det 96 vil/mask_rcnn_vil_small_1x vil_small_mask_rcnn
+vil_det 96 vil/mask_rcnn_vil_medium_d_1x vil_medium_mask_rcnn
+vil_det 96 vil/mask_rcnn_vil_base_d_1x vil_base_mask_rcnn
+vil_det 48 vil/retinanet_vil_tiny_1x vil_tiny_retinanet
+vil_det 96 vil/retinanet_vil_small_1x vil_small_retinanet
+vil_det 96 vil/retinanet_vil_medium_d_1x vil_medium_retinanet
+vil_det 96 vil/retinanet_vil_base_d_1x vil_base_retinanet
+vil_det 96 vil/mask_rcnn_srformer64_small_1x srformer64_small_mask_rcnn
+vil_det 96 vil/mask_rcnn_srformer32_small_1x srformer32_small_mask_rcnn
+vil_det 96 vil/mask_rcnn_performer_small_1x performer_small_mask_rcnn
+vil_det 96 vil/mask_rcnn_global_small_1x global_small_mask_rcnn
+vil_det 96 vil/mask_rcnn_srformer32_partial_small_1x srformer32_partial_small_mask_rcnn
+vil_det 96 vil/mask_rcnn_performer_partial_small_1x performer_partial_small_mask_rcnn
+vil_det 96 vil/mask_rcnn_vil_ape_partial_small_1x vil_partial_small_ape_mask_rcnn
+vil_det 96 vil/mask_rcnn_global_partial_small_1x global_partial_small_d768_mask_rcnn
+vil_det 96 vil/mask_rcnn_global_partial_small_1x global_partial_small_mask_rcnn \
+    model.backbone.bottom_up.embed_dim=[96,192,384,384]
+vil 48 vil/mask_rcnn_vil_tiny_1x vil_tiny_rpe
+vil 96 vil/mask_rcnn_vil_small_1x vil_small_rpe
+vil 96 vil/mask_rcnn_vil_medium_d_1x vil_medium_deep_rpe
+vil 96 vil/mask_rcnn_vil_base_d_1x vil_base_deep_rpe
+vil 96 vil/mask_rcnn_vil_ape_small_1x vil_small_ape
+vil 96 vil/mask_rcnn_srformer64_small_1x srformer64_small
+vil 96 vil/mask_rcnn_srformer32_small_1x srformer32_small
+vil 96 vil/mask_rcnn_performer_small_1x performer_small
+vil 96 vil/mask_rcnn_global_small_1x global_small
+vil 96 vil/mask_rcnn_vil_ape_small_1x linformer_small LINFORMER
+"""
 
 
-_B, _L, _H = (f"COCO/mask_rcnn_vitdet_{size}" for size in ("b_100ep", "l_100ep", "h_75ep"))
-_SCALE = "layer_scale=true"
-_GRID_24 = "pretrain_img_size=384"  # 24 x 24 places of 16 pixels
-_GRID_37 = "pretrain_img_size=592"
-_SAM = _net("pretrain_img_size=1024", "pretrain_use_cls_token=false")
-_DINOV2 = _net(_SCALE, _GRID_37)
-_DINOV3 = _net("rope=dinov3", "use_abs_pos=false", "norm_eps=1e-5", _SCALE)
-_CLIP = _net("pre_norm=true", "norm_eps=1e-5")
-_QUICK = _net("act_layer=quick_gelu")
-_GIANT = _net(
-    "embed_dim=1536",
-    "depth=40",
-    "num_heads=24",
-    "ffn_layer=swiglu",
-    "mlp_ratio=2.6667",
-    "global_block_indexes=[9,19,29,39]",
-)
-_BEIT = _net("use_abs_pos=false", _SCALE)
-_RESIDUAL = _net("residual_block_indexes=[2,5,8,11]")
-_LVIS_CLASSES = ("model.roi_heads.num_classes=1203",)
-_EVA01 = "common/models/cascade_mask_rcnn_eva01"
-_EVA02_B, _EVA02_L = (f"COCO/cascade_mask_rcnn_eva02_{size}_bsl" for size in "bl")
-_STREAMPETR = "backbones/streampetr_eva02_l_800x320"
+def _command(row: str) -> Command:
+    words = [word for short in row.split() for word in _SHORT.get(short, short).split()]
+    fmt, width, recipe, files, *rest = words
+    options = tuple(word for word in rest if "=" not in word)
+    changes = (word.replace("net.", _NET, 1) if word.startswith("net.") else word for word in rest)
+    overrides = tuple(word for word in changes if "=" in word)
+    return Command(fmt, tuple(files.split(",")), int(width), recipe, options, overrides)
 
-_IMAGE_ENCODERS = (
-    Command("mae", ("mae_pretrain_vit_base", "mae_pretrain_vit_base.with_decoder"), 768, _B),
-    Command("mae", ("mae_pretrain_vit_large",), 1024, _L),
-    Command("mae", ("mae_pretrain_vit_huge",), 1280, _H, _RESIZE),
-    Command(
-        "timm",
-        ("vit_base_patch16_224.augreg_in21k", "vit_base_patch16_224.augreg2_in21k_ft_in1k"),
-        768,
-        _B,
-    ),
-    Command("timm", ("vit_large_patch16_224.augreg_in21k",), 1024, _L),
-    Command("timm", ("vit_large_patch16_384.augreg_in21k_ft_in1k",), 1024, _L, (), _net(_GRID_24)),
-    Command(
-        "timm",
-        ("deit3_base_patch16_224.fb_in22k_ft_in1k", "deit_base_patch16_LS"),
-        768,
-        _B,
-        (),
-        _net(_SCALE),
-    ),
-    Command(
-        "timm",
-        ("deit3_large_patch16_224.fb_in22k_ft_in1k", "deit_large_patch16_LS"),
-        1024,
-        _L,
-        (),
-        _net(_SCALE),
-    ),
-    Command(
-        "timm",
-        ("deit3_huge_patch14_224.fb_in22k_ft_in1k", "deit_huge_patch14_LS"),
-        1280,
-        _H,
-        _RESIZE,
-        _net(_SCALE),
-    ),
-    Command("timm", ("timm.vit_base_patch16_clip_224.laion2b",), 768, _B, (), _CLIP),
-    Command(
-        "timm",
-        ("timm.vit_large_patch14_clip_224.openai",),
-        1024,
-        _L,
-        _RESIZE,
-        (*_CLIP, *_QUICK),
-    ),
-    Command(
-        "timm",
-        ("vit_base_patch14_dinov2.lvd142m", "vit_base_patch14_reg4_dinov2.lvd142m"),
-        768,
-        _B,
-        _RESIZE,
-        _DINOV2,
-    ),
-    Command(
-        "timm",
-        ("vit_large_patch14_dinov2.lvd142m", "vit_large_patch14_reg4_dinov2.lvd142m"),
-        1024,
-        _L,
-        _RESIZE,
-        _DINOV2,
-    ),
-    Command(
-        "timm",
-        ("vit_giant_patch14_reg4_dinov2.lvd142m",),
-        1536,
-        _L,
-        _RESIZE,
-        (*_GIANT, *_DINOV2),
-    ),
-    Command("dinov2", ("dinov2_vitb14", "dinov2_vitb14_reg"), 768, _B, _RESIZE, _DINOV2),
-    Command("dinov2", ("dinov2_vitl14", "dinov2_vitl14_reg"), 1024, _L, _RESIZE, _DINOV2),
-    Command(
-        "dinov2",
-        ("dinov2_vitg14", "dinov2_vitg14_reg"),
-        1536,
-        _L,
-        _RESIZE,
-        (*_GIANT, *_DINOV2),
-    ),
-    Command(
-        "dinov3",
-        ("vit_small_patch16_dinov3.lvd1689m",),
-        384,
-        _B,
-        (),
-        (*_net("embed_dim=384", "num_heads=6"), *_DINOV3),
-    ),
-    Command("dinov3", ("dinov3_vitb16", "vit_base_patch16_dinov3.lvd1689m"), 768, _B, (), _DINOV3),
-    Command(
-        "dinov3", ("dinov3_vitl16", "vit_large_patch16_dinov3.lvd1689m"), 1024, _L, (), _DINOV3
-    ),
-    Command(
-        "dinov3",
-        ("dinov3_vith16plus", "vit_huge_plus_patch16_dinov3.lvd1689m"),
-        1280,
-        _H,
-        (),
-        (*_net("num_heads=20", "ffn_layer=swiglu"), *_DINOV3),
-    ),
-    Command("clip", ("openai.ViT-B-16",), 768, _B, (), (*_CLIP, *_QUICK)),
-    Command("clip", ("open_clip.ViT-B-16",), 768, _B, (), _CLIP),
-    Command("clip", ("openai.ViT-L-14",), 1024, _L, _RESIZE, (*_CLIP, *_QUICK)),
-    Command(
-        "clip", ("openai.ViT-L-14-336",), 1024, _L, _RESIZE, (*_CLIP, *_QUICK, *_net(_GRID_24))
-    ),
-    Command("clip", ("open_clip.ViT-L-14",), 1024, _L, _RESIZE, _CLIP),
-    Command(
-        "beit",
-        (
-            "beit_base.unilm",
-            "beitv2_base.unilm",
-            "beit_base_patch16_224.in22k_ft_in22k",
-            "beitv2_base_patch16_224.in1k_ft_in22k",
-        ),
-        768,
-        _B,
-        _INEXACT,
-        _BEIT,
-    ),
-    Command(
-        "beit",
-        (
-            "beit_large_patch16_224.in22k_ft_in22k",
-            "beitv2_large_patch16_224.in1k_ft_in22k",
-        ),
-        1024,
-        _L,
-        _INEXACT,
-        _BEIT,
-    ),
-    Command("sam", ("sam_vit_b",), 768, _B, (), _SAM),
-    Command("sam", ("sam_vit_l",), 1024, _L, (), _SAM),
-    Command("sam", ("sam_vit_h",), 1280, _H, (), _SAM),
-    Command("hf_vitdet", ("hf_vitdet_base.backbone", "hf_vitdet_base.model"), 768, _B),
-    Command("hf_vitdet", ("hf_vitdet_base.residual",), 768, _B, (), _RESIDUAL),
-    Command("hf_vitdet", ("hf_vitdet_large.backbone",), 1024, _L),
-    Command("hf_vitdet", ("hf_vitdet_huge.backbone",), 1280, _H),
-)
 
-_EVA = (
-    Command("eva01", ("eva_coco_det",), 1408, _EVA01),
-    Command("eva01", ("eva_lvis_det",), 1408, _EVA01, (), _LVIS_CLASSES),
-    Command("eva02", ("eva02_B_coco_bsl",), 768, _EVA02_B),
-    Command("eva02", ("eva02_L_coco_bsl",), 1024, _EVA02_L),
-    Command("eva02", ("eva02_B_coco_sys",), 768, "COCO/cascade_mask_rcnn_eva02_b_sys"),
-    Command("eva02", ("eva02_L_coco_sys",), 1024, "COCO/cascade_mask_rcnn_eva02_l_sys"),
-    Command("eva02", ("eva02_L_m38m_to_o365",), 1024, "O365/cascade_rcnn_eva02_l"),
-    Command(
-        "eva02",
-        ("eva02_L_coco_det_sys_o365",),
-        1024,
-        "COCO/cascade_mask_rcnn_eva02_l_sys_o365",
-    ),
-    Command(
-        "eva02",
-        ("eva02_L_coco_det_sys_o365.ema_state",),
-        1024,
-        "COCO/cascade_mask_rcnn_eva02_l_sys_o365",
-        ("--weights", "ema_state"),
-    ),
-    Command("eva02", ("eva02_B_lvis_bsl",), 768, "LVIS/cascade_mask_rcnn_eva02_b_bsl"),
-    Command("eva02", ("eva02_L_lvis_bsl",), 1024, "LVIS/cascade_mask_rcnn_eva02_l_bsl"),
-    Command("eva02", ("eva02_L_lvis_sys",), 1024, "LVIS/cascade_mask_rcnn_eva02_l_sys"),
-    Command("eva02", ("eva02_L_lvis_sys_o365",), 1024, "LVIS/cascade_mask_rcnn_eva02_l_sys_o365"),
-    Command("eva02", ("eva02_B_pt_in21k_p14to16",), 768, _EVA02_B),
-    Command("eva02", ("eva02_L_pt_m38m_p14to16",), 1024, _EVA02_L),
-    Command(
-        "eva02",
-        ("eva02_B_pt_in21k_p14", "eva02_B_pt_in21k_medft_in21k_p14"),
-        768,
-        _EVA02_B,
-        _RESIZE,
-    ),
-    Command(
-        "eva02",
-        ("eva02_L_pt_in21k_p14", "eva02_L_pt_m38m_p14", "eva02_L_pt_m38m_medft_in21k_p14"),
-        1024,
-        _EVA02_L,
-        _RESIZE,
-    ),
-    Command(
-        "eva02",
-        ("eva02_L_pt_m38m_medft_in21k_p14.448",),
-        1024,
-        _EVA02_L,
-        _RESIZE,
-        _net("pretrain_img_size=512"),
-    ),
-    Command("timm_eva", ("timm.eva02_base_patch14_224.mim_in22k",), 768, _EVA02_B, _RESIZE),
-    Command("timm_eva", ("timm.eva02_large_patch14_224.mim_m38m",), 1024, _EVA02_L, _RESIZE),
-    Command(
-        "timm_eva",
-        ("timm.eva02_base_patch14_448.mim_in22k_ft_in22k",),
-        768,
-        _EVA02_B,
-        _RESIZE,
-        _net("pretrain_img_size=512"),
-    ),
-    Command(
-        "timm_eva",
-        ("timm.eva02_large_patch14_448.mim_m38m_ft_in22k",),
-        1024,
-        _EVA02_L,
-        _RESIZE,
-        _net("pretrain_img_size=512"),
-    ),
-    Command(
-        "streampetr",
-        ("streampetr_img_backbone_vit_l", "eva02_L_coco_det_sys_o365_remapped"),
-        1024,
-        _STREAMPETR,
-    ),
-)
-
-_DETECTORS = (
-    *(
-        Command(
-            "detectron2",
-            (f"{kind}_vitdet_{size}.{data}",),
-            width,
-            f"{data.upper()}/{kind}_vitdet_{size}_{epochs}ep",
-        )
-        for kind in ("mask_rcnn", "cascade_mask_rcnn")
-        for data in ("coco", "lvis")
-        for size, width, epochs in (
-            ("b", 768, 100),
-            ("l", 1024, 100),
-            ("h", 1280, 75 if data == "coco" else 100),
-        )
-    ),
-    Command(
-        "mmdet3", ("mmdet3_vitdet_mask_rcnn_vit_b",), 768, "mmdetection/mask_rcnn_vitdet_b_100ep"
-    ),
-    Command("easycv", ("easycv_vitdet_mask_rcnn",), 768, "easycv/mask_rcnn_vitdet_b_100ep"),
-    *(
-        Command(
-            "easycv_old",
-            (f"easycv_vitdet_mask_rcnn_old_{kind}",),
-            768,
-            f"easycv/mask_rcnn_vit_b_v06_{kind}_100ep",
-        )
-        for kind in ("attn", "basicblock", "bottleneck")
-    ),
-    *(
-        Command("vitae", (f"vitae_vitdet_{name}",), width, f"vitae/mask_rcnn_{name}_100ep")
-        for name, width in (("vit_b", 768), ("vitae_b", 768), ("vitae_s", 384))
-    ),
-    Command(
-        "vitae_pretrain",
-        ("vitae_b_mae_kernel1", "vitae_b_mae_encoder_kernel3"),
-        768,
-        "vitae/mask_rcnn_vitae_b_100ep",
-    ),
-    Command("vitae_pretrain", ("vitae_s_classification",), 384, "vitae/mask_rcnn_vitae_s_100ep"),
-    Command("vitae_classifier", ("vitae_b_classification",), 768, "vitae/mask_rcnn_vitae_b_100ep"),
-)
-
-_VIL_SIZES = (("tiny", "", 48), ("small", "", 96), ("medium", "_d", 96), ("base", "_d", 96))
-_VIL_VARIANTS = ("srformer64", "srformer32", "performer", "global")
-_LINFORMER = tuple(
-    f"model.backbone.bottom_up.{change}"
-    for change in (
-        "attention=[linformer,linformer,linformer,linformer]",
-        "attention_size=[256,256,256,256]",
-        "img_size=1344",
-    )
-)
-_LONGFORMERS = (
-    *(
-        Command("vil_det", (f"vil_{size}_{kind}",), width, f"vil/{kind}_vil_{size}{deep}_1x")
-        for kind in ("mask_rcnn", "retinanet")
-        for size, deep, width in _VIL_SIZES
-    ),
-    *(
-        Command("vil_det", (f"{name}_small_mask_rcnn",), 96, f"vil/mask_rcnn_{name}_small_1x")
-        for name in (
-            *_VIL_VARIANTS,
-            "srformer32_partial",
-            "performer_partial",
-        )
-    ),
-    Command(
-        "vil_det",
-        ("vil_partial_small_ape_mask_rcnn",),
-        96,
-        "vil/mask_rcnn_vil_ape_partial_small_1x",
-    ),
-    Command(
-        "vil_det",
-        ("global_partial_small_d768_mask_rcnn",),
-        96,
-        "vil/mask_rcnn_global_partial_small_1x",
-    ),
-    Command(
-        "vil_det",
-        ("global_partial_small_mask_rcnn",),
-        96,
-        "vil/mask_rcnn_global_partial_small_1x",
-        (),
-        ("model.backbone.bottom_up.embed_dim=[96,192,384,384]",),
-    ),
-    *(
-        Command(
-            "vil",
-            (f"vil_{size}{'_deep' if deep else ''}_rpe",),
-            width,
-            f"vil/mask_rcnn_vil_{size}{deep}_1x",
-        )
-        for size, deep, width in _VIL_SIZES
-    ),
-    Command("vil", ("vil_small_ape",), 96, "vil/mask_rcnn_vil_ape_small_1x"),
-    *(
-        Command("vil", (f"{name}_small",), 96, f"vil/mask_rcnn_{name}_small_1x")
-        for name in _VIL_VARIANTS
-    ),
-    Command("vil", ("linformer_small",), 96, "vil/mask_rcnn_vil_ape_small_1x", (), _LINFORMER),
-)
-
-COMMANDS: tuple[Command, ...] = (*_IMAGE_ENCODERS, *_EVA, *_DETECTORS, *_LONGFORMERS)
+COMMANDS = tuple(_command(row) for row in _ROWS.strip().splitlines())

@@ -109,7 +109,10 @@ def check_data(
         findings += [(split, each) for each in found.findings]
         told = {each.got for each in found.findings}
         others = [each for each in part.problems if each not in told]
-        findings += [(split, Finding("unreadable labels", split, each)) for each in others]
+        findings += [
+            (split, Finding("unreadable labels", split, each, "left out", lost=1))
+            for each in others
+        ]
         findings += [(split, each) for each in _of_images(found.content, files)]
     findings += _across(cleaned, pictures)
     return Checked(data, findings, cleaned, pictures)

@@ -184,7 +184,7 @@ def _polygon(part: Any) -> list[int | float] | None:
 
 def _run_lengths(given: Any, size: tuple[int, int]) -> tuple[Any, str]:
     """Return (run lengths of this size, "") or (None, what was found)."""
-    sides, counts = given.get("size", list(size)), given.get("counts")
+    sides, counts = given.get("size", list(size)), _parsed(given.get("counts"))
     if numbers(sides) != list(size):
         return None, f"run lengths of size {shown(sides)}, not {list(size)} (height, width)"
     lengths = _lengths_of(counts) if isinstance(counts, str | bytes) else numbers(counts)
@@ -192,10 +192,9 @@ def _run_lengths(given: Any, size: tuple[int, int]) -> tuple[Any, str]:
         return None, f"{shown(counts)}, no run lengths"
     if sum(lengths) != math.prod(size):
         return None, f"run lengths that add up to {shown(sum(lengths))}, not {math.prod(size)}"
-    plain = isinstance(counts, str) or (
-        lengths is counts and all(type(value) is int for value in lengths)
-    )
-    if plain and given.get("size") == list(size):
+    plain = isinstance(counts, str) or all(type(value) is int for value in lengths)
+    as_given = counts is given.get("counts") and (lengths is counts or isinstance(counts, str))
+    if plain and as_given and given.get("size") == list(size):
         return given, ""
     if isinstance(counts, bytes):
         counts = counts.decode("ascii")

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from vitdet.utils.checks import printable
 from vitdet.utils.distributed import is_main
 
 
@@ -19,7 +20,7 @@ def logging_to() -> Iterator[Callable[[Path], None]]:
     """Send the main process's log lines to stdout; yields what also sends all of them to a file."""
     package = logging.getLogger("vitdet")
     level = package.level
-    style = logging.Formatter("[%(asctime)s] %(message)s", "%m-%d %H:%M:%S")
+    style = _Printable("[%(asctime)s] %(message)s", "%m-%d %H:%M:%S")
     handlers: list[logging.Handler] = []
     earlier = MemoryHandler(capacity=10_000, flushLevel=logging.CRITICAL + 1)
 
@@ -47,6 +48,13 @@ def logging_to() -> Iterator[Callable[[Path], None]]:
             package.removeHandler(handler)
             handler.close()
         package.setLevel(level)
+
+
+class _Printable(logging.Formatter):
+    """Texts of files may be in a line, and the terminal would obey them."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return printable(super().format(record))
 
 
 class _LogFile(logging.FileHandler):

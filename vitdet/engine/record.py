@@ -118,6 +118,7 @@ def write(
     environment = describe()
     if is_main():
         notes = [f"{key}: {text}" for key, text in written.items()]
+        set_absolute_paths(cfg)
         save_config(cfg, output_dir / "config.yaml", notes)
         write_text(output_dir / "environment.json", json.dumps(environment, indent=1) + "\n")
         about = {"command": sys.argv, "seed": cfg.train.seed, "data": data}
@@ -132,6 +133,16 @@ def write(
         "environment": environment,
         "data": dict(data),
     }
+
+
+def set_absolute_paths(cfg: DictConfig) -> None:
+    """Let a recipe say where its data lie from whatever folder it is read later."""
+    for part in ("train", "test"):
+        node = cfg.dataloader[part].dataset
+        for key in ("json", "images"):
+            value = node.get(key) if isinstance(node, DictConfig) else None
+            if isinstance(value, str) and Path(value).exists():
+                node[key] = str(Path(value).absolute())
 
 
 def write_results(output_dir: Path, dataset: str, source: str, results: Results) -> None:

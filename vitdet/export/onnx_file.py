@@ -227,7 +227,10 @@ def load(path: Path) -> Run:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
     options.log_severity_level = 3
-    session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    try:
+        session = onnxruntime.InferenceSession(str(path), options, ["CPUExecutionProvider"])
+    except errors as error:
+        raise InputError(f"onnxruntime cannot take the file that torch wrote: {error}") from error
 
     def run(image: torch.Tensor) -> list[torch.Tensor]:
         try:

@@ -11,7 +11,8 @@ no state dict: the published files hold copies (`rope_win.freqs_cos`, ...) that 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple
 
 import torch
@@ -49,21 +50,22 @@ def rotary_tables(
     head_dim: int,
     *,
     places: Size = (1, 1),
-    grid: int = 1,
+    grid: Size = (1, 1),
     theta: float = 10000.0,
     device: torch.device | None = None,
 ) -> RotaryTables:
     """Compute the tables of a map of any size.
 
-    Token i of an axis has the position i / places * grid. The angle of frequency j is that position
-    times theta ** (-2 j / (D / 2)), j = 0 to D / 4 - 1. On a square map of `places` tokens the
-    numbers are those of baaivision/EVA, EVA-02/det, backbone/utils.py VisionRotaryEmbeddingFast.
+    Token i of an axis has the position i / places * grid, each of that axis. The angle of frequency
+    j is that position times theta ** (-2 j / (D / 2)), j = 0 to D / 4 - 1. On a square map of
+    `places` tokens the numbers are those of baaivision/EVA, EVA-02/det, backbone/utils.py
+    VisionRotaryEmbeddingFast.
 
     Args:
         size: (H, W) in tokens.
         head_dim: channels D of a head, a multiple of 4.
         places: so many rows, and so many columns, span `grid`.
-        grid: side of the map that the weights were pretrained with, in its tokens.
+        grid: (H, W) of the map that the weights were pretrained with, in its tokens.
         theta: base of the frequencies.
         device: where to put them.
 
@@ -74,8 +76,8 @@ def rotary_tables(
     exponents = torch.arange(0, half, 2, dtype=torch.float32, device=device) / half
     frequencies = 1.0 / theta**exponents  # (D / 4,)
     axes = []
-    for length, across in zip(size, places, strict=True):
-        positions = torch.arange(length, dtype=torch.float32, device=device) / across * grid
+    for length, across, spanned in zip(size, places, grid, strict=True):
+        positions = torch.arange(length, dtype=torch.float32, device=device) / across * spanned
         axes.append((positions[:, None] * frequencies).repeat_interleave(2, dim=1))  # (S, D / 2)
     rows, columns = axes
     shape = (*size, half)
@@ -153,13 +155,13 @@ class EvaRope:
 
     Args:
         head_dim: channels D of a head.
-        grid: side in tokens of the pretraining's map.
+        grid: (H, W) in tokens of the pretraining's map.
         places: so many rows and columns of tokens span it, and a larger map continues them; None:
             what attends spans it, whatever its size.
     """
 
     head_dim: int
-    grid: int
+    grid: Size
     places: Size | None = None
 
     def __call__(self, attends: Size, whole: Size, device: torch.device) -> RotaryTables:
@@ -181,7 +183,7 @@ class Dinov3Rope:
 
 
 def eva_ropes(
-    head_dim: int, grid: int | None, train_size: Size, resize: RopeResize
+    head_dim: int, grid: int | Sequence[int] | None, train_size: Size, resize: RopeResize
 ) -> tuple[EvaRope, EvaRope]:
     """Return EVA-02's rotary positions of window blocks and of global blocks.
 
@@ -192,13 +194,14 @@ def eva_ropes(
 
     Args:
         head_dim: channels D of a head.
-        grid: side in tokens of the pretraining's map (pt_hw_seq_len, ref_feat_shape); None: a token
-            is a token everywhere (without intp_freq).
+        grid: side in tokens of the pretraining's map, or its (H, W) (pt_hw_seq_len,
+            ref_feat_shape); None: a token is a token everywhere (without intp_freq).
         train_size: (H, W) of the training image in tokens.
         resize: "extend" or "stretch".
     """
     if grid is None:
-        unscaled = EvaRope(head_dim, 1, (1, 1))
+        unscaled = EvaRope(head_dim, (1, 1), (1, 1))
         return unscaled, unscaled
-    window = EvaRope(head_dim, grid)
-    return window, window if resize == "stretch" else EvaRope(head_dim, grid, train_size)
+    height, width = (grid, grid) if isinstance(grid, int) else grid
+    window = EvaRope(head_dim, (height, width))
+    return window, window if resize == "stretch" else replace(window, places=train_size)

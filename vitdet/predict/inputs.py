@@ -17,7 +17,7 @@ import torch
 from PIL import Image, ImageOps
 
 from vitdet.data.images import IMAGE_SUFFIXES, UNREADABLE_SUFFIXES, open_image
-from vitdet.utils.checks import InputError, fail
+from vitdet.utils.checks import InputError
 
 VIDEO_SUFFIXES = frozenset(
     {".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg", ".wmv", ".flv", ".ts"}
@@ -192,8 +192,8 @@ def video_frames(path: Path) -> Iterator[Picture]:
     finally:
         video.release()
     if not number:
-        remedy = "Check the file, or turn it into .mp4 with H.264."
-        fail(f"video {path}", expected="frames that OpenCV reads", got="none", remedy=remedy)
+        text = "expected frames that OpenCV reads, got none. Turn it into .mp4 with H.264."
+        raise InputError(f"video {path}: {text}")
 
 
 def _open_path(given: str | Path) -> Inputs:
@@ -211,9 +211,10 @@ def _one(given: Any, name: str) -> Picture:
         return given
     if isinstance(given, str | Path):
         path = Path(given)
-        if path.is_dir() or is_video(path):
-            remedy = "Give a folder or a video alone, not in a list."
-            fail(f"input {path}", expected="an image file", got="something else", remedy=remedy)
+        if os.path.isdir(path) or is_video(path):  # noqa: PTH112 (as in `find_files`)
+            raise InputError(
+                f"input {path}: expected an image file. Give a folder or a video alone."
+            )
         if not os.path.lexists(path):
             raise InputError(f"image {given}: expected a file, {_nothing(str(given))}")
         return Picture(str(path), path)
@@ -223,13 +224,15 @@ def _one(given: Any, name: str) -> Picture:
         return Picture(name, array=_of_tensor(given, name))
     if isinstance(given, np.ndarray):
         return Picture(name, array=_of_array(given, name))
-    fail(f"input {name}", expected=_KINDS, got=type(given).__name__, remedy="Convert it.")
+    raise InputError(f"input {name}: expected {_KINDS}, got {type(given).__name__}.")
 
 
 def _of_pil(image: Image.Image, name: str) -> np.ndarray:
     if image.mode.partition(";")[0] in ("I", "F"):  # convert() would cut values off at 255
-        got = f"Pillow's mode {image.mode}"
-        fail(name, expected="8 bits a channel", got=got, remedy="Scale it to 8 bits first.")
+        text = (
+            f"expected 8 bits a channel, got Pillow's mode {image.mode}. Scale it to 8 bits first."
+        )
+        raise InputError(f"{name}: {text}")
     try:
         return np.array(ImageOps.exif_transpose(image).convert("RGB"))
     except (OSError, SyntaxError, ValueError, EOFError) as error:  # decoded only now
@@ -238,11 +241,10 @@ def _of_pil(image: Image.Image, name: str) -> np.ndarray:
 
 def _of_tensor(image: torch.Tensor, name: str) -> np.ndarray:
     if image.ndim != 3 or image.shape[0] not in (1, 3):
-        expected = "a tensor (3, height, width) of RGB"
-        remedy = "Give a list of images, not a batch; permute (height, width, 3) first."
-        fail(name, expected=expected, got=f"shape {tuple(image.shape)}", remedy=remedy)
-    if image.dtype != torch.uint8:
-        _refuse_dtype(name, str(image.dtype))
+        text = f"expected a tensor (3, height, width) of RGB, got shape {tuple(image.shape)}. "
+        text += "Give a list of images, not a batch; permute (height, width, 3) first."
+        raise InputError(f"{name}: {text}")
+    _check_dtype(name, image.dtype, torch.uint8)
     return _of_array(image.detach().cpu().permute(1, 2, 0).numpy(), name)
 
 
@@ -250,15 +252,14 @@ def _of_array(image: np.ndarray, name: str) -> np.ndarray:
     """Return uint8 RGB (height, width, 3): grey three times, alpha left out."""
     grey = image[..., None] if image.ndim == 2 else image
     if grey.ndim != 3 or grey.shape[2] not in (1, 3, 4) or not grey.size:
-        expected = "an array (height, width, 3) of RGB, or of 1 or 4 channels"
-        remedy = "Check the order of its axes; give several images as a list."
-        fail(name, expected=expected, got=f"shape {image.shape}", remedy=remedy)
-    if image.dtype != np.uint8:
-        _refuse_dtype(name, str(image.dtype))
-    rgb = np.repeat(grey, 3, axis=2) if grey.shape[2] == 1 else grey[..., :3]
-    return np.ascontiguousarray(rgb)
+        text = "expected an array (height, width, 3) of RGB, or of 1 or 4 channels, got shape "
+        text += f"{image.shape}. Check the order of its axes; give several images as a list."
+        raise InputError(f"{name}: {text}")
+    _check_dtype(name, image.dtype, np.uint8)
+    return np.repeat(grey, 3, axis=2) if grey.shape[2] == 1 else grey[..., :3].copy()
 
 
-def _refuse_dtype(name: str, dtype: str) -> None:
-    remedy = "Scale values of 0 to 1 by 255 and convert them, as in (255 * x).round() to uint8."
-    fail(name, expected="uint8 values from 0 to 255", got=dtype, remedy=remedy)
+def _check_dtype(name: str, dtype: Any, wanted: Any) -> None:
+    if dtype != wanted:
+        text = f"expected uint8 values from 0 to 255, got {dtype}. Scale values of 0 to 1 by 255"
+        raise InputError(f"{name}: {text} and convert them, as in (255 * x).round() to uint8.")

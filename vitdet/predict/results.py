@@ -14,7 +14,7 @@ from detectron2.structures import Instances
 
 from vitdet.drawing import MIN_SIDE, draw_instances, save_image
 from vitdet.predict.inputs import Picture
-from vitdet.utils.checks import fail, nearest
+from vitdet.utils.checks import fail, nearest, one_line
 from vitdet.utils.run_lengths import RunLengths, decode, encode
 
 
@@ -103,7 +103,7 @@ class Result:
     def __repr__(self) -> str:
         height, width = self.size
         found = ", ".join(f"{count} {name}" for name, count in self.counts().items())
-        return f"Result({self.name}, {height} x {width}: {found or 'nothing'})"
+        return one_line(f"Result({self.name}, {height} x {width}: {found or 'nothing'})")
 
     def counts(self) -> dict[str, int]:
         """Return how many of each class there are, the most frequent first."""

@@ -30,7 +30,15 @@ class InputError(ValueError):
 def one_line(text: str) -> str:
     """Return the text in one line: control characters as escapes, endless words cut short."""
     words = (word if len(word) <= _LONGEST_WORD else f"{word[:100]}..." for word in text.split())
-    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in " ".join(words))
+    return printable(" ".join(words))
+
+
+def printable(text: str) -> str:
+    """Return the text with its lines, and other control characters as escapes.
+
+    A terminal obeys some of them, and an encoding may not know a half of a surrogate pair.
+    """
+    return "".join(c if c.isprintable() or c == "\n" else ascii(c)[1:-1] for c in text)
 
 
 def fail(what: str, *, expected: object, got: object, remedy: str) -> NoReturn:

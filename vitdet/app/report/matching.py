@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from vitdet.scores import Style, ground_truth
 from vitdet.utils.run_lengths import encode_segmentation, mask_util
 
 Json = dict[str, Any]
@@ -34,7 +35,7 @@ class Scene:
 
     Attributes:
         image: its entry in the annotation file.
-        truth: annotations, with "area" and "iscrowd".
+        truth: annotations, as of `vitdet.scores.ground_truth`.
         found: results in COCO's format with "area", the best first.
         overlaps: (found, truth) IoU; with a crowd region the share of the detection in it.
         open_categories: of which not every object is annotated (LVIS): what is found of them and
@@ -101,16 +102,15 @@ def scenes(
     iou_type: str,
     max_dets: int = 100,
     *,
-    style: str = "coco",
+    style: Style = "coco",
     image_ids: Collection[int] | None = None,
-    dropped: Collection[int] = (),
 ) -> list[Scene]:
     """Put annotations and results together, image by image, in the order of the image ids.
 
     Args:
         truth: content of an annotation file.
         results: in COCO's format; other images' are left out.
-        iou_type, max_dets, style, image_ids, dropped: as in `vitdet.scores.evaluate_results`.
+        iou_type, max_dets, style, image_ids: as in `vitdet.scores.evaluate_results`.
     """
     chosen = None if image_ids is None else set(image_ids)
     images = {
@@ -118,9 +118,11 @@ def scenes(
     }
     shape = "bbox" if iou_type == "bbox" else "segmentation"
     objects: dict[int, list[Json]] = defaultdict(list)
-    for place, each in enumerate(truth["annotations"]):
-        if place not in dropped and each["image_id"] in images and each.get(shape):
-            objects[each["image_id"]].append(_annotation(each, images[each["image_id"]], shape))
+    for each in ground_truth(truth, images, iou_type, style):
+        if iou_type == "segm":
+            size = (images[each["image_id"]]["height"], images[each["image_id"]]["width"])
+            each["encoded"] = encode_segmentation(each["segmentation"], size)
+        objects[each["image_id"]].append(each)
     found: dict[int, list[Json]] = defaultdict(list)
     for each in results:
         if each["image_id"] in images:
@@ -135,19 +137,6 @@ def scenes(
     return made
 
 
-def _annotation(annotation: Json, image: Json, shape: str) -> Json:
-    """A copy with "iscrowd" and "area", and its mask encoded where masks are compared."""
-    copy = {"iscrowd": 0, **annotation}
-    size = (image["height"], image["width"])
-    if shape == "segmentation" or ("area" not in copy and copy.get("segmentation")):
-        copy["encoded"] = encode_segmentation(copy["segmentation"], size)
-    if "area" not in copy:
-        box = copy["bbox"]
-        mask = copy.get("encoded")
-        copy["area"] = float(mask_util.area(mask)) if mask else box[2] * box[3]
-    return copy
-
-
 def _area(result: Json, shape: str) -> float:
     drawn = result[shape]
     return float(drawn[2] * drawn[3] if shape == "bbox" else mask_util.area(drawn))
@@ -159,7 +148,8 @@ def _limited(
     """COCO: the best of each category. LVIS: the best of the image, of the categories it has."""
     if style == "lvis":
         checked = {each["category_id"] for each in truth} | set(image.get("neg_category_ids", ()))
-        return [each for each in found[:max_dets] if each["category_id"] in checked]
+        best = [each for each in found[:max_dets] if each["area"] > 0]
+        return [each for each in best if each["category_id"] in checked]
     taken: dict[int, int] = defaultdict(int)
     kept = []
     for each in found:
@@ -223,7 +213,8 @@ def matches(
         found, truth = scene.of(category)
         crowd = scene.crowd()[truth]
         areas = np.array([scene.truth[place]["area"] for place in truth])
-        ignored = crowd | (areas < low) | (areas > high)
+        ignored = np.array([bool(scene.truth[place]["ignore"]) for place in truth], dtype=bool)
+        ignored |= (areas < low) | (areas > high)
         objects += int((~ignored).sum())
         if not len(found):
             continue

@@ -6,7 +6,6 @@ Ids, sizes and annotations are handed on as they stand; `vitdet.data.annotations
 from __future__ import annotations
 
 import json
-import os
 from collections import Counter, defaultdict
 from collections.abc import Collection, Hashable
 from pathlib import Path
@@ -21,6 +20,7 @@ from vitdet.data.formats.parts import (
     Part,
     listed,
     real_files,
+    real_paths,
     split_of,
     split_of_path,
 )
@@ -84,7 +84,9 @@ def read(
     named = {path for part in found.parts.values() for path in real_files(part)}
     notes = [*found.notes, *listing.notes()]
     if len(wanted) == len(by_split) and images is None:
-        rest = [path for path in listing.images() if os.path.realpath(path) not in named]
+        images_below = listing.images()
+        real = zip(images_below, real_paths(images_below), strict=True)
+        rest = [path for path, whole in real if whole not in named]
         if rest:
             first = rest[0].relative_to(folder)
             notes.append(f"left out: {len(rest)} image files that no json names (first: {first})")

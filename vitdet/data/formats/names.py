@@ -51,6 +51,8 @@ class FileIndex:
         """Return the files that a name may mean: none, one, or several that are as good."""
         for parts in spellings(name):
             hits = self._paths.get(plain(parts[-1]), [])
+            if len(hits) == 1:
+                return hits
             for score in (
                 lambda path, parts=parts: _common_end(path.parts, parts),
                 lambda path, parts=parts: path.name == parts[-1],
@@ -135,7 +137,8 @@ class ImageNames:
             f"{source.name}: {len(found)} of {len(self._names)} images are found by their base "
             f"names, not as written: {first} is {found[first].relative_to(self._folder)}"
         )
-        names = {name: self._below(root / name) for name in self._names if name not in missing}
+        there = dict.fromkeys(self._names).keys() - set(missing)
+        names = {name: self._below(root / name) for name in there}
         return self._folder, names | {name: self._below(path) for name, path in found.items()}
 
     def _is_there(self, root: Path, name: str) -> bool:

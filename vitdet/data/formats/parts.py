@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -67,7 +67,8 @@ class Found:
     def class_names(self) -> tuple[str, ...]:
         """Names in the order of the categories' ids."""
         categories = next(iter(self.parts.values())).content["categories"]
-        return tuple(each["name"] for each in sorted(categories, key=lambda each: each["id"]))
+        ordered = sorted(categories, key=lambda each: (str(type(each.get("id"))), each.get("id")))
+        return tuple(str(each.get("name")) for each in ordered)
 
 
 def split_of(name: str) -> str | None:
@@ -93,18 +94,19 @@ def make_content(images: Sequence[Json], annotations: Sequence[Json], names: Seq
     }
 
 
+def real_paths(paths: Iterable[Path]) -> Iterator[str]:
+    """Yield paths with the links to their folders followed; each folder is looked at once."""
+    real = cache(os.path.realpath)
+    for path in paths:
+        folder, base = os.path.split(path)
+        yield f"{real(folder)}/{base}"
+
+
 def real_files(part: Part) -> Iterator[str]:
-    """Yield the paths of a part's images; links to folders are followed."""
-
-    @cache
-    def real(folder: str) -> str:
-        return os.path.realpath(folder)
-
-    for image in part.content["images"]:
-        name = image.get("file_name")
-        if isinstance(name, str) and "\x00" not in name:
-            folder, base = os.path.split(part.images / name)
-            yield f"{real(folder)}/{base}"
+    """Yield the images of a part, as `real_paths`."""
+    names = (image.get("file_name") for image in part.content["images"])
+    texts = (name for name in names if isinstance(name, str) and "\x00" not in name)
+    return real_paths(part.images / name for name in texts)
 
 
 def listed(items: Sequence[object], most: int = 8) -> str:
