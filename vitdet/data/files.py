@@ -57,7 +57,7 @@ _BOMS = (
 _NO_IMAGES = {
     *(".txt", ".xml", ".json", ".jsonl", ".yaml", ".yml", ".csv", ".tsv", ".md", ".names", ".data"),
     *(".labels", ".cache", ".ini", ".db", ".py", ".html", ".log", ".zip", ".gz", ".tar", ".sh"),
-    *(".pth", ".safetensors"),
+    *(".pth", ".safetensors", ".lock"),
 }
 
 
