@@ -32,6 +32,7 @@ from vitdet.utils.checks import (
 from vitdet.utils.signals import PREEMPTION, end_with_parent
 
 TIMEOUT = timedelta(minutes=30)  # of the start, and of every exchange between the processes
+_STORE_TIMEOUT = timedelta(seconds=10)  # of torchrun's own table, at an end
 LAUNCHER_GONE_STATUS = 3
 PREEMPTED_STATUS = 75  # stopped by a signal after saving; what sysexits.h calls "try again"
 GRACE_SECONDS = 10.0
@@ -148,6 +149,7 @@ def _start_error(where: str, error: RuntimeError) -> InputError:
 
 def _as_torchrun_says(main: Callable[..., Any], args: Sequence[Any]) -> Any:
     end_with_parent()
+    torchrun = os.getppid()
     try:
         local_rank, local_size = (
             int(os.environ[name]) for name in ("LOCAL_RANK", "LOCAL_WORLD_SIZE")
@@ -156,17 +158,20 @@ def _as_torchrun_says(main: Callable[..., Any], args: Sequence[Any]) -> Any:
     except InputError as error:
         if _first("error", str(error)):
             print(f"error: {error}", file=sys.stderr, flush=True)
-        _end_torchrun()
+        _end(torchrun)
         sys.exit(INPUT_ERROR_STATUS)
     except SystemExit:
-        _end_torchrun()
+        _end(torchrun)
         raise
 
 
-def _end_torchrun() -> None:
-    """End the torchrun of this machine, which would start again what has ended for good."""
-    if _first("end", os.environ["GROUP_RANK"]):
-        os.kill(os.getppid(), signal.SIGTERM)
+def _end(torchrun: int) -> None:
+    """End the torchrun of this machine, which would start again what has ended for good.
+
+    Where it has ended already this process has another parent, which is left alone.
+    """
+    if os.getppid() == torchrun and _first("end", os.environ["GROUP_RANK"]):
+        os.kill(torchrun, signal.SIGTERM)
 
 
 def _first(*words: str) -> bool:
@@ -174,7 +179,8 @@ def _first(*words: str) -> bool:
     attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
     where = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
     try:
-        return dist.TCPStore(*where, is_master=False).add(" ".join((attempt, *words)), 1) == 1
+        store = dist.TCPStore(*where, is_master=False, timeout=_STORE_TIMEOUT)
+        return store.add(" ".join((attempt, *words)), 1) == 1
     except RuntimeError:  # who served it has ended
         return True
 
