@@ -46,10 +46,10 @@ def _write_out(model: DictConfig) -> None:
     for backbone in (model.backbone.get("net"), model.backbone.get("bottom_up")):
         if backbone is None:
             continue
-        name = str(backbone._target_)
-        if "vitdet." in name:  # detectron2's have no such choice
+        target = backbone._target_
+        if target.__module__.startswith("vitdet."):  # detectron2's have no such choice
             backbone.attention_backend = "eager"
-        if "MsViT" in name:
+        if target.__name__ == "MsViT":
             backbone.sliding_chunk_backend = "autograd"
 
 

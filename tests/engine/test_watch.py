@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -51,12 +52,15 @@ def test_a_step_that_does_not_end_is_a_line_and_a_status(tmp_path: Path, seconds
 def test_a_full_terminal_does_not_end_a_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    with Path("/dev/full").open("w", buffering=1) as full:
-        monkeypatch.setattr(sys, "stdout", full)
-        with logging_to() as log_to:
-            log_to(tmp_path / "log.txt")
-            for line in ("one", "two"):
-                logging.getLogger("vitdet.anything").info(line)
+    full = Path("/dev/full").open("w", buffering=1)  # noqa: SIM115  closing it fails, too
+    monkeypatch.setattr(sys, "stdout", full)
+    with logging_to() as log_to:
+        log_to(tmp_path / "log.txt")
+        for line in ("one", "two"):
+            logging.getLogger("vitdet.anything").info(line)
+    monkeypatch.undo()
+    with suppress(OSError):
+        full.close()
     assert capfd.readouterr().err == ""
     assert [line.split()[-1] for line in (tmp_path / "log.txt").read_text().splitlines()] == [
         "one",

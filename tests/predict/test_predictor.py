@@ -10,6 +10,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from detectron2.data import transforms as T
 from detectron2.structures import Boxes, Instances
 from PIL import Image
 from torch import nn
@@ -211,9 +212,11 @@ def test_a_list_keeps_its_masks_encoded(drawn_run, predictor):
     assert_same(result, predictor(drawn_run.images[0]).instances)
 
 
-def test_an_elongated_image_is_one_line(predictor):
+def test_an_elongated_image_keeps_a_pixel_or_is_one_line(predictor):
     augmentations = resize_shortest_edge(128, 128)
     other = Predictor(predictor.detector, CLASSES, augmentations=augmentations)
+    assert other(np.zeros((1, 999, 3), np.uint8)).instances.image_size == (1, 999)
+    other = Predictor(predictor.detector, CLASSES, augmentations=[T.ResizeShortestEdge(128, 128)])
     with pytest.raises(InputError, match="image of 1 x 999 pixels: too elongated to be resized"):
         other(np.zeros((1, 999, 3), np.uint8))
 
