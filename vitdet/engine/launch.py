@@ -137,10 +137,14 @@ def _store(host: str, port: int, *, serve: bool = False) -> dist.TCPStore:
         raise _start_error(f"{host}, port {port}", error) from error
 
 
-def _start_error(where: str, error: RuntimeError) -> InputError:
+class StartError(InputError):
+    """Not all processes of the run came; another try may succeed."""
+
+
+def _start_error(where: str, error: RuntimeError) -> StartError:
     """One line for what torch tells with a C++ stack."""
     reason = str(error).split("\n", 1)[0].split("Exception raised", 1)[0].rstrip(" .")
-    return InputError(
+    return StartError(
         f"start of the run at {where}: expected all processes, got: {reason}. Look whether all "
         "were started and reach each other there."
     )
@@ -149,14 +153,19 @@ def _start_error(where: str, error: RuntimeError) -> InputError:
 def _as_torchrun_says(main: Callable[..., Any], args: Sequence[Any]) -> Any:
     end_with_parent()
     try:
-        local_rank, local_size = (
-            int(os.environ[name]) for name in ("LOCAL_RANK", "LOCAL_WORLD_SIZE")
-        )
-        return _run(main, args, local_rank, local_size, {})
+        names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_PORT")
+        rank, world_size, local_rank, local_size, port = (int(os.environ[name]) for name in names)
+        served = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+        store = _store(os.environ["MASTER_ADDR"], port, serve=rank == 0 and not served)
+        # torchrun's store outlives a start: addresses of the one before are not to be read again
+        store = dist.PrefixStore(f"start {_attempt()} of {world_size}", store)
+        group = {"store": store, "rank": rank, "world_size": world_size}
+        return _run(main, args, local_rank, local_size, group)
     except InputError as error:
         if _first("error", str(error)):
             print(f"error: {error}", file=sys.stderr, flush=True)
-        _end_torchrun()
+        if not isinstance(error, StartError):
+            _end_torchrun()
         sys.exit(INPUT_ERROR_STATUS)
     except SystemExit:
         _end_torchrun()
@@ -169,12 +178,15 @@ def _end_torchrun() -> None:
         os.kill(os.getppid(), signal.SIGTERM)
 
 
+def _attempt() -> str:
+    return os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+
+
 def _first(*words: str) -> bool:
     """Whether this process is the first of a start to come here."""
-    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
     where = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
     try:
-        return dist.TCPStore(*where, is_master=False).add(" ".join((attempt, *words)), 1) == 1
+        return dist.TCPStore(*where, is_master=False).add(" ".join((_attempt(), *words)), 1) == 1
     except RuntimeError:  # who served it has ended
         return True
 
