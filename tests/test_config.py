@@ -220,6 +220,15 @@ def test_a_name_that_cannot_be_imported_is_named(tmp_path):
         load_config(path, trust=True)
 
 
+def test_an_interrupt_while_a_part_is_imported_is_one(tmp_path, monkeypatch):
+    (tmp_path / "interrupted_part.py").write_text("raise KeyboardInterrupt")
+    monkeypatch.syspath_prepend(tmp_path)
+    recipe = tmp_path / "recipe.py"
+    recipe.write_text('model = {"_target_": "interrupted_part.Part"}')
+    with pytest.raises(KeyboardInterrupt):
+        load_config(recipe)
+
+
 def test_notes_stand_at_the_top_of_a_saved_recipe(recipe, tmp_path):
     save_config(load_config(recipe), tmp_path / "saved.yaml", ["first: 1", "second"])
     assert (tmp_path / "saved.yaml").read_text().startswith("# first: 1\n# second\nmodel:")

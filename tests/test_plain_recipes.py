@@ -21,6 +21,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from PIL import Image
 
 import converter
 import train_net
@@ -384,6 +385,13 @@ def test_nothing_of_the_training_and_no_output_folder_is_taken_out_of_a_file(who
     assert found["model"] == recipe["model"]
 
 
+def test_a_part_that_has_another_name_now_is_told(whole: str) -> None:
+    recipe = yaml.safe_load(whole)
+    recipe["model"]["backbone"]["net"]["_target_"] = "vitdet.backbones.eva01.EVA01ViT"
+    with pytest.raises(InputError, match=r"It is vitdet.backbones.vit.ViT now: convert the file"):
+        recipe_of_file(yaml.safe_dump(recipe), "old.pth")
+
+
 def test_an_author_who_is_trusted_may_use_anything(whole: str) -> None:
     recipe = yaml.safe_load(whole)
     _at("model.anything", {"_target_": "os.getcwd", "x": "${train.seed}"})(recipe, "")
@@ -406,13 +414,13 @@ def _set(recipe: Recipe, path: str, value: Any) -> Recipe:
         ("model.roi_heads.box_head.fc_dims", [19_999] * 150, "far more elements than its weights"),
         ("model.backbone.net.depth", 256, "file has 4 blocks, model 256|far more modules"),
         ("model.backbone.net.embed_dim", 192, r"file has 96 channels \(embed_dim\), model 192"),
-        ("model.backbone.net.num_heads", 0, r"cannot be built \(ZeroDivisionError"),
-        ("model.backbone.net", None, r"cannot be built \(AttributeError"),
-        ("model.pixel_mean", "abc", r"cannot be built|expected"),
+        ("model.backbone.net.num_heads", 0, r"do not work \(ZeroDivisionError"),
+        ("model.backbone.net", None, r"do not work \(AttributeError"),
+        ("model.pixel_mean", "abc", r"do not work|expected"),
         ("model.roi_heads", {"num_classes": 6}, "expected the model's 141, got .* unexpected"),
-        ("model", {"_target_": "detectron2.layers.ShapeSpec"}, "cannot be built"),
-        ("model", {"a": 1}, "cannot be built"),
-        ("model.backbone.net.rope_pretrain_grid", "x", "cannot be built|expected"),
+        ("model", {"_target_": "detectron2.layers.ShapeSpec"}, "do not work"),
+        ("model", {"a": 1}, "do not work"),
+        ("model.backbone.net.rope_pretrain_grid", "x", "do not work|expected"),
         ("dataloader.test.mapper", {"_target_": "vitdet.data.augment.fixed_resize"}, "expected"),
     ],
 )
@@ -429,3 +437,17 @@ def test_a_model_that_is_not_that_of_the_weights_takes_no_memory(
     assert re.search(text, str(caught.value)), caught.value
     assert str(caught.value).isprintable()
     assert time.process_time() - started < 20
+
+
+def test_parts_that_fail_when_they_run_are_one_line(drawn_run, whole, tmp_path, capsys) -> None:
+    content = checkpoint.read(drawn_run.weights)
+    recipe = _set(yaml.safe_load(whole), "model.roi_heads.box_in_features", ["p9"])
+    note = {**content["vitdet"], "config": yaml.safe_dump(recipe)}
+    checkpoint.write(tmp_path / "a.pth", {"model": content["model"], "vitdet": note})
+    image = tmp_path / "a.png"
+    Image.new("RGB", (64, 64)).save(image)
+    words = [str(image), "--weights", str(tmp_path / "a.pth"), "--out", str(tmp_path / "out")]
+    assert cli.main(["predict", *words]) == 2
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error")]
+    assert len(lines) == 1
+    assert "its parts do not work (KeyError: 'p9')" in lines[0]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from pydoc import ErrorDuringImport
 from typing import Any
 
 from detectron2.utils.registry import locate
@@ -27,12 +28,22 @@ _BY_NAME = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_O
 def _parameters(node: DictConfig) -> dict[str, inspect.Parameter]:
     target = node.get("_target_")
     if isinstance(target, str):
-        target = locate(target)
+        target = _located(target)
     if target is None:
         return {}
     target = inspect.unwrap(target.__init__ if inspect.isclass(target) else target)
     found = inspect.signature(target).parameters
     return {name: parameter for name, parameter in found.items() if name != "self"}
+
+
+def _located(name: str) -> Any:
+    """Return what a dotted name stands for, None for nothing; it may be imported for that."""
+    try:
+        return locate(name)
+    except ErrorDuringImport as error:  # pydoc, which detectron2 asks, wraps ^C in it
+        if isinstance(error.value, KeyboardInterrupt):
+            raise KeyboardInterrupt from None
+        raise
 
 
 # What the engine gives when it builds a node.

@@ -68,6 +68,10 @@ _MAX_COUNT = 256
 _WORD = re.compile(r"[\w.-]{0,100}", re.ASCII)
 _PATHS = ("json", "images", "root", "name", "names", "output_dir")
 
+_RENAMED = {
+    "vitdet.backbones.eva01.EVA01ViT": "It is vitdet.backbones.vit.ViT now: convert the file for "
+    "configs/common/models/cascade_mask_rcnn_eva01.py (converter.py), and name that recipe.",
+}
 _REMEDY = (
     "Only if you trust its author: --trust (trust=True) builds it, and may run code of theirs. A "
     "recipe of your own with parts of your own is a .py file."
@@ -200,7 +204,8 @@ def _check_target(target: Any, path: tuple[str, ...], source: str) -> None:
     if not isinstance(target, str) or target not in PARTS.get(_place(path), ()):
         where = ".".join(path) or "its top"
         what = f"parts of this vitdet and detectron2 only, those that configs/ has at {where}"
-        fail(source, expected=what, got=str(target)[:200], remedy=_REMEDY)
+        remedy = _RENAMED.get(str(target), _REMEDY)
+        fail(source, expected=what, got=str(target)[:200], remedy=remedy)
 
 
 def _check_text(text: str, path: tuple[str, ...], source: str) -> None:

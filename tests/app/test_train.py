@@ -295,7 +295,7 @@ def test_weights_of_another_size_are_a_line_that_says_so(
     where = f"error: --weights {weights}: it does not fit mask_rcnn_vitdet_s.py (--size small): "
     assert error.startswith(where)
     assert str(weights) not in error.removeprefix(where)
-    assert "expected" in error
+    assert "file has 192 channels (embed_dim), model 384. Use the recipe of its size." in error
     assert error.count("\n") == 1
 
 

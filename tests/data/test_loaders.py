@@ -4,6 +4,7 @@ import errno
 import math
 import multiprocessing
 import os
+import pickle
 import random
 import signal
 from collections import Counter
@@ -229,8 +230,13 @@ def test_a_batch_that_shared_memory_has_no_room_for_is_one_line(shapes, monkeypa
     ("sent", "text"), [("STOP", "timed out after 1.0"), ("KILL", "(is killed|exited)")]
 )
 def test_a_worker_that_brings_nothing_is_an_error(shapes, monkeypatch, sent, text):
-    """torch's own; a training makes one line of it."""
+    """torch's own; a training makes one line of it.
+
+    What the worker has sent before is whole in the queue here: taking a tensor out of shared memory
+    would wait for the worker, which the watch of a training ends.
+    """
     monkeypatch.setattr(loaders, "TIMEOUT", 1.0)
+    monkeypatch.setattr(loaders, "ForkingPickler", SimpleNamespace(dumps=pickle.dumps))
     others = set(multiprocessing.active_children())
     batches = iter(_loader(shapes, num_workers=1))
     next(batches)

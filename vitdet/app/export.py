@@ -21,6 +21,7 @@ from vitdet.export.graph import MASKS
 from vitdet.export.onnx_file import OPSETS, PARTS, check_output, export
 from vitdet.export.parity import table
 from vitdet.predict.inputs import image_files, open_inputs
+from vitdet.predict.loading import building
 from vitdet.predict.predictor import Predictor
 from vitdet.utils.checks import InputError
 
@@ -76,16 +77,18 @@ def run(args: argparse.Namespace) -> int:
     predictor = Predictor.from_checkpoint(
         args.weights, **file_options(args), overrides=args.overrides, device="cpu"
     )
-    report = export(
-        predictor.detector,
-        args.out,
-        comparison_images(predictor, args.images, args.num_images, size),
-        part=args.part,
-        size=size,
-        masks=args.masks,
-        opset=args.opset,
-        about=about(predictor, args.weights),
-    )
+    images = comparison_images(predictor, args.images, args.num_images, size)
+    with building(predictor.source):
+        report = export(
+            predictor.detector,
+            args.out,
+            images,
+            part=args.part,
+            size=size,
+            masks=args.masks,
+            opset=args.opset,
+            about=about(predictor, args.weights),
+        )
     lines = table(report, args.part == "detector")
     if report.holds:
         files = (args.out, args.out.with_name(f"{args.out.name}.data"))

@@ -71,7 +71,8 @@ def run(args: argparse.Namespace) -> int:
             test = TestSet(cfg, expected_classes=predictor.class_names)
         log_to(args.out / "log.txt")
         prefix = "ema/" if args.use == "ema" else ""
-        results = test.evaluate(detector, predictor.precision, prefix)
+        with building(predictor.source):
+            results = test.evaluate(detector, predictor.precision, prefix)
     write_results(args.out, test.name, str(args.weights), results)
     print(f"results in {args.out / 'results.json'}")
     return 0

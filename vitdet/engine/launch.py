@@ -32,6 +32,7 @@ from vitdet.utils.checks import (
 from vitdet.utils.signals import PREEMPTION, end_with_parent
 
 TIMEOUT = timedelta(minutes=30)  # of the start, and of every exchange between the processes
+_STORE_TIMEOUT = timedelta(seconds=10)  # of torchrun's own table, at an end
 LAUNCHER_GONE_STATUS = 3
 PREEMPTED_STATUS = 75  # stopped by a signal after saving; what sysexits.h calls "try again"
 GRACE_SECONDS = 10.0
@@ -152,6 +153,7 @@ def _start_error(where: str, error: RuntimeError) -> StartError:
 
 def _as_torchrun_says(main: Callable[..., Any], args: Sequence[Any]) -> Any:
     end_with_parent()
+    torchrun = os.getppid()
     try:
         names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_PORT")
         rank, world_size, local_rank, local_size, port = (int(os.environ[name]) for name in names)
@@ -165,17 +167,20 @@ def _as_torchrun_says(main: Callable[..., Any], args: Sequence[Any]) -> Any:
         if _first("error", str(error)):
             print(f"error: {error}", file=sys.stderr, flush=True)
         if not isinstance(error, StartError):
-            _end_torchrun()
+            _end(torchrun)
         sys.exit(INPUT_ERROR_STATUS)
     except SystemExit:
-        _end_torchrun()
+        _end(torchrun)
         raise
 
 
-def _end_torchrun() -> None:
-    """End the torchrun of this machine, which would start again what has ended for good."""
-    if _first("end", os.environ["GROUP_RANK"]):
-        os.kill(os.getppid(), signal.SIGTERM)
+def _end(torchrun: int) -> None:
+    """End the torchrun of this machine, which would start again what has ended for good.
+
+    Where it has ended already this process has another parent, which is left alone.
+    """
+    if os.getppid() == torchrun and _first("end", os.environ["GROUP_RANK"]):
+        os.kill(torchrun, signal.SIGTERM)
 
 
 def _attempt() -> str:
@@ -186,7 +191,8 @@ def _first(*words: str) -> bool:
     """Whether this process is the first of a start to come here."""
     where = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
     try:
-        return dist.TCPStore(*where, is_master=False).add(" ".join((_attempt(), *words)), 1) == 1
+        store = dist.TCPStore(*where, is_master=False, timeout=_STORE_TIMEOUT)
+        return store.add(" ".join((_attempt(), *words)), 1) == 1
     except RuntimeError:  # who served it has ended
         return True
 

@@ -151,16 +151,20 @@ def recipe_of(
 
 
 @contextmanager
-def building(source: str) -> Iterator[None]:
-    """Make one line of whatever fails while parts are built that a recipe out of a file names."""
+def building(source: str | None) -> Iterator[None]:
+    """Make one line of whatever fails while parts are built or run that a file's recipe names.
+
+    Args:
+        source: the file; None leaves errors as they are.
+    """
     try:
         yield
     except InputError:
         raise
     except _FAILURES as error:
-        what = (
-            f"the recipe of {source}: its parts cannot be built ({type(error).__name__}: {error})"
-        )
+        if source is None:
+            raise
+        what = f"the recipe of {source}: its parts do not work ({type(error).__name__}: {error})"
         raise InputError(f"{what}. Use another file, or give its recipe.") from error
 
 

@@ -90,6 +90,7 @@ class Predictor:
         self.slices = slices
         self.batch_size = batch_size
         self.cfg = cfg
+        self.source: str | None = None  # the file whose recipe names the parts of the detector
         autocast_dtype(precision, self.device)  # an unknown precision is said at once
 
     @classmethod
@@ -131,7 +132,7 @@ class Predictor:
             weights=weights,
             trust=trust,
         )
-        return cls(
+        predictor = cls(
             loaded.detector,
             loaded.class_names,
             augmentations=loaded.mapper.augmentations.augs,
@@ -140,6 +141,8 @@ class Predictor:
             cfg=loaded.cfg,
             **options,
         )
+        predictor.source = None if config is not None or trust else str(path)
+        return predictor
 
     def __call__(self, images: Any) -> Any:
         """Find objects.
@@ -197,7 +200,7 @@ class Predictor:
         """
         dtype = autocast_dtype(self.precision, self.device)
         autocast = torch.autocast(self.device.type, dtype, enabled=dtype is not None)
-        with torch.inference_mode(), autocast:
+        with loading.building(self.source), torch.inference_mode(), autocast:
             if self.tta is not None and not self.tta.neutral:
                 views = self.tta
                 found = [
