@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import resource
 from pathlib import Path
 
 import numpy as np
@@ -212,3 +213,15 @@ def test_images_that_cannot_be_saved(tmp_path: Path):
     with pytest.raises(InputError, match=r"picture .*a\.jpg: could not be written \("):
         save_image(picture(1, 66_000), tmp_path / "a.jpg")
     assert not list(tmp_path.iterdir())
+
+
+def test_a_disk_that_takes_half_a_picture_is_an_error(tmp_path: Path) -> None:
+    image = np.random.default_rng(0).integers(0, 255, (64, 64, 3), dtype=np.uint8)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1024, hard))  # bytes of a file
+    try:
+        with pytest.raises(OSError, match="File too large"):
+            save_image(image, tmp_path / "a.jpg")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert list(tmp_path.iterdir()) == []

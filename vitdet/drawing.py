@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import colorsys
+import io
 from collections.abc import Iterable, Sequence
 from functools import cache
 from pathlib import Path
@@ -218,10 +219,10 @@ def save_image(image: np.ndarray, path: str | Path) -> None:
         raise InputError(f"picture {path}: expected a name ending in .jpg or .png, got {got}.")
     if not path.parent.is_dir():
         raise InputError(f"picture {path}: could not be written, there is no such folder.")
+    written = io.BytesIO()  # Pillow would take half a write to a file for a whole one
+    try:
+        Image.fromarray(image).save(written, format=kind, quality=92)
+    except (OSError, ValueError) as error:
+        raise InputError(f"picture {path}: could not be written ({error}).") from error
     with replacing(path) as partial:
-        try:
-            Image.fromarray(image).save(partial, format=kind, quality=92)
-        except (OSError, ValueError) as error:
-            if isinstance(error, OSError) and error.errno is not None:
-                raise
-            raise InputError(f"picture {path}: could not be written ({error}).") from error
+        partial.write_bytes(written.getbuffer())

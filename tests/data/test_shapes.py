@@ -78,12 +78,8 @@ def test_an_interrupted_drawing_leaves_nothing(tmp_path, monkeypatch):
     def stop(*_, **__):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(shapes.cv2, "imwrite", stop)
+    monkeypatch.setattr(shapes.cv2, "imencode", stop)
     with pytest.raises(KeyboardInterrupt):
-        shapes_dataset(tmp_path, "train", num_images=2, size=64)
-    assert list(tmp_path.iterdir()) == []
-    monkeypatch.setattr(shapes.cv2, "imwrite", lambda *_: False)
-    with pytest.raises(OSError, match="could not write"):
         shapes_dataset(tmp_path, "train", num_images=2, size=64)
     assert list(tmp_path.iterdir()) == []
 

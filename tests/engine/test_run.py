@@ -17,7 +17,7 @@ from vitdet import checkpoint
 from vitdet.config import load_config
 from vitdet.engine import run
 from vitdet.engine.checkpoints import Checkpoints, last_checkpoint, usable
-from vitdet.engine.run import evaluate, train
+from vitdet.engine.run import alone_in, evaluate, train
 from vitdet.engine.signals import Preempted
 from vitdet.engine.trainer import NonFiniteLossError, Trainer
 from vitdet.utils.checks import InputError
@@ -456,6 +456,12 @@ def test_a_run_is_alone_in_its_folder(tmp_path):
         process.kill()
     train(recipe(tmp_path / "b", num_images=4))
     assert f"process {os.getpid()} on " in (tmp_path / "a" / "run.lock").read_text()
+
+
+def test_a_run_that_does_not_begin_leaves_no_folder(tmp_path):
+    with alone_in(tmp_path / "out"):
+        assert (tmp_path / "out" / "run.lock").exists()
+    assert list(tmp_path.iterdir()) == []
 
 
 SMALL = ("log.txt", "metrics.json", "evaluations.json", "results.json", "environment.json")

@@ -116,11 +116,8 @@ def _draw_folder(folder: Path, split: str, num_images: int, size: int, seed: int
         for index in range(num_images):
             pixels, found = draw_image(split, index, size=size, seed=seed)
             name = f"{index:06d}.jpg"
-            written = cv2.imwrite(
-                str(drawn / "images" / name), pixels[:, :, ::-1], [cv2.IMWRITE_JPEG_QUALITY, 93]
-            )
-            if not written:
-                raise OSError(f"OpenCV could not write {drawn / 'images' / name}")
+            _, data = cv2.imencode(".jpg", pixels[:, :, ::-1], [cv2.IMWRITE_JPEG_QUALITY, 93])
+            (drawn / "images" / name).write_bytes(data.tobytes())
             images.append({"id": index + 1, "file_name": name, "height": size, "width": size})
             for annotation in found:
                 number = {"id": len(annotations) + 1, "image_id": index + 1}

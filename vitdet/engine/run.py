@@ -149,6 +149,8 @@ def _one_line_errors() -> Iterator[None]:
 def alone_in(output_dir: Path) -> Iterator[None]:
     """Make the folder of a run, and hold its lock within the block (the main process does).
 
+    A new folder that nothing has come into goes at the end.
+
     Raises:
         InputError: it cannot be made, or another run holds it.
     """
@@ -156,13 +158,20 @@ def alone_in(output_dir: Path) -> Iterator[None]:
 
         def take() -> None:
             try:
-                output_dir.mkdir(parents=True, exist_ok=True)
+                if not output_dir.exists():
+                    output_dir.mkdir(parents=True)
+                    held.callback(_remove_empty, output_dir)
                 held.enter_context(locked(output_dir))
             except OSError as error:
                 raise InputError(f"train.output_dir: {os_error_text(error)}") from error
 
         main_only(take)
         yield
+
+
+def _remove_empty(folder: Path) -> None:
+    if folder.is_dir() and not any(folder.iterdir()):
+        folder.rmdir()
 
 
 def _evaluated(

@@ -32,12 +32,14 @@ _LEFTOVER = re.compile(r"\..+\.\d+\.partial")
 def locked(folder: Path) -> Iterator[None]:
     """Hold a folder for this process within the block; the system lets go when the process ends.
 
-    The lock is on the file `run.lock`, which stays and says who held it last.
+    The lock is on the file `run.lock`, which says who held it last. It goes at the end where
+    nothing else is in the folder.
 
     Raises:
-        InputError: another process holds it.
+        InputError: another process holds it, or has just removed it.
     """
-    with (folder / "run.lock").open("a+", encoding="utf-8") as file:
+    path = folder / "run.lock"
+    with path.open("a+", encoding="utf-8") as file:
         try:
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
@@ -48,10 +50,16 @@ def locked(folder: Path) -> Iterator[None]:
                 f"folder {folder}: another run is writing to it ({file.read().strip()}). Wait for "
                 "its end, or choose another folder."
             ) from error
+        if not path.exists() or not os.path.samestat(os.fstat(file.fileno()), path.stat()):
+            raise InputError(f"folder {folder}: another run has just ended there. Start again.")
         file.truncate(0)
         file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
         file.flush()
-        yield
+        try:
+            yield
+        finally:
+            if list(folder.iterdir()) == [path]:
+                path.unlink()
 
 
 @contextmanager
