@@ -238,7 +238,7 @@ def test_a_bad_file_gets_a_message_and_the_last_picture_stays(
     many = tmp_path / "many.png"
     many.write_bytes(stored(Image.new("L", (2000, 1001))))
     tab.upload(many)
-    assert "too large: 2000 x 1001 pixels" in tab.text("#error")
+    assert "too large: it has 2000 x 1001 pixels" in tab.text("#error")
     # the browser itself notes answers that are errors; nothing else complains
     assert all("Failed to load resource" in each for each in tab.complaints())
 
