@@ -224,5 +224,8 @@ def save_image(image: np.ndarray, path: str | Path) -> None:
         Image.fromarray(image).save(written, format=kind, quality=92)
     except (OSError, ValueError) as error:
         raise InputError(f"picture {path}: could not be written ({error}).") from error
-    with replacing(path) as partial:
-        partial.write_bytes(written.getbuffer())
+    try:
+        with replacing(path) as partial:
+            partial.write_bytes(written.getbuffer())
+    except OSError as error:  # a write does not say of which file
+        raise OSError(error.errno, error.strerror, str(path)) from error
