@@ -156,7 +156,7 @@ def test_wrong_loggers_are_named(tmp_path, monkeypatch):
         train(recipe(tmp_path / "out", loggers=["wandb"]))
     assert str(caught.value) == (
         "train.loggers: expected the package wandb, got none. Install it (pip install "
-        "'vitdet[wandb]'), or leave it out of train.loggers."
+        "wandb), or leave it out of train.loggers."
     )
     assert not (tmp_path / "out").exists()
 

@@ -190,7 +190,7 @@ def test_full_disk(tmp_path: Path, where: str, monkeypatch: pytest.MonkeyPatch) 
 
 def test_missing_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(onnx_file, "find_spec", lambda name: None)
-    text = r"an export needs onnx and onnxruntime, .*vitdet\[export\]"
+    text = r"an export needs onnx and onnxruntime, .*`pip install onnx onnxruntime`"
     with pytest.raises(InputError, match=text):
         export(model("mask"), tmp_path / "a.onnx", images())
 

@@ -59,7 +59,7 @@ def check_loggers(names: Sequence[str] | None) -> None:
             expected = f"names of {', '.join(LOGGERS)}"
             fail("train.loggers", expected=expected, got=repr(name), remedy=remedy)
         if importlib.util.find_spec(name) is None:
-            remedy = f"Install it (pip install 'vitdet[{name}]'), or leave it out of train.loggers."
+            remedy = f"Install it (pip install {name}), or leave it out of train.loggers."
             fail("train.loggers", expected=f"the package {name}", got="none", remedy=remedy)
 
 

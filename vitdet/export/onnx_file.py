@@ -87,7 +87,7 @@ def check_output(out: Path, opset: int, size: tuple[int, int] | None = None) -> 
     if missing:
         raise InputError(
             f"an export needs {' and '.join(missing)}, which is not installed. "
-            'Run `pip install "vitdet[export]"`.'
+            "Run `pip install onnx onnxruntime`."
         )
     if out.suffix != ".onnx":
         raise InputError(f"--out {out}: the name must end in .onnx.")
