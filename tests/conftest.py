@@ -6,6 +6,7 @@ fixtures, and so do those that start processes of their own, which would be too 
 
 from __future__ import annotations
 
+import signal
 from collections import defaultdict
 from collections.abc import Generator
 from dataclasses import dataclass
@@ -62,6 +63,16 @@ def drawn_run(tmp_path_factory: pytest.TempPathFactory) -> DrawnRun:
     checkpoint.write(folder / "model_final.pth", content)
     images = [Path(record["file_name"]) for record in dataset.records]
     return DrawnRun(folder / "model_final.pth", images, dataset.json_file, cfg)
+
+
+@pytest.fixture(autouse=True)
+def signals_as_before() -> Generator[None, None, None]:
+    """A test that sets handlers of signals leaves none to the next."""
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+    before = {number: signal.getsignal(number) for number in numbers}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
 
 PROCESSES = {

@@ -49,14 +49,11 @@ LOOK = "Look at the path, its rights and the space of its disk."
     ],
 )  # fmt: skip
 def test_what_ends_a_command_is_one_line_and_a_status(error, status, line, capsys):
-    before = signal.getsignal(signal.SIGINT)
-    try:
-        assert exit_status(_raise(error)) == status
-        # the line is written: a second ^C has nothing to wait for
-        interrupted = isinstance(error, KeyboardInterrupt)
-        assert (signal.getsignal(signal.SIGINT) is signal.SIG_DFL) is interrupted
-    finally:
-        signal.signal(signal.SIGINT, before)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    assert exit_status(_raise(error)) == status
+    # the line is written: a second ^C has nothing to wait for
+    interrupted = isinstance(error, KeyboardInterrupt)
+    assert (signal.getsignal(signal.SIGINT) is signal.SIG_DFL) is interrupted
     assert capsys.readouterr().err == (line and f"{line}\n")
     assert exit_status(lambda: 1) == 1
     with pytest.raises(ZeroDivisionError):  # a fault of the package stays one

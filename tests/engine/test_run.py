@@ -400,7 +400,6 @@ def test_signals_during_an_evaluation_leave_at_once(tmp_path, monkeypatch):
         assert last_checkpoint(tmp_path / str(status)).name == "model_000000012.pth"
         for each in PREEMPTION:  # a scheduler's repetitions do not change the status
             signal.raise_signal(each)
-            signal.signal(each, signal.SIG_DFL)
 
 
 def test_interrupts_while_data_are_read_and_while_training(tmp_path, monkeypatch):
@@ -427,8 +426,6 @@ def test_interrupts_while_data_are_read_and_while_training(tmp_path, monkeypatch
     with pytest.raises(KeyboardInterrupt):
         train(recipe(tmp_path / "out"), resume=True)
     assert last_checkpoint(tmp_path / "out").name == "model_000000004.pth"
-    for each in PREEMPTION:
-        signal.signal(each, signal.SIG_DFL)
 
 
 HOLDER = """
