@@ -68,6 +68,9 @@ _MAX_COUNT = 256
 _WORD = re.compile(r"[\w.-]{0,100}", re.ASCII)
 _PATHS = ("json", "images", "root", "name", "names", "output_dir")
 
+# Recipes saved before a part moved: its name then, its name now.
+MOVED: dict[str, str] = {}
+
 _RENAMED = {
     "vitdet.backbones.eva01.EVA01ViT": "It is vitdet.backbones.vit.ViT now: convert the file for "
     "configs/common/models/cascade_mask_rcnn_eva01.py (converter.py), and name that recipe.",
@@ -168,7 +171,19 @@ def _parsed(text: str, source: str, trust: bool) -> dict[str, Any]:
     if not isinstance(content, dict):
         got = type(content).__name__
         fail(source, expected="a mapping at the top", got=got, remedy="Give another recipe.")
-    return content
+    return _at_its_place(content)
+
+
+def _at_its_place(node: Any) -> Any:
+    """Return the node with the parts of MOVED under their names of today."""
+    if isinstance(node, list):
+        return [_at_its_place(value) for value in node]
+    if not isinstance(node, dict):
+        return node
+    moved = {key: _at_its_place(value) for key, value in node.items()}
+    if isinstance(target := moved.get("_target_"), str):
+        moved["_target_"] = MOVED.get(target, target)
+    return moved
 
 
 def _check(node: Any, path: tuple[str, ...], source: str) -> None:
