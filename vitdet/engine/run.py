@@ -113,14 +113,14 @@ def train(cfg: DictConfig, *, resume: bool = False, dry_run: bool = False) -> Re
         finally:
             watch.stop()
             checkpoints.close()
-        record.write_results(output_dir, test.name, FINAL, results)
+        record.write_results(output_dir, test, FINAL, results)
     return results
 
 
 # What a run writes again and again, or goes on with, beside its checkpoints.
 _FILES = (
     *("log.txt", "metrics.json", "config.yaml", "environment.json", "run.json", LAST),
-    *(RECORD, "results.json"),
+    *(RECORD, "results.json", record.PREDICTIONS),
 )
 
 
@@ -233,11 +233,11 @@ def evaluate(cfg: DictConfig, *, resume: bool = False) -> Results:
         checkpoint.check_trained(content, source=str(source))
         load_weights(detector, content, str(source), test.class_names)
         open_.enter_context(alone_in(output_dir))
-        make_way(output_dir, ("log.txt", "results.json"))
+        make_way(output_dir, ("log.txt", "results.json", record.PREDICTIONS))
         log_to(output_dir / "log.txt")
         prefix = "" if which == "model" else "ema/"
         results = test.evaluate(detector, optional(cfg.train, "eval_precision"), prefix)
-        record.write_results(output_dir, test.name, str(source), results)
+        record.write_results(output_dir, test, str(source), results)
     return results
 
 
