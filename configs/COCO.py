@@ -12,104 +12,84 @@ on 64 A100 with one image each. Rows of EVA-02 (arXiv 2303.11331; baaivision/EVA
 the name of the published config; their published runs compute the heads in float32.
 """
 
-from detectron2.config import LazyCall as L
-
-from vitdet.optim import Constant
-
 from .COCO.mask_rcnn_vitdet_b_100ep import dataloader, model, optimizer, schedule, train
 from .common.changes import (
     COCO_50,
     COCO_75,
+    MVIT_H_SIZE,
+    MVIT_L_SIZE,
+    SWIN_L_SIZE,
+    THIRDS,
+    averaged,
     cascaded,
     eva02_b,
     eva02_l,
-    head_to_head,
+    eva02_steps,
     mvit,
     swin,
     system,
     vit_h,
     vit_l,
 )
-from .common.rows import MAE_H, MAE_L, Recipes, Row, batch, steps
-from .common.rows import optimizer as rates
+from .common.rows import MAE_H, MAE_L, Recipes, Row, steps
 
 EVA_B, EVA_L = "eva02_B_pt_in21k_p14to16.pt", "eva02_L_pt_m38m_p14to16.pt"
 SWIN_B, SWIN_L = (f"swin_{size}_patch4_window7_224_22k.pth" for size in ("base", "large"))
 MVIT_B, MVIT_L, MVIT_H = (f"MViTv2_{size}_in21k.pyth" for size in "BLH")
-TWO_THIRDS = [2, 5, 8, 11, 14, 17, 20, 23]  # every third of the 24 blocks
-
-
-def averaged(parts):
-    """Go on from Objects365 at a constant rate, with a moving average that is evaluated."""
-    parts.model.backbone.net.drop_path_rate = 0.3
-    parts.optimizer.lr = 4e-5
-    parts.train.update(num_images=40000 * 64, ema_decay=0.9999, eval_weights="ema")
-    parts.schedule = L(Constant)(num_images=40000 * 64, warmup=400 * 64, warmup_factor=0.001)
 
 
 ROWS = {
     "mask_rcnn_vitdet_l_100ep": Row(
         "55.5/49.2", 330.68, "model 325599698; the paper has 55.6/49.2", (vit_l,), MAE_L,
-        "0.603 s an image (184375 x 0.603 s = 31 h), 20.9 GB; inference 0.125 s",
     ),
     "mask_rcnn_vitdet_h_75ep": Row(
         "56.7/50.2", 661.20, "model 329145471; the paper has 56.7/50.1", (vit_h, COCO_75), MAE_H,
-        "1.098 s an image (138281 x 1.098 s = 42 h), 31.5 GB; inference 0.178 s. MAE's patches of "
-        "14 pixels were resized to 16; converter.py --resize-patch-embed does the like (not "
-        "compared)",
+        "MAE's patches of 14 pixels were resized to 16; converter.py --resize-patch-embed does the "
+        "like (not compared)",
     ),
     "cascade_mask_rcnn_vitdet_b_100ep": Row(
         "54.0/46.7", 141.16, "model 325358525; the paper has 54.0/46.7", (cascaded,),
-        note="0.362 s an image (184375 x 0.362 s = 19 h), 12.3 GB; inference 0.089 s",
     ),
     "cascade_mask_rcnn_vitdet_l_100ep": Row(
         "57.6/50.0", 360.95, "model 328021305; the paper has 57.6/49.8", (vit_l, cascaded), MAE_L,
-        "0.643 s an image (184375 x 0.643 s = 33 h), 22.3 GB; inference 0.142 s",
     ),
     "cascade_mask_rcnn_vitdet_h_75ep": Row(
         "58.7/51.0", 691.47, "model 328730692; the paper has 58.7/50.9",
         (vit_h, COCO_75, cascaded), MAE_H,
-        "1.137 s an image (138281 x 1.137 s = 44 h), 32.9 GB; inference 0.196 s",
     ),
     # from ImageNet-21K, supervised; converter.py does not read these files yet
     "cascade_mask_rcnn_swin_b_in21k_50ep": Row(
         "53.9/46.2", 139.31, "model 342979038; the paper has 54.0/46.5",
         (swin(4e-5), COCO_50, cascaded), SWIN_B,
-        "0.389 s an image (92187 x 0.389 s = 10 h), 8.7 GB; inference 0.077 s. Table 11 has drop "
-        "path 0.3 and lr 1e-4 / 8e-5; detectron2 has 0.4 and 4e-5",
+        "Table 11 has drop path 0.3 and lr 1e-4 / 8e-5; detectron2 has 0.4 and 4e-5",
     ),
     "cascade_mask_rcnn_swin_l_in21k_50ep": Row(
         "55.0/47.2", 247.81, "model 342979186; the paper has 54.8/47.3",
-        (swin(4e-5, embed_dim=192, num_heads=[6, 12, 24, 48]), COCO_50, cascaded), SWIN_L,
-        "0.508 s an image (92187 x 0.508 s = 13 h), 12.6 GB; inference 0.097 s. Table 11 as of "
-        "Swin-B",
+        (swin(4e-5, **SWIN_L_SIZE), COCO_50, cascaded), SWIN_L,
     ),
     "cascade_mask_rcnn_mvitv2_b_in21k_100ep": Row(
         "55.6/48.1", 103.15, "model 325820315; the paper has 55.6/48.1", (mvit(8e-5), cascaded),
-        MVIT_B, "0.475 s an image (184375 x 0.475 s = 24 h), 8.9 GB; inference 0.090 s",
+        MVIT_B,
     ),
     "cascade_mask_rcnn_mvitv2_l_in21k_50ep": Row(
         "55.7/48.3", 265.11, "model 325607715; the paper has 55.7/48.3 and 270 M parameters",
         (
-            mvit(8e-5, embed_dim=144, depth=48, num_heads=2, drop_path_rate=0.5,
-                 last_block_indexes=[1, 7, 43, 47]),
+            mvit(8e-5, **MVIT_L_SIZE),
             COCO_50,
             cascaded,
         ),
-        MVIT_L, "0.844 s an image (92187 x 0.844 s = 22 h), 19.7 GB; inference 0.157 s",
+        MVIT_L,
     ),
     "cascade_mask_rcnn_mvitv2_h_in21k_36ep": Row(
         "55.9/48.3", 718.16, "model 326187358; the paper has 55.8/48.3 and lr 8e-5",
         (
-            mvit(1.6e-4, embed_dim=192, depth=80, num_heads=3, drop_path_rate=0.6,
-                 last_block_indexes=[3, 11, 71, 79]),
+            mvit(1.6e-4, **MVIT_H_SIZE),
             steps(67500, 52500, 62500),  # 36.6 x 118000 images; cuts at 77.8 % and 92.6 %
             cascaded,
         ),
         MVIT_H,
-        "1.655 s an image (67500 x 1.655 s = 31 h), 18.4 GB with activation checkpointing, "
-        "inference 0.285 s. Here it is off: detectron2's MViT needs the package fairscale for it; "
-        "with it add model.backbone.bottom_up.use_act_checkpoint=true",
+        "published with activation checkpointing, for which detectron2's MViT needs the package "
+        "fairscale; with it add model.backbone.bottom_up.use_act_checkpoint=true",
     ),
     # EVA-02: 60000 iterations x 128 images = 65.1 x 118000, cuts at 80 % and 90 %
     "cascade_mask_rcnn_eva02_b_bsl": Row(
@@ -117,8 +97,7 @@ ROWS = {
         "eva02_B_coco_bsl, eva2_coco_cascade_mask_rcnn_vitdet_b_4attn_1024_lrd0p7.py; its log: "
         "55.5017 / 47.0794",
         (
-            eva02_b, head_to_head, batch(128, 5000), rates(lr=5e-5),
-            steps(60000, 48000, 54000, batch=128, warmup=1000),
+            eva02_b, eva02_steps(128, 5e-5, 60000),
         ),
         EVA_B,
     ),
@@ -127,8 +106,7 @@ ROWS = {
         "eva02_L_coco_bsl, eva2_coco_cascade_mask_rcnn_vitdet_l_4attn_1024_lrd0p8.py; its log: "
         "59.1550 / 50.7923",
         (
-            eva02_l, head_to_head, batch(144, 5000), rates(lr=6e-5),
-            steps(60000, 48000, 54000, batch=144, warmup=1000),
+            eva02_l, eva02_steps(144, 6e-5, 60000),
         ),
         EVA_L,
     ),
@@ -141,8 +119,7 @@ ROWS = {
         "log: 58.9331 / 50.6875",
         (
             eva02_b, system([1, 3, 5, 7, 9, 11], 32, override_score_thresh=0.0),
-            batch(128, 5000), rates(lr=5e-5),
-            steps(60000, 48000, 54000, batch=128, warmup=1000),
+            eva02_steps(128, 5e-5, 60000),
         ),
         EVA_B,
     ),
@@ -151,9 +128,8 @@ ROWS = {
         "eva02_L_coco_sys, eva2_coco_cascade_mask_rcnn_vitdet_l_8attn_win32_1536_lrd0p8.py; its "
         "log: 62.2848 / 53.8006",
         (
-            eva02_l, system(TWO_THIRDS, 32, recomputed=True, override_score_thresh=0.0),
-            batch(128, 5000), rates(lr=5e-5),
-            steps(60000, 48000, 54000, batch=128, warmup=1000),
+            eva02_l, system(THIRDS, 32, override_score_thresh=0.0),
+            eva02_steps(128, 5e-5, 60000),
         ),
         EVA_L,
     ),
@@ -163,19 +139,11 @@ ROWS = {
         "(63.9/55.4), two checkpoints of one run: masks, which Objects365 does not teach, need "
         "longer; eva2_o365_to_coco_cascade_mask_rcnn_vitdet_l_8attn_1536_lrd0p8.py; its log: "
         "64.1442 (box of det), 55.3584 (mask of seg)",
-        (eva02_l, system(TWO_THIRDS, 16, recomputed=True, override_score_thresh=0.0), averaged),
+        (eva02_l, system(THIRDS, 16, override_score_thresh=0.0), averaged(40000)),
         "eva02_L_m38m_to_o365.pth",
-        "40000 iterations x 64 images = 21.7 x 118000, warm-up 1 %. Of published files converter.py "
-        "--weights ema_state takes the average; evaluate what it writes with "
+        "40000 iterations x 64 images = 21.7 x 118000, warm-up 1 %. Of published files "
+        "converter.py --weights ema_state takes the average; evaluate what it writes with "
         "train.eval_weights=model",
     ),
 }  # fmt: skip
-recipes = Recipes(
-    ROWS,
-    "coco",
-    dataloader=dataloader,
-    model=model,
-    optimizer=optimizer,
-    schedule=schedule,
-    train=train,
-)
+recipes = Recipes(ROWS, "coco", globals())

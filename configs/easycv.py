@@ -95,12 +95,4 @@ ROWS = {
         "", 121.03, "before v0.7, vitdet_bottleneck_100e.py", (v06("bottleneck"),), note=RELU
     ),
 }  # fmt: skip
-recipes = Recipes(
-    ROWS,
-    "easycv",
-    dataloader=dataloader,
-    model=model,
-    optimizer=optimizer,
-    schedule=schedule,
-    train=train,
-)
+recipes = Recipes(ROWS, "easycv", globals())

@@ -137,12 +137,4 @@ ROWS = {
     for kind, boxes in (("mask", ()), ("faster", (boxes_only,)))
     for size, changes in SIZES.items()
 }
-recipes = Recipes(
-    ROWS,
-    "own",
-    dataloader=dataloader,
-    model=model,
-    optimizer=optimizer,
-    schedule=schedule,
-    train=train,
-)
+recipes = Recipes(ROWS, "own", globals())

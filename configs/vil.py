@@ -27,7 +27,7 @@ from vitdet.optim import MultiStep, adamw
 from .common.data.coco import dataloader
 from .common.models.mask_rcnn_vil import model
 from .common.models.retinanet_vil import model as _retinanet
-from .common.rows import Change, Recipes, Row, steps
+from .common.rows import Change, Recipes, Row, net, steps
 from .common.rows import optimizer as rates
 from .common.train import train
 
@@ -84,14 +84,9 @@ def times_3(parts: SimpleNamespace) -> None:
     parts.dataloader.train.mapper.augmentations.size = [640, 672, 704, 736, 768, 800]
 
 
-def net(drop_path: float, **values: object) -> Change:
-    """Set arguments of the backbone."""
-    return lambda p: p.model.backbone.bottom_up.update(values | {"drop_path_rate": drop_path})
-
-
 def size(values: dict, drop_path: float, *changes: Change) -> tuple[Change, ...]:
     """Return the changes of a size of ViL."""
-    return (*changes, net(drop_path, **values))
+    return (*changes, net(**values, drop_path_rate=drop_path))
 
 
 def mask_1x(values: dict, drop_path: float) -> tuple[Change, ...]:
@@ -212,12 +207,4 @@ ROWS = {
         "this row, and this file to the one above",
     ),
 }  # fmt: skip
-recipes = Recipes(
-    ROWS,
-    "coco",
-    dataloader=dataloader,
-    model=model,
-    optimizer=optimizer,
-    schedule=schedule,
-    train=train,
-)
+recipes = Recipes(ROWS, "coco", globals())

@@ -1,4 +1,4 @@
-"""ViTAE-Transformer/ViTDet on COCO: ViT-B, ViTAE-B and ViTAE-S, and its to-do list. One row, one recipe.
+"""ViTAE-Transformer/ViTDet on COCO: ViT-B, ViTAE-B, ViTAE-S, and its to-do list.
 
     python train_net.py --config-file configs/vitae/mask_rcnn_vit_b_100ep.py
         --num-gpus 8 --num-machines 4 --machine-rank RANK --dist-url tcp://HOST:PORT
@@ -30,13 +30,9 @@ optimizer.layer_decay_rate = 0.7
 schedule.warmup_factor = 0.067
 
 
-def net(backbone: object) -> Change:
+def backbone(node: object) -> Change:
     """Another backbone."""
-
-    def change(parts: SimpleNamespace) -> None:
-        parts.model.backbone.net = backbone
-
-    return change
+    return lambda parts: parts.model.backbone.update(net=node)
 
 
 def as_vitdet(parts: SimpleNamespace) -> None:
@@ -57,11 +53,11 @@ ROWS = {
         "iteration (183228 x 0.720 s = 37 h), 34.6 GB",
     ),
     "mask_rcnn_vitae_b_100ep": Row(
-        "51.6/45.8", 121.33, "ViTDet-ViTAE-Base-100e.py", (net(vitae_b),), "mae_vitae_b.pth",
+        "51.6/45.8", 121.33, "ViTDet-ViTAE-Base-100e.py", (backbone(vitae_b),), "mae_vitae_b.pth",
         "activations recomputed; 0.963 s an iteration (183228 x 0.963 s = 49 h), 19.3 GB",
     ),
     "mask_rcnn_vitae_s_100ep": Row(
-        "45.6/40.1", 47.72, "ViTDet-ViTAE-Small-100e.py", (net(vitae_s),),
+        "45.6/40.1", 47.72, "ViTDet-ViTAE-Small-100e.py", (backbone(vitae_s),),
         "ViTAE-S.pth.tar (ImageNet-1K, the averaged weights in it)",
         "0.02 M of the parameters are random features that are never trained; 0.645 s an iteration "
         "(183228 x 0.645 s = 33 h), 23.7 GB. The published config counts 12 layers for the lr "
@@ -85,16 +81,8 @@ ROWS = {
         note="length and lr of detectron2's recipe for LVIS, which has 40.2/38.2",
     ),
     "mask_rcnn_vitae_b_vitdet_100ep": Row(
-        "", 116.66, '"train ViTAE with the ViTDet framework"', (as_vitdet, net(vitae_b)),
+        "", 116.66, '"train ViTAE with the ViTDet framework"', (as_vitdet, backbone(vitae_b)),
         "mae_vitae_b.pth", "all but the backbone is COCO/mask_rcnn_vitdet_b_100ep.py's",
     ),
 }  # fmt: skip
-recipes = Recipes(
-    ROWS,
-    "vitae",
-    dataloader=dataloader,
-    model=model,
-    optimizer=optimizer,
-    schedule=schedule,
-    train=train,
-)
+recipes = Recipes(ROWS, "vitae", globals())

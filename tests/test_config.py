@@ -89,7 +89,7 @@ def test_a_value_left_open_can_be_given(recipe):
 
 def test_missing_file_names_the_nearest(recipe):
     with pytest.raises(
-        InputError, match=r"expected a file, got .*recipes.py. Did you mean .*recipe.py\?"
+        InputError, match=r"expected a recipe, got .*recipes.py. Did you mean .*recipe.py\?"
     ):
         load_config(recipe.with_name("recipes.py"))
 

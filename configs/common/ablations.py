@@ -7,7 +7,8 @@ from types import SimpleNamespace
 
 from vitdet.heads import CascadeROIHeads
 
-from .rows import Change
+from .changes import image_size
+from .rows import Change, net
 
 
 def placed(depth: int, where: str, count: int) -> list[int]:
@@ -18,9 +19,7 @@ def placed(depth: int, where: str, count: int) -> list[int]:
     return list(range(first, first + count))
 
 
-def as_ablated(parts: SimpleNamespace) -> None:
-    """Take the relative positions away, as in Tables 1 to 4 and 8."""
-    parts.model.backbone.net.use_rel_pos = False
+as_ablated = net(use_rel_pos=False)  # Tables 1 to 4 and 8
 
 
 # --- pyramid (Table 1, Fig. 2) ---------------------------------------------------------------
@@ -63,36 +62,32 @@ def fpn_stages(parts: SimpleNamespace) -> None:
 # --- propagation (Tables 2 and 8) ------------------------------------------------------------
 
 
-def no_propagation(parts: SimpleNamespace) -> None:
-    """Leave windows only."""
-    parts.model.backbone.net.global_block_indexes = []
+no_propagation = net(global_block_indexes=[])  # windows only
 
 
 def convolutions(kind: str) -> Change:
     """Put blocks of convolutions where the global blocks were."""
 
     def change(parts: SimpleNamespace) -> None:
-        net = parts.model.backbone.net
-        net.residual_block_indexes = net.global_block_indexes
-        net.global_block_indexes = []
-        net.propagation, net.propagation_norm = kind, "LN"
+        node = parts.model.backbone.net
+        node.residual_block_indexes, node.global_block_indexes = node.global_block_indexes, []
+        node.propagation, node.propagation_norm = kind, "LN"
 
     return change
 
 
 def shifted_windows(parts: SimpleNamespace) -> None:
     """Shift the windows of every second block by half a window, as Swin does."""
-    net = parts.model.backbone.net
-    net.global_block_indexes = []
-    net.shifted_block_indexes = list(range(1, net.depth, 2))
+    node = parts.model.backbone.net
+    node.global_block_indexes, node.shifted_block_indexes = [], list(range(1, node.depth, 2))
 
 
 def global_blocks(where: str, count: int) -> Change:
     """Place `count` global blocks."""
 
     def change(parts: SimpleNamespace) -> None:
-        net = parts.model.backbone.net
-        net.global_block_indexes = placed(net.depth, where, count)
+        node = parts.model.backbone.net
+        node.global_block_indexes = placed(node.depth, where, count)
 
     return change
 
@@ -142,9 +137,6 @@ def system_level(parts: SimpleNamespace, size: int = 1280) -> None:
 
     Of soft-NMS the paper says no kind and no threshold.
     """
-    model, dataloader = parts.model, parts.dataloader
-    model.backbone.net.img_size = model.backbone.square_pad = size
-    dataloader.train.mapper.augmentations.size = size
-    dataloader.test.mapper.augmentations.update(size=size, max_size=size)
-    model.roi_heads._target_ = CascadeROIHeads
-    model.roi_heads.update(use_soft_nms=True, method="linear", iou_threshold=0.5)
+    image_size(parts, size)
+    parts.model.roi_heads._target_ = CascadeROIHeads
+    parts.model.roi_heads.update(use_soft_nms=True, method="linear", iou_threshold=0.5)

@@ -1,4 +1,4 @@
-"""Recipes as rows of a table: --config-file configs/paper/t4_in1k_b.py is a row of configs/paper.py.
+"""Recipes as rows of a table: configs/paper/t4_in1k_b.py is a row of configs/paper.py.
 
 A row has its record and the changes that make it out of its family's parts. `vitdet.load_config`
 reads the table anew for every recipe, so a change may alter the parts in place.
@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 
+KEYS = ("model", "dataloader", "optimizer", "schedule", "train")  # of a recipe
 Change = Callable[[SimpleNamespace], None]
 
 MAE_B, MAE_L = "mae_pretrain_vit_base.pth", "mae_pretrain_vit_large.pth"
@@ -33,11 +34,12 @@ class Row(NamedTuple):
 class Recipes:
     """The recipes of a table by name; calling it with a name makes that recipe's nodes."""
 
-    def __init__(self, rows: Mapping[str, Row], weights: str, **parts: Any) -> None:
-        self.rows, self.weights, self.parts = dict(rows), weights, parts
+    def __init__(self, rows: Mapping[str, Row], weights: str, table: Mapping[str, Any]) -> None:
+        self.rows, self.weights = dict(rows), weights
+        self.parts = {key: table[key] for key in KEYS}
 
     def __call__(self, name: str) -> dict[str, Any]:
-        """Return {"model": ..., "dataloader": ..., "optimizer": ..., "schedule": ..., "train": ...}."""
+        """Return {"model": node, "dataloader": node, ...} of the row."""
         row, parts = self.rows[name], SimpleNamespace(**self.parts)
         for change in row.changes:
             change(parts)
@@ -63,11 +65,11 @@ def optimizer(**values: Any) -> Change:
     return lambda parts: parts.optimizer.update(values)
 
 
-def batch(images: int, every: int) -> Change:
-    """Take so many images a step; save and evaluate every `every` iterations."""
+def net(**values: Any) -> Change:
+    """Set arguments of the transformer."""
 
     def change(parts: SimpleNamespace) -> None:
-        parts.dataloader.train.total_batch_size = parts.train.reference_batch = images
-        parts.train.checkpoint_every = parts.train.eval_every = every * images
+        backbone = parts.model.backbone
+        (backbone.get("net") or backbone.bottom_up).update(values)
 
     return change

@@ -1,4 +1,4 @@
-"""Every kind of pyramid and propagation, tiny, on drawn shapes; benchmarks/variants.py trains them all.
+"""Every kind of pyramid and propagation, tiny, on drawn shapes: benchmarks/variants.py.
 
     python train_net.py --config-file configs/mini/variants/global_attention.py
 
@@ -94,12 +94,4 @@ ROWS = {
     name: Row("", 0, source, (*changes, saved_as(name)), start="")
     for name, (source, changes) in CHANGES.items()
 }
-recipes = Recipes(
-    ROWS,
-    "variants",
-    dataloader=dataloader,
-    model=model,
-    optimizer=optimizer,
-    schedule=schedule,
-    train=train,
-)
+recipes = Recipes(ROWS, "variants", globals())

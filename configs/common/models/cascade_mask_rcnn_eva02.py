@@ -2,7 +2,7 @@
 
 Source: "EVA-02: A Visual Representation for Neon Genesis" (arXiv 2303.11331), Sec. 3.2, with the
 numbers of baaivision/EVA, EVA-02/det (eva2_mim_to_coco/..._b_4attn_1024_lrd0p7.py). Heads as in
-`cascade.py`. EVA-02-L is `model` with `model.backbone.net.update(_large)`.
+`cascade.py`.
 """
 
 from detectron2.config import LazyCall as L
@@ -13,14 +13,6 @@ from vitdet.pyramid import SimpleFeaturePyramid
 
 from .cascade import cascade
 from .mask_rcnn import model
-
-_large = {
-    "embed_dim": 1024,
-    "depth": 24,
-    "num_heads": 16,
-    "drop_path_rate": 0.4,
-    "global_block_indexes": [5, 11, 17, 23],
-}
 
 model.backbone = L(SimpleFeaturePyramid)(
     net=L(EVA02ViT)(
