@@ -105,25 +105,21 @@ def write(
     output_dir: Path,
     dataset: Any,
     data: Mapping[str, Counts],
-    written: Mapping[str, str],
 ) -> dict[str, Any]:
     """Write config.yaml, environment.json and run.json; return what checkpoints keep of them.
 
     Args:
-        cfg: the recipe, durations in images.
+        cfg: the recipe, its lengths in images.
         output_dir: folder of the run.
         dataset: has `class_names`, and `class_ids` where its classes have numbers of their own.
         data: counts of "train" and "test".
-        written: durations as the recipe had them, see `vitdet.engine.durations.resolve`.
     """
     environment = describe()
     if is_main():
-        notes = [f"{key}: {text}" for key, text in written.items()]
         set_absolute_paths(cfg)
-        save_config(cfg, output_dir / "config.yaml", notes)
+        save_config(cfg, output_dir / "config.yaml")
         write_text(output_dir / "environment.json", json.dumps(environment, indent=1) + "\n")
         about = {"command": sys.argv, "seed": cfg.train.seed, "data": data}
-        about["durations"] = dict(written)
         write_text(output_dir / "run.json", json.dumps(about, indent=1) + "\n")
     barrier()
     config = (output_dir / "config.yaml").read_text(encoding="utf-8")
