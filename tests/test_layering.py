@@ -91,7 +91,7 @@ OUTSIDE = {
     "backbones": {"torch"},
     "pyramid": {"torch"},
     "heads": {"torch"},
-    "optim": {"torch"},
+    "optim": {"torch", "fvcore"},
     "checkpoint": {"torch", "numpy", "safetensors"},
     "convert": {"torch", "numpy"},
     "config": {"torch", "omegaconf", "yaml"},
