@@ -92,7 +92,7 @@ OUTSIDE = {
     "backbones": {"torch"},
     "pyramid": {"torch"},
     "heads": {"torch"},
-    "optim": {"torch"},
+    "optim": {"torch", "fvcore"},
     "checkpoint": {"torch", "numpy", "safetensors"},
     "convert": {"torch", "numpy"},
     "config": {"torch", "omegaconf", "yaml"},

@@ -75,7 +75,7 @@ class InferenceRecipe:
         InputError: a number outside its range, maskness without a mask head.
     """
 
-    trains_as_detectron2 = True  # read by vitdet.engine.head_losses
+    trains_as_detectron2 = True  # read by vitdet.engine.losses
 
     box_predictor: Any
     mask_on: bool
