@@ -14,7 +14,7 @@ from omegaconf import DictConfig
 from vitdet import checkpoint
 from vitdet.app.report.matching import Json, Scene, scenes
 from vitdet.config import load_config
-from vitdet.engine.inference import TestSet
+from vitdet.engine.evaluate import TestSet
 from vitdet.engine.run import evaluate
 from vitdet.predict.loading import building, check_size, check_test_data
 from vitdet.scores import evaluate_results, read_truth
