@@ -68,7 +68,7 @@ def complete(train: DictConfig) -> DictConfig:
         InputError: an unknown key or a value of another type.
     """
     known = [each.name for each in fields(Train)]
-    made = OmegaConf.structured(Train)
+    made: Any = OmegaConf.structured(Train)
     if train.get("ddp") is not None:
         made.ddp = {}  # what is given takes its place and does not join it
     for key in map(str, train):

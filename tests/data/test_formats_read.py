@@ -18,6 +18,7 @@ from folders import (
     VAL,
     Changes,
     change,
+    class_names,
     coco,
     content,
     described,
@@ -105,7 +106,7 @@ READ: dict[str, dict[str, tuple[Changes, str]]] = {
         ),
         "val is train": (
             {"data.yaml": f"train: images/train\nval: images/train\n{NAMES}"},
-            "val is the same as train",
+            "2 images of val are in train, too",
         ),
         "other suffixes": (
             {
@@ -235,7 +236,7 @@ def test_is_read_and_said(tmp_path: Path, form: str, kind: str) -> None:
     before = {path: path.lstat().st_mtime_ns for path in folder.rglob("*")}
     found = find_data(folder)
     default = (("cat",) if form == "voc" else ("cat", "dog"), 3)
-    assert (found.class_names, objects(found)) == EXPECTED.get(kind, default)
+    assert (class_names(found), objects(found)) == EXPECTED.get(kind, default)
     assert any(note in each for each in found.notes) or not note, found.notes
     for part in found.parts.values():
         used = {each["category_id"] for each in part.content["annotations"]}
@@ -329,12 +330,12 @@ def test_paths_on_the_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     change(tmp_path, {"pipe": "pipe:", "loop": "to:loop", "x.zip": b"PK\x03\x04", "x.csv": "a,b"})
     for path, wanted in {
         "none": "data: expected a folder none, got nothing at this path. Check the path.",
-        "data ": "Did you mean 'data', without the blank",
+        "data ": "Did you mean 'data'\\?",
         "data\\": "Did you mean 'data/'",
         "https://x.org/d.zip": "Download it first",
         "pipe": "pipe: expected a file, got a pipe",
         "loop": "got a link that leads nowhere",
-        "x.zip": "got a zip archive .unpack it and give the folder",
+        "x.zip": "got an archive .unpack it and give the folder",
         "x.csv": r"expected a folder, a json in COCO's format or a data\.yaml, got another file",
         "x" * 5000: "nothing at this path",
     }.items():
@@ -366,7 +367,7 @@ def test_parts_of_a_training_and_of_an_evaluation(tmp_path: Path) -> None:
     assert [each["category_id"] for each in written["annotations"]] == [1]
     assert prepare_part(tmp_path, run, class_names=("dog",))[0][0] == str(tmp_path / "val.json")
     change(tmp_path, {"val.json": None, "train.json": None})
-    assert prepare_part(tmp_path, run)[0][0] == str(tmp_path / "test.json")
+    assert prepare_part(tmp_path, run)[0] == (str(run / "test.json"), str(tmp_path))
     with pytest.raises(InputError, match="images to train on, got COCO json with test only"):
         prepare_data(tmp_path, run)
     # a file that the user names is what he trains on, whatever its name
@@ -376,11 +377,13 @@ def test_parts_of_a_training_and_of_an_evaluation(tmp_path: Path) -> None:
 def test_a_part_without_objects_is_an_error_unless_it_is_asked_for(tmp_path: Path) -> None:
     coco(tmp_path)
     change(tmp_path, {VAL: lambda values: values.update(annotations=[])})
-    wanted = r"validation part .*val\.json: expected images with objects, got none in 1 image, "
+    wanted = r"validation part .*val\.json: expected images with objects, got none in 1 image\. "
     with pytest.raises(InputError, match=f"{wanted}.*--allow-empty"):
         prepare_data(tmp_path, tmp_path / "run")
     assert prepare_data(tmp_path, tmp_path / "run", allow_empty=True).num_images == 2
-    with pytest.raises(InputError, match="objects to evaluate on, got none in 1 image"):
+    with pytest.raises(
+        InputError, match=r"data to evaluate on .*: .* objects, got none in 1 image"
+    ):
         prepare_part(tmp_path, tmp_path / "run")
     change(tmp_path, {TRAIN: lambda values: values.update(annotations=[])})
     with pytest.raises(InputError, match=r"training part .*got none in 2 images\. Add labels"):

@@ -12,8 +12,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from vitdet.data.datasets import coco_dataset
-from vitdet.data.prepare import Prepared, prepare_data
-from vitdet.data.splitting import split_content
+from vitdet.data.prepare import Prepared, prepare_data, split_content
 from vitdet.utils.checks import InputError
 from vitdet.utils.files import RESULT_MARKER
 

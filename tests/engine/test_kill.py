@@ -159,6 +159,7 @@ def test_kills_at_any_moment_change_nothing(runs, tmp_path, shapes, kills):
         for key in ours.keys() - {"vitdet"}:
             assert_same(ours[key], theirs[key], f"{name} {key}")
     records = [
-        [line for line in numbers(each.folder) if "bbox/AP" in line] for each in (runs, undisturbed)
+        {line["images_seen"]: line for line in numbers(each.folder) if "bbox/AP" in line}
+        for each in (runs, undisturbed)
     ]
     assert records[0] == records[1]

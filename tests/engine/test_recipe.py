@@ -12,8 +12,8 @@ from omegaconf import OmegaConf
 from tiny_recipe import recipe
 
 from vitdet.config import load_config
-from vitdet.engine.record import set_absolute_paths
 from vitdet.engine.recipe import check_recipe, images_an_epoch, lr_rules, set_length
+from vitdet.engine.record import set_absolute_paths
 from vitdet.engine.run import evaluate, train
 from vitdet.utils.checks import InputError
 

@@ -253,11 +253,16 @@ class Checkpoints:
         """Know the checkpoint that the run goes on from (None: it begins): it holds this moment."""
         self.newest = None if path is None else path.name
 
-    def keep_best(self) -> None:
-        """Give the checkpoint of this moment a second name, `model_best.pth`."""
+    def keep_best(self, then: Callable[[], None] = lambda: None) -> None:
+        """Give the checkpoint of this moment a second name, `model_best.pth`; then do `then`."""
         assert self.newest is not None, "an evaluation comes after a checkpoint"
         if is_main():
-            self.writer.submit(partial(self._link, self.newest))
+            self.writer.submit(partial(self._link, self.newest), then)
+
+    def submit(self, job: Callable[[], None]) -> None:
+        """Do a job of the main process after what is being written."""
+        if is_main():
+            self.writer.submit(job)
 
     def save(self, trainer: Trainer, name: str) -> None:
         """Write a checkpoint under a name, now or in the background.

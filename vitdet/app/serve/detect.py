@@ -1,4 +1,4 @@
-"""From an upload to what the page draws: detections in COCO's terms, and their outlines."""
+"""From an upload to what the page draws, in the worker's process."""
 
 from __future__ import annotations
 
@@ -11,11 +11,10 @@ from pathlib import Path
 import cv2
 import numpy as np
 from PIL import Image
-from starlette.exceptions import HTTPException
 
 from vitdet.app.options import file_options
-from vitdet.app.serve.uploads import decode
 from vitdet.app.serve.worker import Answer, Json
+from vitdet.data.images import ImageError, open_image, read_header
 from vitdet.predict.predictor import Predictor
 from vitdet.utils.checks import InputError
 from vitdet.utils.run_lengths import encode, mask_util
@@ -24,10 +23,20 @@ from vitdet.utils.run_lengths import encode, mask_util
 # pixel each, are in memory at once. The largest published recipes look at 1536 x 1536.
 WORK_PIXELS = 4_000_000
 _FINE = 512  # pixels: outlines of smaller objects are traced on a finer grid
+_FORMATS = ("JPEG", "PNG", "WEBP", "BMP")  # what browsers show too
+_REFUSED = {  # kind of ImageError -> status and text
+    "unknown format": (
+        415,
+        "This is no picture that can be read: it must be JPEG, PNG, WebP or BMP, the file itself "
+        "being the body.",
+    ),
+    "more than 8 bits": (415, "It has more than 8 bits a channel: convert the picture to 8."),
+    "too many scans": (413, "The picture takes too long to decode: a JPEG of too many scans."),
+}
 
 
-def start(args: Namespace) -> tuple[Json, Answer]:
-    """Load the model of a command line; see `Worker`.
+def load(args: Namespace) -> tuple[Json, Answer]:
+    """Load the model of a command line; see `answering`.
 
     Raises:
         InputError: weights that cannot be used.
@@ -51,12 +60,16 @@ def answering(predictor: Predictor, name: str, max_pixels: int) -> tuple[Json, A
     def answer(content: bytes) -> tuple[int, bytes]:
         status, found = 200, {}
         try:
-            upload = decode(content, max_pixels)
-            found = describe(predictor, upload.image)
-            if upload.odd:
-                found["picture"] = _jpeg(upload.image)
-        except HTTPException as error:
-            status, found = error.status_code, {"error": f"{error.detail.removesuffix('.')}."}
+            image = np.asarray(open_image(content, formats=_FORMATS, max_pixels=max_pixels))
+            found = describe(predictor, image)
+            header = read_header(content)
+            if header.orientation != 1 and header.format not in ("JPEG", "MPO"):
+                found["picture"] = _jpeg(image)
+        except ImageError as error:
+            status, text = _REFUSED.get(error.kind, (400, "The picture is damaged or incomplete."))
+            if error.kind == "too many pixels":
+                status, text = 413, f"The picture is too large: it {str(error).partition(': ')[2]}"
+            found = {"error": text}
         except InputError as error:
             status, found = 400, {"error": str(error)}
         return status, json.dumps(found).encode()
@@ -79,19 +92,22 @@ def describe(predictor: Predictor, image: np.ndarray) -> Json:
     height, width = image.shape[:2]
     result = predictor(_reduced(image))
     scale = np.array([width / result.size[1], height / result.size[0]])
-    masks = result.instances.pred_masks.numpy() if result.has_masks else np.zeros(0)
+    masks = result.instances.pred_masks.numpy() if result.has_masks else ()
     found = []
     for place, each in enumerate(result.to_coco(0)):
-        box = (np.array(each["bbox"]).reshape(2, 2) * scale).reshape(-1)
-        entry = {
-            "category_id": each["category_id"],
-            "class": result.names[place],
-            "score": round(each["score"], 4),
-            "bbox": np.round(box, 2).tolist(),
-            "area": round(float(box[2] * box[3]), 1),
-        }
-        if result.has_masks:
-            entry |= _mask(masks[place], each["segmentation"], (height, width), scale)
+        box = np.round((np.array(each["bbox"]).reshape(2, 2) * scale).reshape(-1), 2).tolist()
+        entry = {key: each[key] for key in ("category_id", "segmentation") if key in each}
+        entry |= {"class": result.names[place], "score": round(each["score"], 4), "bbox": box}
+        entry["area"] = round(box[2] * box[3], 1)
+        if len(masks):
+            entry["outlines"] = [
+                np.round((line * scale).reshape(-1), 2).tolist() for line in outline(masks[place])
+            ]
+            if result.size != (height, width):
+                mask = masks[place].astype(np.uint8)
+                whole = cv2.resize(mask, (width, height), interpolation=cv2.INTER_NEAREST)
+                (entry["segmentation"],) = encode(whole[None].astype(bool))
+            entry["area"] = int(mask_util.area(entry["segmentation"]))
         found.append(entry)
     return {"width": width, "height": height, "detections": found}
 
@@ -113,29 +129,16 @@ def _reduced(image: np.ndarray) -> np.ndarray:
     return np.asarray(picture)
 
 
-def _mask(mask: np.ndarray, lengths: Json, size: tuple[int, int], scale: np.ndarray) -> Json:
-    """Describe a mask in an image of a size (height, width), `scale` times as large (x, y)."""
-    outlines = [np.round((line * scale).reshape(-1), 2).tolist() for line in outline(mask)]
-    if mask.shape != size:
-        whole = cv2.resize(
-            mask.astype(np.uint8), (size[1], size[0]), interpolation=cv2.INTER_NEAREST
-        )
-        (lengths,) = encode(whole[None].astype(bool))
-    area = int(mask_util.area(lengths))
-    return {"segmentation": lengths, "area": area, "outlines": outlines}
-
-
 def outline(mask: np.ndarray) -> list[np.ndarray]:
     """Trace the edges of a mask (height, width) as lines (points, 2) x, y; pixel 0 is from 0 to 1.
 
     OpenCV goes through the centres of the pixels at the edge, so small objects are enlarged first.
     """
-    rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
-    if not len(rows):
+    x, y, width, height = cv2.boundingRect(mask.astype(np.uint8))
+    if not width:
         return []
-    corner = np.array([columns[0], rows[0]])
-    part = mask[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1].astype(np.uint8)
-    finer = int(np.clip(_FINE // max(part.shape), 1, 8))
+    finer = int(np.clip(_FINE // max(width, height), 1, 8))
+    part = mask[y : y + height, x : x + width].astype(np.uint8)
     part = part.repeat(finer, axis=0).repeat(finer, axis=1)
     lines, _ = cv2.findContours(part, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_SIMPLE)
-    return [(line.reshape(-1, 2) + 0.5) / finer + corner for line in lines]
+    return [(line.reshape(-1, 2) + 0.5) / finer + np.array([x, y]) for line in lines]
