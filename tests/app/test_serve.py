@@ -89,18 +89,16 @@ def test_every_kind_of_file(url: str, kind: str, mode: str) -> None:
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "WEBP"])
-def test_a_picture_is_turned_upright_and_sent_along_where_browsers_differ(url, kind: str) -> None:
+def test_a_picture_is_turned_upright_and_sent_along(url: str, kind: str) -> None:
     exif = Image.Exif()
     exif[0x0112] = 6  # stored lying: to be turned by a quarter to the right
     lying = scene().transpose(Image.Transpose.ROTATE_90)
     content = post(url, stored(lying, kind, exif=exif, quality=95)).json()
     assert (content["width"], content["height"]) == (160, 120)
     assert content["detections"][0]["bbox"] == pytest.approx(RED, abs=2)
-    assert ("picture" in content) == (kind == "WEBP")
-    if kind == "WEBP":
-        sent = Image.open(io.BytesIO(base64.b64decode(content["picture"])))
-        assert abs(np.asarray(sent).astype(int) - np.asarray(scene())).mean() < 4
-        assert "picture" not in post(url, stored(scene(), kind)).json()
+    sent = Image.open(io.BytesIO(base64.b64decode(content["picture"])))
+    assert abs(np.asarray(sent).astype(int) - np.asarray(scene())).mean() < 4
+    assert "picture" not in post(url, stored(scene(), kind)).json()
 
 
 def test_large_pictures_are_looked_at_smaller(monkeypatch) -> None:
@@ -112,7 +110,7 @@ def test_large_pictures_are_looked_at_smaller(monkeypatch) -> None:
             seen.append(image.shape)
             return super().__call__(image)
 
-    large = np.asarray(scene().resize((640, 480), Image.Resampling.NEAREST))
+    large = scene().resize((640, 480), Image.Resampling.NEAREST)
     content = describe(Watching(), large)  # pyright: ignore[reportArgumentType]
     assert seen == [(120, 160, 3)]
     assert (content["width"], content["height"]) == (640, 480)
@@ -135,8 +133,8 @@ def test_outlines_have_holes() -> None:
 
 def test_the_answer_is_the_predictors(drawn_run) -> None:
     predictor = Predictor.from_checkpoint(drawn_run.weights, device="cpu", threshold=0.0)
-    image = np.asarray(Image.open(drawn_run.images[0]))
-    result = predictor(image)
+    image = Image.open(drawn_run.images[0])
+    result = predictor(np.asarray(image))
     found = describe(predictor, image)["detections"]
     assert len(found) == len(result) > 10
     for mine, expected, name in zip(found, result.to_coco(0), result.names, strict=True):
@@ -172,20 +170,20 @@ def scans(count: int) -> bytes:
     ("content", "status", "text"),
     [
         (b"", 400, "The file is empty."),
-        (b"hello, I am no picture\n" * 40, 415, "This is no picture that can be read: it must be"),
+        (b"hello, I am no picture\n" * 40, 415, "no JPEG, PNG, WebP or BMP"),
         (b'{"image": "aGVsbG8="}', 415, "the file itself being the body"),
-        (stored(scene())[:-300], 400, "The picture is damaged or incomplete."),
-        (stored(scene(), "JPEG")[:900], 400, "The picture is damaged or incomplete."),
-        (stored(scene(), "GIF"), 415, "it must be JPEG, PNG, WebP or BMP"),
-        (stored(scene(), "TIFF"), 415, "it must be JPEG, PNG, WebP or BMP"),
-        (stored(Image.new("I;16", (9, 9))), 415, "more than 8 bits a channel"),
+        (stored(scene())[:-300], 400, "damaged or not complete"),
+        (stored(scene(), "JPEG")[:900], 400, "damaged or not complete"),
+        (stored(scene(), "GIF"), 415, "no JPEG, PNG, WebP or BMP"),
+        (stored(scene(), "TIFF"), 415, "no JPEG, PNG, WebP or BMP"),
+        (stored(Image.new("I;16", (9, 9))), 415, "grey values of more than 8 bits"),
         (
             header_of_png(10_000, 10_000),
             413,
             "has 10000 x 10000 pixels (width x height), more than the limit of 1 million",
         ),
-        (header_of_png(1001, 1000), 413, "too large: it has 1001 x 1000 pixels"),
-        (scans(200), 413, "takes too long to decode: a JPEG of too many scans"),
+        (header_of_png(1001, 1000), 413, "has 1001 x 1000 pixels"),
+        (scans(200), 413, "a progressive JPEG of more than 100 scans"),
         (b"x" * 200_001, 413, "The file is too large: 0.190735 MiB at most."),
     ],
 )

@@ -190,17 +190,17 @@ def test_a_bad_file_gets_a_message_and_the_last_picture_stays(tab: Tab, tmp_path
         return tmp_path / name
 
     tab.upload(given("text.jpg", b"no picture at all"))
-    assert tab.text("#error").startswith("This is no picture that can be read")
+    assert tab.text("#error").startswith("no JPEG, PNG, WebP or BMP")
     assert tab.js("return document.body.dataset.state") == "failed"
     tab.upload(given("good.png", stored(scene())))
     assert not tab.element("#error").is_displayed()
     tab.upload(given("damaged.png", stored(scene())[:-200]))
-    assert tab.text("#error") == "The picture is damaged or incomplete."
+    assert "damaged or not complete" in tab.text("#error")
     assert tab.text("#status") == "good.png is still shown."
     tab.upload(given("large.png", b"x" * 300_001))
     assert tab.text("#error") == "The file is too large: 0.286 MiB at most."
     tab.upload(given("many.png", stored(Image.new("L", (2000, 1001)))))
-    assert "too large: it has 2000 x 1001 pixels" in tab.text("#error")
+    assert "has 2000 x 1001 pixels" in tab.text("#error")
     # the browser itself notes answers that are errors; nothing else complains
     assert all("Failed to load resource" in each for each in tab.complaints())
 

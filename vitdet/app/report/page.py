@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -25,13 +25,7 @@ Curves = dict[str, np.ndarray]  # class -> precision (IoU, recall, size)
 
 
 def sections(run: Run, iou_type: str, threshold: float, images: int) -> list[Json]:
-    """Return what there is to show of a run.
-
-    Args:
-        run: what was read of it.
-        iou_type: "bbox" or "segm", what curves, errors and confusion are about.
-        threshold: score from which predictions count for errors, pictures and the confusion matrix.
-        images: number of worst images.
+    """Return what there is to show of a run, {} of what it has not; arguments as on the command.
 
     Raises:
         InputError: predictions that are none.
@@ -72,10 +66,14 @@ def _ap(run: Run, curves: Curves, iou_type: str) -> Json:
     ]
     columns = [key for key in next(iter(run.results.values())) if key != "per_class"]
     rows = [[task, *(_number(v.get(key)) for key in columns)] for task, v in run.results.items()]
-    section = {"title": "Average precision", "tiles": tiles, "tables": [(("", *columns), rows)]}
-    now = 100 * _mean([curve[..., 0] for curve in curves.values()])
+    section: Json = {"title": "Average precision", "tiles": tiles}
+    section["tables"] = [(("", *columns), rows)]
+    known = [ap for curve in curves.values() if not math.isnan(ap := curve[..., 0].mean())]
+    now = 100 * sum(known) / len(known) if known else math.nan
     # predictions may be those of the moving average
-    said = [v["AP"] for t, v in run.results.items() if t.endswith(iou_type) and v.get("AP")]
+    said = [
+        v["AP"] for t, v in run.results.items() if t.endswith(iou_type) and v.get("AP") is not None
+    ]
     if said and not any(abs(now - ap) <= _AGREE for ap in said):
         text = f"The predictions that this page shows have an AP of {now:.2f}, results.json says "
         text += f"{said[0]:.2f}: they come from other weights, data or arithmetic."
@@ -90,12 +88,11 @@ def _classes(run: Run, judged: Sequence[Judged], curves: Curves, iou_type: str) 
     rows = []
     for name, category in zip(run.dataset.class_names, run.dataset.class_ids, strict=True):
         said = [values.get("per_class", {}).get(name) for values in run.results.values()]
-        mine = curves[name]
-        ap, ap50 = 100 * _mean([mine[..., 0]]), 100 * _mean([mine[0, :, 0]])
-        sizes = [100 * _mean([mine[..., place]]) for place in (1, 2, 3)]
+        ap, *sizes = 100 * curves[name].mean(axis=(0, 1))
+        ap50 = 100 * curves[name][0, :, 0].mean()
         bar = 0 if math.isnan(ap) else round(ap)
         cells = [name, objects[category], *map(_number, said), bar]
-        rows.append((ap, [*cells, _number(ap50), *map(_number, sizes)]))
+        rows.append((ap, [*cells, *map(_number, (ap50, *sizes))]))
     rows.sort(key=lambda row: math.inf if math.isnan(row[0]) else row[0])
     text = f"From the lowest AP of {_NAMES[iou_type]}, which AP50 and sizes are of, too. Small is "
     text += "up to 32 x 32 pixels, medium to 96 x 96. A dash: no such object."
@@ -206,12 +203,6 @@ def _data(run: Run, judged: Sequence[Judged]) -> Json:
         ["annotations", run.dataset.json_file],
     ]
     return {"title": "Data", "tables": [(("test data", run.dataset.name), rows, (1,))]}
-
-
-def _mean(curves: Iterable[np.ndarray]) -> float:
-    """Mean precision of the classes that have objects, nan when none has."""
-    known = [float(curve.mean()) for curve in curves if not np.isnan(curve).any()]
-    return sum(known) / len(known) if known else math.nan
 
 
 def _number(value: float | None) -> str:

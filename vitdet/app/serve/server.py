@@ -74,7 +74,7 @@ def build_app(
 
     Args:
         worker: from an uploaded file to what the page draws; it has begun.
-        about: what the page shows of the model, and its classes.
+        about: what the page shows of the model.
         limits: of the requests.
         names: hosts by which it may be called besides "localhost" and addresses.
         loopback_only: whether of the addresses only loopback ones count.
@@ -94,28 +94,23 @@ def build_app(
         status, answer = await worker.answer(content, left)
         return Response(answer, status, media_type="application/json")
 
-    files = [
-        Route(path, _file((_FOLDER / name).read_bytes(), kind))
-        for path, (name, kind) in _FILES.items()
-    ]
+    def file(name: str, kind: str) -> Callable[[Request], Response]:
+        content = (_FOLDER / name).read_bytes()
+        return lambda _: Response(content, media_type=kind)
+
+    files = [Route(path, file(*of)) for path, of in _FILES.items()]
     app = Starlette(
         routes=[*files, Route("/model", model), Route("/predict", predict, methods=["POST"])],
         middleware=[Middleware(_Guard, names=names, loopback_only=loopback_only)],
-        exception_handlers={InputError: _error, HTTPException: _error, Exception: _error},
+        exception_handlers={HTTPException: _error, Exception: _error},
     )
     app.router.redirect_slashes = False  # to the host that a client names
     return app
 
 
-def _file(content: bytes, kind: str) -> Callable[[Request], Response]:
-    return lambda _: Response(content, media_type=kind)
-
-
 def _error(_: Request, error: Exception) -> JSONResponse:
     if isinstance(error, HTTPException):
         return JSONResponse({"error": error.detail}, error.status_code, error.headers)
-    if isinstance(error, InputError):
-        return JSONResponse({"error": str(error)}, 400)
     # a mistake of this program; its traceback goes to the log
     return JSONResponse({"error": "The server failed. Its log tells more."}, 500)
 

@@ -35,8 +35,7 @@ class Worker:
     next picture starts a new one.
 
     Args:
-        start: called in the process: loads the model, returns what is known of it, and what
-            answers.
+        start: called in the process: loads the model, returns what is known of it and what answers.
         waiting: how many pictures may wait while one is worked on.
         seconds: the longest wait for an answer.
         method: of multiprocessing.

@@ -132,7 +132,7 @@ async function open(file) {
   setState("working", `Looking at ${file.name} ...`);
   try {
     const found = await ask(file, mine.signal);
-    // Where browsers differ about a picture's orientation the server sends the picture along.
+    // Browsers differ about EXIF's orientations: then the server sends the upright picture along.
     const sent = atob(found.picture || "");
     const bytes = Uint8Array.from(sent, (letter) => letter.charCodeAt(0));
     const bitmap = await createImageBitmap(sent ? new Blob([bytes]) : file);
