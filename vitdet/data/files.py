@@ -22,7 +22,6 @@ from vitdet.utils.checks import InputError, one_line
 from vitdet.utils.files import RESULT_MARKER
 
 MAX_TEXT = 64 << 20  # bytes of a list, a yaml, an xml or a file of labels
-_MAX_VISITS = 8  # of one folder, by several links
 _LABELS = {".json", ".xml", ".yaml", ".yml", ".txt"}
 _SPECIAL = {stat.S_IFDIR: "a folder", stat.S_IFIFO: "a pipe", stat.S_IFSOCK: "a socket"}
 _ARCHIVES = (b"PK\x03\x04", b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"7z\xbc\xaf", b"Rar!")
@@ -118,17 +117,11 @@ def kind_of(data: bytes) -> str | None:
 
 @dataclass
 class Listing:
-    """The files below a folder.
-
-    Attributes:
-        folder: as it was given; paths below begin with it, links are not resolved.
-        files: regular files and links to such, sorted.
-        left_out: {reason: how many} of what cannot be used.
-    """
+    """The files below a folder: regular files and links to such, sorted, not resolved."""
 
     folder: Path
     files: list[Path] = field(default_factory=list)
-    left_out: Counter[str] = field(default_factory=Counter)
+    left_out: Counter[str] = field(default_factory=Counter)  # {reason: how many}
 
     def of(self, *suffixes: str) -> list[Path]:
         """Return the files of some suffixes, given in lower case."""
@@ -162,7 +155,7 @@ def list_files(folder: Path) -> Listing:
         InputError: a note of results that cannot be read.
         OSError: the folder itself cannot be read.
     """
-    found, visits, real = Listing(folder), Counter[tuple[int, int]](), folder.resolve()
+    found, real = Listing(folder), folder.resolve()
     todo = [(folder, frozenset(_identity(each.stat()) for each in (real, *real.parents)))]
     while todo:
         place, above = todo.pop()
@@ -172,18 +165,14 @@ def list_files(folder: Path) -> Listing:
             if name.startswith(".") or name == "__MACOSX":
                 continue
             reason, identity = _reason(entries[name], results)
-            if identity is not None:
-                visits[identity] += 1
-                if identity in above:
-                    reason = "folder that leads in a circle"
-                elif visits[identity] > _MAX_VISITS:
-                    reason = "folder that many links lead to"
-                else:
-                    todo.append((place / name, above | {identity}))
-            elif not reason:
-                found.files.append(place / name)
+            if identity in above:
+                reason = "folder that leads in a circle"
             if reason:
                 found.left_out[reason] += 1
+            elif identity is None:
+                found.files.append(place / name)
+            else:
+                todo.append((place / name, above | {identity}))
     found.files.sort()
     return found
 

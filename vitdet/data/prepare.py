@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -26,23 +25,14 @@ _COPY_OF = ".rf."  # Roboflow names augmented copies of an image NAME_jpg.rf.<nu
 
 @dataclass(frozen=True)
 class Prepared:
-    """What a training needs to know of its data.
+    """What a training needs to know of its data."""
 
-    Attributes:
-        train: (annotation file, image folder), absolute.
-        val: likewise.
-        class_names: in the order of their ids.
-        masks: whether every object has a mask.
-        num_images: of the training part, with objects.
-        notes: lines for people: what was found, what was left out, and what was done.
-    """
-
-    train: tuple[str, str]
+    train: tuple[str, str]  # annotation file, image folder; absolute
     val: tuple[str, str]
-    class_names: tuple[str, ...]
-    masks: bool
-    num_images: int
-    notes: tuple[str, ...]
+    class_names: tuple[str, ...]  # in the order of their ids
+    masks: bool  # whether every object has one
+    num_images: int  # of the training part, with objects
+    notes: tuple[str, ...]  # for people: what was found, left out and done
 
 
 def prepare_data(
@@ -59,15 +49,12 @@ def prepare_data(
 ) -> Prepared:
     """Find the data of a folder, and write in COCO's format into `cache` what is not so there.
 
-    An annotation file that can be used as it is stays where it is. Nothing is written into the
-    folder. What is in `cache` is written anew, but for a run that is resumed: it goes on with what
-    it began with.
+    Nothing is written into the folder. What is in `cache` is written anew, but for a run that is
+    resumed: it goes on with what it began with.
 
     Args:
-        folder: of the data, or an annotation file, or a data.yaml.
+        folder, form, images: as in `find_data`.
         cache: folder for the annotation files; made when something is written.
-        form: "coco", "yolo" or "voc" where the folder holds several.
-        images: folder of the images, where they do not lie with the labels.
         val_fraction: of the images, where there is no validation part.
         seed: of that choice.
         resume: whether a run goes on.
@@ -257,11 +244,11 @@ def _earlier(train: Part, val: Part, cache: Path, allow_changed: bool) -> dict[s
 def split_content(
     content: Json, images: Path, fraction: float = 0.1, seed: int = 0
 ) -> tuple[Json, Json]:
-    """Cut a data set in two, by image.
+    """Cut a data set in two at random, by image; return the larger and the smaller part.
 
     Images of the same bytes, and augmented copies of one image by Roboflow's names, stay together.
-    A class that two or more such groups have is in both parts, where that is possible; beyond this
-    the smaller part has the fraction of every class, as far as whole images allow.
+    A class that two or more such groups have is in both parts, where that is possible, so many rare
+    classes make the smaller part larger than `fraction`.
 
     Args:
         content: in COCO's format.
@@ -280,54 +267,35 @@ def split_content(
             "data without a validation part: expected two or more different images to split, got "
             f"{len(groups)} among {len(content['images'])}. Add images."
         )
-    groups = [groups[place] for place in np.random.default_rng(seed).permutation(len(groups))]
-    labels: dict[int, set[int]] = defaultdict(set)
+    np.random.default_rng(seed).shuffle(groups)
+    of_image: dict[int, set[int]] = defaultdict(set)
     for each in content["annotations"]:
-        labels[each["image_id"]].add(each["category_id"])
-    classes = [set().union(*(labels[number] for number in group)) for group in groups]
-    chosen = _choose(classes, [len(group) for group in groups], fraction)
-    second = {number for place in chosen for number in groups[place]}
+        of_image[each["image_id"]].add(each["category_id"])
+    classes = [set().union(*(of_image[number] for number in group)) for group in groups]
+    left, taken = Counter(label for group in classes for label in group), set()
+    second: set[int] = set()
+    target = max(1, round(fraction * len(content["images"])))
+    for rare in (True, False):  # first what has a class that the part lacks, then up to its size
+        for group, labels in zip(groups, classes, strict=True):
+            wanted = labels - taken if rare else len(second) < target
+            last = any(left[label] == 1 for label in labels)  # of a class, in the larger part
+            last = last or len(second) + len(group) == len(content["images"])
+            if wanted and not last and second.isdisjoint(group):
+                second.update(group)
+                taken |= labels
+                left.subtract(labels)
+    # where every image has a class of its own, one of them has to go all the same
+    second = second or set(min(zip(map(len, classes), groups, strict=True))[1])
 
     def part(in_second: bool) -> Json:
+        parts = {"images": "id", "annotations": "image_id"}
         lists = {
-            "images": [x for x in content["images"] if (x["id"] in second) is in_second],
-            "annotations": [
-                x for x in content["annotations"] if (x["image_id"] in second) is in_second
-            ],
+            name: [each for each in content[name] if (each[key] in second) is in_second]
+            for name, key in parts.items()
         }
         return {**content, **lists}
 
     return part(False), part(True)
-
-
-def _choose(classes: Sequence[set[int]], sizes: Sequence[int], fraction: float) -> set[int]:
-    """Return the places of the groups that go into the smaller part.
-
-    Rare classes choose first: what a common class then still lacks is easily found. A group is not
-    taken where the larger part would lose one of its classes.
-    """
-    totals = Counter(each for group in classes for each in group)
-    left, chosen = Counter(totals), set[int]()
-
-    def take(place: int) -> int:
-        if place in chosen or any(left[each] == 1 for each in classes[place]):
-            return 0
-        chosen.add(place)
-        left.subtract(classes[place])
-        return sizes[place]
-
-    for each in sorted(totals, key=lambda each: (totals[each], each)):
-        wanted = max(1, math.floor(fraction * totals[each])) if totals[each] > 1 else 0
-        for place, group in enumerate(classes):
-            if each in group and totals[each] - left[each] < wanted:
-                take(place)
-    # images without objects last: a part of them only makes up the number
-    target, count = max(1, round(fraction * sum(sizes))), sum(sizes[place] for place in chosen)
-    for place in sorted(range(len(classes)), key=lambda place: len(classes[place]) > 0):
-        if count < target and len(chosen) < len(sizes) - 1:
-            count += take(place)
-    # where every image has a class of its own, one of them has to go all the same
-    return chosen or {min(range(len(classes)), key=lambda place: len(classes[place]))}
 
 
 def _groups(entries: Sequence[Json], images: Path) -> list[list[int]]:

@@ -72,7 +72,7 @@ def find_data(
                 f"data {folder}: expected a folder, a json in COCO's format or a data.yaml, got "
                 f"{kind_of(data) or 'another file'}. Give the folder of the data."
             )
-        found = coco.read_file(folder, images)
+        found = coco.read(Listing(folder.parent), [folder], images, SPLITS)
     if WHOLE in found.parts and {"train", "val"} & set(found.parts):
         got = ", ".join(os.path.relpath(each.source, folder) for each in found.parts.values())
         raise InputError(

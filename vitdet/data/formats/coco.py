@@ -22,7 +22,6 @@ from vitdet.data.formats.parts import (
     listed,
     only_wanted,
     real_paths,
-    split_of,
     split_of_path,
 )
 from vitdet.utils.checks import InputError
@@ -70,7 +69,7 @@ def read(
     """Read the parts of a data set.
 
     Args:
-        listing: of the folder.
+        listing: of the folder; empty where the user named a file.
         files: what `find` found.
         images: folder of the images, where the user named it.
         splits: the parts that are wanted, beside data that are not split.
@@ -78,54 +77,40 @@ def read(
     Raises:
         InputError: two files for one part, images that are not found, a file that is not json.
     """
-    folder, by_split = listing.folder, dict[str, Path]()
+    folder, notes, by_split = listing.folder, list[str](), dict[str, Path]()
     for path in files:
         split = split_of_path(path, folder) or WHOLE
         if (other := by_split.setdefault(split, path)) != path:
-            what = "a data set that is not split" if split == WHOLE else split
             raise InputError(
-                f"data folder {folder}: expected one annotation file for {what}, got "
+                f"data folder {folder}: expected one annotation file for {split}, got "
                 f"{other.relative_to(folder)} and {path.relative_to(folder)}. "
                 "Put one of them elsewhere, or name the file instead of the folder."
             )
-    wanted = only_wanted(by_split, splits)
-    found = _read(folder, wanted, images)
-    notes = [*found.notes, *listing.notes()]
+    wanted, contents, as_it_is = only_wanted(by_split, splits), {}, {}
+    for split, path in wanted.items():
+        contents[split], encoding = read_json(path)
+        _check_lists(path, contents[split])
+        as_it_is[split] = contents[split] if encoding == "utf-8" else None
+        if encoding != "utf-8":
+            name = "UTF-8 with a byte order mark" if encoding == "utf-8-sig" else encoding.upper()
+            notes.append(f"{path.name} is read as {name}")
+    surplus = _without_surplus(contents)
+    if surplus:
+        notes.append(f"left out: the category {listed(surplus)}, which no object is of")
+    _unite(wanted, contents, notes)
+    parts = {}
+    for split, path in wanted.items():
+        root, content = _located(path, split, contents[split], folder, images, notes)
+        json_file = path if content is as_it_is[split] else None
+        parts[split] = Part(split, content, root, path, json_file)
+    notes += listing.notes()
     if len(wanted) == len(by_split) and images is None:
-        named = set().union(*(part.real_files() for part in found.parts.values()))
+        named = set().union(*(part.real_files() for part in parts.values()))
         below = listing.images()
         rest = [p for p, real in zip(below, real_paths(below), strict=True) if real not in named]
         if rest:
             first = rest[0].relative_to(folder)
             notes.append(f"left out: {len(rest)} image files that no json names (first: {first})")
-    return Found(folder, found.format, found.parts, tuple(notes))
-
-
-def read_file(path: Path, images: Path | None) -> Found:
-    """Read one annotation file that the user named; errors are those of `read`."""
-    split = split_of(path.stem) or split_of(path.parent.name) or WHOLE
-    return _read(path.parent, {split: path}, images)
-
-
-def _read(folder: Path, files: dict[str, Path], images: Path | None) -> Found:
-    notes: list[str] = []
-    contents, as_it_is = {}, {}
-    for split, path in files.items():
-        contents[split], encoding = read_json(path)
-        _check_lists(path, contents[split])
-        as_it_is[split] = contents[split] if encoding == "utf-8" else None
-        if encoding != "utf-8":
-            name = {"utf-8-sig": "UTF-8 with a byte order mark"}.get(encoding, encoding.upper())
-            notes.append(f"{path.name} is read as {name}")
-    surplus = _without_surplus(contents)
-    if surplus:
-        notes.append(f"left out: the category {listed(surplus)}, which no object is of")
-    _unite(files, contents, notes)
-    parts = {}
-    for split, path in files.items():
-        root, content = _located(path, split, contents[split], folder, images, notes)
-        json_file = path if content is as_it_is[split] else None
-        parts[split] = Part(split, content, root, path, json_file)
     return Found(folder, "Roboflow's COCO json" if surplus else NAME, parts, tuple(notes))
 
 
@@ -180,21 +165,19 @@ def _located(
     root = max(places, key=lambda place: sum(has(place, name) for name in sample))
     missing = [name for name in names if not has(root, name)]
     paths = {name: root / name for name in names.keys() - missing}
-    if missing:
-        found, several = _by_ends(missing, list(paths.values()), below, split)
-        if len(missing) == len(names) and not found:
-            looked = f"no such file in any of {listed(places, 12)}, nor below {below}"
-            raise InputError(
-                f"images of {source}: expected a folder that holds {missing[0]}, got "
-                f"{f'several that it may mean ({listed(several, 3)})' if several else looked}. "
-                "Put the images beside the annotation file, or name their folder by --images."
-            )
-        if found:
-            root, paths, first = below, paths | found, next(iter(found))
-            notes.append(
-                f"{source.name}: {len(found)} of {len(names)} images are found by their base "
-                f"names, not as written: {first} is {found[first].relative_to(below)}"
-            )
+    found = _by_ends(missing, list(paths.values()), below, split) if missing else {}
+    if missing and not found and not paths:
+        raise InputError(
+            f"images of {source}: expected a folder that holds {missing[0]}, got none of "
+            f"{listed(places, 12)}, and no single file of that name below {below}. Put the images "
+            "beside the annotation file, or name their folder by --images."
+        )
+    if found:
+        root, paths, first = below, paths | found, next(iter(found))
+        notes.append(
+            f"{source.name}: {len(found)} of {len(names)} images are found by their base "
+            f"names, not as written: {first} is {found[first].relative_to(below)}"
+        )
     elif all("file_name" in image for image in content["images"]):
         return root, content
     renamed = {
@@ -208,16 +191,13 @@ def _located(
     return root, {**content, "images": images}
 
 
-def _by_ends(
-    names: list[str], others: list[Path], below: Path, split: str
-) -> tuple[dict[str, Path], list[Path]]:
-    """Return the files that names mean by their ends, each for one image, and some of no one."""
+def _by_ends(names: list[str], others: list[Path], below: Path, split: str) -> dict[str, Path]:
+    """Return the files that names mean by their ends; each is for one image."""
     index = Index(list_files(below).images())
     hits = {name: index.find(name, split) for name in names}
     found = {name: paths[0] for name, paths in hits.items() if len(paths) == 1}
     taken = Counter(map(os.path.normpath, (*found.values(), *others)))
-    alone = {name: path for name, path in found.items() if taken[os.path.normpath(path)] == 1}
-    return alone, next((paths for paths in hits.values() if len(paths) > 1), [])
+    return {name: path for name, path in found.items() if taken[os.path.normpath(path)] == 1}
 
 
 # --- categories -----------------------------------------------------------------------------------
@@ -244,20 +224,16 @@ def _without_surplus(contents: dict[str, Json]) -> list[str]:
     """
     used, names = set().union(*map(_used, contents.values())), []
     for split, content in contents.items():
-        categories = content["categories"]
-        seen = {str(each.get("name")) for each in categories if _key(each.get("id")) in used}
-        kept = []
-        for each in categories:
-            others = [other.get("supercategory") for other in categories if other is not each]
-            above = others and all(other == each.get("name") for other in others)
-            above = above or str(each.get("name")) in seen
-            unused = each.get("supercategory") == "none" and _key(each.get("id")) not in used
-            if above and unused:
-                names.append(str(each.get("name")))
-            else:
-                kept.append(each)
-        if len(kept) < len(categories):
-            contents[split] = {**content, "categories": kept}
+        for each in content["categories"]:
+            name, number = each.get("name"), _key(each.get("id"))
+            others = [other for other in content["categories"] if other is not each]
+            above = others and all(other.get("supercategory") == name for other in others)
+            twins = (other for other in others if other.get("name") == name)
+            twin = any(_key(other.get("id")) in used for other in twins)
+            if (above or twin) and each.get("supercategory") == "none" and number not in used:
+                names.append(str(name))
+                kept = [other for other in contents[split]["categories"] if other is not each]
+                contents[split] = {**content, "categories": kept}
     return list(dict.fromkeys(names))
 
 

@@ -30,23 +30,16 @@ _SPLIT = re.compile(
 
 @dataclass(frozen=True)
 class Part:
-    """One part of a data set, in the terms of COCO's format.
+    """One part of a data set, as a COCO dict."""
 
-    Attributes:
-        split: "train", "val" or "test"; "all" where the data are not split.
-        content: {"images": [...], "annotations": [...], "categories": [...]}.
-        images: the folder that file names are relative to.
-        source: the file or folder that it was read from, for people.
-        json_file: an annotation file on the disk that holds exactly `content`, or None.
-        problems: what a training stops at, and a check goes on with; a line each.
-    """
-
-    split: str
-    content: Json = field(repr=False)
-    images: Path
-    source: Path
-    json_file: Path | None = None
-    problems: tuple[str, ...] = ()
+    split: str  # "train", "val" or "test"; WHOLE where the data are not split
+    content: Json = field(
+        repr=False
+    )  # {"images": [...], "annotations": [...], "categories": [...]}
+    images: Path  # the folder that file names are relative to
+    source: Path  # the file or folder that it was read from, for people
+    json_file: Path | None = None  # on the disk, with exactly this content
+    problems: tuple[str, ...] = ()  # what a training stops at, and a check goes on with
 
     def real_files(self) -> set[str]:
         """Return the paths of the images, with the links to their folders followed."""
@@ -57,14 +50,11 @@ class Part:
 
 @dataclass(frozen=True)
 class Found:
-    """A data set: its folder, the name of its format, parts by split, and notes for people.
-
-    Notes say what was found otherwise than it is written, and what was left out.
-    """
+    """A data set. Notes say what was found otherwise than it is written, and what was left out."""
 
     folder: Path
-    format: str
-    parts: dict[str, Part]
+    format: str  # its name, for people
+    parts: dict[str, Part]  # by split
     notes: tuple[str, ...] = ()
 
 
