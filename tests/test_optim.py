@@ -5,7 +5,6 @@ from __future__ import annotations
 import inspect
 
 import pytest
-import torch
 from torch import nn
 
 from vitdet.backbones.vit import ViT
@@ -42,11 +41,6 @@ def test_frozen_parameters_are_left_out_and_every_other_is_in_one_group():
     assert set(grouped) == {id(p) for p in model.parameters() if p.requires_grad}
     for group in optimizer.param_groups:
         assert group["initial_lr"] == group["lr"] == 0.01 * group["lr_multiplier"]
-
-
-def test_norms_and_positions_decay_when_the_recipe_says_so():
-    table = parameter_table(Detector(), weight_decay=0.2, weight_decay_norm=None, no_decay=())
-    assert {setting.weight_decay for setting in table.values()} == {0.2}
 
 
 def multipliers(model: nn.Module, **rules) -> dict[str, float]:
@@ -124,15 +118,15 @@ def test_rules_of_weight_decay_in_their_order():
 @pytest.mark.parametrize(
     ("rules", "text"),
     [
-        (
-            {"no_decay": ["norm("]},
-            r"optimizer\.no_decay: expected regular expressions, got 'norm\('",
-        ),
+        ({"no_decay": ["norm("]}, r"optimizer\.no_decay: expected regular .*, got 'norm\('"),
         ({"lr_multipliers": {"*": 1.0}}, r"optimizer\.lr_multipliers: expected regular"),
         (
             {"backbone": "trunk", "head_lr_multiplier": 4.0},
-            r"optimizer\.backbone: expected the name of a submodule, got 'trunk'\. The model has "
-            r"backbone, head\.",
+            r"optimizer\.backbone: expected the name of .* 'trunk'\. The model has backbone, h",
+        ),
+        (
+            {"backbone": "head", "layer_decay_rate": 0.7},
+            r"expected a backbone with layer_id\(\) and num_layers, got Linear",
         ),
     ],
 )
@@ -167,13 +161,6 @@ def test_adamw_takes_every_rule_of_the_table():
     defaults = inspect.signature(parameter_table).parameters, inspect.signature(adamw).parameters
     for name, parameter in defaults[0].items():
         assert name == "model" or defaults[1][name].default == parameter.default, name
-
-
-def test_layer_decay_needs_a_backbone_with_layers():
-    model = nn.Module()
-    model.backbone = nn.Linear(2, 2)
-    with pytest.raises(InputError, match=r"a backbone with layer_id\(\) .* got Linear"):
-        parameter_table(model, layer_decay_rate=0.7)
 
 
 def test_adamw_without_a_model_says_what_to_do():
@@ -216,10 +203,3 @@ def test_schedules_by_hand(schedule, points):
 def test_wrong_schedules(schedule, arguments, text):
     with pytest.raises(InputError, match=text):
         schedule(num_images=100, **arguments)
-
-
-def test_rate_of_every_group_follows_the_multiplier():
-    optimizer = adamw(Detector(), lr=0.01, layer_decay_rate=0.5)
-    assert isinstance(optimizer, torch.optim.AdamW)
-    rates = sorted({group["lr"] for group in optimizer.param_groups})
-    assert rates == pytest.approx([0.00125, 0.0025, 0.005, 0.01])

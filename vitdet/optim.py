@@ -26,7 +26,8 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.instancenorm import _InstanceNorm
 
-from vitdet.utils.checks import InputError, fail
+from vitdet.utils.checks import InputError
+from vitdet.utils.signatures import passes_on
 
 # The norms whose weight decay `weight_decay_norm` sets: torch's own, as in the published training.
 # The channel LayerNorm of pyramid and heads is not among them and keeps `weight_decay`.
@@ -131,12 +132,10 @@ def _expression(what: str, text: str) -> re.Pattern[str]:
     try:
         return re.compile(text)
     except re.error as error:
-        fail(
-            f"optimizer.{what}",
-            expected="regular expressions",
-            got=f"{text!r} ({error})",
-            remedy=r"Put a backslash before a character that stands for itself, as in \.",
-        )
+        raise InputError(
+            f"optimizer.{what}: expected regular expressions, got {text!r} ({error}). Put a "
+            r"backslash before a character that stands for itself, as in \."
+        ) from error
 
 
 def _lr_rule(
@@ -152,18 +151,14 @@ def _lr_rule(
         return lambda _: 1.0  # any model will do, also one without a backbone
     net = dict(model.named_modules()).get(backbone)
     if net is None:
-        fail(
-            "optimizer.backbone",
-            expected="the name of a submodule",
-            got=repr(backbone),
-            remedy=f"The model has {', '.join(name for name, _ in model.named_children())}.",
+        raise InputError(
+            f"optimizer.backbone: expected the name of a submodule, got {backbone!r}. The model "
+            f"has {', '.join(name for name, _ in model.named_children())}."
         )
     if rate is not None and not isinstance(net, Layered):
-        fail(
-            "optimizer.layer_decay_rate",
-            expected="a backbone with layer_id() and num_layers",
-            got=type(net).__name__,
-            remedy="Set it to null for this backbone.",
+        raise InputError(
+            "optimizer.layer_decay_rate: expected a backbone with layer_id() and num_layers, got "
+            f"{type(net).__name__}. Set it to null for this backbone."
         )
 
     prefix = f"{backbone}." if backbone else ""
@@ -182,25 +177,16 @@ def _lr_rule(
     return multiplier
 
 
+@passes_on(parameter_table)
 def adamw(
     model: nn.Module | None = None,
     *,
     lr: float = 1e-4,
     betas: tuple[float, float] = (0.9, 0.999),
     eps: float = 1e-8,
-    weight_decay: float = 0.1,
-    weight_decay_norm: float | None = 0.0,
-    weight_decay_vectors: float | None = None,
-    no_decay: Collection[str] = ("pos_embed",),
-    layer_decay_rate: float | None = None,
-    num_layers: int | None = None,
-    backbone: str = "backbone",
-    backbone_lr_multiplier: float = 1.0,
-    pyramid_lr_multiplier: float = 1.0,
-    head_lr_multiplier: float = 1.0,
-    lr_multipliers: Mapping[str, float] | None = None,
+    **rules: Any,
 ) -> torch.optim.AdamW:
-    """Return AdamW over the groups of `parameter_table`; see there for what follows `eps`.
+    """Return AdamW over the groups of `parameter_table`, whose arguments are the rules.
 
     Every group has `lr_multiplier` and `initial_lr`, the rate that a schedule multiplies.
 
@@ -208,26 +194,11 @@ def adamw(
         InputError: no model, no parameter to train, or what `parameter_table` raises.
     """
     if model is None:
-        fail(
-            "optimizer.model",
-            expected="the detector",
-            got="nothing",
-            remedy="Set cfg.optimizer.model before instantiating; vitdet.engine does.",
+        raise InputError(
+            "optimizer.model: expected the detector, got nothing. Set cfg.optimizer.model before "
+            "instantiating; vitdet.engine does."
         )
-    table = parameter_table(
-        model,
-        weight_decay=weight_decay,
-        weight_decay_norm=weight_decay_norm,
-        weight_decay_vectors=weight_decay_vectors,
-        no_decay=no_decay,
-        layer_decay_rate=layer_decay_rate,
-        num_layers=num_layers,
-        backbone=backbone,
-        backbone_lr_multiplier=backbone_lr_multiplier,
-        pyramid_lr_multiplier=pyramid_lr_multiplier,
-        head_lr_multiplier=head_lr_multiplier,
-        lr_multipliers=lr_multipliers,
-    )
+    table = parameter_table(model, **rules)
     members: dict[Setting, list[nn.Parameter]] = {}
     for name, setting in table.items():
         members.setdefault(setting, []).append(model.get_parameter(name))
@@ -242,7 +213,7 @@ def adamw(
         for setting, parameters in members.items()
     ]
     if not groups:
-        fail("model", expected="parameters to train", got="none", remedy="Unfreeze some.")
+        raise InputError("model: expected parameters to train, got none. Unfreeze some.")
     # One pass over all numbers; on a CPU torch's other forms go tensor by tensor (a small model's
     # step: 11 ms, fused 2 ms). Models without data (--print-groups) have none.
     fused = all(parameter.device.type != "meta" for parameter in model.parameters())
