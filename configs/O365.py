@@ -18,7 +18,7 @@ from .common.changes import THIRDS, eva02_l, eva02_steps, image_size
 from .common.data.coco import dataloader
 from .common.models.mask_rcnn_vitdet import model
 from .common.optim import optimizer
-from .common.rows import Recipes, Row, net, steps
+from .common.rows import Recipes, Row, net, steps, training
 from .common.schedule import schedule
 from .common.train import train
 
@@ -34,11 +34,6 @@ def boxes(parts: SimpleNamespace) -> None:
     data.test.dataset.name = "objects365_v2_val"
 
 
-def saved(parts: SimpleNamespace) -> None:
-    """Every 2500 iterations."""
-    parts.train.checkpoint_every = 2500 * 160
-
-
 ROWS = {
     "cascade_rcnn_eva02_l": Row(
         "", 359.14,
@@ -46,7 +41,7 @@ ROWS = {
         "eva2_o365_cascade_mask_rcnn_vitdet_l_8attn_1536_lrd0p8.py",
         (
             eva02_l, net(global_block_indexes=THIRDS), boxes,
-            eva02_steps(160, 6e-5, 400000, every=10000), saved,
+            eva02_steps(160, 6e-5, 400000, every=10000), training(checkpoint_every=2500 * 160),
             steps(400000, 320000, 360000, batch=160, warmup=5000),  # 64 M images
         ),
         "eva02_L_pt_m38m_p14to16.pt (to go on to COCO) or eva02_L_pt_in21k_p14to16.pt (to LVIS, "

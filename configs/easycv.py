@@ -12,10 +12,10 @@ are those of 1600 epochs.
 
 from types import SimpleNamespace
 
-from .common.changes import cascaded
+from .common.changes import boxes_only, cascaded
 from .common.data.coco import dataloader
 from .common.mmdet import optimizer, schedule, train
-from .common.models.mask_rcnn_easycv import before_v07, boxes_only, model
+from .common.models.mask_rcnn_easycv import before_v07, model
 from .common.rows import Change, Recipes, Row
 
 train.precision = "fp16"
@@ -43,11 +43,6 @@ def v06(aggregation: str) -> Change:
     return change
 
 
-def faster(parts: SimpleNamespace) -> None:
-    """Boxes alone."""
-    boxes_only(parts.model)
-
-
 def stages(parts: SimpleNamespace) -> None:
     """MMDetection's losses of RPN and cascade, proposals, anchors and deltas."""
     rpn, heads = parts.model.proposal_generator, parts.model.roi_heads
@@ -70,7 +65,7 @@ ROWS = {
         "weaker on ResNet-50 too",
     ),
     "faster_rcnn_vitdet_b_100ep": Row(
-        "", 108.25, "v0.7, vitdet_faster_rcnn.py", (faster,),
+        "", 108.25, "v0.7, vitdet_faster_rcnn.py", (boxes_only,),
         note="masks are read to take boxes again after the crop, and used for nothing else",
     ),
     "cascade_mask_rcnn_vitdet_b_100ep": Row(

@@ -21,7 +21,7 @@ from .common.changes import LVIS_100, cascaded, lvis
 from .common.data.coco import dataloader
 from .common.mmdet import optimizer, schedule, train
 from .common.models.mask_rcnn_vitae import model, vitae_b, vitae_s
-from .common.rows import Change, Recipes, Row
+from .common.rows import Change, Recipes, Row, training
 from .common.rows import optimizer as rates
 
 optimizer.weight_decay_vectors = 0.0
@@ -39,11 +39,6 @@ def as_vitdet(parts: SimpleNamespace) -> None:
     """detectron2's pyramid, heads and training."""
     parts.model, parts.optimizer = _vitdet, _vitdet_optimizer
     parts.schedule, parts.train = _vitdet_schedule, _vitdet_train
-
-
-def saved_as_lvis(parts: SimpleNamespace) -> None:
-    """Checkpoints as detectron2's recipe for LVIS."""
-    parts.train.checkpoint_every = 5000 * 64
 
 
 ROWS = {
@@ -77,7 +72,7 @@ ROWS = {
     ),
     "mask_rcnn_vit_b_lvis_100ep": Row(
         "", 124.61, '"train ViT models for the LVIS dataset"',
-        (lvis, rates(lr=2e-4), LVIS_100, saved_as_lvis),
+        (lvis, rates(lr=2e-4), LVIS_100, training(checkpoint_every=5000 * 64)),
         note="length and lr of detectron2's recipe for LVIS, which has 40.2/38.2",
     ),
     "mask_rcnn_vitae_b_vitdet_100ep": Row(

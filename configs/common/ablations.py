@@ -43,15 +43,12 @@ def no_pyramid(parts: SimpleNamespace) -> None:
 
 
 def fpn_last_map(parts: SimpleNamespace) -> None:
-    """Make a feature pyramid network over maps that all come from the last one (Fig. 2b)."""
+    """Make an FPN over maps that all come from the last one (Fig. 2b)."""
     parts.model.backbone.top_down = True
 
 
 def fpn_stages(parts: SimpleNamespace) -> None:
-    """Make a feature pyramid network over the maps after equal parts of the blocks (Fig. 2a).
-
-    As many parts as levels: four in the paper.
-    """
+    """Make an FPN over the maps after equal parts of the blocks, as many as levels (Fig. 2a)."""
     backbone = parts.model.backbone
     blocks = placed(backbone.net.depth, "even", len(backbone.scale_factors))[:-1]
     backbone.net.out_block_indexes = blocks

@@ -65,6 +65,11 @@ def optimizer(**values: Any) -> Change:
     return lambda parts: parts.optimizer.update(values)
 
 
+def training(**values: Any) -> Change:
+    """Set values of `train`."""
+    return lambda parts: parts.train.update(values)
+
+
 def net(**values: Any) -> Change:
     """Set arguments of the transformer."""
 

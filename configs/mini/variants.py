@@ -23,7 +23,7 @@ from ..common.ablations import (
     shifted_windows,
 )
 from ..common.models.mask_rcnn_easycv import before_v07
-from ..common.rows import Recipes, Row
+from ..common.rows import Recipes, Row, training
 from .mask_rcnn_vitdet_shapes import dataloader, model, optimizer, schedule, train
 
 model.backbone.net.update(use_rel_pos=False, residual_block_indexes=[])
@@ -85,13 +85,8 @@ CHANGES = {
 }
 
 
-def saved_as(name: str):
-    """Write into a folder of that name."""
-    return lambda parts: parts.train.update(output_dir=f"output/variants/{name}")
-
-
 ROWS = {
-    name: Row("", 0, source, (*changes, saved_as(name)), start="")
+    name: Row("", 0, source, (*changes, training(output_dir=f"output/variants/{name}")), start="")
     for name, (source, changes) in CHANGES.items()
 }
 recipes = Recipes(ROWS, "variants", globals())
