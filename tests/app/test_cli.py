@@ -33,7 +33,7 @@ def test_help_names_the_commands_and_the_exit_statuses(
     assert "Exit status: 0 done" in text
     if len(words) == 2:
         assert "1 the file can be read, and its format is none that is known" in text
-        for option in ("--json", "--weights", "--trust", "--configs", "--no-recipes"):
+        for option in ("--json", "--weights", "--trust", "--no-recipes"):
             assert option in text
 
 
@@ -67,7 +67,7 @@ def test_an_unknown_format_is_status_1(weights: Path, capsys: pytest.CaptureFixt
     assert found.err == ""
     assert "format       unknown" in found.out
     assert "tensors      1 (float32 1), 0.00 M numbers, 24 bytes" in found.out
-    assert "it fits none of 0 (--configs FOLDER tries all in a folder)" in found.out
+    assert "recipe       none of docs/conversion.md takes it as it is" in found.out
 
 
 def _truncated(weights: Path) -> Path:
@@ -112,8 +112,6 @@ def test_wrong_files_are_status_2_and_one_line(
 def test_wrong_options_are_status_2(weights: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["inspect", str(weights), "--weights", "ema"]) == 2
     assert "--weights: expected a key of the file that holds weights" in capsys.readouterr().err
-    assert cli.main(["inspect", str(weights), "--configs", "absent"]) == 2
-    assert "--configs: expected a folder, got absent" in capsys.readouterr().err
 
 
 @pytest.mark.slow
