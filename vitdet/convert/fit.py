@@ -10,8 +10,7 @@ import torch.nn.functional as F
 
 from vitdet.convert.names import Names, Source
 from vitdet.convert.rules import Shape, Shapes
-from vitdet.layers.pos_embed import resize_pos_embed
-from vitdet.layers.rel_pos import resize_rel_pos
+from vitdet.layers.positions import resize_pos_embed, resize_rel_pos
 from vitdet.utils.checks import InputError
 
 Grid = tuple[int, int] | None
