@@ -207,7 +207,7 @@ def test_tiny_recipe_trains_on_the_shapes(name: str, tmp_path: Path) -> None:
             *(f"train.num_images={2 * ITERATIONS}", "train.checkpoint_every=1000"),
             *("train.log_every=1", "train.precision=fp32", "train.device=cpu"),
             *(f"train.output_dir={tmp_path}/run", "optimizer.lr=1.5e-3", "schedule.warmup=16"),
-            *(f"schedule.num_images={2 * ITERATIONS}", "schedule.milestones=[]"),
+            f"schedule.num_images={2 * ITERATIONS}",
             *(f"{train_part}.total_batch_size=2", f"{test_part}.num_workers=0"),
             *(f"{part}.dataset.num_images=2" for part in (train_part, test_part)),
             *(f"{part}.dataset.root={tmp_path}/shapes" for part in (train_part, test_part)),
