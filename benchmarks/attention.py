@@ -39,7 +39,7 @@ from common import (
 
 from vitdet.layers.attention import KERNELS, attention
 from vitdet.layers.kernels.triton_rel_pos import TILES, Tile, card
-from vitdet.layers.rel_pos import RelPos
+from vitdet.layers.positions import RelPos
 
 # (blocks, height, width): the 14 x 14 windows of a 1024 px image, whole images, a rectangle
 SIZES = ["25x14x14", "1x32x32", "1x24x48", "1x64x64"]

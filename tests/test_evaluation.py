@@ -388,7 +388,7 @@ WHOLE = encode(np.ones((1, HEIGHT, WIDTH), bool))[0]
 @pytest.mark.parametrize(
     ("results", "text"),
     [
-        ([GOOD, GOOD | {"image_id": 5}], "results, result 1: expected a known image_id, .* got 5"),
+        ([GOOD, GOOD | {"image_id": 5}], "result 1: expected a known image_id, .* got 5"),
         ([GOOD | {"category_id": 0}], "result 0: expected a known category_id, .*, got 0"),
         ([GOOD | {"score": math.nan}], "result 0: expected a finite score, got nan. The model"),
         ([GOOD | {"score": "high"}], "result 0: expected a finite score, got high."),

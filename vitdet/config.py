@@ -20,7 +20,6 @@ from torch.overrides import TorchFunctionMode
 from vitdet.lazy_calls import arguments, check_calls
 from vitdet.plain_recipes import plain_recipe
 from vitdet.settings import OPTIONAL_TRAIN_KEYS
-from vitdet.utils import durations
 from vitdet.utils.checks import InputError, fail, nearest
 from vitdet.utils.files import write_text
 
@@ -151,8 +150,8 @@ def _child(node: Any, part: str, where: str, key: str, *, optional: bool = False
 def _typed(key: str, old: Any, text: str) -> Any:
     """Read `text` as YAML and check it against the type of the value that it replaces."""
     value = _value(text)
-    if durations.is_duration(key):
-        return _duration(key, old, value)
+    if isinstance(value, str) and value.endswith("%") and key.endswith("_every"):
+        return value  # a share of the training
     if isinstance(old, str) and value is not None and not old.startswith("${"):
         return value if isinstance(value, str) else text
     kinds = {bool: (bool,), int: (int,), float: (int, float)}
@@ -181,14 +180,6 @@ def _value(text: str) -> Any:
         with contextlib.suppress(ValueError):
             value = float(value)  # YAML reads 1e-4 as a string
     return value
-
-
-def _duration(key: str, old: Any, value: Any) -> Any:
-    if isinstance(old, ListConfig) and not isinstance(value, list):
-        fail(f"override {key!r}", expected="a list", got=repr(value), remedy="Write [a, b, ...].")
-    for item in value if isinstance(value, list) else [value]:
-        durations.parse(key, item)
-    return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
 def save_config(cfg: DictConfig, path: str | Path, notes: Sequence[str] = ()) -> None:

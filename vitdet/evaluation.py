@@ -156,7 +156,8 @@ class CocoEvaluator:
     def _score(self, truth: Json, results: list[Json], iou_type: str) -> Json:
         data = self._dataset
         images = {record["image_id"] for record in data.records}
-        made = evaluated(truth, results, iou_type, self._max_dets, data.style, images)
+        rules = (iou_type, self._max_dets, data.style, images)
+        made = evaluated(truth, results, *rules, encoded_here=True)
         scores = metrics(made, truth, data.style)
         by_id = scores.pop("per_category_AP")
         classes = zip(data.class_names, data.class_ids, strict=True)

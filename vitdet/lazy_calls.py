@@ -9,7 +9,6 @@ from typing import Any
 from detectron2.utils.registry import locate
 from omegaconf import DictConfig, ListConfig, Node
 
-from vitdet.utils import durations
 from vitdet.utils.checks import InputError, fail, nearest
 
 
@@ -118,7 +117,7 @@ def _check_call(node: DictConfig, key: str) -> None:
 def _check_kind(key: str, node: Any, annotation: Any) -> None:
     """Check a plain value against an annotation of plain types; others are not looked at."""
     value = node._value() if isinstance(node, Node) else node
-    if not isinstance(value, bool | int | float | str) or durations.is_duration(key):
+    if not isinstance(value, bool | int | float | str):
         return
     if isinstance(value, str) and (value == "???" or "${" in value):
         return

@@ -21,6 +21,7 @@ logger = logging.getLogger(__name__)
 
 Style = Literal["coco", "lvis"]
 Json = dict[str, Any]
+_KEPT = ("image_id", "category_id", "score", "bbox", "segmentation")  # of a result
 
 
 def evaluate_results(
@@ -55,14 +56,7 @@ def evaluate_results(
             missing or impossible values.
     """
     truth = read_truth(Path(dataset_json)) if not isinstance(dataset_json, dict) else dataset_json
-    _check_truth(truth, style)
     found = _read_json(Path(results), list) if isinstance(results, str | Path) else results
-    images = {i["id"]: i for i in truth["images"] if image_ids is None or i["id"] in image_ids}
-    categories = {category["id"] for category in truth["categories"]}
-    for place, result in enumerate(found):
-        if fault := _fault(result, images, categories, iou_type):
-            source = "results" if found is results else f"results file {results}"
-            raise InputError(f"{source}, result {place}: expected {fault}")
     return metrics(evaluated(truth, found, iou_type, max_dets, style, image_ids), truth, style)
 
 
@@ -73,18 +67,22 @@ def evaluated(
     max_dets: int = 100,
     style: Style = "coco",
     image_ids: Collection[int] | None = None,
+    encoded_here: bool = False,
 ) -> COCOeval_faster:
-    """Return faster-coco-eval's evaluator, with its arrays in `eval`, for results without faults.
+    """Return faster-coco-eval's evaluator, with its arrays in `eval`.
 
-    Arguments and errors are those of `evaluate_results`. Its `cocoGt` and `cocoDt` have the
-    annotations and results that count.
+    Arguments and errors are those of `evaluate_results`; results that were `encoded_here` are not
+    checked. Its `cocoGt` and `cocoDt` have the annotations and results that count.
     """
     if iou_type not in ("bbox", "segm") or style not in ("coco", "lvis") or max_dets < 1:
         got = f"iou_type={iou_type!r}, style={style!r} and max_dets={max_dets!r}"
         raise InputError(f"evaluation: expected bbox or segm, coco or lvis, at least 1, got {got}")
+    _check_truth(truth, style)
     images = {i["id"]: i for i in truth["images"] if image_ids is None or i["id"] in image_ids}
     objects = ground_truth(truth, images, iou_type, style)
     _warn_of_many(objects, iou_type, max_dets, style)
+    if not encoded_here:
+        _check_results(results, images, {c["id"] for c in truth["categories"]}, iou_type)
     detections = [_detection(result, iou_type) for result in results]
     if style == "lvis":
         detections = _federated(detections, objects, images, max_dets)
@@ -305,12 +303,18 @@ def _warn_of_many(objects: list[Json], iou_type: str, max_dets: int, style: Styl
 
 def _detection(result: Json, iou_type: str) -> Json:
     """Return a copy with what is compared and its area."""
-    plain = {key: result[key] for key in ("image_id", "category_id", "score")}
+    plain = {key: result[key] for key in _KEPT if key in result}
     if iou_type == "bbox":
         box = [float(value) for value in result["bbox"]]
         return plain | {"bbox": box, "area": box[2] * box[3]}
     mask = result["segmentation"]
     return plain | {"segmentation": mask, "area": float(mask_util.area(mask))}
+
+
+def _check_results(results: Any, images: dict[int, Json], categories: set[int], iou_type: str) -> None:
+    for place, result in enumerate(results):
+        if fault := _fault(result, images, categories, iou_type):
+            raise InputError(f"result {place}: expected {fault}")
 
 
 def _fault(result: Any, images: dict[int, Json], categories: set[int], kind: str) -> str | None:

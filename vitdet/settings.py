@@ -17,7 +17,7 @@ TRAIN_KEYS = frozenset(
 # What a recipe may leave out (configs saved before there were these keys do), and what holds then.
 OPTIONAL_TRAIN_KEYS = {
     **{"ema_decay": None, "eval_weights": "model", "compile": False},
-    **{"epochs": None, "reference_batch": None},  # engine/durations.py
+    **{"epochs": None, "reference_batch": None},  # engine/length.py
     **{"eval_precision": "fp32", "async_checkpoints": True},
     **{"best_metric": None, "early_stopping": None},
     **{"allow_changed_data": False, "loggers": []},

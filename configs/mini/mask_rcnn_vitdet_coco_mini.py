@@ -53,5 +53,6 @@ dataloader.train.mapper.update(augmentations=_resize, cache=True)
 dataloader.test.dataset = L(coco_mini)(split="val", num_images=None)
 dataloader.test.mapper.augmentations = _resize
 optimizer.lr = 5e-4
+schedule.num_images = 8000
 schedule.warmup = 100 * 8
 train.update(output_dir="output/coco_mini", num_images=8000, checkpoint_every=2000, log_every=50)

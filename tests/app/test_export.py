@@ -78,7 +78,7 @@ def test_onnx_from_a_checkpoint(weights: Path, photographs: Path, tmp_path: Path
 
 
 def test_drawn_images_and_one_size(weights: Path, tmp_path: Path, capsys) -> None:
-    more = "--format onnx --part backbone --size 48 64 --num-images 2".split()
+    more = ("--part", "backbone", "--size", "48", "64", "--num-images", "2", "--format", "onnx")
     assert main(arguments(weights, tmp_path / "backbone.onnx", *more)) == 0
     printed = capsys.readouterr().out
     assert "images               2 (48x64)" in printed

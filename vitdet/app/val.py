@@ -60,7 +60,7 @@ def run(args: argparse.Namespace) -> int:
         prefix = "ema/" if args.use == "ema" else ""
         with building(predictor.source):
             results = test.evaluate(detector, predictor.precision, prefix)
-    write_results(args.out, test.name, str(args.weights), results)
+    write_results(args.out, test, str(args.weights), results)
     print(f"results in {args.out / 'results.json'}")
     return 0
 

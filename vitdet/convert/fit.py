@@ -8,8 +8,7 @@ from typing import NoReturn
 import torch
 import torch.nn.functional as F
 
-from vitdet.layers.pos_embed import resize_pos_embed
-from vitdet.layers.rel_pos import resize_rel_pos
+from vitdet.layers.positions import resize_pos_embed, resize_rel_pos
 from vitdet.utils.checks import fail
 
 Shape = tuple[int, ...]

@@ -9,14 +9,13 @@ from omegaconf import DictConfig, OmegaConf
 
 from vitdet import checkpoint
 from vitdet.config import KEYS
-from vitdet.engine import durations
+from vitdet.engine.length import check_length
 from vitdet.engine.parallel import check_parallel
 from vitdet.engine.selection import Selection
 from vitdet.engine.writers import check_loggers
 from vitdet.settings import check_train, optional
 from vitdet.utils.checks import InputError, fail
 from vitdet.utils.distributed import world_size
-from vitdet.utils.durations import parse
 from vitdet.utils.precision import check_precision
 
 
@@ -54,7 +53,7 @@ def check_recipe(cfg: DictConfig) -> None:
     check_precision("train.eval_precision", optional(cfg.train, "eval_precision"))
     check_loggers(optional(cfg.train, "loggers"))
     check_parallel(*(optional(cfg.train, key) for key in ("parallel", "compile")))
-    durations.check(cfg)
+    check_length(cfg.train)
     selection_of(cfg)
 
 
@@ -94,7 +93,7 @@ def selection_of(cfg: DictConfig) -> Selection:
     return Selection(
         optional(cfg.train, "best_metric"),
         None if stopping is None else dict(stopping),
-        eval_every=int(parse("train.eval_every", cfg.train.eval_every).value > 0),
+        eval_every=int(cfg.train.eval_every not in (0, "0%")),
         average=optional(cfg.train, "ema_decay") is not None,
     )
 

@@ -17,7 +17,7 @@ from typing import Any
 from omegaconf import DictConfig
 
 from vitdet.config import save_config
-from vitdet.engine.inference import Results
+from vitdet.engine.inference import Results, TestSet
 from vitdet.utils.checks import fail
 from vitdet.utils.distributed import barrier, is_main
 from vitdet.utils.env import describe
@@ -26,6 +26,7 @@ from vitdet.utils.files import write_text
 logger = logging.getLogger(__name__)
 
 Counts = dict[str, Any]
+PREDICTIONS = "coco_instances_results.json"  # beside results.json, named as detectron2 does
 
 
 def counts(dataset: Any) -> Counts:
@@ -104,25 +105,21 @@ def write(
     output_dir: Path,
     dataset: Any,
     data: Mapping[str, Counts],
-    written: Mapping[str, str],
 ) -> dict[str, Any]:
     """Write config.yaml, environment.json and run.json; return what checkpoints keep of them.
 
     Args:
-        cfg: the recipe, durations in images.
+        cfg: the recipe, its lengths in images.
         output_dir: folder of the run.
         dataset: has `class_names`, and `class_ids` where its classes have numbers of their own.
         data: counts of "train" and "test".
-        written: durations as the recipe had them, see `vitdet.engine.durations.resolve`.
     """
     environment = describe()
     if is_main():
-        notes = [f"{key}: {text}" for key, text in written.items()]
         set_absolute_paths(cfg)
-        save_config(cfg, output_dir / "config.yaml", notes)
+        save_config(cfg, output_dir / "config.yaml")
         write_text(output_dir / "environment.json", json.dumps(environment, indent=1) + "\n")
         about = {"command": sys.argv, "seed": cfg.train.seed, "data": data}
-        about["durations"] = dict(written)
         write_text(output_dir / "run.json", json.dumps(about, indent=1) + "\n")
     barrier()
     config = (output_dir / "config.yaml").read_text(encoding="utf-8")
@@ -145,12 +142,18 @@ def set_absolute_paths(cfg: DictConfig) -> None:
                 node[key] = str(Path(value).absolute())
 
 
-def write_results(output_dir: Path, dataset: str, source: str, results: Results) -> None:
-    """Write results.json: the AP of the last evaluation, and of which file."""
+def write_results(output_dir: Path, test: TestSet, source: str, results: Results) -> None:
+    """Write the last evaluation: AP and of which file, and the predictions, which a report shows.
+
+    With a moving average they are those of the average, which is evaluated last.
+    """
     if not is_main():
         return
-    content = {"dataset": dataset, "checkpoint": source, "results": _json_ready(results)}
+    content = {"dataset": test.name, "checkpoint": source, "results": _json_ready(results)}
     write_text(output_dir / "results.json", json.dumps(content, indent=1) + "\n")
+    predictions = getattr(test.evaluator, "predictions", None)  # one of your own may keep none
+    if predictions is not None:
+        write_text(output_dir / PREDICTIONS, json.dumps(predictions) + "\n")
 
 
 def _json_ready(value: Any) -> Any:

@@ -13,7 +13,7 @@ from omegaconf import DictConfig
 
 from vitdet import checkpoint
 from vitdet.config import build_model, set_num_classes
-from vitdet.engine import durations, record
+from vitdet.engine import record
 from vitdet.engine.bad_steps import BadSteps
 from vitdet.engine.checkpoints import FINAL, LAST, Checkpoints, Found, last_checkpoint, usable
 from vitdet.engine.compiled import compile_blocks
@@ -21,6 +21,7 @@ from vitdet.engine.dry_run import try_steps
 from vitdet.engine.freezing import freeze_blocks
 from vitdet.engine.hooks import RECORD, Evaluations, Record
 from vitdet.engine.inference import Results, TestSet, build, build_dataset, flatten
+from vitdet.engine.length import set_length
 from vitdet.engine.logs import logging_to
 from vitdet.engine.metrics import Metrics, Progress, open_metrics
 from vitdet.engine.parallel import shard
@@ -68,7 +69,7 @@ def train(cfg: DictConfig, *, resume: bool = False, dry_run: bool = False) -> Re
             open_.enter_context(alone_in(output_dir))
         dataset = build_dataset(cfg.dataloader.train.dataset)
         names = tuple(dataset.class_names)
-        written = durations.resolve(cfg, dataset)
+        set_length(cfg, dataset)
         test = _test_set(cfg, names, selection)
         trainer = _build_trainer(cfg, names)
         data = {"train": record.counts(dataset), "test": record.counts(test.dataset)}
@@ -85,7 +86,7 @@ def train(cfg: DictConfig, *, resume: bool = False, dry_run: bool = False) -> Re
             _check_new(output_dir, resume)
         make_way(output_dir, _FILES)
         log_to(output_dir / "log.txt")
-        note = record.write(cfg, output_dir, dataset, data, written)
+        note = record.write(cfg, output_dir, dataset, data)
         del dataset  # the loader has its own copy, in one piece
         metrics = open_.enter_context(open_metrics(cfg, note, trainer.images_seen))
         checkpoints = _checkpoints(cfg, note, evaluated)
@@ -112,14 +113,14 @@ def train(cfg: DictConfig, *, resume: bool = False, dry_run: bool = False) -> Re
         finally:
             watch.stop()
             checkpoints.close()
-        record.write_results(output_dir, test.name, FINAL, results)
+        record.write_results(output_dir, test, FINAL, results)
     return results
 
 
 # What a run writes again and again, or goes on with, beside its checkpoints.
 _FILES = (
     *("log.txt", "metrics.json", "config.yaml", "environment.json", "run.json", LAST),
-    *(RECORD, "results.json"),
+    *(RECORD, "results.json", record.PREDICTIONS),
 )
 
 
@@ -232,11 +233,11 @@ def evaluate(cfg: DictConfig, *, resume: bool = False) -> Results:
         checkpoint.check_trained(content, source=str(source))
         load_weights(detector, content, str(source), test.class_names)
         open_.enter_context(alone_in(output_dir))
-        make_way(output_dir, ("log.txt", "results.json"))
+        make_way(output_dir, ("log.txt", "results.json", record.PREDICTIONS))
         log_to(output_dir / "log.txt")
         prefix = "" if which == "model" else "ema/"
         results = test.evaluate(detector, optional(cfg.train, "eval_precision"), prefix)
-        record.write_results(output_dir, test.name, str(source), results)
+        record.write_results(output_dir, test, str(source), results)
     return results
 
 
@@ -295,10 +296,11 @@ def _build_trainer(cfg: DictConfig, class_names: tuple[str, ...]) -> Trainer:
         compile_blocks(detector)
     if optional(cfg.train, "parallel") == "fsdp":
         shard(detector)
+    schedule, length = build(cfg.schedule), cfg.train.num_images
     return Trainer(
         detector,
         build(cfg.optimizer, model=detector),
-        build(cfg.schedule),
+        lambda images_seen: schedule(images_seen / length),
         precision=cfg.train.precision,
         seed=cfg.train.seed,
         clip_grad_norm=cfg.train.clip_grad_norm,
