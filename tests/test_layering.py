@@ -30,7 +30,6 @@ ROOMS = {
     "drawing": 2,
     "checkpoint": 2,
     "convert": 2,
-    "lazy_calls": 2,
     "plain_recipes": 2,
     "settings": 2,
     "config": 3,
@@ -45,7 +44,6 @@ NARROW = {
     "convert": {"utils", "layers.positions"},  # the two resizes
     "config": {
         "utils",
-        "lazy_calls",
         "plain_recipes",
         "settings",
     },  # builds by dotted path, so it imports no model
@@ -53,7 +51,6 @@ NARROW = {
         "utils",
         "checkpoint",
         "config",
-        "lazy_calls",
         "settings",
         "drawing",
     },  # everything else comes out of a recipe
@@ -73,7 +70,6 @@ DETECTRON2 = {
         "data",
         "evaluation.py",
         "config.py",
-        "lazy_calls.py",
     ),
     "drawing.py",
     *("engine", "predict", "export", "app"),
@@ -96,7 +92,6 @@ OUTSIDE = {
     "checkpoint": {"torch", "numpy", "safetensors"},
     "convert": {"torch", "numpy"},
     "config": {"torch", "omegaconf", "yaml"},
-    "lazy_calls": {"omegaconf"},
     "plain_recipes": {"yaml"},
     "settings": {"omegaconf"},
 }
@@ -289,7 +284,7 @@ def test_wrong_arrow_is_found(module: str, source: str) -> None:
     [
         ("vitdet.backbones.vit", "from . import base"),
         ("vitdet.convert.fit", "from vitdet.layers.positions import resize_rel_pos"),
-        ("vitdet.convert.core", "from vitdet.convert import formats"),
+        ("vitdet.convert.engine", "from vitdet.convert import formats"),
         ("vitdet.engine.run", "from vitdet import checkpoint, config"),
         ("vitdet.app.demo", "from vitdet.engine.run import train"),
         ("vitdet.utils.env", "import torch, os"),

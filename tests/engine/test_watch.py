@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from test_launch import environment
 
-from vitdet.engine.logs import logging_to
+from vitdet.engine.log import logging_to
 
 STUCK = """
 import itertools, sys, time

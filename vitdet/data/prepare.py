@@ -110,15 +110,11 @@ def prepare_part(
 ) -> tuple[tuple[str, str], tuple[str, ...]]:
     """Find the part of a data set to evaluate on: val, else test, else all of it.
 
-    Args:
-        folder, cache, images: as in `prepare_data`.
-        class_names: of the model: where the data have some of them, they get all, in this order.
+    Arguments and errors are those of `prepare_data`. Where the data have some of the classes of the
+    model (`class_names`), they get all, in this order.
 
     Returns:
         (annotation file, image folder), and lines for people.
-
-    Raises:
-        InputError: no data that can be read, or without objects, in one line.
     """
     found = find_data(folder, None, images)
     notes = _summary(found)
@@ -161,19 +157,19 @@ def _class_names(part: Part) -> tuple[str, ...]:
 
 def _with_classes(part: Part, names: Sequence[str], notes: list[str]) -> Part:
     """Give a part the classes of a model, by their names, where it has some of them."""
-    own = _class_names(part)
-    if own == tuple(names) or not set(own) <= set(names):  # other classes: the evaluation says so
-        return part
+    own = {each["id"]: each["name"] for each in part.content["categories"]}
+    if _class_names(part) == tuple(names) or not set(own.values()) <= set(names):
+        return part  # of other classes the evaluation says so
     ids = {name: number for number, name in enumerate(names, 1)}
-    numbers = {each["id"]: ids[each["name"]] for each in part.content["categories"]}
-    annotations = [
-        {**each, "category_id": numbers[each["category_id"]]}
-        for each in part.content["annotations"]
-    ]
-    categories = [{"id": number, "name": name} for name, number in ids.items()]
+    lists = {
+        "annotations": [
+            {**each, "category_id": ids[own[each["category_id"]]]}
+            for each in part.content["annotations"]
+        ],
+        "categories": [{"id": number, "name": name} for name, number in ids.items()],
+    }
     notes.append(f"{len(own)} of the model's {len(names)} classes are in the data")
-    content = {**part.content, "annotations": annotations, "categories": categories}
-    return replace(part, content=content, json_file=None)
+    return replace(part, content={**part.content, **lists}, json_file=None)
 
 
 def _objects(part: Part) -> list[Json]:

@@ -67,14 +67,12 @@ class BadSteps:
         folder: where the batches are written, None for nowhere.
 
     Raises:
-        InputError: an unknown policy, a negative limit.
+        InputError: a negative limit.
     """
 
     def __init__(
         self, policy: str = "stop", *, limit: int = 10, folder: Path | None = None
     ) -> None:
-        if policy not in POLICIES:
-            raise InputError(f"train.on_bad_step: expected stop or skip, got {policy}.")
         if limit < 0:
             raise InputError(f"train.max_bad_steps: expected 0 or more, got {limit}.")
         self.policy = policy

@@ -253,7 +253,7 @@ class Checkpoints:
         """Know the checkpoint that the run goes on from (None: it begins): it holds this moment."""
         self.newest = None if path is None else path.name
 
-    def keep_best(self, then: Callable[[], None]) -> None:
+    def keep_best(self, then: Callable[[], None] = lambda: None) -> None:
         """Give the checkpoint of this moment a second name, `model_best.pth`; then do `then`."""
         assert self.newest is not None, "an evaluation comes after a checkpoint"
         if is_main():

@@ -71,7 +71,7 @@ class DetectorLoss(nn.Module):
             raise InputError(
                 f"train.accumulate: expected 1 for {type(self.detector).__name__}, whose losses "
                 "are normalised by all images of a pass: parts of a batch would not add up to the "
-                f"batch; got {parts}. Lower the batch, or spread it over more processes."
+                f"batch, got {parts}. Lower the batch, or spread it over more processes."
             )
         names = [name for name, m in self.detector.named_modules() if isinstance(m, _BatchNorm)]
         if names:

@@ -13,8 +13,7 @@ from omegaconf import DictConfig
 
 from vitdet import checkpoint
 from vitdet.config import load_config
-from vitdet.engine.inference import TestSet
-from vitdet.engine.record import PREDICTIONS
+from vitdet.engine.evaluate import PREDICTIONS, TestSet
 from vitdet.engine.run import evaluate
 from vitdet.predict.loading import building, check_size, check_test_data
 from vitdet.utils.checks import InputError

@@ -70,21 +70,17 @@ def _names_parts(path: Path) -> bool:
 def read(
     listing: Listing, files: list[Path], images: Path | None, splits: Collection[str]
 ) -> Found:
-    """Read the parts of a data set; the arguments are those of `coco.read`.
-
-    Raises:
-        InputError: names, images or labels that are missing or wrong, with file and line.
-    """
+    """Read the parts of a data set: see `coco.read`. What is wrong is named with file and line."""
     (path,) = files
     folder, notes = listing.folder, list[str]()
-    about: dict[str, Any] = {}
     if path.suffix.lower() in (".yaml", ".yml"):
         about = _read_yaml(path)
-        names, places = _names(path, about), _named_places(path, about, images, notes)
+        places = _named_places(path, about, images, notes)
     else:
-        names = [line.strip() for line in read_text(path).splitlines() if line.strip()]
+        lines = map(str.strip, read_text(path).splitlines())
+        about = {"names": [line for line in lines if line]}
         places = _places(listing, images, notes)
-    _check_differ(path, names)
+    names = _names(path, about)
     shape = _key_point_shape(path, about)
     wanted = only_wanted(places, splits)
     labels = {
@@ -150,23 +146,19 @@ def _names(path: Path, content: dict[str, Any]) -> list[str]:
     names = content.get("names")
     if isinstance(names, dict) and {str(i) for i in range(len(names))} == set(names):
         names = [names[str(i)] for i in range(len(names))]
-    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+    if not isinstance(names, list) or not names or not all(isinstance(x, str) for x in names):
         got = repr(names)[:80] if "names" in content else "no such key"
         raise InputError(
-            f"{path}: names: expected a list of class names, or {{0: name, 1: name, ...}}, got "
-            f"{got}. Add names: [first, second, ...] in the order of the class numbers."
+            f"{path}: names: expected [name, name, ...] or {{0: name, 1: name, ...}}, got {got}."
         )
-    count = content.get("nc", "")
-    if count not in ("", str(len(names))):
-        raise InputError(f"{path}: names: expected {count} names, as nc says, got {len(names)}.")
-    return names
-
-
-def _check_differ(path: Path, names: list[str]) -> None:
     twice = [name for name, count in Counter(names).items() if count > 1 or not name]
-    if twice or not names:
-        got = f"{twice[0]!r} {names.count(twice[0])} times" if twice else "none"
-        raise InputError(f"{path}: expected names of classes that differ, got {got}.")
+    if twice:
+        got = f"{twice[0]!r} {names.count(twice[0])} times"
+        raise InputError(f"{path}: names: expected names that differ, got {got}.")
+    if content.get("nc", "") not in ("", str(len(names))):
+        expected = f"{content['nc']} names, as nc says"
+        raise InputError(f"{path}: names: expected {expected}, got {len(names)}.")
+    return names
 
 
 def _key_point_shape(path: Path, content: dict[str, Any]) -> tuple[int, int] | None:

@@ -1,12 +1,14 @@
-"""Run a detector over test data and hand its predictions to an evaluator."""
+"""Evaluation: a detector's predictions on the test data, an evaluator's results, their table."""
 
 from __future__ import annotations
 
+import json
 import logging
 import math
 import time
 from collections.abc import Iterator, Mapping
 from numbers import Real
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,24 +17,20 @@ from omegaconf import DictConfig
 from torch import nn
 
 from vitdet.config import instantiate
-from vitdet.engine.logs import clock
+from vitdet.engine.log import clock
 from vitdet.engine.losses import check_image_sizes
 from vitdet.engine.parallel import gathered
-from vitdet.utils.checks import InputError, fail
+from vitdet.utils.checks import InputError
 from vitdet.utils.distributed import is_main
+from vitdet.utils.files import write_text
 from vitdet.utils.precision import autocast_dtype
 
 logger = logging.getLogger(__name__)
 
 Results = dict[str, dict[str, Any]]  # task -> metric -> value, and {name: value} of its classes
 FLAT = "results"  # the task of an evaluator whose results name none: {"accuracy": 0.5}
+PREDICTIONS = "coco_instances_results.json"  # beside results.json, named as detectron2 does
 PROGRESS_EVERY = 20.0  # seconds between two lines of a long evaluation
-
-
-def build(node: DictConfig, **parts: Any) -> Any:
-    """Instantiate a config node, with some of its arguments given as finished objects."""
-    described = {key: node[key] for key in node if key not in parts}
-    return instantiate({**described, **parts})
 
 
 def build_dataset(node: DictConfig) -> Any:
@@ -41,7 +39,7 @@ def build_dataset(node: DictConfig) -> Any:
     Raises:
         InputError: it has not got them, as detectron2's lists of records have not.
     """
-    dataset = build(node)
+    dataset = instantiate(node)
     missing = [name for name in ("name", "class_names") if not hasattr(dataset, name)]
     if missing:
         raise InputError(
@@ -59,19 +57,21 @@ class TestSet:
         self.name = str(self.dataset.name)
         self.class_names = tuple(self.dataset.class_names)
         if expected_classes is not None and self.class_names != expected_classes:
-            fail(
-                f"classes of the test data {self.name}",
-                expected=f"those of the training data ({len(expected_classes)}: "
-                f"{', '.join(expected_classes[:5])}, ...)",
-                got=f"{len(self.class_names)}: {', '.join(self.class_names[:5])}, ...",
-                remedy="Give both json files the same categories in the same order.",
+            theirs, ours = (
+                f"{len(names)}: {', '.join(names[:5])}, ..."
+                for names in (expected_classes, self.class_names)
+            )
+            raise InputError(
+                f"classes of the test data {self.name}: expected those of the training data "
+                f"({theirs}), got {ours} Give both json files the same categories in the same "
+                "order."
             )
         records = getattr(self.dataset, "records", None)
         if records and not any(record.get("annotations") for record in records):
             logger.warning("test data %s: no objects, so no score will be a number", self.name)
         # Built at once: a mistake in them should not show after the training.
-        self.loader = build(cfg.dataloader.test, dataset=self.dataset)
-        self.evaluator = build(cfg.dataloader.evaluator, dataset=self.dataset)
+        self.loader = instantiate(cfg.dataloader.test, dataset=self.dataset)
+        self.evaluator = instantiate(cfg.dataloader.evaluator, dataset=self.dataset)
 
     def evaluate(self, detector: nn.Module, precision: str, prefix: str = "") -> Results:
         """Run the detector over the test images, print the AP table, return the results.
@@ -83,6 +83,30 @@ class TestSet:
         if is_main():
             logger.info("%s\n%s", self.name, ap_table(results))
         return results
+
+
+def write_results(output_dir: Path, test: TestSet, source: str, results: Results) -> None:
+    """Write the last evaluation: AP and of which file, and the predictions, which a report shows.
+
+    With a moving average they are those of the average, which is evaluated last.
+    """
+    if not is_main():
+        return
+    content = {"dataset": test.name, "checkpoint": source, "results": _json_ready(results)}
+    write_text(output_dir / "results.json", json.dumps(content, indent=1) + "\n")
+    predictions = getattr(test.evaluator, "predictions", None)  # one of your own may keep none
+    if predictions is not None:
+        write_text(output_dir / PREDICTIONS, json.dumps(predictions) + "\n")
+
+
+def _json_ready(value: Any) -> Any:
+    """JSON has no NaN (the AP of a class without instances): it becomes null."""
+    if isinstance(value, Mapping):
+        return {key: _json_ready(item) for key, item in value.items()}
+    return float(value) if math.isfinite(value) else None
+
+
+# --- predictions ---------------------------------------------------------------------------------
 
 
 def run_evaluator(detector: nn.Module, loader: Any, evaluator: Any, precision: str) -> Results:
@@ -101,7 +125,7 @@ def run_evaluator(detector: nn.Module, loader: Any, evaluator: Any, precision: s
     evaluator.reset()
     try:
         with gathered(detector):
-            for batch in _told(loader):
+            for batch in _logged(loader):
                 evaluator.process(batch, infer(detector, batch, dtype))
     finally:
         detector.train(was_training)
@@ -112,37 +136,36 @@ def _by_task(found: Mapping[str, Any]) -> Results:
     results: Results = {}
     left_out = []
     for task, values in found.items():
-        named = values if isinstance(values, Mapping) else {task: values}
-        kept = {str(metric): _plain(value) for metric, value in named.items()}
-        left_out += [f"{task}/{metric}" for metric, value in kept.items() if value is None]
-        of = task if isinstance(values, Mapping) else FLAT
-        good = {metric: value for metric, value in kept.items() if value is not None}
+        of, named = (task, values) if isinstance(values, Mapping) else (FLAT, {task: values})
+        numbers = {str(metric): _number(value) for metric, value in named.items()}
+        left_out += [f"{task}/{metric}" for metric, value in numbers.items() if value is None]
+        good = {metric: value for metric, value in numbers.items() if value is not None}
         results.setdefault(str(of), {}).update(good)
     if left_out:
         logger.warning("results that are no numbers are left out: %s", ", ".join(left_out))
     return results
 
 
-def _plain(value: Any) -> float | dict[str, float] | None:
+def _number(value: Any) -> float | dict[str, float] | None:
     """A number, or numbers by class, as Python's own; None for anything else."""
     if isinstance(value, Mapping):
-        numbers = {str(name): _plain(each) for name, each in value.items()}
+        numbers = {str(name): _number(each) for name, each in value.items()}
         return {name: each for name, each in numbers.items() if isinstance(each, float)}
     if isinstance(value, torch.Tensor) and value.numel() == 1:
         value = value.item()
     return float(value) if isinstance(value, Real) else None
 
 
-def _told(loader: Any) -> Iterator[list[dict[str, Any]]]:
+def _logged(loader: Any) -> Iterator[list[dict[str, Any]]]:
     """Pass the batches of this process through; the main one logs how far it is."""
-    started = told = time.monotonic()
+    started = logged = time.monotonic()
     # a loader of one's own may not know its length
     total = len(loader) if hasattr(loader, "__len__") else None
     for number, batch in enumerate(loader, start=1):
         yield batch
         now = time.monotonic()
-        if is_main() and now - told >= PROGRESS_EVERY:
-            told = now
+        if is_main() and now - logged >= PROGRESS_EVERY:
+            logged = now
             far = f"{number} batches"
             if total is not None:
                 left = (now - started) / number * (total - number)
@@ -154,7 +177,7 @@ def _told(loader: Any) -> Iterator[list[dict[str, Any]]]:
 def infer(
     detector: nn.Module, batch: list[dict[str, Any]], dtype: torch.dtype | None
 ) -> list[dict[str, Any]]:
-    """Return a detector's outputs, one an input, in float32 whatever it computes in.
+    """Return the outputs of a detector in evaluation mode, one an input, in float32.
 
     Args:
         detector: in evaluation mode.
@@ -173,8 +196,7 @@ def _in_fp32(output: Any) -> Any:
     if isinstance(output, torch.Tensor):
         return output.float() if output.dtype in (torch.bfloat16, torch.float16) else output
     if isinstance(output, Instances):
-        fields = {name: _in_fp32(value) for name, value in output.get_fields().items()}
-        return Instances(output.image_size, **fields)
+        return Instances(output.image_size, **_in_fp32(output.get_fields()))
     if isinstance(output, Boxes):
         return Boxes(_in_fp32(output.tensor))
     if isinstance(output, dict):
@@ -195,16 +217,11 @@ def ap_table(results: Results) -> str:
         rows[task] = {key: f"{value:.2f}" for key, value in (aps or numbers).items()}
     columns = list(dict.fromkeys(key for row in rows.values() for key in row))
     first = max(8, *(len(task) + 1 for task in rows))
-    wide = {key: max(8, len(key) + 1) for key in columns}
-    lines = [
-        {"": "", **{key: key for key in columns}},
-        *({"": task, **row} for task, row in rows.items()),
-    ]
-    cells = (
-        f"{line['']:>{first}}" + "".join(f"{line.get(key, ''):>{wide[key]}}" for key in columns)
-        for line in lines
-    )
-    return "\n".join(line.rstrip() for line in cells)
+    lines = ["".join([" " * first, *(f"{key:>{max(8, len(key) + 1)}}" for key in columns)])]
+    for task, row in rows.items():
+        cells = (f"{row.get(key, ''):>{max(8, len(key) + 1)}}" for key in columns)
+        lines.append(f"{task:>{first}}{''.join(cells)}")
+    return "\n".join(line.rstrip() for line in lines)
 
 
 def flatten(results: Results) -> dict[str, float]:
