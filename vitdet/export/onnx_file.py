@@ -51,8 +51,7 @@ def export(
 
     Raises:
         InputError: a setting that does not suit the model, a package that is missing, images
-            without an object, operators that ONNX does not have, a disk that takes nothing more: no
-            part of the file is left then.
+            without an object, operators that ONNX does not have, a full disk.
     """
     check_output(out, opset, size)
     was_training = model.training
@@ -141,10 +140,7 @@ def _transpose(g: Any, x: Any) -> Any:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Silence torch's exporter: Python branches on sizes, and it is not the newest one.
-
-    Every export is compared with PyTorch afterwards, so a branch that the tracer lost shows.
-    """
+    """Silence torch's exporter; a branch that the tracer lost shows in the comparison."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield
@@ -168,11 +164,7 @@ def _finish(path: Path, about: Mapping[str, str]) -> None:
 
 
 def load(path: Path) -> Run:
-    """Return how onnxruntime runs a file on the CPU.
-
-    Raises:
-        InputError: onnxruntime cannot; what is returned raises it for an image.
-    """
+    """Return how onnxruntime runs a file on the CPU; both raise InputError where it cannot."""
     import onnxruntime
 
     state = import_module("onnxruntime.capi.onnxruntime_pybind11_state")
