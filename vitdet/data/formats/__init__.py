@@ -32,7 +32,6 @@ _TOOLS = (
     ((b'"coordinates"', b'"annotation'), "CreateML: export it as COCO"),
     ((b'"result"', b'"from_name"'), "Label Studio: export it as COCO"),
     ((b'"box2d"',), "BDD100K (Scalabel): convert it by bdd100k.label.to_coco"),
-    ((b'"items"', b'"media_type"'), "Datumaro: convert it by `datum convert -f coco`"),
     ((b'"score"', b'"image_id"'), "results of a detector: give the annotations"),
 )
 

@@ -24,6 +24,7 @@ from vitdet.data.formats.parts import (
     real_paths,
     split_of_path,
 )
+from vitdet.data.masks import whole
 from vitdet.utils.checks import InputError
 
 NAME = "COCO json"
@@ -181,7 +182,9 @@ def _located(
     elif all("file_name" in image for image in content["images"]):
         return root, content
     renamed = {
-        name: path.relative_to(root).as_posix() if path.is_relative_to(root) else str(path)
+        name: path.relative_to(root).as_posix()
+        if path.is_relative_to(root)
+        else str(path.absolute())
         for name, path in paths.items()
     }
     images = [
@@ -205,11 +208,8 @@ def _by_ends(names: list[str], others: list[Path], below: Path, split: str) -> d
 
 def _key(value: Any) -> Hashable:
     """An id to compare by: 1, 1.0 and "1" are one, as they are when the annotations are read."""
-    if isinstance(value, str) and value.strip().isdecimal() and len(value) < 19:
-        return int(value)
-    if isinstance(value, float) and value.is_integer():
-        return int(value)
-    return value if isinstance(value, int) else repr(value)
+    number = whole(value)
+    return repr(value) if number is None else number
 
 
 def _used(content: Json) -> set[Hashable]:

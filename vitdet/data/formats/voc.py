@@ -10,7 +10,6 @@ to the i-th object, 255 to none) where every image with objects has one there, o
 
 from __future__ import annotations
 
-import codecs
 import math
 import os
 import re
@@ -81,11 +80,7 @@ def _is_voc(path: Path) -> bool:
 def read(
     listing: Listing, files: list[Path], images: Path | None, splits: Collection[str]
 ) -> Found:
-    """Read the parts of a data set; the arguments are those of `coco.read`.
-
-    Raises:
-        InputError: xml that is broken or incomplete, images that are missing, with the file.
-    """
+    """Read the parts of a data set: see `coco.read`. A file that is wrong is named."""
     folder, notes = listing.folder, listing.notes()
     by_split = _lists(folder, files, notes)
     wanted = only_wanted(by_split, splits)
@@ -94,28 +89,21 @@ def read(
     documents = _documents(folder, wanted, paths)
     everything = [document for part in documents.values() for document in part]
     items = [(each.path, item) for each in everything for item in each.objects]
-    names = sorted({_name(*each) for each in items})
-    if not names:
-        raise InputError(
-            f"data folder {folder}: expected objects, got none in {len(everything)} xml files."
-        )
+    names = _names(folder, items)
     first = 1 if all(min(_box(*each)[:2]) >= 1 for each in items) else 0
     if first == 0:
         notes.append("a box begins at 0, so all are read as counted from 0")
-    with_objects = [each for each in everything if each.objects]
-    masks = sum(each.masks.is_file() for each in with_objects)
-    if 0 < masks < len(with_objects):
-        notes.append(
-            f"{_MASKS[0]} has masks of {masks} of {len(with_objects)} images with objects: "
-            "masks are not used"
-        )
+    with_objects = [each.masks.is_file() for each in everything if each.objects]
+    if any(with_objects) and not all(with_objects):
+        count = f"{sum(with_objects)} of {len(with_objects)} images with objects"
+        notes.append(f"{_MASKS[0]} has masks of {count}: masks are not used")
     parts, hidden = {}, 0
     for split, part in documents.items():
         builder = Builder(folder, names)
         for each in part:
             objects = [_object(each.path, item, names, first, builder) for item in each.objects]
             if size := _size(each, builder):
-                if objects and masks == len(with_objects):
+                if objects and all(with_objects):
                     hidden += len(objects)
                     objects = _with_masks(each.masks, size, objects)
                     hidden -= len(objects)
@@ -145,10 +133,7 @@ def _lists(folder: Path, files: list[Path], notes: list[str]) -> dict[str, list[
     bases = {_base(path, folder) for path in by_split.get(WHOLE, [])}
     if len(bases) > 1:
         got = " and ".join(os.path.relpath(base, folder) for base in sorted(bases)[:3])
-        raise InputError(
-            f"data folder {folder}: expected xml files of one data set, got those of {got}. "
-            "Name one of them."
-        )
+        raise InputError(f"data folder {folder}: expected one data set, got {got}. Name one.")
     if set(by_split) != {WHOLE}:
         return dict(by_split)
     sets = bases.pop() / "ImageSets"
@@ -184,9 +169,7 @@ def _listed(path: Path, files: list[Path]) -> Iterator[Path]:
         found = [by_stem[plain(name)] for name in names if plain(name) in by_stem]
         yield from found[:1]
         if text and not found:
-            raise InputError(
-                f"{path}, line {count}: expected the name of an xml file, got {text!r}."
-            )
+            raise InputError(f"{path}, line {count}: expected the name of an xml, got {text!r}.")
 
 
 def _documents(
@@ -218,12 +201,10 @@ def _documents(
             got = " and ".join(map(str, hits[:2])) or "none in the data folder"
             raise InputError(
                 f"{path}: expected an image {path.stem}.* (or {given}, as <filename> says), got "
-                f"{got}. Add the image, name its folder by --images, or remove the xml file."
+                f"{got}. Add the image, or name its folder by --images."
             )
         if (other := used.setdefault(hits[0], path)) != path:
-            raise InputError(
-                f"{path}: expected an image of its own, got {hits[0]}, which {other} describes."
-            )
+            raise InputError(f"{path}: expected an image of its own, got that of {other}.")
         return _Document(path, root, hits[0])
 
     return {split: [document(path) for path in paths] for split, paths in parts.items()}
@@ -243,10 +224,18 @@ def _size(document: _Document, builder: Builder) -> tuple[int, int] | None:
     if size and given != size:
         builder.problems.append(
             f"{document.path}: expected the size of {document.image.name}, {size[1]} x {size[0]} "
-            f"pixels (width x height), got {given[1]} x {given[0]}. Correct <size>, or let `vitdet "
-            "data check --fix` look at the images."
+            f"pixels (width x height), got {given[1]} x {given[0]}. Try `vitdet data check --fix`."
         )
     return given
+
+
+def _names(folder: Path, items: list[tuple[Path, Element]]) -> list[str]:
+    if not items:
+        raise InputError(f"data folder {folder}: expected objects, got none in its xml files.")
+    for path, item in items:
+        if not _word(item, "name"):
+            raise InputError(f"{path}: expected <name> in <object>, got none. Add the class.")
+    return sorted({_word(item, "name") for _, item in items})
 
 
 def _object(path: Path, item: Element, names: list[str], first: int, builder: Builder) -> Json:
@@ -258,7 +247,7 @@ def _object(path: Path, item: Element, names: list[str], first: int, builder: Bu
         )
     width, height = right - left + first, bottom - top + first
     found: Json = {
-        "category_id": names.index(_name(path, item)) + 1,
+        "category_id": names.index(_word(item, "name")) + 1,
         "bbox": [left - first, top - first, width, height],
         "area": width * height,
         "iscrowd": int(_word(item, "difficult").lower() in ("1", "true", "yes")),
@@ -279,53 +268,34 @@ def _with_masks(path: Path, size: tuple[int, int], objects: list[Json]) -> list[
     if numbers.shape != size or last > len(objects):
         raise InputError(
             f"{path}: expected {size[0]} x {size[1]} pixels with the numbers of {len(objects)} "
-            f"objects, got {' x '.join(map(str, numbers.shape))} with numbers up to {last}. "
-            "Replace the file, or remove the folder to use boxes only."
+            f"objects, got {numbers.shape} with numbers up to {last}."
         )
     masks = np.stack([numbers == place for place in range(1, len(objects) + 1)])
     drawn = zip(objects, encode(masks), masks, strict=True)
     return [{**each, "segmentation": mask} for each, mask, pixels in drawn if pixels.any()]
 
 
-# --- xml ------------------------------------------------------------------------------------------
-
-
 def _read_xml(path: Path) -> Element:
-    """Return the root element of a file in any encoding that it declares.
-
-    Raises:
-        InputError: it cannot be read, is no xml, or declares entities.
-    """
+    """Return the root element of a file in UTF-8, UTF-16 or the encoding that it declares."""
     data = read_bytes(path, MAX_TEXT)
     declared = _DECLARED.search(data[:300])
     encoding = declared[1].decode().lower() if declared else "utf-8"
-    if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+    if data[:2] in (b"\xff\xfe", b"\xfe\xff"):
         encoding = "utf-16"
     try:
         text = data.decode(_ENCODINGS.get(encoding, encoding))
         if "<!DOCTYPE" in text or "<!ENTITY" in text:
             raise InputError(f"{path}: expected plain xml, got declarations (<!DOCTYPE ...>).")
         return ElementTree.fromstring(re.sub(r"^\s*<\?xml[^>]*\?>", "", text))
-    except ElementTree.ParseError as error:
-        got = kind_of(data) or f"text that is not ({error.msg.partition(':')[0]})"
-        where = f"{path}, line {error.position[0]}"
-        raise InputError(f"{where}: expected xml that is complete, got {got}.") from error
-    except (LookupError, UnicodeError) as error:
+    except (ElementTree.ParseError, LookupError, UnicodeError) as error:
+        got = kind_of(data) or f"text that is not ({error})"
         raise InputError(
-            f"{path}: expected xml in UTF-8 or in the encoding that it declares, got text that is "
-            f"in neither ({error})."
+            f"{path}: expected complete xml, in UTF-8 or what it declares, got {got}."
         ) from error
 
 
 def _word(element: Element, tag: str) -> str:
     return (element.findtext(tag) or "").strip()
-
-
-def _name(path: Path, item: Element) -> str:
-    name = _word(item, "name")
-    if not name:
-        raise InputError(f"{path}: expected <name> in <object>, got none. Add the class.")
-    return name
 
 
 def _box(path: Path, item: Element) -> list[float]:

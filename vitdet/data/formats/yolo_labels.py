@@ -28,12 +28,9 @@ class Line(NamedTuple):
 
 
 def label_file(image: Path, folder: Path, given: Path | None) -> Path | None:
-    """Return the label file of an image, None where it has none.
+    """Return the label file of an image, whose path is as it is written; None where it has none.
 
-    Args:
-        image: its path as it is written.
-        folder: of the data, which has the labels where the user named another one for the images.
-        given: that other folder.
+    The folder of the data has the labels where the user named (`given`) another for the images.
     """
     places = [(each, image.stem) for each in _label_folders(image)]
     if given is not None and image.is_relative_to(given):
@@ -67,7 +64,7 @@ def check_names(labels: Iterable[tuple[Path, Path | None]]) -> None:
         if other.parent == image.parent and other != image:
             raise InputError(
                 f"images of {image.parent}: expected names that differ by more than their suffix, "
-                f"as labels go by them, got {other.name} and {image.name}. Rename one of them."
+                f"got {other.name} and {image.name}. Rename one of them."
             )
 
 
@@ -151,32 +148,19 @@ def _is_convex(values: list[float]) -> bool:
 
 
 def object_of(line: Line, names: list[str], size: tuple[int, int], shape: tuple[int, int]) -> Json:
-    """Return what a line means, in COCO's terms.
+    """Return what a line means in an image of (height, width) pixels, in COCO's terms.
 
     A line is `class x y width height` (centre of the box), `class x1 y1 x2 y2 x3 y3 ...` (a
-    polygon), or for poses a box and key points `px py` or `px py visibility`.
-
-    Args:
-        line: of a label file.
-        names: of the classes.
-        size: (height, width) of the image in pixels.
-        shape: (key points, numbers of each) behind a box; none for (0, 2).
-
-    Raises:
-        InputError: a line that is wrong, with its number.
+    polygon), or for poses a box and `shape` (key points, numbers of each; (0, 2) for none).
     """
     values = line.values
     if line.label not in range(len(names)):
-        raise InputError(
-            f"{line.where}: expected a class number from 0 to {len(names) - 1}, got "
-            f"{line.label:g}. Correct it, or add the class to the names."
-        )
+        last, got = len(names) - 1, f"{line.label:g}"
+        raise InputError(f"{line.where}: expected a class number from 0 to {last}, got {got}.")
     if shape[0] and len(values) != _BOX:
         if len(values) != _BOX + shape[0] * shape[1]:
-            raise InputError(
-                f"{line.where}: expected a class, a box and {shape[0]} x {shape[1]} numbers of key "
-                f"points, as kpt_shape says, got {len(values) + 1} numbers."
-            )
+            wanted = f"a class, a box and {shape[0]} x {shape[1]} numbers, as kpt_shape says"
+            raise InputError(f"{line.where}: expected {wanted}, got {len(values) + 1} numbers.")
         values = values[:_BOX]
     if len(values) != _BOX and (len(values) < _POLYGON or len(values) % 2):
         raise InputError(
@@ -186,10 +170,8 @@ def object_of(line: Line, names: list[str], size: tuple[int, int], shape: tuple[
         )
     outside = [value for value in values if not -_SLACK <= value <= 1 + _SLACK]
     if outside:
-        raise InputError(
-            f"{line.where}: expected parts of the image's sides, 0 to 1, got {outside[0]:g}. "
-            "Divide pixels by the image's width and height."
-        )
+        wanted = "parts of the image's sides, 0 to 1"
+        raise InputError(f"{line.where}: expected {wanted}, got {outside[0]:g} (pixels?).")
     height, width = size
     found: Json = {"category_id": int(line.label) + 1, "iscrowd": 0}
     if len(values) == _BOX:
