@@ -59,6 +59,12 @@ def _with_owl(values: dict[str, Any]) -> None:
     values["annotations"][0]["category_id"] = 1
 
 
+def _with_pets(values: dict[str, Any]) -> None:
+    for each in values["categories"]:
+        each["supercategory"] = "pets"
+    values["categories"].insert(0, {"id": 0, "name": "pets", "supercategory": "none"})
+
+
 def _category(**entry: Any) -> Changes:
     return {TRAIN: lambda values: values["categories"].append(entry)}
 
@@ -160,7 +166,8 @@ READ: dict[str, dict[str, tuple[Changes, str]]] = {
         "val lacks a class": (_category(id=9, name="cow"), "val has no class cow"),
         "other ids": ({VAL: _other_ids}, "val has other ids of 2 classes: they are told by name"),
         "only val has it": ({VAL: _with_owl}, "only val has objects of owl"),
-        "Roboflow": (
+        "Roboflow": ({TRAIN: _with_pets, VAL: _with_pets}, "left out: the category pets"),
+        "Roboflow, name of a class": (
             _category(id=0, name="dog", supercategory="none"),
             "left out: the category dog",
         ),
@@ -218,6 +225,37 @@ def test_is_read_and_said(tmp_path: Path, form: str, kind: str) -> None:
         for each in part.content["images"]:
             assert (part.images / each["file_name"]).is_file()
     assert {path: path.lstat().st_mtime_ns for path in folder.rglob("*")} == before
+
+
+@pytest.mark.parametrize(
+    ("json_file", "images", "name"),
+    [
+        ("instances_{}.json", "images/{}", "{}"),
+        ("annotations/instances_{}2017.json", "{}2017", "{}"),
+        ("{}/_annotations.coco.json", "{}", "{}"),
+        ("{}/labels.json", "{}/data", "data/{}"),  # relative to the json
+        ("{}.json", ".", "{}"),
+    ],
+)
+def test_coco_is_used_as_it_is(tmp_path: Path, json_file: str, images: str, name: str) -> None:
+    for split in ("train", "val"):
+        image(tmp_path / images.format(split) / f"{split}.jpg")
+        text = json.dumps(content(name.format(f"{split}.jpg")))
+        change(tmp_path, {json_file.format(split): text})
+    prepared = prepare_data(tmp_path, tmp_path / "run")
+    for split, part in (("train", prepared.train), ("val", prepared.val)):
+        assert part[0] == str(tmp_path / json_file.format(split))
+        (record,) = coco_dataset(*part).records
+        assert Path(record["file_name"]).is_file()
+    assert not (tmp_path / "run").exists()
+
+
+def test_roboflows_category_with_objects_is_a_class(tmp_path: Path) -> None:
+    coco(tmp_path)
+    change(tmp_path, {TRAIN: _with_pets, VAL: _with_pets})
+    assert find_data(tmp_path).format == "Roboflow's COCO json"
+    change(tmp_path, {TRAIN: lambda values: values["annotations"][0].update(category_id=0)})
+    assert class_names(find_data(tmp_path)) == ("pets", "cat", "dog")
 
 
 def test_boxes_are_right(tmp_path: Path) -> None:
