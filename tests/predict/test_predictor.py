@@ -18,7 +18,7 @@ from vitdet import checkpoint
 from vitdet.config import load_config, save_config
 from vitdet.data.augment import fixed_resize, resize_shortest_edge
 from vitdet.data.shapes import CLASSES
-from vitdet.engine import inference
+from vitdet.engine import evaluate
 from vitdet.predict import loading
 from vitdet.predict.loading import save_for_inference
 from vitdet.predict.predictor import Predictor
@@ -66,8 +66,8 @@ class Keeping:
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_the_numbers_are_those_of_evaluation(drawn_run, predictor, precision):
-    test, kept = inference.TestSet(drawn_run.cfg), Keeping()
-    inference.run_evaluator(predictor.detector, test.loader, kept, precision)
+    test, kept = evaluate.TestSet(drawn_run.cfg), Keeping()
+    evaluate.run_evaluator(predictor.detector, test.loader, kept, precision)
     options = {**EXACT, "precision": precision, "batch_size": 2}
     results = Predictor.from_checkpoint(drawn_run.weights, **options)(drawn_run.images)
     assert [result.name for result in results] == [str(path) for path in drawn_run.images]

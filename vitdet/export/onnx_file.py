@@ -68,7 +68,8 @@ def export(
             write(graph, made, example_image(graph), opset)
             _finish(made, _metadata(graph, part, about or {}))
             report = compare(graph, load(made), images)
-            _put(made, out, json.dumps(asdict(report) | {"limits": LIMITS}, indent=1) + "\n")
+            about = {"holds": not report.faults, "limits": LIMITS, **asdict(report)}
+            _put(made, out, json.dumps(about, indent=1) + "\n")
     except OSError as error:
         reason = error.strerror or error
         text = f"--out {out}: it cannot be written ({reason}). Make space, or choose another folder"

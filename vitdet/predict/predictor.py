@@ -20,27 +20,7 @@ from vitdet.predict.inputs import Picture, open_inputs
 from vitdet.predict.results import Result, class_indexes
 from vitdet.predict.slicing import Slices, detect_sliced
 from vitdet.utils.checks import InputError
-from vitdet.utils.precision import autocast_dtype
-
-
-def pick_device(name: str | torch.device = "auto") -> torch.device:
-    """Return a device that is here: "cpu", "cuda", "cuda:1", "mps", "auto" for CUDA's or the CPU.
-
-    Raises:
-        InputError: torch has no such device, or none on this machine.
-    """
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        device = torch.device(name)
-        torch.zeros(1, device=device).cpu()
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        reason = str(error).partition("\n")[0][:200]
-        text = (
-            f"device {name}: torch cannot use it ({reason}). Choose auto, cpu, cuda, cuda:N, mps."
-        )
-        raise InputError(text) from error
-    return device
+from vitdet.utils.precision import autocast_dtype, pick_device
 
 
 class Predictor:
