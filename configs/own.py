@@ -114,7 +114,6 @@ def tiny(parts: SimpleNamespace) -> None:
     _tiny.roi_heads._target_ = StandardROIHeads  # with the switches for soft-NMS and maskness
     own_data(_tiny_data, TINY, min_scale=0.5, max_scale=1.5)
     _tiny_data.train.num_workers = 2
-    _tiny_data.train.mapper.cache = False
     _tiny_optimizer.update(weight_decay_norm=None, no_decay=[])
     _tiny_train.update(output_dir="output/own", eval_every=2000)
 

@@ -284,7 +284,7 @@ def test_wrong_arrow_is_found(module: str, source: str) -> None:
     [
         ("vitdet.backbones.vit", "from . import base"),
         ("vitdet.convert.fit", "from vitdet.layers.positions import resize_rel_pos"),
-        ("vitdet.convert.core", "from vitdet.convert import formats"),
+        ("vitdet.convert.engine", "from vitdet.convert import formats"),
         ("vitdet.engine.run", "from vitdet import checkpoint, config"),
         ("vitdet.app.demo", "from vitdet.engine.run import train"),
         ("vitdet.utils.env", "import torch, os"),
