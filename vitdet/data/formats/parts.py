@@ -60,15 +60,16 @@ class Builder:
     """Puts a part together, image by image, from labels that are not in COCO's format."""
 
     def __init__(self, folder: Path, names: Sequence[str]) -> None:
-        self.folder = folder
+        self.folder = written(folder)
         categories = [{"id": i, "name": name} for i, name in enumerate(names, 1)]
         self.content: Json = {"images": [], "annotations": [], "categories": categories}
         self.problems: list[str] = []
 
     def add_image(self, path: Path) -> tuple[int, int] | None:
         """Add an image; return its (height, width), None where the file cannot be read."""
-        path, above = written(path), written(self.folder)
-        name = path.relative_to(above).as_posix() if path.is_relative_to(above) else str(path)
+        path = written(path)
+        inside = path.is_relative_to(self.folder)
+        name = path.relative_to(self.folder).as_posix() if inside else str(path)
         self.content["images"].append({"id": len(self.content["images"]) + 1, "file_name": name})
         try:
             return read_header(path).upright
