@@ -162,8 +162,11 @@ def in_common(first: Iterable[str], second: Iterable[str]) -> int:
 
 def best(items: list[T], rank: Callable[[T], Any]) -> list[T]:
     """Return the items of the highest rank."""
-    ranks = [rank(each) for each in items] if len(items) > 1 else [0] * len(items)
-    return [each for each, its in zip(items, ranks, strict=True) if its == max(ranks)]
+    if len(items) <= 1:
+        return items
+    ranks = [rank(each) for each in items]
+    highest = max(ranks)
+    return [each for each, its in zip(items, ranks, strict=True) if its == highest]
 
 
 def real_paths(paths: Iterable[Path]) -> list[str]:
