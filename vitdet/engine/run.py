@@ -8,7 +8,6 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
-import yaml
 from omegaconf import DictConfig, OmegaConf
 
 from vitdet import checkpoint
@@ -36,6 +35,7 @@ from vitdet.utils.checks import InputError, os_error_text
 from vitdet.utils.distributed import main_only
 from vitdet.utils.env import seed_all
 from vitdet.utils.files import locked, make_way
+from vitdet.utils.precision import pick_device
 
 logger = logging.getLogger(__name__)
 
@@ -93,8 +93,16 @@ def train(cfg: DictConfig, *, resume: bool = False, dry_run: bool = False) -> Re
         log_to(output_dir / "log.txt")
         note = record.write(cfg, output_dir, dataset, data)
         del dataset  # the loader has its own copy, in one piece
-        metrics = stack.enter_context(_metrics(cfg, note, trainer.images_seen))
-        checkpoints = _checkpoints(cfg, note, evaluations)
+        metrics = stack.enter_context(Metrics(cfg.train, trainer.images_seen, about=note))
+        checkpoints = Checkpoints(
+            output_dir,
+            every=cfg.train.checkpoint_every,
+            keep=cfg.train.keep_checkpoints,
+            total_batch_size=cfg.dataloader.train.total_batch_size,
+            note=note,
+            background=cfg.train.async_checkpoints,
+            beside=evaluations.state_dict,
+        )
         checkpoints.resumed(previous)
         preemption = Preemption(notice, checkpoints.save_now)
         evaluations.checkpoints = checkpoints
@@ -138,7 +146,7 @@ def evaluate(cfg: DictConfig, *, resume: bool = False) -> Results:
     with _one_line_errors(), logging_to() as log_to, ExitStack() as stack:
         test = TestSet(cfg)
         set_num_classes(cfg, len(test.class_names))
-        device = recipe.pick_device(cfg.train.device)
+        device = pick_device(cfg.train.device)
         detector = build_model(cfg.model, device=str(device))
         source, content = previous or _read(Path(cfg.train.init_checkpoint))
         content = checkpoint.chosen(content, which, source=str(source))
@@ -220,7 +228,7 @@ def _read(path: Path) -> Found:
 def _build_trainer(cfg: DictConfig) -> Trainer:
     options = cfg.train
     seed_all(options.seed)
-    device = recipe.pick_device(options.device)
+    device = pick_device(options.device)
     if device.type == "cpu" and options.precision == "fp16":
         logger.warning("train.precision=fp16 is slow on a CPU: train.precision=auto is fast there")
     detector = build_model(cfg.model, device=str(device))
@@ -275,26 +283,6 @@ def _load(
         evaluations.load_state_dict(content, trainer.images_seen)
     logger.info("loaded %s (%d images seen)", source, trainer.images_seen)
     return None if previous is None else source
-
-
-def _metrics(cfg: DictConfig, note: dict[str, Any], images_seen: int) -> Metrics:
-    config = None
-    if "wandb" in (cfg.train.loggers or ()):
-        about = {name: each["name"] for name, each in note["data"].items()} | note["environment"]
-        config = {**yaml.safe_load(note["config"]), "about": about}
-    return Metrics(Path(cfg.train.output_dir), images_seen, wandb_config=config)
-
-
-def _checkpoints(cfg: DictConfig, note: dict[str, Any], evaluations: Evaluations) -> Checkpoints:
-    return Checkpoints(
-        Path(cfg.train.output_dir),
-        every=cfg.train.checkpoint_every,
-        keep=cfg.train.keep_checkpoints,
-        total_batch_size=cfg.dataloader.train.total_batch_size,
-        note=note,
-        background=cfg.train.async_checkpoints,
-        beside=evaluations.state_dict,
-    )
 
 
 def _evaluated(
