@@ -7,7 +7,7 @@ DeiT-III, DINOv2, DINOv3.
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from typing import Literal
+from typing import Any, Literal
 
 from torch import nn
 
@@ -231,30 +231,27 @@ def _grid(img_size: int | Sequence[int], patch_size: int) -> Size:
     return height // patch_size, width // patch_size
 
 
-def _check_together(given: dict[str, object]) -> None:
+def _check_together(given: dict[str, Any]) -> None:
     """Raise an InputError for arguments of `ViT` that exclude each other."""
-    shifted, whole = set(given["shifted_block_indexes"]), set(given["global_block_indexes"])  # pyright: ignore[reportArgumentType]
-    if both := sorted(shifted & whole):
+    both = set(given["shifted_block_indexes"]) & set(given["global_block_indexes"])
+    if both:
         raise InputError(
-            f"shifted_block_indexes: expected window blocks, got {both}. A block that sees the "
-            "whole map has no windows to shift."
+            f"shifted_block_indexes: expected window blocks, got {sorted(both)}. A block that sees "
+            "the whole map has no windows to shift."
         )
-    excluded = {}
-    if given["use_cls_token"] or given["num_register_tokens"]:
-        why = "class or register tokens, which have no place on the map"
-        names = ("use_rel_pos", "window_fit", "shifted_block_indexes", "parallel_branch")
-        excluded[why] = dict.fromkeys(names, False) | {"window_fit": "pad"}
-    if given["split_qkv"]:
-        excluded["split_qkv"] = {"use_rel_pos": False}
-    for why, names in excluded.items():
-        for name, plain in names.items():
-            value = given[name]
-            if value != plain and (plain or value):
-                raise InputError(
-                    f"{name}: expected {plain!r} with {why}, got {value!r}. Leave one of them out."
-                )
-    if given["parallel_branch"] and given["embed_dim"] % 4:  # pyright: ignore[reportOperatorIssue]
+    if given["parallel_branch"] and given["embed_dim"] % 4:
         raise InputError(
-            f"embed_dim: expected a multiple of 4, as the convolutions' groups have, got "
+            f"embed_dim: expected a multiple of 4, for the branch's groups, got "
             f"{given['embed_dim']}."
         )
+    excluded = [("use_rel_pos", "split_qkv")] if given["split_qkv"] else []
+    if given["use_cls_token"] or given["num_register_tokens"]:
+        names = ("use_rel_pos", "shifted_block_indexes", "parallel_branch", "window_fit")
+        why = "class or register tokens, which have no place on the map"
+        excluded += [(name, why) for name in names]
+    for name, why in excluded:
+        value, plain = given[name], "pad" if name == "window_fit" else False
+        if value != plain and (plain or value):
+            raise InputError(
+                f"{name}: expected {plain!r} with {why}, got {value!r}. Leave one of them out."
+            )
