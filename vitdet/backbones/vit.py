@@ -12,7 +12,7 @@ from typing import Any, Literal
 from torch import nn
 
 from vitdet.backbones.base import check_indexes
-from vitdet.backbones.block import Attention, Block, QkvBias, SplitAttention, WindowFit
+from vitdet.backbones.block import Attention, Block, QkvBias, WindowFit
 from vitdet.backbones.plain import PlainViT
 from vitdet.layers.attention import check_backend
 from vitdet.layers.norms import layer_norm
@@ -106,8 +106,8 @@ def ViT(
         mlp_ratio: hidden channels of the feed-forward layer over C.
         qkv_bias: whether q, k and v have a bias, or "qv": of q and v as parameters of their own,
             and none of k (EVA-01).
-        split_qkv: whether q, k and v have projections of their own (EVA-02), see `SplitAttention`.
-        inner_attn_norm: with `split_qkv`: a norm before the output projection (`subln`).
+        split_qkv: whether q, k and v have projections of their own (EVA-02).
+        inner_attn_norm: a norm before the output projection (`subln`).
         inner_attn_norm_eps: its epsilon.
         drop_path_rate: stochastic depth of the last block; it grows linearly from 0.
         norm_eps: epsilon of the LayerNorms.
@@ -174,22 +174,17 @@ def ViT(
         residual = branch = None
         if i in residual_block_indexes:
             residual = ConvPropagation(embed_dim, propagation, propagation_norm)
-        if split_qkv:
-            inner = nn.LayerNorm(embed_dim, inner_attn_norm_eps) if inner_attn_norm else None
-            attn = SplitAttention(
-                embed_dim, num_heads, bool(qkv_bias), inner_norm=inner, backend=attention_backend
-            )
-        else:
-            bias = "qv" if parallel_branch and is_global and qkv_bias else qkv_bias
-            rel_pos_size = ((window, window) if window else grid) if use_rel_pos else None
-            attn = Attention(
-                embed_dim,
-                num_heads,
-                bias,
-                rel_pos_size=rel_pos_size,
-                rel_pos_resize=rel_pos_resize,
-                backend=attention_backend,
-            )
+        inner = nn.LayerNorm(embed_dim, inner_attn_norm_eps) if inner_attn_norm else None
+        attn = Attention(
+            embed_dim,
+            num_heads,
+            "qv" if parallel_branch and is_global and qkv_bias else qkv_bias,
+            split=split_qkv,
+            inner_norm=inner,
+            rel_pos_size=((window, window) if window else grid) if use_rel_pos else None,
+            rel_pos_resize=rel_pos_resize,
+            backend=attention_backend,
+        )
         if parallel_branch:
             branch = parallel_convolutions(embed_dim, hidden_dim, embed_dim // 4)
         block = Block(
