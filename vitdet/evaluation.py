@@ -27,8 +27,7 @@ class CocoEvaluator:
     """Collects predictions and scores them, with detectron2's evaluator interface.
 
     Ground truth is the data set's annotation file, as the data set reads it, restricted to the
-    images of its records. Masks are run-length encoded by a thread,
-    so that the next images can be processed meanwhile.
+    images of its records. A thread encodes masks while the next images are processed.
 
     Attributes:
         predictions: of the last evaluation, in COCO's format; [] before it.
@@ -116,7 +115,7 @@ class CocoEvaluator:
             self._waiting.popleft().result()
 
     def _stop_encoder(self) -> None:
-        """End the thread: processes that read images should not be forked beside one."""
+        # processes that read images should not be forked beside a thread
         if self._encoder is not None:
             self._encoder.shutdown(cancel_futures=True)
         self._encoder = None
@@ -165,20 +164,14 @@ class CocoEvaluator:
         return {name: 100 * value for name, value in scores.items()} | {"per_class": per_class}
 
     def _check_seen(self, seen: list[int]) -> None:
-        wanted = {record["image_id"] for record in self._dataset.records}
+        wanted = Counter({record["image_id"]: 1 for record in self._dataset.records})
         counts = Counter(seen)
-        problems = {
-            "not processed": wanted - counts.keys(),
-            "processed more than once": {image for image, count in counts.items() if count > 1},
-            "not of this data set": counts.keys() - wanted,
-        }
-        for what, images in problems.items():
-            if images:
-                raise InputError(
-                    f"evaluation on {self._dataset.name}: expected predictions for each of its "
-                    f"{len(wanted)} images once, got {len(images)} images {what}, such as image "
-                    f"{min(images)}. Evaluate with the loader of the same data set."
-                )
+        if odd := sorted((wanted - counts) + (counts - wanted)):
+            raise InputError(
+                f"evaluation on {self._dataset.name}: expected predictions for each of its "
+                f"{len(wanted)} images once, got {counts[odd[0]]} for image {odd[0]} (and other "
+                f"numbers for {len(odd) - 1} more). Evaluate with the loader of the same data set."
+            )
 
 
 def _to_results(instances: Any, image_id: int, dataset: Any) -> list[Json]:

@@ -52,8 +52,7 @@ def evaluate_results(
         ARm, ARl; LVIS APr, APc, APf; `per_category_AP` {id: AP}; nan where nothing counts.
 
     Raises:
-        InputError: unreadable file, unknown image or category in the results, or a result with
-            missing or impossible values.
+        InputError: unreadable file, or a result with unknown, missing or impossible values.
     """
     truth = read_truth(Path(dataset_json)) if not isinstance(dataset_json, dict) else dataset_json
     found = _read_json(Path(results), list) if isinstance(results, str | Path) else results
@@ -105,11 +104,7 @@ def evaluated(
 
 
 def metrics(evaluator: COCOeval_faster, truth: Json, style: Style) -> Json:
-    """Return what `evaluate_results` does of an evaluator.
-
-    They are means over precision (IoU, recall, category, size, limit) and recall (the same without
-    recall).
-    """
+    """Means over precision (IoU, recall, category, size, limit) and recall (the same less one)."""
     precision, recall = evaluator.eval["precision"], evaluator.eval["recall"]
     parts: Json = {"AP": precision[..., 0, -1]}
     parts |= {"AP50": precision[0, ..., 0, -1], "AP75": precision[5, ..., 0, -1]}
@@ -194,14 +189,8 @@ def _check_truth(truth: Json, style: Style) -> None:
 def ground_truth(truth: Json, images: dict[int, Json], iou_type: str, style: Style) -> list[Json]:
     """Return copies of the annotations that count; a warning says how many do not, and why.
 
-    Args:
-        truth: content of an annotation file.
-        images: {id: image}, those that count.
-        iou_type, style: as in `evaluate_results`.
-
-    Returns:
-        Each with image_id, category_id, bbox XYWH, segmentation (or None), area, and 0 or 1:
-        iscrowd (a detection in it is none), ignore (it need not be found).
+    Each has image_id, category_id, bbox XYWH, segmentation (or None), area, and 0 or 1: iscrowd (a
+    detection in it is none), ignore (it need not be found). `images` are {id: image} that count.
     """
     categories = {category["id"] for category in truth["categories"]}
     known = {image["id"] for image in truth["images"]}
@@ -311,7 +300,9 @@ def _detection(result: Json, iou_type: str) -> Json:
     return plain | {"segmentation": mask, "area": float(mask_util.area(mask))}
 
 
-def _check_results(results: Any, images: dict[int, Json], categories: set[int], iou_type: str) -> None:
+def _check_results(
+    results: Any, images: dict[int, Json], categories: set[int], iou_type: str
+) -> None:
     for place, result in enumerate(results):
         if fault := _fault(result, images, categories, iou_type):
             raise InputError(f"result {place}: expected {fault}")

@@ -297,7 +297,7 @@ def test_voc_flags_polygons_and_masks(tmp_path: Path) -> None:
         find_data(tmp_path)
 
 
-def test_images_elsewhere(tmp_path: Path) -> None:
+def test_images_elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for form, build in FORMS.items():
         build(tmp_path / form)
     image(tmp_path / "old/a.jpg")  # an absolute name does not win over the folder that was named
@@ -311,7 +311,8 @@ def test_images_elsewhere(tmp_path: Path) -> None:
     assert objects(find_data(tmp_path / "voc", images=tmp_path / "store")) == 3
     change(tmp_path / "yolo", {"images": "mv:../photos", "data.yaml": None})
     change(tmp_path / "yolo", {"classes.txt": "cat\ndog\n"})
-    found = find_data(tmp_path / "yolo", images=tmp_path / "photos")
+    monkeypatch.chdir(tmp_path)
+    found = find_data(tmp_path / "yolo", images=Path("photos"))
     assert (set(found.parts), objects(found)) == ({"train", "val"}, 3)
 
 
@@ -343,6 +344,8 @@ def test_paths_on_the_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.chdir(tmp_path)
     for good in ("~/data", f"file://{tmp_path}/data", "data/annotations/../", "yolo/data.yaml"):
         assert objects(find_data(Path(good))) == 3
+    change(tmp_path / "yolo", {"data.yaml": None, "classes.txt": "cat\ndog\n"})
+    assert find_data(Path("yolo")).notes == ("1 class without any object: cat",)
     change(tmp_path, {"pipe": "pipe:", "loop": "to:loop", "x.zip": b"PK\x03\x04", "x.csv": "a,b"})
     for path, wanted in {
         "none": "data: expected a folder none, got nothing at this path. Check the path.",

@@ -10,21 +10,19 @@ import numpy as np
 import pytest
 import torch
 from detectron2.data import transforms as T
-from detectron2.structures import Boxes, Instances
+from detectron2.structures import Instances
 from PIL import Image
-from torch import nn
 
 import vitdet
 from vitdet import checkpoint
 from vitdet.config import load_config, save_config
 from vitdet.data.augment import fixed_resize, resize_shortest_edge
 from vitdet.data.shapes import CLASSES
-from vitdet.engine import inference
+from vitdet.engine import evaluate
 from vitdet.predict import loading
 from vitdet.predict.loading import save_for_inference
-from vitdet.predict.predictor import Predictor, pick_device
+from vitdet.predict.predictor import Predictor
 from vitdet.predict.results import Result
-from vitdet.scores import evaluate_results
 from vitdet.utils.checks import InputError
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
@@ -68,57 +66,14 @@ class Keeping:
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_the_numbers_are_those_of_evaluation(drawn_run, predictor, precision):
-    test, kept = inference.TestSet(drawn_run.cfg), Keeping()
-    inference.run_evaluator(predictor.detector, test.loader, kept, precision)
+    test, kept = evaluate.TestSet(drawn_run.cfg), Keeping()
+    evaluate.run_evaluator(predictor.detector, test.loader, kept, precision)
     options = {**EXACT, "precision": precision, "batch_size": 2}
     results = Predictor.from_checkpoint(drawn_run.weights, **options)(drawn_run.images)
     assert [result.name for result in results] == [str(path) for path in drawn_run.images]
     for result, wanted in zip(results, kept.outputs, strict=True):
         assert_same(result, wanted)
         assert result.instances.scores.dtype == torch.float32
-
-
-class Remembers(nn.Module):
-    """Finds the true boxes and masks, moved a little, in images that it knows by their pixels."""
-
-    def __init__(self, test: inference.TestSet) -> None:
-        super().__init__()
-        self.unused = nn.Parameter(torch.zeros(1))
-        self.known: dict[int, Instances] = {}
-        mapper = test.loader._mapped._mapper
-        mapper.with_instances = True
-        for record in test.dataset.records:
-            mapped = mapper(record)
-            self.known[int(mapped["image"].long().sum())] = mapped["instances"]
-        mapper.with_instances = False
-
-    def forward(self, batch: list) -> list:
-        found = []
-        for given in batch:
-            truth = self.known[int(given["image"].long().sum())]
-            size = (given["height"], given["width"])
-            shift = torch.arange(len(truth)).float()[:, None] % 3
-            moved = Instances(size, pred_boxes=Boxes(truth.gt_boxes.tensor + shift))
-            moved.scores = 1 - torch.arange(len(truth)) / 20
-            moved.pred_classes = truth.gt_classes
-            moved.pred_masks = truth.gt_masks.tensor.roll(1, dims=2)
-            found.append({"instances": moved})
-        return found
-
-
-def test_ap_through_coco_results_is_that_of_evaluation(drawn_run):
-    test = inference.TestSet(drawn_run.cfg)
-    detector = Remembers(test).eval()
-    wanted = test.evaluate(detector, "fp32")
-    predictor = Predictor(detector, CLASSES, augmentations=RESIZE, threshold=0.0)
-    results = []
-    for record, result in zip(test.dataset.records, predictor(drawn_run.images), strict=True):
-        results += result.to_coco(record["image_id"])
-    for task in ("bbox", "segm"):
-        scores = evaluate_results(drawn_run.annotations, results, task)
-        for name in ("AP", "AP50", "AP75", "AR100"):
-            assert 100 * scores[name] == wanted[task][name]
-        assert 20 < wanted[task]["AP"] < 99
 
 
 # --- what it can be given ---------------------------------------------------------------------
@@ -290,11 +245,6 @@ def test_threshold_and_classes_choose_detections(drawn_run, predictor):
 def test_wrong_options_are_one_line(predictor, options, text):
     with pytest.raises(InputError, match=text):
         Predictor(predictor.detector, CLASSES, **options)
-
-
-def test_the_device_is_the_gpu_where_there_is_one(monkeypatch):
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert pick_device() == torch.device("cpu")
 
 
 # --- files ------------------------------------------------------------------------------------

@@ -42,14 +42,11 @@ class Graph(nn.Module):
     "masks": bool (N, H, W), or with masks="boxes" the probabilities (N, M, M) inside the boxes, for
     `paste`. Those of a backbone are its levels (1, C, H', W').
 
-    Attributes:
-        detector: whether the whole detector is wrapped, else backbone and pyramid.
-        outputs: names of the outputs, in their order.
+    Args:
+        model: as built.
+        part: one of PARTS, the whole detector, or backbone and pyramid.
         size: the one (height, width) of image that it takes; None for any.
-        square, stride: images are padded to a square of this side, or where it is 0 to a multiple.
-        masks: one of MASKS; "none" for a model without masks.
-        threshold: detections score more.
-        most: there are at most so many.
+        masks: one of MASKS.
 
     Raises:
         InputError: a model that no wrapper is for (keypoints, heads that detectron2 does not have,
@@ -249,8 +246,8 @@ def _soft_nms(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Return the first `most` places and scores of `vitdet.postprocess.soft_nms`.
 
-    The definition, box after box: scores only fall, so the n-th box that is taken is the n-th of
-    the result, and `most` steps are enough, whatever comes in. Boxes without area fill up.
+    Scores only fall, so the n-th box that is taken is the n-th of the result, and `most` steps are
+    enough, whatever comes in. Boxes without area fill up.
     """
     box = torch.cat((boxes, boxes.new_zeros(most, 4))).double()
     left = torch.cat((scores, scores.new_full((most,), -1.0))).double()
@@ -281,15 +278,10 @@ def _soft_nms(
 
 
 def paste(masks: torch.Tensor, boxes: torch.Tensor, size: Size) -> torch.Tensor:
-    """Return the masks of a whole image, bool (N, height, width).
+    """Return the masks (height, width) of probabilities (N, M, M) inside boxes (N, 4).
 
     Bilinear, pixel centres at halves, nothing outside the box: the same as sampling on a grid, but
     rows and columns are weighted one after the other, as two matrix products.
-
-    Args:
-        masks: (N, M, M) probabilities inside the boxes.
-        boxes: (N, 4).
-        size: of the image.
     """
     x1, y1, x2, y2 = boxes.unbind(-1)
     rows = _weights(y1, y2, size[0], masks.shape[-2])

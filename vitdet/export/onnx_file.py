@@ -51,8 +51,7 @@ def export(
 
     Raises:
         InputError: a setting that does not suit the model, a package that is missing, images
-            without an object, operators that ONNX does not have, a disk that takes nothing more: no
-            part of the file is left then.
+            without an object, operators that ONNX does not have, a full disk.
     """
     check_output(out, opset, size)
     was_training = model.training
@@ -69,7 +68,8 @@ def export(
             write(graph, made, example_image(graph), opset)
             _finish(made, _metadata(graph, part, about or {}))
             report = compare(graph, load(made), images)
-            _put(made, out, json.dumps(asdict(report) | {"limits": LIMITS}, indent=1) + "\n")
+            about = {"holds": not report.faults, "limits": LIMITS, **asdict(report)}
+            _put(made, out, json.dumps(about, indent=1) + "\n")
     except OSError as error:
         reason = error.strerror or error
         text = f"--out {out}: it cannot be written ({reason}). Make space, or choose another folder"
@@ -141,10 +141,7 @@ def _transpose(g: Any, x: Any) -> Any:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Silence torch's exporter: Python branches on sizes, and it is not the newest one.
-
-    Every export is compared with PyTorch afterwards, so a branch that the tracer lost shows.
-    """
+    """Silence torch's exporter; a branch that the tracer lost shows in the comparison."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield
@@ -168,11 +165,7 @@ def _finish(path: Path, about: Mapping[str, str]) -> None:
 
 
 def load(path: Path) -> Run:
-    """Return how onnxruntime runs a file on the CPU.
-
-    Raises:
-        InputError: onnxruntime cannot; what is returned raises it for an image.
-    """
+    """Return how onnxruntime runs a file on the CPU; both raise InputError where it cannot."""
     import onnxruntime
 
     state = import_module("onnxruntime.capi.onnxruntime_pybind11_state")

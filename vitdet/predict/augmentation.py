@@ -88,9 +88,6 @@ def detect(
         given: its input by the recipe: `image` uint8 (3, h, w), `height`, `width`.
         image: uint8 (height, width, 3), channels in the detector's order.
         tta: the views.
-
-    Returns:
-        detectron2's instances in pixels of `image`, with `pred_masks` if the detector has them.
     """
     size = (int(given["height"]), int(given["width"]))
     run: Any = detector  # its parts are modules, not tensors

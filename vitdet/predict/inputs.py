@@ -38,26 +38,18 @@ class Picture:
     array: np.ndarray | None = field(default=None, repr=False)
 
     def pixels(self) -> np.ndarray:
-        """Return uint8 RGB (height, width, 3), upright by the EXIF orientation of a file.
-
-        Raises:
-            InputError: the file is missing or cannot be decoded.
-        """
+        """Return uint8 RGB (height, width, 3), upright, or raise an InputError of the file."""
         return np.array(open_image(str(self.path))) if self.array is None else self.array
 
 
 def open_inputs(given: Any) -> tuple[str, Iterable[Picture]]:
-    """Return the pictures that a predictor was given, and how they came.
+    """Return how pictures came, "one", "list" or "stream", and the pictures, read in their turn.
 
     Args:
         given: one image (path, PIL image, uint8 array (height, width, 3) RGB, (height, width) grey
             or (height, width, 4) with alpha, uint8 tensor (3, height, width) RGB, `Picture`); or
-            many: a list or tuple of these, a folder or a pattern ("shots/*.jpg") of image files, a
-            video file, a generator.
-
-    Returns:
-        "one", "list" or "stream" (without a known end), and the pictures: files and frames are
-        read when their turn comes.
+            many: a list or tuple of these, a folder or a pattern ("shots/*.jpg") of image files; or
+            a stream: a video file, a generator.
 
     Raises:
         InputError: something else, nothing at the path, a folder without images.
@@ -125,11 +117,7 @@ def passed_over_text(passed_over: Counter[str]) -> str:
 
 
 def video_frames(path: Path) -> Iterator[Picture]:
-    """Yield the frames of a video, one at a time.
-
-    Raises:
-        InputError: OpenCV cannot read it.
-    """
+    """Yield the frames of a video, or raise an InputError where OpenCV cannot read it."""
     if not path.is_file():  # OpenCV would wait for a pipe
         raise InputError(f"video {path}: expected a file, got none. Check the path.")
     video = cv2.VideoCapture(str(path))

@@ -6,7 +6,7 @@ import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from detectron2.data import MetadataCatalog
@@ -45,21 +45,6 @@ _MAX_ELEMENTS = 1 << 28  # that a model may have beyond twice those of its file
 Names = Sequence[str] | Mapping[int, str]
 
 
-class Loaded(NamedTuple):
-    """A detector in evaluation mode, and what its file says of it.
-
-    `class_names` and `class_ids` (in COCO results) are by class index, `mapper` is that of the
-    recipe's test data, `note` what this project wrote into the file beside the weights.
-    """
-
-    detector: nn.Module
-    class_names: tuple[str, ...]
-    class_ids: tuple[int, ...]
-    cfg: DictConfig
-    mapper: Any
-    note: dict[str, Any]
-
-
 def load(
     path: str | Path,
     *,
@@ -69,7 +54,7 @@ def load(
     class_names: Names | None = None,
     weights: str = "model",
     trust: bool = False,
-) -> Loaded:
+) -> tuple[nn.Module, dict[str, Any], dict[str, Any]]:
     """Build the detector of a file and load its weights exactly.
 
     Args:
@@ -81,6 +66,10 @@ def load(
         weights: "model", or "ema" for the moving average of a run with train.ema_decay.
         trust: take a recipe of more than plain data (`vitdet.plain_recipes`), and open a torch
             file of more than tensors: both may run code of the file's author.
+
+    Returns:
+        The detector in evaluation mode, the arguments of a `Predictor` that go with it, and what
+        this project wrote into the file beside the weights.
 
     Raises:
         InputError: no recipe or class names, another size, an untrained file.
@@ -104,26 +93,20 @@ def load(
             f"dataloader.test.mapper of {source}: expected a vitdet.data.mapper.Mapper, got "
             f"{type(mapper).__name__}. Use config=..., or Predictor(detector, class_names, ...)."
         )
-    return Loaded(detector.eval(), names, ids, cfg, mapper, note)
+    about = {"class_names": names, "class_ids": ids, "cfg": cfg}
+    about |= {"augmentations": mapper.augmentations.augs, "image_format": mapper.image_format}
+    return detector.eval(), about, note
 
 
-def save_for_inference(
-    source: str | Path,
-    output: str | Path,
-    *,
-    weights: str = "model",
-    config: str | Path | None = None,
-    overrides: Sequence[str] = (),
-    class_names: Names | None = None,
-    trust: bool = False,
-) -> Path:
+def save_for_inference(source: str | Path, output: str | Path, **options: Any) -> Path:
     """Write a slim file: weights, class names and recipe, and nothing of the training.
 
     The detector is built and the weights are loaded first, so the file that is written works.
 
     Args:
-        source, weights, config, overrides, class_names, trust: see `load`.
+        source: a file, as `load` takes it.
         output: .safetensors (no code can be in it), or .pth.
+        options: weights, config, overrides, class_names, trust: see `load`.
 
     Raises:
         InputError: as `load`; an output that is the source, or that cannot be written.
@@ -132,26 +115,18 @@ def save_for_inference(
     checkpoint.check_writable(output)
     if output.resolve() == Path(source).resolve():
         raise InputError(f"output {output}: this is the input. Choose another name.")
-    loaded = load(
-        source,
-        device=torch.device("cpu"),
-        config=config,
-        overrides=overrides,
-        class_names=class_names,
-        weights=weights,
-        trust=trust,
-    )
-    about: dict[str, Any] = {
+    detector, loaded, note = load(source, device=torch.device("cpu"), **options)
+    about = {
         "format": checkpoint.FORMAT,
-        "class_names": list(loaded.class_names),
-        "class_ids": list(loaded.class_ids),
-        "config": config_text(loaded.cfg),
-        "weights": weights,
+        "class_names": list(loaded["class_names"]),
+        "class_ids": list(loaded["class_ids"]),
+        "config": config_text(loaded["cfg"]),
+        "weights": options.get("weights", "model"),
     }
-    versions = loaded.note.get("environment")
+    versions = note.get("environment")
     if isinstance(versions, dict) and all(isinstance(each, str) for each in versions.values()):
-        about["environment"] = {str(name): text for name, text in versions.items()}
-    checkpoint.write(output, {"model": loaded.detector.state_dict(), "vitdet": about})
+        about["environment"] = versions
+    checkpoint.write(output, {"model": detector.state_dict(), "vitdet": about})
     return output
 
 

@@ -20,27 +20,7 @@ from vitdet.predict.inputs import Picture, open_inputs
 from vitdet.predict.results import Result, class_indexes
 from vitdet.predict.slicing import Slices, detect_sliced
 from vitdet.utils.checks import InputError
-from vitdet.utils.precision import autocast_dtype
-
-
-def pick_device(name: str | torch.device = "auto") -> torch.device:
-    """Return a device that is here: "cpu", "cuda", "cuda:1", "mps", "auto" for CUDA's or the CPU.
-
-    Raises:
-        InputError: torch has no such device, or none on this machine.
-    """
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        device = torch.device(name)
-        torch.zeros(1, device=device).cpu()
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        reason = str(error).partition("\n")[0][:200]
-        text = (
-            f"device {name}: torch cannot use it ({reason}). Choose auto, cpu, cuda, cuda:N, mps."
-        )
-        raise InputError(text) from error
-    return device
+from vitdet.utils.precision import autocast_dtype, pick_device
 
 
 class Predictor:
@@ -133,7 +113,7 @@ class Predictor:
         Raises:
             InputError: no such file, nothing known of the recipe, weights of another size.
         """
-        loaded = loading.load(
+        detector, about, _ = loading.load(
             path,
             device=pick_device(device),
             config=config,
@@ -142,29 +122,16 @@ class Predictor:
             weights=weights,
             trust=trust,
         )
-        predictor = cls(
-            loaded.detector,
-            loaded.class_names,
-            augmentations=loaded.mapper.augmentations.augs,
-            image_format=loaded.mapper.image_format,
-            class_ids=loaded.class_ids,
-            cfg=loaded.cfg,
-            **options,
-        )
+        predictor = cls(detector, **about, **options)
         predictor.source = None if config is not None or trust else str(path)
         return predictor
 
     def __call__(self, images: Any) -> Any:
-        """Find objects.
-
-        Args:
-            images: one image: a path, PIL image, uint8 array (height, width, 3) in RGB, uint8
-                tensor (3, height, width); a list of these, a folder, a pattern ("shots/*.jpg"); a
-                video file or a generator of images.
+        """Find objects in what `open_inputs` takes.
 
         Returns:
-            A `Result` for one image, a list of them for many, an iterator for a video or a
-            generator, of which only a batch is in memory.
+            A `Result` for one image, a list of them for many (a list, folder, pattern), an iterator
+            for a video or a generator, of which only a batch is in memory.
 
         Raises:
             InputError: something else; a file that is missing or damaged.
@@ -190,13 +157,10 @@ class Predictor:
                 yield result if self.classes is None else result.of_classes(self.classes)
 
     def detect(self, images: Sequence[np.ndarray]) -> list[Instances]:
-        """Return all detections, of any score and class, in images that are taken whole.
+        """Return all detections in images uint8 RGB (height, width, 3) that are taken whole.
 
-        Args:
-            images: uint8 RGB (height, width, 3) each; they go through the detector together.
-
-        Returns:
-            detectron2's instances on the CPU in float32, in pixels of the images.
+        They are detectron2's instances on the CPU in float32, in pixels of the images, which go
+        through the detector together.
         """
         dtype, tta = autocast_dtype(self.precision, self.device), self.tta
         autocast = torch.autocast(self.device.type, dtype, enabled=dtype is not None)
@@ -213,14 +177,10 @@ class Predictor:
         return [_plain(instances) for instances in found]
 
     def model_input(self, image: np.ndarray) -> dict[str, Any]:
-        """Return what the detector takes: the image resized by the recipe's rule, and its size.
-
-        Args:
-            image: uint8 (height, width, 3), channels in the detector's order.
+        """Return what the detector takes of an image uint8 (height, width, 3) in its channels.
 
         Raises:
-            InputError: the result is larger than the square that the detector pads to, or has a
-                side without a pixel.
+            InputError: resized it is larger than the detector's square, or has no pixel left.
         """
         height, width = image.shape[:2]
         given: Any = T.AugInput(np.ascontiguousarray(image))
@@ -244,10 +204,10 @@ class Predictor:
 def _plain(instances: Instances) -> Instances:
     """Bring instances to the CPU and to float32, which NumPy knows."""
     instances = instances.to("cpu")
-    fields = {
+    fields = instances.get_fields()
+    floats = {
         name: value.float()
+        for name, value in fields.items()
         if isinstance(value, torch.Tensor) and value.is_floating_point()
-        else value
-        for name, value in instances.get_fields().items()
     }
-    return Instances(instances.image_size, **fields)
+    return Instances(instances.image_size, **{**fields, **floats})

@@ -69,19 +69,16 @@ class Slices:
 def detect_sliced(
     detect: Detect, image: np.ndarray, slices: Slices, batch_size: int = 1
 ) -> tuple[Instances, list[RunLengths] | None]:
-    """Return what is found in an image's parts, each object once, the best first.
+    """Return what is found in an image's parts, each object once, the best first; and its masks.
 
-    Masks are kept in COCO's encoding, so memory is that of a batch of parts.
+    These are in COCO's encoding, so memory is that of a batch of parts. An image of one part comes
+    back as `detect` gave it, with `pred_masks` and None.
 
     Args:
-        detect: images uint8 (height, width, 3) -> instances, see `Predictor.detect`.
+        detect: see `Predictor.detect`.
         image: uint8 (height, width, 3).
         slices: how to cut.
         batch_size: parts that are detected together.
-
-    Returns:
-        Instances without masks, and the masks. An image of one part comes back as `detect` gave
-        it, with `pred_masks` and None.
     """
     height, width = image.shape[:2]
     places = slices.places(height, width)
@@ -161,9 +158,7 @@ def keep(
     class, found in another part, is the same box (IoU); a cut one also if it lies for the most part
     in such a box. Detections of one part have been compared by the detector already.
 
-    Args:
-        boxes: (N, 4) in pixels of the image.
-        scores, classes, cut, owner: (N,); owner is the number of the part.
+    `boxes` are (N, 4) in pixels of the image, `owner` (N,) the numbers of the parts.
     """
     order = scores.argsort(descending=True, stable=True)
     order = order[cut[order].to(torch.int8).argsort(stable=True)]

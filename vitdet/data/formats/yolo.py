@@ -253,7 +253,7 @@ def _places(listing: Listing, images: Path | None, notes: list[str]) -> Places:
 def _images(place: Path, folder: Path, notes: list[str]) -> list[Path]:
     """Return the images of a folder, or those that a text file lists."""
     if place.is_dir():
-        listing = list_files(place)
+        listing = list_files(written(place))
         notes += listing.notes()
         return listing.images()
     found, moved = [], 0
