@@ -5,9 +5,9 @@ from __future__ import annotations
 import logging
 
 import pytest
-import step_workers
+import ranks
+from pair import in_pair
 import torch
-import workers
 from test_run import numbers
 from test_variants import VARIANTS
 from tiny_recipe import detector_node, draw, recipe
@@ -15,7 +15,6 @@ from torch import nn
 
 from vitdet import checkpoint
 from vitdet.config import build_model
-from vitdet.engine.launch import launch
 from vitdet.engine.losses import DetectorLoss, cut
 from vitdet.engine.run import train
 from vitdet.engine.trainer import Trainer
@@ -52,8 +51,8 @@ def test_the_gradient_is_that_of_the_whole_batch(accumulate):
 
 @pytest.mark.parametrize("accumulate", [2, 4])
 def test_a_run_has_the_weights_and_the_losses_of_whole_batches(tmp_path, accumulate):
-    workers.train_even_batches(str(tmp_path / "whole"))
-    workers.train_even_batches(str(tmp_path / "parts"), accumulate=accumulate)
+    ranks.train_even_batches(str(tmp_path / "whole"))
+    ranks.train_even_batches(str(tmp_path / "parts"), accumulate=accumulate)
     whole, parts = (
         checkpoint.read(tmp_path / name / "model_final.pth")["model"] for name in ("whole", "parts")
     )
@@ -67,8 +66,8 @@ def test_a_run_has_the_weights_and_the_losses_of_whole_batches(tmp_path, accumul
 @pytest.mark.slow
 @pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
 def test_parts_in_two_processes_have_the_weights_of_one_batch(tmp_path, parallel):
-    workers.train_even_batches(str(tmp_path / "whole"))
-    launch(step_workers.train_in_parts, 2, args=(str(tmp_path / "parts"), 2, parallel))
+    ranks.train_even_batches(str(tmp_path / "whole"))
+    in_pair(ranks.train_in_parts, str(tmp_path / "parts"), 2, parallel)
     whole, parts = (
         checkpoint.read(tmp_path / name / "model_final.pth")["model"] for name in ("whole", "parts")
     )
@@ -78,7 +77,7 @@ def test_parts_in_two_processes_have_the_weights_of_one_batch(tmp_path, parallel
 
 @pytest.mark.slow
 def test_gradients_travel_with_the_last_part_only(tmp_path):
-    launch(step_workers.count_reductions, 2, args=(str(tmp_path),))
+    in_pair(ranks.count_reductions, str(tmp_path))
     counts = [(tmp_path / f"rank{rank}.txt").read_text().split() for rank in range(2)]
     once, twice = counts[0]
     assert counts[1] == counts[0]

@@ -7,14 +7,14 @@ from pathlib import Path
 
 import pytest
 import torch
-import workers
+import ranks
+from pair import in_pair
 from test_run import assert_same, numbers, stop_after
 from tiny_recipe import recipe
 from torch import nn
 
 from vitdet import checkpoint
 from vitdet.engine.ema import Ema
-from vitdet.engine.launch import launch
 from vitdet.engine.run import evaluate, train
 from vitdet.engine.trainer import NonFiniteLossError, Trainer
 from vitdet.utils.checks import InputError
@@ -240,8 +240,8 @@ def test_an_average_that_is_not_finite_is_not_saved():
 @pytest.mark.slow
 def test_two_processes_have_the_average_of_one(tmp_path):
     one, two = tmp_path / "one", tmp_path / "two"
-    workers.train_even_batches(str(one), ema_decay=DECAY)
-    launch(workers.train_with_average, 2, args=(str(two), DECAY))
+    ranks.train_even_batches(str(one), ema_decay=DECAY)
+    in_pair(ranks.train_with_average, str(two), DECAY)
     ours, theirs = (checkpoint.read(folder / "model_final.pth") for folder in (one, two))
     for name, average in ours["ema_state"].items():
         torch.testing.assert_close(theirs["ema_state"][name], average, rtol=0, atol=1e-6, msg=name)

@@ -17,7 +17,7 @@ from detectron2.structures import BitMasks, Boxes, Instances, PolygonMasks
 from vitdet import checkpoint
 from vitdet.engine.examine import Finding, bad_gradients, examine
 from vitdet.engine.losses import Batch, cut
-from vitdet.engine.parallel import is_shared_out
+from vitdet.engine.parallel import is_sharded
 from vitdet.utils.checks import InputError, fail
 from vitdet.utils.distributed import all_gather_object, rank, world_size
 from vitdet.utils.env import seed_from
@@ -109,7 +109,7 @@ class BadSteps:
         if path is not None and rank() in guilty:
             first = not self.met and rank() == min(guilty)
             content = _content(trainer, batch, found, text)
-            if first and not is_shared_out(trainer.detector):  # once a run: it may be gigabytes
+            if first and not is_sharded(trainer.detector):  # once a run: it may be gigabytes
                 content["model"] = trainer.detector.state_dict()
             _make_folder(path.parent)
             checkpoint.write(path, content)
@@ -152,7 +152,7 @@ def file_names(batch: Batch) -> list[str]:
 
 def _examine(trainer: Trainer, batch: Batch) -> Finding:
     """Run the step once more; the trainer has no gradient afterwards."""
-    shared_out = is_shared_out(trainer.detector)
+    shared_out = is_sharded(trainer.detector)
     parameters = bad_gradients(trainer.detector) if shared_out else []
     trainer.optimizer.zero_grad(set_to_none=True)  # gives the memory back for another one
     found = examine(

@@ -13,7 +13,7 @@ from torch import nn
 from torch.distributed.tensor import DTensor
 
 from vitdet.engine.losses import Batch
-from vitdet.engine.parallel import give_up_step, is_shared_out
+from vitdet.engine.parallel import give_up_step, is_sharded
 from vitdet.utils.env import seed_all
 
 _MOST_NAMES = 8  # of parameters in a text
@@ -89,7 +89,7 @@ def examine(
     found = Finding()
     detector: Any = loss.detector
     learning = {name: p for name, p in detector.named_parameters() if p.requires_grad}
-    sharded = is_shared_out(detector)
+    sharded = is_sharded(detector)
     sums = [] if sharded else [torch.zeros_like(each) for each in learning.values()]
     device = next(detector.parameters()).device
     seed_all(seed)

@@ -27,7 +27,7 @@ from vitdet.engine.losses import Batch, DetectorLoss, cut
 from vitdet.engine.parallel import (
     distributed,
     give_up_step,
-    shared_optimizer_state,
+    shard_like,
     sync_buffers,
     without_sync,
 )
@@ -354,14 +354,26 @@ class Trainer:
             )
         self._load_average(state, source)
         try:
-            moments = shared_optimizer_state(self.optimizer, saved["state"])
-            self.optimizer.load_state_dict({**mine, "state": moments})
+            self.optimizer.load_state_dict({**mine, "state": self._sharded(saved["state"])})
             if state["scaler"] and self.scaler.is_enabled():  # empty when the run had no fp16
                 self.scaler.load_state_dict(state["scaler"])
             self.bad_steps.met = list(state.get("bad_steps", ()))
         except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
             raise _strange(source, error) from error
         self.images_seen = state["images_seen"]
+
+    def _sharded(self, state: dict[int, dict[str, Any]]) -> dict[int, dict[str, Any]]:
+        """Return the moments of a saved optimizer, sharded as the parameters are."""
+        parameters = [each for group in self.optimizer.param_groups for each in group["params"]]
+        return {
+            index: {
+                name: shard_like(parameters[index], value)
+                if isinstance(value, torch.Tensor)
+                else value
+                for name, value in moments.items()
+            }
+            for index, moments in state.items()
+        }
 
     def _load_average(self, state: dict[str, Any], source: str) -> None:
         """Continue the average of the weights; what a run began with, it goes on with."""
