@@ -9,27 +9,19 @@ Exit status: 0 written, 1 some keys are unaccounted for (nothing is written but 
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Sequence
 
 from vitdet.utils.checks import exit_status
 
 
-def parse(argv: Sequence[str]) -> argparse.Namespace:
-    """Return the command line."""
-    from vitdet.app import convert  # not above: ^C while it is imported is one line too
-
-    return convert.parse(argv)
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; return the exit status."""
 
     def run() -> int:
-        from vitdet.app import convert
+        from vitdet.app import convert  # not above: ^C while it is imported is one line too
 
-        return convert.run(parse(sys.argv[1:] if argv is None else argv))
+        return convert.run(convert.parse(sys.argv[1:] if argv is None else argv))
 
     return exit_status(run)
 

@@ -37,7 +37,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
 def main(args: argparse.Namespace) -> None:
     """Run in each process."""
     from vitdet.config import load_config
-    from vitdet.engine.groups import group_lines
+    from vitdet.engine.parameters import group_lines
     from vitdet.engine.run import evaluate, train
 
     # torchrun starts its workers again when one has died

@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 from collections.abc import Callable, Iterator
 
 import torch
@@ -27,8 +26,11 @@ from common import (
     DTYPES,
     EXACT_MALLOC,
     MIB,
+    Found,
     MatrixProduct,
     Table,
+    free_memory,
+    growth_table,
     in_own_process,
     in_turn,
     parser,
@@ -39,7 +41,7 @@ from common import (
 
 from vitdet.layers.attention import KERNELS, attention
 from vitdet.layers.kernels.triton_rel_pos import TILES, Tile, card
-from vitdet.layers.rel_pos import RelPos
+from vitdet.layers.positions import RelPos
 
 # (blocks, height, width): the 14 x 14 windows of a 1024 px image, whole images, a rectangle
 SIZES = ["25x14x14", "1x32x32", "1x24x48", "1x64x64"]
@@ -186,42 +188,25 @@ def measured(name: str, args: argparse.Namespace, side: int) -> tuple[float, flo
 def fits(name: str, args: argparse.Namespace, side: int) -> bool:
     """Whether the L x L matrices of eager fit: three at a time forward, five with gradients."""
     matrix = HEADS * (side // PATCH) ** 4 * DTYPES[args.dtype].itemsize
-    on_cpu = args.device == "cpu"
-    free = process_memory("MemAvailable", "/proc/meminfo") if on_cpu else cuda_free()
-    return name != "eager" or (5 if args.backward else 3) * matrix < free
-
-
-def cuda_free() -> int:
-    """Return the bytes that CUDA can still give."""
-    return torch.cuda.mem_get_info()[0]
+    return name != "eager" or (5 if args.backward else 3) * matrix < free_memory(args.device)
 
 
 def growth(args: argparse.Namespace) -> list[str]:
     """Return the table of image sizes."""
-    table = Table("kernel", *(f"{side} px: ms, MiB" for side in args.sides), "power: ms, MiB")
-    for name, title in (("auto", "vitdet"), ("eager", "L x L bias"), (FLOOR, FLOOR)):
-        sides = [side for side in args.sides if fits(name, args, side)]
-        found = {side: measured(name, args, side) for side in sides}
-        cells = {side: f"{1e3 * time:.1f}, {peak:.0f}" for side, (time, peak) in found.items()}
-        table.add(
-            *(title, *(cells.get(side, "does not fit") for side in args.sides)),
-            ", ".join(powers(found)),
-        )
+
+    def measure(name: str, side: int) -> Found | None:
+        if not fits(name, args, side):
+            return None
+        seconds, peak = measured(name, args, side)
+        return 1e3 * seconds, peak
+
+    names = {"auto": "vitdet", "eager": "L x L bias", FLOOR: FLOOR}
+    lines = growth_table(names, args.sides, measure, "ms, MiB")
     free = process_memory("MemTotal", "/proc/meminfo") / MIB / 1024
     note = f"Memory is above the inputs. This machine has {free:.0f} GiB"
     if args.device == "cuda":
         note += f", its GPU {torch.cuda.mem_get_info()[1] / MIB / 1024:.0f}"
-    return [*table.lines, "", f"{note}."]
-
-
-def powers(found: dict[int, tuple[float, float]]) -> list[str]:
-    """Return the power of the number of tokens with which time and memory grow, from two sides."""
-    first, last = min(found), max(found)
-    if first == last:
-        return []
-    tokens = 2 * math.log(last / first)  # how much their logarithm grows
-    ends = zip(found[first], found[last], strict=True)
-    return [f"{math.log(b / a) / tokens:.2f}" if a and b else "" for a, b in ends]
+    return [*lines, "", f"{note}."]
 
 
 # --- tiles ---------------------------------------------------------------------------------------

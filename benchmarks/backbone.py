@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 from collections.abc import Callable
 
 import peers
@@ -25,14 +24,16 @@ from common import (
     DTYPES,
     EXACT_MALLOC,
     MIB,
+    Found,
     MatrixProduct,
     Table,
     count_flops,
+    free_memory,
+    growth_table,
     in_own_process,
     in_turn,
     parser,
     peak_memory,
-    process_memory,
     write,
 )
 from peers import OURS, PEERS, Peer, Sizes
@@ -153,13 +154,7 @@ def fits(name: str, args: argparse.Namespace, size: int) -> bool:
     """Whether three L x L matrices a head fit into memory, which is what the peers hold."""
     sizes = peers.MODELS[args.model](size)
     matrix = sizes.num_heads * (size / sizes.patch_size) ** 4 * DTYPES[args.dtype].itemsize
-    free = process_free() if args.device == "cpu" else torch.cuda.mem_get_info()[0]
-    return name == OURS or 3.5 * args.batch * matrix < free
-
-
-def process_free() -> int:
-    """Return the bytes of memory that programs can still have."""
-    return process_memory("MemAvailable", "/proc/meminfo")
+    return name == OURS or 3.5 * args.batch * matrix < free_memory(args.device)
 
 
 # --- tables --------------------------------------------------------------------------------------
@@ -201,21 +196,15 @@ def compared(args: argparse.Namespace) -> list[str]:
 
 def growth(args: argparse.Namespace) -> list[str]:
     """Return the table of sizes."""
-    table = Table("backbone", *(f"{side} px: s, MiB" for side in args.sides), "power: s, MiB")
-    for name in (OURS, *args.peers):
-        found: dict[int, tuple[float, float]] = {}
-        for side in args.sides:
-            if fits(name, args, side):
-                seconds = measured(name, args, side, exact=False)["seconds"]
-                found[side] = seconds, measured(name, args, side)["peak"]
-        cells = [
-            "{:.2f}, {:.0f}".format(*found[side]) if side in found else "-" for side in args.sides
-        ]
-        first, last = min(found), max(found)
-        tokens = 2 * math.log(last / first)
-        powers = [math.log(b / a) / tokens for a, b in zip(found[first], found[last], strict=True)]
-        table.add(name, *cells, ", ".join(f"{power:.2f}" for power in powers))
-    return table.lines
+
+    def measure(name: str, side: int) -> Found | None:
+        if not fits(name, args, side):
+            return None
+        seconds = measured(name, args, side, exact=False)["seconds"]
+        return seconds, measured(name, args, side)["peak"]
+
+    names = {name: name for name in (OURS, *args.peers)}
+    return growth_table(names, args.sides, measure, "s, MiB")
 
 
 def parse() -> argparse.Namespace:

@@ -1,12 +1,20 @@
-"""Time inference of Mask R-CNN on the plain ViT-B against detectron2's, with the same weights.
+"""Time Mask R-CNN on the plain ViT-B against detectron2's, with the same weights and images.
 
-    python benchmarks/detector.py [--batch 1] [--dtype float32] [--tiny] [--write]
+    python benchmarks/detector.py [--train] [--batch 1] [--dtype float32] [--tiny] [--write]
 
-Ours is the recipe, theirs the model of detectron2's own zoo file with its ViT, pyramid and norms,
-each from uint8 images to masks in the size of the image. The weights are random, with a predictor
-that is sure of its classes, so that there are 100 objects an image to paste. Detections are matched
-before timing, in float32: an object of the same class at the same place has to be on the other
-side, with the same score and mask. Another type is autocast on both sides.
+Ours is the recipe, theirs the model of detectron2's own zoo file with its ViT, pyramid and norms.
+The weights are random. Another type than float32 is autocast on both sides.
+
+Inference is from uint8 images to masks in the size of the image, with a predictor that is sure of
+its classes, so that there are 100 objects an image to paste. Detections are matched before timing,
+in float32: an object of the same class at the same place has to be on the other side, with the same
+score and mask. Peak memory is above the weights.
+
+With --train it is a training step: forward, backward and AdamW, ours by `vitdet.engine.trainer`
+with the recipe's optimizer, theirs as detectron2's trainer takes it with the optimizer of its zoo.
+Before timing, the losses of every image are compared in float32, with the same anchors and
+proposals sampled on both sides. Peak memory is above weights, gradients and the optimizer's state,
+"in all" with them. On a CPU each is measured in a process of its own.
 """
 
 from __future__ import annotations
@@ -33,10 +41,14 @@ from common import (
     write,
 )
 from detectron2 import model_zoo
-from detectron2.structures import Instances, pairwise_iou
+from detectron2.structures import BitMasks, Boxes, Instances, pairwise_iou
+from detectron2.utils.events import EventStorage
 from torch import nn
 
-from vitdet.config import build_model, load_config
+from vitdet.config import build_model, instantiate, load_config
+from vitdet.engine.losses import DetectorLoss
+from vitdet.engine.trainer import Trainer
+from vitdet.utils.env import random_state, seed_from
 from vitdet.utils.quiet import quiet_dependencies
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -46,6 +58,9 @@ ZOO = "common/models/mask_rcnn_vitdet.py"
 Batch = list[dict[str, Any]]
 # of two detections that are taken for the same; and how many of all must be
 PIXELS, SCORE, MASK_IOU, MATCHES = 0.1, 1e-3, 0.98, 0.97
+OBJECTS, SEED = 12, 0  # of training
+PRECISIONS = {"float32": "fp32", "bfloat16": "bf16"}
+TOLERANCE = 1e-2  # of a loss: a proposal more or less among equals changes it a little
 
 
 # --- models and images ---------------------------------------------------------------------------
@@ -101,7 +116,7 @@ def run(model: nn.Module, batch: Batch, dtype: str) -> list[Instances]:
 # --- comparison ----------------------------------------------------------------------------------
 
 
-def compare(got: list[Instances], expected: list[Instances]) -> str:
+def compare_detections(got: list[Instances], expected: list[Instances]) -> str:
     """Return how far detections are apart; stop where they are others."""
     worst = {"box": 0.0, "score": 0.0, "mask": 1.0}
     matched = total = 0
@@ -133,66 +148,170 @@ def compare(got: list[Instances], expected: list[Instances]) -> str:
     )
 
 
+# --- training ----------------------------------------------------------------------------------
+
+
+def training_images(count: int, tiny: bool) -> Batch:
+    """Return images with objects, and the position of each in the stream of the run."""
+    batch = images(count, tiny)
+    generator = torch.Generator().manual_seed(2)
+    for position, record in enumerate(batch):
+        height, width = record["height"], record["width"]
+        size = torch.tensor([width, height])
+        corners = (0.7 * size * torch.rand(OBJECTS, 2, generator=generator)).round()
+        sides = (size * (0.1 + 0.2 * torch.rand(OBJECTS, 2, generator=generator))).round()
+        boxes = torch.cat([corners, corners + sides], 1)
+        masks = torch.zeros(OBJECTS, height, width, dtype=torch.bool)
+        for mask, (left, top, right, bottom) in zip(masks, boxes.int().tolist(), strict=True):
+            mask[top:bottom, left:right] = True
+        objects = Instances((height, width), gt_boxes=Boxes(boxes), gt_masks=BitMasks(masks))
+        objects.gt_classes = torch.randint(80, (OBJECTS,), generator=generator)
+        record |= {"instances": objects, "position": position}
+    return batch
+
+
+def optimizer(name: str, model: nn.Module) -> torch.optim.Optimizer:
+    """Return AdamW as the recipe or detectron2's zoo describes it."""
+    if name == OURS:
+        node = load_config(RECIPE).optimizer
+        return instantiate({**node, "model": model})
+    node: Any = model_zoo.get_config("common/optim.py").AdamW
+    node.params.model = model
+    return instantiate(node)
+
+
+def stepper(
+    name: str, model: nn.Module, batch: Batch, args: argparse.Namespace
+) -> Callable[[], object]:
+    """Return a training step to run without arguments."""
+    model.train()
+    if name == OURS:
+        trainer = Trainer(
+            model,
+            optimizer(name, model),
+            lambda _: 0.0,  # the weights stay what they are
+            precision=PRECISIONS[args.dtype],
+            seed=SEED,
+        )
+
+        def ours() -> None:
+            with trainer.statistics:
+                trainer.step(batch)
+
+        return ours
+
+    theirs = optimizer(name, model)
+    for group in theirs.param_groups:
+        group["lr"] = 0.0
+
+    def step() -> None:
+        with EventStorage():
+            theirs.zero_grad(set_to_none=True)
+            with torch.autocast(args.device, DTYPES[args.dtype], args.dtype != "float32"):
+                losses = model(batch)
+            sum(losses.values()).backward()
+            theirs.step()
+
+    return step
+
+
+def losses_of(name: str, model: nn.Module, record: dict[str, Any]) -> dict[str, torch.Tensor]:
+    """Return the losses of one image, its anchors and proposals sampled under its own seed."""
+    model.train()
+    with torch.no_grad(), EventStorage(), torch.backends.cudnn.flags(allow_tf32=False):
+        if name == OURS:
+            return DetectorLoss(model, seed=SEED)([record])
+        with random_state(seed_from(SEED, record["position"])):
+            return model([record])
+
+
+def compare_losses(models: dict[str, nn.Module], batch: Batch) -> str:
+    """Return how far the losses are apart; stop where they are others."""
+    worst = 0.0
+    for record in batch:
+        mine, theirs = (losses_of(name, models[name], record) for name in (OURS, THEIRS))
+        if mine.keys() != theirs.keys():
+            raise SystemExit(f"losses differ: {sorted(mine)}, {sorted(theirs)}")
+        for key, value in theirs.items():
+            away = ((mine[key] - value).abs() / value.abs().clamp(min=1e-3)).item()
+            if not away <= TOLERANCE:
+                raise SystemExit(f"{key}: {mine[key].item():.6g} for {value.item():.6g}")
+            worst = max(worst, away)
+    return f"Losses of every image agree within {worst:.1g} of their value."
+
+
 # --- run -----------------------------------------------------------------------------------------
 
 
-def one(name: str, args: argparse.Namespace) -> float:
-    """Return the peak above the weights in MiB, in this process."""
+def runner(
+    name: str, model: nn.Module, batch: Batch, args: argparse.Namespace
+) -> Callable[[], object]:
+    """Return what is timed, to run without arguments."""
+    if args.train:
+        return stepper(name, model, batch, args)
+    return partial(run, model, batch, args.dtype)
+
+
+def given(args: argparse.Namespace) -> Batch:
+    """Return the images."""
+    return (training_images if args.train else images)(args.batch, args.tiny)
+
+
+def one(name: str, args: argparse.Namespace) -> list[float]:
+    """Return the peak above what is held in MiB, of training also in all, in this process."""
     model = detector(name, args.tiny, args.device)
-    batch = images(args.batch, args.tiny)
-    return peak_memory(partial(run, model, batch, args.dtype), args.device) / MIB
+    todo = runner(name, model, given(args), args)
+    if not args.train:
+        return [peak_memory(todo, args.device) / MIB]
+    todo()  # gradients and the optimizer's state are there now
+    peak = peak_memory(todo, args.device)
+    held = sum(p.numel() * p.element_size() for p in model.parameters())
+    return [peak / MIB, (peak + 4 * held) / MIB]
 
 
-def measured(file: str, name: str, args: argparse.Namespace) -> Any:
-    """Run `one` of a benchmark in a fresh process with exact accounts of memory."""
-    words = [file, "--one", name, "--batch", str(args.batch), "--dtype", args.dtype]
-    words += ["--device", args.device, "--threads", str(args.threads)] + ["--tiny"] * args.tiny
+def measured(name: str, args: argparse.Namespace) -> list[float]:
+    """Run `one` in a fresh process with exact accounts of memory."""
+    words = [__file__, "--one", name, "--batch", str(args.batch), "--dtype", args.dtype]
+    words += ["--device", args.device, "--threads", str(args.threads)]
+    words += ["--tiny"] * args.tiny + ["--train"] * args.train
     return in_own_process(*words, environment=EXACT_MALLOC)
 
 
-def rows(times: dict[str, Times], peaks: dict[str, float], batch: int) -> list[str]:
-    """Return the table of both detectors."""
-    table = Table("detector", "s an image", "range", "over ours", "range", "peak MiB")
+def compared(args: argparse.Namespace) -> list[str]:
+    """Return the table of ours and detectron2's, and how they agree."""
+    batch = given(args)
+    models = {name: detector(name, args.tiny, args.device) for name in (OURS, THEIRS)}
+    if args.train:
+        agreement = compare_losses(models, batch)
+    else:
+        with torch.backends.cudnn.flags(allow_tf32=False):
+            found = [run(model, batch, "float32") for model in models.values()]
+        agreement = compare_detections(*found)
+    todo = {name: runner(name, model, batch, args) for name, model in models.items()}
+    times = in_turn(todo, args.repeat)
+    del models, todo
+    peaks = ("peak MiB", "in all") if args.train else ("peak MiB",)
+    table = Table("detector", "s an image", "range", "over ours", "range", *peaks)
     for name, seen in times.items():
-        each = Times(tuple(value / batch for value in seen.seconds))
+        each = Times(tuple(value / args.batch for value in seen.seconds))
         table.add(
             *(name, f"{each.median:.3f}", each.range(digits=3)),
             *(f"{seen.ratio(times[OURS]):.2f}", seen.ratio_range(times[OURS])),
-            f"{peaks[name]:.0f}",
+            *(f"{value:.0f}" for value in measured(name, args)),
         )
-    return table.lines
-
-
-def compared(args: argparse.Namespace) -> list[str]:
-    """Return the table of ours and detectron2's, and how their answers agree."""
-    batch = images(args.batch, args.tiny)
-    models = {name: detector(name, args.tiny, args.device) for name in (OURS, THEIRS)}
-    with torch.backends.cudnn.flags(allow_tf32=False):
-        agreement = compare(*(run(model, batch, "float32") for model in models.values()))
-    todo: dict[str, Callable[[], object]] = {
-        name: partial(run, model, batch, args.dtype) for name, model in models.items()
-    }
-    times = in_turn(todo, args.repeat)
-    del models, todo
-    peaks = {name: measured(__file__, name, args) for name in times}
-    lines = [*rows(times, peaks, args.batch), "", agreement]
     print(agreement)
-    return lines
+    return [*table.lines, "", agreement]
 
 
-def arguments(doc: str | None) -> argparse.ArgumentParser:
-    """Return the parser of a benchmark of whole detectors."""
-    made = parser(doc)
+def main() -> None:
+    made = parser(__doc__)
+    made.add_argument("--train", action="store_true", help="training steps, not inference")
     made.add_argument("--batch", type=int, default=1)
     made.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
     made.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     made.add_argument("--tiny", action="store_true", help="a small detector and small images")
     made.add_argument("--one", choices=[OURS, THEIRS], help=argparse.SUPPRESS)
-    return made
-
-
-def main() -> None:
-    args = arguments(__doc__).parse_args()
+    args = made.parse_args()
     quiet_dependencies()
     torch.set_num_threads(args.threads)
     if args.one:
@@ -200,11 +319,11 @@ def main() -> None:
         return
     lines = compared(args)
     if args.write:
-        size = "tiny" if args.tiny else "b"
-        about = f"Inference of Mask R-CNN, ViT-{size.upper()}, batch {args.batch}, {args.dtype}, "
-        about += f"the same weights and images; median of {args.repeat} rounds in turn.\n"
-        about += "Peak memory is above the weights."
-        write(f"detector_{size}_batch{args.batch}_{args.dtype}", about, lines, device=args.device)
+        size, what = ("tiny" if args.tiny else "b"), ("train_step" if args.train else "detector")
+        about = "A training step" if args.train else "Inference"
+        about += f" of Mask R-CNN, ViT-{size.upper()}, batch {args.batch}, {args.dtype}, "
+        about += f"the same weights and images; median of {args.repeat} rounds in turn."
+        write(f"{what}_{size}_batch{args.batch}_{args.dtype}", about, lines, device=args.device)
 
 
 if __name__ == "__main__":

@@ -44,8 +44,8 @@ def steps(tiny: bool) -> list[list[str]]:
             found.append(["attention.py", "--growth", *BF16, *backward, *small, *sides])
     for backward in ([], ["--backward"]):
         found.append(["backbone.py", *PEER, *BF16, *backward, *small, *net])
-    for script in ("detector.py", "train_step.py"):
-        found.append([script, *BF16, *small, *detector])
+    for mode in ([], ["--train"]):
+        found.append(["detector.py", *BF16, *mode, *small, *detector])
     if not tiny:
         found.append(["attention.py", "--tiles", *BF16, "--sizes", "1x64x64", "25x14x14"])
     return found

@@ -15,7 +15,7 @@ import torch
 from vitdet.config import build_model, load_config
 from vitdet.convert import FORMATS, TARGETS, export
 from vitdet.convert.recipes import COMMANDS, WITHOUT_REL_POS, Command
-from vitdet.utils.checks import InputError, fail
+from vitdet.utils.checks import InputError
 from vitdet.utils.files import replacing
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -57,7 +57,7 @@ def with_tables(page: str) -> str:
     before, begin, rest = page.partition(_BEGIN)
     _, end, after = rest.partition(_END)
     if not begin or not end:
-        fail("page", expected=f"{_BEGIN.strip()} ... {_END.strip()}", got="no", remedy="Add them.")
+        raise InputError(f"{PAGE}: it has no part {_BEGIN.strip()} ... {_END.strip()}. Add it.")
     return before + begin + tables() + end + after
 
 
@@ -140,7 +140,7 @@ def _cell(weights: dict[str, torch.Tensor], target: str) -> str:
     for name in report.inexact:
         found = next((part for part in _PARTS if re.search(part[0], name)), None)
         if found is None:
-            fail(f"{target}: {name}", expected="a word for it", got="none", remedy="Add to _PARTS.")
+            raise InputError(f"{target}: there is no word for {name}. Add one to _PARTS.")
         lost[found[1]] = found[2]
     if not all(lost.values()):
         return "no"

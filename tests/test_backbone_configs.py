@@ -18,7 +18,7 @@ from tests.convert.manifests import CHECKPOINTS, find
 from vitdet import build_model, load_config
 from vitdet.config import instantiate, save_config
 from vitdet.convert import convert
-from vitdet.engine.groups import group_lines
+from vitdet.engine.parameters import group_lines
 
 FOLDER = Path(__file__).resolve().parents[1] / "configs" / "backbones"
 SIZES = {  # (height, width) of the images, side of a global window in tokens

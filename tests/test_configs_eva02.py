@@ -148,7 +148,9 @@ def check_learning_rate(name: str):
     for iteration in sorted({*near, 60, row.iterations - 1}):
         if 0 <= iteration < row.iterations:
             theirs = published(iteration / row.iterations)
-            assert multiplier(iteration * row.batch) == pytest.approx(theirs, rel=1e-5), iteration
+            assert multiplier(iteration / row.iterations) == pytest.approx(theirs, rel=1e-5), (
+                iteration
+            )
 
 
 def check_data(name: str):

@@ -233,11 +233,11 @@ def check_training(name):
     assert train.num_images == iterations * BATCH
     multiplier = instantiate(schedule)
     assert multiplier(0) == pytest.approx(0.01)
-    assert multiplier(500 * BATCH) == pytest.approx(0.505)
-    assert multiplier(1000 * BATCH) == 1.0
+    assert multiplier(500 / iterations) == pytest.approx(0.505)
+    assert multiplier(1000 / iterations) == pytest.approx(1.0)
     for factor, step in zip((0.1, 0.01), steps, strict=True):
-        assert multiplier(step * BATCH - 1) == pytest.approx(10 * factor)
-        assert multiplier(step * BATCH) == pytest.approx(factor)
+        assert multiplier((step - 1) / iterations) == pytest.approx(10 * factor)
+        assert multiplier(step / iterations) == pytest.approx(factor)
     assert (train.clip_grad_norm, train.precision) == (1.0 if retina else 0.5, "fp16")
     assert train.eval_every == 7330 * BATCH
     loader, test = cfg.dataloader.train, cfg.dataloader.test

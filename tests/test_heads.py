@@ -13,6 +13,7 @@ from omegaconf import DictConfig
 
 from vitdet import heads
 from vitdet.config import instantiate
+from vitdet.layers.norms import channel_layer_norm
 from vitdet.postprocess import maskness
 from vitdet.utils.checks import InputError
 
@@ -197,29 +198,6 @@ def test_classes_share_boxes_when_not_class_wise():
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_boxes_that_are_not_finite_are_left_out(kind):
-    module = built(tiny_node(kind), OURS[kind], use_soft_nms=True)
-    boxes, scores = torch.tensor([[0.0, 0, 9, 9], [0, 0, 9, float("nan")]]), torch.full((2, 4), 0.4)
-    boxes = boxes if kind == "cascade" else boxes.repeat(1, 3)
-    (found,) = module.detections([boxes], [scores], [SIZE])
-    assert found.pred_boxes.tensor.tolist() == [[0, 0, 9, 9]] * 3
-    (none,) = module.detections([boxes[:0]], [scores[:0]], [SIZE])
-    assert len(none) == 0
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_no_detections_at_all(kind):
-    module = built(
-        tiny_node(kind),
-        OURS[kind],
-        use_soft_nms=True,
-        override_score_thresh=1.0,
-        maskness_thresh=0.5,
-    )
-    assert [len(image) for image in run(module)] == [0, 0]
-
-
-@pytest.mark.parametrize("kind", KINDS)
 def test_training_is_detectron2s(kind):
     features, proposals = inputs()
     truth = Instances(SIZE, gt_boxes=Boxes(proposals[0].proposal_boxes.tensor[:3] + 1.0))
@@ -247,13 +225,36 @@ def test_training_is_detectron2s(kind):
         assert torch.equal(value, losses[1][name])
 
 
-def test_maskness_needs_a_mask_head():
+@pytest.mark.parametrize("kind", KINDS)
+def test_boxes_that_are_not_finite_are_left_out(kind):
+    module = built(tiny_node(kind), OURS[kind], use_soft_nms=True)
+    boxes, scores = torch.tensor([[0.0, 0, 9, 9], [0, 0, 9, float("nan")]]), torch.full((2, 4), 0.4)
+    boxes = boxes if kind == "cascade" else boxes.repeat(1, 3)
+    (found,) = module.detections([boxes], [scores], [SIZE])
+    assert found.pred_boxes.tensor.tolist() == [[0, 0, 9, 9]] * 3
+    (none,) = module.detections([boxes[:0]], [scores[:0]], [SIZE])
+    assert len(none) == 0
+    options = {"override_score_thresh": 1.0, "maskness_thresh": 0.5}
+    module = built(tiny_node(kind), OURS[kind], use_soft_nms=True, **options)
+    assert [len(image) for image in run(module)] == [0, 0]
+
+
+def test_wrong_numbers_are_found_when_the_heads_are_built():
+    with pytest.raises(InputError, match="soft-NMS method: expected one of linear, gaussian, hard"):
+        built(tiny_node("standard"), OURS["standard"], method="naive")
     node = tiny_node("cascade")
     node.update(mask_in_features=None, mask_pooler=None, mask_head=None)
     with pytest.raises(InputError, match="maskness_thresh: expected a mask head, got none"):
         built(node, OURS["cascade"], maskness_thresh=0.5)
 
 
-def test_wrong_numbers_are_found_when_the_heads_are_built():
-    with pytest.raises(InputError, match="soft-NMS method: expected one of linear, gaussian, hard"):
-        built(tiny_node("standard"), OURS["standard"], method="naive")
+def test_rpn_head_with_and_without_norm():
+    plain = heads.rpn_head(in_channels=8, num_anchors=3)
+    assert "conv.conv0.bias" in plain.state_dict()
+    assert not any("norm" in name for name in plain.state_dict())
+    normed = heads.rpn_head(in_channels=8, num_anchors=3, norm=channel_layer_norm(eps=1e-5))
+    assert normed.conv.conv1.norm.eps == 1e-5
+    assert "conv.conv0.bias" not in normed.state_dict()
+    x = torch.randn(1, 8, 4, 4)
+    convolved = torch.conv2d(x, normed.conv.conv0.weight, padding=1)
+    torch.testing.assert_close(normed.conv.conv0(x), normed.conv.conv0.norm(convolved).relu())

@@ -30,7 +30,6 @@ ROOMS = {
     "drawing": 2,
     "checkpoint": 2,
     "convert": 2,
-    "lazy_calls": 2,
     "plain_recipes": 2,
     "settings": 2,
     "config": 3,
@@ -40,12 +39,11 @@ ROOMS = {
     "app": 5,
 }
 
-# Units that see less of vitdet than the rooms below them; "layers.rel_pos" is one module.
+# Units that see less of vitdet than the rooms below them; "layers.positions" is one module.
 NARROW = {
-    "convert": {"utils", "layers.rel_pos", "layers.pos_embed"},  # the two resizes
+    "convert": {"utils", "layers.positions"},  # the two resizes
     "config": {
         "utils",
-        "lazy_calls",
         "plain_recipes",
         "settings",
     },  # builds by dotted path, so it imports no model
@@ -53,7 +51,6 @@ NARROW = {
         "utils",
         "checkpoint",
         "config",
-        "lazy_calls",
         "settings",
         "drawing",
     },  # everything else comes out of a recipe
@@ -73,7 +70,6 @@ DETECTRON2 = {
         "data",
         "evaluation.py",
         "config.py",
-        "lazy_calls.py",
     ),
     "drawing.py",
     *("engine", "predict", "export", "app"),
@@ -83,19 +79,19 @@ DETECTRON2 = {
 OUTSIDE = {
     "utils": {"torch", "numpy"},
     "layers": {"torch"},
-    "layers.geometric": {"torch", "numpy"},  # a spline whose numbers are no tensors
-    "layers.kernels": {"torch", "triton", "xformers"},
+    "layers.positions": {"torch", "numpy"},  # a spline whose numbers are no tensors
+    "layers.attention": {"torch", "xformers"},
+    "layers.kernels": {"torch", "triton"},
     "postprocess": {"torch"},
     "utils.run_lengths": {"numpy", "pycocotools"},
     "scores": {"numpy", "faster_coco_eval"},
     "backbones": {"torch"},
     "pyramid": {"torch"},
     "heads": {"torch"},
-    "optim": {"torch"},
+    "optim": {"torch", "fvcore"},
     "checkpoint": {"torch", "numpy", "safetensors"},
     "convert": {"torch", "numpy"},
     "config": {"torch", "omegaconf", "yaml"},
-    "lazy_calls": {"omegaconf"},
     "plain_recipes": {"yaml"},
     "settings": {"omegaconf"},
 }
@@ -287,8 +283,8 @@ def test_wrong_arrow_is_found(module: str, source: str) -> None:
     ("module", "source"),
     [
         ("vitdet.backbones.vit", "from . import base"),
-        ("vitdet.convert.fit", "from vitdet.layers.rel_pos import resize_rel_pos"),
-        ("vitdet.convert.core", "from vitdet.convert import formats"),
+        ("vitdet.convert.fit", "from vitdet.layers.positions import resize_rel_pos"),
+        ("vitdet.convert.engine", "from vitdet.convert import formats"),
         ("vitdet.engine.run", "from vitdet import checkpoint, config"),
         ("vitdet.app.demo", "from vitdet.engine.run import train"),
         ("vitdet.utils.env", "import torch, os"),
@@ -309,8 +305,8 @@ def test_right_arrow_is_not_found(module: str, source: str) -> None:
         ("vitdet.data.mapper", "detectron2.data", False),
         ("vitdet.layers.mlp", "numpy", True),
         ("vitdet.layers.attention", "triton", True),
-        ("vitdet.layers.kernels.sdpa", "triton.language", False),
-        ("vitdet.layers.kernels.sdpa", "json", False),
+        ("vitdet.layers.kernels.blocks", "triton.language", False),
+        ("vitdet.layers.kernels.blocks", "json", False),
         ("vitdet.data.mapper", "PIL", False),
     ],
 )

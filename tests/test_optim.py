@@ -5,7 +5,6 @@ from __future__ import annotations
 import inspect
 
 import pytest
-import torch
 from torch import nn
 
 from vitdet.backbones.vit import ViT
@@ -42,11 +41,6 @@ def test_frozen_parameters_are_left_out_and_every_other_is_in_one_group():
     assert set(grouped) == {id(p) for p in model.parameters() if p.requires_grad}
     for group in optimizer.param_groups:
         assert group["initial_lr"] == group["lr"] == 0.01 * group["lr_multiplier"]
-
-
-def test_norms_and_positions_decay_when_the_recipe_says_so():
-    table = parameter_table(Detector(), weight_decay=0.2, weight_decay_norm=None, no_decay=())
-    assert {setting.weight_decay for setting in table.values()} == {0.2}
 
 
 def multipliers(model: nn.Module, **rules) -> dict[str, float]:
@@ -124,15 +118,15 @@ def test_rules_of_weight_decay_in_their_order():
 @pytest.mark.parametrize(
     ("rules", "text"),
     [
-        (
-            {"no_decay": ["norm("]},
-            r"optimizer\.no_decay: expected regular expressions, got 'norm\('",
-        ),
+        ({"no_decay": ["norm("]}, r"optimizer\.no_decay: expected regular .*, got 'norm\('"),
         ({"lr_multipliers": {"*": 1.0}}, r"optimizer\.lr_multipliers: expected regular"),
         (
             {"backbone": "trunk", "head_lr_multiplier": 4.0},
-            r"optimizer\.backbone: expected the name of a submodule, got 'trunk'\. The model has "
-            r"backbone, head\.",
+            r"optimizer\.backbone: expected the name of .* 'trunk'\. The model has backbone, h",
+        ),
+        (
+            {"backbone": "head", "layer_decay_rate": 0.7},
+            r"expected a backbone with layer_id\(\) and num_layers, got Linear",
         ),
     ],
 )
@@ -169,76 +163,43 @@ def test_adamw_takes_every_rule_of_the_table():
         assert name == "model" or defaults[1][name].default == parameter.default, name
 
 
-def test_layer_decay_needs_a_backbone_with_layers():
-    model = nn.Module()
-    model.backbone = nn.Linear(2, 2)
-    with pytest.raises(InputError, match=r"a backbone with layer_id\(\) .* got Linear"):
-        parameter_table(model, layer_decay_rate=0.7)
-
-
 def test_adamw_without_a_model_says_what_to_do():
     with pytest.raises(InputError, match=r"Set cfg\.optimizer\.model"):
         adamw()
 
 
-def test_schedule_by_hand():
-    schedule = MultiStep(num_images=100, milestones=[60, 80], warmup=10, warmup_factor=0.001)
-    assert schedule(0) == 0.001
-    assert schedule(5) == pytest.approx(0.5005)
-    assert [schedule(n) for n in (10, 59, 60, 79, 80, 100)] == pytest.approx(
-        [1, 1, 0.1, 0.1, 0.01, 0.01]
-    )
-
-
-def test_schedule_equals_detectron2():
-    from detectron2.solver import WarmupParamScheduler
-    from fvcore.common.param_scheduler import MultiStepParamScheduler
-
-    # ViT-H of COCO: its warm-up is a fraction inherited from a longer schedule.
-    steps = MultiStepParamScheduler([1, 0.1, 0.01], milestones=[122916, 133159], num_updates=138281)
-    theirs = WarmupParamScheduler(steps, 0.001, 250 / 184375)
-    ours = MultiStep(
-        num_images=138281 * 64,
-        milestones=[122916 * 64, 133159 * 64],
-        warmup=250 / 184375 * 138281 * 64,
-    )
-    for iteration in (0, 1, 100, 187, 188, 5000, 122915, 122916, 133158, 133159, 138280):
-        expected = theirs(iteration / 138281)
-        assert ours(iteration * 64) == pytest.approx(expected, rel=1e-9), iteration
-
-
-def test_cosine_by_hand():
-    schedule = Cosine(num_images=110, warmup=10, warmup_factor=0.1)
-    assert [schedule(n) for n in (0, 5, 10, 60, 110, 120)] == pytest.approx(
-        [0.1, 0.55, 1, 0.5, 0, 0]
-    )
-    with pytest.raises(InputError, match="less than the 100 images of training, got 100"):
-        Cosine(num_images=100, warmup=100)
-
-
-def test_constant_by_hand():
-    schedule = Constant(num_images=100, warmup=10, warmup_factor=0.1)
-    assert [schedule(n) for n in (0, 5, 10, 60, 100)] == pytest.approx([0.1, 0.55, 1, 1, 1])
-    assert Constant(num_images=100)(0) == 1.0
-    with pytest.raises(InputError, match="at most the 100 images of training, got 101"):
-        Constant(num_images=100, warmup=101)
+@pytest.mark.parametrize(
+    ("schedule", "points"),
+    [
+        (
+            MultiStep(100, [60, 80], warmup=10),
+            {0: 0.001, 5: 0.5005, 10: 1, 59: 1, 60: 0.1, 79: 0.1, 80: 0.01, 100: 0.01},
+        ),
+        (MultiStep(100, []), {0: 1, 100: 1}),
+        (Cosine(110, warmup=10, warmup_factor=0.1), {0: 0.1, 5: 0.55, 10: 1, 60: 0.5, 110: 0}),
+        (Constant(100, warmup=10, warmup_factor=0.1), {0: 0.1, 5: 0.55, 10: 1, 60: 1, 100: 1}),
+        # ViT-H of COCO: its warm-up is a fraction inherited from a longer training
+        (
+            MultiStep(138281, [122916, 133159], warmup=250 / 184375 * 138281),
+            {100: 0.5338, 188: 1, 122915: 1, 122916: 0.1, 133158: 0.1, 133159: 0.01},
+        ),
+    ],
+)
+def test_schedules_by_hand(schedule, points):
+    length = max(points) if max(points) < 1000 else 138281
+    for images, rate in points.items():
+        assert schedule(images / length) == pytest.approx(rate, abs=1e-4 * rate + 1e-12), images
 
 
 @pytest.mark.parametrize(
-    ("arguments", "text"),
+    ("schedule", "arguments", "text"),
     [
-        ({"milestones": [80, 60]}, r"growing numbers, got \[80, 60\]"),
-        ({"milestones": [60, 120]}, r"within the 100 images of training, got 120"),
-        ({"milestones": [60], "warmup": 101}, r"within the 100 images of training, got 101"),
+        (MultiStep, {"milestones": [80, 60]}, r"growing numbers up to 100, .* got \[80, 60\]"),
+        (MultiStep, {"milestones": [60, 120]}, r"up to 100, the images of its training, got"),
+        (MultiStep, {"milestones": [60], "warmup": 101}, "at most the 100 images .* got 101"),
+        (Cosine, {"warmup": -1}, r"warmup: expected at most the 100 images .* got -1\."),
     ],
 )
-def test_wrong_schedules(arguments, text):
+def test_wrong_schedules(schedule, arguments, text):
     with pytest.raises(InputError, match=text):
-        MultiStep(num_images=100, **arguments)
-
-
-def test_rate_of_every_group_follows_the_multiplier():
-    optimizer = adamw(Detector(), lr=0.01, layer_decay_rate=0.5)
-    assert isinstance(optimizer, torch.optim.AdamW)
-    rates = sorted({group["lr"] for group in optimizer.param_groups})
-    assert rates == pytest.approx([0.00125, 0.0025, 0.005, 0.01])
+        schedule(num_images=100, **arguments)

@@ -418,7 +418,7 @@ def _set(recipe: Recipe, path: str, value: Any) -> Recipe:
         ("model.backbone.net", None, r"do not work \(AttributeError"),
         ("model.pixel_mean", "abc", r"do not work|expected"),
         ("model.roi_heads", {"num_classes": 6}, "expected the model's 141, got .* unexpected"),
-        ("model", {"_target_": "detectron2.layers.ShapeSpec"}, "do not work"),
+        ("model", {"_target_": "detectron2.layers.ShapeSpec"}, "arguments of ShapeSpec"),
         ("model", {"a": 1}, "do not work"),
         ("model.backbone.net.rope_pretrain_grid", "x", "do not work|expected"),
         ("dataloader.test.mapper", {"_target_": "vitdet.data.augment.fixed_resize"}, "expected"),

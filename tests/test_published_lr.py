@@ -113,7 +113,7 @@ def check_rate_at_every_milestone(name: str) -> None:
     assert cfg.train.num_images == round(row.end * row.batch)
 
     def rate(iteration: float) -> float:
-        return cfg.optimizer.lr * multiplier(round(iteration * row.batch))
+        return cfg.optimizer.lr * multiplier(round(iteration * row.batch) / cfg.train.num_images)
 
     for (start, expected), (following, _) in zip(
         row.points, [*row.points[1:], (row.end, 0.0)], strict=True

@@ -1,84 +1,80 @@
-"""What the golden cases do not show of the pyramid and of the heads' switches."""
+"""What the golden cases do not show of the pyramid; those of the paper's Fig. 2 and Table 1."""
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
-from detectron2.modeling.backbone.fpn import LastLevelMaxPool
+from detectron2.layers import ShapeSpec
+from detectron2.modeling import Backbone
+from detectron2.modeling.backbone.fpn import FPN, LastLevelMaxPool, LastLevelP6P7
 from detectron2.structures import ImageList
+from torch import nn
 
 from vitdet.backbones.vit import ViT
-from vitdet.heads import rpn_head
 from vitdet.layers.norms import ChannelLayerNorm, channel_layer_norm
 from vitdet.pyramid import SimpleFeaturePyramid
 from vitdet.utils.checks import InputError
 
+STAGES = ["block0", "block1", "block2", "last_feat"]
+FIVE = (4.0, 2.0, 1.0, 0.5, 0.25)
 
-def pyramid(**changes) -> SimpleFeaturePyramid:
+
+class Maps(Backbone):
+    """Gives maps of stride 16 that it was made with."""
+
+    def __init__(self, maps: dict[str, torch.Tensor]) -> None:
+        super().__init__()
+        self.maps = maps
+
+    def output_shape(self) -> dict[str, ShapeSpec]:
+        return {k: ShapeSpec(channels=v.shape[1], stride=16) for k, v in self.maps.items()}
+
+    def forward(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
+        return self.maps
+
+
+class Resampled(Backbone):
+    """The maps of a pyramid's levels before their convolutions, as detectron2's FPN wants them."""
+
+    def __init__(self, pyramid: SimpleFeaturePyramid) -> None:
+        super().__init__()
+        self.pyramid = pyramid
+
+    def output_shape(self) -> dict[str, ShapeSpec]:
+        channels = {f"p{i}": 8 >> max(4 - i, 0) for i in range(2, 6)}
+        return {k: ShapeSpec(channels=v, stride=2 ** int(k[1:])) for k, v in channels.items()}
+
+    def forward(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
+        maps, found = self.pyramid.net(x), {}
+        for level in self.pyramid._levels:
+            layers: Any = self.pyramid.get_submodule(level.module)
+            found[level.name] = layers[:-2](maps[level.source])
+        return found
+
+
+def pyramid(**changes: Any) -> Any:
     net = ViT(img_size=64, embed_dim=16, depth=2, num_heads=2, pretrain_img_size=64)
     return SimpleFeaturePyramid(net, **{"out_channels": 8, **changes})
 
 
-def test_levels_and_strides():
-    levels = pyramid(top_block=LastLevelMaxPool())
-    strides = {name: shape.stride for name, shape in levels.output_shape().items()}
-    assert strides == {"p2": 4, "p3": 8, "p4": 16, "p5": 32, "p6": 64}
-    shapes = {name: tuple(x.shape) for name, x in levels(torch.zeros(1, 3, 64, 128)).items()}
-    assert shapes == {f"p{k}": (1, 8, 64 // 2**k, 128 // 2**k) for k in range(2, 7)}
-    assert list(pyramid(scale_factors=[2.0, 1.0]).output_shape()) == ["p3", "p4"]
-
-
-@pytest.mark.parametrize(
-    ("patch_size", "scale_factors", "strides"),
-    [
-        (14, [4.0, 2.0, 1.0, 0.5], "3.5, 7, 14, 28"),  # no names: 3.5 would be called p1
-        (16, [4.0, 1.0], "4, 16"),  # no p3
-        (16, [2.0, 2.0], "8, 8"),  # one p3 for two
-        (16, [0.5, 1.0], "32, 16"),
-        (2, [4.0], "0.5"),
-    ],
-)
-def test_strides_are_powers_of_two_in_a_row(patch_size, scale_factors, strides):
-    net = ViT(img_size=56, patch_size=patch_size, embed_dim=16, depth=1, num_heads=2)
-    text = rf"scale_factors: expected levels whose strides .* got strides of {strides} pixels\. Set"
-    with pytest.raises(InputError, match=text):
-        SimpleFeaturePyramid(net, out_channels=8, scale_factors=scale_factors)
-
-
-def test_images_are_padded_so_that_no_pixel_is_lost():
-    levels = pyramid()
-    image = torch.ones(3, 250, 187)
-    images = ImageList.from_tensors(
-        [image], levels.size_divisibility, padding_constraints=levels.padding_constraints
-    )
-    assert images.tensor.shape == (1, 3, 256, 192)
-    assert images.tensor.sum() == image.sum()
-    square = pyramid(square_pad=320)
-    images = ImageList.from_tensors(
-        [image], square.size_divisibility, padding_constraints=square.padding_constraints
-    )
-    assert images.tensor.shape == (1, 3, 320, 320)
-
-
-def test_layers_of_parameters_for_lr_decay():
-    levels = pyramid()
-    assert levels.num_layers == 2
-    assert levels.layer_id("net.blocks.1.norm1.weight") == 2
-    assert levels.layer_id("simfp_2.0.weight") == 3
+def filled(module: Any) -> Any:
+    torch.manual_seed(0)
+    for parameter in module.parameters():
+        nn.init.normal_(parameter, std=0.2)
+    return module
 
 
 @pytest.mark.parametrize(
     ("changes", "text"),
     [
-        (
-            {"scale_factors": [3.0]},
-            r"scale factor: expected one of \(4.0, 2.0, 1.0, 0.5, 0.25\), got 3.0",
-        ),
-        ({"norm": "BN"}, r"pyramid norm: expected one of \['LN', 'GN1', ''\], got 'BN'"),
-        (
-            {"downsample": "avg_pool"},
-            r"pyramid downsample: expected one of \['max_pool', 'conv'\], got 'avg_pool'",
-        ),
+        ({"scale_factors": [3.0]}, r"scale factor: expected one of 4.0, 2.0, .*, got 3.0"),
+        ({"norm": "BN"}, "pyramid norm: expected one of LN, GN1, , got 'BN'"),
+        ({"upsample_norm": "BN"}, "pyramid upsample_norm: expected one of .* got 'BN'"),
+        ({"downsample": "avg"}, "pyramid downsample: expected one of max_pool, conv, got 'avg'"),
+        ({"in_feature": ["last_feat"]}, "pyramid in_feature: expected 4 names, got 1"),
+        ({"in_feature": "last"}, "pyramid in_feature: expected one of last_feat, got 'last'"),
         (
             {"top_block": LastLevelMaxPool(), "scale_factors": [1.0, 0.5, 0.25]},
             r"of the pyramid's top block: expected the coarsest level, 'p6', .* got 'p5'",
@@ -87,102 +83,126 @@ def test_layers_of_parameters_for_lr_decay():
             {"top_block": LastLevelMaxPool(), "scale_factors": [2.0, 1.0]},
             r"top block: expected the coarsest level, 'p4', or a map of the backbone, got 'p5'",
         ),
+        ({"scale_factors": [4.0, 1.0]}, r"scale_factors: .* got strides of 4, 16 pixels\. Set"),
+        ({"scale_factors": [2.0, 2.0]}, r"scale_factors: .* got strides of 8, 8 pixels\. Set"),
     ],
 )
-def test_wrong_choices(changes, text):
+def test_wrong_choices(changes: dict[str, Any], text: str) -> None:
     with pytest.raises(InputError, match=text):
         pyramid(**changes)
 
 
-FIVE = (4.0, 2.0, 1.0, 0.5, 0.25)
+def test_strides_are_powers_of_two() -> None:
+    net = ViT(img_size=56, patch_size=14, embed_dim=16, depth=1, num_heads=2)
+    with pytest.raises(InputError, match=r"powers of two, .* got strides of 3.5, 7, 14, 28 pixel"):
+        SimpleFeaturePyramid(net)  # no names: 3.5 would be called p1
 
 
 @pytest.mark.parametrize("downsample", ["max_pool", "conv"])
-def test_five_levels(downsample):
+def test_levels_and_strides(downsample: str) -> None:
     levels = pyramid(scale_factors=FIVE, downsample=downsample)
     assert levels.size_divisibility == 64
     strides = {name: shape.stride for name, shape in levels.output_shape().items()}
     assert strides == {"p2": 4, "p3": 8, "p4": 16, "p5": 32, "p6": 64}
     images = torch.randn(1, 3, 80, 128)
-    out = levels(images)
-    shapes = {name: tuple(x.shape[2:]) for name, x in out.items()}
-    assert shapes == {f"p{k}": (80 // 2**k, 128 // 2**k) for k in range(2, 7)}
+    shapes = {name: tuple(x.shape[1:]) for name, x in levels(images).items()}
+    assert shapes == {f"p{k}": (8, 80 // 2**k, 128 // 2**k) for k in range(2, 7)}
     last = levels.net(images)["last_feat"]
     for factor, module in ((2, levels.simfp_5), (4, levels.simfp_6)):
-        if downsample == "max_pool":
-            rows, columns = 5 // factor * factor, 8 // factor * factor
-            cut = last[..., :rows, :columns].unflatten(-1, (-1, factor))
-            expected = cut.unflatten(-3, (-1, factor)).amax(dim=(-3, -1))
+        if downsample == "max_pool":  # StreamPETR's author advises two for the fifth level
+            expected = last
+            for _ in range(factor // 2):
+                expected = torch.max_pool2d(expected, 2)
         else:
-            conv = module[0]
-            assert (conv.kernel_size, conv.stride) == ((factor, factor), (factor, factor))
-            assert conv.weight.shape == (16, 16, factor, factor)
-            expected = torch.conv2d(last, conv.weight, conv.bias, stride=factor)
+            weight, bias = module[0].weight, module[0].bias
+            assert weight.shape == (16, 16, factor, factor)
+            expected = torch.conv2d(last, weight, bias, stride=factor)
         torch.testing.assert_close(module[0](last), expected)
-    names = {name.split(".")[1] for name in levels.state_dict() if name.startswith("simfp_6")}
-    assert names == ({"1", "2"} if downsample == "max_pool" else {"0", "1", "2"})
+    assert levels.layer_id("net.blocks.1.norm1.weight") == levels.num_layers == 2
+    assert levels.layer_id("simfp_2.0.weight") == 3
 
 
-def test_two_max_pools_are_the_one_of_a_quarter():
-    """StreamPETR's author advises two max-pools for the fifth level."""
-    levels = pyramid(scale_factors=FIVE)
-    x = torch.randn(1, 16, 11, 18)
-    twice = torch.max_pool2d(torch.max_pool2d(x, 2), 2)
-    assert torch.equal(levels.simfp_6[0](x), twice)
+def test_images_are_padded_so_that_no_pixel_is_lost() -> None:
+    image = torch.ones(3, 250, 187)
+    for side, shape in ((0, (1, 3, 256, 192)), (320, (1, 3, 320, 320))):
+        levels = pyramid(square_pad=side)
+        constraints = levels.padding_constraints
+        images = ImageList.from_tensors(
+            [image], levels.size_divisibility, padding_constraints=constraints
+        )
+        assert images.tensor.shape == shape
+        assert images.tensor.sum() == image.sum()
 
 
-def test_group_norm_of_one_group_is_over_the_whole_map():
-    levels = pyramid(norm="GN1", norm_eps=1e-3, scale_factors=[4.0])
-    norm = levels.simfp_2[5].norm
-    torch.nn.init.normal_(norm.weight)
-    x = torch.randn(2, 8, 4, 6)
+def test_norms_are_over_the_channels_or_the_whole_map() -> None:
+    levels = pyramid(norm="GN1", norm_eps=1e-3, upsample_norm="LN", upsample_norm_eps=1e-6)
+    assert isinstance(levels.simfp_2[1], ChannelLayerNorm)
+    assert levels.simfp_2[1].eps == 1e-6
+    norms = [each for each in levels.modules() if isinstance(each, nn.GroupNorm)]
+    assert [(each.eps, each.num_groups) for each in norms] == [(1e-3, 1)] * 8  # two a level
+    norm, x = levels.simfp_2[5].norm, torch.randn(2, 8, 4, 6)
     mean, variance = x.mean((1, 2, 3), keepdim=True), x.var((1, 2, 3), keepdim=True, correction=0)
-    expected = (x - mean) / (variance + 1e-3).sqrt()
-    expected = expected * norm.weight[:, None, None] + norm.bias[:, None, None]
-    torch.testing.assert_close(norm(x), expected)
-    of_positions = ChannelLayerNorm(8, 1e-3)
-    of_positions.load_state_dict(norm.state_dict())  # the same names mean something else
-    assert (of_positions(x) - expected).abs().max() > 0.1
-    assert levels.state_dict().keys() == pyramid(scale_factors=[4.0]).state_dict().keys()
-
-
-def test_epsilon_reaches_every_norm():
-    for norm, kind in (("LN", ChannelLayerNorm), ("GN1", torch.nn.GroupNorm)):
-        for eps in (1e-6, 1e-5):
-            levels = pyramid(norm=norm, norm_eps=eps)
-            found = [module.eps for module in levels.modules() if isinstance(module, kind)]
-            assert found == [eps] * 9  # one between the deconvolutions, two a level
-    assert pyramid().simfp_2[1].eps == 1e-6
-
-
-@pytest.mark.parametrize(("halve", "middle", "last"), [(True, 8, 4), (False, 16, 16)])
-def test_deconvolutions_halve_the_channels_or_keep_them(halve, middle, last):
-    levels = pyramid(halve_channels=halve)
-    assert levels.simfp_2[0].weight.shape == (16, middle, 2, 2)
-    assert levels.simfp_2[1].weight.shape == (middle,)
-    assert levels.simfp_2[3].weight.shape == (middle, last, 2, 2)
-    assert levels.simfp_2[4].weight.shape == (8, last, 1, 1)
-    assert levels.simfp_3[1].weight.shape == (8, middle, 1, 1)
-    assert levels.simfp_5[1].weight.shape == (8, 16, 1, 1)
-    assert levels(torch.zeros(1, 3, 32, 32))["p2"].shape == (1, 8, 8, 8)
-
-
-def test_without_norm_convolutions_have_a_bias():
+    torch.testing.assert_close(norm(x), (x - mean) / (variance + 1e-3).sqrt())
+    same = pyramid(norm="GN1")  # the same names mean something else
+    assert isinstance(same.simfp_2[1], nn.GroupNorm)
+    assert same.state_dict().keys() == pyramid().state_dict().keys()
     names = set(pyramid(norm="").state_dict())
     assert {"simfp_2.4.bias", "simfp_2.5.bias", "simfp_5.1.bias"} <= names
     assert not any("norm" in name or "simfp_2.1." in name for name in names if "simfp" in name)
 
 
-def test_rpn_head_with_and_without_norm():
-    plain = rpn_head(in_channels=8, num_anchors=3)
-    assert "conv.conv0.bias" in plain.state_dict()
-    assert not any("norm" in name for name in plain.state_dict())
-    normed = rpn_head(in_channels=8, num_anchors=3, norm=channel_layer_norm(eps=1e-5))
-    assert isinstance(normed.conv.conv1.norm, ChannelLayerNorm)
-    assert normed.conv.conv1.norm.eps == 1e-5
-    assert "conv.conv0.bias" not in normed.state_dict()
-    x = torch.randn(1, 8, 4, 4)
-    by_hand = torch.relu(
-        ChannelLayerNorm(8, 1e-5)(torch.conv2d(x, normed.conv.conv0.weight, padding=1))
-    )
-    torch.testing.assert_close(normed.conv.conv0(x), by_hand)
+@pytest.mark.parametrize(("halve", "middle", "last"), [(True, 8, 4), (False, 16, 16)])
+def test_deconvolutions_halve_the_channels_or_keep_them(halve, middle, last) -> None:
+    levels = pyramid(halve_channels=halve)
+    weights = [levels.simfp_2[i].weight for i in (0, 1, 3, 4)]
+    expected = [(16, middle, 2, 2), (middle,), (middle, last, 2, 2), (8, last, 1, 1)]
+    assert [tuple(weight.shape) for weight in weights] == expected
+    assert levels.simfp_3[1].weight.shape == (8, middle, 1, 1)
+    assert levels(torch.zeros(1, 3, 32, 32))["p2"].shape == (1, 8, 8, 8)
+
+
+# --- what the paper compares with --------------------------------------------------------------
+
+
+@pytest.mark.parametrize("in_feature", ["last_feat", STAGES], ids=["last map", "four stages"])
+def test_top_down_is_a_feature_pyramid_network(in_feature: Any) -> None:
+    """Against detectron2's FPN over the same resampled maps, with the same weights."""
+    torch.manual_seed(1)
+    maps = {name: torch.randn(2, 8, 4, 6) for name in STAGES}
+    arguments: dict[str, Any] = {"in_feature": in_feature, "out_channels": 12, "top_down": True}
+    ours = filled(SimpleFeaturePyramid(Maps(maps), **arguments))
+    fpn = FPN(Resampled(ours), ["p2", "p3", "p4", "p5"], 12, norm=channel_layer_norm(1e-6))
+    for i in range(2, 6):
+        *_, lateral, output = ours.get_submodule(f"simfp_{i}").children()
+        fpn.get_submodule(f"fpn_lateral{i}").load_state_dict(lateral.state_dict())
+        fpn.get_submodule(f"fpn_output{i}").load_state_dict(output.state_dict())
+    expected, levels = fpn(torch.zeros(2, 3, 64, 96)), ours(torch.zeros(2, 3, 64, 96))
+    assert list(levels) == ["p2", "p3", "p4", "p5"]
+    for name, level in levels.items():
+        torch.testing.assert_close(level, expected[name], rtol=0, atol=1e-5)
+    odd = SimpleFeaturePyramid(Maps({k: v[..., :3, :5] for k, v in maps.items()}), **arguments)
+    levels = odd(torch.zeros(2, 3, 48, 80))  # detectron2 doubles each level, and stops here
+    assert [tuple(levels[f"p{i}"].shape[2:]) for i in (4, 5)] == [(3, 5), (1, 2)]
+
+
+def test_each_level_can_have_a_map_of_its_own() -> None:
+    maps = {name: torch.full((1, 8, 4, 4), float(i)) for i, name in enumerate(STAGES)}
+    arguments: dict[str, Any] = {"out_channels": 4, "norm": ""}
+    split = filled(SimpleFeaturePyramid(Maps(maps), in_feature=STAGES, **arguments))
+    image = torch.zeros(1, 3, 64, 64)
+    got = split(image)
+    for source, name in zip(STAGES, got, strict=True):
+        alone = filled(SimpleFeaturePyramid(Maps(maps), in_feature=source, **arguments))
+        assert torch.equal(alone(image)[name], got[name])
+
+
+def test_one_level_and_five_levels() -> None:
+    net, image = Maps({"last_feat": torch.randn(1, 8, 4, 4)}), torch.zeros(1, 3, 64, 64)
+    one = SimpleFeaturePyramid(net, out_channels=4, scale_factors=[1.0])
+    assert {k: tuple(v.shape) for k, v in one(image).items()} == {"p4": (1, 4, 4, 4)}
+    top = LastLevelP6P7(4, 4, "p5")
+    retina = SimpleFeaturePyramid(net, out_channels=4, scale_factors=[2.0, 1.0, 0.5], top_block=top)
+    assert list(retina(image)) == ["p3", "p4", "p5", "p6", "p7"]
+    assert retina.output_shape()["p7"].stride == 128
+    five = SimpleFeaturePyramid(net, out_channels=4, top_block=LastLevelMaxPool())
+    assert torch.equal(five(image)["p6"], five(image)["p5"][..., ::2, ::2])

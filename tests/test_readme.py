@@ -8,13 +8,13 @@ from pathlib import Path
 
 import pytest
 
-import converter
 import train_net
+from vitdet.app import convert
 from vitdet.config import load_config
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-PARSERS = {"train_net.py": train_net.parse, "converter.py": converter.parse}
+PARSERS = {"train_net.py": train_net.parse, "converter.py": convert.parse}
 
 
 def commands() -> list[list[str]]:

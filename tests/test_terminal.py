@@ -10,7 +10,7 @@ import pytest
 
 from vitdet import checkpoint
 from vitdet.app import cli
-from vitdet.engine.logs import logging_to
+from vitdet.engine.log import logging_to
 from vitdet.predict.predictor import Predictor
 from vitdet.utils.checks import InputError, one_line, printable
 

@@ -4,40 +4,30 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import inspect
 from collections.abc import Callable, Sequence
+from dataclasses import fields
 from pathlib import Path
+from pydoc import ErrorDuringImport
 from typing import Any
 
 import torch
 import yaml
 from detectron2.config import LazyConfig
-from detectron2.config import instantiate as _instantiate
+from detectron2.utils.registry import locate
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
-from vitdet.lazy_calls import arguments, check_calls
 from vitdet.plain_recipes import plain_recipe
-from vitdet.settings import OPTIONAL_TRAIN_KEYS
-from vitdet.utils import durations
-from vitdet.utils.checks import InputError, fail, nearest
+from vitdet.settings import Train, complete
+from vitdet.utils.checks import InputError, nearest
 from vitdet.utils.files import write_text
 
-__all__ = [
-    "KEYS",
-    "backbone_settings",
-    "build_model",
-    "config_of",
-    "config_text",
-    "instantiate",
-    "load_config",
-    "model_settings",
-    "save_config",
-    "set_num_classes",
-]
+KEYS = ("model", "dataloader", "optimizer", "schedule", "train")  # of a recipe to train
 
-KEYS = ("model", "dataloader", "optimizer", "schedule", "train")
+# --- reading -------------------------------------------------------------------------------------
 
 
 def load_config(
@@ -53,20 +43,22 @@ def load_config(
         trust: build what a .yaml names outside this project, too: it may run code of its author.
 
     Returns:
-        The recipe, with its interpolations unresolved.
+        The recipe, with its interpolations unresolved; its `train` is a `Train`.
 
     Raises:
         InputError: no such file, it does not load, a key that does not exist, a value of another
-            type than the one it replaces, a node with an argument that its callable does not have
-            or does not take a value of this type for.
+            type than the one it replaces or than `train` has there.
     """
     path = Path(path)
     if not path.is_file():
         here = [str(p) for p in path.parent.glob("*.py")] if path.parent.is_dir() else []
         close = nearest(str(path), here)
         hint = f"Did you mean {close}?" if close else "Recipes lie under configs/."
-        fail("--config-file", expected="a file", got=str(path), remedy=hint)
-    return _changed(_read(path, trust), overrides)
+        raise InputError(f"--config-file: expected a file, got {path}. {hint}")
+    cfg = _changed(_read(path, trust), overrides)
+    if isinstance(cfg.get("train"), DictConfig):
+        cfg.train = complete(cfg.train)
+    return cfg
 
 
 def config_of(content: dict[str, Any], overrides: Sequence[str] = ()) -> DictConfig:
@@ -77,7 +69,6 @@ def config_of(content: dict[str, Any], overrides: Sequence[str] = ()) -> DictCon
 def _changed(cfg: DictConfig, overrides: Sequence[str]) -> DictConfig:
     for override in overrides:
         _override(cfg, override)
-    check_calls(cfg)
     return cfg
 
 
@@ -93,16 +84,19 @@ def _read(path: Path, trust: bool) -> DictConfig:
     try:
         loaded = LazyConfig.load(str(path))
     except (SyntaxError, ImportError, AssertionError, NameError) as error:
-        what = f"{path}: {type(error).__name__}: {error}"
-        fail(what, expected="a recipe that loads", got="this error", remedy="Correct the file.")
+        what = f"expected a recipe that loads, got {type(error).__name__}: {error}"
+        raise InputError(f"{path}: {what}. Correct the file.") from error
     assert isinstance(loaded, DictConfig)  # load() without keys returns the whole file
     return loaded
+
+
+# --- changing ------------------------------------------------------------------------------------
 
 
 def _override(cfg: DictConfig, override: str) -> None:
     key, separator, text = override.partition("=")
     if not separator or not key:
-        fail(f"argument {override!r}", expected="key=value", got=override, remedy="Add the '='.")
+        raise InputError(f"argument {override!r}: expected key=value, got {override}.")
     *parents, last = key.split(".")
     node: Any = cfg
     for depth, part in enumerate(parents):
@@ -120,39 +114,34 @@ def _child(node: Any, part: str, where: str, key: str, *, optional: bool = False
     With `optional` an argument of the node's callable that is not set yet gives its default, and so
     does a key of `train` that a recipe may leave out.
     """
+    names: list[str] = []
     if isinstance(node, ListConfig):
         if part.isdigit() and int(part) < len(node):
             return node[int(part)]
-        names: list[str] = [str(i) for i in range(len(node))]
+        names = [str(i) for i in range(len(node))]
     elif isinstance(node, DictConfig):
         if part in node.keys():  # noqa: SIM118 (a value left open, "???", is not `in` the node)
             return None if OmegaConf.is_missing(node, part) else node[part]
-        known = OPTIONAL_TRAIN_KEYS if where == "train" else arguments(node)
+        known = arguments(node)
+        if where == "train":
+            known = {each.name: getattr(Train, each.name, None) for each in fields(Train)}
         if optional and part in known:
             return known[part]
         names = [str(name) for name in {**dict.fromkeys(node), **known} if name != "_target_"]
-    else:
-        names = []
     prefix = f"{where}." if where else ""
     close = nearest(part, names)
-    hint = (
-        f"Did you mean {prefix}{close}?"
-        if close
-        else f"It has: {', '.join(sorted(names)) or 'no keys'}."
-    )
-    fail(
-        f"override {key!r}",
-        expected=f"a key of {where or 'the recipe'}",
-        got=repr(part),
-        remedy=hint,
-    )
+    hint = f"Did you mean {prefix}{close}?"
+    if not close:
+        hint = f"It has: {', '.join(sorted(names)) or 'no keys'}."
+    place = where or "the recipe"
+    raise InputError(f"override {key!r}: expected a key of {place}, got {part!r}. {hint}")
 
 
 def _typed(key: str, old: Any, text: str) -> Any:
     """Read `text` as YAML and check it against the type of the value that it replaces."""
     value = _value(text)
-    if durations.is_duration(key):
-        return _duration(key, old, value)
+    if isinstance(value, str) and value.endswith("%") and key.endswith("_every"):
+        return value  # a share of the training
     if isinstance(old, str) and value is not None and not old.startswith("${"):
         return value if isinstance(value, str) else text
     kinds = {bool: (bool,), int: (int,), float: (int, float)}
@@ -161,14 +150,10 @@ def _typed(key: str, old: Any, text: str) -> Any:
             continue
         if kind is int and type(value) is float and value.is_integer():
             return int(value)
-        fail(
-            f"override {key!r}",
-            expected=f"{kind.__name__}, as the recipe's {old!r}",
-            got=f"{text!r}",
-            remedy="Give a value of that type.",
-        )
+        expected = f"expected {kind.__name__}, as the recipe's {old!r}"
+        raise InputError(f"override {key!r}: {expected}, got {text!r}.")
     if isinstance(old, ListConfig) and not isinstance(value, list) and value is not None:
-        fail(f"override {key!r}", expected="a list", got=repr(text), remedy="Write [a, b, ...].")
+        raise InputError(f"override {key!r}: expected a list, got {text!r}. Write [a, b, ...].")
     return value
 
 
@@ -183,28 +168,18 @@ def _value(text: str) -> Any:
     return value
 
 
-def _duration(key: str, old: Any, value: Any) -> Any:
-    if isinstance(old, ListConfig) and not isinstance(value, list):
-        fail(f"override {key!r}", expected="a list", got=repr(value), remedy="Write [a, b, ...].")
-    for item in value if isinstance(value, list) else [value]:
-        durations.parse(key, item)
-    return int(value) if isinstance(value, float) and value.is_integer() else value
+# --- saving --------------------------------------------------------------------------------------
 
 
-def save_config(cfg: DictConfig, path: str | Path, notes: Sequence[str] = ()) -> None:
+def save_config(cfg: DictConfig, path: str | Path) -> None:
     """Write the recipe, interpolations resolved, as YAML that `load_config` reads again.
 
     The file appears whole or not at all.
 
-    Args:
-        cfg: the recipe.
-        path: of the file.
-        notes: lines of comment at its top.
-
     Raises:
         InputError: a value that YAML cannot hold, or a disk that refuses.
     """
-    write_text(Path(path), "".join(f"# {line}\n" for line in notes) + config_text(cfg))
+    write_text(Path(path), config_text(cfg))
 
 
 def config_text(cfg: DictConfig) -> str:
@@ -216,8 +191,7 @@ def config_text(cfg: DictConfig) -> str:
     try:
         plain = _plain(cfg, "")
     except OmegaConfBaseException as error:
-        first = str(error).splitlines()[0]
-        fail("recipe", expected="interpolations that resolve", got=first, remedy="Correct it.")
+        raise InputError(f"recipe: {str(error).splitlines()[0]}. Correct it.") from error
     return yaml.safe_dump(plain, sort_keys=False, default_flow_style=None, width=100)
 
 
@@ -231,12 +205,8 @@ def _plain(node: Any, key: str) -> Any:
         return node
     if key.endswith("_target_") and callable(node):
         return _dotted_name(node)
-    fail(
-        f"config value {key}",
-        expected="numbers, text, lists, or a LazyCall",
-        got=repr(node),
-        remedy="Describe it by a LazyCall, which can be saved.",
-    )
+    expected = "expected numbers, text, lists, or a LazyCall, which can be saved"
+    raise InputError(f"config value {key}: {expected}, got {node!r}.")
 
 
 def _dotted_name(target: Callable[..., Any]) -> str:
@@ -250,36 +220,129 @@ def _dotted_name(target: Callable[..., Any]) -> str:
     return f"{module}.{name}"
 
 
+# --- building ------------------------------------------------------------------------------------
+
+
+def arguments(node: DictConfig) -> dict[str, Any]:
+    """Return {argument: default} of the callable that a LazyCall node describes."""
+    target = node.get("_target_")
+    if isinstance(target, str):
+        target = _located(target)
+    return {} if target is None else _arguments(target)
+
+
+def _arguments(target: Callable[..., Any]) -> dict[str, Any]:
+    found = inspect.signature(target).parameters.values()
+    by_name = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+    return {p.name: None if p.default is p.empty else p.default for p in found if p.kind in by_name}
+
+
+def _located(name: str) -> Any:
+    """Return what a dotted name stands for; it may be imported for that."""
+    try:
+        return locate(name)
+    except ErrorDuringImport as error:  # pydoc, which detectron2 asks, wraps ^C in it
+        if isinstance(error.value, KeyboardInterrupt):
+            raise KeyboardInterrupt from None
+        raise
+    except ImportError as error:
+        expected = f"_target_: expected a name that can be imported, got {name}"
+        raise InputError(f"{expected} ({error}). Correct it, or install its package.") from error
+
+
+def instantiate(node: Any, **parts: Any) -> Any:
+    """Build what a LazyCall node describes, and first what its arguments describe.
+
+    As detectron2's, but arguments that do not fit are told before the call.
+
+    Args:
+        node: of a recipe; what is no LazyCall is returned as it is.
+        parts: arguments that are there already, instead of the node's own.
+
+    Raises:
+        InputError: an argument that the callable does not have or lacks; or no such callable.
+    """
+    if isinstance(node, ListConfig):
+        return ListConfig([instantiate(each) for each in node], flags={"allow_objects": True})
+    if isinstance(node, list):
+        return [instantiate(each) for each in node]
+    if not isinstance(node, dict | DictConfig) or "_target_" not in node:
+        return node
+    given: dict[str, Any] = {
+        str(key): instantiate(node[key]) for key in node if key not in parts and key != "_target_"
+    }
+    given |= parts
+    target = node["_target_"]
+    if isinstance(target, str):
+        target = _located(target)
+    try:
+        inspect.signature(target).bind(**given)
+    except TypeError as error:
+        names = _arguments(target)
+        unknown = next((name for name in given if name not in names), "")
+        close = nearest(unknown, names)
+        hint = f"Did you mean {close}?" if close else f"It has {', '.join(names)}."
+        name = getattr(target, "__name__", target)
+        raise InputError(f"recipe, arguments of {name}: {error}. {hint}") from error
+    except ValueError:  # of a callable written in C nothing is known
+        pass
+    return target(**given)
+
+
+class _LinspaceOnCpu(TorchFunctionMode):
+    """Keep torch.linspace on the CPU.
+
+    detectron2's Swin and MViT take drop path rates out of a linspace with `.item()` in their
+    constructors, which a meta tensor cannot give. Can go when they use Python numbers.
+    """
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        """Call `func`, on the CPU if it is linspace."""
+        kwargs = dict(kwargs or {})
+        if func is torch.linspace:
+            kwargs["device"] = "cpu"
+        return func(*args, **kwargs)
+
+
+def build_model(model: DictConfig, device: str | torch.device = "cpu") -> nn.Module:
+    """Build the detector that `cfg.model` describes.
+
+    Args:
+        model: the `model` node of a recipe.
+        device: where its parameters are made; "meta" makes shapes only, for any size at once.
+    """
+    with torch.device(device), _LinspaceOnCpu():
+        return instantiate(model)
+
+
 def set_num_classes(cfg: DictConfig, num_classes: int) -> None:
     """Make the recipe's heads predict `num_classes` classes (without background).
 
     A saved recipe has the number at every place, where the one it comes from refers to one place.
     """
-    model = cfg.model
-    heads = model.roi_heads if "roi_heads" in model else model
+    heads = cfg.model.roi_heads if "roi_heads" in cfg.model else cfg.model
     heads.num_classes = num_classes
-    _set_where_given(heads, "num_classes", num_classes)
+    _set_where_given(heads, num_classes)
 
 
-def _set_where_given(node: Any, key: str, value: int) -> None:
+def _set_where_given(node: Any, num_classes: int) -> None:
     if isinstance(node, DictConfig):
-        if key in node:
-            node[key] = value
+        if "num_classes" in node:
+            node.num_classes = num_classes
         for name in node:
-            _set_where_given(node._get_node(name), key, value)
+            _set_where_given(node._get_node(name), num_classes)
     elif isinstance(node, ListConfig):
         for place in range(len(node)):
-            _set_where_given(node._get_node(place), key, value)
+            _set_where_given(node._get_node(place), num_classes)
 
 
 def backbone_settings(model: Any) -> dict[str, Any]:
-    """Return the arguments of the transformer that a recipe's model is built on, {} without one.
+    """Return {argument: value} of the transformer that a recipe's model is built on, or {}.
 
     Args:
-        model: the `model` node of a recipe, or a node in it.
-
-    Returns:
-        {argument: value}, defaults of the constructor among them.
+        model: the `model` node of a recipe, or a node in it. Defaults of the constructor count.
     """
     if not isinstance(model, DictConfig):
         return {}
@@ -301,58 +364,19 @@ def model_settings(node: Any, model: nn.Module) -> dict[str, Any]:
         `backbone_settings`, and the kinds of norms ("LN", "GN1" for a GroupNorm of one group,
         "GN1+LN", "none") as "pyramid.norm", "box_head.norm" and "mask_head.norm".
     """
-    parts: dict[str, list[nn.Module]] = {"pyramid": [], "box_head": [], "mask_head": []}
+    norms: dict[str, set[str]] = {}
     for name, module in model.named_modules():
-        *_, last = name.split(".")
+        last = name.rpartition(".")[2]
         part = "pyramid" if last.startswith("simfp_") else last
-        if part in parts:
-            parts[part].append(module)
-    norms = {f"{part}.norm": _norm_kind(modules) for part, modules in parts.items() if modules}
-    return backbone_settings(node) | norms
+        if part in ("pyramid", "box_head", "mask_head"):
+            norms.setdefault(f"{part}.norm", set()).update(map(_norm_kind, module.modules()))
+    kinds = {key: "+".join(sorted(found - {""})) or "none" for key, found in norms.items()}
+    return backbone_settings(node) | kinds
 
 
-def _norm_kind(modules: list[nn.Module]) -> str:
+def _norm_kind(module: nn.Module) -> str:
+    name = type(module).__name__
+    if isinstance(module, nn.GroupNorm):
+        return f"GN{module.num_groups}"
     # "LN" is that of maps: vitdet's ChannelLayerNorm and detectron2's LayerNorm
-    kinds = set()
-    for module in (part for whole in modules for part in whole.modules()):
-        name = type(module).__name__
-        if isinstance(module, nn.GroupNorm):
-            kinds.add(f"GN{module.num_groups}")
-        elif name.endswith("LayerNorm"):
-            kinds.add("LN")
-        elif "BatchNorm" in name:
-            kinds.add("BN")
-    return "+".join(sorted(kinds)) or "none"
-
-
-class _LinspaceOnCpu(TorchFunctionMode):
-    """Keep torch.linspace on the CPU.
-
-    detectron2's Swin and MViT take drop path rates out of a linspace with `.item()` in their
-    constructors, which a meta tensor cannot give. Can go when they use Python numbers.
-    """
-
-    def __torch_function__(
-        self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None
-    ) -> Any:
-        """Call `func`, on the CPU if it is linspace."""
-        kwargs = dict(kwargs or {})
-        if func is torch.linspace:
-            kwargs["device"] = "cpu"
-        return func(*args, **kwargs)
-
-
-def instantiate(node: Any) -> Any:
-    """Build what a LazyCall node describes, and first what its arguments describe."""
-    return _instantiate(node)
-
-
-def build_model(model: DictConfig, device: str | torch.device = "cpu") -> nn.Module:
-    """Build the detector that `cfg.model` describes.
-
-    Args:
-        model: the `model` node of a recipe.
-        device: where its parameters are made; "meta" makes shapes only, for any size at once.
-    """
-    with torch.device(device), _LinspaceOnCpu():
-        return instantiate(model)
+    return "LN" if name.endswith("LayerNorm") else "BN" if "BatchNorm" in name else ""

@@ -50,6 +50,9 @@ class CocoEvaluator(DatasetEvaluator):
     images of its records. Masks are run-length encoded by a thread,
     so that the next images can be processed meanwhile.
 
+    Attributes:
+        predictions: of the last evaluation, in COCO's format; [] before it.
+
     Args:
         dataset: what the predictions are about.
         max_dets: detections that count, the best by score: of an image and category by COCO's
@@ -86,6 +89,7 @@ class CocoEvaluator(DatasetEvaluator):
         self._output_dir = None if output_dir is None else Path(output_dir)
         self._encoder: ThreadPoolExecutor | None = None
         self._waiting: deque[Future[None]] = deque()
+        self.predictions: list[Json] = []
         self.reset()
 
     @property
@@ -158,7 +162,7 @@ class CocoEvaluator(DatasetEvaluator):
         gathered = distributed.gather_object(self._results)  # the main process alone needs them
         if not distributed.is_main():
             return OrderedDict()
-        results = list(chain.from_iterable(gathered))
+        self.predictions = results = list(chain.from_iterable(gathered))
         if self._output_dir is not None:
             self._output_dir.mkdir(parents=True, exist_ok=True)
             write_text(self._output_dir / "coco_instances_results.json", json.dumps(results))

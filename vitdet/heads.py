@@ -14,7 +14,7 @@ from detectron2.structures import Boxes, Instances
 from torch import nn
 
 from vitdet.postprocess import SoftNMSMethod, check_soft_nms, maskness, soft_nms
-from vitdet.utils.checks import fail
+from vitdet.utils.checks import InputError
 
 Size = tuple[int, int]  # (height, width)
 
@@ -75,7 +75,7 @@ class InferenceRecipe:
         InputError: a number outside its range, maskness without a mask head.
     """
 
-    trains_as_detectron2 = True  # read by vitdet.engine.head_losses
+    trains_as_detectron2 = True  # read by vitdet.engine.losses
 
     box_predictor: Any
     mask_on: bool
@@ -97,18 +97,13 @@ class InferenceRecipe:
         super().__init__(**heads)
         check_soft_nms(method, iou_threshold, sigma, min_score)
         if maskness_thresh is not None and not self.mask_on:
-            fail(
-                "model.roi_heads.maskness_thresh",
-                expected="a mask head",
-                got="none",
-                remedy="Set it to null for a detector of boxes alone.",
+            raise InputError(
+                "model.roi_heads.maskness_thresh: expected a mask head, got none. Set it to null "
+                "for a detector of boxes alone."
             )
-        self.use_soft_nms = use_soft_nms
+        self.use_soft_nms, self.class_wise = use_soft_nms, class_wise
         self.method: SoftNMSMethod = method
-        self.iou_threshold = iou_threshold
-        self.sigma = sigma
-        self.min_score = min_score
-        self.class_wise = class_wise
+        self.iou_threshold, self.sigma, self.min_score = iou_threshold, sigma, min_score
         self.override_score_thresh = override_score_thresh
         self.maskness_thresh = maskness_thresh
 

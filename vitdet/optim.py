@@ -9,19 +9,25 @@ layer_decay_optimizer_constructor.py), its "backbone x 0.1" is `backbone_lr_mult
 
 from __future__ import annotations
 
-import math
 import re
-from bisect import bisect_right
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
-from typing import NamedTuple, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import torch
+from fvcore.common.param_scheduler import (
+    CompositeParamScheduler,
+    ConstantParamScheduler,
+    CosineParamScheduler,
+    LinearParamScheduler,
+    MultiStepParamScheduler,
+    ParamScheduler,
+)
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.instancenorm import _InstanceNorm
 
-from vitdet.utils.checks import fail
+from vitdet.utils.checks import InputError
+from vitdet.utils.signatures import passes_on
 
 # The norms whose weight decay `weight_decay_norm` sets: torch's own, as in the published training.
 # The channel LayerNorm of pyramid and heads is not among them and keeps `weight_decay`.
@@ -126,12 +132,10 @@ def _expression(what: str, text: str) -> re.Pattern[str]:
     try:
         return re.compile(text)
     except re.error as error:
-        fail(
-            f"optimizer.{what}",
-            expected="regular expressions",
-            got=f"{text!r} ({error})",
-            remedy=r"Put a backslash before a character that stands for itself, as in \.",
-        )
+        raise InputError(
+            f"optimizer.{what}: expected regular expressions, got {text!r} ({error}). Put a "
+            r"backslash before a character that stands for itself, as in \."
+        ) from error
 
 
 def _lr_rule(
@@ -147,18 +151,14 @@ def _lr_rule(
         return lambda _: 1.0  # any model will do, also one without a backbone
     net = dict(model.named_modules()).get(backbone)
     if net is None:
-        fail(
-            "optimizer.backbone",
-            expected="the name of a submodule",
-            got=repr(backbone),
-            remedy=f"The model has {', '.join(name for name, _ in model.named_children())}.",
+        raise InputError(
+            f"optimizer.backbone: expected the name of a submodule, got {backbone!r}. The model "
+            f"has {', '.join(name for name, _ in model.named_children())}."
         )
     if rate is not None and not isinstance(net, Layered):
-        fail(
-            "optimizer.layer_decay_rate",
-            expected="a backbone with layer_id() and num_layers",
-            got=type(net).__name__,
-            remedy="Set it to null for this backbone.",
+        raise InputError(
+            "optimizer.layer_decay_rate: expected a backbone with layer_id() and num_layers, got "
+            f"{type(net).__name__}. Set it to null for this backbone."
         )
 
     prefix = f"{backbone}." if backbone else ""
@@ -177,25 +177,16 @@ def _lr_rule(
     return multiplier
 
 
+@passes_on(parameter_table)
 def adamw(
     model: nn.Module | None = None,
     *,
     lr: float = 1e-4,
     betas: tuple[float, float] = (0.9, 0.999),
     eps: float = 1e-8,
-    weight_decay: float = 0.1,
-    weight_decay_norm: float | None = 0.0,
-    weight_decay_vectors: float | None = None,
-    no_decay: Collection[str] = ("pos_embed",),
-    layer_decay_rate: float | None = None,
-    num_layers: int | None = None,
-    backbone: str = "backbone",
-    backbone_lr_multiplier: float = 1.0,
-    pyramid_lr_multiplier: float = 1.0,
-    head_lr_multiplier: float = 1.0,
-    lr_multipliers: Mapping[str, float] | None = None,
+    **rules: Any,
 ) -> torch.optim.AdamW:
-    """Return AdamW over the groups of `parameter_table`; see there for what follows `eps`.
+    """Return AdamW over the groups of `parameter_table`, whose arguments are the rules.
 
     Every group has `lr_multiplier` and `initial_lr`, the rate that a schedule multiplies.
 
@@ -203,26 +194,11 @@ def adamw(
         InputError: no model, no parameter to train, or what `parameter_table` raises.
     """
     if model is None:
-        fail(
-            "optimizer.model",
-            expected="the detector",
-            got="nothing",
-            remedy="Set cfg.optimizer.model before instantiating; vitdet.engine does.",
+        raise InputError(
+            "optimizer.model: expected the detector, got nothing. Set cfg.optimizer.model before "
+            "instantiating; vitdet.engine does."
         )
-    table = parameter_table(
-        model,
-        weight_decay=weight_decay,
-        weight_decay_norm=weight_decay_norm,
-        weight_decay_vectors=weight_decay_vectors,
-        no_decay=no_decay,
-        layer_decay_rate=layer_decay_rate,
-        num_layers=num_layers,
-        backbone=backbone,
-        backbone_lr_multiplier=backbone_lr_multiplier,
-        pyramid_lr_multiplier=pyramid_lr_multiplier,
-        head_lr_multiplier=head_lr_multiplier,
-        lr_multipliers=lr_multipliers,
-    )
+    table = parameter_table(model, **rules)
     members: dict[Setting, list[nn.Parameter]] = {}
     for name, setting in table.items():
         members.setdefault(setting, []).append(model.get_parameter(name))
@@ -237,29 +213,52 @@ def adamw(
         for setting, parameters in members.items()
     ]
     if not groups:
-        fail("model", expected="parameters to train", got="none", remedy="Unfreeze some.")
+        raise InputError("model: expected parameters to train, got none. Unfreeze some.")
     # One pass over all numbers; on a CPU torch's other forms go tensor by tensor (a small model's
     # step: 11 ms, fused 2 ms). Models without data (--print-groups) have none.
     fused = all(parameter.device.type != "meta" for parameter in model.parameters())
     return torch.optim.AdamW(groups, lr=lr, betas=(betas[0], betas[1]), eps=eps, fused=fused)
 
 
-def _warm_up(images_seen: float, warmup: float, factor: float, end: float) -> float:
-    """Return the multiplier within the warm-up: linear from `factor` to `end`."""
-    done = images_seen / warmup
-    return factor * (1 - done) + end * done
+class _AfterWarmup(CompositeParamScheduler):
+    """A schedule of fvcore after a linear warm-up; called with the share of the training, 0 to 1.
+
+    Lengths are in images and only say what share of `num_images` they are, so a shorter training
+    has the same curve.
+    """
+
+    def __init__(
+        self,
+        schedule: ParamScheduler,
+        num_images: float,
+        warmup: float,
+        warmup_factor: float,
+        *,
+        rescaled: bool = False,
+    ) -> None:
+        if not 0 <= warmup <= num_images:
+            text = f"schedule.warmup: expected at most the {num_images} images of its training"
+            raise InputError(f"{text}, got {warmup}.")
+        share = warmup / num_images
+        full = schedule(0.0 if rescaled else share)
+        super().__init__(
+            [LinearParamScheduler(warmup_factor * schedule(0.0), full), schedule],
+            lengths=[share, 1 - share],
+            interval_scaling=["rescaled", "rescaled" if rescaled else "fixed"],
+        )
+
+    def __call__(self, where: float) -> float:
+        """Return the factor on every group's rate at a share of the training."""
+        return super().__call__(min(where, 1 - 1e-9))  # fvcore's constant ends before 1
 
 
-@dataclass(frozen=True)
-class MultiStep:
+class MultiStep(_AfterWarmup):
     """Linear warm-up, then a constant rate cut by `gamma` at every milestone.
 
-    All lengths are in images, so a recipe keeps its meaning with another batch size.
-
     Args:
-        num_images: length of the training.
+        num_images: images of the training that the other lengths are parts of.
         milestones: where the rate is cut, growing.
-        warmup: length of the warm-up, in which the multiplier grows linearly.
+        warmup: length of the warm-up.
         warmup_factor: multiplier at the first image.
         gamma: factor of every cut.
 
@@ -267,106 +266,39 @@ class MultiStep:
         InputError: milestones out of order or outside the training, warm-up longer than it.
     """
 
-    num_images: float
-    milestones: Sequence[float]
-    warmup: float = 0
-    warmup_factor: float = 0.001
-    gamma: float = 0.1
-
-    def __post_init__(self) -> None:
-        """Check the lengths against each other."""
-        if list(self.milestones) != sorted(self.milestones):
-            fail(
-                "schedule.milestones",
-                expected="growing numbers",
-                got=self.milestones,
-                remedy="Sort.",
-            )
-        last = max([self.warmup, *self.milestones])
-        if last > self.num_images:
-            fail(
-                "schedule",
-                expected=f"warm-up and milestones within the {self.num_images} images of training",
-                got=f"{last}",
-                remedy="Scale them with train.num_images; all are counted in images.",
-            )
-
-    def __call__(self, images_seen: float) -> float:
-        """Return the factor on every group's rate after `images_seen` images."""
-        if images_seen < self.warmup:
-            return _warm_up(images_seen, self.warmup, self.warmup_factor, self._steps(self.warmup))
-        return self._steps(images_seen)
-
-    def _steps(self, images_seen: float) -> float:
-        return self.gamma ** bisect_right(list(self.milestones), images_seen)
+    def __init__(
+        self,
+        num_images: float,
+        milestones: Sequence[float],
+        warmup: float = 0,
+        warmup_factor: float = 0.001,
+        gamma: float = 0.1,
+    ) -> None:
+        ends = list(milestones)
+        if ends != sorted(ends) or any(not 0 < end <= num_images for end in ends):
+            text = f"schedule.milestones: expected growing numbers up to {num_images}, the images"
+            raise InputError(f"{text} of its training, got {ends}.")
+        ends = [end for end in ends if end < num_images]  # one at the very end changes nothing
+        values = [gamma**cuts for cuts in range(len(ends) + 1)]
+        lengths: Any = num_images, ends  # annotated as integers
+        super().__init__(
+            MultiStepParamScheduler(values, *lengths), num_images, warmup, warmup_factor
+        )
 
 
-@dataclass(frozen=True)
-class Cosine:
+class Cosine(_AfterWarmup):
     """Linear warm-up, then half a cosine down to zero (Loshchilov and Hutter, "SGDR", Eq. 5).
 
-    All lengths are in images.
-
-    Args:
-        num_images: length of the training.
-        warmup: length of the warm-up, in which the multiplier grows linearly to 1.
-        warmup_factor: multiplier at the first image.
-
-    Raises:
-        InputError: a warm-up that is not shorter than the training.
+    Arguments and errors are those of `MultiStep`.
     """
 
-    num_images: float
-    warmup: float = 0
-    warmup_factor: float = 0.001
-
-    def __post_init__(self) -> None:
-        """Check the lengths against each other."""
-        if self.warmup >= self.num_images:
-            fail(
-                "schedule.warmup",
-                expected=f"less than the {self.num_images} images of training",
-                got=self.warmup,
-                remedy="Shorten it or lengthen train.num_images; both are counted in images.",
-            )
-
-    def __call__(self, images_seen: float) -> float:
-        """Return the factor on every group's rate after `images_seen` images."""
-        if images_seen < self.warmup:
-            return _warm_up(images_seen, self.warmup, self.warmup_factor, 1.0)
-        done = (images_seen - self.warmup) / (self.num_images - self.warmup)
-        return 0.5 * (1 + math.cos(math.pi * min(done, 1.0)))
+    def __init__(self, num_images: float, warmup: float = 0, warmup_factor: float = 0.001) -> None:
+        schedule = CosineParamScheduler(1, 0)
+        super().__init__(schedule, num_images, warmup, warmup_factor, rescaled=True)
 
 
-@dataclass(frozen=True)
-class Constant:
-    """Linear warm-up, then one rate to the end. All lengths are in images.
+class Constant(_AfterWarmup):
+    """Linear warm-up, then one rate to the end. Arguments and errors are those of `MultiStep`."""
 
-    Args:
-        num_images: length of the training.
-        warmup: length of the warm-up, in which the multiplier grows linearly to 1.
-        warmup_factor: multiplier at the first image.
-
-    Raises:
-        InputError: a warm-up that is longer than the training.
-    """
-
-    num_images: float
-    warmup: float = 0
-    warmup_factor: float = 0.001
-
-    def __post_init__(self) -> None:
-        """Check the lengths against each other."""
-        if self.warmup > self.num_images:
-            fail(
-                "schedule.warmup",
-                expected=f"at most the {self.num_images} images of training",
-                got=self.warmup,
-                remedy="Shorten it or lengthen train.num_images; both are counted in images.",
-            )
-
-    def __call__(self, images_seen: float) -> float:
-        """Return the factor on every group's rate after `images_seen` images."""
-        if images_seen < self.warmup:
-            return _warm_up(images_seen, self.warmup, self.warmup_factor, 1.0)
-        return 1.0
+    def __init__(self, num_images: float, warmup: float = 0, warmup_factor: float = 0.001) -> None:
+        super().__init__(ConstantParamScheduler(1), num_images, warmup, warmup_factor)

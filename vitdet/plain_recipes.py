@@ -12,7 +12,7 @@ from typing import Any, NoReturn
 
 import yaml
 
-from vitdet.utils.checks import fail
+from vitdet.utils.checks import InputError
 
 
 def _of(module: str, names: str) -> list[str]:
@@ -111,32 +111,26 @@ def recipe_of_file(text: str, source: str, *, trust: bool = False) -> dict[str, 
     Raises:
         InputError: as `plain_recipe`; no model or no test data in it.
     """
-    needed = _needed(_parsed(text, source, trust), source)
+    whole = _parsed(text, source, trust)
+    model, loaders, train = (whole.get(key) for key in ("model", "dataloader", "train"))
+    loaders = loaders if isinstance(loaders, dict) else {}
+    train = {} if train is None else train
+    if not all(isinstance(each, dict) for each in (model, train, loaders.get("test"))):
+        expected = "expected groups of settings at model, dataloader.test and train"
+        raise InputError(f"{source}: {expected}. Give the recipe: config=... or --config-file.")
+    data = {key: value for key, value in loaders.items() if key != "train"}
+    needed = {"model": model, "dataloader": data, "train": train}
     if trust:
         return needed
     _check(needed, (), source)
-    data = needed["dataloader"]
     if isinstance(data.get("evaluator"), dict):
         data["evaluator"].pop("output_dir", None)
-    train = needed.get("train", {})
     needed["train"] = {
         key: value
         for key, value in train.items()
         if not isinstance(value, str | list | dict) or (isinstance(value, str) and _is_word(value))
     }
     return needed
-
-
-def _needed(whole: dict[str, Any], source: str) -> dict[str, Any]:
-    """Return `model`, `train`, and `dataloader` without its training half."""
-    if not isinstance(whole.get("dataloader"), dict) or not isinstance(whole.get("model"), dict):
-        remedy = "Give the recipe: config=..., or --config-file on the command line."
-        fail(source, expected="model and dataloader", got="none", remedy=remedy)
-    data = {key: value for key, value in whole["dataloader"].items() if key != "train"}
-    if not isinstance(data.get("test"), dict) or not isinstance(whole.get("train", {}), dict):
-        expected = "groups of settings at dataloader.test and train"
-        fail(source, expected=expected, got="something else", remedy="Give another recipe.")
-    return {"model": whole["model"], "dataloader": data, "train": whole.get("train", {})}
 
 
 class _Loader(yaml.SafeLoader):
@@ -165,22 +159,21 @@ def _parsed(text: str, source: str, trust: bool) -> dict[str, Any]:
         if len(text) > _MAX_CHARACTERS:
             raise ValueError(f"it has {len(text)} characters")
         content = yaml.load(text, yaml.SafeLoader if trust else _Loader)
+        if not isinstance(content, dict):
+            raise ValueError(f"{type(content).__name__} at the top, not a mapping")
     except _NO_YAML as error:
-        expected, got = "a recipe that loads", f"{type(error).__name__}: {error}"
-        fail(source, expected=expected, got=got, remedy="Correct the file, or give another recipe.")
-    if not isinstance(content, dict):
-        got = type(content).__name__
-        fail(source, expected="a mapping at the top", got=got, remedy="Give another recipe.")
-    return _at_its_place(content)
+        what = f"expected a recipe that loads, got {type(error).__name__}: {error}"
+        raise InputError(f"{source}: {what}. Correct the file, or give another recipe.") from error
+    return _with_names_of_today(content)
 
 
-def _at_its_place(node: Any) -> Any:
+def _with_names_of_today(node: Any) -> Any:
     """Return the node with the parts of MOVED under their names of today."""
     if isinstance(node, list):
-        return [_at_its_place(value) for value in node]
+        return [_with_names_of_today(value) for value in node]
     if not isinstance(node, dict):
         return node
-    moved = {key: _at_its_place(value) for key, value in node.items()}
+    moved = {key: _with_names_of_today(value) for key, value in node.items()}
     if isinstance(target := moved.get("_target_"), str):
         moved["_target_"] = MOVED.get(target, target)
     return moved
@@ -220,7 +213,7 @@ def _check_target(target: Any, path: tuple[str, ...], source: str) -> None:
         where = ".".join(path) or "its top"
         what = f"parts of this vitdet and detectron2 only, those that configs/ has at {where}"
         remedy = _RENAMED.get(str(target), _REMEDY)
-        fail(source, expected=what, got=str(target)[:200], remedy=remedy)
+        raise InputError(f"{source}: expected {what}, got {str(target)[:200]}. {remedy}")
 
 
 def _check_text(text: str, path: tuple[str, ...], source: str) -> None:
@@ -235,7 +228,7 @@ def _check_text(text: str, path: tuple[str, ...], source: str) -> None:
 
 
 def _refuse(source: str, path: tuple[str, ...], expected: str, got: str) -> NoReturn:
-    fail(f"{source}: {'.'.join(path)}", expected=expected, got=got, remedy=_REMEDY)
+    raise InputError(f"{source}: {'.'.join(path)}: expected {expected}, got {got}. {_REMEDY}")
 
 
 def _is_word(text: str) -> bool:

@@ -12,12 +12,11 @@ from typing import Literal, get_args
 
 import torch
 
-from vitdet.utils.checks import fail
+from vitdet.utils.checks import InputError, check_word
 
 SoftNMSMethod = Literal["linear", "gaussian", "hard"]
 
 _PAIRS = 2_000_000  # pairs of boxes that are looked at together: about 100 MB
-_MATRIX_SIDE = 4000  # boxes for which a matrix of all pairs is made: 128 MB
 
 
 def soft_nms(
@@ -66,17 +65,13 @@ def soft_nms(
         )
     ]
     first, second, factor = (torch.cat(each) for each in zip(*parts, strict=True))
-    # Rounds are few launches for a GPU. A CPU has fewer operations to do one box after the other,
-    # as long as the matrix of factors is small, unless there is almost nothing to do.
-    few = len(first) <= 4 * len(old)
-    rounds = few or len(old) > _MATRIX_SIDE or boxes.device.type != "cpu"
-    new = (_in_rounds if rounds else _one_by_one)(old, first, second, factor, min_score)
+    new = _new_scores(old, first, second, factor, min_score)
     order = new.argsort(descending=True, stable=True)
     order = order[new[order] >= min_score]
     return places[order], new[order].to(scores.dtype)
 
 
-def _in_rounds(
+def _new_scores(
     scores: torch.Tensor,
     first: torch.Tensor,
     second: torch.Tensor,
@@ -86,13 +81,8 @@ def _in_rounds(
     """Return the new scores (N,), taking many boxes at once.
 
     Scores only fall, so a box is at its final score as soon as no box that it overlaps has a
-    higher one. All boxes of which this is true are taken in one round; there are some tens.
-
-    Args:
-        scores: (N,).
-        first, second: (P,) places of the pairs that touch each other.
-        factor: (P,) f of their IoU.
-        min_score: boxes below it touch no other.
+    higher one. All boxes of which this is true are taken in one round; there are some tens. The P
+    pairs `first`, `second` touch each other, `factor` is f of their IoU.
     """
     new = scores.clone()
     while len(first):
@@ -107,39 +97,6 @@ def _in_rounds(
         alive = new >= min_score
         left = ~(by_first | by_second) & alive[first] & alive[second]
         first, second, factor = first[left], second[left], factor[left]
-    return new
-
-
-def _one_by_one(
-    scores: torch.Tensor,
-    first: torch.Tensor,
-    second: torch.Tensor,
-    factor: torch.Tensor,
-    min_score: float,
-) -> torch.Tensor:
-    """Return what `_in_rounds` returns, taking the boxes in the order of the definition."""
-    has_pair = torch.zeros_like(scores, dtype=torch.bool)
-    has_pair[first] = has_pair[second] = True
-    touched, place_of = has_pair.nonzero()[:, 0], has_pair.cumsum(0) - 1
-    a, b = _at(place_of, first), _at(place_of, second)
-    factors = scores.new_ones(len(touched), len(touched))
-    factors[a, b] = factors[b, a] = factor
-    factors.fill_diagonal_(-0.5)  # what was taken is below every other from then on
-    rows = factors.unbind(0)
-    left = scores[touched]
-    order: list[int] = []
-    final: list[float] = []
-    for _ in rows:
-        best, place = left.max(0)  # of equal ones the first
-        score = best.item()
-        if score < min_score:
-            break
-        order.append(int(place))
-        final.append(score)
-        left.mul_(rows[order[-1]])
-    new = scores.clone()
-    new[touched] = 0.0
-    new[touched[order]] = scores.new_tensor(final)
     return new
 
 
@@ -160,17 +117,15 @@ def maskness(masks: torch.Tensor, threshold: float = 0.5) -> torch.Tensor:
 
 def check_soft_nms(method: str, iou_threshold: float, sigma: float, min_score: float) -> None:
     """Raise InputError for an argument of `soft_nms` outside its range."""
-    known = get_args(SoftNMSMethod)
-    if method not in known:
-        expected = f"one of {', '.join(known)}"
-        fail("soft-NMS method", expected=expected, got=method, remedy="Take one of these.")
+    check_word("soft-NMS method", method, get_args(SoftNMSMethod))
     if not 0 < iou_threshold <= 1:
-        remedy = "Published recipes have 0.6."
-        fail("soft-NMS iou_threshold", expected="0 < t <= 1", got=iou_threshold, remedy=remedy)
+        raise InputError(
+            f"soft-NMS iou_threshold: expected 0 < t <= 1, got {iou_threshold}. Published recipes "
+            "have 0.6."
+        )
     for name, value, usual in (("sigma", sigma, 0.5), ("min_score", min_score, 0.001)):
         if value <= 0:
-            remedy = f"{usual} is usual."
-            fail(f"soft-NMS {name}", expected="more than 0", got=value, remedy=remedy)
+            raise InputError(f"soft-NMS {name}: expected more than 0, got {value}, as {usual}.")
 
 
 def _factors(

@@ -10,8 +10,8 @@ channels in the deconvolutions.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Collection, Sequence
-from typing import Any, NamedTuple, Protocol
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -19,33 +19,10 @@ from detectron2.layers import Conv2d
 from detectron2.modeling import Backbone
 from torch import nn
 
-from vitdet.layers.norms import ChannelLayerNorm
-from vitdet.utils.checks import InputError, fail
+from vitdet.layers.norms import ChannelLayerNorm, group_norm
+from vitdet.utils.checks import InputError, check_word
 
 _Norm = Callable[[int], nn.Module]
-
-# name: factory of the norm of so many channels and that epsilon
-_NORMS: dict[str, Callable[[int, float], nn.Module] | None] = {
-    "LN": ChannelLayerNorm,  # over the channels, at every position
-    "GN1": lambda channels, eps: nn.GroupNorm(1, channels, eps=eps),  # over the whole map
-    "": None,
-}
-_DOWNSAMPLES: dict[str, Callable[[int, int], nn.Module]] = {
-    "max_pool": lambda _, factor: nn.MaxPool2d(factor, stride=factor),
-    "conv": lambda dim, factor: nn.Conv2d(dim, dim, factor, stride=factor),
-}
-_SCALES = (4.0, 2.0, 1.0, 0.5, 0.25)
-
-
-class TopBlock(Protocol):
-    """Makes coarser levels out of one, as detectron2's `LastLevelMaxPool`."""
-
-    num_levels: int
-    in_feature: str
-
-    def __call__(self, x: torch.Tensor) -> list[torch.Tensor]:
-        """Map a level (B, C, H, W) to `num_levels` coarser ones."""
-        ...
 
 
 class _Level(NamedTuple):
@@ -99,7 +76,7 @@ class SimpleFeaturePyramid(Backbone):
         downsample: str = "max_pool",
         halve_channels: bool = True,
         top_down: bool = False,
-        top_block: TopBlock | None = None,
+        top_block: Any = None,
         norm: str = "LN",
         norm_eps: float = 1e-6,
         upsample_norm: str | None = None,
@@ -107,35 +84,50 @@ class SimpleFeaturePyramid(Backbone):
         square_pad: int = 0,
     ) -> None:
         super().__init__()
-        _check_word("pyramid norm", norm, _NORMS)
-        _check_word("pyramid downsample", downsample, _DOWNSAMPLES)
-        make_norm = _norm_factory(norm, norm_eps)
-        upsample_norm = norm if upsample_norm is None else upsample_norm
-        _check_word("pyramid upsample_norm", upsample_norm, _NORMS)
-        upsample_eps = norm_eps if upsample_norm_eps is None else upsample_norm_eps
-        make_upsample_norm = _norm_factory(upsample_norm, upsample_eps)
-        sources = _sources(in_feature, len(scale_factors))
-        self.net = net
-        self.top_down = top_down
-        self.square_pad = square_pad
-        self.top_block: Any = top_block  # a module: its parameters are ours
+        check_word("pyramid downsample", downsample, ("max_pool", "conv"))
+        make_norm = _norm_factory("pyramid norm", norm, norm_eps)
+        make_upsample_norm = _norm_factory(
+            "pyramid upsample_norm",
+            norm if upsample_norm is None else upsample_norm,
+            norm_eps if upsample_norm_eps is None else upsample_norm_eps,
+        )
+        sources = in_feature
+        if isinstance(in_feature, str):
+            sources = [in_feature] * len(scale_factors)
+        elif len(in_feature) != len(scale_factors):
+            raise InputError(
+                f"pyramid in_feature: expected {len(scale_factors)} names, got {len(in_feature)}. "
+                "Name one map, or one for each of scale_factors."
+            )
+        for source in sources:
+            check_word("pyramid in_feature", source, net.output_shape())
+        shapes = [net.output_shape()[source] for source in sources]
+        self.net, self.top_down, self.square_pad = net, top_down, square_pad
+        self.top_block = top_block  # a module: its parameters are ours
         self._levels: list[_Level] = []
         self._out_feature_strides: dict[str, int] = {}
-        shapes = [_channels_and_stride(net, source) for source in sources]
-        strides = _strides([stride for _, stride in shapes], scale_factors)
-        for i, (scale, source) in enumerate(zip(scale_factors, sources, strict=True)):
-            channels, stride = shapes[i][0], strides[i]
-            level = stride.bit_length() - 1
+        strides = _strides([shape.stride or 0 for shape in shapes], scale_factors)
+        for scale, source, shape, stride in zip(
+            scale_factors, sources, shapes, strides, strict=True
+        ):
+            level, channels = stride.bit_length() - 1, shape.channels or 0
             layers, dim = _resample(scale, channels, downsample, halve_channels, make_upsample_norm)
             # `simfp_2` and so on are detectron2's names in the state dict.
             module = nn.Sequential(*layers, *_convolutions(dim, out_channels, make_norm))
             self.add_module(f"simfp_{level}", module)
             self._levels.append(_Level(f"p{level}", f"simfp_{level}", source))
             self._out_feature_strides[f"p{level}"] = stride
-        self._size_divisibility = max(self._out_feature_strides.values())
+        self._size_divisibility = max(strides)
         if top_block is not None:
-            coarsest = max(int(level.name[1:]) for level in self._levels)
-            _check_top_block(top_block, coarsest, {level.name for level in self._levels}, net)
+            # Levels beyond the coarsest are named by their strides, so they must be made from it.
+            coarsest, source = self._size_divisibility.bit_length() - 1, top_block.in_feature
+            inside = source in self._out_feature_strides
+            if source != f"p{coarsest}" and (inside or source not in net.output_shape()):
+                raise InputError(
+                    f"in_feature of the pyramid's top block: expected the coarsest level, "
+                    f"'p{coarsest}', or a map of the backbone, got {source!r}. Change "
+                    "scale_factors, or leave the top block out."
+                )
             for i in range(coarsest + 1, coarsest + 1 + top_block.num_levels):
                 self._out_feature_strides[f"p{i}"] = 2**i
         self._out_features = list(self._out_feature_strides)
@@ -199,9 +191,7 @@ class SimpleFeaturePyramid(Backbone):
 def _strides(of_maps: Sequence[int], scale_factors: Sequence[float]) -> list[int]:
     """Return the strides of the levels, in pixels."""
     for scale in scale_factors:
-        if scale not in _SCALES:
-            what, remedy = "scale factor", "Take one of these."
-            fail(what, expected=f"one of {_SCALES}", got=scale, remedy=remedy)
+        check_word("scale factor", scale, (4.0, 2.0, 1.0, 0.5, 0.25))
     strides = [stride / scale for stride, scale in zip(of_maps, scale_factors, strict=True)]
     powers = all(stride in (1, 2, 4, 8, 16, 32, 64, 128, 256) for stride in strides)
     if not powers or any(fine * 2 != coarse for fine, coarse in itertools.pairwise(strides)):
@@ -214,52 +204,12 @@ def _strides(of_maps: Sequence[int], scale_factors: Sequence[float]) -> list[int
     return [int(stride) for stride in strides]
 
 
-def _sources(in_feature: str | Sequence[str], count: int) -> list[str]:
-    """Return the name of the map of each of `count` levels."""
-    if isinstance(in_feature, str):
-        return [in_feature] * count
-    if len(in_feature) != count:
-        remedy = "Name one map, or one for each of scale_factors."
-        fail("pyramid in_feature", expected=f"{count} names", got=len(in_feature), remedy=remedy)
-    return list(in_feature)
-
-
-def _channels_and_stride(net: Backbone, feature: str) -> tuple[int, int]:
-    shapes = net.output_shape()
-    if feature not in shapes:
-        remedy = "Take one of these."
-        fail("pyramid in_feature", expected=f"one of {list(shapes)}", got=feature, remedy=remedy)
-    shape = shapes[feature]
-    if shape.channels is None or shape.stride is None:
-        fail(
-            f"backbone feature {feature!r}",
-            expected="known channels and stride",
-            got=str(shape),
-            remedy="Have the backbone's output_shape() tell them.",
-        )
-    return shape.channels, shape.stride
-
-
-def _norm_factory(norm: str, eps: float) -> _Norm | None:
-    make = _NORMS[norm]
-    return None if make is None else lambda channels: make(channels, eps)
-
-
-def _check_word(what: str, word: str, known: Collection[str]) -> None:
-    if word not in known:
-        fail(what, expected=f"one of {list(known)}", got=repr(word), remedy="Take one.")
-
-
-def _check_top_block(top_block: TopBlock, coarsest: int, levels: set[str], net: Backbone) -> None:
-    """Levels beyond the coarsest are named by their strides, so they must be made from it."""
-    source = top_block.in_feature
-    if source != f"p{coarsest}" and (source in levels or source not in net.output_shape()):
-        fail(
-            "in_feature of the pyramid's top block",
-            expected=f"the coarsest level, 'p{coarsest}', or a map of the backbone",
-            got=repr(source),
-            remedy="Change scale_factors, or leave the top block out.",
-        )
+def _norm_factory(what: str, norm: str, eps: float) -> _Norm | None:
+    """Return the factory of a norm by its number of channels, None for none."""
+    check_word(what, norm, ("LN", "GN1", ""))
+    if norm == "GN1":
+        return group_norm(1, eps)  # over the whole map
+    return (lambda channels: ChannelLayerNorm(channels, eps)) if norm else None
 
 
 def _resample(
@@ -269,7 +219,9 @@ def _resample(
     if scale == 1.0:
         return [], dim
     if scale < 1.0:
-        return [_DOWNSAMPLES[downsample](dim, int(1 / scale))], dim
+        factor = int(1 / scale)
+        pool = downsample == "max_pool"
+        return [nn.MaxPool2d(factor) if pool else nn.Conv2d(dim, dim, factor, factor)], dim
     middle = dim // 2 if halve else dim
     layers: list[nn.Module] = [nn.ConvTranspose2d(dim, middle, 2, stride=2)]
     if scale == 2.0:

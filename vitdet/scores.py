@@ -23,6 +23,7 @@ logger = logging.getLogger(__name__)
 
 Style = Literal["coco", "lvis"]
 Json = dict[str, Any]
+_KEPT = ("image_id", "category_id", "score", "bbox", "segmentation")  # of a result
 _SIZES = {"s": "small", "m": "medium", "l": "large"}
 
 
@@ -76,6 +77,24 @@ def evaluate_results(
             missing or impossible values.
     """
     truth = dataset_json if isinstance(dataset_json, dict) else read_truth(Path(dataset_json))
+    made = evaluated(truth, results, iou_type, max_dets, style, image_ids, encoded_here)
+    return _metrics(made, truth["categories"], style)
+
+
+def evaluated(
+    truth: Json,
+    results: str | Path | list[Json],
+    iou_type: str,
+    max_dets: int = 100,
+    style: Style = "coco",
+    image_ids: Collection[int] | None = None,
+    encoded_here: bool = False,
+) -> COCOeval_faster:
+    """Return faster-coco-eval's evaluator, with its arrays in `eval`.
+
+    Arguments and errors are those of `evaluate_results`. Its `cocoGt` and `cocoDt` have the
+    annotations and results that count.
+    """
     known = iou_type in ("bbox", "segm") and style in ("coco", "lvis")
     if not known or not isinstance(max_dets, int) or max_dets < 1:
         got = f"iou_type={iou_type!r}, style={style!r} and max_dets={max_dets!r}"
@@ -106,7 +125,7 @@ def evaluate_results(
     evaluator.params.maxDets = sorted(limits)
     evaluator.evaluate()
     evaluator.accumulate()
-    return _metrics(evaluator, truth["categories"], style)
+    return evaluator
 
 
 def _read_json(path: Path, what: str, kind: type) -> Any:
@@ -348,9 +367,7 @@ def _detections(
             drawn = [float(value) for value in drawn]
         detections.append(
             {
-                "image_id": result["image_id"],
-                "category_id": result["category_id"],
-                "score": result["score"],
+                **{key: result[key] for key in _KEPT if key in result},
                 "area": drawn[2] * drawn[3] if shape == "bbox" else float(mask_util.area(drawn)),
                 shape: drawn,
             }

@@ -1,100 +1,90 @@
-"""The keys under `train` of a recipe: which there are, what holds without them, their types."""
+"""`train` of a recipe: its keys, their types, what holds without them, and what they mean."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field, fields
 from typing import Any
 
-from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf import MISSING, DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
-from vitdet.utils.checks import fail, nearest
+from vitdet.utils.checks import InputError, nearest
 
-TRAIN_KEYS = frozenset(
-    {
-        *("output_dir", "init_checkpoint", "seed", "device", "precision", "num_images", "ddp"),
-        *("checkpoint_every", "keep_checkpoints", "eval_every", "log_every", "clip_grad_norm"),
-    }
-)
-# What a recipe may leave out (configs saved before there were these keys do), and what holds then.
-OPTIONAL_TRAIN_KEYS = {
-    **{"ema_decay": None, "eval_weights": "model", "compile": False},
-    **{"epochs": None, "reference_batch": None},  # engine/durations.py
-    **{"eval_precision": "fp32", "async_checkpoints": True},
-    **{"best_metric": None, "early_stopping": None},
-    **{"allow_changed_data": False, "loggers": []},
-    **{"accumulate": 1, "freeze_blocks": 0, "on_bad_step": "stop", "max_bad_steps": 10},
-    **{"parallel": "ddp", "step_timeout": 1800.0},
-}
+
+@dataclass
+class EarlyStopping:
+    """`train.early_stopping`: stop after evaluations in a row without improvement."""
+
+    metric: str = MISSING  # such as "bbox/AP"
+    patience: int = MISSING  # evaluations
+    min_delta: float = 0.0  # less than so much above the best (percent for AP) is no improvement
+
+
+@dataclass
+class Train:
+    """`train` of a recipe: every key, its type, and what holds where a recipe leaves it out."""
+
+    output_dir: str = "./output"
+    init_checkpoint: str | None = ""  # weights written by converter.py; none: random
+    seed: int = 0
+    device: str = "auto"
+    precision: str = "fp16"
+    eval_precision: str = "fp32"  # as detectron2 and EVA evaluate, so as published AP
+    num_images: int = MISSING  # the length: images seen by all processes together
+    epochs: float | None = None  # sets num_images to so many rounds of the data
+    reference_batch: int | None = None  # the batch that optimizer.lr is for; the run says so
+    checkpoint_every: Any = 5000 * 64  # images, or a share of the training such as "10%"
+    eval_every: Any = 5000 * 64  # the same
+    log_every: int = 20  # iterations
+    keep_checkpoints: int = 5
+    async_checkpoints: bool = True  # written during the next steps from a copy on the CPU
+    best_metric: str | None = None  # such as "bbox/AP": keep the best weights, model_best.pth
+    early_stopping: EarlyStopping | None = None
+    clip_grad_norm: float | None = None
+    ema_decay: float | None = None  # of a moving average of the weights, evaluated too
+    eval_weights: str = "model"  # what --eval-only takes of a file: "model" or "ema"
+    compile: bool = False  # torch.compile of the backbone's blocks
+    accumulate: int = 1  # parts in which a process takes its images of a step, to save memory
+    freeze_blocks: int = 0  # so many blocks, and the embeddings before them, do not learn
+    on_bad_step: str = "stop"  # a loss or gradient that is not finite: "stop" or "skip"
+    max_bad_steps: int = 10  # then the run stops all the same
+    loggers: list[str] | None = field(default_factory=list)  # "wandb" (an extra of the package)
+    allow_changed_data: bool = False  # let --resume go on with other data than the run's
+    parallel: str = "ddp"  # or "fsdp": weights and optimizer sharded over the processes
+    step_timeout: float | None = 1800.0  # seconds a step may take before the run ends; None: never
+    # Of DistributedDataParallel. fp16_compression: gradients travel between GPUs as fp16 with
+    # precision="fp16", which has a loss scale, as bf16 with "bf16", and as they are with "fp32".
+    ddp: dict[str, Any] | None = field(default_factory=lambda: {"fp16_compression": True})
+
 
 # Of recipes that earlier versions saved; they changed no weights, and are passed over.
-_FORMER_KEYS = {"looks_every", "sharded_checkpoints", "hash_images", "tags"}
-_FORMER_KEYS |= {"first_step_timeout"}
-
-_NUMBER, _NOTHING = (int, float), type(None)
-_TYPES: dict[str, tuple[type, ...]] = {
-    "output_dir": (str,),
-    "init_checkpoint": (str, _NOTHING),
-    "seed": (int,),
-    "device": (str,),
-    "precision": (str,),
-    "keep_checkpoints": (int,),
-    "log_every": (int,),
-    "clip_grad_norm": (*_NUMBER, _NOTHING),
-    "ddp": (dict, _NOTHING),
-    "ema_decay": (*_NUMBER, _NOTHING),
-    "reference_batch": (int, _NOTHING),
-    "step_timeout": (*_NUMBER, _NOTHING),
-}
-_WORDS = {int: "a whole number", float: "a number", str: "text", bool: "true or false"}
-_WORDS |= {list: "a list", dict: "a mapping", _NOTHING: "null"}
+_FORMER_KEYS = ("looks_every", "sharded_checkpoints", "hash_images", "tags", "first_step_timeout")
 
 
-def optional(train: DictConfig, key: str) -> Any:
-    """Return the value of a key that a recipe may leave out."""
-    return train.get(key, OPTIONAL_TRAIN_KEYS[key])
-
-
-def check_train(train: DictConfig) -> None:
-    """Check the keys and the types of the values of a recipe's `train`.
-
-    A key that may be left out has the type of what holds without it, where `_TYPES` says nothing.
+def complete(train: DictConfig) -> DictConfig:
+    """Return `train` of a recipe with the types of `Train` and with what it leaves out.
 
     Raises:
-        InputError: a key that is missing or unknown, or a value of another type.
+        InputError: an unknown key or a value of another type.
     """
-    given = {str(key) for key in train} - set(OPTIONAL_TRAIN_KEYS) - _FORMER_KEYS
-    if given != TRAIN_KEYS:
-        absent, unknown = sorted(TRAIN_KEYS - given), sorted(given - TRAIN_KEYS)
-        close = [nearest(key, {*TRAIN_KEYS, *OPTIONAL_TRAIN_KEYS}) for key in unknown]
-        fail(
-            "recipe key train",
-            expected=", ".join(sorted({*TRAIN_KEYS, *OPTIONAL_TRAIN_KEYS})),
-            got=f"{', '.join(absent) or 'nothing'} missing, "
-            f"{', '.join(unknown) or 'nothing'} unknown",
-            remedy=f"Did you mean {close[0]}?" if close and close[0] else "Correct the recipe.",
-        )
+    known = [each.name for each in fields(Train)]
+    made: Any = OmegaConf.structured(Train)
+    if train.get("ddp") is not None:
+        made.ddp = {}  # what is given takes its place and does not join it
     for key in map(str, train):
-        allowed = _TYPES.get(key)
-        if allowed is None and OPTIONAL_TRAIN_KEYS.get(key) is not None:
-            allowed = _like(OPTIONAL_TRAIN_KEYS[key])
-        value = _plain(train[key])
-        if allowed is None or type(value) in allowed:
+        if key in _FORMER_KEYS:
             continue
-        words = [_WORDS[kind] for kind in allowed if not (kind is int and float in allowed)]
-        fail(
-            f"train.{key}",
-            expected=" or ".join(words),
-            got=repr(value),
-            remedy="Give a value of that type.",
-        )
-
-
-def _like(default: Any) -> tuple[type, ...]:
-    """Return the types that may stand where `default` does; null switches off."""
-    kind = type(default)
-    return (bool,) if kind is bool else (*(_NUMBER if kind is float else (kind,)), _NOTHING)
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, DictConfig | ListConfig):
-        return OmegaConf.to_container(value)
-    return value
+        if key not in known:
+            close = nearest(key, known)
+            hint = f"Did you mean {close}?" if close else f"It has {', '.join(known)}."
+            raise InputError(f"train.{key}: there is no such key. {hint}")
+        try:
+            if OmegaConf.is_missing(train, key):  # merging would take the default
+                made[key] = MISSING
+            else:
+                made = OmegaConf.merge(made, OmegaConf.masked_copy(train, key))
+        except OmegaConfBaseException as error:
+            reason = str(error).splitlines()[0]
+            raise InputError(f"train.{key}: {reason}. vitdet/config.py has its type.") from error
+    assert isinstance(made, DictConfig)
+    return made

@@ -27,6 +27,7 @@ optimizer.lr = 5e-5
 optimizer.layer_decay_rate = 0.7
 train.init_checkpoint = "weights/coco_cascade_mask_rcnn_eva02_b_bsl_init.pth"
 train.num_images = 60000 * 128
+schedule.num_images = 60000 * 128
 train.checkpoint_every = train.eval_every = 5000 * 128
 schedule.milestones = [48000 * 128, 54000 * 128]
 schedule.warmup = 1000 * 128

@@ -27,6 +27,7 @@ optimizer.lr = 6e-5
 optimizer.layer_decay_rate = 0.8
 train.init_checkpoint = "weights/coco_cascade_mask_rcnn_eva02_l_bsl_init.pth"
 train.num_images = 60000 * 144
+schedule.num_images = 60000 * 144
 train.checkpoint_every = train.eval_every = 5000 * 144
 schedule.milestones = [48000 * 144, 54000 * 144]
 schedule.warmup = 1000 * 144

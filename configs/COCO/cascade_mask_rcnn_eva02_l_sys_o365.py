@@ -39,4 +39,4 @@ optimizer.lr = 4e-5
 optimizer.layer_decay_rate = 0.8
 train.init_checkpoint = "weights/coco_cascade_mask_rcnn_eva02_l_sys_o365_init.pth"
 train.update(num_images=40000 * 64, ema_decay=0.9999, eval_weights="ema")
-schedule = L(Constant)(num_images="${train.num_images}", warmup=400 * 64, warmup_factor=0.001)
+schedule = L(Constant)(num_images=40000 * 64, warmup=400 * 64, warmup_factor=0.001)

@@ -26,4 +26,5 @@ model.roi_heads = cascade(model.roi_heads)
 optimizer.lr = 8e-5
 train.init_checkpoint = "weights/coco_cascade_mask_rcnn_mvitv2_b_in21k_init.pth"
 train.num_images = 184375 * 64
+schedule.num_images = 184375 * 64
 schedule.milestones = [163889 * 64, 177546 * 64]

@@ -32,4 +32,5 @@ model.backbone.bottom_up.drop_path_rate = 0.6
 optimizer.lr = 1.6e-4
 train.init_checkpoint = "weights/coco_cascade_mask_rcnn_mvitv2_h_in21k_init.pth"
 train.num_images = 67500 * 64
+schedule.num_images = 67500 * 64
 schedule.milestones = [52500 * 64, 62500 * 64]

@@ -31,5 +31,6 @@ model.backbone.bottom_up.drop_path_rate = 0.5
 optimizer.lr = 8e-5
 train.init_checkpoint = "weights/coco_cascade_mask_rcnn_mvitv2_l_in21k_init.pth"
 train.num_images = 92187 * 64
+schedule.num_images = 92187 * 64
 schedule.milestones = [81944 * 64, 88773 * 64]
 schedule.warmup = 125 * 64

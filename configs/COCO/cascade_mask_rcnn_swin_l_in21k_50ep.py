@@ -32,5 +32,6 @@ optimizer.weight_decay = 0.05
 optimizer.no_decay = ["relative_position_bias_table"]
 train.init_checkpoint = "weights/coco_cascade_mask_rcnn_swin_l_in21k_init.pth"
 train.num_images = 92187 * 64
+schedule.num_images = 92187 * 64
 schedule.milestones = [81944 * 64, 88773 * 64]
 schedule.warmup = 125 * 64

@@ -23,4 +23,5 @@ from ..common.train import train
 optimizer.layer_decay_rate = 0.7
 train.init_checkpoint = "weights/coco_mask_rcnn_vitdet_b_init.pth"
 train.num_images = 184375 * 64
+schedule.num_images = 184375 * 64
 schedule.milestones = [163889 * 64, 177546 * 64]

@@ -32,5 +32,6 @@ optimizer.weight_decay_norm = None
 optimizer.no_decay = []
 train.init_checkpoint = "weights/coco_mask_rcnn_vitdet_h_init.pth"
 train.num_images = 138281 * 64
+schedule.num_images = 138281 * 64
 schedule.milestones = [122916 * 64, 133159 * 64]
 schedule.warmup = 12000  # 187.5 * 64

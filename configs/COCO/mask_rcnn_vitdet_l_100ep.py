@@ -26,4 +26,5 @@ model.backbone.net.global_block_indexes = [5, 11, 17, 23]
 optimizer.layer_decay_rate = 0.8
 train.init_checkpoint = "weights/coco_mask_rcnn_vitdet_l_init.pth"
 train.num_images = 184375 * 64
+schedule.num_images = 184375 * 64
 schedule.milestones = [163889 * 64, 177546 * 64]

@@ -27,6 +27,7 @@ dataloader.train.total_batch_size = train.reference_batch = 128
 optimizer.lr = 1e-4
 train.init_checkpoint = "weights/lvis_cascade_mask_rcnn_eva02_l_bsl_init.pth"
 train.num_images = 40000 * 128
+schedule.num_images = 40000 * 128
 train.checkpoint_every = train.eval_every = 2500 * 128
 schedule.milestones = [32000 * 128, 36000 * 128]
 schedule.warmup = 1000 * 128

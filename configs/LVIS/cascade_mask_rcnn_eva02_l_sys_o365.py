@@ -32,5 +32,6 @@ model.roi_heads = soft_nms(lvis_heads(model.roi_heads), maskness_thresh=0.5)
 dataloader.evaluator.max_dets = 1000
 train.init_checkpoint = "weights/lvis_cascade_mask_rcnn_eva02_l_sys_o365_init.pth"
 train.num_images = 70000 * 64
+schedule.num_images = 70000 * 64
 train.checkpoint_every = train.eval_every = 5000 * 64
 schedule.warmup = 700 * 64

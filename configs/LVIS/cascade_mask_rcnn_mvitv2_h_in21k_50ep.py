@@ -29,4 +29,5 @@ optimizer.lr = 2e-5
 train.init_checkpoint = "weights/lvis_cascade_mask_rcnn_mvitv2_h_in21k_init.pth"
 train.eval_every = 30000 * 64
 train.num_images = 78125 * 64
+schedule.num_images = 78125 * 64
 schedule.milestones = [69444 * 64, 75231 * 64]

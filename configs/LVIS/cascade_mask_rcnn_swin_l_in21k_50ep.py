@@ -29,5 +29,6 @@ optimizer.lr = 1e-4
 train.init_checkpoint = "weights/lvis_cascade_mask_rcnn_swin_l_in21k_init.pth"
 train.eval_every = 30000 * 64
 train.num_images = 78125 * 64
+schedule.num_images = 78125 * 64
 schedule.milestones = [69444 * 64, 75231 * 64]
 schedule.warmup = 250 * 64

@@ -27,4 +27,5 @@ optimizer.lr = 2e-4
 train.init_checkpoint = "weights/lvis_mask_rcnn_vitdet_b_init.pth"
 train.eval_every = 30000 * 64
 train.num_images = 156250 * 64
+schedule.num_images = 156250 * 64
 schedule.milestones = [138889 * 64, 150463 * 64]

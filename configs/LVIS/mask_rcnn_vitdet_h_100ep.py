@@ -31,5 +31,6 @@ optimizer.lr = 1e-4
 train.init_checkpoint = "weights/lvis_mask_rcnn_vitdet_h_init.pth"
 train.eval_every = 30000 * 64
 train.num_images = 156250 * 64
+schedule.num_images = 156250 * 64
 schedule.milestones = [138889 * 64, 150463 * 64]
 schedule.warmup = 250 * 64

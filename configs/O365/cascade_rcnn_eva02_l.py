@@ -39,7 +39,7 @@ dataloader.test.dataset.name = "objects365_v2_val"
 optimizer.lr = 6e-5
 optimizer.layer_decay_rate = 0.8
 train.init_checkpoint = "weights/o365_cascade_rcnn_eva02_l_init.pth"
-train.num_images = 400000 * 160
+train.num_images = schedule.num_images = 400000 * 160
 train.checkpoint_every, train.eval_every = 2500 * 160, 10000 * 160
 schedule.milestones = [320000 * 160, 360000 * 160]
 schedule.warmup = 5000 * 160

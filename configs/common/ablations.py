@@ -96,7 +96,7 @@ def epochs(train: DictConfig, schedule: DictConfig, count: int) -> None:
     def share(images: int) -> int:
         return images // 64 * count // 100 * 64  # whole iterations of 64 images
 
-    train.num_images = share(train.num_images)
+    train.num_images = schedule.num_images = share(train.num_images)
     schedule.milestones = [share(milestone) for milestone in schedule.milestones]
 
 

@@ -13,6 +13,7 @@ EPOCH = 117_266
 train.precision = "fp32"
 train.ddp.fp16_compression = False
 train.num_images = 100 * EPOCH
+schedule.num_images = 100 * EPOCH
 train.checkpoint_every = EPOCH
 train.eval_every = 4 * EPOCH
 

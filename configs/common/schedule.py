@@ -5,7 +5,7 @@ from detectron2.config import LazyCall as L
 from vitdet.optim import MultiStep
 
 schedule = L(MultiStep)(
-    num_images="${train.num_images}",
+    num_images="???",
     milestones="???",  # images seen
     warmup=250 * 64,
     warmup_factor=0.001,

@@ -34,7 +34,7 @@ optimizer = L(adamw)(
 )
 
 schedule = L(MultiStep)(
-    num_images="${train.num_images}",
+    num_images=90_000 * BATCH,
     milestones=[60_000 * BATCH, 80_000 * BATCH],
     warmup=1000 * BATCH,
     warmup_factor=0.01,

@@ -35,3 +35,4 @@ model.backbone.net = L(EVA02ViT)(
 model.roi_heads._target_ = StandardROIHeads  # with the switches for soft-NMS and maskness
 optimizer.update(weight_decay_norm=None, no_decay=[])
 train.update(num_images=12000, checkpoint_every=4000, output_dir="output/eva02_shapes")
+schedule.num_images = 12000

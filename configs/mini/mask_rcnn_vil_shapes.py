@@ -32,3 +32,4 @@ model.backbone = L(FPN)(
     norm="",
 )
 train.update(output_dir="output/shapes_vil", num_images=12000)
+schedule.num_images = 12000

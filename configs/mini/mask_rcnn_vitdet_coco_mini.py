@@ -49,9 +49,10 @@ for _pooler in (_heads.box_pooler, _heads.mask_pooler):
 _resize = L(resize_shortest_edge)(size=SIZE, max_size=SIZE)
 dataloader.train.total_batch_size = train.reference_batch = 8
 dataloader.train.dataset = L(coco_mini)(split="train", num_images=None)
-dataloader.train.mapper.update(augmentations=_resize, cache=True)
+dataloader.train.mapper.augmentations = _resize
 dataloader.test.dataset = L(coco_mini)(split="val", num_images=None)
 dataloader.test.mapper.augmentations = _resize
 optimizer.lr = 5e-4
+schedule.num_images = 8000
 schedule.warmup = 100 * 8
 train.update(output_dir="output/coco_mini", num_images=8000, checkpoint_every=2000, log_every=50)

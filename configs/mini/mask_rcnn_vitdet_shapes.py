@@ -66,7 +66,7 @@ dataloader.test.dataset = L(shapes_dataset)(root=_root, split="val", num_images=
 dataloader.test.mapper.augmentations = L(fixed_resize)(height=128, width=128)
 
 optimizer.update(lr=7e-4, weight_decay=0.05)
-schedule = L(Cosine)(num_images="${train.num_images}", warmup=200 * 4, warmup_factor=0.001)
+schedule = L(Cosine)(num_images=15000, warmup=200 * 4, warmup_factor=0.001)
 train.update(
     output_dir="output/shapes",
     precision="auto",

@@ -26,3 +26,4 @@ model.head_in_features = ["p2", "p3", "p4"]
 model.num_classes = 6
 dataloader.train.mapper.use_masks = False
 train.update(output_dir="output/shapes_vil_retinanet", num_images=15000)
+schedule.num_images = 15000

@@ -25,5 +25,6 @@ set_batch(dataloader, optimizer, train, batch=16, lr=1e-4 * 16 / 64)
 optimizer.layer_decay_rate = 0.7
 train.update(output_dir="output/own", precision="auto", num_images=50000)
 train.checkpoint_every = train.eval_every = 10000
+schedule.num_images = 50000
 schedule.milestones = [40000, 47500]
 schedule.warmup = 250 * 16

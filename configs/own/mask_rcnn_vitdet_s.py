@@ -34,7 +34,7 @@ model.backbone.net.update(
 own_data(dataloader, SIZE)
 set_batch(dataloader, optimizer, train, batch=16, lr=1e-4)
 optimizer.layer_decay_rate = 0.7
-schedule = L(Cosine)(num_images="${train.num_images}", warmup=250 * 16, warmup_factor=0.001)
+schedule = L(Cosine)(num_images=40000, warmup=250 * 16, warmup_factor=0.001)
 train.update(
     output_dir="output/own",
     precision="auto",

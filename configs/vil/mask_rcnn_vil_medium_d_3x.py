@@ -29,4 +29,5 @@ model.backbone.bottom_up.drop_path_rate = 0.3
 dataloader.train.mapper.augmentations.size = [640, 672, 704, 736, 768, 800]
 train.init_checkpoint = "weights/coco_mask_rcnn_vil_medium_d_3x_init.pth"
 train.num_images = 270_000 * 16
+schedule.num_images = 270_000 * 16
 schedule.milestones = [180_000 * 16, 240_000 * 16]

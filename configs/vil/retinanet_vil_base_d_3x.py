@@ -29,4 +29,5 @@ dataloader.train.mapper.augmentations.size = [640, 672, 704, 736, 768, 800]
 train.init_checkpoint = "weights/coco_retinanet_vil_base_d_3x_init.pth"
 train.clip_grad_norm = 1.0
 train.num_images = 270_000 * 16
+schedule.num_images = 270_000 * 16
 schedule.milestones = [180_000 * 16, 240_000 * 16]

@@ -21,4 +21,5 @@ train.init_checkpoint = "weights/vitae_mask_rcnn_vit_b_lvis_init.pth"
 train.checkpoint_every = 5000 * 64
 train.eval_every = 30000 * 64
 train.num_images = 156250 * 64
+schedule.num_images = 156250 * 64
 schedule.milestones = [138889 * 64, 150463 * 64]

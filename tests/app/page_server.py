@@ -13,9 +13,8 @@ import torch
 from detectron2.structures import Boxes, Instances
 from PIL import Image
 
-from vitdet.app.serve.answers import answering
-from vitdet.app.serve.server import Server, build_app, listen
-from vitdet.app.serve.uploads import Limits
+from vitdet.app.serve.detect import answering
+from vitdet.app.serve.server import Limits, Server, build_app, listen
 from vitdet.app.serve.worker import Worker
 from vitdet.predict.inputs import Picture
 from vitdet.predict.results import Result
@@ -83,7 +82,7 @@ def serving(
         torch.set_num_threads(1)  # a fork has no other threads
         return answering(predictor or Colours(), "colours.pth", limits.max_pixels)
 
-    worker = Worker(start, waiting=limits.waiting, seconds=limits.answer_seconds, method="fork")
+    worker = Worker(start, limits.waiting, limits.answer_seconds, method="fork")
     app = build_app(worker, worker.begin(), limits, **options)
     listening = listen("127.0.0.1", 0)
     server = Server(app, worker)

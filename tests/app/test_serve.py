@@ -20,24 +20,18 @@ from pathlib import Path
 import httpx
 import numpy as np
 import pytest
-import torch
 from page_server import CLASSES, Colours, scene, serving, stored
 from PIL import Image
-from starlette.exceptions import HTTPException
 
 from vitdet.app import cli
-from vitdet.app.serve import answers
-from vitdet.app.serve.answers import describe, outline
-from vitdet.app.serve.server import Connection
-from vitdet.app.serve.uploads import Limits, decode
+from vitdet.app.serve import detect
+from vitdet.app.serve.detect import answering, describe, outline
+from vitdet.app.serve.server import Connection, Limits
 from vitdet.app.serve.worker import Worker
-from vitdet.config import build_model, load_config
-from vitdet.data.shapes import draw_image
 from vitdet.predict.predictor import Predictor
 from vitdet.utils.run_lengths import decode as decode_mask
 
 ROOT = Path(__file__).resolve().parents[2]
-RECIPE = ROOT / "configs" / "mini" / "mask_rcnn_eva02_shapes.py"
 RED, GREEN, BLUE = [16, 16, 48, 32], [96, 64, 48, 40], [8, 72, 32, 32]
 
 
@@ -61,10 +55,11 @@ def refused(answer: httpx.Response, status: int) -> str:
     return content["error"]
 
 
+# --- answers -----------------------------------------------------------------------------------
+
+
 def test_an_upload_is_answered_in_pixels_of_the_picture(url: str) -> None:
-    answer = post(url, stored(scene()))
-    assert answer.status_code == 200
-    content = answer.json()
+    content = post(url, stored(scene())).json()
     assert (content["width"], content["height"]) == (160, 120)
     found = content["detections"]
     assert [(d["class"], d["category_id"], d["score"]) for d in found] == [
@@ -78,56 +73,36 @@ def test_an_upload_is_answered_in_pixels_of_the_picture(url: str) -> None:
     assert mask.shape == (120, 160)
     assert mask[16:48, 16:64].all()
     assert mask.sum() == 48 * 32
-    (line,) = found[0]["outlines"]
-    corners = np.array(line).reshape(-1, 2)
+    corners = np.array(found[0]["outlines"][0]).reshape(-1, 2)
     assert corners.min(axis=0) == pytest.approx([16, 16], abs=0.1)
     assert corners.max(axis=0) == pytest.approx([64, 48], abs=0.1)
 
 
-@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "BMP"])
-def test_every_kind_of_file(url: str, kind: str) -> None:
-    found = post(url, stored(scene(), kind)).json()["detections"]
-    assert [d["class"] for d in found] == list(CLASSES)
-    assert found[1]["bbox"] == pytest.approx(GREEN, abs=2)
+@pytest.mark.parametrize(
+    ("kind", "mode"),
+    [*(("JPEG", mode) for mode in ("RGB", "CMYK")), ("WEBP", "RGB"), ("BMP", "RGB")]
+    + [("PNG", mode) for mode in ("RGB", "L", "P", "RGBA", "LA", "1")],
+)
+def test_every_kind_of_file(url: str, kind: str, mode: str) -> None:
+    found = post(url, stored(scene().convert(mode), kind)).json()["detections"]
+    assert [d["class"] for d in found] == ([] if mode in ("L", "LA", "1") else list(CLASSES))
 
 
-@pytest.mark.parametrize("mode", ["L", "P", "RGBA", "LA", "1", "CMYK"])
-def test_every_mode(url: str, mode: str) -> None:
-    picture = scene().convert(mode)
-    content = post(url, stored(picture, "JPEG" if mode == "CMYK" else "PNG")).json()
-    expected = [] if mode in ("L", "LA", "1") else list(CLASSES)
-    assert [d["class"] for d in content["detections"]] == expected
-
-
-def test_a_palette_with_transparency(url: str) -> None:
-    picture = scene().convert("P")
-    content = post(url, stored(picture, transparency=b"\x00\xff\x80")).json()
-    assert [d["class"] for d in content["detections"]] == list(CLASSES)
-
-
-def test_a_picture_is_turned_upright(url: str) -> None:
+@pytest.mark.parametrize("kind", ["JPEG", "WEBP"])
+def test_a_picture_is_turned_upright_and_sent_along(url: str, kind: str) -> None:
     exif = Image.Exif()
     exif[0x0112] = 6  # stored lying: to be turned by a quarter to the right
     lying = scene().transpose(Image.Transpose.ROTATE_90)
-    content = post(url, stored(lying, "JPEG", exif=exif, quality=95)).json()
+    content = post(url, stored(lying, kind, exif=exif, quality=95)).json()
     assert (content["width"], content["height"]) == (160, 120)
     assert content["detections"][0]["bbox"] == pytest.approx(RED, abs=2)
-
-
-def test_a_turned_picture_that_browsers_may_show_otherwise_is_sent_along(url: str) -> None:
-    exif = Image.Exif()
-    exif[0x0112] = 6
-    lying = scene().transpose(Image.Transpose.ROTATE_90)
-    content = post(url, stored(lying, "WEBP", exif=exif, quality=95)).json()
     sent = Image.open(io.BytesIO(base64.b64decode(content["picture"])))
-    difference = np.asarray(sent).astype(int) - np.asarray(scene())
-    assert abs(difference).mean() < 4
-    assert "picture" not in post(url, stored(lying, "JPEG", exif=exif)).json()
-    assert "picture" not in post(url, stored(scene(), "WEBP")).json()
+    assert abs(np.asarray(sent).astype(int) - np.asarray(scene())).mean() < 4
+    assert "picture" not in post(url, stored(scene(), kind)).json()
 
 
 def test_large_pictures_are_looked_at_smaller(monkeypatch) -> None:
-    monkeypatch.setattr(answers, "WORK_PIXELS", 160 * 120)
+    monkeypatch.setattr(detect, "WORK_PIXELS", 160 * 120)
     seen = []
 
     class Watching(Colours):
@@ -135,7 +110,7 @@ def test_large_pictures_are_looked_at_smaller(monkeypatch) -> None:
             seen.append(image.shape)
             return super().__call__(image)
 
-    large = np.asarray(scene().resize((640, 480), Image.Resampling.NEAREST))
+    large = scene().resize((640, 480), Image.Resampling.NEAREST)
     content = describe(Watching(), large)  # pyright: ignore[reportArgumentType]
     assert seen == [(120, 160, 3)]
     assert (content["width"], content["height"]) == (640, 480)
@@ -150,25 +125,18 @@ def test_outlines_have_holes() -> None:
     mask = np.zeros((40, 50), dtype=bool)
     mask[5:30, 10:40] = True
     mask[10:20, 20:30] = False
-    lines = outline(mask)
-    assert len(lines) == 2
-    boxes = sorted([*line.min(axis=0), *line.max(axis=0)] for line in lines)
+    boxes = sorted([*line.min(axis=0), *line.max(axis=0)] for line in outline(mask))
     assert boxes[0] == pytest.approx([10, 5, 40, 30], abs=0.1)
     assert boxes[1] == pytest.approx([20, 10, 30, 20], abs=0.2)
     assert outline(np.zeros((4, 4), dtype=bool)) == []
 
 
-def test_the_answer_is_the_predictors() -> None:
-    cfg = load_config(RECIPE, ["model.roi_heads.box_predictor.test_score_thresh=0.0"])
-    torch.manual_seed(0)
-    names = ["circle", "rectangle", "triangle", "star", "ring", "cross"]
-    predictor = Predictor(build_model(cfg.model), names, precision="fp32", threshold=0.0)
-    image, _ = draw_image("val", 3)
-    result = predictor(image)
-    assert len(result) > 10
-    with serving(predictor) as url:
-        found = post(url, stored(Image.fromarray(image))).json()["detections"]
-    assert len(found) == len(result)
+def test_the_answer_is_the_predictors(drawn_run) -> None:
+    predictor = Predictor.from_checkpoint(drawn_run.weights, device="cpu", threshold=0.0)
+    image = Image.open(drawn_run.images[0])
+    result = predictor(np.asarray(image))
+    found = describe(predictor, image)["detections"]
+    assert len(found) == len(result) > 10
     for mine, expected, name in zip(found, result.to_coco(0), result.names, strict=True):
         assert mine["class"] == name
         assert mine["bbox"] == pytest.approx(expected["bbox"], abs=0.006)
@@ -202,21 +170,20 @@ def scans(count: int) -> bytes:
     ("content", "status", "text"),
     [
         (b"", 400, "The file is empty."),
-        (b"hello, I am no picture\n" * 40, 415, "This is no picture that can be read: it must be"),
-        (b"\xff\xd8\xff" + b"\0" * 50, 415, "This is no picture"),
-        (stored(scene())[:-300], 400, "The picture is damaged or not complete."),
-        (stored(scene(), "JPEG")[:900], 400, "The picture is damaged or not complete."),
-        (stored(scene(), "GIF"), 415, "it must be JPEG, PNG, WebP or BMP"),
-        (stored(scene(), "TIFF"), 415, "it must be JPEG, PNG, WebP or BMP"),
-        (stored(Image.new("I;16", (9, 9))), 415, "more than 8 bits a channel"),
+        (b"hello, I am no picture\n" * 40, 415, "no JPEG, PNG, WebP or BMP"),
+        (b'{"image": "aGVsbG8="}', 415, "the file itself being the body"),
+        (stored(scene())[:-300], 400, "damaged or not complete"),
+        (stored(scene(), "JPEG")[:900], 400, "damaged or not complete"),
+        (stored(scene(), "GIF"), 415, "no JPEG, PNG, WebP or BMP"),
+        (stored(scene(), "TIFF"), 415, "no JPEG, PNG, WebP or BMP"),
+        (stored(Image.new("I;16", (9, 9))), 415, "grey values of more than 8 bits"),
         (
             header_of_png(10_000, 10_000),
             413,
             "has 10000 x 10000 pixels (width x height), more than the limit of 1 million",
         ),
-        (header_of_png(60_000, 60_000), 413, "The picture is too large"),
-        (header_of_png(1001, 1000), 413, "too large: it has 1001 x 1000 pixels"),
-        (scans(200), 413, "takes too long to decode: a JPEG of too many scans"),
+        (header_of_png(1001, 1000), 413, "has 1001 x 1000 pixels"),
+        (scans(200), 413, "a progressive JPEG of more than 100 scans"),
         (b"x" * 200_001, 413, "The file is too large: 0.190735 MiB at most."),
     ],
 )
@@ -225,41 +192,28 @@ def test_a_bad_file_gets_a_message(url: str, content: bytes, status: int, text: 
     assert post(url, stored(scene())).status_code == 200  # it goes on
 
 
-def test_a_hundred_megapixels_are_not_decoded(monkeypatch) -> None:
-    """A small file: the header alone is looked at."""
-    bomb = stored(Image.new("L", (10_000, 10_000)), compress_level=9)
-    assert len(bomb) < 200_000
-    monkeypatch.setattr(Image.Image, "load", lambda self: pytest.fail("decoded"))
-    with pytest.raises(HTTPException, match=r"10000 x 10000 pixels .* limit of 50 million"):
-        decode(bomb, 50_000_000)
+def test_a_form_is_told_what_to_send(url: str) -> None:
+    answer = post(url, b"--x", **{"Content-Type": "multipart/form-data; boundary=x"})
+    assert "no form: curl --data-binary @photo.jpg" in refused(answer, 415)
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "BMP"])
 def test_damaged_files_of_all_sorts(kind: str) -> None:
     """Whatever bytes come, there is a picture or a message."""
+    _, answer = answering(Colours(), "", 1_000_000)  # pyright: ignore[reportArgumentType]
     exif = Image.Exif()
     exif[0x0112] = 3
     good = stored(scene(60, 44), kind, **({} if kind == "BMP" else {"exif": exif}))
     draw = random.Random(1)
     outcomes = set()
-    for _ in range(400):
+    for _ in range(200):
         bad = bytearray(good)
         for _ in range(draw.choice([1, 3, 20])):
             bad[draw.randrange(min(len(bad), draw.choice([64, 100_000])))] = draw.randrange(256)
-        try:
-            end = draw.choice([len(bad), draw.randrange(len(bad))])
-            outcomes.add(decode(bytes(bad[:end]), 1_000_000).image.ndim)
-        except HTTPException as error:
-            outcomes.add(error.status_code)
-    assert outcomes >= {3, 400, 415}
-    assert outcomes <= {3, 400, 413, 415}
-
-
-def test_a_form_and_a_json_are_told_what_to_send(url: str) -> None:
-    body = b"--x\r\nContent-Disposition: form-data; name=file\r\n\r\n" + stored(scene())
-    answer = post(url, body, **{"Content-Type": "multipart/form-data; boundary=x"})
-    assert "no form: curl --data-binary @photo.jpg" in refused(answer, 415)
-    assert "the file itself being the body" in refused(post(url, b'{"image": "aGVsbG8="}'), 415)
+        end = draw.choice([len(bad), draw.randrange(len(bad))])
+        outcomes.add(answer(bytes(bad[:end]))[0])
+    assert outcomes >= {200, 400, 415}
+    assert outcomes <= {200, 400, 413, 415}
 
 
 def test_the_limit_holds_whatever_the_header_says(url: str) -> None:
@@ -282,24 +236,15 @@ def test_the_limit_holds_whatever_the_header_says(url: str) -> None:
 # --- several, and slow ones --------------------------------------------------------------------
 
 
-def test_eight_uploads_at_once_are_all_answered(url: str) -> None:
-    pictures = []
-    for place in range(8):
-        picture = np.full((100, 200, 3), 128, np.uint8)
-        picture[10:30, 10 + 20 * place : 25 + 20 * place] = (255, 0, 0)
-        pictures.append(stored(Image.fromarray(picture)))
-    with ThreadPoolExecutor(8) as pool:
-        found = list(pool.map(lambda content: post(url, content).json()["detections"], pictures))
-    assert [d[0]["bbox"] for d in found] == [[10 + 20 * p, 10, 15, 20] for p in range(8)]
-
-
 class Held(Colours):
-    """Waits until it is told to go on."""
+    """Waits until it is told to go on, and dies of some pictures."""
 
     def __init__(self) -> None:
         self.go = multiprocessing.RawValue("b", 0)  # an Event waits for waiters that were killed
 
     def __call__(self, image):
+        if image.shape[0] == 60:
+            os._exit(3)
         until(lambda: self.go.value)
         return super().__call__(image)
 
@@ -311,42 +256,46 @@ def until(true) -> None:
         time.sleep(0.01)
 
 
-def test_more_than_may_wait_are_sent_away() -> None:
+def test_uploads_wait_their_turn_and_more_than_may_wait_are_sent_away() -> None:
     held = Held()
-    content = stored(scene())
-    with serving(held, Limits(waiting=2)) as url, ThreadPoolExecutor(9) as pool:
-        answers = [pool.submit(post, url, content) for _ in range(3)]
-        until(lambda: url.worker.taken == 3)
-        late = post(url, content)
+    pictures = []
+    for place in range(8):
+        picture = np.full((100, 200, 3), 128, np.uint8)
+        picture[10:30, 10 + 20 * place : 25 + 20 * place] = (255, 0, 0)
+        pictures.append(stored(Image.fromarray(picture)))
+    with serving(held, Limits(waiting=7)) as url, ThreadPoolExecutor(8) as pool:
+        answers = [pool.submit(post, url, picture) for picture in pictures]
+        until(lambda: url.worker.taken == 8)
+        late = post(url, pictures[0])
         assert "Too many pictures are waiting. Try again in" in refused(late, 503)
         assert int(late.headers["retry-after"]) >= 1
         assert httpx.get(f"{url}/model").status_code == 200
         held.go.value = 1
-        assert [each.result().status_code for each in answers] == [200, 200, 200]
+        found = [each.result().json()["detections"] for each in answers]
+        assert [d[0]["bbox"] for d in found] == [[10 + 20 * p, 10, 15, 20] for p in range(8)]
         until(lambda: url.worker.taken == 0)
-        assert post(url, content).status_code == 200
+        # a picture of which the process dies is an error, and the next one gets a new process
+        assert "The server failed." in refused(post(url, stored(scene(160, 60))), 500)
+        assert post(url, pictures[0]).status_code == 200
 
 
 def test_what_no_one_waits_for_is_ended(monkeypatch) -> None:
-    """A client that leaves, or has waited too long, does not hold the others up."""
+    """A client that has waited too long, or leaves, does not hold the others up."""
     monkeypatch.setattr(Worker, "GRACE", 0.1)
     content = stored(scene())
-    held = Held()
-    with serving(held, Limits(answer_seconds=0.3)) as url:
-        process = url.worker._process
-        assert "It took too long. Try again in" in refused(post(url, content), 503)
-        until(lambda: not process.is_alive())
-        held.go.value = 1
-        until(lambda: url.worker.taken == 0)
-        assert post(url, content).status_code == 200  # of a new process
-    held = Held()
-    with serving(held) as url:
-        process = url.worker._process
-        with pytest.raises(httpx.ReadTimeout):
-            httpx.post(f"{url}/predict", content=content, timeout=0.3)
-        until(lambda: not process.is_alive())
-        held.go.value = 1
-        assert post(url, content).status_code == 200
+    for limits in (Limits(answer_seconds=0.3), Limits()):
+        held = Held()
+        with serving(held, limits) as url:
+            process = url.worker._process
+            if limits.answer_seconds < 1:
+                assert "It took too long. Try again in" in refused(post(url, content), 503)
+            else:
+                with pytest.raises(httpx.ReadTimeout):
+                    httpx.post(f"{url}/predict", content=content, timeout=0.3)
+            until(lambda process=process: not process.is_alive())
+            held.go.value = 1
+            until(lambda url=url: url.worker.taken == 0)
+            assert post(url, content).status_code == 200  # of a new process
 
 
 def test_the_server_ends_whatever_is_worked_on() -> None:
@@ -359,18 +308,6 @@ def test_the_server_ends_whatever_is_worked_on() -> None:
         assert "The server failed." in refused(answer.result(), 500)
 
 
-def test_a_detector_that_dies_is_started_again() -> None:
-    class Dies(Colours):
-        def __call__(self, image):
-            if image.shape[0] == 60:
-                os._exit(3)
-            return super().__call__(image)
-
-    with serving(Dies()) as url:
-        assert "The server failed." in refused(post(url, stored(scene(160, 60))), 500)
-        assert post(url, stored(scene())).status_code == 200
-
-
 HEAD = b"POST /predict HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: close\r\n"
 
 
@@ -381,13 +318,16 @@ def connection(url: str) -> socket.socket:
 
 def everything(sent: socket.socket) -> str:
     answer = b""
-    while part := sent.recv(65536):
-        answer += part
+    try:
+        while part := sent.recv(65536):
+            answer += part
+    except ConnectionResetError:
+        pass
     return answer.decode()
 
 
 def test_slow_and_idle_clients_are_sent_away_and_hold_nobody_up(monkeypatch) -> None:
-    monkeypatch.setattr(Connection, "HEAD_SECONDS", 0.5)
+    monkeypatch.setattr(Connection, "SECONDS", 0.5)
     with serving(limits=Limits(body_seconds=0.5, waiting=2)) as url:
         idle = [connection(url) for _ in range(70)]
         slow = [connection(url) for _ in range(17)]
@@ -420,53 +360,28 @@ def test_uploads_on_their_way_do_not_fill_the_memory() -> None:
 # --- who asks, and for what --------------------------------------------------------------------
 
 
-def raw(url: str, path: str, *headers: str, method: str = "GET") -> tuple[int, str]:
+def raw(url: str, path: str, *headers: str) -> tuple[int, str]:
     """Ask for a path as it is: clients would normalise it."""
     given = headers or (f"Host: {url.removeprefix('http://')}",)
-    lines = [f"{method} {path} HTTP/1.1", *given, "Connection: close", "", ""]
+    lines = [f"GET {path} HTTP/1.1", *given, "Connection: close", "", ""]
     with connection(url) as sent:
         sent.sendall("\r\n".join(lines).encode())
         answer = everything(sent)
     return int(answer.split()[1]), answer
 
 
-@pytest.mark.parametrize(
-    "path",
-    [
-        "/../../../etc/passwd",
-        "/..%2f..%2f..%2fetc%2fpasswd",
-        "/%2e%2e/%2e%2e/etc/passwd",
-        "/page.css/../server.py",
-        "/page/../../server.py",
-        "//etc/passwd",
-        "/page/index.html",
-        "/index.html",
-        "/server.py",
-        "/etc/passwd",
-        "/docs",
-        "/redoc",
-        "/openapi.json",
-        "/static/page.js",
-        "/..\\..\\etc\\passwd",
-        "/%00",
-        "/model/",
-    ],
-)
-def test_no_file_of_the_machine_can_be_reached(url: str, path: str) -> None:
-    status, answer = raw(url, path)
-    assert status == 404
-    assert '{"error":"Not Found."}' in answer
-    assert "root:" not in answer
+def test_no_other_file_can_be_reached(url: str) -> None:
+    up = ("/../../../etc/passwd", "/..%2f..%2fetc%2fpasswd", "/%2e%2e/%2e%2e/etc/passwd", "/%00")
+    inside = ("/serve.css/../server.py", "/templates/report.html", "/report.html", "/server.py")
+    other = ("//etc/passwd", "/..\\..\\etc\\passwd", "/docs", "/openapi.json", "/model/")
+    for path in (*up, *inside, *other):
+        status, answer = raw(url, path)
+        assert (path, status) == (path, 404)
+        assert '{"error":"Not Found"}' in answer
 
 
 def test_the_page_and_its_files(url: str) -> None:
-    kinds = {
-        "/": "text/html",
-        "/page.css": "text/css",
-        "/page.js": "text/javascript",
-        "/draw.js": "text/javascript",
-        "/icon.svg": "image/svg+xml",
-    }
+    kinds = {"/": "text/html", "/serve.css": "text/css", "/serve.js": "text/javascript"}
     for path, kind in kinds.items():
         answer = httpx.get(f"{url}{path}")
         assert answer.status_code == 200
@@ -474,13 +389,13 @@ def test_the_page_and_its_files(url: str) -> None:
         policy = answer.headers["content-security-policy"]
         assert policy.startswith("default-src 'none'; script-src 'self';")
         assert answer.headers["x-content-type-options"] == "nosniff"
-        text = answer.text.replace("http://www.w3.org/2000/svg", "")
-        assert "//" not in text.replace("// ", "").replace("//\n", "")  # no address, only comments
+        text = answer.text.replace("// ", "")
+        assert "//" not in text  # no address, only comments
     known = httpx.get(f"{url}/model").json()
     assert known["classes"] == list(CLASSES)
     assert known["max_pixels"] == 1_000_000
     assert known["name"] == "colours.pth"
-    assert refused(httpx.get(f"{url}/predict"), 405) == "Method Not Allowed."
+    assert refused(httpx.get(f"{url}/predict"), 405) == "Method Not Allowed"
 
 
 @pytest.mark.parametrize(
@@ -506,22 +421,18 @@ def test_the_page_and_its_files(url: str) -> None:
         (["Host: localhost", "Sec-Fetch-Site: cross-site"], 403),
         (["Host: localhost", "Sec-Fetch-Site: same-site"], 403),
         (["Host: localhost", "Sec-Fetch-Site: none"], 200),
+        # no web sockets: a request as any other
+        (["Host: localhost", "Upgrade: websocket", "Sec-WebSocket-Key: eA=="], 200),
     ],
 )
 def test_other_names_and_sites_are_sent_away(url: str, headers: list[str], status: int) -> None:
     found, answer = raw(url, "/model", *headers)
     assert found == status
     assert ('"error"' in answer) == (status == 403)
-    assert "content-security-policy" in answer
+    assert "content-security-policy" in answer.lower()
     if status == 403 and "Sec-Fetch" not in headers[-1]:
         assert "proxy_set_header Host $http_host" in answer
         assert "--host-name" in answer
-
-
-def test_there_are_no_web_sockets(url: str) -> None:
-    words = ["Upgrade: websocket", "Sec-WebSocket-Key: eA==", "Sec-WebSocket-Version: 13"]
-    status, answer = raw(url, "/model", "Host: localhost", *words)
-    assert (status, '"classes"' in answer) == (200, True)  # a request as any other
 
 
 def test_a_server_for_the_network_goes_by_addresses_and_given_names() -> None:
@@ -539,64 +450,43 @@ def test_a_server_for_the_network_goes_by_addresses_and_given_names() -> None:
 @pytest.mark.parametrize(
     ("options", "text"),
     [
-        (["--host", "0.0.0.0"], "--host 0.0.0.0: expected 127.0.0.1, ::1 or localhost"),
+        (["--host", "0.0.0.0"], "--host 0.0.0.0: other machines reach this address"),
         (["--host", "example.org"], "Add --allow-network if they shall"),
         (["--max-bytes", "0"], "--max-bytes: expected 1 or more, got 0"),
         (["--max-pixels", "-5"], "--max-pixels: expected 1 or more"),
-        ([], "no_such.pth: expected a file, got none"),
+        ([], "no_such.pth: there is no such file"),
     ],
 )
-def test_a_wrong_option_is_one_line(options: list[str], text: str, capsys) -> None:
+def test_a_wrong_option_is_one_line(options: list[str], text: str, capsys, monkeypatch) -> None:
     assert cli.main(["serve", "--weights", "no_such.pth", *options]) == 2
     error = capsys.readouterr().err
     assert text in error
     assert error.count("\n") == 1
 
 
-def test_the_network_comes_with_a_warning(capsys) -> None:
+def test_the_network_comes_with_a_warning_and_missing_packages_with_a_line(
+    capsys, monkeypatch
+) -> None:
     words = ["serve", "--weights", "no_such.pth", "--host", "0.0.0.0", "--allow-network"]
     assert cli.main(words) == 2
     first = capsys.readouterr().err.splitlines()[0]
     assert first.startswith("warning: every machine that reaches 0.0.0.0 can use this server")
-
-
-def test_without_its_packages_the_other_commands_work(tmp_path: Path) -> None:
-    code = (
-        "import sys; sys.modules['starlette'] = sys.modules['uvicorn'] = None\n"
-        "from vitdet.app import cli; sys.exit(cli.main(['serve', '--weights', 'x.pth']))"
-    )
-    words = [sys.executable, "-c", code]
-    done = subprocess.run(words, capture_output=True, text=True, cwd=ROOT, check=False)
-    assert done.returncode == 2
-    assert "error: vitdet serve: needs starlette and uvicorn (" in done.stderr
-    assert done.stderr.endswith("pip install starlette uvicorn\n")
-
-
-def weights_of_shapes(folder: Path) -> Path:
-    """A checkpoint as a run leaves it, of a detector that has learned nothing."""
-    from vitdet.config import save_config
-
-    cfg = load_config(RECIPE, ["model.roi_heads.box_predictor.test_score_thresh=0.0"])
-    save_config(cfg, folder / "config.yaml")
-    note = {
-        "class_names": ["circle", "rectangle", "triangle", "star", "ring", "cross"],
-        "config": (folder / "config.yaml").read_text(),
-        "environment": {},
-    }
-    path = folder / "model_final.pth"
-    torch.save({"model": build_model(cfg.model).state_dict(), "vitdet": note}, path)
-    return path
+    monkeypatch.delitem(sys.modules, "vitdet.app.serve.server")
+    monkeypatch.setitem(sys.modules, "uvicorn", None)
+    assert cli.main(words) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: vitdet serve: needs starlette and uvicorn (")
+    assert error.endswith("pip install starlette uvicorn\n")
 
 
 @pytest.mark.slow
-def test_the_command_serves_and_ends_at_an_interrupt(tmp_path: Path) -> None:
-    weights = weights_of_shapes(tmp_path)
+def test_the_command_serves_and_ends_at_an_interrupt(drawn_run) -> None:
     # A shell starts background jobs with ^C ignored, and what they start inherits that.
     interruptible = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); "
     code = interruptible + "import sys; from vitdet.app.cli import main; sys.exit(main())"
-    words = [sys.executable, "-c", code, "serve", "--weights", str(weights)]
+    words = ["serve", "--weights", str(drawn_run.weights), "--device", "cpu"]
     process = subprocess.Popen(
-        [*words, "--port", "0", "--device", "cpu"],
+        [sys.executable, "-c", code, *words, "--port", "0"],
         cwd=ROOT,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -608,12 +498,10 @@ def test_the_command_serves_and_ends_at_an_interrupt(tmp_path: Path) -> None:
         line = process.stdout.readline()
         assert line.startswith("serving http://127.0.0.1:")
         url = line.split()[1].rstrip("/")
-        image, _ = draw_image("val", 3)
-        found = post(url, stored(Image.fromarray(image))).json()
+        found = post(url, drawn_run.images[0].read_bytes()).json()
         assert found["width"] == 128
         assert len(found["detections"]) > 0
-        port = url.rpartition(":")[2]
-        assert cli.main(["serve", "--weights", str(weights), "--port", port]) == 2  # it is taken
+        assert cli.main([*words, "--port", url.rpartition(":")[2]]) == 2  # it is taken
         process.send_signal(signal.SIGINT)
         out, err = process.communicate(timeout=60)
     finally:

@@ -12,10 +12,10 @@ from urllib.parse import urlsplit
 
 import numpy as np
 import pytest
-from page_server import SCORES, Served, scene, serving, stored
+from page_server import SCORES, scene, serving, stored
 from PIL import Image
 
-from vitdet.app.serve.uploads import Limits
+from vitdet.app.serve.server import Limits
 from vitdet.utils.run_lengths import decode
 
 pytestmark = pytest.mark.slow
@@ -52,24 +52,18 @@ class Tab:
 
     def rows(self) -> list[str]:
         """The classes in the table of detections."""
-        return self.js(
-            "return [...document.querySelectorAll('#rows tr')]"
-            ".map(row => row.firstChild.textContent)"
-        )
+        script = "return [...document.querySelectorAll('#rows td:first-child')]"
+        return self.js(f"{script}.map((cell) => cell.textContent)")
 
     def colour_at(self, x: float, y: float) -> list[int]:
-        """RGB on the canvas at a place of the picture, given in parts of its sides."""
+        """RGB on the canvas at a pixel of the picture, which has 160 x 120."""
         return self.js(
             "const c = document.getElementById('canvas');"
             "const d = c.getContext('2d').getImageData("
             "Math.floor(arguments[0] * c.width), Math.floor(arguments[1] * c.height), 1, 1).data;"
             "return [...d].slice(0, 3)",
-            x,
-            y,
+            *(x / 160, y / 120),
         )
-
-    def keys(self, name: str, *keys: str) -> None:
-        self.element(name).send_keys(*keys)
 
     def hosts(self) -> set[str]:
         """Everything that the tab asked for since it was last looked at."""
@@ -113,18 +107,13 @@ def driver(tmp_path_factory) -> Iterator[Any]:
     made.quit()
 
 
-@pytest.fixture(scope="module")
-def url() -> Iterator[Served]:
-    with serving(limits=Limits(max_bytes=300_000, max_pixels=2_000_000)) as address:
-        yield address
-
-
 @pytest.fixture
-def tab(driver: Any, url: Served) -> Iterator[Tab]:
-    made = Tab(driver, url)
-    made.complaints()
-    yield made
-    assert made.hosts() <= {urlsplit(url).netloc, "blob", "data"}  # nothing from anywhere else
+def tab(driver: Any) -> Iterator[Tab]:
+    with serving(limits=Limits(max_bytes=300_000, max_pixels=2_000_000)) as url:
+        made = Tab(driver, url)
+        made.complaints()
+        yield made
+        assert made.hosts() <= {urlsplit(url).netloc, "blob", "data"}  # nothing from anywhere else
 
 
 @pytest.fixture
@@ -138,69 +127,47 @@ def downloaded(tab: Tab, name: str) -> bytes:
     path = tab.driver.downloads / name
     for _ in range(WAIT * 20):
         if path.is_file() and path.stat().st_size:
-            content = path.read_bytes()
-            path.unlink()
-            return content
+            return path.read_bytes()
         tab.driver.execute_async_script("setTimeout(arguments[0], 50)")
     raise AssertionError(f"{name} was not downloaded")
 
 
-def test_detections_are_drawn_over_the_picture(tab: Tab, picture: Path) -> None:
-    assert tab.text("#about") == "colours.pth, 3 classes, on cpu"
-    tab.upload(picture)
-    assert tab.js("return document.body.dataset.state") == "done"
-    assert tab.text("#status") == "2 of 3 detections shown: 1 red, 1 green."
-    assert tab.rows() == ["red", "green"]
-    grey = tab.colour_at(0.5, 0.1)
-    assert grey == [128, 128, 128]
-    # in the middle of the red rectangle a mask lies over it, of the first class's colour (red)
-    over_green = tab.colour_at(120 / 160, 90 / 120)
-    assert over_green[2] > 80  # the second class is drawn in blue, over (0, 255, 0)
-    assert tab.colour_at(24 / 160, 90 / 120) == [0, 0, 255]  # 30 %: not shown
-    tab.element("#masks").click()
-    assert tab.colour_at(120 / 160, 90 / 120) == [0, 255, 0]
-    edge = tab.colour_at(96.1 / 160, 90 / 120)
-    tab.element("#boxes").click()
-    assert tab.colour_at(96.1 / 160, 90 / 120) != edge
-    assert tab.complaints() == []
-
-
-def test_the_threshold_moves_without_asking_again(tab: Tab, picture: Path) -> None:
+def test_a_picture_is_shown_filtered_and_saved(tab: Tab, picture: Path) -> None:
     from selenium.webdriver.common.keys import Keys
 
+    assert tab.text("#about") == "colours.pth, 3 classes, on cpu"
     tab.upload(picture)
+    assert tab.text("#status") == "2 of 3 detections shown: 1 red, 1 green."
+    assert tab.rows() == ["red", "green"]
+    assert tab.colour_at(80, 12) == [128, 128, 128]
+    green, blue, edge = (120, 90), (24, 90), (96.1, 90)
+    assert tab.colour_at(*green)[2] > 80  # the second class is drawn in blue, over (0, 255, 0)
+    assert tab.colour_at(*blue) == [0, 0, 255]  # 30 %: not shown
+    tab.element("#masks").click()
+    assert tab.colour_at(*green) == [0, 255, 0]
+    before = tab.colour_at(*edge)
+    tab.element("#boxes").click()
+    assert tab.colour_at(*edge) != before
+    tab.element("#boxes").click()
+    # none of it asks the server again
     tab.hosts()
-    tab.keys("#threshold", *[Keys.ARROW_LEFT] * 20)  # 30 %, by the keyboard
+    tab.element("#threshold").send_keys(*[Keys.ARROW_LEFT] * 20)
     assert tab.text("#least") == "30 %"
     assert tab.rows() == ["red", "green", "blue"]
-    assert tab.colour_at(24 / 160, 90 / 120) != [0, 0, 255]
-    tab.keys("#threshold", *[Keys.ARROW_RIGHT] * 40)
-    assert tab.text("#status") == "1 of 3 detections shown: 1 red."
-    tab.keys("#threshold", Keys.END)
+    tab.element("#threshold").send_keys(Keys.END)
     assert tab.text("#status") == "0 of 3 detections shown."
     assert tab.element("#canvas").get_attribute("aria-label").endswith(": nothing")
-    assert tab.hosts() == set()  # no request at all
-    assert tab.complaints() == []
-
-
-def test_classes_can_be_left_out(tab: Tab, picture: Path) -> None:
-    tab.upload(picture)
-    tab.element("#classes input[value=green]").click()
-    assert tab.rows() == ["red"]
-    assert tab.colour_at(120 / 160, 90 / 120) == [0, 255, 0]
+    tab.element("#threshold").send_keys(*[Keys.ARROW_LEFT] * 50)
     tab.element("#none").click()
     assert tab.rows() == []
     tab.element("#all").click()
-    assert tab.rows() == ["red", "green"]
-
-
-def test_the_result_can_be_saved(tab: Tab, picture: Path) -> None:
-    tab.upload(picture)
     tab.element("#classes input[value=red]").click()
+    assert tab.rows() == ["green"]
+    assert tab.hosts() == set()
+    # what is shown is saved; a browser writes no < and > into names of files
+    tab.element("#masks").click()
     tab.element("#save-json").click()
-    # a browser writes no < and > into names of files
-    stem = "three _b_colours"
-    content = json.loads(downloaded(tab, f"{stem}_detections.json"))
+    content = json.loads(downloaded(tab, "three _b_colours_detections.json"))
     (image,) = content["images"]
     assert (image["width"], image["height"]) == (160, 120)
     assert image["file_name"] == picture.name
@@ -210,35 +177,30 @@ def test_the_result_can_be_saved(tab: Tab, picture: Path) -> None:
     assert decode(found["segmentation"]).sum() == found["area"] == 48 * 40
     assert content["categories"][1] == {"id": 5, "name": "green"}
     tab.element("#save-picture").click()
-    saved = np.asarray(Image.open(io.BytesIO(downloaded(tab, f"{stem}_detections.png"))))
+    saved = np.asarray(Image.open(io.BytesIO(downloaded(tab, "three _b_colours_detections.png"))))
     assert saved.shape[:2] == (120 * 6, 160 * 6)
     assert saved[32 * 6, 40 * 6, :3].tolist() == [255, 0, 0]  # not chosen, so not drawn over
     assert saved[90 * 6, 120 * 6, :3].tolist() != [0, 255, 0]
+    assert tab.complaints() == []
 
 
-def test_a_bad_file_gets_a_message_and_the_last_picture_stays(
-    tab: Tab, picture: Path, tmp_path: Path
-) -> None:
-    bad = tmp_path / "text.jpg"
-    bad.write_text("no picture at all")
-    tab.upload(bad)
-    assert tab.text("#error").startswith("This is no picture that can be read")
+def test_a_bad_file_gets_a_message_and_the_last_picture_stays(tab: Tab, tmp_path: Path) -> None:
+    def given(name: str, content: bytes) -> Path:
+        (tmp_path / name).write_bytes(content)
+        return tmp_path / name
+
+    tab.upload(given("text.jpg", b"no picture at all"))
+    assert tab.text("#error").startswith("no JPEG, PNG, WebP or BMP")
     assert tab.js("return document.body.dataset.state") == "failed"
-    tab.upload(picture)
+    tab.upload(given("good.png", stored(scene())))
     assert not tab.element("#error").is_displayed()
-    damaged = tmp_path / "damaged.png"
-    damaged.write_bytes(stored(scene())[:-200])
-    tab.upload(damaged)
-    assert tab.text("#error") == "The picture is damaged or not complete."
-    assert tab.text("#status") == f"{picture.name} is still shown."
-    large = tmp_path / "large.png"
-    large.write_bytes(b"x" * 300_001)
-    tab.upload(large)
+    tab.upload(given("damaged.png", stored(scene())[:-200]))
+    assert "damaged or not complete" in tab.text("#error")
+    assert tab.text("#status") == "good.png is still shown."
+    tab.upload(given("large.png", b"x" * 300_001))
     assert tab.text("#error") == "The file is too large: 0.286 MiB at most."
-    many = tmp_path / "many.png"
-    many.write_bytes(stored(Image.new("L", (2000, 1001))))
-    tab.upload(many)
-    assert "too large: it has 2000 x 1001 pixels" in tab.text("#error")
+    tab.upload(given("many.png", stored(Image.new("L", (2000, 1001)))))
+    assert "has 2000 x 1001 pixels" in tab.text("#error")
     # the browser itself notes answers that are errors; nothing else complains
     assert all("Failed to load resource" in each for each in tab.complaints())
 
@@ -254,23 +216,10 @@ def test_boxes_lie_on_a_picture_that_was_turned(tab: Tab, tmp_path: Path, kind: 
     assert tab.text("#error") == ""
     assert tab.rows() == ["red", "green"]
     tab.element("#masks").click()
-    for place, channel in (((40, 32), 0), ((120, 84), 1), ((24, 88), 2)):
-        colour = tab.colour_at(place[0] / 160, place[1] / 120)
+    for channel, place in enumerate(((40, 32), (120, 84), (24, 88))):
+        colour = tab.colour_at(*place)
         assert np.argmax(colour) == channel, kind
         assert colour[channel] > 200
-
-
-def test_a_dropped_file_is_looked_at(tab: Tab) -> None:
-    tab.js(
-        "const canvas = document.createElement('canvas'); canvas.width = canvas.height = 64;"
-        "const pen = canvas.getContext('2d'); pen.fillStyle = '#f00'; pen.fillRect(8, 8, 20, 30);"
-        "canvas.toBlob(blob => { const data = new DataTransfer();"
-        "data.items.add(new File([blob], 'dropped.png'));"
-        "document.getElementById('drop').dispatchEvent("
-        "new DragEvent('drop', {dataTransfer: data, bubbles: true, cancelable: true})); });"
-    )
-    tab.until("return document.body.dataset.state === 'done'")
-    assert tab.text("#status") == "1 of 1 detections shown: 1 red."
 
 
 def test_the_page_can_be_used_by_keyboard_and_by_ear(tab: Tab, picture: Path) -> None:
@@ -294,8 +243,22 @@ def test_the_page_can_be_used_by_keyboard_and_by_ear(tab: Tab, picture: Path) ->
     assert tab.element("#error").get_attribute("role") == "alert"
 
 
-def test_a_server_that_is_gone(driver: Any, picture: Path) -> None:
+def test_a_dropped_file_is_looked_at_and_a_server_that_is_gone_is_missed(
+    driver: Any, picture: Path
+) -> None:
     with serving() as address:
         tab = Tab(driver, address)
+        tab.js(
+            "const canvas = document.createElement('canvas'); canvas.width = canvas.height = 64;"
+            "const pen = canvas.getContext('2d'); pen.fillStyle = '#f00';"
+            "pen.fillRect(8, 8, 20, 30);"
+            "canvas.toBlob(blob => { const data = new DataTransfer();"
+            "data.items.add(new File([blob], 'dropped.png'));"
+            "document.getElementById('drop').dispatchEvent("
+            "new DragEvent('drop', {dataTransfer: data, bubbles: true, cancelable: true})); });"
+        )
+        tab.until("return document.body.dataset.state === 'done'")
+        assert tab.text("#status") == "1 of 1 detections shown: 1 red."
     tab.upload(picture)
+    tab.until("return document.getElementById('error').textContent")
     assert tab.text("#error") == "The server does not answer. Is it still running?"

@@ -424,7 +424,7 @@ _CALLS = (
     *("builtins.__import__", "builtins.getattr", "subprocess.call", "subprocess.Popen"),
     *("pathlib.Path.touch", "shutil.copyfile", "numpy.load", "numpy.fromfile", "torch.load"),
     *("torch.hub.load", "torch.jit.load", "importlib.import_module", "runpy.run_path"),
-    *("vitdet.checkpoint.write", "vitdet.utils.safe_pickle.load", "operator.attrgetter"),
+    *("vitdet.checkpoint.write", "vitdet.utils.weights_files.load", "operator.attrgetter"),
     *("functools.partial", "types.FunctionType", "collections.Counter", "numpy.memmap"),
     *("numpy.core.multiarray._reconstruct", "torch._utils._rebuild_tensor_v2", "_codecs.encode"),
     *("torch.serialization._get_layout", "torch._tensor._rebuild_from_type_v2", "codecs.open"),

@@ -4,24 +4,25 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 
 _ROOT = Path(__file__).parents[2]
 CHECKPOINTS = Path(os.environ.get("VITDET_CHECKPOINTS", _ROOT / "../shared/checkpoints"))
-GOLDEN = Path(os.environ.get("VITDET_GOLDEN", _ROOT / "../shared/golden"))
+needs_manifests = pytest.mark.skipif(
+    not CHECKPOINTS.is_dir(), reason=f"no manifests: VITDET_CHECKPOINTS is {CHECKPOINTS}"
+)
 
 
 @dataclass(frozen=True)
 class Published:
     """One published file: names and shapes of its tensors, and how they are nested."""
 
-    family: str
     name: str
     nested_under: str
     beside: tuple[str, ...]
@@ -38,19 +39,20 @@ class Published:
         return {name: tuple(tensor.shape) for name, tensor in self.tensors.items()}
 
 
-def published(*families: str) -> Iterator[Published]:
-    """Give every file of the manifests, of all families when none is named."""
-    return (item for item in _all() if not families or item.family in families)
-
-
 @cache
-def _all() -> tuple[Published, ...]:
+def published() -> dict[str, Published]:
+    """Return every file of the manifests under its name."""
     paths = sorted(CHECKPOINTS.glob("*.json"))
-    entries = [(path.stem, json.loads(path.read_text())["checkpoints"]) for path in paths]
-    return tuple(_expand(family, entry) for family, found in entries for entry in found)
+    entries = [each for path in paths for each in json.loads(path.read_text())["checkpoints"]]
+    return {entry["name"]: _expand(entry) for entry in entries}
 
 
-def _expand(family: str, entry: dict[str, Any]) -> Published:
+def find(name: str) -> Published:
+    """Return one file of the manifests by its name."""
+    return published()[name]
+
+
+def _expand(entry: dict[str, Any]) -> Published:
     described = dict(entry["tensors"])
     for group in entry["blocks"]:
         for index in group["indexes"]:
@@ -63,9 +65,4 @@ def _expand(family: str, entry: dict[str, Any]) -> Published:
     }
     nest = entry["top_level"]
     beside = tuple(name for name in nest.get("other", ()) if name.isidentifier())
-    return Published(family, entry["name"], nest["key"] or "", beside, tensors)
-
-
-def find(name: str) -> Published:
-    """Return one file of the manifests by its name."""
-    return next(item for item in published() if item.name == name)
+    return Published(entry["name"], nest["key"] or "", beside, tensors)

@@ -13,15 +13,8 @@ from torch import nn
 import converter
 from vitdet import checkpoint
 from vitdet.config import build_model, load_config, set_num_classes
-from vitdet.convert.classes import (
-    carry,
-    check_count,
-    count_in,
-    match,
-    read_names,
-    read_table,
-    with_classes,
-)
+from vitdet.convert.classes import carry, check_count, match, read_classes, read_table, with_classes
+from vitdet.convert.names import shapes_of
 from vitdet.utils.checks import InputError
 
 OLD = ("Person", "Car", "Street Lights", "Cell Phone")
@@ -43,8 +36,8 @@ def written(folder: Path, content: object) -> Path:
 def test_names_of_a_coco_file_are_in_the_order_of_their_ids(tmp_path: Path) -> None:
     categories = [{"id": 7, "name": "cat"}, {"id": 3, "name": "dog"}, {"id": 90, "name": "cow"}]
     path = written(tmp_path, {"images": [], "categories": categories})
-    assert read_names(path) == ["dog", "cat", "cow"]
-    assert read_names(written(tmp_path, ["b", "a"])) == ["b", "a"]
+    assert list(read_classes(path).items()) == [(3, "dog"), (7, "cat"), (90, "cow")]
+    assert read_classes(written(tmp_path, ["b", "a"])) == {1: "b", 2: "a"}
 
 
 @pytest.mark.parametrize(
@@ -54,7 +47,7 @@ def test_names_of_a_coco_file_are_in_the_order_of_their_ids(tmp_path: Path) -> N
         ("person", "got str"),
         ([], "expected a name for every class, got no class"),
         (["a", 3], "expected a name for every class, got 3"),
-        (["a", " "], "expected a name for every class, got an empty one"),
+        (["a", " "], "expected a name for every class, got ' '"),
         (["a", "b", "a"], "expected each name once, got 'a' and 'a'"),
         ({"categories": [{"id": 1, "name": "a"}, {"id": 1, "name": "b"}]}, "got 1 twice"),
         ({"categories": [{"name": "a"}]}, 'expected an "id" and a "name" in every category'),
@@ -64,19 +57,19 @@ def test_names_of_a_coco_file_are_in_the_order_of_their_ids(tmp_path: Path) -> N
 )
 def test_wrong_lists(tmp_path: Path, content: object, message: str) -> None:
     with pytest.raises(InputError, match=message) as error:
-        read_names(written(tmp_path, content))
+        read_classes(written(tmp_path, content))
     assert "\n" not in str(error.value)
 
 
 def test_files_that_hold_no_list(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="expected a file, got nothing there"):
-        read_names(tmp_path / "absent.json")
+        read_classes(tmp_path / "absent.json")
     (tmp_path / "list.json").write_text("[1, 2")
     with pytest.raises(InputError, match=r"list\.json: expected JSON, got Expecting"):
-        read_names(tmp_path / "list.json")
+        read_classes(tmp_path / "list.json")
     (tmp_path / "list.json").write_bytes(b"\xff\xfe[")
     with pytest.raises(InputError, match=r"list\.json: expected JSON"):
-        read_names(tmp_path / "list.json")
+        read_classes(tmp_path / "list.json")
     with pytest.raises(InputError, match=r"expected \{new class: class of the file\}, got list"):
         read_table(written(tmp_path, ["a"]))
     with pytest.raises(InputError, match="got other values than text"):
@@ -148,15 +141,14 @@ def state(model: nn.Module) -> dict[str, torch.Tensor]:
 
 
 def shapes(model: nn.Module) -> dict[str, tuple[int, ...]]:
-    return {name: tuple(value.shape) for name, value in model.state_dict().items()}
+    return shapes_of(model.state_dict())
 
 
 def test_rows_of_classifier_regressor_and_mask_predictor() -> None:
     before, target = state(detector(4)), shapes(detector(3))
     classes = match(OLD, NEW, {})
     assert classes.rows == (3, None, 1)
-    result = carry(before, target, classes)
-    after = result.weights
+    after, initialised = carry(before, target, classes)
     assert {name: tuple(value.shape) for name, value in after.items()} == target
     for kind in ("weight", "bias"):
         score, old = after[f"{PREDICTOR}.cls_score.{kind}"], before[f"{PREDICTOR}.cls_score.{kind}"]
@@ -170,7 +162,7 @@ def test_rows_of_classifier_regressor_and_mask_predictor() -> None:
         assert torch.equal(masks[0], old[3])
         assert torch.equal(masks[2], old[1])
     assert torch.equal(after["backbone.weight"], before["backbone.weight"])
-    assert sorted(result.initialised) == [
+    assert sorted(initialised) == [
         f"{PREDICTOR}.bbox_pred.bias[4-7]",
         f"{PREDICTOR}.bbox_pred.weight[4-7]",
         f"{PREDICTOR}.cls_score.bias[1]",
@@ -184,7 +176,7 @@ def test_cascade_with_shared_regressor() -> None:
     model, target = detector(4, cascade=True, agnostic=True), detector(3, cascade=True)
     before = state(model)
     target = shapes(detector(3, cascade=True, agnostic=True))
-    after = carry(before, target, match(OLD, NEW, {})).weights
+    after = carry(before, target, match(OLD, NEW, {}))[0]
     for stage in range(3):
         name = f"{PREDICTOR}.{stage}.cls_score.weight"
         assert torch.equal(after[name][[0, 2, 3]], before[name][[3, 1, 4]])
@@ -196,11 +188,11 @@ def test_cascade_with_shared_regressor() -> None:
 def test_one_class_is_told_from_a_shared_head_by_the_target() -> None:
     before = state(detector(1))
     classes = match(("car",), ("car", "dog"))
-    after = carry(before, shapes(detector(2)), classes).weights
+    after = carry(before, shapes(detector(2)), classes)[0]
     assert torch.equal(
         after[f"{PREDICTOR}.bbox_pred.bias"][:4], before[f"{PREDICTOR}.bbox_pred.bias"]
     )
-    same = carry(before, shapes(detector(2, agnostic=True)), classes).weights
+    same = carry(before, shapes(detector(2, agnostic=True)), classes)[0]
     name = f"{PREDICTOR}.bbox_pred.bias"
     assert torch.equal(same[name], before[name])
     assert torch.equal(same[f"{MASKS}.bias"], before[f"{MASKS}.bias"])
@@ -208,41 +200,39 @@ def test_one_class_is_told_from_a_shared_head_by_the_target() -> None:
 
 def test_retinanet_has_rows_for_every_anchor() -> None:
     before = {"head.cls_score.weight": torch.arange(8.0).view(8, 1)}  # 2 anchors, 4 classes
-    result = carry(before, {"head.cls_score.weight": (6, 1)}, match(OLD, NEW, {}))
-    assert result.weights["head.cls_score.weight"].flatten().tolist() == [3, 0, 1, 7, 0, 5]
-    assert result.initialised == ["head.cls_score.weight[1,4]"]
+    after, initialised = carry(before, {"head.cls_score.weight": (6, 1)}, match(OLD, NEW, {}))
+    assert after["head.cls_score.weight"].flatten().tolist() == [3, 0, 1, 7, 0, 5]
+    assert initialised == ["head.cls_score.weight[1,4]"]
 
 
 def test_counts_of_the_federated_loss_are_not_carried_over() -> None:
     name = f"{PREDICTOR}.fed_loss_cls_weights"
     before = state(detector(4)) | {name: torch.ones(4)}
     target = shapes(detector(3))
-    result = carry(before, target, match(OLD, NEW, {}))
-    assert name not in result.weights
-    result = carry(before, target | {name: (3,)}, match(OLD, NEW, {}))
-    assert name not in result.weights
-    assert name in result.initialised
+    after, _ = carry(before, target, match(OLD, NEW, {}))
+    assert name not in after
+    after, initialised = carry(before, target | {name: (3,)}, match(OLD, NEW, {}))
+    assert name not in after
+    assert name in initialised
 
 
 def test_rows_that_were_open_stay_open() -> None:
-    first = carry(state(detector(4)), shapes(detector(3)), match(OLD, NEW, {}))
+    first, left = carry(state(detector(4)), shapes(detector(3)), match(OLD, NEW, {}))
     back = match(NEW, ("car", "zebra"))
-    second = carry(first.weights, shapes(detector(2)), back, [*first.initialised, "backbone.x"])
-    assert "backbone.x" in second.initialised
-    assert f"{PREDICTOR}.cls_score.bias[1]" in second.initialised
-    assert f"{PREDICTOR}.bbox_pred.bias[4-7]" in second.initialised
-    assert len(second.initialised) == 7
+    _, left = carry(first, shapes(detector(2)), back, [*left, "backbone.x"])
+    assert "backbone.x" in left
+    assert f"{PREDICTOR}.cls_score.bias[1]" in left
+    assert f"{PREDICTOR}.bbox_pred.bias[4-7]" in left
+    assert len(left) == 7
 
 
 def test_there_and_back_is_the_identity() -> None:
     before = state(detector(4, cascade=True))
     new = ("Cell Phone", "a", "Person", "Street Lights", "b", "Car")
-    there = carry(before, shapes(detector(6, cascade=True)), match(OLD, new))
-    again = carry(
-        there.weights, shapes(detector(4, cascade=True)), match(new, OLD), there.initialised
-    )
-    assert again.initialised == []
-    assert all(torch.equal(again.weights[name], value) for name, value in before.items())
+    there, left = carry(before, shapes(detector(6, cascade=True)), match(OLD, new))
+    again, left = carry(there, shapes(detector(4, cascade=True)), match(new, OLD), left)
+    assert left == []
+    assert all(torch.equal(again[name], value) for name, value in before.items())
 
 
 def test_wrong_heads() -> None:
@@ -254,7 +244,8 @@ def test_wrong_heads() -> None:
     with pytest.raises(InputError, match=r"x\.pth: expected 5 names, as its head has .* 4 names"):
         check_count(shapes(detector(5)), OLD, "x.pth")
     check_count({"w": (1,)}, OLD, "x.pth")
-    assert count_in({"roi_head.bbox_head.2.fc_cls.weight": (366, 4)}) == 365
+    with pytest.raises(InputError, match="expected 365 names"):
+        check_count({"roi_head.bbox_head.2.fc_cls.weight": (366, 4)}, OLD, "x.pth")
 
 
 def test_shapes_with_another_number_of_classes() -> None:
@@ -272,20 +263,20 @@ def test_shapes_with_another_number_of_classes() -> None:
 
 
 def test_loading_keeps_the_models_own_values_in_open_rows() -> None:
-    result = carry(state(detector(4)), shapes(detector(3)), match(OLD, NEW, {}))
+    weights, initialised = carry(state(detector(4)), shapes(detector(3)), match(OLD, NEW, {}))
     model = detector(3)
     own = {name: value.clone() for name, value in model.state_dict().items()}
-    checkpoint.load_weights(model, result.weights, source="x", initialised=result.initialised)
+    checkpoint.load_weights(model, weights, source="x", initialised=initialised)
     loaded = model.state_dict()
     for name, rows in ((f"{PREDICTOR}.cls_score.weight", [1]), (f"{MASKS}.weight", [1])):
         others = [row for row in range(len(own[name])) if row not in rows]
         assert torch.equal(loaded[name][rows], own[name][rows])
-        assert torch.equal(loaded[name][others], result.weights[name][others])
+        assert torch.equal(loaded[name][others], weights[name][others])
     boxes = f"{PREDICTOR}.bbox_pred.weight"
     assert torch.equal(loaded[boxes][4:8], own[boxes][4:8])
     assert not torch.equal(loaded[boxes][:4], own[boxes][:4])
     # the file's tensors are not touched
-    assert not result.weights[boxes][4:8].any()
+    assert not weights[boxes][4:8].any()
 
 
 @pytest.mark.parametrize(

@@ -27,33 +27,23 @@ class TinyCoco:
                 {"id": n, "file_name": f"{n}.jpg", "width": 40, "height": 30} for n in (3, 1, 2)
             ],
             "categories": [{"id": 7, "name": "dog"}, {"id": 3, "name": "cat"}],
-            "annotations": [
-                _annotation(11, 1, 3, [5, 5, 10, 8]),
-                _annotation(12, 1, 7, [20, 10, 12, 12]),
-                _annotation(13, 2, 7, [0, 0, 40, 30]),
-                _annotation(14, 3, 3, [2, 2, 6, 6], iscrowd=1),
-            ],
+            "annotations": [],
         }
+        for number, image, category, box, crowd in (
+            (11, 1, 3, [5, 5, 10, 8], 0),
+            (12, 1, 7, [20, 10, 12, 12], 0),
+            (13, 2, 7, [0, 0, 40, 30], 0),
+            (14, 3, 3, [2, 2, 6, 6], 1),
+        ):
+            x, y, width, height = box
+            corners = [x, y, x + width, y, x + width, y + height, x, y + height]
+            entry = {"id": number, "image_id": image, "category_id": category, "bbox": box}
+            entry |= {"area": width * height, "iscrowd": crowd, "segmentation": [corners]}
+            self.content["annotations"].append(entry)
 
     def write(self) -> TinyCoco:
         self.json_file.write_text(json.dumps(self.content))
         return self
-
-
-def _annotation(
-    number: int, image: int, category: int, box: list[float], iscrowd: int = 0
-) -> dict[str, Any]:
-    x, y, width, height = box
-    corners = [x, y, x + width, y, x + width, y + height, x, y + height]
-    return {
-        "id": number,
-        "image_id": image,
-        "category_id": category,
-        "bbox": box,
-        "area": width * height,
-        "iscrowd": iscrowd,
-        "segmentation": [corners],
-    }
 
 
 @pytest.fixture

@@ -118,3 +118,9 @@ def labels(line: str) -> Changes:
 def xml(inside: str, head: str = "", encoding: str = "utf-8") -> Changes:
     """Write the xml of image a."""
     return {"Annotations/a.xml": f"{head}<annotation>{inside}</annotation>".encode(encoding)}
+
+
+def class_names(found: Any) -> tuple[str, ...]:
+    """Names of the classes of a data set, in the order of their ids."""
+    categories = next(iter(found.parts.values())).content["categories"]
+    return tuple(each["name"] for each in sorted(categories, key=lambda each: each["id"]))

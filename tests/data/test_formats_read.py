@@ -18,6 +18,7 @@ from folders import (
     VAL,
     Changes,
     change,
+    class_names,
     coco,
     content,
     described,
@@ -38,6 +39,8 @@ from vitdet.utils.files import RESULT_MARKER
 
 POSE = "0 0.5 0.5 0.4 0.4 0.4 0.4 2 0.6 0.45 0 0.42 0.6 1"
 GBK = '<?xml version="1.0" encoding="gb2312"?>'
+NAMES = "names: [cat, dog]\n"
+FOUND = "2 of 2 images are found by their base names"
 
 
 def _as_lvis(values: dict[str, Any]) -> None:
@@ -56,132 +59,115 @@ def _with_owl(values: dict[str, Any]) -> None:
     values["annotations"][0]["category_id"] = 1
 
 
-def _with_cow(values: dict[str, Any]) -> None:
-    values["categories"].append({"id": 9, "name": "cow"})
+def _category(**entry: Any) -> Changes:
+    return {TRAIN: lambda values: values["categories"].append(entry)}
 
 
-def _with_category_above(values: dict[str, Any]) -> None:
-    values["categories"].append({"id": 0, "name": "dog", "supercategory": "none"})
+def _moved(split: str, other: str) -> Changes:
+    return {split: f"mv:{other}/img", f"annotations/instances_{split}.json": f"mv:{other}/ann.json"}
 
 
-NAMES = "names: [cat, dog]\n"
 CAPITALS: Changes = {"images": "mv:Images", "labels": "mv:Labels", "data.yaml": None}
-ONE_NAME = {"a": "train", "b": "valid"}
+DARKNET = CAPITALS | {
+    "obj.names": "cat\ndog",
+    "obj.data": "train = z/train.txt\nvalid=val.txt",
+    "train.txt": "z/Images/train/a.jpg\nz/Images/train/b.jpg\n",
+    "val.txt": "Images/val/c.jpg",
+}
+ODD: Changes = {  # what is left out, and counted
+    "images/train/p/a.jpg": "img:",
+    f"images/train/p/{RESULT_MARKER}": '{"a": "/x.jpg"}',
+    "images/train/r/looks/a.jpg": "img:",
+    "images/train/r/config.yaml": "",
+    "images/train/r/run.json": "{}",
+    "images/train/x": "to:../..",
+    "images/train/x.jpg": "pipe:",
+    "images/train/y.jpg": "to:/nowhere",
+    "images/train/z.heic": "",
+    os.fsdecode(b"images/train/\xff.png"): "img:",
+    "images/train/._a.jpg": "x",
+    "__MACOSX/images/a.jpg": "x",
+    "args.yaml": "val: true\ndata: x\n",
+}
+COUNTED = (
+    "1 x .heic (convert HEIC|1 x result of vitdet|1 x folder of a run|1 x folder that leads in a|"
+    "1 x pipe, socket|1 x link that leads nowhere|1 x name that is no"
+)
+TWO_FOLDERS = {
+    f"{kind}/{name}.{suffix}": f"mv:{part}/1.{suffix}"
+    for kind, suffix in (("Annotations", "xml"), ("JPEGImages", "jpg"))
+    for name, part in (("a", "train"), ("b", "valid"))
+} | {"Annotations/c.xml": "mv:train/c.xml", "JPEGImages/c.jpg": "mv:train/c.jpg"}
+
+# {kind: (changes to the folder, what the notes say, parts of it separated by |)}
 READ: dict[str, dict[str, tuple[Changes, str]]] = {
     "yolo": {
         "as it is": ({}, "1 class without any object: cat"),
-        "linked folder": ({"images/val": "ln:../photos"}, ""),
         "linked images": ({"images": "ln:../photos"}, ""),
         "linked file": ({"images/val/c.jpg": "ln:../x/y.jpg"}, ""),
-        "linked labels": ({"labels": "ln:../other"}, ""),
         "labels at the target": (
             {"images/val": "ln:../x/images/val", "labels/val": "mv:../x/labels/val"},
             "",
         ),
         "key points": (labels(POSE) | described(f"kpt_shape: [3, 3]\n{NAMES}"), "key points are"),
         "oriented boxes": (labels("0 0.45 0.4 0.6 0.41 0.6 0.6 0.45 0.59"), ""),
-        "yes and no": (described("names: [yes, no]"), ""),
-        "numbers": (described("names: {0: 1e3, 1: 010}"), ""),
-        "null and a date": (described("names: [null, 2026-01-02]"), ""),
+        "names are text": (
+            described("names: {0: yes, 1: 010, 2: 1e3, 3: null, 4: 2026-01-02}"),
+            "",
+        ),
         "no such val": (
             {"data.yaml": f"train: images/train\nval: ../valid/images\n{NAMES}"},
             "data.yaml: nothing at ../valid/images, which it names as val",
         ),
         "no such test": (described(f"test: ../test/images\n{NAMES}"), "nothing at ../test/images"),
         "another machine": (
-            {
-                "data.yaml": "path: /x/y\ntrain: /x/y/images/train\n"
-                f"val: 'D:\\y\\images\\val'\n{NAMES}"
-            },
+            {"data.yaml": f"path: /x\ntrain: /x/images/train\nval: 'D:\\y\\images\\val'\n{NAMES}"},
             "D:\\y\\images\\val is found as",
         ),
         "capital folders": (CAPITALS | {"classes.txt": "cat\r\ndog\r\n"}, ""),
-        "names of darknet": (
-            CAPITALS
-            | {"obj.names": "cat\ndog", "obj.data": "train = data/train.txt\nvalid=val.txt"}
-            | {"train.txt": "data/Images/train/a.jpg\ndata/Images/train/b.jpg\n"}
-            | {"val.txt": "Images/val/c.jpg"},
-            "train.txt: 2 of 2 images are found by their paths' ends",
-        ),
+        "darknet": (DARKNET, "train.txt: 2 of 2 images are found by their paths' ends"),
         "val is train": (
             {"data.yaml": f"train: images/train\nval: images/train\n{NAMES}"},
-            "val is the same as train",
+            "2 images of val are in train, too",
         ),
-        "other suffixes": (
-            {
-                "images/train/b.jpg": "mv:images/train/b.HEIC",
-                "images/train/a.jpg": "mv:images/train/a.jfif",
-            },
-            "1 x .heic (convert HEIC",
-        ),
+        "other suffix": ({"images/train/a.jpg": "mv:images/train/a.jfif"}, ""),
         "label without image": ({"labels/train/x.txt": LINE}, "1 label file without image"),
         "image without label": ({"labels/train/a.txt": None}, "train: 1 of 2 images have no label"),
         "lines of Windows": (labels("\t1.0\t5.0E-01 +.5 .5 0.5  \r"), ""),
         "label with a BOM": ({"labels/train/a.txt": f"\ufeff{LINE}"}, ""),
-        "results of predict": (
-            {"images/train/p/a.jpg": "img:", f"images/train/p/{RESULT_MARKER}": '{"a": "/x.jpg"}'},
-            "1 x result of vitdet",
-        ),
-        "a run": (
-            {
-                "images/train/r/looks/a.jpg": "img:",
-                "images/train/r/config.yaml": "",
-                "images/train/r/run.json": "{}",
-            },
-            "1 x folder of a run",
-        ),
-        "args.yaml of a run": ({"args.yaml": "val: true\ndata: x\n"}, ""),
-        "circle": ({"images/train/x": "to:../.."}, "1 x folder that leads in a circle"),
-        "pipe": ({"images/train/x.jpg": "pipe:"}, "1 x pipe, socket or device"),
-        "no text as name": ({os.fsdecode(b"images/train/\xff.png"): "img:"}, "1 x name that is no"),
-        "hidden": ({"images/train/._a.jpg": "x", "__MACOSX/images/a.jpg": "x"}, ""),
+        "left out": (ODD, COUNTED),
     },
     "coco": {
-        "as it is": ({}, "1 class without any object: cat"),
         "linked": ({"train": "ln:store"}, ""),
-        "dead link": ({"train/x.jpg": "to:/nowhere"}, "1 x link that leads nowhere"),
-        "backslashes": (
-            named("train\\a.jpg", "x\\train/b.jpg"),
-            "2 of 2 images are found by their",
-        ),
-        "drive": (named("C:\\pics\\a.jpg", "C:\\pics\\b.jpg"), "2 of 2"),
-        "absolute": (named("/home/x/a.jpg", "/home/x/b.jpg"), "2 of 2"),
+        "Windows": (named("train\\a.jpg", "C:\\pics\\b.jpg"), FOUND),
+        "absolute, Label Studio": (named("/x/a.jpg", "/data/local-files/?d=train/b.jpg"), FOUND),
         "percent": ({"train/a.jpg": "mv:train/my a.jpg"} | named("my%20a.jpg", "b.jpg"), "1 of 2"),
         "percent as written": (
             {"train/a.jpg": "mv:train/my%20a.jpg"} | named("my%20a.jpg", "b.jpg"),
             "",
         ),
         "case": ({"train/a.jpg": "mv:train/A.JPG"}, "a.jpg is train/A.JPG"),
-        "NFC, NFD": (
-            {"train/a.jpg": "mv:train/e\u0301.jpg"} | named("\u00e9.jpg", "b.jpg"),
-            "1 of 2",
-        ),
+        "NFC": ({"train/a.jpg": "mv:train/e\u0301.jpg"} | named("\u00e9.jpg", "b.jpg"), "1 of 2"),
         "no folders": (
             {"train/a.jpg": "mv:train/x/a.jpg", "train/b.jpg": "mv:train/y/b.jpg"},
-            "found by",
+            FOUND,
         ),
-        "Label Studio": (named("/data/local-files/?d=train/a.jpg", "file:///x/b.jpg"), "2 of 2"),
         "LVIS": ({TRAIN: _as_lvis}, ""),
-        "Supervisely's folders": (
-            {"train": "mv:training/img", TRAIN: "mv:training/ann.json"}
-            | {"val": "mv:validation/img", VAL: "mv:validation/ann.json"},
-            "",
-        ),
+        "Supervisely": (_moved("train", "training") | _moved("val", "validation"), FOUND),
         "dev": ({"val": "mv:dev", VAL: "mv:annotations/instances_dev.json"}, ""),
         "BOM": ({VAL: "\ufeff" + json.dumps(content("c.jpg"))}, "as UTF-8 with a byte order mark"),
-        "UTF-16": (
-            {VAL: json.dumps(content("c.jpg")).encode("utf-16")},
-            "val.json is read as UTF-16",
-        ),
-        "val lacks a class": ({TRAIN: _with_cow}, "val has no class cow"),
+        "UTF-16": ({VAL: json.dumps(content("c.jpg")).encode("utf-16")}, "is read as UTF-16"),
+        "val lacks a class": (_category(id=9, name="cow"), "val has no class cow"),
         "other ids": ({VAL: _other_ids}, "val has other ids of 2 classes: they are told by name"),
         "only val has it": ({VAL: _with_owl}, "only val has objects of owl"),
-        "Roboflow": ({TRAIN: _with_category_above}, "left out: the category dog"),
+        "Roboflow": (
+            _category(id=0, name="dog", supercategory="none"),
+            "left out: the category dog",
+        ),
         "unnamed images": ({"train/x.jpg": "img:"}, "1 image files that no json names"),
     },
     "voc": {
         "linked": ({"JPEGImages": "ln:../photos"}, ""),
-        "Annotation": ({"Annotations": "mv:Annotation"}, ""),
         "xmls, pictures": ({"Annotations": "mv:xmls", "JPEGImages": "mv:pictures"}, ""),
         "labels, images": ({"Annotations": "mv:labels", "JPEGImages": "mv:images"}, ""),
         "capital suffix": ({"Annotations/a.xml": "mv:Annotations/a.XML"}, ""),
@@ -189,18 +175,10 @@ READ: dict[str, dict[str, tuple[Changes, str]]] = {
             {"ImageSets/Main/train.txt": "a.jpg\nVOC/b.jpg 1\n", "ImageSets/Main/val.txt": "c"},
             "",
         ),
-        "no list": (
-            {"ImageSets/Main/train.txt": "a\n"},
-            "2 xml files that no list of ImageSets names",
-        ),
+        "no list": ({"ImageSets/Main/train.txt": "a\n"}, "2 xml files that no list of ImageSets"),
         "parts": (xml(OBJECT.replace("</o", f"<part><name>head</name>{BOX}</part></o")), ""),
         "image without xml": ({"JPEGImages/x.jpg": "img:"}, "1 image without xml"),
-        "one name in two folders": (
-            {f"Annotations/{name}.xml": f"mv:{part}/1.xml" for name, part in ONE_NAME.items()}
-            | {f"JPEGImages/{name}.jpg": f"mv:{part}/1.jpg" for name, part in ONE_NAME.items()}
-            | {"Annotations/c.xml": "mv:train/c.xml", "JPEGImages/c.jpg": "mv:train/c.jpg"},
-            "",
-        ),
+        "one name in two folders": (TWO_FOLDERS, ""),
         "gb2312": (xml(OBJECT.replace("cat", "方块"), GBK, "gbk"), ""),
         "UTF-16": (xml(OBJECT, '<?xml version="1.0" encoding="utf-16"?>', "utf-16"), ""),
         "BOM": (xml(OBJECT, '<?xml version="1.0"?>', "utf-8-sig"), ""),
@@ -208,12 +186,9 @@ READ: dict[str, dict[str, tuple[Changes, str]]] = {
 }
 # Class names and numbers of objects where they are not those of the builders.
 EXPECTED: dict[str, tuple[tuple[str, ...], int]] = {
-    "yes and no": (("yes", "no"), 3),
-    "numbers": (("1e3", "010"), 3),
-    "null and a date": (("null", "2026-01-02"), 3),
+    "names are text": (("yes", "010", "1e3", "null", "2026-01-02"), 3),
     "no such val": (("cat", "dog"), 2),
     "val is train": (("cat", "dog"), 4),
-    "other suffixes": (("cat", "dog"), 2),
     "image without label": (("cat", "dog"), 2),
     "val lacks a class": (("cat", "dog", "cow"), 3),
     "only val has it": (("cat", "dog", "owl"), 3),
@@ -230,13 +205,13 @@ def objects(found: Found) -> int:
 def test_is_read_and_said(tmp_path: Path, form: str, kind: str) -> None:
     folder = tmp_path / "data"
     FORMS[form](folder)
-    changes, note = READ[form][kind]
+    changes, notes = READ[form][kind]
     change(folder, changes)
     before = {path: path.lstat().st_mtime_ns for path in folder.rglob("*")}
     found = find_data(folder)
     default = (("cat",) if form == "voc" else ("cat", "dog"), 3)
-    assert (found.class_names, objects(found)) == EXPECTED.get(kind, default)
-    assert any(note in each for each in found.notes) or not note, found.notes
+    assert (class_names(found), objects(found)) == EXPECTED.get(kind, default)
+    assert all(note in "\n".join(found.notes) for note in notes.split("|")), found.notes
     for part in found.parts.values():
         used = {each["category_id"] for each in part.content["annotations"]}
         assert used <= {each["id"] for each in part.content["categories"]}
@@ -265,22 +240,18 @@ def test_boxes_are_right(tmp_path: Path) -> None:
     assert part.content["annotations"][0]["bbox"] == [6, 12, 8, 16]
 
 
-@pytest.mark.parametrize(
-    ("flag", "crowd"), [("1", 1), ("0", 0), ("", 0), ("Unspecified", 0), ("true", 1), ("nan", 0)]
-)
-def test_difficult(tmp_path: Path, flag: str, crowd: int) -> None:
-    voc(tmp_path)
-    change(tmp_path, xml(OBJECT.replace("</o", f"<difficult>{flag}</difficult></o")))
-    assert find_data(tmp_path).parts["all"].content["annotations"][0]["iscrowd"] == crowd
+def test_voc_flags_polygons_and_masks(tmp_path: Path) -> None:
+    def first() -> dict[str, Any]:
+        return find_data(tmp_path).parts["all"].content["annotations"][0]
 
-
-def test_voc_polygons_and_masks(tmp_path: Path) -> None:
     voc(tmp_path)
+    for flag, crowd in (("1", 1), ("0", 0), ("", 0), ("Unspecified", 0), ("true", 1), ("nan", 0)):
+        change(tmp_path, xml(OBJECT.replace("</o", f"<difficult>{flag}</difficult></o")))
+        assert first()["iscrowd"] == crowd
     points = [(2, 3), (9, 3), (9, 12)]
     polygon = "".join(f"<x{i}>{x}</x{i}><y{i}>{y}</y{i}>" for i, (x, y) in enumerate(points, 1))
     change(tmp_path, xml(OBJECT.replace("</o", f"<polygon>{polygon}</polygon></o")))
-    each = find_data(tmp_path).parts["all"].content["annotations"][0]
-    assert each["segmentation"] == [[1, 2, 8, 2, 8, 11]]
+    assert first()["segmentation"] == [[1, 2, 8, 2, 8, 11]]
     change(tmp_path, {"SegmentationObject/a.png": "img:"})
     assert any("masks of 1 of 3 images" in note for note in find_data(tmp_path).notes)
     change(tmp_path, {"SegmentationObject/b.png": "img:", "SegmentationObject/c.png": "img:"})
@@ -319,6 +290,14 @@ def test_a_name_that_may_mean_two_files_is_not_guessed(tmp_path: Path) -> None:
         find_data(tmp_path)
 
 
+def test_an_id_that_only_another_part_has_stays_wrong(tmp_path: Path) -> None:
+    coco(tmp_path)
+    change(tmp_path, _category(id=9, name="cow"))
+    change(tmp_path, {VAL: lambda values: values["annotations"][0].update(category_id=9)})
+    with pytest.raises(InputError, match=r"1 x unknown category id.*'9 of val'"):
+        prepare_data(tmp_path, tmp_path / "run")
+
+
 def test_paths_on_the_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     coco(tmp_path / "data")
     yolo(tmp_path / "yolo")
@@ -329,12 +308,12 @@ def test_paths_on_the_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     change(tmp_path, {"pipe": "pipe:", "loop": "to:loop", "x.zip": b"PK\x03\x04", "x.csv": "a,b"})
     for path, wanted in {
         "none": "data: expected a folder none, got nothing at this path. Check the path.",
-        "data ": "Did you mean 'data', without the blank",
+        "data ": r"Did you mean 'data'\?",
         "data\\": "Did you mean 'data/'",
         "https://x.org/d.zip": "Download it first",
         "pipe": "pipe: expected a file, got a pipe",
         "loop": "got a link that leads nowhere",
-        "x.zip": "got a zip archive .unpack it and give the folder",
+        "x.zip": "got an archive .unpack it and give the folder",
         "x.csv": r"expected a folder, a json in COCO's format or a data\.yaml, got another file",
         "x" * 5000: "nothing at this path",
     }.items():
@@ -366,7 +345,7 @@ def test_parts_of_a_training_and_of_an_evaluation(tmp_path: Path) -> None:
     assert [each["category_id"] for each in written["annotations"]] == [1]
     assert prepare_part(tmp_path, run, class_names=("dog",))[0][0] == str(tmp_path / "val.json")
     change(tmp_path, {"val.json": None, "train.json": None})
-    assert prepare_part(tmp_path, run)[0][0] == str(tmp_path / "test.json")
+    assert prepare_part(tmp_path, run)[0] == (str(run / "test.json"), str(tmp_path))
     with pytest.raises(InputError, match="images to train on, got COCO json with test only"):
         prepare_data(tmp_path, run)
     # a file that the user names is what he trains on, whatever its name
@@ -376,11 +355,11 @@ def test_parts_of_a_training_and_of_an_evaluation(tmp_path: Path) -> None:
 def test_a_part_without_objects_is_an_error_unless_it_is_asked_for(tmp_path: Path) -> None:
     coco(tmp_path)
     change(tmp_path, {VAL: lambda values: values.update(annotations=[])})
-    wanted = r"validation part .*val\.json: expected images with objects, got none in 1 image, "
+    wanted = r"validation part .*val\.json: expected images with objects, got none in 1 image\. "
     with pytest.raises(InputError, match=f"{wanted}.*--allow-empty"):
         prepare_data(tmp_path, tmp_path / "run")
     assert prepare_data(tmp_path, tmp_path / "run", allow_empty=True).num_images == 2
-    with pytest.raises(InputError, match="objects to evaluate on, got none in 1 image"):
+    with pytest.raises(InputError, match=r"data to evaluate on .*: expected images with objects"):
         prepare_part(tmp_path, tmp_path / "run")
     change(tmp_path, {TRAIN: lambda values: values.update(annotations=[])})
     with pytest.raises(InputError, match=r"training part .*got none in 2 images\. Add labels"):

@@ -27,7 +27,7 @@ from vitdet.utils import distributed
 from vitdet.utils.checks import InputError
 from vitdet.utils.env import seed_from
 
-Item = tuple[int, int, int, tuple[float, ...]]
+TEST = Mapper([], is_train=False)
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +35,7 @@ def shapes(tmp_path_factory):
     return shapes_dataset(tmp_path_factory.mktemp("shapes"), "train", num_images=11, size=48)
 
 
-def _items(loader, num_batches) -> list[Item]:
+def _items(loader, num_batches) -> list[tuple[int, int, int, tuple[float, ...]]]:
     """What a training step would see: position, image, pixels, boxes; in the order it comes."""
     found = []
     for batch in islice(iter(loader), num_batches):
@@ -58,56 +58,36 @@ def _as_process(monkeypatch, rank: int, world: int) -> None:
     monkeypatch.setattr(distributed, "world_size", lambda: world)
 
 
-def test_each_epoch_shows_every_image_once_in_another_order(shapes):
-    items = _items(_loader(shapes, total_batch_size=11), 3)
-    assert [position for position, *_ in items] == list(range(33))
-    images = [image for _, image, *_ in items]
+def test_the_stream_is_that_of_seed_and_position(shapes, monkeypatch):
+    whole = _items(_loader(shapes), 12)
+    assert [position for position, *_ in whole] == list(range(48))
+    images = [image for _, image, *_ in whole]
     epochs = [images[i : i + 11] for i in (0, 11, 22)]
     assert all(sorted(epoch) == list(range(1, 12)) for epoch in epochs)
     assert len({tuple(epoch) for epoch in epochs}) == 3
-    assert len({boxes for *_, boxes in items}) > 25  # augmented anew
-
-
-def test_seed_decides(shapes):
-    first = _items(_loader(shapes), 3)
-    assert _items(_loader(shapes), 3) == first
-    assert _items(_loader(shapes, seed=4), 3) != first
-
-
-@pytest.mark.parametrize("num_workers", [1, 2])
-def test_workers_do_not_change_the_stream(shapes, num_workers):
-    assert _items(_loader(shapes, num_workers=num_workers), 6) == _items(_loader(shapes), 6)
-
-
-@pytest.mark.parametrize("start", [4, 12, 24, 13])
-def test_a_resumed_stream_goes_on_where_it_stopped(shapes, start):
-    # 11 images an epoch, so that every start lies within one
-    whole = _items(_loader(shapes), 12)
-    assert _items(_loader(shapes, start=start), 4) == whole[start : start + 16]
-
-
-@pytest.mark.parametrize("world", [2, 4])
-def test_processes_share_the_batches_of_one_process(shapes, monkeypatch, world):
-    whole = _items(_loader(shapes), 6)
-    for rank in range(world):
-        _as_process(monkeypatch, rank, world)
-        mine = _items(_loader(shapes, start=4), 4)
-        share = 4 // world
-        expected = [item for k in range(1, 5) for item in whole[4 * k + rank * share :][:share]]
-        assert mine == expected
-
-
-def test_positions_are_numbered_by_the_documented_rule(shapes):
-    stream = ImageStream(11, seed=3)
+    assert len({boxes for *_, boxes in whole}) > 35  # augmented anew
+    # by the documented rule
     generator = torch.Generator().manual_seed(seed_from(3, 1, 1))
     second = torch.randperm(11, generator=generator).tolist()
-    assert list(islice(stream.positions(11), 11)) == list(enumerate(second, 11))
+    assert list(islice(ImageStream(11, seed=3).positions(11), 11)) == list(enumerate(second, 11))
+    assert epochs[1] == [index + 1 for index in second]
+    assert _items(_loader(shapes, seed=4), 3) != whole[:12]
+    for num_workers in (1, 2):
+        assert _items(_loader(shapes, num_workers=num_workers), 6) == whole[:24]
+    for start in (4, 12, 13):  # 11 images an epoch, so that every start lies within one
+        assert _items(_loader(shapes, start=start), 4) == whole[start : start + 16]
+    for world in (2, 4):
+        for rank in range(world):
+            _as_process(monkeypatch, rank, world)
+            share = 4 // world
+            expected = [item for k in range(1, 5) for item in whole[4 * k + rank * share :][:share]]
+            assert _items(_loader(shapes, start=4), 4) == expected
 
 
 def test_the_loader_leaves_the_random_state_alone(shapes):
     states = random.getstate(), np.random.get_state()[1].copy(), torch.get_rng_state()
-    _items(_loader(shapes), 2)
-    _items(_loader(shapes, num_workers=1), 2)
+    for num_workers in (0, 1):
+        _items(_loader(shapes, num_workers=num_workers), 2)
     assert random.getstate() == states[0]
     assert (np.random.get_state()[1] == states[1]).all()
     assert torch.equal(torch.get_rng_state(), states[2])
@@ -117,35 +97,28 @@ def test_mapping_is_seeded_by_the_position(shapes):
     def mapper(record):
         return {"numbers": (random.random(), np.random.rand(), float(torch.rand(())))}
 
-    def numbers(**options):
-        loader = build_train_loader(shapes, mapper, total_batch_size=2, seed=3, **options)
-        return [item["numbers"] for batch in islice(loader, 3) for item in batch]
-
-    first = numbers(num_workers=0)
-    assert len(set(first)) == 6
-    assert numbers(num_workers=2) == first
+    loader = build_train_loader(shapes, mapper, total_batch_size=2, seed=3, num_workers=0)
+    numbers = [item["numbers"] for batch in islice(loader, 3) for item in batch]
+    assert len(set(numbers)) == 6
     random.seed(seed_from(3, 0))
-    assert first[0][0] == random.random()
-
-
-def _classes(*images: tuple[int, ...]) -> list[dict[str, Any]]:
-    return [
-        {"annotations": [{"category_id": c, "iscrowd": 0} for c in classes]} for classes in images
-    ]
+    assert numbers[0][0] == random.random()
 
 
 def test_repeat_factors_follow_the_formula():
     # class 0 in 10 of 10 images, class 1 in 4, class 2 in 1; threshold 0.9
-    records = _classes((0, 2), *[(0, 1)] * 4, *[(0,)] * 5)
-    dataset = type("Data", (), {"name": "data", "records": records})()
+    images = [(0, 2), *[(0, 1)] * 4, *[(0,)] * 5]
+    records = [
+        {"annotations": [{"category_id": c, "iscrowd": 0} for c in classes]} for classes in images
+    ]
     loader = build_train_loader(
-        dataset, dict, total_batch_size=1, num_workers=0, repeat_threshold=0.9
+        SimpleNamespace(name="data", records=records),
+        dict,
+        total_batch_size=1,
+        num_workers=0,
+        repeat_threshold=0.9,
     )
-    factors = loader.stream.repeat_factors
     expected = [math.sqrt(0.9 / 0.1), *[math.sqrt(0.9 / 0.4)] * 4, *[1.0] * 5]
-    assert factors.tolist() == pytest.approx(expected)
-    theirs = RepeatFactorTrainingSampler.repeat_factors_from_category_frequency(records, 0.9)
-    assert torch.equal(factors, theirs)
+    assert loader.batches.stream.repeat_factors.tolist() == pytest.approx(expected)
 
 
 def test_repeats_are_rounded_at_random_as_in_detectron2():
@@ -160,37 +133,36 @@ def test_repeats_are_rounded_at_random_as_in_detectron2():
         assert sorted(indexes) == sampler._get_epoch_indices(generator).tolist()
         counts.update(indexes)
     assert [counts[i] / 200 for i in range(4)] == pytest.approx(factors.tolist(), abs=0.12)
-
-
-def test_repeated_streams_resume_too():
-    stream = ImageStream(4, seed=5, repeat_factors=torch.tensor([1.0, 1.5, 2.25, 3.0]))
     whole = list(islice(stream.positions(), 60))
-    lengths = {len(stream.epoch(e)) for e in range(6)}
-    assert len(lengths) > 1  # epochs of several lengths, or the test says nothing
+    assert len({len(stream.epoch(e)) for e in range(6)}) > 1  # or what follows says nothing
     for start in (1, 7, 8, 9, 30):
         assert list(islice(stream.positions(start), 20)) == whole[start : start + 20]
 
 
 def test_images_without_objects_are_left_out(tiny):
-    dataset = coco_dataset(tiny.json_file, tiny.images)
-    mapper = Mapper([], is_train=True)
-    loader = build_train_loader(dataset, mapper, total_batch_size=1, num_workers=0)
-    assert loader.num_images == 2
-    assert {batch[0]["image_id"] for batch in islice(loader, 6)} == {1, 2}
-    every = build_train_loader(
-        dataset, mapper, total_batch_size=1, num_workers=0, filter_empty=False
-    )
-    assert {batch[0]["image_id"] for batch in islice(every, 6)} == {1, 2, 3}
-
-
-def test_nothing_to_train_on(tiny):
+    dataset, options = coco_dataset(tiny.json_file, tiny.images), {"total_batch_size": 1}
+    for keep, wanted in ((True, {1, 2}), (False, {1, 2, 3})):
+        mapper = Mapper([], is_train=True)
+        loader = build_train_loader(dataset, mapper, num_workers=0, filter_empty=keep, **options)
+        assert {batch[0]["image_id"] for batch in islice(loader, 6)} == wanted
     tiny.content["annotations"] = tiny.content["annotations"][3:]
     dataset = coco_dataset(tiny.write().json_file, tiny.images)
     with pytest.raises(InputError, match="images with objects to train on, got none among 3"):
-        build_train_loader(dataset, dict, total_batch_size=1, num_workers=0)
+        build_train_loader(dataset, dict, num_workers=0, **options)
 
 
-def test_batches_must_be_shared_equally(shapes, monkeypatch):
+def test_wrong_arguments_are_named(shapes, monkeypatch):
+    for number in (-1, 1.5, True, "2"):
+        text = rf"num_workers: expected 0 or more .* got {number!r}\."
+        with pytest.raises(InputError, match=rf"dataloader\.train\.{text}"):
+            _loader(shapes, num_workers=number)
+        with pytest.raises(InputError, match=rf"dataloader\.test\.{text}"):
+            build_test_loader(shapes, TEST, num_workers=number)
+    records: Any = []
+    with pytest.raises(InputError, match=r"expected a data set with records, got a list with"):
+        build_train_loader(records, TEST, num_workers=0, total_batch_size=1)
+    with pytest.raises(InputError, match="data set none: expected at least one image, got none"):
+        build_test_loader(SimpleNamespace(name="none", records=[]), dict)
     _as_process(monkeypatch, 0, 3)
     text = r"total_batch_size: expected a multiple of the number of processes \(3\), got 4"
     with pytest.raises(InputError, match=text):
@@ -202,9 +174,8 @@ def test_a_bad_image_is_one_line_also_from_a_worker(tiny, num_workers):
     dataset = coco_dataset(tiny.json_file, tiny.images)
     damaged = tiny.images / "2.jpg"
     damaged.write_bytes(damaged.read_bytes()[:-200])
-    loader = build_train_loader(
-        dataset, Mapper([], is_train=True), total_batch_size=2, num_workers=num_workers
-    )
+    mapper = Mapper([], is_train=True)
+    loader = build_train_loader(dataset, mapper, total_batch_size=2, num_workers=num_workers)
     with pytest.raises(InputError) as caught:
         next(iter(loader))
     text = str(caught.value)
@@ -220,10 +191,9 @@ def test_a_batch_that_shared_memory_has_no_room_for_is_one_line(shapes, monkeypa
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(loaders, "ForkingPickler", SimpleNamespace(dumps=full))
-    loader = _loader(shapes, num_workers=1)
     text = r"^reading of images: .* through shared memory \(.*No space.*\/dev\/shm .*num_workers=0"
     with pytest.raises(InputError, match=text):
-        next(iter(loader))
+        next(iter(_loader(shapes, num_workers=1)))
 
 
 @pytest.mark.parametrize(
@@ -250,51 +220,17 @@ def test_a_worker_that_brings_nothing_is_an_error(shapes, monkeypatch, sent, tex
         worker.join()
 
 
-@pytest.mark.parametrize("number", [-1, 1.5, True, "2"])
-def test_numbers_of_workers_that_are_none(shapes, number):
-    text = rf"dataloader\.train\.num_workers: expected 0 or more .* got {number!r}\."
-    with pytest.raises(InputError, match=text):
-        _loader(shapes, num_workers=number)
-    with pytest.raises(InputError, match=r"dataloader\.test\.num_workers: expected 0 or more"):
-        build_test_loader(shapes, Mapper([], is_train=False), num_workers=number)
-
-
-def test_data_sets_without_records_are_named():
-    for build in (build_train_loader, build_test_loader):
-        size = {"total_batch_size": 1} if build is build_train_loader else {}
-        with pytest.raises(InputError, match=r"expected a data set with records, got a list with"):
-            build([], Mapper([], is_train=False), num_workers=0, **size)
-
-
-@pytest.mark.parametrize("batch_size", [1, 3])
-@pytest.mark.parametrize("world", [1, 2, 4])
-def test_evaluation_shows_each_image_once(shapes, monkeypatch, world, batch_size):
-    mapper = Mapper([], is_train=False)
+@pytest.mark.parametrize(
+    ("images", "world", "batch_size"), [(11, 1, 3), (11, 2, 1), (11, 4, 3), (3, 5, 1)]
+)
+def test_evaluation_shows_each_image_once(shapes, monkeypatch, images, world, batch_size):
     seen = []
     for rank in range(world):
         _as_process(monkeypatch, rank, world)
-        loader = build_test_loader(shapes, mapper, batch_size=batch_size, num_workers=0)
+        part = subset(shapes, images)
+        loader = build_test_loader(part, TEST, batch_size=batch_size, num_workers=0)
         batches = list(loader)
         assert len(batches) == len(loader)
         assert all(len(batch) <= batch_size for batch in batches)
         seen += [item["image_id"] for batch in batches for item in batch]
-    assert seen == list(range(1, 12))
-
-
-def test_more_processes_than_images(shapes, monkeypatch):
-    _as_process(monkeypatch, 1, 5)
-    loader = build_test_loader(subset(shapes, 3), Mapper([], is_train=False), num_workers=0)
-    assert [item["image_id"] for batch in loader for item in batch] in ([], [1], [2])
-    seen = []
-    for rank in range(5):
-        _as_process(monkeypatch, rank, 5)
-        loader = build_test_loader(subset(shapes, 3), Mapper([], is_train=False), num_workers=1)
-        seen += [item["image_id"] for batch in loader for item in batch]
-    assert len(seen) == 3
-    assert len(set(seen)) == 3
-
-
-def test_an_empty_data_set_cannot_be_evaluated():
-    dataset = type("Data", (), {"name": "nothing", "records": []})()
-    with pytest.raises(InputError, match="data set nothing: expected at least one image, got none"):
-        build_test_loader(dataset, dict)
+    assert seen == list(range(1, images + 1))

@@ -1,3 +1,5 @@
+"""A view shows what detectron2's transforms leave, for the same random numbers."""
+
 from __future__ import annotations
 
 from pathlib import Path
@@ -16,26 +18,6 @@ from vitdet.data.images import read_image, read_reduced
 from vitdet.data.views import View, draw_view
 from vitdet.utils.env import random_state
 
-
-def _noise(height: int, width: int, seed: int = 0) -> np.ndarray:
-    """A picture with edges and texture."""
-    rng = np.random.default_rng(seed)
-    coarse = rng.integers(0, 255, (height // 16 + 1, width // 16 + 1, 3), dtype=np.uint8)
-    blocks = np.kron(coarse, np.ones((16, 16, 1), dtype=np.uint8))[:height, :width]
-    grain = rng.integers(-30, 30, blocks.shape)
-    return (blocks.astype(int) + grain).clip(0, 255).astype(np.uint8)
-
-
-def _both(augmentations: list[Any], size: tuple[int, int], seed: int) -> tuple[View, Any]:
-    """The view, and detectron2's transforms, for the same random numbers."""
-    listed = T.AugmentationList(augmentations)
-    with random_state(seed):
-        view = draw_view(listed, size)
-    with random_state(seed):
-        transforms = listed(T.AugInput(np.zeros((*size, 3), dtype=np.uint8)))
-    return view, transforms
-
-
 CASES = [
     (large_scale_jitter(64, 0.1, 2.0), (48, 67)),
     (large_scale_jitter(64, 1.4, 2.0), (80, 61)),
@@ -48,37 +30,13 @@ CASES = [
 ]
 
 
-@pytest.mark.parametrize("seed", range(3))
-@pytest.mark.parametrize(("augmentations", "size"), CASES)
-def test_the_image_is_nearly_that_of_the_transforms(augmentations, size, seed):
-    view, transforms = _both(augmentations, size, seed)
-    image = _noise(*size, seed=seed)
-    expected = transforms.apply_image(image)
-    got = view.image(Image.fromarray(image))
-    assert got.shape == expected.shape
-    assert view.size == expected.shape[:2]
-    difference = np.abs(got.astype(int) - expected)
-    assert difference.max() <= 5  # 1 by rounding, the rest by up to 1/64 of a pixel
-    assert difference.mean() < 0.3
-    assert abs((got.astype(int) - expected).mean()) < 0.03  # not darker, not brighter
-
-
-def test_enlarging_one_column_is_exact():
-    view = View(source=(1, 1), resized=(5, 4))
-    assert (view.image(Image.new("RGB", (1, 1), (7, 8, 9))) == (7, 8, 9)).all()
-
-
-@pytest.mark.parametrize("seed", range(2))
-@pytest.mark.parametrize(("augmentations", "size"), CASES)
-def test_boxes_are_those_of_the_transforms(augmentations, size, seed):
-    view, transforms = _both(augmentations, size, seed)
+def _noise(height: int, width: int, seed: int = 0) -> np.ndarray:
+    """A picture with edges and texture."""
     rng = np.random.default_rng(seed)
-    corners = np.sort(rng.uniform(0, 1, (9, 2, 2)), axis=1) * size[::-1]
-    boxes = corners.reshape(9, 4)
-    expected = transforms.apply_box(boxes.copy()).clip(min=0)
-    expected = np.minimum(expected, (*view.size[::-1], *view.size[::-1]))
-    np.testing.assert_allclose(view.boxes(boxes), expected, rtol=0, atol=1e-12)
-    assert view.boxes(np.zeros((0, 4))).shape == (0, 4)
+    coarse = rng.integers(0, 255, (height // 16 + 1, width // 16 + 1, 3), dtype=np.uint8)
+    blocks = np.kron(coarse, np.ones((16, 16, 1), dtype=np.uint8))[:height, :width]
+    grain = rng.integers(-30, 30, blocks.shape)
+    return (blocks.astype(int) + grain).clip(0, 255).astype(np.uint8)
 
 
 def _polygons(size: tuple[int, int], seed: int) -> list[list[list[float]]]:
@@ -123,33 +81,42 @@ def _got_mask(patch: Any, size: tuple[int, int]) -> np.ndarray:
 
 @pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize(("augmentations", "size"), CASES)
-def test_masks_of_polygons_are_those_of_the_transforms(augmentations, size, seed):
-    view, transforms = _both(augmentations, size, seed)
-    objects = _polygons(size, seed)
-    for parts, patch in zip(objects, view.masks(objects), strict=True):
-        expected = _expected_mask(parts, transforms, view.size)
-        np.testing.assert_array_equal(_got_mask(patch, view.size), expected)
+def test_a_view_is_what_the_transforms_leave(augmentations, size, seed):
+    listed = T.AugmentationList(augmentations)
+    with random_state(seed):
+        view = draw_view(listed, size)
+    with random_state(seed):
+        transforms = listed(T.AugInput(np.zeros((*size, 3), dtype=np.uint8)))
+    image = _noise(*size, seed=seed)
+    expected = transforms.apply_image(image)
+    got = view.image(Image.fromarray(image))
+    assert view.size == got.shape[:2] == expected.shape[:2]
+    difference = got.astype(int) - expected
+    assert np.abs(difference).max() <= 5  # 1 by rounding, the rest by up to 1/64 of a pixel
+    assert np.abs(difference).mean() < 0.3
+    assert abs(difference.mean()) < 0.03  # not darker, not brighter
+    corners = np.random.default_rng(seed).uniform(0, 1, (9, 2, 2))
+    boxes = (np.sort(corners, axis=1) * size[::-1]).reshape(9, 4)
+    clipped = transforms.apply_box(boxes.copy()).clip(min=0)
+    clipped = np.minimum(clipped, (*view.size[::-1], *view.size[::-1]))
+    np.testing.assert_allclose(view.boxes(boxes), clipped, rtol=0, atol=1e-12)
+    assert view.boxes(np.zeros((0, 4))).shape == (0, 4)
+    objects: list[Any] = list(_polygons(size, seed))
+    objects += [mask_util.merge(mask_util.frPyObjects(parts, *size)) for parts in objects]
+    objects.append(mask_util.encode(np.asfortranarray(np.zeros(size, dtype=np.uint8))))
+    for item, patch in zip(objects, view.masks(objects), strict=True):
+        mask = _expected_mask(item, transforms, view.size)
+        np.testing.assert_array_equal(_got_mask(patch, view.size), mask)
 
 
-@pytest.mark.parametrize("seed", range(3))
-@pytest.mark.parametrize(("augmentations", "size"), CASES)
-def test_masks_of_run_lengths_are_those_of_the_transforms(augmentations, size, seed):
-    view, transforms = _both(augmentations, size, seed)
-    encoded = [
-        mask_util.merge(mask_util.frPyObjects(parts, *size)) for parts in _polygons(size, seed)
-    ]
-    encoded.append(mask_util.encode(np.asfortranarray(np.zeros(size, dtype=np.uint8))))
-    for item, patch in zip(encoded, view.masks(encoded), strict=True):
-        expected = _expected_mask(item, transforms, view.size)
-        np.testing.assert_array_equal(_got_mask(patch, view.size), expected)
-
-
-def test_two_flips_are_none():
-    view, _ = _both([T.RandomFlip(prob=1.0), T.RandomFlip(prob=1.0)], (20, 30), seed=0)
+def test_small_views_and_two_flips():
+    view = View(source=(1, 1), resized=(5, 4))
+    assert (view.image(Image.new("RGB", (1, 1), (7, 8, 9))) == (7, 8, 9)).all()
+    view = draw_view(T.AugmentationList([T.RandomFlip(prob=1.0)] * 2), (20, 30))
     assert view == View(source=(20, 30), resized=(20, 30))
 
 
-@pytest.mark.parametrize("left", [0, 1, 15, 16, 17, 511, 512, 800, 990])
+@pytest.mark.parametrize("left", [0, 16, 511, 990])
 def test_small_objects_anywhere_in_a_large_view(left):
     view = View(source=(1000, 1000), resized=(1000, 1000))
     corners = [[left + 0.3, 700.2, left + 9.6, 703.1, left + 4.4, 711.7]]
@@ -158,23 +125,15 @@ def test_small_objects_anywhere_in_a_large_view(left):
     np.testing.assert_array_equal(_got_mask(patch, view.size), expected)
 
 
-def test_polygons_and_run_lengths_of_one_image_keep_their_order():
-    square = [[2, 2, 6, 2, 6, 6, 2, 6]]
-    other = mask_util.merge(mask_util.frPyObjects([[10, 10, 14, 10, 14, 15, 10, 15]], 20, 20))
-    patches = View(source=(20, 20), resized=(20, 20)).masks([other, square, other])
-    assert [patch.box for patch in patches] == [(10, 10, 14, 15), (2, 2, 6, 6), (10, 10, 14, 15)]
-
-
 def _jpeg(folder: Path, size: tuple[int, int], orientation: int | None = None) -> dict[str, Any]:
     path = folder / "image.jpg"
+    options = {}
+    if orientation is not None:
+        exif = options["exif"] = Image.Exif()
+        exif[0x0112] = orientation
     # smooth, as photographs are, so that the test sees misplaced pixels rather than JPEG's noise
     image = Image.fromarray(cv2.GaussianBlur(_noise(*size), (0, 0), 3))
-    if orientation is None:
-        image.save(path, quality=95)
-    else:
-        exif = Image.Exif()
-        exif[0x0112] = orientation
-        image.save(path, quality=95, exif=exif)
+    image.save(path, quality=95, **options)
     height, width = size[::-1] if orientation in (5, 6, 7, 8) else size
     return {"file_name": str(path), "height": height, "width": width}
 
@@ -193,30 +152,22 @@ def _mean_difference(record: dict[str, Any], shrink: int, flip: bool) -> tuple[f
 
 
 @pytest.mark.parametrize("flip", [False, True])
-@pytest.mark.parametrize(("shrink", "reduction"), [(1, 1), (3, 1), (4, 2), (7, 2), (9, 4), (17, 8)])
+@pytest.mark.parametrize(("shrink", "reduction"), [(1, 1), (3, 1), (4, 2), (9, 4), (17, 8)])
 def test_reduced_decoding(tmp_path, shrink, reduction, flip):
     record = _jpeg(tmp_path, (273, 351))  # sides that no reduction divides
     difference, used = _mean_difference(record, shrink, flip)
     assert used == reduction
-    assert difference < (0.01 if reduction == 1 else 1.5)
+    assert difference < (0.01 if reduction == 1 else 1.5)  # aliasing would give more than 5
 
 
-def test_the_bound_on_reduced_decoding_tells_aliasing(tmp_path):
-    record = _jpeg(tmp_path, (272, 352))
-    image = read_image(record)
-    good = T.ResizeTransform(272, 352, 34, 44).apply_image(image)
-    aliased = cv2.resize(image, (44, 34), interpolation=cv2.INTER_NEAREST)
-    assert np.abs(aliased.astype(int) - good).mean() > 5
-
-
-@pytest.mark.parametrize("shrink", [1, 4])
-@pytest.mark.parametrize("orientation", [1, 2, 3, 4, 5, 6, 7, 8])
+@pytest.mark.parametrize("orientation", range(1, 9))
 @pytest.mark.parametrize("size", [(160, 240), (161, 243)])
-def test_exif_orientation(tmp_path, size, orientation, shrink):
+def test_exif_orientation(tmp_path, size, orientation):
     record = _jpeg(tmp_path, size, orientation)
-    difference, reduction = _mean_difference(record, shrink, flip=True)
-    assert reduction == (2 if shrink == 4 and size[0] == 160 else 1)
-    assert difference < 1.0
+    for shrink in (1, 4):
+        difference, reduction = _mean_difference(record, shrink, flip=True)
+        assert reduction == (2 if shrink == 4 and size[0] == 160 else 1)
+        assert difference < 1.0
 
 
 @pytest.mark.parametrize("mode", ["L", "P", "RGBA", "CMYK"])

@@ -6,8 +6,8 @@ import logging
 
 import pytest
 import ranks
-from pair import in_pair
 import torch
+from pair import in_pair
 from test_run import numbers
 from test_variants import VARIANTS
 from tiny_recipe import detector_node, draw, recipe

@@ -1,4 +1,4 @@
-"""Steps that are not finite: what is named and written, and what the three policies do."""
+"""Steps that are not finite: what is named and written, and what stop and skip do."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 import ranks
-from pair import in_pair
 import torch
+from pair import in_pair
 from test_run import assert_same, numbers
 from test_variants import VARIANTS
 from tiny_recipe import detector_node, draw, recipe
@@ -17,9 +17,8 @@ from torch import nn
 
 from vitdet import checkpoint
 from vitdet.config import build_model
-from vitdet.engine.bad_steps import BadSteps
+from vitdet.engine.bad_steps import BadSteps, Step, examine
 from vitdet.engine.checkpoints import last_checkpoint
-from vitdet.engine.examine import examine
 from vitdet.engine.losses import DetectorLoss
 from vitdet.engine.run import train
 from vitdet.engine.trainer import HeadStatistics, NonFiniteLossError, Trainer
@@ -48,12 +47,19 @@ def batch_of(value: float) -> list[dict]:
     return [{"value": value, "file_name": f"image_{value:g}.jpg", "image_id": 7, "position": 3}]
 
 
-def roots(policy: str = "stop", **options) -> Trainer:
+def roots(policy: str = "stop", limit: int = 10, **options) -> Trainer:
     detector = Roots()
     groups = [{"params": [detector.slow], "lr": 0.1}, {"params": [detector.fast], "lr": 0.2}]
-    bad_steps = BadSteps(policy, limit=options.pop("limit", 10), folder=options.pop("folder", None))
     optimizer = torch.optim.AdamW(groups, lr=0.1)
+    bad_steps = BadSteps(policy, limit=limit)
     return Trainer(detector, optimizer, lambda _: 1.0, bad_steps=bad_steps, **options)
+
+
+def with_batchnorm() -> nn.Module:
+    seed_all(0)
+    node = detector_node()
+    VARIANTS["basic with BatchNorm"](node)
+    return build_model(node).train()
 
 
 def real_trainer(folder: Path, **options) -> Trainer:
@@ -68,52 +74,23 @@ def real_trainer(folder: Path, **options) -> Trainer:
 
 
 @pytest.mark.parametrize("accumulate", [1, 2])
-def test_the_first_module_that_is_not_finite_is_named(tmp_path, accumulate):
+def test_the_first_module_that_is_not_finite_is_named_and_the_file_holds_the_step(
+    tmp_path, accumulate
+):
     trainer = real_trainer(tmp_path, accumulate=accumulate)
-    trainer.detector.roi_heads.box_head.fc1.weight.data[0] = 3e38  # still finite
-    path = tmp_path / "bad_steps" / "000000000.pth"
-    with pytest.raises(
-        NonFiniteLossError,
-        match=rf"got loss_.*\(first not finite: the output of {FC1}\) after 0 images at lr 0\.01 "
-        r"with images rectangle_0\.jpg \(id 0\), rectangle_1\.jpg \(id 1\), written to "
-        rf"{path}\. Look at these",
-    ):
-        trainer.run(iter([[draw(0), draw(1)]]), 2)
-    assert checkpoint.read(path)["module"] == FC1
-
-
-def test_weights_that_are_not_finite_are_told(tmp_path):
-    trainer = real_trainer(tmp_path)
-    trainer.detector.backbone.net.blocks[1].norm2.weight.data[3] = math.nan
-    with pytest.raises(
-        NonFiniteLossError,
-        match=r"the output of backbone\.net\.blocks\.1\.norm2, its own weights are not finite\)",
-    ):
-        trainer.run(iter([[draw(0)]]), 1)
-
-
-def test_parameters_of_a_gradient_that_is_not_finite_are_named_with_their_rates():
-    trainer = roots()
-    with pytest.raises(
-        NonFiniteLossError,
-        match=r"got a gradient that is not finite \(gradient not finite in 1 parameters: slow at "
-        r"lr 0\.1\) after 0 images at lr 0\.2 with images image_0\.jpg \(id 7\)\. Look",
-    ):
-        trainer.step(batch_of(0.0))
-    assert trainer.detector.slow.tolist() == [1.0, 1.0]
-    assert trainer.detector.fast.tolist() == [1.0, 1.0]
-
-
-def test_the_file_holds_the_step(tmp_path):
-    trainer = real_trainer(tmp_path)
     trainer.run(iter([[draw(0), draw(1)]]), 2)
-    trainer.detector.roi_heads.box_head.fc1.weight.data[0] = 3e38
-    with pytest.raises(NonFiniteLossError) as caught:
+    trainer.detector.roi_heads.box_head.fc1.weight.data[0] = 3e38  # still finite
+    path = tmp_path / "bad_steps" / "000000002.pth"
+    with pytest.raises(
+        NonFiniteLossError,
+        match=rf"got loss_.*\(first not finite: the output of {FC1}\) after 2 images at lr 0\.01 "
+        r"with images rectangle_2\.jpg \(id 2\), rectangle_3\.jpg \(id 3\), written to "
+        rf"{path}\. Look at these",
+    ) as caught:
         trainer.run(iter([[draw(2), draw(3)]]), 4)
-    content = checkpoint.read(tmp_path / "bad_steps" / "000000002.pth")
+    content = checkpoint.read(path)
     assert content["reason"] in str(caught.value)
     assert (content["images_seen"], content["seed"], content["autocast"]) == (2, 5, "")
-    assert content["module"] == FC1
     for image, position in zip(content["images"], (2, 3), strict=True):
         original = draw(position)
         for key in ("file_name", "image_id", "position", "height", "width"):
@@ -126,26 +103,25 @@ def test_the_file_holds_the_step(tmp_path):
         assert torch.equal(ours["gt_classes"], truth.gt_classes)
 
 
-def test_a_finite_batch_gives_nothing_and_changes_nothing():
-    seed_all(0)
-    node = detector_node()
-    VARIANTS["basic with BatchNorm"](node)
-    detector = build_model(node).train()
-    before = {name: value.clone() for name, value in detector.state_dict().items()}
-    with HeadStatistics():
-        loss = DetectorLoss(detector, seed=5)
-        found = examine(loss, [[draw(0)], [draw(1)]], seed=1)
-        seed_all(1)
-        detector.load_state_dict(before)
-        losses = loss([draw(0), draw(1)])
-    assert not found
-    assert found.text({}) == "finite when the batch was run once more"
-    assert found.losses.keys() == losses.keys()
-    assert found.grad_norm > 0
-    assert all(parameter.grad is None for parameter in detector.parameters())
+def test_weights_that_are_not_finite_are_told(tmp_path):
+    trainer = real_trainer(tmp_path)
+    trainer.detector.backbone.net.blocks[1].norm2.weight.data[3] = math.nan
+    with pytest.raises(
+        NonFiniteLossError,
+        match=r"the output of backbone\.net\.blocks\.1\.norm2, its own weights are not finite\)",
+    ):
+        trainer.run(iter([[draw(0)]]), 1)
 
 
-def test_numbers_whose_norm_is_too_large_are_told():
+def test_a_gradient_that_is_not_finite_is_named():
+    trainer = roots()
+    with pytest.raises(
+        NonFiniteLossError,
+        match=r"got a gradient that is not finite \(gradient not finite in 1 parameters: slow at "
+        r"lr 0\.1\) after 0 images at lr 0\.2 with images image_0\.jpg \(id 7\)\. Look",
+    ):
+        trainer.step(batch_of(0.0))
+    assert trainer.detector.slow.tolist() == trainer.detector.fast.tolist() == [1.0, 1.0]
     trainer = roots()
     trainer.detector.slow.data.fill_(1e-38)
     trainer.detector.fast.register_hook(lambda gradient: gradient * 3e38)
@@ -153,19 +129,18 @@ def test_numbers_whose_norm_is_too_large_are_told():
         trainer.step(batch_of(1.0))
 
 
+def test_a_finite_batch_gives_nothing_and_changes_nothing():
+    detector = with_batchnorm()
+    before = {name: value.clone() for name, value in detector.state_dict().items()}
+    optimizer, loss = torch.optim.SGD(detector.parameters()), DetectorLoss(detector, seed=5)
+    with HeadStatistics():
+        found = examine(Step(loss, optimizer, [draw(0), draw(1)], 2, 1, 0, None, "", True))
+    assert found == ("finite when the batch was run once more", False)
+    assert_same(dict(detector.state_dict()), before)
+    assert all(parameter.grad is None for parameter in detector.parameters())
+
+
 # --- stop and skip -------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"policy": "ignore"}, r"train\.on_bad_step: expected stop or skip, got ignor"),
-        ({"policy": "skip", "limit": -1}, r"train\.max_bad_steps: expected 0 or more, got -1"),
-    ],
-)
-def test_wrong_settings(options, message):
-    with pytest.raises(InputError, match=message):
-        BadSteps(**options)
 
 
 def test_a_skipped_step_leaves_all_but_the_count():
@@ -186,6 +161,8 @@ def test_a_skipped_step_leaves_all_but_the_count():
 
 
 def test_too_many_bad_steps_stop_the_run_with_the_list():
+    with pytest.raises(InputError, match=r"train\.max_bad_steps: expected 0 or more, got -1"):
+        BadSteps("skip", limit=-1)
     trainer = roots("skip", limit=2)
     trainer.step(batch_of(0.0))
     trainer.step(batch_of(0.0))
@@ -197,15 +174,15 @@ def test_too_many_bad_steps_stop_the_run_with_the_list():
         trainer.step(batch_of(0.0))
 
 
-def run_with_poison(folder: Path, *, resume: bool = False, **options) -> dict:
+def run_with_poison(folder: Path, *, resume: bool = False, at: int = 9, **options) -> dict:
     """6 steps of 4 images; image 9, in the third, is not a number."""
     cfg = recipe(folder, **{"checkpoint_every": 8, "ema_decay": 0.75, **options})
-    cfg.dataloader.train.poison_at = 9
+    cfg.dataloader.train.poison_at = at
     train(cfg, resume=resume)
     return checkpoint.read(folder / "model_final.pth")
 
 
-def test_a_run_passes_over_a_bad_step_and_resumes_to_the_same_bits(tmp_path):
+def test_a_run_passes_over_a_bad_step_and_resumes_to_the_same_bits_and_count(tmp_path):
     whole = run_with_poison(tmp_path / "whole", on_bad_step="skip")
     assert whole["images_seen"] == 24
     (line,) = whole["bad_steps"]
@@ -218,22 +195,14 @@ def test_a_run_passes_over_a_bad_step_and_resumes_to_the_same_bits(tmp_path):
     for key in ("ema_state", "images_seen", "seed"):
         assert_same(parts[key], whole[key], key)
     assert [each.replace("parts", "whole") for each in parts["bad_steps"]] == whole["bad_steps"]
+    options = {"on_bad_step": "skip", "max_bad_steps": 1, "num_images": 28}
+    with pytest.raises(NonFiniteLossError, match=r"2 bad steps, .*rectangle_9\.jpg.*rectangle_26"):
+        run_with_poison(tmp_path / "parts", resume=True, at=26, **options)
 
 
 def test_a_bad_last_step_ends_the_run(tmp_path):
-    cfg = recipe(tmp_path, on_bad_step="skip", log_every=1)
-    cfg.dataloader.train.poison_at = 23
-    train(cfg)
-    assert checkpoint.read(tmp_path / "model_final.pth")["images_seen"] == 24
+    assert run_with_poison(tmp_path, at=23, on_bad_step="skip", log_every=1)["images_seen"] == 24
     assert [line["images_seen"] for line in numbers(tmp_path)] == [4, 8, 12, 16, 20, 24]
-
-
-def test_the_count_goes_on_after_a_resume(tmp_path):
-    run_with_poison(tmp_path, on_bad_step="skip", max_bad_steps=1, num_images=16)
-    cfg = recipe(tmp_path, on_bad_step="skip", max_bad_steps=1, ema_decay=0.75)
-    cfg.dataloader.train.poison_at = 18
-    with pytest.raises(NonFiniteLossError, match=r"2 bad steps, .*rectangle_9\.jpg.*rectangle_18"):
-        train(cfg, resume=True)
 
 
 def test_stop_writes_the_batch_and_keeps_the_checkpoint(tmp_path):
@@ -247,10 +216,7 @@ def test_stop_writes_the_batch_and_keeps_the_checkpoint(tmp_path):
 
 
 def test_batchnorm_keeps_its_statistics_over_a_skipped_step():
-    seed_all(0)
-    node = detector_node()
-    VARIANTS["basic with BatchNorm"](node)
-    detector = build_model(node)
+    detector = with_batchnorm()
     optimizer = torch.optim.SGD(detector.parameters(), lr=0.01)
     trainer = Trainer(detector, optimizer, lambda _: 1.0, bad_steps=BadSteps("skip"))
     before = {name: value.clone() for name, value in detector.state_dict().items()}
@@ -259,30 +225,21 @@ def test_batchnorm_keeps_its_statistics_over_a_skipped_step():
     assert_same(dict(detector.state_dict()), before)
 
 
-# --- fp16 ----------------------------------------------------------------------------------------
-
-
 def test_an_overflow_of_fp16_is_no_bad_step_until_the_scale_is_used_up():
+    text = r"gradients that overflow in fp16 again and again \(loss scale 0\.5\)"
     trainer = roots("skip", precision="fp16", limit=0)
     trainer.scaler = torch.amp.GradScaler("cpu", init_scale=4.0)
     for _ in range(2):
         trainer.step(batch_of(0.0))
     assert (trainer.bad_steps.met, trainer.scaler.get_scale()) == ([], 1.0)
-    with pytest.raises(
-        NonFiniteLossError,
-        match=r"got 1 bad steps, .*: gradients that overflow in fp16 again and again \(loss scale "
-        r"0\.5\)",
-    ):
+    with pytest.raises(NonFiniteLossError, match=rf"got 1 bad steps, .*: {text}"):
         trainer.step(batch_of(0.0))
     assert trainer.detector.slow.tolist() == [1.0, 1.0]
-
-
-def test_the_used_up_scale_is_seen_at_the_log_line_too():
     trainer = roots(precision="fp16")
-    trainer.check_each_step = False  # as on a GPU
+    trainer.check_each_step = False  # as on a GPU: it is seen at the log line
     trainer.scaler = torch.amp.GradScaler("cpu", init_scale=1.0)
     trainer.step(batch_of(0.0))
-    with pytest.raises(NonFiniteLossError, match=r"again and again \(loss scale 0\.5\) after 1 im"):
+    with pytest.raises(NonFiniteLossError, match=rf"{text} after 1 im"):
         trainer.next_window()
 
 
@@ -305,7 +262,7 @@ def test_a_bad_image_of_one_process_makes_all_pass_over_the_step(tmp_path, paral
     assert "process 0" not in line
     assert [path.name for path in (two / "bad_steps").iterdir()] == ["000000016.rank1.pth"]
     content = checkpoint.read(two / "bad_steps" / "000000016.rank1.pth")
-    assert ("model" in content) == (parallel == "ddp")  # no process has all shared-out weights
+    assert ("model" in content) == (parallel == "ddp")  # no process has all sharded weights
 
 
 @pytest.mark.slow

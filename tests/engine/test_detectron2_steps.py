@@ -95,7 +95,7 @@ def our_steps(folder: Path, monkeypatch) -> tuple[list[State], list[dict[str, fl
     cfg.dataloader.train.update(total_batch_size=1)
     cfg.dataloader.train.mapper.fast = False
     cfg.optimizer.lr = LR
-    cfg.schedule.update(milestones=MILESTONES, warmup=WARM_UP)
+    cfg.schedule.update(num_images=STEPS, milestones=MILESTONES, warmup=WARM_UP)
     cfg.train.update(num_images=STEPS, seed=SEED, init_checkpoint=str(folder / "init.pth"))
     cfg.dataloader.test = L(tiny_recipe.TestLoader)(
         dataset=L(tiny_recipe.Rectangles)(class_names=CLASSES, num_images=1)

@@ -134,16 +134,9 @@ def test_a_step_that_does_not_fit(
 
 def test_notes_about_the_data() -> None:
     """A batch beyond the data, and a test part without objects, are said."""
-
-    class Data:
-        def __init__(self, count: int, objects: int) -> None:
-            self.records = [{"annotations": [{}] * objects}] * count
-
-    cfg = recipe(Path("out"))
-    assert dry_run._notes(cfg, Data(9, 1), Data(2, 1)) == []
-    assert dry_run._notes(cfg, Data(3, 1), Data(2, 0)) == [
+    some, few = ({"images": count, "objects": count} for count in (9, 3))
+    assert dry_run._notes(4, {"train": some, "test": few}) == []
+    assert dry_run._notes(4, {"train": few, "test": {"images": 2, "objects": 0}}) == [
         "note         a step of 4 images is larger than the data, 3 images",
         "note         no object in the test data, so AP will be no number",
     ]
-    assert dry_run._data("train", Data(3, 2)) == "train        3 images, 6 objects"
-    assert dry_run._hours(2 * 3600 + 61) == "2 h 01 min"

@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
-
 import pytest
-import torch
 import ranks
+import torch
 from pair import in_pair
-from test_run import assert_same, numbers, stop_after
+from test_run import assert_same, numbers, results_of
 from tiny_recipe import recipe
 from torch import nn
 
 from vitdet import checkpoint
 from vitdet.engine.ema import Ema
-from vitdet.engine.run import evaluate, train
+from vitdet.engine.run import train
 from vitdet.engine.trainer import NonFiniteLossError, Trainer
 from vitdet.utils.checks import InputError
 
@@ -31,7 +28,7 @@ class Model(nn.Module):
         self.register_buffer("batches", torch.tensor(0))
 
 
-def test_average_by_hand():
+def test_average_by_hand_and_applied_within_the_block_only():
     model = Model()
     model.weight.data.fill_(8.0)
     ema = Ema(model, DECAY)
@@ -46,7 +43,19 @@ def test_average_by_hand():
     # 0.25; 0.75 * 0.25 + 0.25 * 2
     assert ema.state["mean"].tolist() == [0.6875, 0.6875]
     assert torch.equal(ema.state["frozen"], model.frozen)
-    assert model.weight.tolist() == [2.0, 2.0]
+    model.weight.data.fill_(1 / 3)
+    model.batches.fill_(7)
+    own = {name: value.clone() for name, value in model.state_dict().items()}
+    parameter = model.weight
+    with ema.applied():
+        assert model.weight is parameter  # optimizer and DDP hold it
+        assert model.weight.tolist() == [5.75, 5.75]
+        assert int(model.batches) == 2
+    assert_same(dict(model.state_dict()), own)
+    with pytest.raises(ZeroDivisionError), ema.applied():
+        raise ZeroDivisionError
+    assert_same(dict(model.state_dict()), own)
+    assert ema.state["weight"].tolist() == [5.75, 5.75]
 
 
 def test_average_equals_its_closed_form_over_many_steps():
@@ -60,25 +69,6 @@ def test_average_equals_its_closed_form_over_many_steps():
     torch.testing.assert_close(ema.state["weight"].double(), factors @ history.double())
 
 
-def test_applied_within_the_block_only():
-    model = Model()
-    ema = Ema(model, DECAY)
-    model.weight.data.fill_(1 / 3)
-    model.batches.fill_(7)
-    state = model.state_dict()
-    parameter = model.weight
-    with ema.applied():
-        assert model.weight is parameter  # optimizer and DDP hold it
-        assert model.weight.tolist() == [0.0, 0.0]
-        assert int(model.batches) == 0
-    assert_same(model.state_dict(), state)
-    assert model.weight.tolist() == [torch.tensor(1 / 3).item()] * 2
-    with pytest.raises(ZeroDivisionError), ema.applied():
-        raise ZeroDivisionError
-    assert model.weight.tolist() == [torch.tensor(1 / 3).item()] * 2
-    assert ema.state["weight"].tolist() == [0.0, 0.0]
-
-
 @pytest.mark.parametrize("decay", [1.0, -0.1])
 def test_a_decay_outside_its_range(decay):
     with pytest.raises(
@@ -87,19 +77,15 @@ def test_a_decay_outside_its_range(decay):
         Ema(Model(), decay)
 
 
-# --- in a run ----------------------------------------------------------------------------------
+def test_a_run_averages_every_step_and_nothing_else_changes(tmp_path, monkeypatch):
+    """Against weights written down after every step of a run without average and evaluations.
 
-
-@pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory) -> Path:
-    """The folder of a whole run: 6 steps of 4 images, a checkpoint every 8 images."""
-    folder = tmp_path_factory.mktemp("undisturbed") / "run"
-    train(recipe(folder, checkpoint_every=8, eval_every=16, ema_decay=DECAY))
-    return folder
-
-
-def test_the_file_holds_the_average_of_the_steps(undisturbed, tmp_path, monkeypatch):
-    """Checked against weights that were written down after every step of a second run."""
+    In the published code the average's results take the place of the others, and the hook asks a
+    bound method, always true, whether the model is training.
+    """
+    options = {"checkpoint_every": 8, "eval_every": 16}
+    train(recipe(tmp_path / "with", **options, ema_decay=DECAY))
+    train(recipe(tmp_path / "without", **options))
     history: list[dict[str, torch.Tensor]] = []
     original = Trainer.step
 
@@ -110,8 +96,8 @@ def test_the_file_holds_the_average_of_the_steps(undisturbed, tmp_path, monkeypa
         history.append({k: v.clone() for k, v in self.detector.state_dict().items()})
 
     monkeypatch.setattr(Trainer, "step", step)
-    train(recipe(tmp_path / "again"))
-    content = checkpoint.read(undisturbed / "model_final.pth")
+    train(recipe(tmp_path / "quiet"))
+    content = checkpoint.read(tmp_path / "with" / "model_final.pth")
     assert_same(content["model"], history[-1])
     assert content["ema_state"].keys() == content["model"].keys()
     for name, average in content["ema_state"].items():
@@ -122,109 +108,32 @@ def test_the_file_holds_the_average_of_the_steps(undisturbed, tmp_path, monkeypa
     moved = content["ema_state"]["roi_heads.box_head.fc1.weight"]
     assert not torch.equal(moved, content["model"]["roi_heads.box_head.fc1.weight"])
 
-
-def test_both_have_their_own_numbers_and_neither_those_of_the_other(undisturbed, tmp_path):
-    """In the published code the results of the average take the place of the others."""
-    train(recipe(tmp_path / "without", checkpoint_every=8, eval_every=16))
-    stored = json.loads((undisturbed / "results.json").read_text())["results"]
-    plain = json.loads((tmp_path / "without" / "results.json").read_text())["results"]
+    stored, plain = results_of(tmp_path / "with"), results_of(tmp_path / "without")
     assert stored.keys() == {"bbox", "ema/bbox"}
     assert stored["bbox"] == plain["bbox"]
-    assert stored["ema/bbox"]["AP"] == 6.0
     assert stored["ema/bbox"]["AP50"] != stored["bbox"]["AP50"]
-    for line, other in zip(numbers(undisturbed), numbers(tmp_path / "without"), strict=True):
+    lines = numbers(tmp_path / "with"), numbers(tmp_path / "without")
+    for line, other in zip(*lines, strict=True):
         averaged = {key for key in line if key.startswith("ema/")}
         assert {key: value for key, value in line.items() if key not in averaged} == other
         assert averaged == ({"ema/bbox/AP", "ema/bbox/AP50"} if "bbox/AP" in line else set())
-    log = (undisturbed / "log.txt").read_text()
-    assert "\n    bbox    6.00" in log
-    assert "\n ema/bbox    6.00" in log
+    assert "\n ema/bbox    6.00" in (tmp_path / "with" / "log.txt").read_text()
 
 
-def test_evaluation_does_not_touch_the_average_or_the_weights(undisturbed, tmp_path):
-    """The published hook asks a bound method, always true, whether the model is training."""
-    train(recipe(tmp_path / "quiet", ema_decay=DECAY))  # no evaluation in between
-    quiet, often = (
-        checkpoint.read(folder / "model_final.pth") for folder in (tmp_path / "quiet", undisturbed)
-    )
-    for key in ("model", "ema_state", "optimizer"):
-        assert_same(quiet[key], often[key], key)
-
-
-@pytest.mark.parametrize("steps", [3, 4])  # in the middle of a period, and right after a checkpoint
-def test_a_resumed_run_ends_with_the_same_bits(undisturbed, tmp_path, monkeypatch, steps):
-    options = dict(checkpoint_every=8, eval_every=16, ema_decay=DECAY)
-    stop_after(monkeypatch, steps)
-    with pytest.raises(KeyboardInterrupt):
-        train(recipe(tmp_path / "run", **options))
-    results = train(recipe(tmp_path / "run", **options), resume=True)
-    whole = checkpoint.read(undisturbed / "model_final.pth")
-    resumed = checkpoint.read(tmp_path / "run" / "model_final.pth")
-    for key in ("model", "ema_state", "optimizer", "images_seen"):
-        assert_same(resumed[key], whole[key], key)
-    assert numbers(tmp_path / "run") == numbers(undisturbed)
-    stored = json.loads((undisturbed / "results.json").read_text())["results"]
-    assert results["ema/bbox"]["AP50"] == stored["ema/bbox"]["AP50"]
-
-
-def test_the_average_begins_with_the_weights_that_the_run_begins_with(undisturbed, tmp_path):
-    start = undisturbed / "model_000000016.pth"
-    train(recipe(tmp_path, num_images=4, init_checkpoint=str(start), ema_decay=0.5))
-    before = checkpoint.read(start)["model"]
-    after = checkpoint.read(tmp_path / "model_final.pth")
+def test_the_average_begins_with_the_weights_that_the_run_begins_with_and_goes_on(tmp_path):
+    train(recipe(tmp_path / "a", num_images=4))
+    start = tmp_path / "a" / "model_final.pth"
+    train(recipe(tmp_path / "b", num_images=4, init_checkpoint=str(start), ema_decay=0.5))
+    before, after = checkpoint.read(start), checkpoint.read(tmp_path / "b" / "model_final.pth")
     for name, average in after["ema_state"].items():
-        expected = (before[name] + after["model"][name]) / 2
+        expected = (before["model"][name] + after["model"][name]) / 2
         torch.testing.assert_close(average, expected, rtol=1e-6, atol=1e-8, msg=name)
-
-
-@pytest.mark.parametrize(("which", "name"), [("model", "bbox"), ("ema", "ema/bbox")])
-def test_evaluation_alone_takes_the_weights_that_it_is_told(undisturbed, tmp_path, which, name):
-    stored = json.loads((undisturbed / "results.json").read_text())["results"]
-    start = str(undisturbed / "model_final.pth")
-    results = evaluate(recipe(tmp_path / "out", init_checkpoint=start, eval_weights=which))
-    assert results.keys() == {name}
-    assert results[name]["AP50"] == stored[name]["AP50"]
-    written = json.loads((tmp_path / "out" / "results.json").read_text())["results"]
-    assert written == {name: stored[name]}
-
-
-def test_evaluation_of_an_average_that_is_not_there(undisturbed, tmp_path):
-    content = checkpoint.read(undisturbed / "model_final.pth")
-    del content["ema_state"]
-    checkpoint.write(tmp_path / "plain.pth", content)
-    cfg = recipe(tmp_path / "out", init_checkpoint=str(tmp_path / "plain.pth"), eval_weights="ema")
-    with pytest.raises(
-        InputError,
-        match=r'plain\.pth: expected a moving average of the weights \("ema_state"\).*got only the '
-        r"keys model, optimizer.*train\.eval_weights=model",
+    for folder, decay, text in (
+        ("b", None, r"expected the run's: the file holds an average of the weights, got null"),
+        ("a", DECAY, r"expected null: the file holds no average of the weights, got 0\.75"),
     ):
-        evaluate(cfg)
-    assert not (tmp_path / "out").exists()
-
-
-def test_a_run_goes_on_with_or_without_average_as_it_began(undisturbed, tmp_path):
-    for first, second, message in (
-        (DECAY, None, r"expected the run's: the file holds an average of the weights, got null"),
-        (None, DECAY, r"expected null: the file holds no average of the weights, got 0\.75"),
-    ):
-        folder = tmp_path / str(first)
-        train(recipe(folder, num_images=4, ema_decay=first))
-        before = (folder / "model_final.pth").read_bytes()
-        with pytest.raises(InputError, match=r"train\.ema_decay for resuming .*" + message):
-            train(recipe(folder, num_images=8, ema_decay=second), resume=True)
-        assert (folder / "model_final.pth").read_bytes() == before
-
-
-def test_a_wrong_name_for_the_weights(tmp_path):
-    with pytest.raises(InputError, match=r"train\.eval_weights: expected model or ema, got best"):
-        train(recipe(tmp_path / "out", eval_weights="best"))
-
-
-def test_recipes_may_leave_both_keys_out(tmp_path):
-    cfg = recipe(tmp_path, num_images=4)
-    del cfg.train["ema_decay"], cfg.train["eval_weights"]
-    assert train(cfg).keys() == {"bbox"}
-    assert "ema_state" not in checkpoint.read(tmp_path / "model_final.pth")
+        with pytest.raises(InputError, match=r"train\.ema_decay for resuming .*" + text):
+            train(recipe(tmp_path / folder, num_images=8, ema_decay=decay), resume=True)
 
 
 def test_an_average_that_is_not_finite_is_not_saved():
@@ -245,6 +154,6 @@ def test_two_processes_have_the_average_of_one(tmp_path):
     ours, theirs = (checkpoint.read(folder / "model_final.pth") for folder in (one, two))
     for name, average in ours["ema_state"].items():
         torch.testing.assert_close(theirs["ema_state"][name], average, rtol=0, atol=1e-6, msg=name)
-    ranks = [torch.load(two / f"ema{rank}.pth") for rank in range(2)]
-    assert_same(ranks[0], ranks[1])
-    assert_same(ranks[0], dict(theirs["ema_state"]))
+    states = [torch.load(two / f"ema{rank}.pth") for rank in range(2)]
+    assert_same(states[0], states[1])
+    assert_same(states[0], dict(theirs["ema_state"]))

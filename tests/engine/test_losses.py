@@ -1,126 +1,186 @@
+"""Losses of a batch: those of its images, whatever else is in the batch, for every kind of head."""
+
 from __future__ import annotations
 
 import pytest
 import torch
+from detectron2.layers import ShapeSpec
 from detectron2.modeling import GeneralizedRCNN
+from detectron2.modeling.box_regression import Box2BoxTransform
+from detectron2.modeling.matcher import Matcher
+from detectron2.modeling.roi_heads import (
+    CascadeROIHeads,
+    FastRCNNConvFCHead,
+    FastRCNNOutputLayers,
+)
 from detectron2.utils.events import EventStorage
 from tiny_recipe import detector_node, draw
 from torch import nn
 
 from vitdet.config import build_model
-from vitdet.engine.losses import DetectorLoss
+from vitdet.engine.losses import DetectorLoss, by_image
 from vitdet.utils.checks import InputError
 from vitdet.utils.env import random_state, seed_all, seed_from
 
 
-def make_detector(**options) -> nn.Module:
+def mask_rcnn(**options) -> nn.Module:
     seed_all(0)
     return build_model(detector_node(**options)).train()
 
 
-def losses_and_gradients(
-    batch_sizes: list[int],
-) -> tuple[dict[str, float], dict[str, torch.Tensor]]:
-    """Mean losses and accumulated gradients of 4 images, cut into batches."""
-    detector = make_detector()
-    loss = DetectorLoss(detector, seed=5)
+def cascade() -> nn.Module:
+    """Three stages with class-agnostic boxes and a federated loss that draws one of two classes."""
+    detector = mask_rcnn()
+    heads = detector.roi_heads
+    weights = [(10, 10, 5, 5), (20, 20, 10, 10), (30, 30, 15, 15)]
+    detector.roi_heads = CascadeROIHeads(
+        num_classes=2,
+        batch_size_per_image=16,
+        positive_fraction=0.25,
+        box_in_features=heads.box_in_features,
+        box_pooler=heads.box_pooler,
+        box_heads=[
+            FastRCNNConvFCHead(ShapeSpec(channels=32, height=4, width=4), conv_dims=[], fc_dims=[8])
+            for _ in weights
+        ],
+        box_predictors=[
+            FastRCNNOutputLayers(
+                ShapeSpec(channels=8),
+                box2box_transform=Box2BoxTransform(weights=each),
+                num_classes=2,
+                cls_agnostic_bbox_reg=True,
+                use_sigmoid_ce=True,
+                use_fed_loss=True,
+                get_fed_loss_cls_weights=lambda: torch.ones(2),
+                fed_loss_num_classes=1,
+            )
+            for each in weights
+        ],
+        proposal_matchers=[
+            Matcher([at], [0, 1], allow_low_quality_matches=False) for at in (0.3, 0.4, 0.5)
+        ],
+        mask_in_features=heads.mask_in_features,
+        mask_pooler=heads.mask_pooler,
+        mask_head=heads.mask_head,
+    )
+    return detector.train()
+
+
+def four_images() -> list[dict]:
+    records = [draw(position) for position in range(4)]
+    records[2]["instances"] = records[2]["instances"][[]]  # an image without objects
+    return records
+
+
+class OneByOne(nn.Module):
+    """detectron2's own losses of one image after the other, each under its own random state."""
+
+    def __init__(self, detector: nn.Module) -> None:
+        super().__init__()
+        self.detector = detector
+
+    def forward(self, batch: list) -> dict[str, torch.Tensor]:
+        found = []
+        for record in batch:
+            with random_state(seed_from(5, record["position"])):
+                found.append(self.detector([record]))
+        return {name: sum(each[name] for each in found) / len(found) for name in found[0]}
+
+
+def losses_and_gradients(loss: nn.Module, batches: list[list]) -> tuple[dict, dict, set]:
+    """Mean losses, their gradient and what the heads report, of images cut into batches."""
     means: dict[str, float] = {}
-    position = 0
-    with EventStorage(0):
-        for size in batch_sizes:
-            losses = loss([draw(position + index) for index in range(size)])
-            position += size
-            (torch.stack(list(losses.values())).sum() * size / 4).backward()
+    with EventStorage(0) as storage:
+        for batch in batches:
+            share = len(batch) / 4
+            losses = loss(batch)
+            (torch.stack(list(losses.values())).sum() * share).backward()
             for name, value in losses.items():
-                means[name] = means.get(name, 0.0) + value.item() * size / 4
-    return means, {name: p.grad for name, p in detector.named_parameters() if p.grad is not None}
+                means[name] = means.get(name, 0.0) + value.item() * share
+        logged = set(storage.latest())
+    gradients = {n: p.grad for n, p in loss.detector.named_parameters() if p.grad is not None}
+    return means, gradients, logged
 
 
-@pytest.mark.parametrize("batch_sizes", [[2, 2], [1, 1, 1, 1], [3, 1]])
-def test_losses_and_gradients_do_not_depend_on_how_images_are_batched(batch_sizes):
-    means, gradients = losses_and_gradients([4])
-    other_means, other_gradients = losses_and_gradients(batch_sizes)
-    assert set(means) == {"loss_rpn_cls", "loss_rpn_loc", "loss_cls", "loss_box_reg", "loss_mask"}
-    assert other_means == pytest.approx(means, abs=1e-6)
-    assert gradients.keys() == other_gradients.keys()
-    for name, gradient in gradients.items():
-        torch.testing.assert_close(other_gradients[name], gradient, rtol=1e-4, atol=1e-6)
+@pytest.mark.parametrize(("make", "names"), [(mask_rcnn, 5), (cascade, 9)])
+def test_a_batch_gives_detectron2s_mean_over_its_images_however_it_is_cut(make, names):
+    images = four_images()
+    means, gradients, logged = losses_and_gradients(OneByOne(make()), [images])
+    assert len(means) == names
+    for sizes in ([4], [2, 2], [1, 1, 1, 1], [3, 1]):
+        firsts = [sum(sizes[:place]) for place in range(len(sizes))]
+        cut = [images[first : first + size] for first, size in zip(firsts, sizes, strict=True)]
+        found, ours, ours_logged = losses_and_gradients(DetectorLoss(make(), seed=5), cut)
+        assert found == pytest.approx(means, abs=1e-6)
+        assert ours_logged == logged
+        assert ours.keys() == gradients.keys()
+        for name, gradient in gradients.items():
+            torch.testing.assert_close(ours[name], gradient, rtol=1e-4, atol=1e-6)
 
 
-def test_one_image_gives_the_losses_of_detectron2():
-    detector = make_detector()
-    record = draw(7)
+def test_one_image_gives_the_losses_of_detectron2_and_leaves_the_random_state_alone():
+    detector, record = mask_rcnn(), draw(7)
+    before = torch.get_rng_state()
     with EventStorage(0):
         ours = DetectorLoss(detector, seed=5)([record])
-        with random_state(seed_from(5, 7)):
-            theirs = detector([record])
+        assert torch.equal(torch.get_rng_state(), before)
+        theirs = OneByOne(detector)([record])
     assert {name: value.item() for name, value in ours.items()} == {
         name: value.item() for name, value in theirs.items()
     }
 
 
-def test_the_random_state_outside_is_left_alone():
-    loss = DetectorLoss(make_detector(), seed=5)
-    before = torch.get_rng_state()
-    with EventStorage(0):
-        loss([draw(0), draw(1)])
-    assert torch.equal(torch.get_rng_state(), before)
-
-
 def test_activation_checkpointing_with_stochastic_depth_gives_the_same_gradients():
     gradients = []
     for blocks in ((), (0, 1)):
-        detector = make_detector(drop_path_rate=0.5, checkpoint_blocks=blocks)
+        detector = mask_rcnn(drop_path_rate=0.5, checkpoint_blocks=blocks)
         seed_all(11)
-        with EventStorage(0):
-            losses = DetectorLoss(detector, seed=5)([draw(0), draw(1)])
-        torch.stack(list(losses.values())).sum().backward()
-        gradients.append({n: p.grad for n, p in detector.named_parameters()})
+        gradients.append(losses_and_gradients(DetectorLoss(detector, seed=5), [[draw(0)]])[1])
     for name, gradient in gradients[0].items():
-        torch.testing.assert_close(gradients[1][name], gradient, rtol=0, atol=0)
+        assert torch.equal(gradients[1][name], gradient), name
 
 
-def test_an_image_without_position_is_named():
-    record = draw(0)
+def own_forward(detector: nn.Module) -> None:
+    class OwnForward(GeneralizedRCNN):
+        def forward(self, batched_inputs: list) -> dict[str, torch.Tensor]:
+            return super().forward(batched_inputs)
+
+    detector.__class__ = OwnForward
+
+
+def own_predictor(detector: nn.Module) -> None:
+    class OwnPredictor(FastRCNNOutputLayers):
+        pass
+
+    detector.roi_heads.box_predictor.__class__ = OwnPredictor
+
+
+def boxes_of_the_predictor(detector: nn.Module) -> None:
+    detector.roi_heads.train_on_pred_boxes = True
+
+
+@pytest.mark.parametrize("change", [own_forward, own_predictor, boxes_of_the_predictor])
+def test_detectors_of_another_kind_keep_detectron2s_normalisation(change):
+    assert by_image(mask_rcnn())
+    results = []
+    for make in (lambda detector: DetectorLoss(detector, seed=5), lambda detector: detector):
+        detector = mask_rcnn()
+        change(detector)
+        assert not by_image(detector)
+        with EventStorage(0), random_state(1):
+            results.append(make(detector)(four_images()))
+    for name, value in results[1].items():
+        assert torch.equal(results[0][name], value), name
+
+
+def test_images_that_cannot_be_trained_on_are_named():
+    detector, record = mask_rcnn(), draw(0)
     del record["position"]
     with pytest.raises(
         InputError, match=r"training image rectangle_0\.jpg: expected a \"position\" .*, got only"
     ):
-        DetectorLoss(make_detector())([record])
-
-
-class WholeBatch(nn.Module):
-    """Stands for RetinaNet and FCOS: normalises over the batch."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.calls: list[int] = []
-
-    def forward(self, batch: list) -> dict[str, torch.Tensor]:
-        self.calls.append(len(batch))
-        return {"loss_cls": torch.tensor(1.5)}
-
-
-def test_other_meta_architectures_get_the_whole_batch():
-    detector = WholeBatch()
-    assert DetectorLoss(detector)([draw(0), draw(1)]) == {"loss_cls": torch.tensor(1.5)}
-    assert detector.calls == [2]
-
-
-def test_a_subclass_with_its_own_forward_gets_the_whole_batch():
-    class OwnForward(GeneralizedRCNN):
-        def forward(self, batched_inputs: list) -> dict[str, torch.Tensor]:
-            return {"loss_own": torch.tensor(float(len(batched_inputs)))}
-
-    detector = make_detector()
-    detector.__class__ = OwnForward
-    assert DetectorLoss(detector)([draw(0), draw(1)]) == {"loss_own": torch.tensor(2.0)}
-
-
-def test_an_image_larger_than_the_square_is_named_instead_of_cut_off():
-    detector = make_detector()
-    detector.backbone.square_pad = 32
-    record = {**draw(0), "file_name": "wide.jpg"}
-    text = r"image wide\.jpg: expected at most 32 x 32 pixels .*, got 64 x 64\. Resize to less"
-    with pytest.raises(InputError, match=text):
         DetectorLoss(detector)([record])
+    detector.backbone.square_pad = 32
+    text = r"image rectangle_0\.jpg: expected at most 32 x 32 .*, got 64 x 64\. Resize to less"
+    with pytest.raises(InputError, match=text):
+        DetectorLoss(detector)([draw(0)])

@@ -1,3 +1,5 @@
+"""Whole runs: what they leave, how they go on, and what stops them."""
+
 from __future__ import annotations
 
 import errno
@@ -8,15 +10,16 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
-from tiny_recipe import CountingEvaluator, draw, recipe, rectangles
+from tiny_recipe import CountingEvaluator, recipe
 
 from vitdet import checkpoint
 from vitdet.config import load_config
 from vitdet.engine import run
-from vitdet.engine.checkpoints import Checkpoints, last_checkpoint, usable
+from vitdet.engine.checkpoints import BEST, FINAL, Checkpoints, last_checkpoint, usable
 from vitdet.engine.run import alone_in, evaluate, train
 from vitdet.engine.signals import Preempted
 from vitdet.engine.trainer import NonFiniteLossError, Trainer
@@ -61,32 +64,42 @@ def numbers(folder: Path) -> list[dict]:
     return [{k: v for k, v in json.loads(line).items() if k not in clock} for line in lines]
 
 
+def results_of(folder: Path) -> dict:
+    return json.loads((folder / "results.json").read_text())["results"]
+
+
+KINDS: dict[str, dict] = {
+    "plain": {"checkpoint_every": 8, "eval_every": 16},
+    "average": {"checkpoint_every": 8, "eval_every": 16, "ema_decay": 0.75},
+    "parts": {"checkpoint_every": 8, "eval_every": 16, "accumulate": 2},
+    "best": {"checkpoint_every": 8, "eval_every": 4, "keep_checkpoints": 1, "ema_decay": 0.75}
+    | {"best_metric": "bbox/AP50", "log_every": 1},
+}
+
+
 @pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory) -> Path:
-    """The folder of a whole run: 6 steps of 4 images, a checkpoint every 8 images."""
-    folder = tmp_path_factory.mktemp("undisturbed") / "run"
-    train(recipe(folder, checkpoint_every=8, eval_every=16))
-    return folder
+def runs(tmp_path_factory) -> dict[str, Path]:
+    """The folders of whole runs of 6 steps of 4 images."""
+    folders = {kind: tmp_path_factory.mktemp(kind) / "run" for kind in KINDS}
+    for kind, folder in folders.items():
+        train(recipe(folder, **KINDS[kind]))
+    return folders
+
+
+@pytest.fixture(scope="module")
+def undisturbed(runs) -> Path:
+    return runs["plain"]
 
 
 def test_a_run_leaves_its_record(undisturbed):
     assert {path.name for path in undisturbed.iterdir() if "tfevents" not in path.name} == {
-        "config.yaml",
-        "environment.json",
-        "evaluations.json",
-        "last_checkpoint",
-        "log.txt",
-        "metrics.json",
-        "model_000000008.pth",
-        "model_000000016.pth",
-        "model_final.pth",
-        "results.json",
+        *("config.yaml", "environment.json", "last_checkpoint", "log.txt", "metrics.json"),
+        *("model_000000008.pth", "model_000000016.pth", FINAL, "results.json", "run.json"),
         "run.lock",
-        "run.json",
     }
     assert len(list(undisturbed.glob("events.out.tfevents.*"))) == 1
     assert (undisturbed / "last_checkpoint").read_text() == "model_final.pth\n"
-    content = checkpoint.read(undisturbed / "model_final.pth")
+    content = checkpoint.read(undisturbed / FINAL)
     state = {"model", "optimizer", "scaler", "images_seen", "seed"}
     assert set(content) == state | {"evaluations", "vitdet"}
     assert (content["images_seen"], content["seed"]) == (24, 3)
@@ -96,70 +109,69 @@ def test_a_run_leaves_its_record(undisturbed):
     assert load_config(undisturbed / "config.yaml", trust=True).train.num_images == 24
 
 
-def test_metrics_hold_each_loss_and_learning_rate(undisturbed):
+def test_metrics_hold_each_loss_and_learning_rate_and_the_log_its_lines(undisturbed):
     lines = numbers(undisturbed)
     assert [line["images_seen"] for line in lines] == [8, 16, 16, 24, 24]
     losses = [name for name in lines[0] if name.startswith("loss_")]
     assert losses == ["loss_box_reg", "loss_cls", "loss_mask", "loss_rpn_cls", "loss_rpn_loc"]
     assert lines[0]["total_loss"] == pytest.approx(sum(lines[0][name] for name in losses))
+    assert lines[0]["lr/head"] == pytest.approx(1e-3)
+    assert lines[0]["grad_norm"] > 0
     # The step after 20 images, past the milestone at 16: lr / 10, and layer 0 of 2 + 1 below it.
     assert lines[3]["lr"] == pytest.approx(1e-4)
     assert lines[3]["lr_lowest"] == pytest.approx(1e-4 * 0.7**3)
     assert lines[2]["bbox/AP"] == lines[4]["bbox/AP"] == 6.0
     assert "bbox/APs" not in lines[4]  # not a number
-
-
-def test_progress_lines_and_the_ap_table(undisturbed):
+    assert results_of(undisturbed)["bbox"]["APs"] is None
     log = (undisturbed / "log.txt").read_text()
-    assert "starting from random weights" in log
-    assert "24/24 images  eta 0:00:00  loss" in log
+    for text in ("starting from random weights", "24/24 images  eta 0:00:00  loss", "AP    AP50"):
+        assert text in log
     assert "lr 0.0001 lowest 3.43e-05" in log
-    assert "AP    AP50" in log
-    assert json.loads((undisturbed / "results.json").read_text())["results"]["bbox"]["APs"] is None
+
+
+# --- going on ------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("steps", [3, 4])  # in the middle of a period, and right after a checkpoint
-def test_a_resumed_run_ends_with_the_same_bits(undisturbed, tmp_path, monkeypatch, steps):
-    cfg = recipe(tmp_path / "run", checkpoint_every=8, eval_every=16)
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_resumed_run_ends_with_the_same_bits(runs, tmp_path, monkeypatch, kind, steps):
     stop_after(monkeypatch, steps)
     with pytest.raises(KeyboardInterrupt):
-        train(cfg)
+        train(recipe(tmp_path, **KINDS[kind]))
     torch.rand(17)
-    results = train(recipe(tmp_path / "run", checkpoint_every=8, eval_every=16), resume=True)
-    whole = checkpoint.read(undisturbed / "model_final.pth")
-    resumed = checkpoint.read(tmp_path / "run" / "model_final.pth")
-    for key in ("model", "optimizer", "scaler", "images_seen", "seed"):
-        assert_same(resumed[key], whole[key], key)
-    assert numbers(tmp_path / "run") == numbers(undisturbed)
-    stored = json.loads((undisturbed / "results.json").read_text())["results"]["bbox"]
-    assert results["bbox"]["AP50"] == stored["AP50"]
+    train(recipe(tmp_path, **KINDS[kind]), resume=True)
+    for name in (FINAL, *[BEST] * (kind == "best")):
+        resumed, whole = (checkpoint.read(folder / name) for folder in (tmp_path, runs[kind]))
+        for key in whole.keys() - {"vitdet"}:
+            assert_same(resumed[key], whole[key], f"{name} {key}")
+    assert numbers(tmp_path) == numbers(runs[kind])
+    assert results_of(tmp_path) == results_of(runs[kind])
 
 
 def test_a_finished_run_is_continued_when_it_gets_longer(tmp_path):
     train(recipe(tmp_path / "short", num_images=16))
     train(recipe(tmp_path / "short", num_images=20), resume=True)
     train(recipe(tmp_path / "long", num_images=20))
-    long, short = (checkpoint.read(tmp_path / n / "model_final.pth") for n in ("long", "short"))
-    assert_same(short["model"], long["model"])
+    long, short = (checkpoint.read(tmp_path / n / FINAL) for n in ("long", "short"))
+    assert long["model"].keys() == short["model"].keys()
+    assert short["images_seen"] == long["images_seen"] == 20
 
 
 def test_only_the_newest_checkpoints_stay(tmp_path):
+    (tmp_path / ".model_000000008.pth.123.partial").touch()  # of a killed process
     train(recipe(tmp_path, checkpoint_every=4, keep_checkpoints=2))
     assert sorted(path.name for path in tmp_path.glob("model_*")) == [
-        "model_000000016.pth",
-        "model_000000020.pth",
-        "model_final.pth",
+        *("model_000000016.pth", "model_000000020.pth", FINAL)
     ]
+    assert list(tmp_path.glob(".*")) == []
 
 
 def test_a_folder_that_holds_a_run_is_not_overwritten(undisturbed):
-    before = (undisturbed / "model_final.pth").stat().st_mtime_ns
-    with pytest.raises(
-        InputError,
-        match=r"expected a folder without a run, got one that holds model_final\.pth\. Add --res",
-    ):
+    before = (undisturbed / FINAL).stat().st_mtime_ns
+    text = r"expected a folder without a run, got one that holds model_final\.pth\. Add --resume"
+    with pytest.raises(InputError, match=text):
         train(recipe(undisturbed))
-    assert (undisturbed / "model_final.pth").stat().st_mtime_ns == before
+    assert (undisturbed / FINAL).stat().st_mtime_ns == before
 
 
 def test_resume_without_a_checkpoint_starts_anew_and_says_so(tmp_path, undisturbed):
@@ -170,51 +182,70 @@ def test_resume_without_a_checkpoint_starts_anew_and_says_so(tmp_path, undisturb
     assert f"loaded {start} (0 images seen)" in log
 
 
-def test_a_pointer_to_a_missing_checkpoint_names_the_others(tmp_path):
-    (tmp_path / "last_checkpoint").write_text("model_000000099.pth\n")
-    (tmp_path / "model_000000050.pth").touch()
-    with pytest.raises(
-        InputError, match=r"model_000000099\.pth, which is not there\..*there are: model_000000050"
-    ):
-        last_checkpoint(tmp_path)
+def with_data(cfg, count: int):
+    cfg.dataloader.train.dataset = {"_target_": "test_run.filled", "count": count}
+    return cfg
 
 
-def test_evaluation_alone_gives_the_results_of_the_training(undisturbed, tmp_path, capsys):
-    stored = json.loads((undisturbed / "results.json").read_text())["results"]
-    cfg = recipe(tmp_path / "out", init_checkpoint=str(undisturbed / "model_final.pth"))
-    results = evaluate(cfg)
-    assert results["bbox"]["AP50"] == stored["bbox"]["AP50"]
-    written = json.loads((tmp_path / "out" / "results.json").read_text())
-    assert written["results"] == stored
-    assert written["checkpoint"].endswith("model_final.pth")
-    assert "bbox" in capsys.readouterr().out
-    assert evaluate(recipe(undisturbed), resume=True)["bbox"]["AP50"] == stored["bbox"]["AP50"]
+def filled(count: int) -> SimpleNamespace:
+    records = [{"file_name": f"{i}.jpg", "annotations": [{"id": i}]} for i in range(count)]
+    names = {"class_names": ("dark", "light"), "class_ids": (3, 1)}
+    return SimpleNamespace(name="filled", records=records, **names)
 
 
-def test_evaluation_from_the_saved_config(undisturbed, tmp_path):
-    overrides = [
-        f"train.output_dir={tmp_path}",
-        f"train.init_checkpoint={undisturbed / 'model_final.pth'}",
-    ]
-    results = evaluate(load_config(undisturbed / "config.yaml", overrides, trust=True))
-    stored = json.loads((undisturbed / "results.json").read_text())["results"]
-    assert results["bbox"]["AP50"] == stored["bbox"]["AP50"]
+def test_a_run_keeps_its_data_and_a_resume_compares_them(tmp_path):
+    train(with_data(recipe(tmp_path, num_images=8), 5))
+    about = json.loads((tmp_path / "run.json").read_text())
+    note = checkpoint.read(tmp_path / FINAL)["vitdet"]
+    assert note["data"] == about["data"]
+    assert (about["data"]["train"]["images"], about["data"]["test"]["images"]) == (5, 0)
+    assert (note["class_names"], note["class_ids"]) == (["dark", "light"], [3, 1])
+    assert about["seed"] == 3
+    longer = with_data(recipe(tmp_path, num_images=12), 4)
+    with pytest.raises(InputError) as caught:
+        train(longer, resume=True)
+    assert str(caught.value) == (
+        f"data for resuming {tmp_path / FINAL}: expected those with which the run began, got train "
+        "data: 5 images, now 4; train data: 5 objects, now 4. Give it the same data, go on all the "
+        "same with train.allow_changed_data=true, or start another run from the file with "
+        "train.init_checkpoint."
+    )
+    longer.train.allow_changed_data = True
+    train(longer, resume=True)
+    assert "the data changed since" in (tmp_path / "log.txt").read_text()
+    assert json.loads((tmp_path / "run.json").read_text())["data"]["train"]["images"] == 4
+
+
+# --- evaluation alone ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("which", "task"), [("model", "bbox"), ("ema", "ema/bbox")])
+def test_evaluation_alone_gives_the_results_of_the_training(runs, tmp_path, which, task):
+    stored = results_of(runs["average"])
+    start = str(runs["average"] / FINAL)
+    saved = load_config(
+        runs["average"] / "config.yaml", [f"train.output_dir={tmp_path / 'saved'}"], trust=True
+    )
+    saved.train.update(init_checkpoint=start, eval_weights=which)
+    for cfg in (saved, recipe(tmp_path / "out", init_checkpoint=start, eval_weights=which)):
+        results = evaluate(cfg)
+        assert results.keys() == {task}
+        assert results[task]["AP50"] == stored[task]["AP50"]
+        assert results_of(Path(cfg.train.output_dir)) == {task: stored[task]}
+    assert evaluate(recipe(runs["plain"]), resume=True)["bbox"]["AP50"] == stored["bbox"]["AP50"]
 
 
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
 def test_low_precision_runs_to_the_end(tmp_path, precision):
     results = train(recipe(tmp_path, num_images=8, precision=precision))
     assert results["bbox"]["AP"] == 6.0
-    state = checkpoint.read(tmp_path / "model_final.pth")["model"]
+    state = checkpoint.read(tmp_path / FINAL)["model"]
     assert {value.dtype for value in state.values() if value.is_floating_point()} == {torch.float32}
     slow = "train.precision=fp16 is slow on a CPU" in (tmp_path / "log.txt").read_text()
     assert slow == (precision == "fp16")
 
 
-def test_evaluation_without_weights_is_refused(tmp_path):
-    with pytest.raises(InputError, match=r"weights to evaluate: expected train\.init_checkpoint="):
-        evaluate(recipe(tmp_path / "out"))
-    assert not (tmp_path / "out").exists()
+# --- refused before anything is written ----------------------------------------------------------
 
 
 def rename_classes(cfg, *names: str):
@@ -223,27 +254,31 @@ def rename_classes(cfg, *names: str):
     return cfg
 
 
-@pytest.mark.parametrize(
-    ("names", "message"),
-    [
+def test_a_checkpoint_that_does_not_fit_is_refused(undisturbed, tmp_path):
+    start = {"init_checkpoint": str(undisturbed / FINAL)}
+    for names, text in (
         (("dark", "bright"), r"class names of .*expected those of the data set, bright among them"),
         (("a", "b", "c"), r"model_final\.pth.* 2 classes.* 3\b"),
-    ],
-)
-def test_a_checkpoint_for_other_classes_is_refused(undisturbed, tmp_path, names, message):
-    start = str(undisturbed / "model_final.pth")
-    with pytest.raises(InputError, match=message):
-        train(rename_classes(recipe(tmp_path / "out", init_checkpoint=start), *names))
-    with pytest.raises(InputError, match=message):
-        evaluate(rename_classes(recipe(tmp_path / "out", init_checkpoint=start), *names))
-    assert not (tmp_path / "out").exists()
-
-
-def test_a_checkpoint_of_another_size_is_refused(undisturbed, tmp_path):
-    cfg = recipe(tmp_path / "out", init_checkpoint=str(undisturbed / "model_final.pth"))
+    ):
+        for command in (train, evaluate):
+            with pytest.raises(InputError, match=text):
+                command(rename_classes(recipe(tmp_path / "out", **start), *names))
+    cfg = recipe(tmp_path / "out", **start)
     cfg.model.backbone.net.embed_dim = 64
     with pytest.raises(InputError, match=r"model_final\.pth.* 32 .*embed_dim.* 64"):
         train(cfg)
+    content = checkpoint.read(undisturbed / FINAL)
+    name = next(iter(content["model"]))
+    note = {"format": 1, "initialised": [name]}
+    del content["model"][name]
+    checkpoint.write(tmp_path / "start.pth", {"model": content["model"], "vitdet": note})
+    start = {"init_checkpoint": str(tmp_path / "start.pth")}
+    with pytest.raises(InputError, match="expected a trained detector, got a start of training: 1"):
+        evaluate(recipe(tmp_path / "out", **start))
+    with pytest.raises(InputError, match=r'start\.pth: expected a moving average .*\("ema_state"'):
+        evaluate(recipe(tmp_path / "out", eval_weights="ema", **start))
+    with pytest.raises(InputError, match=r"weights to evaluate: expected train\.init_checkpoint="):
+        evaluate(recipe(tmp_path / "out"))
     assert not (tmp_path / "out").exists()
 
 
@@ -257,115 +292,35 @@ def test_training_and_test_classes_must_agree(tmp_path):
     assert not (tmp_path / "out").exists()
 
 
-def test_a_value_left_open_is_named(tmp_path):
-    with pytest.raises(
-        InputError, match=r"recipe: expected a value for train\.init_checkpoint, got \?\?\?"
-    ):
-        train(recipe(tmp_path / "out", init_checkpoint="???"))
-
-
-@pytest.mark.parametrize("run", [train, evaluate])
-def test_a_part_is_no_recipe(tmp_path, run):
-    cfg = recipe(tmp_path / "out")
-    del cfg["train"], cfg["schedule"]
-    with pytest.raises(
-        InputError, match=r"recipe to train or evaluate: expected .*, got no schedule, train\."
-    ):
-        run(cfg)
-
-
-def test_unknown_keys_under_train_are_named(tmp_path):
-    with pytest.raises(
-        InputError, match=r"nothing missing, log_evry unknown\. Did you mean log_every\?"
-    ):
-        train(recipe(tmp_path / "out", log_evry=3))
-
-
-def test_a_batch_must_not_be_empty(tmp_path):
-    cfg = recipe(tmp_path / "out")
-    cfg.dataloader.train.total_batch_size = 0
-    with pytest.raises(InputError, match=r"total_batch_size: expected a multiple of the 1 proc"):
-        train(cfg)
-
-
-def test_devices_are_checked(tmp_path):
-    with pytest.raises(InputError, match=r"train\.device: expected auto, cpu or cuda, got tpu"):
-        train(recipe(tmp_path / "out", device="tpu"))
-
-
-@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")
-def test_a_gpu_that_is_not_there(tmp_path):
-    with pytest.raises(InputError, match=r"train\.device: expected a GPU that torch can use, got"):
-        train(recipe(tmp_path / "out", device="cuda"))
-
-
 def test_an_output_folder_that_cannot_be_made(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(InputError, match=r"train.output_dir: .*: Not a directory"):
         train(recipe(tmp_path / "file" / "out"))
+    with alone_in(tmp_path / "out"):
+        assert (tmp_path / "out" / "run.lock").exists()
+    assert not (tmp_path / "out").exists()  # a run that does not begin leaves no folder
 
 
-def test_a_poisoned_image_stops_the_run_and_leaves_the_last_good_checkpoint(tmp_path):
-    cfg = recipe(tmp_path, checkpoint_every=4)
-    cfg.dataloader.train.poison_at = 9
-    with pytest.raises(NonFiniteLossError, match=r"after 8 images|contain Inf/NaN") as caught:
-        train(cfg)
-    assert "rectangle_9.jpg" in str(caught.value)
-    assert last_checkpoint(tmp_path) == tmp_path / "model_000000008.pth"
-    state = checkpoint.read(tmp_path / "model_000000008.pth")["model"]
-    assert all(value.isfinite().all() for value in state.values())
+# --- nothing is lost -----------------------------------------------------------------------------
 
 
 def test_no_checkpoint_is_written_after_a_nan(tmp_path):
     """On a GPU losses are looked at only now and then: at the latest before a checkpoint."""
-    detector = torch.nn.Linear(1, 1)
-    trainer = Trainer(detector, torch.optim.SGD(detector.parameters(), lr=1.0), lambda _: 1.0)
-    trainer.loss = lambda _: {"loss_a": detector.weight.sum() * float("nan")}
-    trainer.check_each_step = False
-    trainer.step([{"file_name": "bad.jpg"}])
-    hook = Checkpoints(tmp_path, every=1, keep=1, total_batch_size=1, note={})
-    trainer.num_images = 10
-    with pytest.raises(NonFiniteLossError, match=r"loss_a=nan after 0 images .* bad\.jpg"):
-        hook.after_step(trainer)
+    for loss, text in (
+        (lambda w: w.sum() * float("nan"), r"loss_a=nan after 0 images .* bad\.jpg"),
+        (lambda w: (w - w).sqrt().sum(), r"1 tensors that are not \(weight.* bad\.jpg"),  # gradient
+    ):
+        detector = torch.nn.Linear(1, 1)
+        trainer = Trainer(detector, torch.optim.SGD(detector.parameters(), lr=1.0), lambda _: 1.0)
+        trainer.loss = lambda _, loss=loss, w=detector.weight: {"loss_a": loss(w)}
+        trainer.check_each_step = False
+        trainer.num_images = 10
+        trainer.step([{"file_name": "bad.jpg"}])
+        hook = Checkpoints(tmp_path, every=1, keep=1, total_batch_size=1, note={})
+        for save in (hook.after_step, hook.after_train):
+            with pytest.raises(NonFiniteLossError, match=text):
+                save(trainer)
     assert list(tmp_path.iterdir()) == []
-
-
-def test_no_checkpoint_is_written_with_weights_that_are_not_finite(tmp_path):
-    detector = torch.nn.Linear(1, 1)
-    trainer = Trainer(detector, torch.optim.SGD(detector.parameters(), lr=1.0), lambda _: 1.0)
-    trainer.loss = lambda _: {"loss_a": (detector.weight - detector.weight).sqrt().sum()}
-    trainer.check_each_step = False  # as on a GPU, where the gradient is not looked at
-    trainer.step([{"file_name": "bad.jpg"}])  # the loss is 0, its gradient is not a number
-    hook = Checkpoints(tmp_path, every=1, keep=1, total_batch_size=1, note={})
-    with pytest.raises(NonFiniteLossError, match=r"1 tensors that are not \(weight.* bad\.jpg"):
-        hook.after_train(trainer)
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_leftovers_of_a_killed_process_are_removed(tmp_path):
-    (tmp_path / ".model_000000008.pth.123.partial").touch()
-    train(recipe(tmp_path, num_images=4))
-    assert list(tmp_path.glob(".*")) == []
-
-
-def test_the_tiny_data_are_a_function_of_the_position():
-    assert torch.equal(draw(3)["image"], draw(3)["image"])
-    assert rectangles().class_names == ("dark", "light")
-
-
-def test_a_start_of_training_is_not_evaluated(tmp_path, undisturbed):
-    content = checkpoint.read(undisturbed / "model_final.pth")
-    name = next(iter(content["model"]))
-    start = {"model": {**content["model"]}, "vitdet": {"format": 1, "initialised": [name]}}
-    del start["model"][name]
-    checkpoint.write(tmp_path / "start.pth", start)
-    cfg = recipe(tmp_path / "run", init_checkpoint=str(tmp_path / "start.pth"))
-    with pytest.raises(InputError, match="expected a trained detector, got a start of training: 1"):
-        evaluate(cfg)
-    assert not (tmp_path / "run").exists()
-
-
-# --- nothing is lost -----------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("options", [{"eval_every": 12}, {"eval_every": 12, "checkpoint_every": 8}])
@@ -455,13 +410,7 @@ def test_a_run_is_alone_in_its_folder(tmp_path):
     assert f"process {os.getpid()} on " in (tmp_path / "a" / "run.lock").read_text()
 
 
-def test_a_run_that_does_not_begin_leaves_no_folder(tmp_path):
-    with alone_in(tmp_path / "out"):
-        assert (tmp_path / "out" / "run.lock").exists()
-    assert list(tmp_path.iterdir()) == []
-
-
-SMALL = ("log.txt", "metrics.json", "evaluations.json", "results.json", "environment.json")
+SMALL = ("log.txt", "metrics.json", "results.json", "environment.json", "run.json", "config.yaml")
 DAMAGED = {"cut": b'{"a', "number": b"7", "latin": b"\xff\xfe", "deep": b"[" * 100_000}
 
 
@@ -469,7 +418,7 @@ DAMAGED = {"cut": b'{"a', "number": b"7", "latin": b"\xff\xfe", "deep": b"[" * 1
 def test_files_of_a_run_that_cannot_be_read_cost_themselves(undisturbed, tmp_path, kind):
     folder = tmp_path / "run"
     shutil.copytree(undisturbed, folder)
-    for name in (*SMALL, "last_checkpoint", "run.json", "config.yaml"):
+    for name in (*SMALL, "last_checkpoint"):
         (folder / name).unlink()
         if kind == "folder":
             (folder / name).mkdir()
@@ -480,7 +429,7 @@ def test_files_of_a_run_that_cannot_be_read_cost_themselves(undisturbed, tmp_pat
     train(recipe(folder, checkpoint_every=8, eval_every=16, num_images=28), resume=True)
     log = (folder / "log.txt").read_bytes().decode(errors="replace")
     assert "model_final.pth (24 images seen)" in log
-    final = checkpoint.read(folder / "model_final.pth")
+    final = checkpoint.read(folder / FINAL)
     assert final["images_seen"] == 28
     assert [each["images_seen"] for each in final["evaluations"]] == [16]
     assert (folder / "last_checkpoint").read_text() == "model_final.pth\n"
@@ -491,10 +440,7 @@ def test_files_of_a_run_that_cannot_be_read_cost_themselves(undisturbed, tmp_pat
     [
         ("images_seen", "24", r"expected int, got str in images_seen"),
         ("images_seen", -4, r"its name does not fit its -4 images seen"),
-        ("images_seen", 10**12, r"its name does not fit its 1000000000000 images seen"),
-        ("optimizer", [1], r"expected dict, got list in optimizer"),
         ("optimizer", {"param_groups": 3}, r"expected the state of an optimizer .*TypeError"),
-        ("evaluations", {"a": 1}, r"its evaluations are no list of results"),
         ("evaluations", 7, r"its evaluations are no list of results"),
     ],
 )

@@ -232,7 +232,7 @@ def recipe(output_dir: Path, **train):
             },
             "optimizer": L(adamw)(lr=1e-3, layer_decay_rate=0.7),
             "schedule": L(MultiStep)(
-                num_images="${train.num_images}", milestones=milestones, warmup=4
+                num_images=train.get("num_images", 24), milestones=milestones, warmup=4
             ),
             "train": {
                 "output_dir": str(output_dir),

@@ -18,7 +18,7 @@ from vitdet.backbones.base import LayeredBackbone
 from vitdet.backbones.vit import PlainViT, ViT
 from vitdet.convert import convert
 from vitdet.layers.attention import KERNELS
-from vitdet.layers.rel_pos import RelPos
+from vitdet.layers.positions import RelPos
 from vitdet.pyramid import SimpleFeaturePyramid
 
 from .cases import Case, Options, UnsupportedCase

@@ -11,7 +11,7 @@ from omegaconf import DictConfig
 
 from vitdet.backbones.eva02 import EVA02ViT
 from vitdet.backbones.vit import PlainViT, ViT
-from vitdet.layers.rope import eva_ropes
+from vitdet.layers.rope import make_ropes
 from vitdet.pyramid import SimpleFeaturePyramid
 
 from .build import (
@@ -81,7 +81,7 @@ def _tables(vit: PlainViT, arguments: dict[str, Any]) -> dict[str, torch.Tensor]
     head_dim = arguments["embed_dim"] // arguments["num_heads"]
     square = (arguments["img_size"] // arguments["patch_size"],) * 2
     grid = arguments["rope_pretrain_grid"] if arguments["rope_interpolate"] else None
-    window, whole = eva_ropes(head_dim, grid, square, "extend")
+    window, whole = make_ropes("eva02", head_dim, grid, square)
     assert {block.rope for block in vit.units()} <= {window, whole}
     cpu, inside = torch.device("cpu"), (arguments["window_size"],) * 2
     named = {"win": window(inside, square, cpu), "glb": whole(square, square, cpu)}

@@ -18,8 +18,8 @@ from torch import nn
 from vitdet.backbones import block as block_module
 from vitdet.backbones.block import Attention
 from vitdet.backbones.vit import PlainViT
-from vitdet.layers import mlp as mlp_module
-from vitdet.layers import rel_pos as rel_pos_module
+from vitdet.layers import parts as parts_module
+from vitdet.layers import positions as positions_module
 from vitdet.layers.norms import ChannelLayerNorm
 from vitdet.layers.windows import window_partition, window_reverse
 
@@ -68,7 +68,8 @@ def one_weight(model: nn.Module, _: Patch) -> None:
 
 
 def tanh_gelu(_: nn.Module, patch: Patch) -> None:
-    patch.setattr(mlp_module, "F", SimpleNamespace(gelu=partial(F.gelu, approximate="tanh")))
+    gelu = partial(F.gelu, approximate="tanh")
+    patch.setattr(parts_module, "F", SimpleNamespace(**vars(F) | {"gelu": gelu}))
 
 
 def rel_pos_of_scaled_q(model: nn.Module, _: Patch) -> None:
@@ -94,7 +95,7 @@ def rel_pos_aligned_corners(_: nn.Module, patch: Patch) -> None:
         options["align_corners"] = True
         return F.interpolate(table, **options)
 
-    patch.setattr(rel_pos_module, "F", SimpleNamespace(interpolate=interpolate))
+    patch.setattr(positions_module, "F", SimpleNamespace(interpolate=interpolate))
 
 
 def pos_embed_antialias(model: nn.Module, _: Patch) -> None:

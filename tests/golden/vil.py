@@ -12,11 +12,10 @@ from torch import nn
 
 from vitdet.backbones.msvit import MsViT
 from vitdet.backbones.msvit.approximate import InstanceNorm
-from vitdet.backbones.msvit.arch import STAGE_ARGUMENTS, Stage, parse_arch
 from vitdet.backbones.msvit.attention import VilAttention
-from vitdet.backbones.msvit.blocks import StageEmbed
 from vitdet.backbones.msvit.grid import ChunkGrid
 from vitdet.backbones.msvit.sliding_chunk import gather, sliding_chunk_attention
+from vitdet.backbones.msvit.stage import Stage, StageEmbed, stages_of
 from vitdet.convert import convert
 
 from .build import Built, Mode
@@ -85,18 +84,18 @@ def attention(case: Case, mode: Mode) -> Built:
     options = case.config()
     size = options.take("nx"), options.take("ny")
     shifts = options.take("shifts")
-    model = VilAttention(
-        options.take("dim"),
-        options.take("num_heads"),
-        options.take("nglo"),
-        qkv_bias=True,
-        use_rel_pos=options.only("rpe", (True, False)),
-        share_weights=options.only("sharew", (True, False)),
-        window_size=options.take("w"),
+    stage = Stage(
+        embed_dim=options.take("dim"),
+        num_heads=options.take("num_heads"),
+        num_global_tokens=options.take("nglo"),
+        attention_size=options.take("w"),
+        use_abs_pos=not options.only("rpe", (True, False)),
+        share_global_weights=options.only("sharew", (True, False)),
         exact=options.take("exact"),
         mode=1,
         sliding_chunk_backend=sliding_backend(mode, options.only("autograd", (True, False))),
     )
+    model = VilAttention(stage, 0)
     options.done()
     state = case.weights()
     for name in case.info.get("aliases", {}):
@@ -121,7 +120,9 @@ def stage_arguments(stages: tuple[Stage, ...]) -> dict[str, list[Any]]:
 
     There s0 makes every later stage full too.
     """
-    lists = {name: [getattr(stage, name) for stage in stages] for name in STAGE_ARGUMENTS}
+    names = ("embed_dim", "depth", "num_heads", "patch_size", "num_global_tokens", "attention")
+    names += ("attention_size", "use_abs_pos")
+    lists = {name: [getattr(stage, name) for stage in stages] for name in names}
     kinds = lists["attention"]
     if "full" in kinds:
         first = kinds.index("full")
@@ -132,7 +133,8 @@ def stage_arguments(stages: tuple[Stage, ...]) -> dict[str, list[Any]]:
 def arch_of(arch: str, attn_type: str, only_global: bool) -> tuple[Stage, ...]:
     """Return the stages of a published string and attention type."""
     kind = KINDS[attn_type]
-    return parse_arch(arch, "only_global" if only_global and kind == "vil" else kind)
+    kind = "only_global" if only_global and kind == "vil" else kind
+    return stages_of(arch, {"attention": kind})
 
 
 def vit_arguments(options: Options, mode: Mode) -> dict[str, Any]:

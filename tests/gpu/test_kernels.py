@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from vitdet.layers.attention import KERNELS, attention
-from vitdet.layers.rel_pos import RelPos
+from vitdet.layers.positions import RelPos
 
 sys.path.append(str(Path(__file__).parents[1] / "layers"))
 import kernel_cases

@@ -1,20 +1,13 @@
-"""What every kernel is compared with eager on, here and in Triton's interpreter.
-
-    TRITON_INTERPRET=1 python tests/layers/kernel_cases.py triton_rel_pos NAME...
-
-prints {name: {tensor: largest difference}} of those cases as JSON.
-"""
+"""What every kernel is compared with eager on, here and in Triton's interpreter."""
 
 from __future__ import annotations
 
-import json
-import sys
 from typing import NamedTuple
 
 import torch
 
 from vitdet.layers.attention import attention
-from vitdet.layers.rel_pos import RelPos
+from vitdet.layers.positions import RelPos
 
 
 class Case(NamedTuple):
@@ -87,9 +80,3 @@ def check(found: dict[str, float], dtype: str, bias: bool = True) -> None:
     value, gradient = TOLERANCE[dtype]
     for name, difference in found.items():
         assert difference <= (value if name == "out" else gradient), (name, difference)
-
-
-if __name__ == "__main__":
-    backend, *names = sys.argv[1:]
-    torch.set_num_threads(1)
-    print(json.dumps({str(c): differences(c, backend) for c in CASES if str(c) in names}))

@@ -5,74 +5,87 @@ from __future__ import annotations
 import sys
 import types
 from importlib.machinery import ModuleSpec
-from importlib.util import find_spec
+from typing import Any
 
 import kernel_cases
 import pytest
 import torch
 
-from vitdet.backbones.eva02 import EVA02ViT
 from vitdet.backbones.vit import ViT
-from vitdet.layers.attention import KERNELS, attention
-from vitdet.layers.kernels import xformers
-from vitdet.layers.rel_pos import RelPos, rel_pos_terms, rel_pos_vectors, resize_rel_pos
+from vitdet.layers import attention as door
+from vitdet.layers.attention import KERNELS, attention, automatic, eager
+from vitdet.layers.kernels import blocks
+from vitdet.layers.positions import RelPos, rel_pos_terms
 from vitdet.utils.checks import InputError
 
-# Those that run here, with and without a bias.
-CPU = [
-    name
-    for name, kernel in KERNELS.items()
-    if kernel.can_run(torch.zeros(1), None)
-    and kernel.can_run(torch.zeros(1), RelPos(torch.zeros(1), torch.zeros(1)))
-]
+B, N, H, W, D = 2, 3, 5, 7, 8
+L = H * W
 
 
-def brute_force(q, k, v, table_h, table_w, size, scale):
+def brute_force(q, k, v, table_h, table_w, size):
     """The definition, one query and one key at a time, in float64."""
-    B, N, L, _ = q.shape
+    out = torch.zeros(*q.shape, dtype=torch.float64)
     height, width = size
-    out = torch.zeros(B, N, L, v.shape[-1], dtype=torch.float64)
-    for b in range(B):
-        for n in range(N):
-            for i in range(L):
-                logits = torch.zeros(L, dtype=torch.float64)
-                for j in range(L):
-                    row = i // width - j // width + height - 1
-                    column = i % width - j % width + width - 1
-                    logits[j] = scale * q[b, n, i] @ k[b, n, j]
-                    logits[j] += q[b, n, i] @ table_h[row] + q[b, n, i] @ table_w[column]
-                out[b, n, i] = logits.softmax(0) @ v[b, n]
+    for b, n, i in torch.cartesian_prod(*(torch.arange(side) for side in q.shape[:3])).tolist():
+        logits = torch.zeros(q.shape[2], dtype=torch.float64)
+        for j in range(q.shape[2]):
+            row = i // width - j // width + height - 1
+            column = i % width - j % width + width - 1
+            logits[j] = q.shape[-1] ** -0.5 * q[b, n, i] @ k[b, n, j]
+            logits[j] += q[b, n, i] @ table_h[row] + q[b, n, i] @ table_w[column]
+        out[b, n, i] = logits.softmax(0) @ v[b, n]
     return out
 
 
-def test_reference_and_default_run_everywhere():
-    assert {"eager", "sdpa"} <= {*CPU}
-
-
-@pytest.mark.parametrize("backend", CPU)
-@pytest.mark.parametrize("size", [(3, 4), (4, 3), (1, 5)])
+@pytest.mark.parametrize("backend", ["eager", "sdpa", "blocks"])
+@pytest.mark.parametrize("size", [(3, 4), (1, 5)])
 def test_kernel_equals_definition(backend, size):
     torch.manual_seed(0)
-    L = size[0] * size[1]
-    q, k, v = torch.randn(3, 2, 2, L, 8, dtype=torch.float64)
-    table_h = torch.randn(2 * size[0] - 1, 8, dtype=torch.float64)
-    table_w = torch.randn(2 * size[1] - 1, 8, dtype=torch.float64)
-    rel_pos = rel_pos_terms(q, table_h, table_w, size)
-    out = attention(q, k, v, rel_pos=rel_pos, backend=backend)
-    expected = brute_force(q, k, v, table_h, table_w, size, 8**-0.5)
-    torch.testing.assert_close(out, expected, rtol=0, atol=1e-12)
+    q, k, v = torch.randn(3, 2, 2, size[0] * size[1], 8, dtype=torch.float64)
+    tables = [torch.randn(2 * side - 1, 8, dtype=torch.float64) for side in size]
+    out = attention(q, k, v, rel_pos=rel_pos_terms(q, *tables, size), backend=backend)
+    torch.testing.assert_close(out, brute_force(q, k, v, *tables, size), rtol=0, atol=1e-12)
 
 
 @pytest.mark.parametrize("with_rel_pos", [True, False], ids=["bias", "plain"])
 @pytest.mark.parametrize("case", kernel_cases.CASES, ids=str)
-@pytest.mark.parametrize("backend", [name for name in KERNELS if name != "eager"])
+@pytest.mark.parametrize("backend", ["sdpa", "blocks"])
 def test_kernel_equals_eager(backend, case, with_rel_pos):
-    """Values and gradients of every kernel that can run here; tests/gpu has those of CUDA."""
-    q = torch.zeros(1, 1, 1, 16, dtype=getattr(torch, case.dtype), requires_grad=True)
-    if not KERNELS[backend].can_run(q, RelPos(q, q) if with_rel_pos else None):
-        pytest.skip("not for these inputs on a CPU")
+    """Values and gradients of the kernels that run here; tests/gpu has those of CUDA."""
     found = kernel_cases.differences(case, backend, bias=with_rel_pos)
     kernel_cases.check(found, case.dtype, with_rel_pos)
+
+
+def test_auto_does_not_cut_a_compiled_graph():
+    q, k, v = torch.randn(3, 1, 2, 6, 16)
+    rel_pos = RelPos(torch.randn(1, 2, 6, 2), torch.randn(1, 2, 6, 3))
+    compiled = torch.compile(attention, backend="aot_eager", fullgraph=True)
+    for bias in (rel_pos, None):
+        expected = attention(q, k, v, rel_pos=bias, backend="eager")
+        torch.testing.assert_close(compiled(q, k, v, rel_pos=bias), expected)
+
+
+@pytest.mark.parametrize("sides", [(3, 4), (4, 4), (5, 6)])
+def test_joined_vectors_are_a_multiple_of_eight(sides, monkeypatch):
+    """CUDA's fused kernels take no others; torch then holds an L x L matrix."""
+    given, fused = [], torch.nn.functional.scaled_dot_product_attention
+
+    def noting(*args, **options):
+        given.extend(each.shape[-1] for each in args)
+        return fused(*args, **options)
+
+    monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", noting)
+    q, k, v = torch.randn(3, 1, 2, sides[0] * sides[1], 8, dtype=torch.float64)
+    rel_pos = RelPos(*(torch.randn(1, 2, q.shape[2], side, dtype=torch.float64) for side in sides))
+    out = attention(q, k, v, rel_pos=rel_pos, backend="sdpa")
+    assert given == [-(-(8 + sum(sides)) // 8) * 8] * 3
+    expected = attention(q, k, v, rel_pos=rel_pos, backend="eager")
+    torch.testing.assert_close(out, expected, rtol=0, atol=1e-12)
+
+
+# --- optional packages -------------------------------------------------------------------------
+
+SMALL: Any = {"depth": 1, "embed_dim": 16, "num_heads": 2}
 
 
 def test_unknown_backend_names_the_nearest():
@@ -81,29 +94,31 @@ def test_unknown_backend_names_the_nearest():
         attention(q, q, q, backend="sdap")
 
 
-@pytest.mark.parametrize("backbone", [ViT, EVA02ViT])
-def test_xformers_not_installed_is_told_when_building(backbone, monkeypatch):
-    monkeypatch.setitem(sys.modules, "xformers", None)
+@pytest.mark.parametrize(
+    ("package", "backend", "rel_pos"),
+    [("xformers", "xformers", False), ("triton", "triton_rel_pos", True)],
+)
+def test_a_kernel_that_cannot_run_is_told_when_building(package, backend, rel_pos, monkeypatch):
+    monkeypatch.setitem(sys.modules, package, None)
     text = (
-        r"attention backend 'xformers': expected the package xformers, got no such package\. "
-        r"Run `pip install xformers`, or use backend 'auto'\."
+        rf"attention backend '{backend}': expected the package {package}, got no such package\. "
+        rf"Run `pip install {package}`, or use backend 'auto'\."
     )
     with pytest.raises(InputError, match=text):
-        backbone(depth=1, embed_dim=16, num_heads=2, attention_backend="xformers")
+        ViT(**SMALL, attention_backend=backend)
     q = torch.zeros(1, 1, 4, 8)
     with pytest.raises(InputError, match=text):
-        attention(q, q, q, backend="xformers")
-
-
-def test_xformers_takes_no_relative_positions_is_told_when_building(monkeypatch):
-    module = types.ModuleType("xformers")
-    module.__spec__ = ModuleSpec("xformers", None)
-    monkeypatch.setitem(sys.modules, "xformers", module)
-    small = {"depth": 1, "embed_dim": 16, "num_heads": 2, "attention_backend": "xformers"}
-    assert ViT(**small).blocks[0].attn.backend == "xformers"
-    text = r"'xformers': expected a backbone without relative positions, got use_rel_pos=True\. Use"
+        attention(q, q, q, backend=backend)
+    module = types.ModuleType(package)
+    module.__spec__ = ModuleSpec(package, None)
+    monkeypatch.setitem(sys.modules, package, module)
+    net = ViT(**SMALL, use_rel_pos=rel_pos, attention_backend=backend)
+    assert net.units()[0].attn.backend == backend
+    text = f"expected a backbone {'with' if rel_pos else 'without'} relative positions, got use_r"
     with pytest.raises(InputError, match=text):
-        ViT(**small, use_rel_pos=True)
+        ViT(**SMALL, use_rel_pos=not rel_pos, attention_backend=backend)
+    with pytest.raises(InputError, match=r"expected inputs that it supports, got q .* on cpu, wi"):
+        attention(q, q, q, backend=backend)
 
 
 def test_xformers_is_given_its_own_layout_and_our_scale(monkeypatch):
@@ -120,100 +135,74 @@ def test_xformers_is_given_its_own_layout_and_our_scale(monkeypatch):
     torch.manual_seed(5)
     q, k, v = torch.randn(3, 2, 3, 7, 8)
     expected = attention(q, k, v, scale=0.3, backend="eager")
-    torch.testing.assert_close(xformers.attention(q, k, v, None, 0.3), expected)
+    torch.testing.assert_close(door.xformers(q, k, v, None, 0.3), expected)
 
 
-needs_xformers = pytest.mark.skipif(
-    find_spec("xformers") is None, reason="xformers is not installed"
-)
+# --- blocks: the same numbers wherever they are cut --------------------------------------------
 
 
-@needs_xformers
-def test_xformers_needs_cuda_and_no_bias():
-    q = torch.zeros(1, 1, 4, 8)
-    with pytest.raises(InputError, match=r"'xformers': expected inputs that it supports, got q .*"):
-        attention(q, q, q, backend="xformers")
-    rel_pos = RelPos(torch.zeros(1, 1, 4, 2), torch.zeros(1, 1, 4, 2))
-    with pytest.raises(InputError, match=r"on cpu, with a position bias\. Use backend 'auto'"):
-        attention(q, q, q, rel_pos=rel_pos, backend="xformers")
+def tensors(dtype=torch.float64):
+    generator = torch.Generator().manual_seed(0)
+    shapes = [(B, N, L, D)] * 3 + [(B, N, L, H), (B, N, L, W)]
+    drawn = [torch.randn(shape, generator=generator, dtype=dtype) for shape in shapes]
+    return [each.requires_grad_() for each in drawn]
 
 
-@pytest.mark.gpu
-@needs_xformers
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
-@pytest.mark.parametrize("head_dim", [32, 64, 88])
-def test_xformers_equals_eager(head_dim):
-    gradients, outputs = [], []
-    for name in ("eager", "xformers"):
-        torch.manual_seed(4)
-        q, k, v = (torch.randn(2, 3, 400, head_dim, device="cuda") for _ in range(3))
-        leaves = [x.requires_grad_() for x in (q, k, v)]
-        out = attention(q, k, v, backend=name)
-        (out * torch.randn_like(out)).sum().backward()
-        outputs.append(out.detach())
-        gradients.append([x.grad for x in leaves])
-    torch.testing.assert_close(outputs[1], outputs[0], rtol=0, atol=1e-5)
-    for ours, reference in zip(gradients[1], gradients[0], strict=True):
-        torch.testing.assert_close(ours, reference, rtol=0, atol=5e-5)
+# several heads a block, with a rest; one head; some queries of a head, with a rest; one query
+@pytest.mark.parametrize("size", [4 * L * L, L * L, 6 * L, 3])
+@pytest.mark.parametrize("with_rel_pos", [True, False])
+def test_cut_anywhere(monkeypatch, size, with_rel_pos):
+    monkeypatch.setattr(blocks, "_BLOCK", size)
+    results = []
+    for kernel in (blocks.attention, eager):
+        q, k, v, h, w = tensors()
+        out = kernel(q, k, v, RelPos(h, w) if with_rel_pos else None, 0.3)
+        inputs = [q, k, v, h, w] if with_rel_pos else [q, k, v]
+        out.backward(torch.linspace(-1, 1, out.numel(), dtype=out.dtype).view_as(out))
+        results.append([out, *(each.grad for each in inputs)])
+    for ours, expected in zip(*results, strict=True):
+        torch.testing.assert_close(ours, expected, rtol=0, atol=1e-12)
+    few = q[:, :, :4]
+    got = attention(few, k, v, backend="blocks")
+    torch.testing.assert_close(got, eager(few, k, v, None, D**-0.5), rtol=0, atol=1e-12)
 
 
-def test_kernel_that_needs_relative_positions_is_told_when_building(monkeypatch):
-    module = types.ModuleType("triton")
-    module.__spec__ = ModuleSpec("triton", None)
-    monkeypatch.setitem(sys.modules, "triton", module)
-    small = {"depth": 1, "embed_dim": 16, "num_heads": 2, "attention_backend": "triton_rel_pos"}
-    assert ViT(**small, use_rel_pos=True).blocks[0].attn.backend == "triton_rel_pos"
-    with pytest.raises(InputError, match="expected a backbone with relative positions, got use_r"):
-        ViT(**small, use_rel_pos=False)
+def test_scores_far_from_zero_and_no_images():
+    q, k, v, h, w = tensors(torch.float32)
+    rel_pos = RelPos(500 + 0 * h, w)
+    got = blocks.attention(40 * q, k, v, rel_pos, 1.0)
+    torch.testing.assert_close(got, eager(40 * q, k, v, rel_pos, 1.0))
+    empty = torch.zeros(0, N, L, D)
+    assert blocks.attention(empty, empty, empty, None, 1.0).shape == (0, N, L, D)
 
 
-def test_triton_not_installed_is_told_when_building(monkeypatch):
-    monkeypatch.setitem(sys.modules, "triton", None)
-    with pytest.raises(InputError, match=r"expected the package triton, got no such package\. Run"):
-        ViT(depth=1, embed_dim=16, num_heads=2, attention_backend="triton_rel_pos")
+def test_gradients_of_gradients_are_refused():
+    q, k, v, h, w = tensors()
+    out = blocks.attention(q, k, v, RelPos(h, w), 1.0)
+    (grad,) = torch.autograd.grad(out.square().sum(), q, create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        grad.sum().backward()
 
 
-def test_auto_does_not_cut_a_compiled_graph():
-    q, k, v = torch.randn(3, 1, 2, 6, 16)
-    rel_pos = RelPos(torch.randn(1, 2, 6, 2), torch.randn(1, 2, 6, 3))
-    compiled = torch.compile(attention, backend="aot_eager", fullgraph=True)
-    for bias in (rel_pos, None):
-        expected = attention(q, k, v, rel_pos=bias, backend="eager")
-        torch.testing.assert_close(compiled(q, k, v, rel_pos=bias), expected)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_few_bits_are_computed_with_more(dtype):
+    short = [each.detach().to(dtype).requires_grad_() for each in tensors()]
+    exact = [each.detach().double().requires_grad_() for each in short]
+    with torch.autocast("cpu", torch.bfloat16):
+        got = blocks.attention(*short[:3], RelPos(*short[3:]), 0.3)
+        got.sum().backward()
+    expected = eager(*exact[:3], RelPos(*exact[3:]), 0.3)
+    expected.sum().backward()
+    rounding = torch.finfo(dtype).eps  # of the result alone
+    torch.testing.assert_close(got.double(), expected, rtol=rounding, atol=1e-5)
+    for ours, theirs in zip(short, exact, strict=True):
+        assert ours.grad.dtype == got.dtype == dtype
+        torch.testing.assert_close(ours.grad.double(), theirs.grad, rtol=rounding, atol=1e-5)
 
 
-@pytest.mark.parametrize("sides", [(3, 4), (4, 4), (5, 6)])
-def test_joined_vectors_are_a_multiple_of_eight(sides, monkeypatch):
-    """CUDA's fused kernels take no others; torch then holds an L x L matrix."""
-    given = []
-    fused = torch.nn.functional.scaled_dot_product_attention
-
-    def noting(*args, **options):
-        given.extend(each.shape[-1] for each in args)
-        return fused(*args, **options)
-
-    monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", noting)
-    L = sides[0] * sides[1]
-    q, k, v = torch.randn(3, 1, 2, L, 8, dtype=torch.float64)
-    rel_pos = RelPos(*(torch.randn(1, 2, L, side, dtype=torch.float64) for side in sides))
-    out = attention(q, k, v, rel_pos=rel_pos, backend="sdpa")
-    assert given == [-(-(8 + sum(sides)) // 8) * 8] * 3
-    expected = attention(q, k, v, rel_pos=rel_pos, backend="eager")
-    torch.testing.assert_close(out, expected, rtol=0, atol=1e-12)
-
-
-def test_table_rows_are_offsets():
-    table = torch.arange(5.0)[:, None]  # S = 3: offsets -2 to 2
-    vectors = rel_pos_vectors(table, 3)[..., 0]
-    assert vectors.tolist() == [[2, 1, 0], [3, 2, 1], [4, 3, 2]]
-
-
-def test_crop_keeps_the_offsets_and_interpolation_stretches_them():
-    table = torch.arange(-6.0, 7.0)[:, None]  # S = 7, the value is the offset
-    assert resize_rel_pos(table, 4, "crop")[:, 0].tolist() == [-3, -2, -1, 0, 1, 2, 3]
-    stretched = resize_rel_pos(table, 4, "interpolate")[:, 0]
-    assert stretched[3] == 0
-    assert stretched[4] == pytest.approx(13 / 7)  # one of our tokens is 13 / 7 of the table's
-    assert resize_rel_pos(table, 7) is table
-    with pytest.raises(InputError, match="expected at most 7 tokens along an axis, got 8"):
-        resize_rel_pos(table, 8, "crop")
+def test_automatic_takes_blocks_with_positions_on_a_cpu():
+    q, *_, h, w = (each.detach() for each in tensors(torch.float32))
+    assert automatic(q, RelPos(h, w)) == "blocks"
+    assert automatic(q.bfloat16(), RelPos(h.bfloat16(), w.bfloat16())) == "blocks"
+    assert automatic(q, None) == automatic(q.to("meta"), RelPos(h.to("meta"), w)) == "sdpa"
+    assert {"eager", "sdpa", "blocks", "triton_rel_pos", "xformers"} == {*KERNELS}

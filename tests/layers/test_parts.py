@@ -1,20 +1,23 @@
-"""Windows, positions, norms, propagation and stochastic depth against their definitions."""
+"""Windows, norms, feed-forward and linear layers, propagation, stochastic depth."""
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
+import torch.nn.functional as F
 from detectron2.layers import get_norm
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from timm.layers import resample_abs_pos_embed
+from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from vitdet.layers.drop_path import DropPath, drop_path_rates
+from vitdet.layers.linear import Linear
 from vitdet.layers.norms import ChannelLayerNorm, channel_layer_norm
-from vitdet.layers.patch_embed import PatchEmbed
-from vitdet.layers.pos_embed import resize_pos_embed
+from vitdet.layers.parts import DropPath, Mlp, PatchEmbed, SwiGLU, drop_path_rates
 from vitdet.layers.propagation import ConvPropagation
-from vitdet.layers.windows import window_partition, window_reverse
+from vitdet.layers.windows import resize_map, whole_windows, window_partition, window_reverse
 from vitdet.utils.checks import InputError
 
 
@@ -29,14 +32,17 @@ def test_windows_there_and_back(B, H, W, window):
 
 
 def test_windows_are_squares_of_neighbours_padded_right_and_below():
-    x = torch.arange(6.0).reshape(1, 2, 3, 1)
-    first, second = window_partition(x, 2)[..., 0]
+    first, second = window_partition(torch.arange(6.0).reshape(1, 2, 3, 1), 2)[..., 0]
     assert first.tolist() == [[0, 1], [3, 4]]
     assert second.tolist() == [[2, 0], [5, 0]]
+    assert whole_windows((64, 70), 14) == (56, 70)
+    assert whole_windows((5, 30), 14) == (14, 28)
+    x = torch.arange(64.0).view(1, 8, 8, 1)
+    # Bilinear without aligned corners: the mean of two rows.
+    assert torch.equal(resize_map(x, (4, 8)), (x[:, ::2] + x[:, 1::2]) / 2)
 
 
 def test_channel_norm_equals_detectron2():
-    torch.manual_seed(0)
     ours, theirs = ChannelLayerNorm(6), get_norm("LN", 6)
     state = {"weight": torch.randn(6), "bias": torch.randn(6)}
     ours.load_state_dict(state)
@@ -44,14 +50,6 @@ def test_channel_norm_equals_detectron2():
     x = torch.randn(2, 6, 3, 5) * 0.01  # small, so that eps shows
     torch.testing.assert_close(ours(x), theirs(x), rtol=0, atol=1e-6)
     assert channel_layer_norm(eps=1e-5)(6).eps == 1e-5
-
-
-def test_propagation_starts_as_the_identity():
-    x = torch.randn(1, 4, 5, 8)
-    block = ConvPropagation(8)
-    assert torch.equal(block(x), x)
-    torch.nn.init.ones_(block.norm3.weight)
-    assert not torch.equal(block(x), x)
 
 
 def test_drop_path_keeps_the_mean_and_is_off_in_evaluation():
@@ -64,33 +62,122 @@ def test_drop_path_keeps_the_mean_and_is_off_in_evaluation():
     assert torch.equal(drop.eval()(out), out)
     with pytest.raises(ValueError, match=r"expected a number in \[0, 1\), got 1"):
         DropPath(1)
-
-
-def test_drop_path_rates_grow_linearly():
     assert drop_path_rates(0.3, 4) == pytest.approx([0, 0.1, 0.2, 0.3])
     assert drop_path_rates(0.3, 1) == [0]
 
 
 def test_patch_embed_pads_instead_of_cutting():
-    embed = PatchEmbed(4, 3, 5)
-    image = torch.randn(1, 3, 6, 8)
-    padded = torch.zeros(1, 3, 8, 8)
-    padded[:, :, :6] = image
+    embed, image = PatchEmbed(4, 3, 5), torch.randn(1, 3, 6, 8)
     assert embed(image).shape == (1, 2, 2, 5)
-    assert torch.equal(embed(image), embed(padded))
+    assert torch.equal(embed(image), embed(F.pad(image, (0, 0, 0, 2))))
 
 
-def test_pos_embed_modes():
+def test_feed_forward_layers_by_their_formulas():
     torch.manual_seed(0)
-    table = torch.randn(1, 49, 6)
-    grid = table.reshape(1, 7, 7, 6)
-    assert torch.equal(resize_pos_embed(table, (7, 7)), grid)
-    assert torch.equal(resize_pos_embed(table, (3, 5), "crop"), grid[:, :3, :5])
-    timm = resample_abs_pos_embed(table, [4, 9], [7, 7], num_prefix_tokens=0)
-    ours = resize_pos_embed(table, (4, 9), "bicubic_antialias")
-    torch.testing.assert_close(ours, timm.reshape(1, 4, 9, 6), rtol=0, atol=1e-6)
-    assert (resize_pos_embed(table, (4, 9)) - ours).abs().max() > 0.1
-    with pytest.raises(InputError, match="a map of at most 7x7 tokens, got 8x3"):
-        resize_pos_embed(table, (8, 3), "crop")
-    with pytest.raises(InputError, match="a square grid, without a class row, got 50 rows"):
-        resize_pos_embed(torch.zeros(1, 50, 6), (7, 7))
+    x = torch.randn(2, 3, 6, dtype=torch.float64)
+    for norm in (True, False):
+        layer = SwiGLU(6, 10, norm_eps=1e-3, inner_norm=norm).double()
+        gate = layer.w1(x)
+        hidden = gate / (1 + torch.exp(-gate)) * layer.w2(x)
+        hidden = F.layer_norm(hidden, (10,), eps=1e-3) if norm else hidden
+        torch.testing.assert_close(layer(x), layer.w3(hidden), rtol=0, atol=1e-12)
+    mlp = Mlp(6, 10, "quick_gelu").double()
+    hidden = mlp.fc1(x)
+    torch.testing.assert_close(mlp(x), mlp.fc2(hidden / (1 + (-1.702 * hidden).exp())))
+
+
+# --- propagation -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("kind", "norm", "shapes"),
+    [
+        ("naive", "LN", [(8, 8, 3)]),
+        ("basic", "LN", [(8, 8, 3), (8, 8, 3)]),
+        ("bottleneck", "LN", [(4, 8, 1), (4, 4, 3), (8, 4, 1)]),
+        ("basic", "BN", [(8, 8, 3), (8, 8, 3)]),
+        ("bottleneck", "BN", [(2, 8, 1), (2, 2, 3), (8, 2, 1)]),
+    ],
+)
+def test_propagation_starts_as_the_identity(kind: Any, norm: Any, shapes: list[Any]) -> None:
+    block, x = ConvPropagation(8, kind, norm), torch.randn(2, 4, 5, 8)
+    found = [conv.weight.shape for conv in block.modules() if isinstance(conv, nn.Conv2d)]
+    assert [(out, into, side) for out, into, side, _ in found] == shapes
+    # The published block with BatchNorm ends with a ReLU, so it is no identity.
+    assert torch.equal(block(x), x.relu() if norm == "BN" else x)
+    nn.init.ones_(block.get_parameter(f"norm{len(shapes)}.weight"))
+    assert not torch.allclose(block(x), x.relu() if norm == "BN" else x)
+
+
+def test_the_basic_block_by_hand() -> None:
+    block, x = ConvPropagation(8, "basic"), torch.randn(2, 4, 5, 8)
+    for parameter in block.parameters():
+        nn.init.normal_(parameter, std=0.3)
+    y = F.conv2d(x.permute(0, 3, 1, 2), block.conv1.weight, padding=1).permute(0, 2, 3, 1)
+    y = F.gelu(F.layer_norm(y, (8,), block.norm1.weight, block.norm1.bias, 1e-6))
+    y = F.conv2d(y.permute(0, 3, 1, 2), block.conv2.weight, padding=1).permute(0, 2, 3, 1)
+    y = F.layer_norm(y, (8,), block.norm2.weight, block.norm2.bias, 1e-6)
+    torch.testing.assert_close(block(x), x + y, rtol=0, atol=1e-5)
+    with pytest.raises(InputError, match="propagation_norm: expected one of LN, BN, got 'GN'"):
+        ConvPropagation(8, "basic", "GN")  # pyright: ignore[reportArgumentType]
+
+
+# --- linear layers: the numbers of `F.linear`, by the route that each case should take ----------
+
+
+class Seen(TorchDispatchMode):
+    """Collects the names of the operators that run."""
+
+    names: set[str]
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.names.add(str(func).split(".")[1])
+        return func(*args, **(kwargs or {}))
+
+
+def is_convolution(layer: Linear, x: torch.Tensor) -> bool:
+    with Seen() as seen:
+        seen.names = set()
+        assert layer(x).shape == (*x.shape[:-1], layer.out_features)
+    return "convolution" in seen.names
+
+
+@pytest.fixture
+def small_products_count_as_large(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("vitdet.layers.linear._WORK", 512 * 12 * 8)
+
+
+@pytest.mark.usefixtures("small_products_count_as_large")
+@pytest.mark.parametrize("shape", [(2, 16, 24, 12), (700, 12), (3, 5, 12)])
+@pytest.mark.parametrize("bias", [True, False])
+def test_values_and_gradients_are_those_of_torch(shape: tuple[int, ...], bias: bool) -> None:
+    torch.manual_seed(0)
+    x, layer = torch.randn(shape, requires_grad=True), Linear(12, 20, bias=bias)
+    got, expected = layer(x), F.linear(x, layer.weight, layer.bias)
+    torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-5)
+    inputs, outside = [x, *layer.parameters()], torch.randn_like(got)
+    pairs = (torch.autograd.grad(y, inputs, outside) for y in (got, expected))
+    for ours, theirs in zip(*pairs, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.usefixtures("small_products_count_as_large")
+def test_many_float32_tokens_are_a_convolution_and_nothing_else(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    layer, x = Linear(12, 8), torch.randn(600, 12)
+    assert is_convolution(layer, torch.randn(8, 8, 8, 12))
+    turned = torch.randn(12, 40, 20).permute(1, 2, 0)
+    torch.testing.assert_close(layer(turned), F.linear(turned, layer.weight, layer.bias))
+    assert not is_convolution(layer, x[:511])
+    assert not is_convolution(layer, x[:0])
+    for dtype in (torch.float64, torch.bfloat16):
+        assert not is_convolution(Linear(12, 8).to(dtype), x.to(dtype))
+    with torch.autocast("cpu", torch.bfloat16):
+        assert layer(x).dtype == torch.bfloat16
+        assert not is_convolution(layer, x)
+    called = {str(node.target) for node in torch.export.export(layer, (x,)).graph.nodes}
+    assert "aten.linear.default" in called
+    assert not any("conv" in name for name in called)
+    monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
+    assert not is_convolution(layer, x)

@@ -10,91 +10,40 @@ import argparse
 import importlib
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
 
 from vitdet.utils.checks import exit_status
 
-
-@dataclass(frozen=True)
-class Command:
-    """A sub-command.
-
-    Attributes:
-        name: the word on the command line.
-        what: one line for people.
-        home: the module of `vitdet.app` with `add_arguments(parser)` and `run(args)`, which returns
-            the exit status. It is imported when the command is called.
-        status: what exit status 1 means, "" when there is none.
-    """
-
-    name: str
-    what: str
-    home: str
-    status: str = ""
-
-    def module(self) -> Any:
-        """Import its module."""
-        return importlib.import_module(f"vitdet.app.{self.home}")
-
-
-COMMANDS = (
-    Command(
-        name="train",
-        what="train a detector on your own images",
-        home="train",
+# Command -> one line for people, and what exit status 1 means, "" when there is none. The module of
+# the same name in `vitdet.app` has `add_arguments(parser)` and `run(args)`, which returns the exit
+# status; it is imported when the command is called.
+COMMANDS = {
+    "train": ("train a detector on your own images", ""),
+    "data": ("check a data set: faults with pictures, and a repaired copy", "there are faults"),
+    "predict": (
+        "find objects in images, folders and videos, and draw them",
+        "some of the images could not be read",
     ),
-    Command(
-        name="data",
-        what="check a data set: faults with pictures, and a repaired copy",
-        home="data_check",
-        status="there are faults",
+    "val": ("evaluate a checkpoint: AP on its recipe's test set or on other data", ""),
+    "strip": (
+        "write a checkpoint's weights, class names and recipe alone, to predict with",
+        "",
     ),
-    Command(
-        name="predict",
-        what="find objects in images, folders and videos, and draw them",
-        home="predict",
-        status="some of the images could not be read",
+    "convert": (
+        "convert weights for a recipe, to other classes, or to another project's names",
+        "some keys of the file are unaccounted for, and nothing is written",
     ),
-    Command(
-        name="val",
-        what="evaluate a checkpoint: AP on its recipe's test set or on other data",
-        home="val",
+    "inspect": (
+        "say what a weights file holds, and which recipes it fits",
+        "the file can be read, and its format is none that is known",
     ),
-    Command(
-        name="strip",
-        what="write a checkpoint's weights, class names and recipe alone, to predict with",
-        home="strip",
+    "export": (
+        "write a detector as ONNX, compared with PyTorch",
+        "the file does not find what the model finds, and is not written",
     ),
-    Command(
-        name="convert",
-        what="convert weights for a recipe, to other classes, or to another project's names",
-        home="convert",
-        status="some keys of the file are unaccounted for, and nothing is written",
-    ),
-    Command(
-        name="inspect",
-        what="say what a weights file holds, and which recipes it fits",
-        home="inspect",
-        status="the file can be read, and its format is none that is known",
-    ),
-    Command(
-        name="export",
-        what="write a detector as ONNX, compared with PyTorch",
-        home="export",
-        status="the file does not find what the model finds, and is not written",
-    ),
-    Command(
-        name="report",
-        what="write a page about a run: AP, curves, errors and the worst images",
-        home="report",
-    ),
-    Command(
-        name="serve",
-        what="serve a page to which one gives an image, and sees what is found",
-        home="serve",
-    ),
-)
+    "report": ("write a page about a run: AP, curves, errors and the worst images", ""),
+    "serve": ("serve a page to which one gives an image, and sees what is found", ""),
+}
+_MODULES = {"data": "data_check"}
 
 
 def parse(words: Sequence[str]) -> argparse.Namespace:
@@ -108,16 +57,15 @@ def parse(words: Sequence[str]) -> argparse.Namespace:
         epilog="Exit status: 0 done, 1 done and the answer is no, 2 an input is wrong.",
     )
     parts = whole.add_subparsers(dest="command", metavar="COMMAND", required=True)
-    for command in COMMANDS:
-        status = f"; 1 {command.status}" if command.status else ""
+    for name, (what, no) in COMMANDS.items():
         part = parts.add_parser(
-            command.name,
-            help=command.what,
-            description=f"{command.what[0].upper()}{command.what[1:]}.",
-            epilog=f"Exit status: 0 done{status}; 2 an input is wrong.",
+            name,
+            help=what,
+            description=f"{what[0].upper()}{what[1:]}.",
+            epilog=f"Exit status: 0 done{f'; 1 {no}' if no else ''}; 2 an input is wrong.",
         )
-        if words and words[0] == command.name:
-            module = command.module()
+        if words and words[0] == name:
+            module = importlib.import_module(f"vitdet.app.{_MODULES.get(name, name)}")
             module.add_arguments(part)
             part.set_defaults(run=module.run)
             return part.parse_intermixed_args(words[1:])

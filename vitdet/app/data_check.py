@@ -9,7 +9,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any, get_args
 
-from vitdet.app.data_page import page
+from vitdet.app.data_page import class_counts, page
 from vitdet.data.checking import Checked, check_data
 from vitdet.data.findings import KINDS
 from vitdet.data.formats import FORMATS, find_data
@@ -20,30 +20,26 @@ from vitdet.utils.files import write_text
 
 _EXAMPLES = 3  # a kind, in the text; the page has pictures of more
 _IN_JSON = 20
-_LEFT_OUT = "left out with its objects"  # what becomes of an image that cannot be read
 _STEP = 200  # images between two lines of progress
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's options."""
-    parser.add_argument("action", choices=["check"], help="the only one so far")
-    parser.add_argument("data", type=Path, help="folder of the data, or an annotation file")
-    parser.add_argument("--format", choices=list(FORMATS), help="of the data; left out: found out")
-    parser.add_argument(
-        "--images", type=Path, metavar="DIR", help="images, where they are not with the labels"
-    )
-    parser.add_argument("--out", type=Path, metavar="HTML", help="write a page with pictures")
-    parser.add_argument(
-        "--fix", type=Path, metavar="DIR", help="write a repaired copy into this new folder"
-    )
-    parser.add_argument(
+    add = parser.add_argument
+    add("action", choices=["check"], help="the only one so far")
+    add("data", type=Path, help="folder of the data, or an annotation file")
+    add("--format", choices=list(FORMATS), help="of the data; left out: found out")
+    add("--images", type=Path, metavar="DIR", help="images, where they are not with the labels")
+    add("--out", type=Path, metavar="HTML", help="write a page with pictures")
+    add("--fix", type=Path, metavar="DIR", help="write a repaired copy into this new folder")
+    add(
         "--boxes",
         choices=get_args(Boxes),
         default="ask",
         help="how boxes are written: x y width height, corners x1 y1 x2 y2, or fractions of the "
         "sides; left out: x y width height, unless they look otherwise",
     )
-    parser.add_argument("--json", action="store_true", help="print JSON, for machines")
+    add("--json", action="store_true", help="print JSON, for machines")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -61,28 +57,28 @@ def run(args: argparse.Namespace) -> int:
     checked = check_data(data, None if args.json else _progress, boxes=args.boxes)
     if args.out:
         write_text(args.out, page(checked))
-    print(json.dumps(as_json(checked), indent=1) if args.json else _text(checked), flush=True)
+    print(json.dumps(_as_json(checked), indent=1) if args.json else _text(checked), flush=True)
+    beside = sys.stderr if args.json else sys.stdout
     if args.out:
-        _say(args, f"page         {args.out}")
+        print(f"page         {args.out}", file=beside)
     if not args.fix:
         return 1 if checked.faults else 0
     lost = write_repaired(checked, args.fix)
-    images = Counter(each.kind for _, each in checked.findings if each.done.startswith(_LEFT_OUT))
+    lines = [f"repaired     all changes are listed in {args.fix / 'repairs.json'}"]
+    images = Counter(
+        each.kind for _, each in checked.findings if each.done == "left out with its objects"
+    )
     masks = {kind: lost.pop(kind) for kind in ("wrong mask", "empty mask") if kind in lost}
-    again = check_data(find_data(args.fix))
-    _say(args, f"repaired     all changes are listed in {args.fix / 'repairs.json'}")
-    for what, kinds in (
-        ("images", images),
-        ("objects", lost),
-        ("masks, whose boxes stay", masks),
-    ):
+    losses = (("images", images), ("objects", lost), ("masks, whose boxes stay", masks))
+    for what, kinds in losses:
         if kinds:
             reasons = ", ".join(f"{count} x {kind}" for kind, count in kinds.items())
-            _say(args, f"lost         {sum(kinds.values())} {what} ({reasons})")
-    for kind, found in again.by_kind().items():
-        if KINDS[kind].severity == "fault":
-            _say(args, f"still        {len(found)} x {kind}")
-    return 1 if again.faults or images or lost or masks else 0
+            lines.append(f"lost         {sum(kinds.values())} {what} ({reasons})")
+    again = check_data(find_data(args.fix))
+    left = Counter(each.kind for _, each in again.faults)
+    lines += [f"still        {count} x {kind}" for kind, count in left.items()]
+    print(*lines, sep="\n", file=beside, flush=True)
+    return 1 if again.faults or any(kinds for _, kinds in losses) else 0
 
 
 def _check_page(path: Path, folders: list[Path]) -> None:
@@ -94,8 +90,7 @@ def _check_page(path: Path, folders: list[Path]) -> None:
         raise InputError(f"--out {path}: expected a new file apart from the data, got {got}.")
 
 
-def as_json(checked: Checked) -> dict[str, Any]:
-    """Return what was found, as plain values."""
+def _as_json(checked: Checked) -> dict[str, Any]:
     return {
         "folder": str(checked.data.folder),
         "format": checked.data.format,
@@ -118,15 +113,6 @@ def as_json(checked: Checked) -> dict[str, Any]:
     }
 
 
-def class_counts(checked: Checked, split: str) -> dict[str, int]:
-    """Return {class: objects} of a part, crowd regions left out."""
-    content = checked.cleaned[split].content
-    counts = Counter(
-        each["category_id"] for each in content["annotations"] if not each.get("iscrowd")
-    )
-    return {each["name"]: counts[each["id"]] for each in content["categories"]}
-
-
 def _text(checked: Checked) -> str:
     parts = [
         f"{split} {len(part.content['images'])} images, {len(part.content['annotations'])} objects"
@@ -145,11 +131,6 @@ def _text(checked: Checked) -> str:
     images = {(split, each.image_id) for split, each in faults}
     result = f"{len(faults)} faults in {len(images)} images" if faults else "no faults"
     return "\n".join([*lines, f"result       {result}"])
-
-
-def _say(args: argparse.Namespace, text: str) -> None:
-    """Print a line; beside JSON on the error stream."""
-    print(text, file=sys.stderr if args.json else sys.stdout, flush=True)
 
 
 def _progress(seen: int, total: int) -> None:

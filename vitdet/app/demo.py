@@ -16,33 +16,29 @@ from vitdet.drawing import contact_sheet, draw_instances, save_image
 from vitdet.engine.launch import launch
 from vitdet.engine.run import train
 from vitdet.predict.predictor import Predictor
-from vitdet.utils.checks import InputError
+from vitdet.utils.checks import exit_status
 
 RECIPE = Path("configs/mini/mask_rcnn_eva02_shapes.py")
 NUM_PICTURES = 8
-THRESHOLD = 0.5
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the demo and return its exit status."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--config-file", default=str(RECIPE), help=f"default {RECIPE}")
-    parser.add_argument(
-        "--num-processes", type=int, default=max(1, min(2, os.cpu_count() or 1)), metavar="N"
-    )
-    parser.add_argument(
-        "overrides", nargs="*", default=[], metavar="key=value", help="train.num_images=500"
-    )
-    args = parser.parse_intermixed_args(arguments)
+    # One process a core: on a CPU that is faster than one process with several threads.
+    processes = max(1, min(2, os.cpu_count() or 1))
+    parser.add_argument("--num-processes", type=int, default=processes, metavar="N")
+    text = "train.num_images=500"
+    parser.add_argument("overrides", nargs="*", default=[], metavar="key=value", help=text)
+    return exit_status(lambda: _run(parser.parse_intermixed_args(arguments)))
+
+
+def _run(args: argparse.Namespace) -> int:
     started = time.perf_counter()
-    try:
-        cfg = load_config(args.config_file, args.overrides)
-        # One process a core: on a CPU that is faster than one process with several threads.
-        launch(_train, args.num_processes, args=(args.config_file, args.overrides))
-        picture = draw(cfg)
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    cfg = load_config(args.config_file, args.overrides)
+    launch(_train, args.num_processes, args=(args.config_file, args.overrides))
+    picture = draw(cfg)
     results = json.loads((Path(cfg.train.output_dir) / "results.json").read_text())["results"]
     box, mask = results["bbox"]["AP"], results["segm"]["AP"]
     print(f"box AP {box:.1f}, mask AP {mask:.1f} after {time.perf_counter() - started:.0f} s")
@@ -60,14 +56,13 @@ def draw(cfg: DictConfig) -> Path:
     folder = Path(cfg.train.output_dir)
     records = instantiate(cfg.dataloader.test.dataset).records[:NUM_PICTURES]
     weights = folder / "model_final.pth"
-    predictor = Predictor.from_checkpoint(weights, precision="fp32", threshold=THRESHOLD)
-    pairs = []
+    predictor = Predictor.from_checkpoint(weights, precision="fp32", threshold=0.5)
+    pictures = []
     for record in records:
         found = predictor(record["file_name"])
         truth = draw_instances(found.image, record["annotations"], predictor.class_names)
-        pairs.append((truth, found.plot()))
-    half = NUM_PICTURES // 2
-    rows = [[*left, *right] for left, right in zip(pairs[:half], pairs[half:], strict=True)]
+        pictures += [truth, found.plot()]
+    rows = [pictures[first : first + 4] for first in range(0, len(pictures), 4)]
     path = folder / "predictions.png"
     save_image(contact_sheet(rows, titles=["truth", "prediction"] * 2), path)
     return path

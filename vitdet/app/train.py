@@ -27,64 +27,39 @@ from vitdet.data.prepare import Prepared, prepare_data
 from vitdet.engine.dry_run import DoesNotFitError
 from vitdet.engine.launch import launch
 from vitdet.engine.run import alone_in, train
-from vitdet.utils.checks import InputError, fail
+from vitdet.utils.checks import InputError
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs" / "own"
-SIZES = {
-    "tiny": "eva02_tiny",
-    "small": "vitdet_s",
-    "base": "vitdet_b",
-    "large": "vitdet_l",
-}
+SIZES = {"tiny": "eva02_tiny", "small": "vitdet_s", "base": "vitdet_b", "large": "vitdet_l"}
 _EPOCHS = 50
+_BATCH = "dataloader.train.total_batch_size"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's options."""
-    parser.add_argument(
-        "--data",
-        type=Path,
-        required=True,
-        metavar="FOLDER",
-        help="your data (COCO json, Roboflow, YOLO, Pascal VOC), or its json or yaml",
-    )
-    parser.add_argument("--format", choices=list(FORMATS), help="of the data; left out: found out")
-    parser.add_argument(
-        "--images", type=Path, metavar="DIR", help="images, where they are not with the labels"
-    )
-    parser.add_argument(
-        "--size",
-        choices=list(SIZES),
-        default="tiny" if not torch.cuda.is_available() else "base",
-        help="of the model: tiny on a CPU, else base (default %(default)s)",
-    )
-    parser.add_argument(
-        "--weights", type=Path, metavar="FILE", help="to start from, of any known format"
-    )
-    parser.add_argument(
-        "--epochs", type=float, metavar="N", help=f"rounds of the data (default {_EPOCHS})"
-    )
-    parser.add_argument("--batch", type=int, metavar="N", help="images a step; left out: what fits")
-    parser.add_argument(
-        "--allow-empty", action="store_true", help="train with a validation part without objects"
-    )
-    parser.add_argument(
-        "--val-fraction", type=float, default=0.1, metavar="F", help="put aside (default 0.1)"
-    )
-    parser.add_argument("--seed", type=int, default=0, help="of split and training (default 0)")
-    parser.add_argument(
-        "--out", type=Path, default=Path("output/own"), metavar="DIR", help="default output/own"
-    )
-    parser.add_argument("--num-gpus", type=int, default=1, metavar="N", help="default 1")
-    parser.add_argument("--resume", action="store_true", help="continue the run in --out")
-    parser.add_argument(
-        "--dry-run",
-        action="store_true",
-        help="build all, take two real steps, print memory, time and length, keep nothing",
-    )
-    parser.add_argument(
-        "overrides", nargs="*", default=[], metavar="key=value", help="changes to the recipe"
-    )
+    add = parser.add_argument
+    data = "your data (COCO json, Roboflow, YOLO, Pascal VOC), or its json or yaml"
+    add("--data", type=Path, required=True, metavar="FOLDER", help=data)
+    add("--format", choices=list(FORMATS), help="of the data; left out: found out")
+    add("--images", type=Path, metavar="DIR", help="images, where they are not with the labels")
+    size = "base" if torch.cuda.is_available() else "tiny"
+    what = "of the model: tiny on a CPU, else base (default %(default)s)"
+    add("--size", choices=list(SIZES), default=size, help=what)
+    add("--weights", type=Path, metavar="FILE", help="to start from, of any known format")
+    add("--epochs", type=float, metavar="N", help=f"rounds of the data (default {_EPOCHS})")
+    add("--batch", type=int, metavar="N", help="images a step; left out: what fits")
+    empty = "train with a validation part without objects"
+    add("--allow-empty", action="store_true", help=empty)
+    aside = "put aside (default %(default)s)"
+    add("--val-fraction", type=float, default=0.1, metavar="F", help=aside)
+    add("--seed", type=int, default=0, help="of split and training (default 0)")
+    out = Path("output/own")
+    add("--out", type=Path, default=out, metavar="DIR", help="default %(default)s")
+    add("--num-gpus", type=int, default=1, metavar="N", help="default 1")
+    add("--resume", action="store_true", help="continue the run in --out")
+    steps = "build all, take two real steps, print memory, time and length, keep nothing"
+    add("--dry-run", action="store_true", help=steps)
+    add("overrides", nargs="*", default=[], metavar="key=value", help="changes to the recipe")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -120,59 +95,54 @@ def _run(args: argparse.Namespace, place: Path) -> None:
     recipe = recipe_of(args.size, masks=data.masks)
     overrides = [*_choices(args, recipe, data), *args.overrides]
     if args.weights and not args.resume:
-        overrides.insert(0, _setting("train.init_checkpoint", _start(args, place, recipe, data)))
-    overrides = fitting(args, recipe, overrides)
+        start = _start(args, place, recipe, data)
+        overrides.insert(0, _setting("train.init_checkpoint", start))
+    overrides = _fitting(args, recipe, overrides)
     _tell(args, place, recipe, overrides, data)
     launch(_train, args.num_gpus, args=(str(recipe), overrides, args.resume, args.dry_run))
 
 
 def recipe_of(size: str, *, masks: bool) -> Path:
-    """Return the recipe of a size, with or without masks.
-
-    Raises:
-        InputError: the recipes are not there.
-    """
+    """Return the recipe of a size, with or without masks; an InputError where it is not there."""
     path = CONFIGS / f"{'mask' if masks else 'faster'}_rcnn_{SIZES[size]}.py"
     if not path.is_file():
-        fail(
-            "recipes of vitdet train",
-            expected=f"the file {path}",
-            got="nothing at this path",
-            remedy="They are part of the project's checkout: install vitdet from it by "
-            "`pip install --editable .` (or `python .ci/bootstrap.py --here`).",
+        raise InputError(
+            f"recipes of vitdet train: expected the file {path}, got nothing at this path. They "
+            "are part of the project's checkout: install vitdet from it by `pip install "
+            "--editable .` (or `python .ci/bootstrap.py --here`)."
         )
     return path
 
 
 def _check(args: argparse.Namespace) -> None:
     if "LOCAL_RANK" in os.environ:
-        remedy = (
-            "Start it on one machine: it prints the train_net.py command that torchrun can run."
+        raise InputError(
+            "vitdet train: expected to start the processes itself, got torchrun. Start it on one "
+            "machine: it prints the train_net.py command that torchrun can run."
         )
-        fail("vitdet train", expected="to start the processes", got="torchrun", remedy=remedy)
-    for name in ("epochs", "batch"):
+    for name in ("epochs", "batch", "num_gpus"):
         value = getattr(args, name)
         if value is not None and value <= 0:
-            fail(f"--{name}", expected="more than 0", got=value, remedy="Leave it out to choose.")
+            raise InputError(f"--{name.replace('_', '-')}: expected more than 0, got {value}.")
     again = not args.resume and not args.dry_run  # refused before data are written
     if again and (args.out / "last_checkpoint").exists():
         raise InputError(
             f"--out {args.out}: expected a folder without a run, got one that holds checkpoints. "
             "Add --resume to continue that run, or choose another --out."
         )
-    if args.num_gpus < 1:
-        fail("--num-gpus", expected="1 or more", got=args.num_gpus, remedy="1 is also for a CPU.")
 
 
 def _choices(args: argparse.Namespace, recipe: Path, data: Prepared) -> list[str]:
     """Return the changes to the recipe that data and options ask for."""
-    cfg = load_config(recipe, args.overrides)
-    usual, lr = cfg.dataloader.train.total_batch_size, cfg.optimizer.lr
-    given = {override.partition("=")[0] for override in args.overrides}
-    batch = args.batch or usual_batch(usual, args.num_gpus, data.num_images)
+    cfg, given = load_config(recipe, args.overrides), _keys(args)
+    usual = cfg.dataloader.train.total_batch_size
+    batch = args.batch or usual
+    while not args.batch and batch > max(data.num_images, args.num_gpus):
+        if batch % (2 * args.num_gpus):
+            break
+        batch //= 2
     if batch % args.num_gpus:
-        expected = f"a multiple of the {args.num_gpus} processes"
-        fail("--batch", expected=expected, got=batch, remedy="Change one of the two.")
+        raise InputError(f"--batch: expected a multiple of {args.num_gpus} processes, got {batch}.")
     found = {
         "dataloader.train.dataset.json": data.train[0],
         "dataloader.train.dataset.images": data.train[1],
@@ -184,78 +154,61 @@ def _choices(args: argparse.Namespace, recipe: Path, data: Prepared) -> list[str
     }
     if "train.num_images" in given:
         if args.epochs is not None:
-            got = f"--epochs {args.epochs:g} and train.num_images"
-            fail("length", expected="one of two words", got=got, remedy="Leave one of them out.")
+            raise InputError(
+                f"length of the training: expected one word, got --epochs {args.epochs:g} and "
+                "train.num_images. Leave one of them out."
+            )
         found.pop("train.epochs")
     if batch != usual:
-        found |= _batch(batch, lr * batch / usual)
+        found |= _of_batch(batch, cfg.optimizer.lr * batch / usual)
     return [_setting(key, value) for key, value in found.items() if key not in given]
 
 
-def _batch(batch: int, lr: float) -> dict[str, Any]:
-    return {
-        "dataloader.train.total_batch_size": batch,
-        "train.reference_batch": batch,
-        "optimizer.lr": float(f"{lr:.4g}"),
-    }
+def _keys(args: argparse.Namespace) -> set[str]:
+    return {override.partition("=")[0] for override in args.overrides}
 
 
-def usual_batch(usual: int, num_gpus: int, num_images: int) -> int:
-    """Return images a step: the recipe's, halved while there are fewer images."""
-    batch = usual
-    while batch > max(num_images, num_gpus) and batch % 2 == 0 and (batch // 2) % num_gpus == 0:
-        batch //= 2
-    return batch
+def _of_batch(batch: int, lr: float) -> dict[str, Any]:
+    return {_BATCH: batch, "train.reference_batch": batch, "optimizer.lr": float(f"{lr:.4g}")}
 
 
-def fitting(args: argparse.Namespace, recipe: Path, overrides: list[str]) -> list[str]:
+def _fitting(args: argparse.Namespace, recipe: Path, overrides: list[str]) -> list[str]:
     """Return the overrides with a batch that fits on a GPU, found by real steps of one process.
 
     Raises:
         DoesNotFitError: not even one image fits.
     """
-    cfg = load_config(recipe, overrides)
-    given = {override.partition("=")[0] for override in args.overrides}
-    key, device = "dataloader.train.total_batch_size", cfg.train.device
-    if args.batch or key in given or device == "cpu" or not torch.cuda.is_available():
+    cfg, given = load_config(recipe, overrides), _keys(args)
+    on_gpu = cfg.train.device != "cpu" and torch.cuda.is_available()
+    if args.batch or _BATCH in given or not on_gpu:
         return overrides
     first = share = cfg.dataloader.train.total_batch_size // args.num_gpus
     chosen: list[str] = []
     while True:
         try:
-            words = [*overrides, *chosen, f"{key}={share}"]
+            words = [*overrides, *chosen, f"{_BATCH}={share}"]
             _train(str(recipe), words, args.resume, dry_run=True)
+            return [*overrides, *chosen]
         except DoesNotFitError as error:
             if share == 1:
                 raise
             print(f"batch        {error}", flush=True)
-        else:
-            return [*overrides, *chosen]
-        gc.collect()  # what the step has left
-        torch.cuda.empty_cache()
+        finally:
+            gc.collect()  # what the step has left
+            torch.cuda.empty_cache()
         share //= 2
-        found = _batch(share * args.num_gpus, cfg.optimizer.lr * share / first)
+        found = _of_batch(share * args.num_gpus, cfg.optimizer.lr * share / first)
         chosen = [_setting(key, value) for key, value in found.items() if key not in given]
 
 
 def _setting(key: str, value: Any) -> str:
-    """Return key=value; text that YAML would read as something else is put in quotes.
-
-    Not what it reads as a number: a recipe's text stays text then.
-    """
-    text = str(value)
-    if not isinstance(value, str):
-        return f"{key}={text}"
+    """Return key=value; text that YAML would not read as text, or as a number, is put in quotes."""
     try:
-        read = yaml.safe_load(text)
+        read = yaml.safe_load(value) if isinstance(value, str) else value
+        plain = read == value or isinstance(read, bool | int | float)
     except yaml.YAMLError:
-        read = None
-    as_it_is = read == value or isinstance(read, bool | int | float)
-    return f"{key}={text if as_it_is else _in_quotes(text)}"
-
-
-def _in_quotes(text: str) -> str:
-    return "'" + text.replace("'", "''") + "'"
+        plain = False
+    return f"{key}={value}" if plain else f"{key}='" + value.replace("'", "''") + "'"
 
 
 def _start(args: argparse.Namespace, place: Path, recipe: Path, data: Prepared) -> str:
@@ -278,12 +231,11 @@ def _start(args: argparse.Namespace, place: Path, recipe: Path, data: Prepared) 
         convert.convert_file(convert.parse(words))
     except InputError as error:
         why = str(error).removeprefix(f"{args.weights}: ")
-        text = (
-            f"--weights {args.weights}: it does not fit {recipe.name} (--size {args.size}): {why}"
-        )
         if "--" in why:
-            text += " These options are those of `vitdet convert`, whose output --weights takes."
-        raise InputError(text) from error
+            why += " These options are those of `vitdet convert`, whose output --weights takes."
+        raise InputError(
+            f"--weights {args.weights}: it does not fit {recipe.name} (--size {args.size}): {why}"
+        ) from error
     return str(output)
 
 

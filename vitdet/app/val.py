@@ -14,12 +14,11 @@ from torch import nn
 
 from vitdet.app.options import add_predictor_arguments, load_predictor, make_folder
 from vitdet.data.prepare import prepare_part
-from vitdet.engine.inference import TestSet
-from vitdet.engine.logs import logging_to
-from vitdet.engine.record import write_results
+from vitdet.engine.evaluate import TestSet, write_results
+from vitdet.engine.log import logging_to
 from vitdet.predict.loading import building, check_test_data
 from vitdet.predict.predictor import Predictor
-from vitdet.settings import optional
+from vitdet.settings import Train
 from vitdet.utils.precision import PRECISIONS
 
 
@@ -58,7 +57,7 @@ def run(args: argparse.Namespace) -> int:
     """
     predictor = load_predictor(args, overrides=args.overrides, threshold=0.0)
     cfg: Any = predictor.cfg
-    predictor.precision = args.precision or optional(cfg.train, "eval_precision")
+    predictor.precision = args.precision or cfg.train.get("eval_precision", Train.eval_precision)
     make_folder(args.out)
     if args.data is not None:
         cfg.dataloader.test.dataset = _dataset(args, predictor.class_names or ())
@@ -73,7 +72,7 @@ def run(args: argparse.Namespace) -> int:
         prefix = "ema/" if args.use == "ema" else ""
         with building(predictor.source):
             results = test.evaluate(detector, predictor.precision, prefix)
-    write_results(args.out, test.name, str(args.weights), results)
+    write_results(args.out, test, str(args.weights), results)
     print(f"results in {args.out / 'results.json'}")
     return 0
 

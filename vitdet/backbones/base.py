@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
+import torch
 from detectron2.modeling import Backbone
 from torch import nn
 
-from vitdet.utils.checks import InputError, nearest
+from vitdet.utils.checks import InputError
 
 
 class LayeredBackbone(Backbone):
@@ -34,6 +35,19 @@ class LayeredBackbone(Backbone):
         FSDP2 shards each on its own.
         """
 
+    # detectron2 declares forward() without arguments.
+    @abstractmethod
+    def forward(  # pyright: ignore[reportIncompatibleMethodOverride]
+        self, x: torch.Tensor
+    ) -> dict[str, torch.Tensor]:
+        """Map images x (B, 3, h, w) to {output: (B, C, H, W)}."""
+
+    def set_outputs(self, outputs: Mapping[str, tuple[int, int]]) -> None:
+        """Tell detectron2's `output_shape` {output: (channels, stride)}."""
+        self._out_features = list(outputs)
+        self._out_feature_channels = {name: channels for name, (channels, _) in outputs.items()}
+        self._out_feature_strides = {name: stride for name, (_, stride) in outputs.items()}
+
 
 def init_linear(model: nn.Module) -> None:
     """Initialise linear layers as published: weights from a truncated normal, 0.02, biases zero."""
@@ -44,21 +58,10 @@ def init_linear(model: nn.Module) -> None:
                 nn.init.zeros_(module.bias)
 
 
-def check_block_indexes(what: str, indexes: Collection[int], depth: int) -> None:
-    """Raise an InputError unless all `indexes` (the argument `what`) are numbers of blocks."""
-    wrong = [i for i in indexes if not 0 <= i < depth]
-    if wrong:
+def check_indexes(what: str, indexes: Collection[int], allowed: range) -> None:
+    """Raise an InputError unless all `indexes` (the argument `what`) are in a range of numbers."""
+    if wrong := [i for i in indexes if i not in allowed]:
         raise InputError(
-            f"{what}: expected block numbers from 0 to {depth - 1}, got {wrong}. The first is 0."
-        )
-
-
-def check_word(what: str, word: object, known: Collection[object]) -> None:
-    """Raise an InputError unless `word` (the argument `what`) is among `known`."""
-    if word not in known:
-        words = [str(each) for each in known]
-        meant = nearest(str(word), words)
-        raise InputError(
-            f"{what}: expected one of {', '.join(words)}, got {word!r}. "
-            + (f"Did you mean {meant!r}?" if meant else "Take one of these.")
+            f"{what}: expected numbers from {allowed.start} to {allowed.stop - 1}, got {wrong}. "
+            f"The first is {allowed.start}."
         )

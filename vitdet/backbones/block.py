@@ -10,7 +10,6 @@ H * W, C), the P prefix tokens first.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Literal
 
 import torch
@@ -18,17 +17,15 @@ import torch.nn.functional as F
 from torch import nn
 
 from vitdet.layers.attention import attention
-from vitdet.layers.drop_path import DropPath
 from vitdet.layers.linear import Linear
-from vitdet.layers.mlp import LayerScale
-from vitdet.layers.rel_pos import RelPosResize, rel_pos_terms
-from vitdet.layers.rope import RotaryTables, Size, rotate
+from vitdet.layers.parts import DropPath, LayerScale
+from vitdet.layers.positions import RelPosResize, rel_pos_terms
+from vitdet.layers.rope import Rope, RotaryTables, Size, rotate
 from vitdet.layers.windows import resize_map, whole_windows, window_partition, window_reverse
 from vitdet.utils.checks import InputError
 
 QkvBias = bool | Literal["qv"]
 WindowFit = Literal["pad", "interpolate"]
-Rope = Callable[[Size, Size, torch.device], RotaryTables]
 
 
 class Attention(nn.Module):
@@ -40,7 +37,7 @@ class Attention(nn.Module):
         bias: whether q, k and v have one, or "qv": of q and v as parameters of their own, and none
             of k (EVA-01, ViTAE-B's global blocks).
         rel_pos_size: (H, W) of the map that the position tables are made for, None for none.
-        rel_pos_resize: how a table is fitted to another map, see `vitdet.layers.rel_pos`.
+        rel_pos_resize: how a table is fitted to another map, see `vitdet.layers.positions`.
         backend: kernel, see `vitdet.layers.attention`.
     """
 
@@ -48,8 +45,8 @@ class Attention(nn.Module):
         self,
         dim: int,
         num_heads: int,
-        *,
         bias: QkvBias = True,
+        *,
         rel_pos_size: Size | None = None,
         rel_pos_resize: RelPosResize = "interpolate",
         backend: str = "auto",
@@ -112,8 +109,8 @@ class SplitAttention(nn.Module):
         self,
         dim: int,
         num_heads: int,
-        *,
         bias: bool = True,
+        *,
         inner_norm: nn.Module | None = None,
         backend: str = "auto",
     ) -> None:

@@ -16,15 +16,14 @@ import torch.nn.functional as F
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from vitdet.backbones.base import LayeredBackbone, check_block_indexes, init_linear
+from vitdet.backbones.base import LayeredBackbone, check_indexes, init_linear
 from vitdet.backbones.block import Attention, Block
 from vitdet.layers.attention import check_backend
-from vitdet.layers.drop_path import drop_path_rates
 from vitdet.layers.linear import Linear
-from vitdet.layers.mlp import Mlp
 from vitdet.layers.norms import layer_norm
-from vitdet.layers.rel_pos import RelPosResize
-from vitdet.utils.checks import fail
+from vitdet.layers.parts import Mlp, drop_path_rates
+from vitdet.layers.positions import RelPosResize
+from vitdet.utils.checks import InputError, check_word
 from vitdet.utils.precision import no_autocast
 
 ReductionKind = Literal["performer", "performer_less"]
@@ -54,21 +53,16 @@ class PyramidReduction(nn.Module):
     ) -> None:
         super().__init__()
         if kernel_size < stride - 1:
-            remedy = "A smaller kernel leaves pixels out."
-            fail("kernel_sizes", expected=f"{stride - 1} or more", got=kernel_size, remedy=remedy)
+            raise InputError(
+                f"kernel_sizes: expected {stride - 1} or more, got {kernel_size}. A smaller kernel "
+                "leaves pixels out."
+            )
         self.stride = stride
         self.out_channels = embed_dim * len(dilations)
         self.convs = nn.ModuleList()
         for dilation in dilations:
             padding = math.ceil(((kernel_size - 1) * dilation + 1 - stride) / 2)
-            conv = nn.Conv2d(
-                in_chans,
-                embed_dim,
-                kernel_size,
-                stride=stride,
-                padding=padding,
-                dilation=dilation,
-            )
+            conv = nn.Conv2d(in_chans, embed_dim, kernel_size, stride, padding, dilation)
             self.convs.append(nn.Sequential(conv, nn.GELU()))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -163,22 +157,26 @@ class ReductionCell(nn.Module):
     ) -> None:
         super().__init__()
         if ratio not in (2, 4, 8):
-            remedy = "Each of the three convolutions beside can halve the map once."
-            fail("downsample_ratios", expected="2, 4 or 8", got=ratio, remedy=remedy)
+            raise InputError(
+                f"downsample_ratios: expected 2, 4 or 8, got {ratio}. Each of the three "
+                "convolutions beside can halve the map once."
+            )
+        check_word("reduction_kinds", kind, ("performer", "performer_less"))
         self.PRM = PyramidReduction(in_chans, embed_dim, kernel_size, ratio, dilations)
         width = self.PRM.out_channels
-        if kind == "performer_less":
-            if width != token_dim:
-                remedy = "The dilated convolutions are the output: set embed_dims or token_dims."
-                fail("token_dims", expected=f"{width}", got=token_dim, remedy=remedy)
-            self.PCM = None
-            self.attn = None
-        elif kind == "performer":
-            self.PCM = _strided_branch(in_chans, embed_dim, token_dim, ratio, groups)
-            self.attn = TokenPerformer(width, token_dim)
-        else:
-            names = "performer, performer_less"
-            fail("reduction_kinds", expected=f"one of {names}", got=repr(kind), remedy="Take one.")
+        self.PCM = self.attn = None
+        if kind == "performer":
+            branch = [
+                *_conv(in_chans, embed_dim, groups, 2, norm=False),
+                *_conv(embed_dim, embed_dim, groups, 2 if ratio >= 4 else 1),
+                *_conv(embed_dim, token_dim, groups, 2 if ratio >= 8 else 1, norm=False),
+            ]
+            self.PCM, self.attn = nn.Sequential(*branch), TokenPerformer(width, token_dim)
+        elif width != token_dim:
+            raise InputError(
+                f"token_dims: expected {width}, got {token_dim}. The dilated convolutions are the "
+                "output: set embed_dims or token_dims."
+            )
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Map x (B, C, h, w) to tokens (B, H, W, token_dim), H = ceil(h / ratio)."""
@@ -188,42 +186,12 @@ class ReductionCell(nn.Module):
         return self.attn(tokens, self.PCM(x).permute(0, 2, 3, 1))
 
 
-def _strided_branch(
-    in_chans: int, embed_dim: int, token_dim: int, ratio: int, groups: int
-) -> nn.Sequential:
-    """Return three 3x3 convolutions of which the first log2(ratio) have a stride of 2."""
-    strides = [2 if ratio >= 2**i else 1 for i in (1, 2, 3)]
-
-    def conv(channels: int, out: int, stride: int) -> nn.Conv2d:
-        return nn.Conv2d(channels, out, 3, stride=stride, padding=1, groups=groups)
-
-    return nn.Sequential(
-        conv(in_chans, embed_dim, strides[0]),
-        nn.SiLU(),
-        conv(embed_dim, embed_dim, strides[1]),
-        nn.BatchNorm2d(embed_dim),
-        nn.SiLU(),
-        conv(embed_dim, token_dim, strides[2]),
-        nn.SiLU(),
-    )
-
-
-def _normal_branch(dim: int, hidden_dim: int, groups: int) -> nn.Sequential:
-    """Return the branch of a normal cell: three grouped 3x3 convolutions, SiLU after each."""
-
-    def conv(channels: int, out: int) -> nn.Conv2d:
-        return nn.Conv2d(channels, out, 3, padding=1, groups=groups)
-
-    return nn.Sequential(
-        conv(dim, hidden_dim),
-        nn.BatchNorm2d(hidden_dim),
-        nn.SiLU(),
-        conv(hidden_dim, dim),
-        nn.BatchNorm2d(dim),
-        nn.SiLU(),
-        conv(dim, dim),
-        nn.SiLU(),
-    )
+def _conv(
+    channels: int, out: int, groups: int, stride: int = 1, *, norm: bool = True
+) -> list[nn.Module]:
+    """Return a grouped 3x3 convolution, with BatchNorm or without, and SiLU."""
+    conv = nn.Conv2d(channels, out, 3, stride=stride, padding=1, groups=groups)
+    return [conv, *([nn.BatchNorm2d(out)] if norm else []), nn.SiLU()]
 
 
 class Stage(nn.Module):
@@ -298,75 +266,57 @@ class ViTAES(LayeredBackbone):
         out_feature: str = "last_feat",
     ) -> None:
         super().__init__()
-        stages = {
-            "embed_dims": embed_dims,
-            "token_dims": token_dims,
-            "downsample_ratios": downsample_ratios,
-            "kernel_sizes": kernel_sizes,
-            "dilations": dilations,
-            "reduction_kinds": reduction_kinds,
-            "reduction_groups": reduction_groups,
-            "num_heads": num_heads,
-            "groups": groups,
-        }
-        for name, entries in stages.items():
-            if len(entries) != len(depths):
-                remedy = "Every list has one entry a stage, as depths has."
-                fail(name, expected=f"{len(depths)} entries", got=len(entries), remedy=remedy)
+        cells = embed_dims, token_dims, downsample_ratios, kernel_sizes, dilations, reduction_kinds
+        cells = [*cells, reduction_groups]
+        if len({len(entries) for entries in (depths, num_heads, groups, *cells)}) > 1:
+            raise InputError(
+                "ViTAES: expected lists of one length, one entry a stage, as depths has "
+                f"{len(depths)}. Correct the others."
+            )
         check_backend(attention_backend)
-        check_block_indexes("global_block_indexes", global_block_indexes, sum(depths))
-        check_block_indexes("checkpoint_blocks", checkpoint_blocks, sum(depths))
+        check_indexes("global_block_indexes", global_block_indexes, range(sum(depths)))
+        check_indexes("checkpoint_blocks", checkpoint_blocks, range(sum(depths)))
         self.depths = list(depths)
         self.checkpoint_blocks = frozenset(checkpoint_blocks)
         self.out_feature = out_feature
 
         rates = drop_path_rates(drop_path_rate, sum(depths))
         self.layers = nn.ModuleList()
-        stride, channels, first = 1, in_chans, 0
+        stride, channels, number, norm = 1, in_chans, 0, layer_norm(norm_eps)
         for s, depth in enumerate(depths):
             stride *= downsample_ratios[s]
-            reduction = ReductionCell(
-                channels,
-                embed_dims[s],
-                token_dims[s],
-                downsample_ratios[s],
-                kernel_sizes[s],
-                dilations[s],
-                reduction_kinds[s],
-                reduction_groups[s],
-            )
-            channels = token_dims[s]
-            cells = []
-            for i in range(first, first + depth):
+            reduction = ReductionCell(channels, *(entries[s] for entries in cells))
+            channels, hidden_dim = token_dims[s], int(token_dims[s] * mlp_ratio)
+            normal = []
+            for i in range(number, number + depth):
                 window = 0 if i in global_block_indexes else window_size
                 side = window or img_size // stride
                 attn = Attention(
                     channels,
                     num_heads[s],
-                    bias=qkv_bias,
+                    qkv_bias,
                     rel_pos_size=(side, side),
                     rel_pos_resize=rel_pos_resize,
                     backend=attention_backend,
                 )
-                hidden_dim, norm = int(channels * mlp_ratio), layer_norm(norm_eps)
-                branch = _normal_branch(channels, hidden_dim, groups[s])
+                branch = [
+                    *_conv(channels, hidden_dim, groups[s]),
+                    *_conv(hidden_dim, channels, groups[s]),
+                    *_conv(channels, channels, groups[s], norm=False),
+                ]
                 cell = Block(
                     (norm(channels), norm(channels)),
                     attn,
                     Mlp(channels, hidden_dim),
                     drop_path=rates[i],
                     window_size=window,
-                    branch=branch,
+                    branch=nn.Sequential(*branch),
                 )
-                cells.append(cell)
-            self.layers.append(Stage(reduction, cells))
-            first += depth
-        self.norm = nn.LayerNorm(channels, eps=norm_eps)
-
-        # detectron2's Backbone.output_shape reads these three.
-        self._out_features = [out_feature]
-        self._out_feature_channels = {out_feature: channels}
-        self._out_feature_strides = {out_feature: stride}
+                normal.append(cell)
+            self.layers.append(Stage(reduction, normal))
+            number += depth
+        self.norm = norm(channels)
+        self.set_outputs({out_feature: (channels, stride)})
         init_linear(self)
 
     @property
@@ -392,10 +342,7 @@ class ViTAES(LayeredBackbone):
         stages = [stage for stage in self.layers if isinstance(stage, Stage)]
         return [cell for stage in stages for cell in (stage.RC, *stage.NC)]
 
-    # detectron2 declares forward() without arguments.
-    def forward(  # pyright: ignore[reportIncompatibleMethodOverride]
-        self, x: torch.Tensor
-    ) -> dict[str, torch.Tensor]:
+    def forward(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
         """Map images x (B, 3, h, w) to {out_feature: (B, C, H, W)}, H = ceil(h / stride)."""
         number = 0
         for stage in self.layers:

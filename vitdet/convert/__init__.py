@@ -3,17 +3,9 @@
 Knows no model class.
 """
 
-from vitdet.convert.core import FORMATS, convert, detect
+from vitdet.convert.engine import convert, detect
+from vitdet.convert.formats import FORMATS
 from vitdet.convert.out import TARGETS, export
-from vitdet.convert.report import Report, UnaccountedError, chain
+from vitdet.convert.report import Report, UnaccountedError
 
-__all__ = [
-    "FORMATS",
-    "TARGETS",
-    "Report",
-    "UnaccountedError",
-    "chain",
-    "convert",
-    "detect",
-    "export",
-]
+__all__ = ["FORMATS", "TARGETS", "Report", "UnaccountedError", "convert", "detect", "export"]

@@ -9,22 +9,20 @@ class for each anchor and no background (meta_arch/retinanet.py).
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
-from collections import Counter
-from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from vitdet.utils.checks import fail
+from vitdet.convert.names import shapes_of
+from vitdet.convert.rules import Shapes
+from vitdet.utils.checks import InputError
 from vitdet.utils.state_dicts import rows_entry, rows_of, some
-
-Shapes = Mapping[str, tuple[int, ...]]
-
-_LISTS = "Give COCO's annotation format, or a list of names."
 
 
 @dataclass(frozen=True)
@@ -34,31 +32,24 @@ class _Layout:
     Attributes:
         pattern: names of such tensors.
         rows: rows a class.
-        spare: rows that belong to no class, last: the background.
+        background: rows that belong to no class, last.
         anchors: whether the whole is repeated, once an anchor.
         optional: whether a model may have one set of rows for all classes instead.
     """
 
     pattern: re.Pattern[str]
     rows: int
-    spare: int = 0
+    background: int = 0
     anchors: bool = False
     optional: bool = False
 
     def count(self, classes: int) -> int:
-        return classes * self.rows + self.spare
-
-    def repeats(self, size: int, classes: int) -> int:
-        """Return how often the rows of all classes are there, 0 when this is no such tensor."""
-        count = self.count(classes)
-        if self.anchors:
-            return 0 if size % count else size // count
-        return int(size == count)
+        return classes * self.rows + self.background
 
 
 _PREDICTOR = r"(^|\.)box_predictor\.(\d+\.)?"
 _LAYOUTS = (
-    _Layout(re.compile(_PREDICTOR + r"cls_score\.(weight|bias)$"), 1, spare=1),
+    _Layout(re.compile(_PREDICTOR + r"cls_score\.(weight|bias)$"), 1, background=1),
     _Layout(re.compile(_PREDICTOR + r"bbox_pred\.(weight|bias)$"), 4, optional=True),
     _Layout(re.compile(r"(^|\.)mask_head\.predictor\.(weight|bias)$"), 1, optional=True),
     _Layout(re.compile(r"^head\.cls_score\.(weight|bias)$"), 1, anchors=True),
@@ -92,29 +83,9 @@ class ClassMap:
         pairs = zip(self.target, self.rows, strict=True)
         carried = {name: self.source[row] for name, row in pairs if row is not None}
         used = set(carried.values())
-        return {
-            "carried": carried,
-            "initialised": [name for name in self.target if name not in carried],
-            "left_out": [name for name in self.source if name not in used],
-        }
-
-
-@dataclass
-class Carried:
-    """What `carry` made.
-
-    Attributes:
-        weights: the state dict, class rows in the new order; rows that start anew are zeros.
-        initialised: what the model initialises itself: names, and "name[rows]" for single rows.
-    """
-
-    weights: dict[str, torch.Tensor]
-    initialised: list[str] = field(default_factory=list)
-
-
-def read_names(path: str | Path) -> list[str]:
-    """Return the class names in a JSON file, see `read_classes`."""
-    return list(read_classes(path).values())
+        anew = [name for name in self.target if name not in carried]
+        left_out = [name for name in self.source if name not in used]
+        return {"carried": carried, "initialised": anew, "left_out": left_out}
 
 
 def read_classes(path: str | Path) -> dict[int, str]:
@@ -128,17 +99,25 @@ def read_classes(path: str | Path) -> dict[int, str]:
     what = f"class list {path}"
     content = _read_json(Path(path), what)
     if isinstance(content, dict) and isinstance(content.get("categories"), list):
-        ids, names = _of_categories(content["categories"], what)
+        found = [each if isinstance(each, dict) else {} for each in content["categories"]]
+        if not all(type(each.get("id")) is int for each in found):
+            raise _not_a_list(what, 'an "id" and a "name" in every category', "none")
+        found.sort(key=lambda each: each["id"])
+        ids: list[int] = [each["id"] for each in found]
+        names: list[Any] = [each.get("name") for each in found]
+        if twice := [str(a) for a, b in itertools.pairwise(ids) if a == b]:
+            text = f"expected each id once, got {twice[0]} twice. Rows are in the order of the ids"
+            raise InputError(f"{what}: {text}, so each is there once.")
     elif isinstance(content, list):
         ids, names = list(range(1, len(content) + 1)), content
     else:
         got = f"the keys {some(content)}" if isinstance(content, dict) else type(content).__name__
-        fail(what, expected='a list of names, or "categories"', got=got, remedy=_LISTS)
-    if not names or not all(isinstance(name, str) and name.strip() for name in names):
-        wrong = next((repr(name) for name in names if not isinstance(name, str)), "an empty one")
-        got = wrong if names else "no class"
-        fail(what, expected="a name for every class", got=got, remedy=_LISTS)
-    _check_unique(names, what)
+        raise _not_a_list(what, 'a list of names, or "categories"', got)
+    wrong = [name for name in names if not isinstance(name, str) or not name.strip()]
+    if wrong or not names:
+        got = repr(wrong[0]) if wrong else "no class"
+        raise _not_a_list(what, "a name for every class", got)
+    _rows(names, what, str)
     return dict(zip(ids, names, strict=True))
 
 
@@ -151,9 +130,10 @@ def read_table(path: str | Path) -> dict[str, str]:
     what = f"class table {path}"
     content = _read_json(Path(path), what)
     if not isinstance(content, dict) or not all(isinstance(v, str) for v in content.values()):
-        got = type(content).__name__ if not isinstance(content, dict) else "other values than text"
-        remedy = 'Write it so: {"cellular_telephone": "cell phone"}.'
-        fail(what, expected="{new class: class of the file}", got=got, remedy=remedy)
+        got = "other values than text" if isinstance(content, dict) else type(content).__name__
+        example = 'Write it so: {"cellular_telephone": "cell phone"}.'
+        text = f"{what}: expected {{new class: class of the file}}, got {got}. {example}"
+        raise InputError(text)
     return content
 
 
@@ -173,69 +153,20 @@ def match(
         InputError: a class twice in a list, two old classes for one new class, a name in the table
             that is in no list.
     """
-    if table is None:
-        _check_unique(source, "classes of the file")
-        _check_unique(target, "new classes")
-        place = {name: row for row, name in enumerate(source)}
-        rows = [place.get(name) for name in target]
-    else:
-        rows = _match_loosely(source, target, table)
+    spell = str if table is None else _loosen
+    table = table or {}
+    old, new = _rows(source, "classes of the file", spell), _rows(target, "new classes", spell)
+    _rows(table, "class table", spell)
+    for pair in table.items():
+        for name, names, what in zip(pair, (new, old), ("new", "file's"), strict=True):
+            if spell(name) not in names:
+                text = f"expected one of the {what} classes, got {name!r}. "
+                raise InputError(
+                    f"class table: {text}The table is {{new class: class of the file}}."
+                )
+    pairs = {spell(new): spell(old) for new, old in table.items()}
+    rows = [old.get(pairs.get(name, name)) for name in map(spell, target)]
     return ClassMap(tuple(source), tuple(target), tuple(rows))
-
-
-def _match_loosely(
-    source: Sequence[str], target: Sequence[str], table: Mapping[str, str]
-) -> list[int | None]:
-    loose = {"classes of the file": source, "new classes": target, "class table": table}
-    for what, names in loose.items():
-        _check_unique(names, what, loosely=True)
-    place = {_loosen(name): row for row, name in enumerate(source)}
-    known = {_loosen(name) for name in target}
-    pairs = {_loosen(new): _loosen(old) for new, old in table.items()}
-    for new, old in table.items():
-        for name, names, where in ((new, known, "new classes"), (old, place, "file's classes")):
-            if _loosen(name) not in names:
-                remedy = "The table is {new class: class of the file}."
-                fail("class table", expected=f"one of the {where}", got=repr(name), remedy=remedy)
-    return [place.get(pairs.get(_loosen(name), _loosen(name))) for name in target]
-
-
-def _loosen(name: str) -> str:
-    return re.sub(r"[\s_-]+", " ", name).strip().casefold()
-
-
-def _check_unique(names: Iterable[str], what: str, *, loosely: bool = False) -> None:
-    spelt: dict[str, list[str]] = {}
-    for name in names:
-        spelt.setdefault(_loosen(name) if loosely else name, []).append(name)
-    twice = next((same for same in spelt.values() if len(same) > 1), None)
-    if twice:
-        way = " without regard to case and underscores" if loosely else ""
-        remedy = "Rename one: rows are carried over by name."
-        got = " and ".join(map(repr, twice))
-        fail(what, expected=f"each name once{way}", got=got, remedy=remedy)
-
-
-def _of_categories(categories: list[Any], what: str) -> tuple[list[int], list[Any]]:
-    """Return ids and names in the order of the ids, which is the order of a head's rows."""
-    ids = [each.get("id") if isinstance(each, dict) else None for each in categories]
-    if not all(type(number) is int for number in ids):
-        fail(what, expected='an "id" and a "name" in every category', got="none", remedy=_LISTS)
-    twice = [str(number) for number, count in Counter(ids).items() if count > 1]
-    if twice:
-        remedy = "Rows are in the order of the ids, so each is there once."
-        fail(what, expected="each id once", got=f"{twice[0]} twice", remedy=remedy)
-    ordered = sorted(categories, key=lambda each: each["id"])
-    return [each["id"] for each in ordered], [each.get("name") for each in ordered]
-
-
-def _read_json(path: Path, what: str) -> Any:
-    if not path.is_file():
-        fail(what, expected="a file", got="nothing there", remedy="Check the path.")
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        fail(what, expected="JSON", got=str(error)[:100], remedy=_LISTS)
 
 
 def with_classes(shapes: Shapes, have: int, want: int) -> dict[str, tuple[int, ...]]:
@@ -250,15 +181,7 @@ def with_classes(shapes: Shapes, have: int, want: int) -> dict[str, tuple[int, .
     result = {name: tuple(shape) for name, shape in shapes.items()}
     for name, layout, repeats in _class_tensors(shapes, have):
         result[name] = (repeats * layout.count(want), *result[name][1:])
-    for name in filter(_COUNTED.search, result):
-        result[name] = (want,)
-    return result
-
-
-def count_in(shapes: Shapes) -> int | None:
-    """Return the number of classes of the detector in a file of any format, None without one."""
-    counts = {shape[0] - 1 for name, shape in shapes.items() if _CLASSIFIER.search(name) and shape}
-    return counts.pop() if len(counts) == 1 else None
+    return result | {name: (want,) for name in result if _COUNTED.search(name)}
 
 
 def check_count(shapes: Shapes, names: Collection[str], source: str) -> None:
@@ -269,11 +192,64 @@ def check_count(shapes: Shapes, names: Collection[str], source: str) -> None:
         names: of the file's classes.
         source: the file, for the message.
     """
-    count = count_in(shapes)
-    if count not in (None, len(names)):
-        remedy = "Give the class list that it was trained on."
-        expected = f"{count} names, as its head has classes"
-        fail(f"classes of {source}", expected=expected, got=f"{len(names)} names", remedy=remedy)
+    counts = {shape[0] - 1 for name, shape in shapes.items() if _CLASSIFIER.search(name) and shape}
+    if len(counts) == 1 and counts != {len(names)}:
+        raise InputError(
+            f"classes of {source}: expected {counts.pop()} names, as its head has classes, got "
+            f"{len(names)} names. Give the class list that it was trained on."
+        )
+
+
+def carry(
+    weights: Mapping[str, torch.Tensor],
+    target: Shapes,
+    classes: ClassMap,
+    initialised: Collection[str] = (),
+) -> tuple[dict[str, torch.Tensor], list[str]]:
+    """Move the rows of every class to its place in the new list.
+
+    Args:
+        weights: a state dict in our names, of a detector with `classes.source`. With one class the
+            target's shapes say whether a regressor or mask predictor is that class's or everyone's.
+        target: {name: shape} of the model with `classes.target`.
+        classes: from `match`.
+        initialised: what the weights leave to initialisation already, as is returned.
+
+    Returns:
+        (state dict with class rows in the new order, zeros in those that start anew; what the model
+        initialises itself: names, and "name[rows]" for single rows).
+
+    Raises:
+        InputError: no head, or one for another number of classes.
+    """
+    given = shapes_of(weights)
+    tensors = [
+        (name, layout, repeats)
+        for name, layout, repeats in _class_tensors(given, len(classes.source))
+        if target.get(name, (0,))[0] == repeats * layout.count(len(classes.target))
+    ]
+    if all(layout.optional for _, layout, _ in tensors):
+        raise InputError(
+            f"weights: expected a detector with a classifier, got names like {some(given)}. "
+            "Leave out --source-classes and --target-classes for a backbone."
+        )
+    open_before = dict(found for found in map(rows_of, initialised) if found)
+    moved = {name for name, _, _ in tensors}
+    left = [name for name in initialised if name.partition("[")[0] not in moved]
+    result = dict(weights)
+    for name, layout, repeats in tensors:
+        rows = _new_rows(classes, layout, repeats)
+        empty = open_before.get(name, ())
+        anew = [old is None or any(old in each for each in empty) for old in rows]
+        fresh = [row for row, yes in enumerate(anew) if yes]
+        pairs = [(new, old) for new, old in enumerate(rows) if old is not None]
+        result[name] = weights[name].new_zeros((len(rows), *given[name][1:]))
+        result[name][[new for new, _ in pairs]] = weights[name][[old for _, old in pairs]]
+        left += [rows_entry(name, fresh)] if fresh else []
+    for name in filter(_COUNTED.search, weights):
+        del result[name]
+        left += [name] if name in target else []
+    return result, left
 
 
 def _class_tensors(shapes: Shapes, classes: int) -> list[tuple[str, _Layout, int]]:
@@ -283,87 +259,55 @@ def _class_tensors(shapes: Shapes, classes: int) -> list[tuple[str, _Layout, int
         layout = next((each for each in _LAYOUTS if each.pattern.search(name)), None)
         if layout is None:
             continue
-        repeats = layout.repeats(shape[0], classes) if shape else 0
-        if repeats:
+        repeats, rest = divmod(shape[0], layout.count(classes)) if shape else (0, 0)
+        if repeats and not rest and (repeats == 1 or layout.anchors):
             found.append((name, layout, repeats))
         elif not layout.optional:
-            remedy = "Check the class list: it has another number of classes than the head."
-            expected = f"rows for {classes} classes"
-            fail(f"{name}", expected=expected, got=f"the shape {tuple(shape)}", remedy=remedy)
+            raise InputError(
+                f"{name}: expected rows for {classes} classes, got the shape {tuple(shape)}. "
+                "Check the class list: it has another number of classes than the head."
+            )
     return found
 
 
-def carry(
-    weights: Mapping[str, torch.Tensor],
-    target: Shapes,
-    classes: ClassMap,
-    initialised: Collection[str] = (),
-) -> Carried:
-    """Move the rows of every class to its place in the new list.
-
-    Args:
-        weights: a state dict in our names, of a detector with `classes.source`. With one class the
-            target's shapes say whether a regressor or mask predictor is that class's or everyone's.
-        target: {name: shape} of the model with `classes.target`.
-        classes: from `match`.
-        initialised: what the weights leave to initialisation already, as `Carried.initialised`.
-
-    Raises:
-        InputError: no head, or one for another number of classes.
-    """
-    given = {name: tuple(tensor.shape) for name, tensor in weights.items()}
-    tensors = [
-        (name, layout, repeats)
-        for name, layout, repeats in _class_tensors(given, len(classes.source))
-        if target.get(name, (0,))[0] == repeats * layout.count(len(classes.target))
-    ]
-    if not any(not layout.optional for _, layout, _ in tensors):
-        remedy = "Leave out --source-classes and --target-classes for a backbone."
-        got = f"names like {some(given)}"
-        fail("weights", expected="a detector with a classifier", got=got, remedy=remedy)
-    fresh_before = dict(found for found in map(rows_of, initialised) if found)
-    moved = {name for name, _, _ in tensors}
-    result = Carried(dict(weights))
-    result.initialised = [name for name in initialised if name.partition("[")[0] not in moved]
-    for name, layout, repeats in tensors:
-        places = _places(classes, layout, repeats)
-        empty = fresh_before.get(name, ())
-        result.weights[name], fresh = _move(weights[name], places, empty)
-        if fresh:
-            result.initialised.append(rows_entry(name, fresh))
-    for name in filter(_COUNTED.search, weights):
-        del result.weights[name]
-        if name in target:
-            result.initialised.append(name)
-    return result
-
-
-def _places(classes: ClassMap, layout: _Layout, repeats: int) -> list[int | None]:
+def _new_rows(classes: ClassMap, layout: _Layout, repeats: int) -> list[int | None]:
     """Return for each new row the old one, None for one that starts anew."""
-    old = layout.count(len(classes.source))
+    count = layout.count(len(classes.source))
     rows: list[int | None] = []
-    for start in range(0, repeats * old, old):
+    for start in range(0, repeats * count, count):
         for row in classes.rows:
             first = None if row is None else start + row * layout.rows
             rows += [None if first is None else first + i for i in range(layout.rows)]
-        rows += range(start + old - layout.spare, start + old)
+        rows += range(start + count - layout.background, start + count)
     return rows
 
 
-def _move(
-    tensor: torch.Tensor, places: Sequence[int | None], empty: Iterable[range]
-) -> tuple[torch.Tensor, list[int]]:
-    """Return the tensor with its rows in the new order, zeros in those that start anew, and these.
+def _loosen(name: str) -> str:
+    return re.sub(r"[\s_-]+", " ", name).strip().casefold()
 
-    Args:
-        tensor: (rows, ...).
-        places: for each new row the old one, None for a row that starts anew.
-        empty: old rows without weights.
-    """
-    moved = tensor.new_zeros((len(places), *tensor.shape[1:]))
-    fresh = [
-        new for new, old in enumerate(places) if old is None or any(old in rows for rows in empty)
-    ]
-    pairs = [(new, old) for new, old in enumerate(places) if old is not None]
-    moved[[new for new, _ in pairs]] = tensor[[old for _, old in pairs]]
-    return moved, fresh
+
+def _rows(names: Iterable[str], what: str, spell: Callable[[str], str]) -> dict[str, int]:
+    """Return {spelling: row}; raise InputError when two names have one spelling."""
+    spelt: dict[str, tuple[int, str]] = {}
+    for row, name in enumerate(names):
+        if spell(name) in spelt:
+            how = "" if spell is str else " without regard to case and underscores"
+            got = f"{spelt[spell(name)][1]!r} and {name!r}"
+            text = f"{what}: expected each name once{how}, got {got}. Rename one"
+            raise InputError(f"{text}: rows are carried over by name.")
+        spelt[spell(name)] = row, name
+    return {name: row for name, (row, _) in spelt.items()}
+
+
+def _read_json(path: Path, what: str) -> Any:
+    if not path.is_file():
+        raise InputError(f"{what}: expected a file, got nothing there. Check the path.")
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise _not_a_list(what, "JSON", str(error)[:100]) from error
+
+
+def _not_a_list(what: str, expected: str, got: str) -> InputError:
+    text = f"{what}: expected {expected}, got {got}. "
+    return InputError(f"{text}Give COCO's annotation format, or a list of names.")

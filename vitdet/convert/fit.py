@@ -1,18 +1,21 @@
-"""Fit one tensor of a backbone to the shape that the model wants, where that has a meaning."""
+"""Fit the tensors of a file to a model: positions, patch kernels, the class row, LayerScale."""
 
 from __future__ import annotations
 
 import math
-from typing import NoReturn
+import re
 
 import torch
 import torch.nn.functional as F
 
-from vitdet.layers.pos_embed import resize_pos_embed
-from vitdet.layers.rel_pos import resize_rel_pos
-from vitdet.utils.checks import fail
+from vitdet.convert.names import Names, Source
+from vitdet.convert.rules import Shape, Shapes
+from vitdet.layers.positions import resize_pos_embed, resize_rel_pos
+from vitdet.utils.checks import InputError
 
-Shape = tuple[int, ...]
+Grid = tuple[int, int] | None
+_SCALE = re.compile(r"(.*)\.ls([12])\.gamma$")
+_SCALED = {"1": ("attn.proj",), "2": ("mlp.fc2", "mlp.w3")}
 
 
 def fit(
@@ -22,9 +25,9 @@ def fit(
     *,
     resize_patch_embed: bool,
     source: str,
-    grid: tuple[int, int] | None = None,
+    grid: Grid = None,
 ) -> tuple[torch.Tensor, list[str]]:
-    """Return the tensor in the model's shape, and notes about what that took.
+    """Return a tensor of a backbone in the model's shape, and notes about what that took.
 
     Position embeddings are resized as detectron2 does at run time (bicubic), relative position
     tables linearly, patch kernels on demand. Anything else comes back as it is.
@@ -50,46 +53,50 @@ def fit(
         places = (shape[0] + 1) // 2
         return resize_rel_pos(tensor.float(), places).to(tensor.dtype).contiguous(), []
     if name == "patch_embed.proj.weight" and tuple(tensor.shape[:2]) == shape[:2]:
+        have, want = tensor.shape[-1], shape[-1]
         if not resize_patch_embed:
-            _other_patch_size(tensor.shape[-1], shape[-1], source)
-        return _patch_embed(tensor, shape)
+            raise InputError(
+                f"{source}: {name}: expected patch size {want} (model), got patch size {have} "
+                "(file). Use a recipe with its patch size, or allow to resample the kernel "
+                "(bicubic): --resize-patch-embed."
+            )
+        sizes = {"size": shape[-2:], "mode": "bicubic", "align_corners": False}
+        kernel = F.interpolate(tensor.float(), **sizes).to(tensor.dtype)
+        return kernel, [f"patch_embed resampled from {have} to {want} pixels"]
     return tensor, []
 
 
-def class_rows(rows: int, what: str, grid: tuple[int, int] | None = None) -> int:
+def class_rows(rows: int, what: str, grid: Grid = None) -> int:
     """Return how many of the rows of a position embedding stand before its grid: 0 or 1.
 
     The grid is a square where it is not given.
     """
-    for spare in (0, 1):
-        places = math.prod(grid) if grid else math.isqrt(rows - spare) ** 2
-        if places == rows - spare:
-            return spare
-    fail(
-        what,
-        expected="a square grid, with or without one class row",
-        got=f"{rows} rows",
-        remedy="Files with more tokens (distillation) or other grids cannot be used.",
+    for before in (0, 1):
+        if rows - before == (math.prod(grid) if grid else math.isqrt(rows - before) ** 2):
+            return before
+    raise InputError(
+        f"{what}: expected a square grid, with or without one class row, got {rows} rows. "
+        "Files with more tokens (distillation) or other grids cannot be used."
     )
 
 
 def _pos_embed(
-    tensor: torch.Tensor, shape: Shape, source: str, grid: tuple[int, int] | None
+    tensor: torch.Tensor, shape: Shape, source: str, grid: Grid
 ) -> tuple[torch.Tensor, list[str]]:
     want = class_rows(shape[1], f"{source}: pos_embed of the model", grid)
-    side = math.isqrt(shape[1] - want)
-    wanted = grid or (side, side)
+    height, width = grid or (math.isqrt(shape[1] - want),) * 2
+    same = tensor.shape[1] - height * width in (0, 1)
     of_file = f"{source}: pos_embed of the file"
-    same = tensor.shape[1] - math.prod(wanted) in (0, 1)
-    have = class_rows(tensor.shape[1], of_file, wanted if same else None)
+    have = class_rows(tensor.shape[1], of_file, (height, width) if same else None)
     notes = []
     places = tensor[:, have:]
-    if places.shape[1] != math.prod(wanted):
+    if places.shape[1] != height * width:
         side = math.isqrt(places.shape[1])
-        places = resize_pos_embed(places.float(), wanted).to(tensor.dtype).flatten(1, 2)
-        if side > min(wanted):
+        resized = resize_pos_embed(places.float(), (height, width))
+        places = resized.to(tensor.dtype).flatten(1, 2)
+        if side > min(height, width):
             notes.append(
-                f"pos_embed shrinks from {side}x{side} to {wanted[0]}x{wanted[1]} places: to keep "
+                f"pos_embed shrinks from {side}x{side} to {height}x{width} places: to keep "
                 f"all, set the backbone's pretrain_img_size to {side} times its patch size"
             )
     if want and not have:
@@ -102,17 +109,52 @@ def _pos_embed(
     return places.contiguous(), notes
 
 
-def _patch_embed(tensor: torch.Tensor, shape: Shape) -> tuple[torch.Tensor, list[str]]:
-    kernel = F.interpolate(tensor.float(), size=shape[-2:], mode="bicubic", align_corners=False)
-    note = f"patch_embed resampled from {tensor.shape[-1]} to {shape[-1]} pixels"
-    return kernel.to(tensor.dtype), [note]
+def add_class_row(given: dict[str, Source], names: Names, target: Shapes, source: str) -> list[str]:
+    """Add the row of `pos_embed` to the class token when the model has the token and no row.
+
+    The first block reads the sum of both, so the network stays the same. timm does so for DINOv2
+    with registers (huggingface/pytorch-image-models, models/vision_transformer.py). Returns notes.
+    """
+    token, positions = given.get("cls_token"), given.get("pos_embed")
+    shape = target.get(names.in_model("pos_embed") or "")
+    if token is None or positions is None or names.in_model("cls_token") not in target:
+        return []
+    if shape is None or positions.tensor.ndim not in (2, 3):
+        return []
+    rows = positions.tensor[(None,) * (3 - positions.tensor.ndim)]
+    has = class_rows(rows.shape[1], f"{source}: pos_embed of the file")
+    if not has or class_rows(shape[1], f"{source}: pos_embed of the model"):
+        return []
+    tensor = token.tensor + rows[:, :1].reshape(token.tensor.shape)
+    given["cls_token"] = Source((*token.keys, *positions.keys), tensor, token.rule)
+    given["pos_embed"] = Source(positions.keys, rows[:, 1:], positions.rule)
+    return ["pos_embed: class row added to cls_token, the model has none"]
 
 
-def _other_patch_size(have: int, want: int, source: str) -> NoReturn:
-    remedy = "Use a recipe with its patch size, or allow to resample the kernel (bicubic): "
-    fail(
-        f"{source}: patch_embed.proj.weight",
-        expected=f"patch size {want} (model)",
-        got=f"patch size {have} (file)",
-        remedy=remedy + "--resize-patch-embed.",
-    )
+def fold(given: dict[str, Source], names: Names, target: Shapes, source: str) -> list[str]:
+    """Multiply every LayerScale into the layer before it; return notes.
+
+    gamma * (W x + b) = (gamma W) x + gamma b (Touvron et al., "Going deeper with Image
+    Transformers", Sec. 2).
+
+    Raises:
+        InputError: the file has no LayerScale, or the model has.
+    """
+    scales = {name: found for name in given if (found := _SCALE.match(name))}
+    kept = [name for name in scales if names.in_model(name) in target]
+    if kept or not scales:
+        got = f"{kept[0]} in the model" if kept else "none in the file"
+        raise InputError(
+            f"{source}: --fold-layer-scale: expected LayerScale in the file alone, got {got}. "
+            "Leave the option out."
+        )
+    for name, found in scales.items():
+        scale = given.pop(name)
+        layers = (f"{found[1]}.{layer}" for layer in _SCALED[found[2]])
+        for each in (f"{layer}.{kind}" for layer in layers for kind in ("weight", "bias")):
+            if each in given:
+                weight = given[each]
+                rows = scale.tensor.float().reshape(-1, *[1] * (weight.tensor.ndim - 1))
+                tensor = (weight.tensor.float() * rows).to(weight.tensor.dtype)
+                given[each] = Source((*weight.keys, *scale.keys), tensor, weight.rule)
+    return [f"LayerScale of {len(scales)} branches folded into the layers before it"]

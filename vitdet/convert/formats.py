@@ -2,29 +2,47 @@
 
 An entry says how its files are told (`marks`), what its names are here (`rules` inside the
 backbone, `outside` for pyramid and heads), what is computed (`makes`) and what no shape tells
-(`settings`). Names below are without the backbone's root, see `vitdet.convert.places`.
+(`settings`). Names below are without the backbone's root, see `vitdet.convert.names`.
 """
 
 from __future__ import annotations
 
-from vitdet.convert.rules import EVERY_KIND, Drop, Format, Inexact, Make, OtherThan, Refuse, Rename
-from vitdet.convert.tensors import (
-    axis,
-    batched,
-    centred,
-    copy,
-    every_token,
-    grid_to_rows,
-    join,
-    masked,
-    offsets,
-    part,
-    scaled_by_head,
-    tokens,
-    zeros,
+from vitdet.convert import tensors
+from vitdet.convert.rules import (
+    EVERY_KIND,
+    Drop,
+    Format,
+    Inexact,
+    Make,
+    OtherThan,
+    Refuse,
+    Rename,
+    renames,
+)
+from vitdet.convert.tensors import copy, join, part
+
+# --- names that `vitdet.convert.out` writes, too: (ours, theirs) ---------------------------------
+
+HF_VITDET = (
+    ("pos_embed", "embeddings.position_embeddings"),
+    ("patch_embed.proj.", "embeddings.projection."),
+    ("blocks.{}.attn.", "encoder.layer.{}.attention."),
+    ("blocks.{}.", "encoder.layer.{}."),
+)
+SAM = tuple((f"blocks.{{}}.mlp.fc{i}.", f"blocks.{{}}.mlp.lin{i}.") for i in (1, 2))
+STREAMPETR = (("/backbone.simfp_{}.", "adapter.simfp_{}."),)
+SWIGLU = tuple(
+    (f"blocks.{{}}.mlp.w{i}.", f"blocks.{{}}.mlp.fc1_{x}.") for i, x in ((1, "g"), (2, "x"))
+)
+TIMM_EVA = (
+    *((f"blocks.{{}}.attn.{x}_bias", f"blocks.{{}}.attn.{x}_proj.bias") for x in "qv"),
+    ("blocks.{}.attn.inner_attn_ln.", "blocks.{}.attn.norm."),
+    *SWIGLU,
+    ("blocks.{}.mlp.ffn_ln.", "blocks.{}.mlp.norm."),
+    ("blocks.{}.mlp.w3.", "blocks.{}.mlp.fc2."),
 )
 
-# --- what several entries share ---------------------------------------------------------------
+# --- what several entries share ------------------------------------------------------------------
 
 CLASS = Drop(r"cls_token$", "class token: a detector's backbone has none")
 REGISTERS = "register tokens: a detector's backbone has none"
@@ -34,17 +52,13 @@ HEAD = Drop(r"(fc_norm|head)\.", "classifier")
 LM_HEAD = Drop(r"lm_head\.", "head of the pretraining")
 DECODER = Drop(r"mask_token$|decoder_", "decoder of the pretraining")
 DINO_HEADS = Drop(r"(dino|ibot)_head\.|gram_", "heads of the pretraining")
+CONSTANT = "constant of the recipe, not a weight"
 CONSTANTS = (
-    Drop(r"(pixel_mean|pixel_std)$", "constant of the recipe, not a weight"),
-    Drop(
-        r"(proposal_generator\.)?anchor_generator\.cell_anchors\.",
-        "constant of the recipe, not a weight",
-    ),
+    Drop(r"(pixel_mean|pixel_std)$", CONSTANT),
+    Drop(r"(proposal_generator\.)?anchor_generator\.cell_anchors\.", CONSTANT),
 )
-ROPE = Drop(
-    r"((rope|rope_win|rope_glb|blocks\.\d+\.attn\.rope)\.)freqs_(cos|sin)$",
-    "rotary table, computed from the recipe's sizes",
-)
+_TABLES = r"((rope|rope_win|rope_glb|blocks\.\d+\.attn\.rope)\.)freqs_(cos|sin)$"
+ROPE = Drop(_TABLES, "rotary table, computed from the recipe's sizes")
 NO_REL_POS = Refuse(r".*\.rel_pos_[hw]$", "relative positions, which this format does not have")
 QK_NORM = Refuse(r".*\.attn\.[qk]_norm\.", "q and k are normalised")
 PRE_NORM = "norm before the first block (set pre_norm)"
@@ -60,24 +74,18 @@ NO_K_BIAS = (
     Make(r"(.*attn\.)q_bias$", (r"\1qkv.bias",), part(0)),
     Make(r"(.*attn\.)v_bias$", (r"\1qkv.bias",), part(2)),
 )
+_NO_BIAS = "patch_embed.proj.bias is zero: the file has none"
 NO_PATCH_BIAS = Make(
-    r"patch_embed\.proj\.bias$",
-    ("patch_embed.proj.weight",),
-    zeros,
-    "patch_embed.proj.bias is zero: the file has none",
+    r"patch_embed\.proj\.bias$", ("patch_embed.proj.weight",), tensors.zeros, _NO_BIAS
 )
-SCALED_REL_POS = Make(r".*\.rel_pos_[hw]$", (r"\g<0>",), scaled_by_head)
+SCALED_REL_POS = Make(r".*\.rel_pos_[hw]$", (r"\g<0>",), tensors.scaled_by_head)
+W3 = Make(r"(.*\.mlp\.)w3\.(weight|bias)$", (r"\1fc2.\2",), copy)
 
 
 def packed(source: str) -> tuple[Make, ...]:
     """Return rules for the two inner layers of a SwiGLU that lie in one tensor."""
-    return tuple(
-        Make(rf"(.*\.mlp\.)w{i}\.(weight|bias)$", (rf"\1{source}.\2",), part(i - 1, 2))
-        for i in (1, 2)
-    )
-
-
-W3 = Make(r"(.*\.mlp\.)w3\.(weight|bias)$", (r"\1fc2.\2",), copy)
+    name = r"(.*\.mlp\.)w{}\.(weight|bias)$"
+    return tuple(Make(name.format(i + 1), (rf"\1{source}.\2",), part(i, 2)) for i in (0, 1))
 
 
 def norms(pyramid: object, heads: object) -> tuple[tuple[str, object], ...]:
@@ -118,7 +126,8 @@ def _laterals() -> list[Rename]:
     return rules
 
 
-MMDET_HEADS = (
+MMDET = (
+    *_laterals(),
     Rename(r"rpn_head\.rpn_conv\.(\d+)\.conv\.", rf"{_RPN}conv.conv\1."),
     Rename(rf"rpn_head\.rpn_conv\.(\d+)\.{_NORM}\.", rf"{_RPN}conv.conv\1.norm."),
     Rename(r"rpn_head\.rpn_conv\.(weight|bias)$", rf"{_RPN}conv.\1"),  # one convolution only
@@ -130,13 +139,13 @@ MMDET_HEADS = (
     Rename(r"roi_head\.mask_head\.upsample\.", "roi_heads.mask_head.deconv."),
     Rename(r"roi_head\.mask_head\.conv_logits\.", "roi_heads.mask_head.predictor."),
 )
-MMDET = (*_laterals(), *MMDET_HEADS)
 # Both generations of EasyCV's SFP.
+_SFP = ((r"(\d+)\.conv\.", r"\1."), (r"(\d+)\.gn\.", r"\1.norm."), ("", ""))
 EASYCV = (
     *(
         Rename(rf"neck\.sfp_{k}\.{pattern}", f"backbone.simfp_{k + 2}.{to}")
         for k in range(4)
-        for pattern, to in ((r"(\d+)\.conv\.", r"\1."), (r"(\d+)\.gn\.", r"\1.norm."), ("", ""))
+        for pattern, to in _SFP
     ),
     Rename(r"neck\.top_downs\.0\.1\.ln\.", "backbone.simfp_2.1."),
     Rename(r"neck\.top_downs\.0\.([03])\.", r"backbone.simfp_2.\1."),
@@ -146,19 +155,13 @@ EASYCV = (
 
 # --- Vision Longformer ------------------------------------------------------------------------
 
+_SHARED = "weights of global tokens: the model's share those of the others"
+_VALUES = "projection of the values: the model's share that of the keys"
 VIL_RULES = (
     Drop(r".*\.relative_position_index$", "index of the position table: computed"),
     Drop(r"(norm|head)\.(weight|bias)$", "classifier, which a detector does not use"),
-    Drop(
-        r"(.*\.attn\.(query|kv|proj))_global\.",
-        "weights of global tokens: the model's share those of the others",
-        same_as=r"\1.",
-    ),
-    Drop(
-        r"(.*\.attn\.proj)_v$",
-        "projection of the values: the model's share that of the keys",
-        same_as=r"\1_k",
-    ),
+    Drop(r"(.*\.attn\.(query|kv|proj))_global\.", _SHARED, same_as=r"\1."),
+    Drop(r"(.*\.attn\.proj)_v$", _VALUES, same_as=r"\1_k"),
     Drop(r".*\.cls_pos_embed$", "positions of global tokens: the stage has none"),
     Inexact(r".*\.cls_token$", "global tokens"),
     Inexact(r".*\.[xy]_pos_embed$", "absolute positions"),
@@ -169,12 +172,12 @@ VIL_MAKES = (
     Make(r"(.*\.attn\.)kv(_global)?\.(weight|bias)$", (r"\1qkv.\3",), part(1, 3, to=3)),
     Make(r"(.*\.attn\.)(query|kv|proj)_global\.(weight|bias)$", (r"\1\2.\3",), copy),
     Make(r"(.*\.attn\.)qkv\.(weight|bias)$", (r"\1query.\2", r"\1kv.\2"), join),
-    Make(r"(.*\.attn\.)proj_v$", (r"\1proj_k",), tokens),
-    Make(r".*\.attn\.proj_[kv]$", (r"\g<0>",), tokens),
-    Make(r".*\.(cls_token|cls_pos_embed)$", (r"\g<0>",), every_token),
-    Make(r".*\.g2[lg]_relative_position_bias$", (r"\g<0>",), every_token),
-    Make(r".*\.[xy]_pos_embed$", (r"\g<0>",), axis),
-    Make(r".*\.local_relative_position_bias_table$", (r"\g<0>",), offsets),
+    Make(r"(.*\.attn\.)proj_v$", (r"\1proj_k",), tensors.tokens),
+    Make(r".*\.attn\.proj_[kv]$", (r"\g<0>",), tensors.tokens),
+    Make(r".*\.(cls_token|cls_pos_embed)$", (r"\g<0>",), tensors.every_token),
+    Make(r".*\.g2[lg]_relative_position_bias$", (r"\g<0>",), tensors.every_token),
+    Make(r".*\.[xy]_pos_embed$", (r"\g<0>",), tensors.axis),
+    Make(r".*\.local_relative_position_bias_table$", (r"\g<0>",), tensors.offsets),
 )
 DRAWN = (r"num_redraws$", r"calls_since_last_redraw$")  # random features of a performer
 
@@ -195,31 +198,28 @@ _TABLE = (
     # exiawsh/StreamPETR, docs/ViT_Large.md: of a pyramid at most, five levels or a detector's four
     Format("streampetr", "StreamPETR (img_backbone of its ViT-L, with or without adapter)",
         marks=(r"img_backbone\.patch_embed\.proj\.weight$",),
-        rules=(Rename(r"adapter\.simfp", "/backbone.simfp"), ROPE),
-        outside=(
-            Drop(r"(pts_bbox_head|img_roi_head|img_neck)\.", "StreamPETR's own neck and heads"),
-        ),
+        rules=(*renames(*STREAMPETR), ROPE),
+        outside=(Drop(r"(pts_bbox_head|img_roi_head|img_neck)\.",
+            "StreamPETR's own neck and heads"),),
         kinds=("eva02", "vit"), detector=True,
         optional=(r"/(proposal_generator|roi_heads)\.", *MORE_LEVELS)),
     # alibaba/EasyCV: norms are GroupNorm with one group, whose weights have LayerNorm's shapes
     Format("easycv", "EasyCV ViTDet, v0.7 and later",
-        marks=(r"neck\.sfp_0\.",),
-        outside=EASYCV,
-        detector=True, settings=(("norm_eps", 1e-6), *norms("GN1", "GN1"))),
+        marks=(r"neck\.sfp_0\.",), outside=EASYCV, detector=True,
+        settings=(("norm_eps", 1e-6), *norms("GN1", "GN1"))),
     Format("easycv_old", "EasyCV ViTDet, before v0.7",
         marks=(r"neck\.top_downs\.",),
         rules=(
             Rename(r"(blocks\.\d+)\.conv_aggregation\.conv(\d)\.", r"\1.residual.conv\2."),
             Rename(r"(blocks\.\d+)\.conv_aggregation\.bn(\d)\.", r"\1.residual.norm\2."),
         ),
-        outside=EASYCV,
-        makes=(SCALED_REL_POS,),
-        detector=True, settings=(("norm_eps", 1e-6), *norms("GN1+LN", "GN1"))),
+        outside=EASYCV, makes=(SCALED_REL_POS,), detector=True,
+        settings=(("norm_eps", 1e-6), *norms("GN1+LN", "GN1"))),
     # open-mmlab/mmdetection 3.x, projects/ViTDet: every LayerNorm has mmcv's epsilon
     Format("mmdet3", "mmdetection 3.x projects/ViTDet",
         marks=(r"neck\.fpn1\.1\.weight$",),
         outside=(
-            Drop(r"data_preprocessor\.", "constant of the recipe, not a weight"),
+            Drop(r"data_preprocessor\.", CONSTANT),
             Rename(r"neck\.fpn1\.", "backbone.simfp_2."),
             Rename(r"neck\.fpn2\.", "backbone.simfp_3."),
             *MMDET,
@@ -242,139 +242,105 @@ _TABLE = (
         rules=(
             Drop(r"layers\.0\.RC\.cls_token$", CLASS.why),
             HEAD,
-            Rename(r"layers\.0\.RC\.PRM\.", "patch_embed."),
-            Rename(r"layers\.0\.RC\.pos_embed$", "pos_embed"),
-            Rename(r"layers\.2\.NC\.", "blocks."),
+            *renames(("patch_embed.", "layers.0.RC.PRM."), ("pos_embed", "layers.0.RC.pos_embed"),
+                ("blocks.", "layers.2.NC.")),
         ),
         makes=NO_K_BIAS, kinds=("vitae",), optional=(r"norm\.",)),
     # MAE has 1x1 kernels in the convolution branch (convertK1toK3.py)
     Format("vitae_pretrain", "ViTAE-B (MAE) and ViTAE-S (ImageNet) without pyramid and heads",
         marks=(r"blocks\.0\.PCM\.0\.weight$|layers\.0\.RC\.PCM\.0\.weight$",),
         rules=(CLASS, DECODER, Drop(r"head\.", "classifier")),
-        makes=(
-            QKV_BIAS,
-            *NO_K_BIAS,
-            Make(r"blocks\.\d+\.PCM\.[03]\.weight$", (r"\g<0>",), centred),
-        ),
+        makes=(QKV_BIAS, *NO_K_BIAS,
+            Make(r"blocks\.\d+\.PCM\.[03]\.weight$", (r"\g<0>",), tensors.centred)),
         kinds=("vitae", "vitae_s"),
         optional=(r"norm\.", r"layers\.\d+\.NC\.\d+\.attn\.rel_pos_[hw]$")),
     Format("sam", "Segment Anything (ViT-B, L, H image encoder)",
         marks=(r"(.*\.)?blocks\.0\.mlp\.lin1\.weight$",),
-        rules=(
-            Rename(r"(blocks\.\d+\.mlp)\.lin([12])\.", r"\1.fc\2."),
-            Drop(r"neck\.", "SAM's neck: the pyramid takes its place"),
-        ),
+        rules=(*renames(*SAM), Drop(r"neck\.", "SAM's neck: the pyramid takes its place")),
         outside=(
             Drop(r"(prompt_encoder|mask_decoder)\.", "prompt encoder and mask decoder"),
             *CONSTANTS,
         ),
-        makes=(Make(r"pos_embed$", ("pos_embed",), grid_to_rows),)),
+        makes=(Make(r"pos_embed$", ("pos_embed",), tensors.grid_to_rows),)),
     Format("hf_vitdet", "transformers VitDet (backbone)",
         marks=(r"(.*\.)?encoder\.layer\.0\.attention\.qkv\.weight$",),
-        anchor="embeddings.projection.weight",
-        rules=(
-            Rename(r"embeddings\.position_embeddings$", "pos_embed"),
-            Rename(r"embeddings\.projection\.", "patch_embed.proj."),
-            Rename(r"encoder\.layer\.(\d+)\.attention\.", r"blocks.\1.attn."),
-            Rename(r"encoder\.layer\.(\d+)\.", r"blocks.\1."),
-        )),
+        anchor="embeddings.projection.weight", rules=renames(*HF_VITDET)),
     # openai/CLIP and mlfoundations/open_clip
     Format("clip", "OpenAI CLIP and open_clip (image tower, ViT)",
-        marks=(
-            r"(.*\.)?class_embedding$",
-            r"(.*\.)?transformer\.resblocks\.0\.attn\.in_proj_weight$",
-        ),
+        marks=(r"(.*\.)?class_embedding$",
+            r"(.*\.)?transformer\.resblocks\.0\.attn\.in_proj_weight$"),
         anchor="conv1.weight",
         rules=(
             Drop(r"class_embedding$", CLASS.why, "cls_token"),
-            Rename(r"positional_embedding$", "pos_embed"),
-            Rename(r"conv1\.", "patch_embed.proj."),
             Inexact(r"ln_pre\.", PRE_NORM, "norm_pre."),
             Drop(r"ln_post\.", NORM.why, "norm."),
             Drop(r"proj$", "projection to the space shared with texts"),
-            Rename(r"transformer\.resblocks\.(\d+)\.attn\.in_proj_", r"blocks.\1.attn.qkv."),
-            Rename(r"transformer\.resblocks\.(\d+)\.attn\.out_proj\.", r"blocks.\1.attn.proj."),
-            Rename(r"transformer\.resblocks\.(\d+)\.ln_([12])\.", r"blocks.\1.norm\2."),
-            Rename(r"transformer\.resblocks\.(\d+)\.mlp\.c_fc\.", r"blocks.\1.mlp.fc1."),
-            Rename(r"transformer\.resblocks\.(\d+)\.mlp\.c_proj\.", r"blocks.\1.mlp.fc2."),
-            Rename(r"transformer\.resblocks\.(\d+)\.ls_([12])\.gamma", r"blocks.\1.ls\2.gamma"),
-        ),
-        outside=(
-            Drop(
-                r"transformer\.|token_embedding\.|positional_embedding$|ln_final\.|text|"
-                r"logit_(scale|bias)$|(input_resolution|context_length|vocab_size)$",
-                "text tower",
+            *renames(
+                ("pos_embed", "positional_embedding"),
+                ("patch_embed.proj.", "conv1."),
+                ("blocks.{}.attn.qkv.weight", "transformer.resblocks.{}.attn.in_proj_weight"),
+                ("blocks.{}.attn.qkv.bias", "transformer.resblocks.{}.attn.in_proj_bias"),
+                ("blocks.{}.attn.proj.", "transformer.resblocks.{}.attn.out_proj."),
+                ("blocks.{}.norm1.", "transformer.resblocks.{}.ln_1."),
+                ("blocks.{}.norm2.", "transformer.resblocks.{}.ln_2."),
+                ("blocks.{}.mlp.fc1.", "transformer.resblocks.{}.mlp.c_fc."),
+                ("blocks.{}.mlp.fc2.", "transformer.resblocks.{}.mlp.c_proj."),
+                ("blocks.{}.ls1.", "transformer.resblocks.{}.ls_1."),
+                ("blocks.{}.ls2.", "transformer.resblocks.{}.ls_2."),
             ),
         ),
-        makes=(Make(r"(pos_embed|cls_token)$", (r"\1",), batched), NO_PATCH_BIAS),
+        outside=(Drop(
+            r"transformer\.|token_embedding\.|positional_embedding$|ln_final\.|text|"
+            r"logit_(scale|bias)$|(input_resolution|context_length|vocab_size)$", "text tower"),),
+        makes=(Make(r"(pos_embed|cls_token)$", (r"\1",), tensors.batched), NO_PATCH_BIAS),
         settings=(("norm_eps", 1e-5),),
         notes=("OpenAI's weights want act_layer='quick_gelu', open_clip's own mostly 'gelu'",)),
     # baaivision/EVA, EVA-02: under huggingface/pytorch-image-models' names, then its own
     Format("timm_eva", "timm EVA-02",
         marks=(r"blocks\.0\.attn\.q_proj\.weight$", r"blocks\.0\.mlp\.fc1_g\."),
         rules=(
-            Rename(r"(blocks\.\d+\.attn\.[qv])_proj\.bias$", r"\1_bias"),
-            Rename(r"(blocks\.\d+\.attn)\.norm\.", r"\1.inner_attn_ln."),
-            Rename(r"(blocks\.\d+\.mlp)\.fc1_g\.", r"\1.w1."),
-            Rename(r"(blocks\.\d+\.mlp)\.fc1_x\.", r"\1.w2."),
-            Rename(r"(blocks\.\d+\.mlp)\.norm\.", r"\1.ffn_ln."),
-            Rename(r"(blocks\.\d+\.mlp)\.fc2\.", r"\1.w3."),
+            *renames(*TIMM_EVA),
             *(CLASS, NORM, HEAD, QK_NORM, Drop(r"reg_token$", REGISTERS)),
             Refuse(r".*\.gamma_[12]$", "LayerScale, which an EVA-02 backbone does not have"),
         ),
         makes=(QKV_WEIGHT, QKV_BIAS), kinds=("eva02", "vit")),
     Format("eva02", "EVA-02 (detectors, pretraining, classification)",
-        marks=(
-            r"((backbone\.)?net\.)?blocks\.0\.attn\.q_proj\.weight$",
-            r"((backbone\.)?net\.)?blocks\.0\.mlp\.w1\.weight$",
-        ),
+        marks=(r"((backbone\.)?net\.)?blocks\.0\.attn\.q_proj\.weight$",
+            r"((backbone\.)?net\.)?blocks\.0\.mlp\.w1\.weight$"),
         rules=(ROPE, CLASS, MASK, NORM, LM_HEAD, HEAD), outside=CONSTANTS,
         kinds=("eva02",), optional=MORE_LEVELS, detector=True, settings=norms("LN", "LN")),
     # microsoft/unilm: a bias table over all pairs of places, which no decomposed table equals
     Format("beit", "BEiT and BEiTv2, of their own repository and under timm's names",
-        marks=(
-            r"(.*\.)?blocks\.0\.attn\.q_bias$",
-            r"(.*\.)?(blocks\.0\.attn|rel_pos_bias)\.relative_position_bias_table$",
-        ),
+        marks=(r"(.*\.)?blocks\.0\.attn\.q_bias$",
+            r"(.*\.)?(blocks\.0\.attn|rel_pos_bias)\.relative_position_bias_table$"),
         rules=(
             *(CLASS, MASK, NORM, GAMMA),
             Drop(r"(fc_norm|head|lm_head)\.", "classifier"),
             Drop(r".*relative_position_index$", "index into the bias table"),
-            Inexact(
-                r".*relative_position_bias_table$",
-                "full bias table of relative positions, which no decomposed table equals",
-            ),
+            Inexact(r".*relative_position_bias_table$",
+                "full bias table of relative positions, which no decomposed table equals"),
         ),
         makes=(QKV_BIAS,), settings=(("norm_eps", 1e-6),)),
     # facebookresearch/dinov3: the original keeps a bias with a mask over k's; timm those of q and v
     Format("dinov3", "DINOv3 ViT of its own repository, and under timm's names",
-        marks=(
-            r"(.*\.)?blocks\.(0\.)?0\.attn\.qkv\.weight$",
-            r"(.*\.)?(storage_tokens|reg_token)$",
-        ),
+        marks=(r"(.*\.)?blocks\.(0\.)?0\.attn\.qkv\.weight$",
+            r"(.*\.)?(storage_tokens|reg_token)$"),
         absent=(r"(.*\.)?pos_embed$",),
         rules=(
             *(CLASS, MASK, HEAD, UNGROUP, GAMMA),
             Drop(r"storage_tokens$", REGISTERS, "reg_token"),
             Drop(r"reg_token$", REGISTERS),
-            Drop(
-                r"rope_embed\.periods$",
-                "periods of the rotary positions: computed (the file has them rounded to bfloat16)",
-            ),
+            Drop(r"rope_embed\.periods$", "periods of the rotary positions: computed "
+                "(the file has them rounded to bfloat16)"),
             Drop(r"norm\.|cls_norm\.|local_cls_norm\.", NORM.why),
-            Rename(r"(blocks\.\d+\.mlp)\.fc1_g\.", r"\1.w1."),
-            Rename(r"(blocks\.\d+\.mlp)\.fc1_x\.", r"\1.w2."),
+            *renames(*SWIGLU),
         ),
         outside=(DINO_HEADS,),
         makes=(
-            Make(r"(.*\.attn\.)qkv\.bias$", (r"\1qkv.bias", r"\1qkv.bias_mask"), masked),
+            Make(r"(.*\.attn\.)qkv\.bias$", (r"\1qkv.bias", r"\1qkv.bias_mask"), tensors.masked),
             QKV_BIAS,
-            Make(
-                r"(.*\.attn\.)qkv\.bias$",
-                (r"\1qkv.weight",),
-                zeros,
-                "biases of q, k and v are zero: the file has none",
-            ),
+            Make(r"(.*\.attn\.)qkv\.bias$", (r"\1qkv.weight",), tensors.zeros,
+                "biases of q, k and v are zero: the file has none"),
             W3,
         ),
         settings=(("rope", "dinov3"), ("norm_eps", 1e-5))),
@@ -388,22 +354,13 @@ _TABLE = (
         marks=(r"((backbone\.)?net\.)?blocks\.0\.attn\.q_bias$",),
         absent=(r"cls_token$|norm\.weight$|fc_norm\.",),
         rules=(GAMMA,), outside=CONSTANTS,
-        makes=(
-            QKV_BIAS,
-            Make(r"(blocks\.\d+\.)gamma_([12])$", (r"\1ls\2.gamma",), copy),
-        ),
+        makes=(QKV_BIAS, Make(r"(blocks\.\d+\.)gamma_([12])$", (r"\1ls\2.gamma",), copy)),
         detector=True, settings=norms("LN", "LN")),
     # facebookresearch/dinov2: with and without registers, and of trainings
     Format("dinov2", "DINOv2 of its own repository",
-        marks=(
-            r"(.*\.)?mask_token$",
-            r"(.*\.)?pos_embed$",
-            r"(.*\.)?blocks\.(0\.)?0\.ls1\.gamma$",
-        ),
-        rules=(
-            *(CLASS, MASK, NORM, UNGROUP),
-            Drop(r"register_tokens$", REGISTERS, "reg_token"),
-        ),
+        marks=(r"(.*\.)?mask_token$", r"(.*\.)?pos_embed$",
+            r"(.*\.)?blocks\.(0\.)?0\.ls1\.gamma$"),
+        rules=(CLASS, MASK, NORM, UNGROUP, Drop(r"register_tokens$", REGISTERS, "reg_token")),
         outside=(DINO_HEADS,), makes=packed("w12"), settings=(("norm_eps", 1e-6),)),
     # facebookresearch/detectron2: our names are theirs
     Format("detectron2", "detectron2 model zoo (.pkl) and files trained with detectron2 (.pth)",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
@@ -10,6 +9,7 @@ from vitdet.utils.checks import InputError
 from vitdet.utils.state_dicts import some
 
 Shape = tuple[int, ...]
+_OF_CLASSES = {"carried": "carried over", "initialised": "start anew", "left_out": "left out"}
 
 
 @dataclass
@@ -33,6 +33,7 @@ class Report:
         notes: anything else worth reading.
         target_format: the other project's format that was written, "" for ours.
         classes: for a head that went to other classes, which rows it took from which.
+        constants: {target name: rule} of what is used and may be left out. Not in the record.
     """
 
     source_format: str
@@ -49,10 +50,37 @@ class Report:
     notes: list[str] = field(default_factory=list)
     target_format: str = ""
     classes: dict[str, Any] = field(default_factory=dict)
+    constants: dict[str, str] = field(default_factory=dict)
 
     def as_dict(self) -> dict[str, Any]:
         """Return plain values, for JSON."""
-        return asdict(self)
+        return {name: value for name, value in asdict(self).items() if name != "constants"}
+
+    def by_rule(self, word: str) -> list[tuple[str, list[str]]]:
+        """Return (rule, names) of `dropped` or `inexact`."""
+        rules: dict[str, list[str]] = {}
+        for name, why in getattr(self, word).items():
+            rules.setdefault(why, []).append(name)
+        return list(rules.items())
+
+    def then(self, second: Report) -> Report:
+        """Return the account of two steps as one: `second` had the names that this one gave."""
+        to = second.used
+        result = replace(second, source_format=self.source_format, nested_under=self.nested_under)
+        result.used = {key: to[name] for key, name in self.used.items() if name in to}
+        for word in ("dropped", "inexact"):
+            late: dict[str, str] = getattr(second, word)
+            left = {key: late[name] for key, name in self.used.items() if name in late}
+            setattr(result, word, getattr(self, word) | left)
+        result.made = {to[name]: keys for name, keys in self.made.items() if name in to}
+        result.resized = dict(second.resized)
+        for name, (have, want) in self.resized.items():
+            if name in to:
+                result.resized[to[name]] = have, second.resized.get(to[name], (want, want))[1]
+        result.notes = self.notes + second.notes
+        result.settings = self.settings | second.settings
+        result.classes = self.classes | second.classes
+        return result
 
     def summary(self) -> str:
         """Return the account in a few lines: counts, rules, first names."""
@@ -60,59 +88,27 @@ class Report:
         to = f" to {self.target_format}" if self.target_format else ""
         lines = [f"format       {self.source_format}{nested}{to}"]
         lines.append(f"used         {len(self.used)} keys")
-        for name, (have, want) in list(self.resized.items())[:4]:
-            lines.append(f"resized      {name}: {_shape(have)} to {_shape(want)}")
+        for name, shapes in list(self.resized.items())[:4]:
+            have, want = ("x".join(map(str, shape)) for shape in shapes)
+            lines.append(f"resized      {name}: {have} to {want}")
         if len(self.resized) > 4:
             lines.append(f"resized      {len(self.resized) - 4} more")
         if self.made:
             lines.append(f"made         {len(self.made)} names ({some(self.made)})")
-        for word, rules in (("dropped", self.dropped), ("inexact", self.inexact)):
-            for rule, count in Counter(rules.values()).items():
-                names = [name for name, why in rules.items() if why == rule]
-                lines.append(f"{word:<12} {count}: {rule} ({some(names)})")
+        for word in ("dropped", "inexact"):
+            for rule, names in self.by_rule(word):
+                lines.append(f"{word:<12} {len(names)}: {rule} ({some(names)})")
         for word in ("initialised", "unaccounted", "missing"):
-            names = getattr(self, word)
-            if names:
+            if names := getattr(self, word):
                 lines.append(f"{word:<12} {len(names)} names ({some(names)})")
         for name, (want, have) in self.settings.items():
             lines.append(f"inexact      {name} is {have!r}, the weights were made with {want!r}")
-        lines += self._classes_lines()
-        lines += [f"note         {note}" for note in self.notes]
-        return "\n".join(lines)
-
-    def _classes_lines(self) -> list[str]:
-        words = {"carried": "carried over", "initialised": "start anew", "left_out": "left out"}
-        parts = [(self.classes.get(key, ()), word) for key, word in words.items()]
-        return [
-            f"classes      {len(names)} {word} ({some(names)})" for names, word in parts if names
+        lines += [
+            f"classes      {len(names)} {word} ({some(names)})"
+            for key, word in _OF_CLASSES.items()
+            if (names := self.classes.get(key))
         ]
-
-
-def chain(first: Report, second: Report) -> Report:
-    """Return the account of two steps as one: the second had the names that the first gave.
-
-    Args:
-        first: of a file into our names.
-        second: of our names into those of another project.
-    """
-    to = second.used
-    whole = replace(second, source_format=first.source_format, nested_under=first.nested_under)
-    whole.used = {key: to[name] for key, name in first.used.items() if name in to}
-    for word in ("dropped", "inexact"):
-        late: dict[str, str] = getattr(second, word)
-        left = {key: late[name] for key, name in first.used.items() if name in late}
-        setattr(whole, word, getattr(first, word) | left)
-    whole.made = {to[name]: keys for name, keys in first.made.items() if name in to}
-    whole.resized = dict(second.resized)
-    for name, (have, want) in first.resized.items():
-        if name in to:
-            whole.resized[to[name]] = have, second.resized.get(to[name], (want, want))[1]
-    whole.unaccounted = first.unaccounted + second.unaccounted
-    whole.missing = first.missing + second.missing
-    whole.notes = first.notes + second.notes
-    whole.settings = first.settings | second.settings
-    whole.classes = first.classes | second.classes
-    return whole
+        return "\n".join(lines + [f"note         {note}" for note in self.notes])
 
 
 class UnaccountedError(InputError):
@@ -121,7 +117,3 @@ class UnaccountedError(InputError):
     def __init__(self, text: str, report: Report) -> None:
         super().__init__(text)
         self.report = report
-
-
-def _shape(shape: Shape) -> str:
-    return "x".join(map(str, shape))

@@ -3,48 +3,21 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 
 import torch
 
 Shape = tuple[int, ...]
 Shapes = Mapping[str, Shape]
-
-
-@dataclass(frozen=True)
-class Drop:
-    """Names that may be left out, and why. A name that the model has a place for is used.
-
-    Attributes:
-        pattern: regular expression that the name begins with.
-        why: the rule, for the account.
-        to: the model's spelling, as in `re.sub`; None when it is the same.
-        same_as: the name, as in `re.sub`, of a tensor that this one repeats. Where it does not,
-            leaving it out is inexact, see `Inexact`.
-    """
-
-    pattern: str
-    why: str
-    to: str | None = None
-    same_as: str | None = None
-
-
-@dataclass(frozen=True)
-class Inexact:
-    """Names that change what the network computes, and that a model may have no place for.
-
-    As `Drop`, but leaving them out needs the user's leave (`allow_inexact`).
-    """
-
-    pattern: str
-    why: str
-    to: str | None = None
+# (tensors of the sources in order, None for an absent optional one; shape in the model) -> tensor
+Function = Callable[[Sequence[torch.Tensor | None], Shape], torch.Tensor]
 
 
 @dataclass(frozen=True)
 class Rename:
-    """Names that are spelt differently; the replacement is that of `re.sub`.
+    """Names that are spelt differently: a pattern at their beginning, a replacement of `re.sub`.
 
     A replacement that begins with "/" counts from the top of a detector and not from its backbone:
     "/backbone.simfp_2.0." for a pyramid that a source keeps inside its backbone.
@@ -55,16 +28,53 @@ class Rename:
 
 
 @dataclass(frozen=True)
+class Drop:
+    """Names that may be left out, and why. A name that the model has a place for is used.
+
+    `to` is the model's spelling where it is another. `same_as` is the name of a tensor that this
+    one repeats (as in `re.sub`, both); where it does not, leaving it out is inexact.
+    """
+
+    pattern: str
+    why: str
+    to: str | None = None
+    same_as: str | None = None
+
+
+@dataclass(frozen=True)
+class Inexact:
+    """As `Drop`, but without these the network computes something else: --allow-inexact."""
+
+    pattern: str
+    why: str
+    to: str | None = None
+
+
+@dataclass(frozen=True)
 class Refuse:
-    """Names that change what the network computes in a way no flag makes usable."""
+    """Names that change what the network computes in a way no option makes usable."""
 
     pattern: str
     why: str
 
 
 Rule = Drop | Inexact | Rename | Refuse
-# (tensors of the sources in order, None for an absent optional one; shape in the model) -> tensor
-Function = Callable[[Sequence[torch.Tensor | None], Shape], torch.Tensor]
+
+
+@cache
+def renames(*pairs: tuple[str, str], out: bool = False) -> tuple[Rename, ...]:
+    """Return the rules from their names to ours, or with `out` from ours to theirs.
+
+    Args:
+        pairs: (ours, theirs): beginnings of names up to a dot, or whole names. "{}" is a number.
+        out: the direction.
+    """
+    rules = []
+    for ours, theirs in pairs:
+        name, to = (ours, theirs) if out else (theirs, ours)
+        pattern = re.escape(name).replace(r"\{\}", r"(\d+)") + ("" if name.endswith(".") else "$")
+        rules.append(Rename(pattern, to.replace("{}", r"\1")))
+    return tuple(rules)
 
 
 @dataclass(frozen=True)
@@ -85,49 +95,28 @@ class Make:
     function: Function
     note: str = ""
 
-    def names(self, name: str) -> tuple[tuple[str, bool], ...]:
-        """Return (name of a source, whether it may be absent) for a name of the model."""
-        found = re.match(self.pattern, name)
-        if found is None:
+    def find(self, name: str, given: Collection[str]) -> tuple[str | None, ...]:
+        """Return which of the given names `name` is made from, () when the rule does not hold."""
+        match = re.match(self.pattern, name)
+        if match is None:
             return ()
-        return tuple(
-            (found.expand(source.removeprefix("?")), source.startswith("?"))
-            for source in self.sources
-        )
+        wanted = [match.expand(source.removeprefix("?")) for source in self.sources]
+        found = tuple(each if each in given else None for each in wanted)
+        unread = name in given and name not in wanted
+        pairs = zip(found, self.sources, strict=True)
+        if unread or not any(found) or any(not n and s[0] != "?" for n, s in pairs):
+            return ()
+        return found
 
 
 @dataclass(frozen=True)
 class OtherThan:
-    """A setting that may be anything but one value.
-
-    Attributes:
-        value: the one.
-    """
+    """A setting that may be anything but one value."""
 
     value: object
 
     def __repr__(self) -> str:
         return f"other than {self.value!r}"
-
-
-@dataclass(frozen=True)
-class File:
-    """What a format is recognised by.
-
-    Attributes:
-        keys: top-level keys of the file.
-        nested_under: the one that holds the state dict, "" when the file is one.
-        shapes: {name: shape} of the state dict.
-    """
-
-    keys: frozenset[str]
-    nested_under: str
-    shapes: Shapes
-
-    def has(self, pattern: str) -> bool:
-        """Whether a name begins with the regular expression."""
-        places = (f"/{key}" for key in (*(self.keys & {"vitdet"}), self.nested_under))
-        return any(map(re.compile(pattern).match, (*self.shapes, *places)))
 
 
 @dataclass(frozen=True)
@@ -148,12 +137,13 @@ class Kind:
     mark: str
 
 
+_PATCH = "patch_embed.proj.weight"
 KINDS = (
     Kind("vil", "a Vision Longformer", "layer1.0.proj.weight", r"layer1\.1\."),
     Kind("vitae_s", "a ViTAE-S", "layers.0.RC.PCM.0.weight", r"layers\.\d+\.NC\."),
-    Kind("vitae", "a ViTAE-B", "patch_embed.proj.weight", r"blocks\.0\.PCM\."),
-    Kind("eva02", "an EVA-02", "patch_embed.proj.weight", r"blocks\.0\.attn\.q_proj\.weight$"),
-    Kind("vit", "a plain ViT", "patch_embed.proj.weight", r"blocks\.0\.attn\.qkv\.weight$"),
+    Kind("vitae", "a ViTAE-B", _PATCH, r"blocks\.0\.PCM\."),
+    Kind("eva02", "an EVA-02", _PATCH, r"blocks\.0\.attn\.q_proj\.weight$"),
+    Kind("vit", "a plain ViT", _PATCH, r"blocks\.0\.attn\.qkv\.weight$"),
 )
 EVERY_KIND = tuple(kind.name for kind in KINDS)
 
@@ -165,7 +155,9 @@ class Format:
     Attributes:
         name: as in `--source-format`.
         what: one line for people: whose files these are.
-        recognise: whether a file is of this format. At most one format may say so of a file.
+        marks: regular expressions, each of which begins a name in every such file. "/" and the key
+            that holds the state dict counts as a name, and "/vitdet" in files of ours.
+        absent: regular expressions that begin none of its names.
         anchor: a name that every such backbone has, as the source spells it; what stands before it
             is the root of the backbone. "" for that of the model's kind.
         rules: for names inside the backbone, without the root. The first that matches at the
@@ -200,15 +192,27 @@ class Format:
     settings: tuple[tuple[str, object], ...] = ()
     notes: tuple[str, ...] = ()
 
-    def recognise(self, file: File) -> bool:
-        """Whether a file has all the marks and nothing that must be absent."""
-        return all(map(file.has, self.marks)) and not any(map(file.has, self.absent))
+    @property
+    def renames(self) -> bool:
+        """Whether it spells any name differently than detectron2."""
+        return any(getattr(rule, "to", None) is not None for rule in (*self.rules, *self.outside))
+
+    def fits(self, names: Collection[str]) -> bool:
+        """Whether a file's names have all the marks and nothing that must be absent."""
+
+        def has(pattern: str) -> bool:
+            return any(map(re.compile(pattern).match, names))
+
+        return all(map(has, self.marks)) and not any(map(has, self.absent))
 
 
-def root_of(names: Iterable[str], anchor: str) -> str | None:
-    """Return what stands before `anchor`, "" for nothing, None when no name ends with it.
+def root_of(names: Iterable[str], *anchors: str) -> str | None:
+    """Return what stands before the first anchor that is there, None when no name ends with one.
 
     The shortest is taken: a file may hold a second, nested network.
     """
-    roots = [name[: -len(anchor)] for name in names if ("." + name).endswith("." + anchor)]
-    return min(roots, key=len) if roots else None
+    for anchor in anchors:
+        roots = [name[: -len(anchor)] for name in names if ("." + name).endswith("." + anchor)]
+        if roots:
+            return min(roots, key=len)
+    return None

@@ -43,17 +43,12 @@ def large_scale_jitter(
 
     Args:
         size: side in pixels of the square that scale 1 fits the image into, and of the crop.
-        min_scale: smallest factor.
-        max_scale: largest factor.
+        min_scale, max_scale: limits of the factor.
         flip: whether to flip horizontally half of the time.
-
-    Returns:
-        Augmentations whose output is at most `size` x `size` pixels.
     """
     scale = ResizeScale(min_scale, max_scale, target_height=size, target_width=size)
     square: Any = (size, size)  # annotated as a tuple of one
-    crop = T.FixedSizeCrop(crop_size=square, pad=False)
-    return [T.RandomFlip(horizontal=True), scale, crop] if flip else [scale, crop]
+    return [*_flip(flip), scale, T.FixedSizeCrop(crop_size=square, pad=False)]
 
 
 def resize_shortest_edge(
@@ -61,17 +56,16 @@ def resize_shortest_edge(
 ) -> list[T.Augmentation]:
     """Resize so that the shorter side is `size` pixels and the longer one at most `max_size`.
 
-    Args:
-        size: pixels, or several of which one is drawn at random for each image (training).
-        max_size: limit for the longer side in pixels; it wins over `size`.
-        flip: whether to flip horizontally half of the time first (training).
+    Of several sizes one is drawn at random for each image.
     """
     sizes = [size] if isinstance(size, int) else list(size)
-    resize = ResizeShortestEdge(sizes, max_size=max_size, sample_style="choice")
-    return [T.RandomFlip(horizontal=True), resize] if flip else [resize]
+    return [*_flip(flip), ResizeShortestEdge(sizes, max_size=max_size, sample_style="choice")]
 
 
 def fixed_resize(height: int, width: int, flip: bool = False) -> list[T.Augmentation]:
     """Resize to exactly `height` x `width` pixels without keeping the aspect ratio."""
-    resize = T.Resize((height, width))
-    return [T.RandomFlip(horizontal=True), resize] if flip else [resize]
+    return [*_flip(flip), T.Resize((height, width))]
+
+
+def _flip(wanted: bool) -> list[T.Augmentation]:
+    return [T.RandomFlip(horizontal=True)] if wanted else []

@@ -8,43 +8,16 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from itertools import combinations
 from pathlib import Path
-from typing import Any
 
-from vitdet.data.clean import Cleaned, ImageFile, clean, file_name
+from vitdet.data.clean import Cleaned, clean
+from vitdet.data.entries import ImageFile, file_name, where
 from vitdet.data.findings import KINDS, Finding, Json
 from vitdet.data.formats import Found
 from vitdet.data.images import ImageError, header_of, is_deep, open_file, opened, suffixes_of
 from vitdet.data.labels import Boxes
 
-_CHUNK = 1 << 22  # bytes
 _LONG = 32  # times as long as high, or higher
 _ALPHA = {"RGBA", "LA", "PA", "La", "RGBa"}
-
-
-@dataclass(frozen=True)
-class Picture(ImageFile):
-    """An image file, decoded to its end.
-
-    Attributes:
-        format: Pillow's name of it.
-        mode: Pillow's name of its channels.
-        orientation: EXIF's, 1 for upright.
-        digest: of the file's bytes.
-    """
-
-    format: str = ""
-    mode: str = ""
-    orientation: int = 1
-    digest: str = ""
-
-    @property
-    def deep(self) -> bool:
-        """Whether it has more than 8 bits a channel."""
-        return is_deep(self.mode)
-
-    def has_suffix(self, name: str) -> bool:
-        """Whether a file name has a suffix of the format."""
-        return Path(name).suffix.lower() in suffixes_of(self.format)
 
 
 @dataclass(frozen=True)
@@ -55,13 +28,13 @@ class Checked:
         data: as it was read.
         findings: (part, finding), in the order in which they were found.
         cleaned: {part: the result of the pass over its labels}.
-        pictures: {part: {file name: what it is}}.
+        files: {part: {file name: what it is}}.
     """
 
     data: Found
     findings: list[tuple[str, Finding]]
     cleaned: dict[str, Cleaned] = field(repr=False)
-    pictures: dict[str, dict[str, Picture]] = field(repr=False)
+    files: dict[str, dict[str, ImageFile]] = field(repr=False)
 
     @property
     def faults(self) -> list[tuple[str, Finding]]:
@@ -91,126 +64,103 @@ def check_data(
         InputError: labels that are not in COCO's layout at all.
     """
     findings: list[tuple[str, Finding]] = []
-    cleaned, pictures = {}, {}
+    cleaned: dict[str, Cleaned] = {}
+    files: dict[str, dict[str, ImageFile]] = defaultdict(dict)
     total = sum(len(part.content["images"]) for part in data.parts.values())
     seen = 0
     for split, part in data.parts.items():
-        files = pictures[split] = {}
         for image in part.content["images"]:
             name = file_name(image)
-            if name not in files:
-                files[name] = look_at(part.images / name)
+            files[split][name] = files[split].get(name) or look_at(part.images / name)
             seen += 1
             if progress is not None:
                 progress(seen, total)
-        found = cleaned[split] = clean(
-            part.content, part.images, part.source, boxes=boxes, files=files
-        )
-        findings += [(split, each) for each in found.findings]
-        told = {each.got for each in found.findings}
-        others = [each for each in part.problems if each not in told]
-        findings += [
-            (split, Finding("unreadable labels", split, each, "left out", lost=1))
-            for each in others
+        found = clean(part.content, part.images, part.source, boxes=boxes, files=files[split])
+        cleaned[split] = found
+        known = {each.got for each in found.findings}
+        unreadable = (text for text in part.problems if text not in known)
+        others = [
+            Finding("unreadable labels", split, text, "left out", lost=1) for text in unreadable
         ]
-        findings += [(split, each) for each in _of_images(found.content, files)]
-    findings += _across(cleaned, pictures)
-    return Checked(data, findings, cleaned, pictures)
+        for each in (*found.findings, *others, *_of_images(found.content, files[split])):
+            findings.append((split, each))
+    findings += _across(cleaned, files)
+    return Checked(data, findings, cleaned, files)
 
 
-def look_at(path: Path) -> Picture:
+def look_at(path: Path) -> ImageFile:
     """Decode a file to its end and say what it is."""
-    name = f"image {path}"
-    digest = hashlib.sha256()
+    digest = ""
     try:
-        with open_file(path, name) as file:
-            while chunk := file.read(_CHUNK):
-                digest.update(chunk)
-    except ImageError as error:
-        return Picture(error=error)
-    except OSError as error:  # the disk's
-        return Picture(error=ImageError(f"{name}: {error.strerror}.", "unreadable file"))
-    try:
-        with opened(path, deep=True) as image:
+        with open_file(path, f"image {path}") as file:
+            data = file.read()
+        digest = hashlib.sha256(data).hexdigest()
+        with opened(data, str(path), deep=True) as image:
             header = header_of(image)
             if header.format in ("JPEG", "MPO"):
                 image.draft("L", (64, 64))  # every byte is read, and far fewer pixels are computed
             image.load()
+        return ImageFile(header, digest=digest)
     except ImageError as error:
-        return Picture(error=error, digest=digest.hexdigest())
-    return Picture(
-        stored=header.stored,
-        upright=header.upright,
-        format=header.format,
-        mode=header.mode,
-        orientation=header.orientation,
-        digest=digest.hexdigest(),
-    )
+        return ImageFile(error=error, digest=digest)
+    except OSError as error:  # the disk's
+        text = f"image {path}: {error.strerror}."
+        return ImageFile(error=ImageError(text, "unreadable file"))
 
 
-def _of_images(content: Json, files: dict[str, Picture]) -> Iterator[Finding]:
+def _of_images(content: Json, files: dict[str, ImageFile]) -> Iterator[Finding]:
     """Yield what is to be said of the images of a part."""
     with_objects = {each["image_id"] for each in content["annotations"]}
-    names: dict[str, Any] = {}
+    names: dict[str, int] = {}
     digests: dict[str, str] = {}
     for image in content["images"]:
         number, name = image["id"], image["file_name"]
-        where = f"image {number} ({name[:200]})"
+        place, file = where(number, name), files[name]
         if number not in with_objects:
-            yield Finding("image without annotations", where, "none", image_id=number)
-        picture, other = files[name], names.setdefault(name, number)
-        if other != number:
-            got = f"also image {other}"
-            yield Finding("repeated file", where, got, f"joined with image {other}", number)
+            yield Finding("image without annotations", place, "none", image_id=number)
+        if (other := names.setdefault(name, number)) != number:
+            got, done = f"also image {other}", f"joined with image {other}"
+            yield Finding("repeated file", place, got, done, number)
             continue
-        for kind, got, done in _of_picture(image, picture):
-            yield Finding(kind, where, got, done, number)
-        twin = digests.setdefault(picture.digest, name)
-        if twin != name:
-            joined = f"joined with {twin}"
-            yield Finding("same image twice", where, f"the bytes of {twin}", joined, number)
+        for kind, got, done in _of_file(image, file):
+            yield Finding(kind, place, got, done, number)
+        if (twin := digests.setdefault(file.digest, name)) != name:
+            got = f"the bytes of {twin}"
+            yield Finding("same image twice", place, got, f"joined with {twin}", number)
 
 
-def _of_picture(image: Json, picture: Picture) -> Iterator[tuple[str, str, str]]:
+def _of_file(image: Json, file: ImageFile) -> Iterator[tuple[str, str, str]]:
     """Yield (kind, what is there, what a repair makes of it) of one file."""
-    sides = (image["height"], image["width"])
+    sides, header = (image["height"], image["width"]), file.header
     if max(sides) > _LONG * min(sides):
         yield "elongated image", f"{sides[0]} x {sides[1]} (height x width)", ""
-    if picture.error is not None:
+    if header is None:
         return
-    if not picture.has_suffix(image["file_name"]):
-        right = " or ".join(suffixes_of(picture.format)[:2])
-        yield "wrong extension", f"a {picture.format} file", f"renamed to {right}"
-    if picture.orientation != 1 and (sides == picture.upright or sides != picture.stored):
-        yield "turned by EXIF", f"stored {picture.stored[0]} x {picture.stored[1]}", ""
-    if picture.deep:
-        yield "more than 8 bits", f"Pillow's mode {picture.mode}", "scaled to 8 bits"
-    elif picture.mode in ("L", "1"):
-        yield "grey image", f"mode {picture.mode}", ""
-    elif picture.mode == "CMYK":
-        yield "CMYK image", "mode CMYK", ""
-    elif picture.mode in _ALPHA:
-        yield "transparent image", f"mode {picture.mode}", ""
+    suffixes = suffixes_of(header.format)
+    if Path(image["file_name"]).suffix.lower() not in suffixes:
+        done = f"renamed to {' or '.join(suffixes[:2])}"
+        yield "wrong extension", f"a {header.format} file", done
+    if header.orientation != 1 and (sides == header.upright or sides != header.stored):
+        yield "turned by EXIF", f"stored {header.stored[0]} x {header.stored[1]}", ""
+    if is_deep(header.mode):
+        yield "more than 8 bits", f"Pillow's mode {header.mode}", "scaled to 8 bits"
+    grey = dict.fromkeys(("L", "1"), "grey image")
+    kinds = grey | {"CMYK": "CMYK image"} | dict.fromkeys(_ALPHA, "transparent image")
+    if header.mode in kinds:
+        yield kinds[header.mode], f"mode {header.mode}", ""
 
 
 def _across(
-    cleaned: dict[str, Cleaned], pictures: dict[str, dict[str, Picture]]
+    cleaned: dict[str, Cleaned], files: dict[str, dict[str, ImageFile]]
 ) -> Iterator[tuple[str, Finding]]:
     """Yield images that are in two parts, told at the one that training sees."""
-    objects = {
-        split: Counter(each["image_id"] for each in found.content["annotations"])
-        for split, found in cleaned.items()
-    }
     for first, second in combinations(cleaned, 2):
-        theirs = {
-            pictures[second][each["file_name"]].digest: each["file_name"]
-            for each in cleaned[second].content["images"]
-        }
+        objects = Counter(each["image_id"] for each in cleaned[first].content["annotations"])
+        names = [each["file_name"] for each in cleaned[second].content["images"]]
+        theirs = {files[second][name].digest: name for name in names}
         for image in cleaned[first].content["images"]:
             number, name = image["id"], image["file_name"]
-            other = theirs.get(pictures[first][name].digest)
-            if other is not None:
-                where = f"image {number} ({name[:200]})"
-                got, lost = f"the bytes of {other} of {second}", objects[first][number]
-                done = f"leaves {first} with its objects"
-                yield first, Finding("image in two parts", where, got, done, number, lost=lost)
+            if other := theirs.get(files[first][name].digest):
+                got, done = f"the bytes of {other} of {second}", f"leaves {first} with its objects"
+                kind, lost = "image in two parts", objects[number]
+                yield first, Finding(kind, where(number, name), got, done, number, lost=lost)

@@ -4,23 +4,35 @@ from __future__ import annotations
 
 import logging
 import os
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal, get_args
 
 import torch
 from detectron2.data import MetadataCatalog
 from detectron2.data.datasets import builtin
+from detectron2.data.detection_utils import get_fed_loss_cls_weights
+from detectron2.structures import BoxMode
 
-from vitdet.data.annotations import Check, make_records, read_annotations
-from vitdet.data.clean import Style
-from vitdet.utils.checks import fail, nearest
+from vitdet.data.clean import Cleaned, check_lists, clean
+from vitdet.data.entries import Style, file_name
+from vitdet.data.files import read_json
+from vitdet.data.findings import Json, notes_on, stop_at_faults
+from vitdet.data.masks import is_polygon
+from vitdet.utils.checks import InputError, nearest
+from vitdet.utils.run_lengths import compressed
 
 logger = logging.getLogger(__name__)
 
-_PROJECT = Path(__file__).resolve().parents[2]
-
+Check = Literal["error", "drop", "keep"]
+_KEYS = {
+    "images": ("id", "height", "width"),
+    "annotations": ("image_id", "category_id", "bbox"),
+    "categories": ("id", "name"),
+}
 # name: (image folder, annotation file). File names in the published annotations begin with
 # "images/v1/" or "images/v2/" (baaivision/EVA, EVA-02/det, data/datasets/objects365.py).
 _OBJECTS365 = {
@@ -34,14 +46,13 @@ class Dataset:
     """Images with their annotations, in memory; image files stay on disk until they are mapped.
 
     Attributes:
-        name: under which detectron2's MetadataCatalog knows it.
+        name: for tables and messages.
         class_names: in the order of the contiguous class indexes that models use.
         class_ids: category id in the annotation file of each class index.
         records: detectron2 dataset dicts; `category_id` is the class index, boxes are XYWH pixels.
         json_file: the annotation file; evaluation reads its ground truth there.
         image_root: folder that `file_name` is relative to.
         style: whether "coco" or "lvis" rules hold in evaluation.
-        image_counts: number of training images of each class where the file tells (LVIS).
         truth: what predictions are compared with where the file had to be read otherwise than it is
             written, or entries were left out; None for what the file says.
     """
@@ -49,12 +60,11 @@ class Dataset:
     name: str
     class_names: tuple[str, ...]
     class_ids: tuple[int, ...]
-    records: list[dict[str, Any]] = field(repr=False)
+    records: list[Json] = field(repr=False)
     json_file: Path
     image_root: Path
     style: Style = "coco"
-    image_counts: tuple[int, ...] | None = field(default=None, repr=False)
-    truth: dict[str, Any] | None = field(default=None, repr=False)
+    truth: Json | None = field(default=None, repr=False)
 
     @property
     def num_classes(self) -> int:
@@ -75,7 +85,7 @@ def coco_dataset(
         json: the annotation file. Class names and their number come from its "categories", in the
             order of their ids.
         images: the folder that the file names are relative to.
-        name: for tables and detectron2's MetadataCatalog; by default the json's name.
+        name: for tables; by default the json's name.
         style: "lvis" for LVIS rules: federated evaluation, file names from `coco_url`.
         check: what to do with a box outside its image or empty, an empty mask, an unknown category
             or image id, a missing image file and so on (`vitdet.data.findings`): "error" stops and
@@ -88,27 +98,98 @@ def coco_dataset(
     """
     json_file, image_root = Path(json), Path(images)
     if not image_root.is_dir():
-        fail(
-            f"image folder {image_root}",
-            expected="a folder",
-            got="a file" if image_root.exists() else "nothing at this path",
-            remedy=f"Give the folder that the file names in {json_file} are relative to.",
+        got = "a file" if image_root.exists() else "nothing at this path"
+        raise InputError(
+            f"image folder {image_root}: expected a folder, got {got}. Give the folder that the "
+            f"file names in {json_file} are relative to."
         )
-    found = read_annotations(json_file, image_root, style, check)
-    categories = found.content["categories"]
-    dataset = Dataset(
-        name=name or _free_name(json_file),
+    if check not in get_args(Check):
+        raise InputError(f'check: expected "error", "drop" or "keep", got {check!r}.')
+    found = _read(json_file, image_root, style, check)
+    categories = sorted(found.content["categories"], key=lambda each: each["id"])
+    return Dataset(
+        name=name or json_file.stem,
         class_names=tuple(category["name"] for category in categories),
         class_ids=tuple(category["id"] for category in categories),
-        records=make_records(found, image_root, style, json_file),
+        records=_records(found, image_root, style, json_file),
         json_file=json_file,
         image_root=image_root,
         style=style,
-        image_counts=_image_counts(categories),
         truth=found.content if found.changed else None,
     )
-    _register(dataset)
-    return dataset
+
+
+def _read(json_file: Path, images: Path, style: Style, check: Check) -> Cleaned:
+    content, _ = read_json(json_file)
+    if not isinstance(content, dict):
+        raise InputError(
+            f'annotation file {json_file}: expected an object with "images", "annotations" and '
+            f'"categories", got a {type(content).__name__}. A list is often a file of results; '
+            "give the annotations."
+        )
+    if check != "keep":
+        without_mask = "drop" if check == "drop" else "keep"
+        found = clean(content, images, json_file, style=style, without_mask=without_mask)
+        if check == "error":
+            stop_at_faults(json_file, found.findings)
+        for line in notes_on(found.findings):
+            logger.warning("%s: %s", json_file, line)
+        return found
+    content = {"annotations": [], **content}
+    check_lists(content, json_file)
+    for part, keys in _KEYS.items():
+        for place, entry in enumerate(content[part]):
+            if missing := [key for key in keys if key not in entry]:
+                raise InputError(
+                    f"annotation file {json_file}, {part} number {place}: expected the key "
+                    f'"{missing[0]}", got no such key. Convert the annotations to COCO\'s format.'
+                )
+    return Cleaned(content)
+
+
+def _records(found: Cleaned, image_root: Path, style: Style, json_file: Path) -> list[Json]:
+    """Turn annotations into detectron2 dataset dicts, ordered by image id.
+
+    Where some objects have no mask, none has one in the records: only boxes can be trained.
+    """
+    mixed = any(each.kind == "object without mask" and not each.done for each in found.findings)
+    ids = sorted(category["id"] for category in found.content["categories"])
+    class_index = {category: index for index, category in enumerate(ids)}
+    by_image: dict[int, list[Json]] = defaultdict(list)
+    for annotation in found.content["annotations"]:
+        if annotation["category_id"] not in class_index:
+            raise InputError(
+                f"annotation file {json_file}, annotation {annotation.get('id')}: expected a "
+                f"category_id of its categories, got {annotation['category_id']!r}. Correct it, or "
+                'leave such annotations out with check="drop".'
+            )
+        converted = {
+            "category_id": class_index[annotation["category_id"]],
+            "bbox": annotation["bbox"],
+            "bbox_mode": BoxMode.XYWH_ABS,
+            "iscrowd": annotation.get("iscrowd", 0),
+        }
+        segmentation = annotation.get("segmentation")
+        if isinstance(segmentation, list) and segmentation:
+            # as detectron2's data/datasets/coco.py: an annotation of too small polygons is left out
+            segmentation = [part for part in segmentation if is_polygon(part)]
+            if not segmentation:
+                continue
+        if segmentation and not mixed:
+            converted["segmentation"] = compressed(segmentation)
+        by_image[annotation["image_id"]].append(converted)
+    lists = ("neg_category_ids", "not_exhaustive_category_ids") if style == "lvis" else ()
+    return [
+        {
+            "file_name": str(image_root / file_name(image, style)),
+            "image_id": image["id"],
+            "height": image["height"],
+            "width": image["width"],
+            "annotations": by_image[image["id"]],
+            **{key: image.get(key, []) for key in lists},
+        }
+        for image in sorted(found.content["images"], key=lambda each: each["id"])
+    ]
 
 
 def named_dataset(name: str) -> Dataset:
@@ -126,31 +207,27 @@ def named_dataset(name: str) -> Dataset:
     Raises:
         InputError: unknown name (says the nearest), missing file or folder.
     """
-    root = Path(os.environ.get("DETECTRON2_DATASETS", "datasets")).expanduser()
-    known = _known()
+    known: dict[str, tuple[str, str]] = {}
+    coco, lvis = builtin._PREDEFINED_SPLITS_COCO["coco"], builtin._PREDEFINED_SPLITS_LVIS.values()
+    for places in (coco, _OBJECTS365, *lvis):
+        known |= places
     if name not in known:
         close = nearest(name, known)
-        fail(
-            "data set name",
-            expected=f"one of {', '.join(sorted(known))}",
-            got=repr(name),
-            remedy=f"Did you mean {close}?"
-            if close
-            else "Own data: use coco_dataset(json=..., images=...).",
+        own = "Own data: use coco_dataset(json=..., images=...)."
+        raise InputError(
+            f"data set name: expected one of {', '.join(sorted(known))}, got {name!r}. "
+            + (f"Did you mean {close}?" if close else own)
         )
-    images, json_file, style = known[name]
-    for what, path, found in (
-        ("annotation file", root / json_file, (root / json_file).is_file()),
-        ("image folder", root / images, (root / images).is_dir()),
-    ):
-        if not found:
-            given = "DETECTRON2_DATASETS" in os.environ
-            fail(
-                f"data set {name}",
-                expected=f"its {what} {path}",
-                got="nothing at this path",
-                remedy="Set the environment variable DETECTRON2_DATASETS to the folder that holds "
-                f"{json_file} and {images} (it is {root if given else 'not set, so ./datasets'}).",
+    images, json_file = known[name]
+    style = "lvis" if any(name in places for places in lvis) else "coco"
+    given = os.environ.get("DETECTRON2_DATASETS")
+    root = Path(given or "datasets").expanduser()
+    for what, path in (("annotation file", root / json_file), ("image folder", root / images)):
+        if not path.exists():
+            raise InputError(
+                f"data set {name}: expected its {what} {path}, got nothing at this path. Set the "
+                f"environment variable DETECTRON2_DATASETS to the folder that holds {json_file} "
+                f"and {images} (it is {root if given else 'not set, so ./datasets'})."
             )
     return coco_dataset(root / json_file, root / images, name, style, check="keep")
 
@@ -164,32 +241,17 @@ def joined_dataset(names: Sequence[str]) -> Dataset:
     Raises:
         InputError: no names, other classes, or what `named_dataset` raises.
     """
-    if not names:
-        fail("joined data sets", expected="names", got="none", remedy="Name at least one.")
     parts = [named_dataset(name) for name in names]
-    first = parts[0]
-    for part in parts[1:]:
-        if (part.class_names, part.class_ids) != (first.class_names, first.class_ids):
-            fail(
-                f"joined data sets {', '.join(names)}",
-                expected=f"the {first.num_classes} classes of {first.name} in each",
-                got=f"{part.num_classes} in {part.name}, or other names or ids",
-                remedy="Join data sets of the same classes only.",
-            )
+    if len({(part.class_names, part.class_ids) for part in parts}) != 1:
+        sizes = ", ".join(f"{part.num_classes} in {part.name}" for part in parts) or "none"
+        raise InputError(f"joined data sets: expected some of the same classes, got {sizes}.")
     name = "+".join(names)
-    counts = [part.image_counts for part in parts if part.image_counts is not None]
-    joined = replace(
-        first,
+    return replace(
+        parts[0],
         name=name,
         records=[record for part in parts for record in part.records],
         json_file=Path(f"{name} has no annotation file of its own"),
-        image_counts=tuple(map(sum, zip(*counts, strict=True)))
-        if len(counts) == len(parts)
-        else None,
-        truth=None,
     )
-    _register(joined)
-    return joined
 
 
 def coco_mini(split: Literal["train", "val"], num_images: int | None = None) -> Dataset:
@@ -205,18 +267,16 @@ def coco_mini(split: Literal["train", "val"], num_images: int | None = None) -> 
     Raises:
         InputError: the folder is not there.
     """
-    default = _PROJECT.parent / "shared" / "data" / "coco-mini"
+    default = Path(__file__).resolve().parents[3] / "shared" / "data" / "coco-mini"
     root = Path(os.environ.get("VITDET_COCO_MINI", default))
     if not root.is_dir():
-        fail(
-            "data set coco_mini",
-            expected=f"the folder {root}",
-            got="nothing at this path",
-            remedy="Set the environment variable VITDET_COCO_MINI to the folder that holds "
-            "annotations/instances_train.json, train and val.",
+        raise InputError(
+            f"data set coco_mini: expected the folder {root}, got nothing at this path. Set the "
+            "environment variable VITDET_COCO_MINI to the folder that holds "
+            "annotations/instances_train.json, train and val."
         )
-    name = f"coco_mini_{split}"
-    dataset = coco_dataset(root / "annotations" / f"instances_{split}.json", root / split, name)
+    json_file = root / "annotations" / f"instances_{split}.json"
+    dataset = coco_dataset(json_file, root / split, f"coco_mini_{split}")
     return dataset if num_images is None else subset(dataset, num_images)
 
 
@@ -228,11 +288,9 @@ def subset(dataset: Dataset, num_images: int) -> Dataset:
         if any(not annotation.get("iscrowd", 0) for annotation in record["annotations"])
     ]
     if len(chosen) < num_images:
-        fail(
-            f"subset of {dataset.name}",
-            expected=f"{num_images} images with objects",
-            got=len(chosen),
-            remedy="Ask for fewer.",
+        raise InputError(
+            f"subset of {dataset.name}: expected {num_images} images with objects, got "
+            f"{len(chosen)}. Ask for fewer."
         )
     return replace(dataset, records=chosen[:num_images])
 
@@ -246,67 +304,12 @@ def federated_loss_weights(
     the class) ** freq_power ("Probabilistic two-stage detection", Zhou et al. 2021, Sec. 5.3). The
     counts are those built into detectron2; no file is read.
 
-    Args:
-        dataset: a name whose counts detectron2 knows.
-        freq_power: the exponent.
-
-    Returns:
-        Callable without arguments -> float tensor (number of classes,).
-
     Raises:
         InputError: detectron2 has no counts for this name.
     """
-    counts = MetadataCatalog.get(dataset).get("class_image_count")
-    if counts is None:
-        fail(
-            "federated loss",
-            expected="a data set whose image counts detectron2 knows, such as lvis_v1_train",
-            got=repr(dataset),
-            remedy="Name one of those.",
+    if MetadataCatalog.get(dataset).get("class_image_count") is None:
+        raise InputError(
+            "federated loss: expected a data set whose image counts detectron2 knows, such as "
+            f"lvis_v1_train, got {dataset!r}."
         )
-    numbers = [entry["image_count"] for entry in sorted(counts, key=lambda entry: entry["id"])]
-    return lambda: torch.tensor(numbers, dtype=torch.float32) ** freq_power
-
-
-def _known() -> dict[str, tuple[str, str, Style]]:
-    """Name -> (image folder, annotation file, style), most from detectron2's own tables."""
-    splits_of_coco = {**builtin._PREDEFINED_SPLITS_COCO["coco"], **_OBJECTS365}
-    known: dict[str, tuple[str, str, Style]] = {
-        name: (images, json_file, "coco") for name, (images, json_file) in splits_of_coco.items()
-    }
-    for splits in builtin._PREDEFINED_SPLITS_LVIS.values():
-        known |= {name: (images, file, "lvis") for name, (images, file) in splits.items()}
-    return known
-
-
-def _free_name(json_file: Path) -> str:
-    """The file's name; its whole path when another file already goes by that name."""
-    registered = MetadataCatalog.get(json_file.stem).get("json_file", str(json_file))
-    return json_file.stem if registered == str(json_file) else str(json_file)
-
-
-def _register(dataset: Dataset) -> None:
-    """Let detectron2's visualizer and evaluators find the data set by its name.
-
-    An entry cannot be changed, only replaced; what detectron2 itself knows of a name (colours,
-    image counts) is kept.
-    """
-    known = MetadataCatalog.get(dataset.name).as_dict()
-    MetadataCatalog.remove(dataset.name)
-    known |= {
-        "json_file": str(dataset.json_file),
-        "image_root": str(dataset.image_root),
-        "evaluator_type": dataset.style,
-        "thing_classes": list(dataset.class_names),
-        "thing_dataset_id_to_contiguous_id": {
-            category: index for index, category in enumerate(dataset.class_ids)
-        },
-    }
-    MetadataCatalog.get(dataset.name).set(**known)
-
-
-def _image_counts(categories: Sequence[dict[str, Any]]) -> tuple[int, ...] | None:
-    counts: Sequence[int | None] = [category.get("image_count") for category in categories]
-    if any(count is None for count in counts):
-        return None
-    return tuple(int(count) for count in counts if count is not None)
+    return partial(get_fed_loss_cls_weights, dataset, freq_power)

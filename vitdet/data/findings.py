@@ -11,7 +11,6 @@ from vitdet.data.masks import shown, whole
 from vitdet.utils.checks import InputError
 
 Json = dict[str, Any]
-_ANSWER = {"corner boxes": " --boxes corners", "fraction boxes": " --boxes fractions"}
 
 
 class Kind(NamedTuple):
@@ -104,6 +103,7 @@ KINDS: dict[str, Kind] = {
     "transparent image": Kind("an alpha channel, which is not looked at", "note"),
     "turned by EXIF": Kind("read as it is shown, as labels should be", "note"),
 }
+BOXES = {"corner boxes": "corners", "fraction boxes": "fractions"}  # kind: answer of --boxes
 
 
 class Log:
@@ -112,9 +112,7 @@ class Log:
     Attributes:
         found: in their order.
         changed: whether the cleaned content says something else than what was given.
-        where: the image or annotation that is looked at.
-        image_id: its image.
-        place: its place in the list of annotations.
+        where, image_id, place: of what is looked at, as in `Finding`.
     """
 
     def __init__(self) -> None:
@@ -150,19 +148,15 @@ def stop_at_faults(source: Path, findings: Iterable[Finding]) -> None:
     faults = [each for each in findings if KINDS[each.kind].stops]
     if not faults:
         return
-    first = min(faults, key=lambda each: each.kind not in _ANSWER)  # what explains all others
+    first = min(faults, key=lambda each: each.kind not in BOXES)  # what explains all others
+    counts = Counter(each.kind for each in faults).most_common()
+    boxes = f" --boxes {BOXES[first.kind]}" if first.kind in BOXES else ""
     raise InputError(
-        f"annotation file {source} has {len(faults)} faults ({counted(faults)}); the first: "
-        f"{first.where}: {first.kind} ({KINDS[first.kind].text}), got {first.got}. Correct the "
-        "file, or train on the copy that `vitdet data check FOLDER --fix NEW"
-        f"{_ANSWER.get(first.kind, '')}` writes."
+        f"annotation file {source} has {len(faults)} faults "
+        f"({', '.join(f'{count} x {kind}' for kind, count in counts)}); the first: {first.where}: "
+        f"{first.kind} ({KINDS[first.kind].text}), got {first.got}. Correct the file, or train on "
+        f"the copy that `vitdet data check FOLDER --fix NEW{boxes}` writes."
     )
-
-
-def counted(findings: Iterable[Finding]) -> str:
-    """Return "2 x box outside, 1 x empty mask"."""
-    kinds = Counter(each.kind for each in findings)
-    return ", ".join(f"{count} x {kind}" for kind, count in kinds.most_common())
 
 
 def notes_on(findings: Iterable[Finding]) -> list[str]:

@@ -31,23 +31,23 @@ _MAX_SEGMENTS = 2000  # markers between the scans
 
 # What cameras and programs write and Pillow alone cannot read, with the way out.
 UNREADABLE_SUFFIXES = {
-    **dict.fromkeys((".heic", ".heif", ".hif"), "convert HEIC to JPEG (heif-convert, ImageMagick)"),
-    **dict.fromkeys((".jxl",), "convert JPEG XL to PNG or JPEG (djxl)"),
-    **dict.fromkeys(
-        (".dng", ".cr2", ".cr3", ".nef", ".arw", ".orf", ".rw2", ".raf"),
-        "develop raw photographs to JPEG (darktable, dcraw)",
-    ),
-    **dict.fromkeys((".svg", ".eps", ".ps", ".pdf"), "draw vector graphics as PNG first"),
-    **dict.fromkeys((".psd", ".xcf", ".tga", ".exr", ".hdr"), "export it as PNG or JPEG"),
-    **dict.fromkeys((".dcm", ".nii", ".npy", ".fits"), "store its values as 8-bit PNG"),
+    suffix: remedy
+    for suffixes, remedy in (
+        (".heic .heif .hif", "convert HEIC to JPEG (heif-convert, ImageMagick)"),
+        (".jxl", "convert JPEG XL to PNG or JPEG (djxl)"),
+        (".dng .cr2 .cr3 .nef .arw .orf .rw2 .raf", "develop raw photographs to JPEG (darktable)"),
+        (".svg .eps .ps .pdf", "draw vector graphics as PNG first"),
+        (".psd .xcf .tga .exr .hdr", "export it as PNG or JPEG"),
+        (".dcm .nii .npy .fits", "store its values as 8-bit PNG"),
+    )
+    for suffix in suffixes.split()
 }
-
 # What Pillow raises for damaged files, in the header or while it decodes.
 _DAMAGED = (
     *(OSError, SyntaxError, ValueError, EOFError, IndexError, KeyError, TypeError),
     *(struct.error, OverflowError, ZeroDivisionError, RuntimeError),
 )
-TURN = {
+TURN = {  # EXIF's orientations
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
     4: Image.Transpose.FLIP_TOP_BOTTOM,
@@ -55,30 +55,19 @@ TURN = {
     6: Image.Transpose.ROTATE_270,
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
-}  # EXIF's orientations
-_MARKER = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")  # of a JPEG, between coded data
-_SPECIAL = {
-    stat.S_IFDIR: "a folder",
-    stat.S_IFIFO: "a pipe",
-    stat.S_IFSOCK: "a socket",
-    stat.S_IFCHR: "a device",
-    stat.S_IFBLK: "a device",
 }
+_MARKER = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")  # of a JPEG, between coded data
+_SPECIAL = {stat.S_IFDIR: "a folder", stat.S_IFIFO: "a pipe", stat.S_IFSOCK: "a socket"}
 # A JPEG is decoded at 1/2, 1/4 or 1/8 of its size only where this many times as many pixels as
 # are wanted, each way, are left to the resize: without that, edges come out visibly sharper.
 _SPARE = 2.0
-_REDUCTIONS = (8, 4, 2)
 
 Size = tuple[int, int]
 
-
-def _suffixes() -> frozenset[str]:
-    Image.init()  # registers all readers
-    registered = Image.registered_extensions().items()
-    return frozenset(suffix for suffix, name in registered if name in (*FORMATS, "MPO"))
-
-
-IMAGE_SUFFIXES = _suffixes()  # in lower case, with the dot
+Image.init()  # registers all readers
+IMAGE_SUFFIXES = frozenset(  # in lower case, with the dot
+    suffix for suffix, name in Image.registered_extensions().items() if name in (*FORMATS, "MPO")
+)
 
 
 def suffixes_of(format_name: str) -> list[str]:
@@ -103,14 +92,10 @@ class ImageError(InputError):
 
 
 class Header(NamedTuple):
-    """What the begin of a file says of its image.
+    """What the begin of a file says: Pillow's names of format and channels, sizes, orientation.
 
-    Attributes:
-        format: Pillow's name.
-        mode: Pillow's name of its channels.
-        stored: (height, width) of the pixels in the file.
-        upright: (height, width) as it is seen.
-        orientation: of EXIF, 1 to 8; 1 where there is none that can be read.
+    `stored` is the (height, width) of the pixels in the file, `upright` as they are seen;
+    `orientation` is EXIF's, 1 to 8; 1 where there is none that can be read.
     """
 
     format: str
@@ -157,12 +142,12 @@ def read_header(source: str | Path | bytes, *, name: str | None = None) -> Heade
 
 def header_of(image: Image.Image) -> Header:
     """Return the header of an image that Pillow has opened and not decoded yet."""
-    height, width = image.height, image.width
     orientation = _orientation(image)
-    turned = (width, height) if orientation >= 5 else (height, width)
-    stored, upright = (height, width), turned
-    if image.format == "TIFF":  # Pillow gives the size of the upright image for these
-        stored, upright = turned, (height, width)
+    stored = upright = (image.height, image.width)
+    if orientation >= 5:
+        turned = (image.width, image.height)
+        tiff = image.format == "TIFF"  # of these Pillow gives the upright size
+        stored, upright = (turned, upright) if tiff else (stored, turned)
     return Header(image.format or "", image.mode, stored, upright, orientation)
 
 
@@ -204,8 +189,7 @@ def read_reduced(record: dict[str, Any], shrink: float) -> tuple[Image.Image, in
         full, reduction = image.size, _reduction(image, shrink)
         if reduction > 1:
             image.draft(None, (full[0] // reduction, full[1] // reduction))
-            if image.size == full:  # not a JPEG
-                reduction = 1
+            reduction = 1 if image.size == full else reduction  # not a JPEG
         return to_rgb(image), reduction
 
 
@@ -234,18 +218,12 @@ def opened(
 ) -> Iterator[Image.Image]:
     """Give an image, not decoded yet; what Pillow raises in the block becomes an ImageError.
 
-    Args:
-        source, name, formats, max_pixels: as in `open_image`.
-        deep: whether grey values of more than 8 bits are let through.
-
-    Raises:
-        ImageError: as `open_image`.
+    The arguments are those of `open_image`; `deep` lets more than 8 bits a channel through.
     """
     data = isinstance(source, bytes)
     name = f"image {name or source}" if name or not data else "image"
     with io.BytesIO(source) if data else open_file(Path(source), name) as file:
         head = file.read(32)
-        file.seek(0)
         try:
             with _identified(file, head, formats) as image:
                 _check_limits(image, file, name, max_pixels)
@@ -256,11 +234,8 @@ def opened(
                 yield image
         except InputError:
             raise
-        except MemoryError as error:
-            text = f"{name}: there is not enough memory to decode it. Make it smaller."
-            raise ImageError(text, "too many pixels") from error
-        except Image.DecompressionBombError as error:  # of a frame
-            text = f"{name}: has too many pixels. Cut it into tiles, or make it smaller."
+        except (MemoryError, Image.DecompressionBombError) as error:  # the second: of a frame
+            text = f"{name}: has too many pixels, or there is too little memory. Make it smaller."
             raise ImageError(text, "too many pixels") from error
         except _DAMAGED as error:
             raise _fault(name, head, error) from error
@@ -282,12 +257,13 @@ def open_file(path: Path, name: str) -> BinaryIO:
         what = "a link to a file that is not there" if path.is_symlink() else "no such file"
         raise ImageError(f"{name}: {what}. Check the image folder.", "missing image") from error
     except (OSError, ValueError) as error:  # a name that cannot be one: zeros, surrogates
-        if isinstance(error, OSError) and error.errno == errno.ENXIO:  # a socket
-            raise ImageError(f"{name}: a socket, and not a file.", "not a file") from error
         reason = error.strerror if isinstance(error, OSError) else "not a name of a file"
-        text = f"{name}: cannot be read ({reason}). Check the file and its rights."
-        raise ImageError(text, "unreadable file") from error
-    raise ImageError(f"{name}: {_SPECIAL.get(kind, 'no file')}, and not an image.", "not a file")
+        if isinstance(error, OSError) and error.errno == errno.ENXIO:
+            kind = stat.S_IFSOCK
+        else:
+            text = f"{name}: cannot be read ({reason}). Check the file and its rights."
+            raise ImageError(text, "unreadable file") from error
+    raise ImageError(f"{name}: {_SPECIAL.get(kind, 'a device')}, and not an image.", "not a file")
 
 
 def _identified(file: BinaryIO, head: bytes, formats: Sequence[str]) -> Image.Image:
@@ -323,8 +299,7 @@ def _check_limits(image: Image.Image, file: BinaryIO, name: str, max_pixels: int
 
 def _too_many_scans(image: Any, file: BinaryIO) -> bool:
     """Count the scans of a JPEG, from the first on, behind whose header Pillow stopped reading."""
-    begin = file.tell()
-    count = image.layers
+    begin, count = file.tell(), image.layers
     file.seek(max(0, begin - 6 - 2 * count))
     alone = file.read(3) == bytes([0, 6 + 2 * count, count])  # one scan has all the channels
     file.seek(begin)
@@ -350,15 +325,14 @@ def _fault(name: str, head: bytes, error: Exception) -> ImageError:
         return ImageError(text, "unreadable file")
     if not isinstance(error, Image.UnidentifiedImageError):
         text = f"{name}: damaged or not complete ({error}). Replace the file, or leave it out."
-        return ImageError(text, "damaged image")
+        return ImageError(text)
     if not head:
-        return ImageError(f"{name}: an empty file. Replace it, or leave it out.", "damaged image")
+        return ImageError(f"{name}: an empty file. Replace it, or leave it out.")
     apple = head[4:8] == b"ftyp" and head[8:12] in (b"heic", b"heix", b"hevc", b"mif1", b"msf1")
     suffix = ".heic" if apple else Path(name).suffix.lower()  # also in files called .jpg
     remedy = UNREADABLE_SUFFIXES.get(suffix, "store it as JPEG or PNG")
     text = f"{name}: not an image in a format that is read (JPEG, PNG, WebP, BMP, GIF, TIFF, "
-    text += f"JPEG 2000, AVIF, PPM): {remedy}."
-    return ImageError(text, "unknown format")
+    return ImageError(f"{text}JPEG 2000, AVIF, PPM): {remedy}.", "unknown format")
 
 
 def is_deep(mode: str) -> bool:
@@ -392,21 +366,21 @@ def _reduction(image: Image.Image, shrink: float) -> int:
     An image with EXIF data may be turned, and then a side that the reduction does not divide would
     have its incomplete last pixel first.
     """
-    whole = "exif" in image.info
-    for reduction in _REDUCTIONS:
+    for reduction in (8, 4, 2):
         if reduction * _SPARE <= shrink and min(image.size) >= reduction:
             divides = not any(side % reduction for side in image.size)
-            if divides or not whole:
+            if divides or "exif" not in image.info:
                 return reduction
     return 1
 
 
 def _check_size(record: dict[str, Any], header: Header) -> None:
     expected, upright = (record["height"], record["width"]), header.upright
-    if upright == expected:
-        return
-    text = f"image {record['file_name']}: has {upright[0]} x {upright[1]} pixels (height x width), "
-    text += f"and the annotations say {expected[0]} x {expected[1]}. "
-    if header.stored == expected:
-        text += "Its EXIF data turn it, and it was annotated as it is stored: "
-    raise InputError(text + "vitdet data check FOLDER --fix NEW writes a copy that agrees.")
+    if upright != expected:
+        turned = "Its EXIF data turn it, and it was annotated as it is stored: "
+        raise InputError(
+            f"image {record['file_name']}: has {upright[0]} x {upright[1]} pixels (height x "
+            f"width), and the annotations say {expected[0]} x {expected[1]}. "
+            f"{turned if header.stored == expected else ''}vitdet data check FOLDER --fix NEW "
+            "writes a copy that agrees."
+        )

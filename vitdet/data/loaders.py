@@ -21,7 +21,7 @@ from detectron2.data.samplers import RepeatFactorTrainingSampler
 from torch.utils import data
 
 from vitdet.utils import distributed
-from vitdet.utils.checks import InputError, fail
+from vitdet.utils.checks import InputError
 from vitdet.utils.env import random_state, seed_from
 from vitdet.utils.signals import hold_back, serve_parent
 
@@ -57,109 +57,93 @@ class ImageStream:
     """
 
     def __init__(self, size: int, seed: int, repeat_factors: torch.Tensor | None = None) -> None:
-        self.size = size
-        self.seed = seed
-        self.repeat_factors = repeat_factors
+        self.size, self.seed, self.repeat_factors = size, seed, repeat_factors
 
     def epoch(self, number: int) -> torch.Tensor:
         """Return the image indexes of an epoch in their order, int64."""
         generator = torch.Generator().manual_seed(seed_from(self.seed, _EPOCH, number))
-        counts = self._counts(generator)
-        if counts is None:
-            return torch.randperm(self.size, generator=generator)
-        indexes = torch.repeat_interleave(torch.arange(self.size), counts)
+        indexes = torch.arange(self.size)
+        if self.repeat_factors is not None:
+            whole = torch.floor(self.repeat_factors)
+            extra = torch.rand(self.size, generator=generator) < self.repeat_factors - whole
+            indexes = torch.repeat_interleave(indexes, whole.long() + extra.long())
         return indexes[torch.randperm(len(indexes), generator=generator)]
 
     def positions(self, start: int = 0) -> Iterator[tuple[int, int]]:
         """Yield (position, image index) without end, from position `start`."""
-        number, offset = self.locate(start)
+        number, offset = 0, start
+        if self.repeat_factors is None:
+            number, offset = divmod(start, self.size)
+        indexes = self.epoch(number)
+        while offset >= len(indexes):
+            number, offset = number + 1, offset - len(indexes)
+            indexes = self.epoch(number)
         position = start
         while True:
-            for index in self.epoch(number)[offset:].tolist():
+            for index in indexes[offset:].tolist():
                 yield position, index
                 position += 1
             number, offset = number + 1, 0
-
-    def locate(self, position: int) -> tuple[int, int]:
-        """Return (epoch, place within the epoch) of a position."""
-        if self.repeat_factors is None:
-            return divmod(position, self.size)
-        number = 0
-        while position >= (length := self._length(number)):
-            position -= length
-            number += 1
-        return number, position
-
-    def _length(self, number: int) -> int:
-        generator = torch.Generator().manual_seed(seed_from(self.seed, _EPOCH, number))
-        counts = self._counts(generator)
-        return self.size if counts is None else int(counts.sum())
-
-    def _counts(self, generator: torch.Generator) -> torch.Tensor | None:
-        if self.repeat_factors is None:
-            return None
-        whole = torch.floor(self.repeat_factors)
-        extra = torch.rand(self.size, generator=generator) < self.repeat_factors - whole
-        return whole.long() + extra.long()
+            indexes = self.epoch(number)
 
 
-class TrainLoader:
-    """Endless iterable of this process's batches; see `build_train_loader`."""
+class TrainBatches:
+    """This process's (position, image index) pairs, a list a batch, from `start` without end."""
+
+    def __init__(self, stream: ImageStream, total_batch_size: int, start: int) -> None:
+        self.stream, self.total_batch_size, self.start = stream, total_batch_size, start
+        self._share = total_batch_size // distributed.world_size()
+        self._first = distributed.rank() * self._share
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        positions = self.stream.positions(self.start)
+        while True:
+            batch = list(islice(positions, self.total_batch_size))
+            yield batch[self._first : self._first + self._share]
+
+
+class Loader:
+    """Iterable of lists of model inputs: this process's batches.
+
+    Every call of iter() begins anew. It has a length where `batches` have one.
+    """
 
     def __init__(
         self,
         records: Sequence[Record],
         mapper: MapFunction,
-        stream: ImageStream,
-        *,
-        total_batch_size: int,
+        seed: int,
+        batches: Any,
         num_workers: int,
-        start: int,
     ) -> None:
-        self.stream = stream
-        self.total_batch_size = total_batch_size
-        self.start = start
-        self.num_images = len(records)
-        self._mapped = _Mapped(records, mapper, stream.seed)
-        self._num_workers = num_workers
-        self._rank, self._world = distributed.rank(), distributed.world_size()
-
-    def __iter__(self) -> Iterator[list[Record]]:
-        """Begin at `start`; every call begins there anew."""
-        return _raise_failures(_torch_loader(self._mapped, _Batches(self), self._num_workers))
-
-    def batches(self) -> Iterator[list[tuple[int, int]]]:
-        """Yield this process's (position, image index) pairs, a list a batch, without end."""
-        positions = self.stream.positions(self.start)
-        share = self.total_batch_size // self._world
-        while True:
-            batch = list(islice(positions, self.total_batch_size))
-            yield batch[self._rank * share : (self._rank + 1) * share]
-
-
-class EvaluationLoader:
-    """Iterable of this process's part of the data set; see `build_test_loader`."""
-
-    def __init__(
-        self, records: Sequence[Record], mapper: MapFunction, *, batch_size: int, num_workers: int
-    ) -> None:
-        rank, world = distributed.rank(), distributed.world_size()
-        size = len(records)
-        mine = range(rank * size // world, (rank + 1) * size // world)
-        self._batches = [
-            [(index, index) for index in mine[first : first + batch_size]]
-            for first in range(0, len(mine), batch_size)
-        ]
-        self._mapped = _Mapped(records, mapper, seed=0)
+        self.batches = batches
+        self._mapped = _Mapped(records, mapper, seed)
         self._num_workers = num_workers
 
     def __iter__(self) -> Iterator[list[Record]]:
-        """Yield lists of model inputs in the order of the data set."""
-        return _raise_failures(_torch_loader(self._mapped, self._batches, self._num_workers))
+        """Raise what the mapper has raised, here or in a worker."""
+        loader = data.DataLoader(
+            self._mapped,
+            batch_sampler=self.batches,
+            num_workers=self._num_workers,
+            collate_fn=_packed if self._num_workers else list,
+            worker_init_fn=_start_worker,
+            timeout=TIMEOUT if self._num_workers else 0,
+            # of its own, because it draws a number and must not move the training's random state
+            generator=torch.Generator(),
+        )
+        with hold_back():  # its workers start here
+            iterator = iter(loader)
+        for packed in iterator:
+            batch = _unpacked(packed)
+            for item in batch:
+                if isinstance(item, InputError):
+                    raise item
+            yield batch
 
     def __len__(self) -> int:
         """Number of batches of this process."""
-        return len(self._batches)
+        return len(self.batches)
 
 
 def build_train_loader(
@@ -172,7 +156,7 @@ def build_train_loader(
     repeat_threshold: float | None = None,
     filter_empty: bool = True,
     start: int = 0,
-) -> TrainLoader:
+) -> Loader:
     """Return an endless iterable of lists of model inputs, one list an iteration.
 
     Position p counts images over all processes. Batch k holds positions [k * T, (k + 1) * T) for a
@@ -198,66 +182,60 @@ def build_train_loader(
     """
     world = distributed.world_size()
     if total_batch_size < 1 or total_batch_size % world:
-        fail(
-            "dataloader.train.total_batch_size",
-            expected=f"a multiple of the number of processes ({world})",
-            got=total_batch_size,
-            remedy="Change the batch size or the number of processes.",
+        raise InputError(
+            "dataloader.train.total_batch_size: expected a multiple of the number of processes "
+            f"({world}), got {total_batch_size}. Change one of them."
         )
     _check(dataset, num_workers, "train")
     records = dataset.records
     if filter_empty:
-        records = [record for record in records if _has_objects(record)]
+        records = [
+            record
+            for record in records
+            if any(not each.get("iscrowd", 0) for each in record.get("annotations", ()))
+        ]
         logger.info(
             "%s: %d of %d images have objects", dataset.name, len(records), len(dataset.records)
         )
     if not records:
-        fail(
-            f"data set {dataset.name}",
-            expected="images with objects to train on",
-            got=f"none among {len(dataset.records)} images",
-            remedy="Check the annotation file; filter_empty=False would keep empty images.",
+        raise InputError(
+            f"data set {dataset.name}: expected images with objects to train on, got none among "
+            f"{len(dataset.records)} images. Check the annotation file; filter_empty=False would "
+            "keep empty images."
         )
     factors = None
     if repeat_threshold is not None:
         factors = RepeatFactorTrainingSampler.repeat_factors_from_category_frequency(
             records, repeat_threshold
         )
-    return TrainLoader(
-        records,
-        mapper,
-        ImageStream(len(records), seed, factors),
-        total_batch_size=total_batch_size,
-        num_workers=num_workers,
-        start=start,
-    )
+    batches = TrainBatches(ImageStream(len(records), seed, factors), total_batch_size, start)
+    return Loader(records, mapper, seed, batches, num_workers)
 
 
 def build_test_loader(
     dataset: Records, mapper: MapFunction, *, batch_size: int = 1, num_workers: int = 4
-) -> EvaluationLoader:
+) -> Loader:
     """Return an iterable of lists of model inputs: each image once, over all processes.
 
-    The data set is cut into as many contiguous parts as there are processes.
-
-    Args:
-        dataset: has `name` and `records`.
-        mapper: record -> model input.
-        batch_size: images an iteration of one process; the last list may be shorter.
-        num_workers: reading processes; 0 reads in the process itself.
+    The data set is cut into as many contiguous parts as there are processes. `batch_size` counts
+    the images of one process; the last list may be shorter.
 
     Raises:
         InputError: the data set is empty; while iterating, what the mapper raises.
     """
     _check(dataset, num_workers, "test")
     if not dataset.records:
-        fail(
-            f"data set {dataset.name}",
-            expected="at least one image",
-            got="none",
-            remedy="Check the annotation file.",
+        raise InputError(
+            f"data set {dataset.name}: expected at least one image, got none. Check the "
+            "annotation file."
         )
-    return EvaluationLoader(dataset.records, mapper, batch_size=batch_size, num_workers=num_workers)
+    rank, world, size = distributed.rank(), distributed.world_size(), len(dataset.records)
+    mine = range(rank * size // world, (rank + 1) * size // world)
+    batches = [
+        [(index, index) for index in mine[first : first + batch_size]]
+        for first in range(0, len(mine), batch_size)
+    ]
+    return Loader(dataset.records, mapper, 0, batches, num_workers)
 
 
 def _check(dataset: Any, num_workers: Any, part: str) -> None:
@@ -273,10 +251,6 @@ def _check(dataset: Any, num_workers: Any, part: str) -> None:
             f"dataloader.{part}.num_workers: expected 0 or more processes that read images, got "
             f"{num_workers!r}. 0 reads in the training process itself."
         )
-
-
-def _has_objects(record: Record) -> bool:
-    return any(not annotation.get("iscrowd", 0) for annotation in record.get("annotations", ()))
 
 
 class _Mapped(data.Dataset):
@@ -301,33 +275,6 @@ class _Mapped(data.Dataset):
         return result
 
 
-class _Batches:
-    """Gives the batches to a torch DataLoader, which wants an object that it can iterate over."""
-
-    def __init__(self, loader: TrainLoader) -> None:
-        self._loader = loader
-
-    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        return self._loader.batches()
-
-
-def _torch_loader(mapped: _Mapped, batches: Any, num_workers: int) -> data.DataLoader:
-    return data.DataLoader(
-        mapped,
-        batch_sampler=batches,
-        num_workers=num_workers,
-        collate_fn=_packed if num_workers else _as_list,
-        worker_init_fn=_start_worker,
-        timeout=TIMEOUT if num_workers else 0,
-        # of its own, because it draws a number and must not move the training's random state
-        generator=torch.Generator(),
-    )
-
-
-def _as_list(items: list[Any]) -> list[Any]:
-    return items
-
-
 def _packed(items: list[Any]) -> bytes | InputError:
     """Put the tensors into shared memory here, where an error can still be told.
 
@@ -339,16 +286,11 @@ def _packed(items: list[Any]) -> bytes | InputError:
         return _no_room(error)
 
 
-def _unpacked(batch: Any) -> list[Any]:
-    """Return a batch as its process had it, with the tensors in shared memory.
-
-    Raises:
-        InputError: it could not be put there, or cannot be taken from there.
-    """
-    if isinstance(batch, InputError):
-        raise batch
+def _unpacked(packed: Any) -> list[Any]:
+    if isinstance(packed, InputError):
+        raise packed
     try:
-        return pickle.loads(batch) if isinstance(batch, bytes) else batch
+        return pickle.loads(packed) if isinstance(packed, bytes) else packed
     except (OSError, RuntimeError) as error:
         raise _no_room(error) from error
 
@@ -365,14 +307,3 @@ def _start_worker(_: int) -> None:
     serve_parent()
     cv2.setNumThreads(0)
     torch.set_num_threads(1)
-
-
-def _raise_failures(batches: data.DataLoader) -> Iterator[list[Record]]:
-    with hold_back():  # its workers start here
-        iterator = iter(batches)
-    for packed in iterator:
-        batch = _unpacked(packed)
-        for item in batch:
-            if isinstance(item, InputError):
-                raise item
-        yield batch

@@ -5,14 +5,16 @@ from __future__ import annotations
 import json
 import math
 import reprlib
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
-from vitdet.utils.run_lengths import encode_segmentation, mask_util
+from vitdet.utils.run_lengths import covers, encode_segmentation, mask_util
 
 _FAR = 10  # times the image's longer side: a polygon may go so far, and is cut off at the edge
 _LONGEST_TEXT = 40  # characters of a number
 _WHOLE = 2**63
-_PLAIN = {int, float}
+_DEEPEST = 4  # nesting of lists
+_EMPTY = (None, [], {}, "")
 
 
 def shown(value: Any) -> str:
@@ -49,11 +51,11 @@ def numbers(values: Any) -> list[int | float] | None:
     """Return a list of finite numbers, the same list where nothing had to be read as one."""
     if not isinstance(values, list | tuple):
         return None
-    if isinstance(values, list) and set(map(type, values)) <= _PLAIN:
-        try:
+    try:
+        if isinstance(values, list) and set(map(type, values)) <= {int, float}:
             return values if all(map(math.isfinite, values)) else None
-        except OverflowError:
-            return None
+    except OverflowError:
+        return None
     found = [read for value in values if (read := number(value)) is not None]
     return found if len(found) == len(values) else None
 
@@ -95,15 +97,13 @@ def read_mask(given: Any, size: tuple[int, int]) -> Mask:
         given: the value in the file.
         size: (height, width) of the image in pixels.
     """
-    parsed = _parsed(given)
-    if _is_empty(parsed):
+    if given in _EMPTY:
         return Mask()
-    if isinstance(parsed, dict):
-        value, got = _run_lengths(parsed, size)
-    elif isinstance(parsed, list | tuple):
-        value, got = _read_list(list(parsed), given, size)
-    else:
-        value, got = None, shown(given)
+    parts = list(_parts(given))
+    if not parts or (isinstance(parts[0], dict) and not parts[0].get("counts", parts[0])):
+        return Mask()
+    lengths = isinstance(parts[0], dict)
+    value, got = _run_lengths(parts, size) if lengths else _polygons(parts, given, size)
     if value is None:
         return Mask(problem="wrong mask", got=got)
     encoded = encode_segmentation(value, size)
@@ -112,9 +112,50 @@ def read_mask(given: Any, size: tuple[int, int]) -> Mask:
     return Mask(value, encoded)
 
 
+def _polygons(parts: list[Any], given: Any, size: tuple[int, int]) -> tuple[Any, str]:
+    """Return (polygons, "") or (None, what was found)."""
+    if not all(map(is_polygon, parts)):
+        return None, f"{shown(given)}, not lists x1, y1, x2, y2, ... of three or more points"
+    # pycocotools walks along every edge, also where it is millions of pixels outside
+    if any(max(map(abs, part)) > _FAR * max(size) for part in parts):
+        return None, f"{shown(given)}, points far outside the image of {size[1]} x {size[0]}"
+    same = isinstance(given, list) and len(given) == len(parts)
+    same = same and all(a is b for a, b in zip(given, parts, strict=True))
+    return (given if same else parts), ""
+
+
+def _run_lengths(parts: list[Any], size: tuple[int, int]) -> tuple[Any, str]:
+    """Return (run lengths of this size, "") or (None, what was found)."""
+    found = []
+    for part in parts:
+        read = part if isinstance(part, dict) else {}
+        sides, counts = read.get("size", list(size)), _parsed(read.get("counts"))
+        if numbers(sides) != list(size):
+            return None, f"run lengths of size {shown(sides)}, not {list(size)} (height, width)"
+        if isinstance(counts, bytes):
+            counts = counts.decode("ascii", "replace")
+        elif isinstance(counts, list | tuple) and set(map(type, counts)) != {int}:
+            counts = list(map(whole, counts))
+        lengths = {"size": list(size), "counts": counts}
+        if (isinstance(counts, str) and not counts.isascii()) or not covers(lengths, size):
+            return None, f"{shown(counts)}, no run lengths of {math.prod(size)} pixels"
+        same = counts is read.get("counts") and set(map(type, read.get("size", ()))) == {int}
+        found.append(part if same else lengths)
+    if len(found) == 1:
+        return found[0], ""
+    return as_text(mask_util.merge([encode_segmentation(each, size) for each in found])), ""
+
+
 def is_polygon(part: Any) -> bool:
     """Whether a list has the coordinates of three or more points."""
     return isinstance(part, list) and len(part) >= 6 and len(part) % 2 == 0
+
+
+def as_text(encoded: Any) -> dict[str, Any]:
+    """Return compressed run lengths as a json file holds them."""
+    counts = encoded["counts"]
+    text = counts if isinstance(counts, str) else counts.decode("ascii")
+    return {"size": [int(side) for side in encoded["size"]], "counts": text}
 
 
 def _parsed(given: Any) -> Any:
@@ -127,107 +168,25 @@ def _parsed(given: Any) -> Any:
     return given
 
 
-def _is_empty(given: Any) -> bool:
-    """Whether there is no mask: null, "", [], [[]], {}, or no counts in run lengths."""
-    if isinstance(given, dict):
-        return not given or not given.get("counts", True)
-    if isinstance(given, list | tuple):
-        return all(part is None or part in ([], {}, "") for part in given)
-    return given is None or given == ""
-
-
-def _read_list(parts: list[Any], given: Any, size: tuple[int, int]) -> tuple[Any, str]:
-    """Return (polygons or run lengths, "") or (None, what was found)."""
-    while len(parts) == 1 and isinstance(parts[0], list) and isinstance(_first(parts[0]), list):
-        parts = parts[0]  # nested once more than needed
-    parts = [part for part in parts if part is not None and part not in ([], {}, "")]
-    if all(isinstance(part, dict) and "counts" in part for part in parts):
-        read = [_run_lengths(part, size) for part in parts]
-        wrong = next((got for value, got in read if value is None), None)
-        if wrong is not None or len(read) == 1:
-            return read[0] if len(read) == 1 else (None, wrong or "")
-        return _text(mask_util.merge([encode_segmentation(each, size) for each, _ in read])), ""
-    if number(_first(parts)) is not None:
-        parts = [parts]  # one polygon without the list round it
-    elif len(parts) >= 3 and all(_is_point(part) for part in parts):
-        parts = [parts]
-    polygons = [_polygon(part) for part in parts]
-    if not all(is_polygon(part) for part in polygons):
-        return None, f"{shown(given)}, not lists x1, y1, x2, y2, ... of three or more points"
-    # pycocotools walks along every edge, also where it is millions of pixels outside
-    far = _FAR * max(size)
-    if any(max(map(abs, part)) > far for part in polygons if part):
-        return None, f"{shown(given)}, points far outside the image of {size[1]} x {size[0]}"
-    same = isinstance(given, list) and len(given) == len(polygons)
-    if same and all(a is b for a, b in zip(given, polygons, strict=True)):
-        return given, ""
-    return polygons, ""
-
-
-def _first(values: list[Any]) -> Any:
-    return values[0] if values else None
+def _parts(given: Any, depth: int = 0) -> Iterator[Any]:
+    """Yield polygons x1, y1, x2, y2, ... and run lengths in any nesting; None for what is none."""
+    read = _parsed(given) if depth == 0 else given
+    if isinstance(read, dict):
+        yield read
+    elif not isinstance(read, list | tuple) or depth > _DEEPEST:
+        yield None
+    elif len(read) >= 3 and all(map(_is_point, read)):
+        points = [[p["x"], p["y"]] if isinstance(p, dict) else p for p in read]
+        yield numbers([value for point in points for value in point])
+    elif read and not isinstance(read[0], list | tuple | dict):
+        yield numbers(read)
+    else:
+        for part in read:
+            if part not in _EMPTY:
+                yield from _parts(part, depth + 1)
 
 
 def _is_point(part: Any) -> bool:
     if isinstance(part, dict):
         return {"x", "y"} <= set(part)
     return isinstance(part, list | tuple) and len(part) == 2
-
-
-def _polygon(part: Any) -> list[int | float] | None:
-    """Return x1, y1, x2, y2, ... of one polygon, also of one written as points."""
-    if isinstance(part, list) and part and all(_is_point(point) for point in part):
-        points = [[p["x"], p["y"]] if isinstance(p, dict) else p for p in part]
-        part = [value for point in points for value in point]
-    return numbers(part)
-
-
-def _run_lengths(given: Any, size: tuple[int, int]) -> tuple[Any, str]:
-    """Return (run lengths of this size, "") or (None, what was found)."""
-    sides, counts = given.get("size", list(size)), _parsed(given.get("counts"))
-    if numbers(sides) != list(size):
-        return None, f"run lengths of size {shown(sides)}, not {list(size)} (height, width)"
-    lengths = _lengths_of(counts) if isinstance(counts, str | bytes) else numbers(counts)
-    if lengths is None or min(lengths) < 0 or any(value != int(value) for value in lengths):
-        return None, f"{shown(counts)}, no run lengths"
-    if sum(lengths) != math.prod(size):
-        return None, f"run lengths that add up to {shown(sum(lengths))}, not {math.prod(size)}"
-    plain = isinstance(counts, str) or all(type(value) is int for value in lengths)
-    as_given = counts is given.get("counts") and (lengths is counts or isinstance(counts, str))
-    if plain and as_given and given.get("size") == list(size):
-        return given, ""
-    if isinstance(counts, bytes):
-        counts = counts.decode("ascii")
-    kept = counts if isinstance(counts, str) else [int(value) for value in lengths]
-    return {"size": list(size), "counts": kept}, ""
-
-
-def _text(encoded: Any) -> dict[str, Any]:
-    return {"size": [int(side) for side in encoded["size"]], "counts": encoded["counts"].decode()}
-
-
-def written(encoded: Any) -> dict[str, Any]:
-    """Return compressed run lengths as a json file holds them."""
-    return encoded if isinstance(encoded["counts"], str) else _text(encoded)
-
-
-def _lengths_of(text: str | bytes) -> list[int] | None:
-    """Return the run lengths of COCO's compressed form, None where it is none.
-
-    Six bits a character from "0" on: five of a number, the lowest first, and one for more to come;
-    from the third number on it is the difference to the last but one (pycocotools, maskApi.c).
-    """
-    lengths: list[int] = []
-    value = shift = 0
-    for character in text.encode("utf-8", "replace") if isinstance(text, str) else text:
-        bits = character - 48
-        if not 0 <= bits < 64 or shift > 60:
-            return None
-        value |= (bits & 31) << shift
-        shift += 5
-        if not bits & 32:
-            if bits & 16:
-                value -= 1 << shift
-            lengths.append(value + (lengths[-2] if len(lengths) > 2 else 0))
-            value = shift = 0
-    return None if shift else lengths

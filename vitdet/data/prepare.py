@@ -2,42 +2,37 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from vitdet.data.clean import clean
-from vitdet.data.files import read_json
+from vitdet.data.files import is_file, read_json
 from vitdet.data.findings import KINDS, notes_on, stop_at_faults
 from vitdet.data.formats import WHOLE, Found, Part, find_data
-from vitdet.data.formats.parts import counted, listed
-from vitdet.data.masks import read_mask
-from vitdet.data.splitting import split_content
+from vitdet.data.formats.parts import Json, counted, listed
 from vitdet.utils.checks import InputError, one_line
 from vitdet.utils.files import RESULT_MARKER, write_text
+
+_COPY_OF = ".rf."  # Roboflow names augmented copies of an image NAME_jpg.rf.<number>.jpg
 
 
 @dataclass(frozen=True)
 class Prepared:
-    """What a training needs to know of its data.
+    """What a training needs to know of its data."""
 
-    Attributes:
-        train: (annotation file, image folder), absolute.
-        val: likewise.
-        class_names: in the order of their ids.
-        masks: whether every object has a mask.
-        num_images: of the training part, with objects.
-        notes: lines for people: what was found, what was left out, and what was done.
-    """
-
-    train: tuple[str, str]
+    train: tuple[str, str]  # annotation file, image folder; absolute
     val: tuple[str, str]
-    class_names: tuple[str, ...]
-    masks: bool
-    num_images: int
-    notes: tuple[str, ...]
+    class_names: tuple[str, ...]  # in the order of their ids
+    masks: bool  # whether every object has one
+    num_images: int  # of the training part, with objects
+    notes: tuple[str, ...]  # for people: what was found, left out and done
 
 
 def prepare_data(
@@ -54,15 +49,12 @@ def prepare_data(
 ) -> Prepared:
     """Find the data of a folder, and write in COCO's format into `cache` what is not so there.
 
-    An annotation file that can be used as it is stays where it is. Nothing is written into the
-    folder. What is in `cache` is written anew, but for a run that is resumed: it goes on with what
-    it began with.
+    Nothing is written into the folder. What is in `cache` is written anew, but for a run that is
+    resumed: it goes on with what it began with.
 
     Args:
-        folder: of the data, or an annotation file, or a data.yaml.
+        folder, form, images: as in `find_data`.
         cache: folder for the annotation files; made when something is written.
-        form: "coco", "yolo" or "voc" where the folder holds several.
-        images: folder of the images, where they do not lie with the labels.
         val_fraction: of the images, where there is no validation part.
         seed: of that choice.
         resume: whether a run goes on.
@@ -73,128 +65,84 @@ def prepare_data(
         InputError: no data that can be read, in one line.
     """
     found = find_data(folder, form, images, splits=("train", "val"))
-    notes = [_told(found), *found.notes]
+    notes = _summary(found)
     parts = {split: _checked(part, notes) for split, part in found.parts.items()}
     if folder.is_file() and len(parts) == 1:  # the user's word, whatever the name of the file
         parts = {WHOLE: next(iter(parts.values()))}
-    if not {WHOLE, "train"} & set(parts):
-        got = f"{found.format} with {' and '.join(parts)} only"
-        more = f" ({'; '.join(found.notes)})" if found.notes else ""
+    whole = parts.get("train") or parts.get(WHOLE)
+    if whole is None:
         raise InputError(
-            f"data folder {found.folder}: expected images to train on, got {got}{more}. "
-            "Add a part for training, or name the part's own file."
+            f"data folder {found.folder}: expected images to train on, got {found.format} with "
+            f"{' and '.join(parts)} only ({'; '.join(found.notes)}). Add a part for training, or "
+            "name the part's own file."
         )
     if "val" in parts:
-        train, val = parts["train"], parts["val"]
+        train, val = whole, parts["val"]
     else:
-        (whole,) = (part for split, part in parts.items() if split in (WHOLE, "train"))
         contents = split_content(whole.content, whole.images, val_fraction, seed)
-        train, val = (
-            Part(split, content, whole.images, whole.source)
-            for split, content in zip(("train", "val"), contents, strict=True)
-        )
+        train = replace(whole, split="train", content=contents[0], json_file=None)
+        val = replace(whole, split="val", content=contents[1], json_file=None)
         counts = [len(content["images"]) for content in contents]
         notes.append(f"no validation part: {counts[1]} of {sum(counts)} images put aside for it")
-    _check_objects(train, val, allow_empty)
-    with_mask, objects = (sum(each) for each in zip(_count(train), _count(val), strict=True))
-    masks = with_mask == objects > 0
-    if with_mask and not masks:
+    _need_objects(train, "training part", "Add labels (vitdet data check shows what there is).")
+    if not allow_empty:
+        way = "Without them there is no AP: add labels, or train all the same with --allow-empty."
+        _need_objects(val, "validation part", way)
+    objects = [each for part in (train, val) for each in _objects(part)]
+    with_mask = sum(bool(each.get("segmentation")) for each in objects)
+    if 0 < with_mask < len(objects):
         train, val = _without_masks(train), _without_masks(val)
-        notes.append(f"{objects - with_mask} of {objects} objects have no mask: boxes only")
+        bare = len(objects) - with_mask
+        notes.append(f"{bare} of {len(objects)} objects have no mask: boxes only")
     earlier = _earlier(train, val, cache, allow_changed) if resume else {}
     return Prepared(
         train=_stored(train, cache, earlier),
         val=_stored(val, cache, earlier),
         class_names=_class_names(train),
-        masks=masks,
-        num_images=len(_with_objects(train)),
+        masks=with_mask == len(objects) > 0,
+        num_images=len({each["image_id"] for each in _objects(train)}),
         notes=tuple(map(one_line, notes)),
     )
 
 
 def prepare_part(
-    folder: Path,
-    cache: Path,
-    *,
-    images: Path | None = None,
-    class_names: Sequence[str] = (),
+    folder: Path, cache: Path, *, images: Path | None = None, class_names: Sequence[str] = ()
 ) -> tuple[tuple[str, str], tuple[str, ...]]:
     """Find the part of a data set to evaluate on: val, else test, else all of it.
 
-    Args:
-        folder: of the data, or an annotation file, or a data.yaml.
-        cache: folder for an annotation file; made when it is written.
-        images: folder of the images, where they do not lie with the labels.
-        class_names: of the model: where the data have some of them, they get all, in this order.
+    Arguments and errors are those of `prepare_data`. Where the data have some of the classes of the
+    model (`class_names`), they get all, in this order.
 
     Returns:
         (annotation file, image folder), and lines for people.
-
-    Raises:
-        InputError: no data that can be read, or without objects, in one line.
     """
     found = find_data(folder, None, images)
-    notes = [_told(found), *found.notes]
+    notes = _summary(found)
     given = next(iter(found.parts)) if folder.is_file() else "train"
     split = next(each for each in ("val", "test", WHOLE, given) if each in found.parts)
     part = _with_classes(_checked(found.parts[split], notes), class_names, notes)
-    _check_objects(part, part, allow_empty=False)
+    _need_objects(part, "data to evaluate on", "Add labels.")
     notes.append(f"evaluated is {split}, of {len(part.content['images'])} images")
     return _stored(part, cache, {}), tuple(map(one_line, notes))
 
 
-def _class_names(part: Part) -> tuple[str, ...]:
-    """Return the names of a part's classes in the order of their ids."""
-    categories = sorted(part.content["categories"], key=lambda each: each["id"])
-    return tuple(each["name"] for each in categories)
-
-
-def _with_classes(part: Part, names: Sequence[str], notes: list[str]) -> Part:
-    """Give a part the classes of a model, where it has some of them: told by their names."""
-    own = _class_names(part)
-    if own == tuple(names) or not set(own) <= set(names):  # other classes: the evaluation says so
-        return part
-    ids = {name: number for number, name in enumerate(names, 1)}
-    numbers = {each["id"]: ids[each["name"]] for each in part.content["categories"]}
-    annotations = [
-        {**each, "category_id": numbers[each["category_id"]]}
-        for each in part.content["annotations"]
-    ]
-    categories = [{"id": number, "name": name} for name, number in ids.items()]
-    notes.append(f"{len(own)} of the model's {len(names)} classes are in the data: told by name")
-    content = {**part.content, "annotations": annotations, "categories": categories}
-    return replace(part, content=content, json_file=None)
-
-
-def _told(found: Found) -> str:
+def _summary(found: Found) -> list[str]:
     counts = [
         f"{split} {counted(len(part.content['images']), 'image')} with "
         f"{counted(len(part.content['annotations']), 'object')}"
         for split, part in found.parts.items()
     ]
-    names = [
-        str(each.get("name")) for each in next(iter(found.parts.values())).content["categories"]
-    ]
-    return (
-        f"found {found.format}: {', '.join(counts)}; {counted(len(names), 'class')} "
-        f"({listed(names)})"
-    )
+    categories = next(iter(found.parts.values())).content["categories"]
+    names = [str(each.get("name")) for each in categories]
+    classes = f"{counted(len(names), 'class')} ({listed(names)})"
+    return [f"found {found.format}: {', '.join(counts)}; {classes}", *found.notes]
 
 
 def _checked(part: Part, notes: list[str]) -> Part:
-    """Return a part as its labels are read, whatever they are written like.
-
-    Raises:
-        InputError: says how many faults there are, and the first.
-    """
+    """Return a part as its labels are read; the first fault that stops a training is an error."""
     if part.problems:
         more = counted(len(part.problems) - 1, "more fault")
         raise InputError(part.problems[0] + (f" ({more})" if len(part.problems) > 1 else ""))
-    if part.json_file is None:
-        seen = [each for each in part.content["annotations"] if not _is_hidden(each)]
-        if hidden := len(part.content["annotations"]) - len(seen):
-            notes.append(f"{part.split}: {hidden} objects are hidden by others, and left out")
-        part = replace(part, content={**part.content, "annotations": seen})
     found = clean(part.content, part.images, part.source)
     stop_at_faults(part.source, found.findings)
     faults = [each for each in found.findings if KINDS[each.kind].severity == "fault"]
@@ -202,43 +150,38 @@ def _checked(part: Part, notes: list[str]) -> Part:
     return replace(part, content=found.content, json_file=None) if found.changed else part
 
 
-def _is_hidden(annotation: dict[str, Any]) -> bool:
-    """Whether others lie over an object of an image of object numbers: it has no pixel."""
-    mask = annotation.get("segmentation")
-    size = mask.get("size") if isinstance(mask, dict) else None
-    if not isinstance(size, list) or [type(side) for side in size] != [int, int]:
-        return False
-    return read_mask(mask, (size[0], size[1])).problem == "empty mask"
+def _class_names(part: Part) -> tuple[str, ...]:
+    categories = sorted(part.content["categories"], key=lambda each: each["id"])
+    return tuple(each["name"] for each in categories)
 
 
-def _check_objects(train: Part, val: Part, allow_empty: bool) -> None:
-    if not _with_objects(train):
+def _with_classes(part: Part, names: Sequence[str], notes: list[str]) -> Part:
+    """Give a part the classes of a model, by their names, where it has some of them."""
+    own = {each["id"]: each["name"] for each in part.content["categories"]}
+    if _class_names(part) == tuple(names) or not set(own.values()) <= set(names):
+        return part  # of other classes the evaluation says so
+    ids = {name: number for number, name in enumerate(names, 1)}
+    lists = {
+        "annotations": [
+            {**each, "category_id": ids[own[each["category_id"]]]}
+            for each in part.content["annotations"]
+        ],
+        "categories": [{"id": number, "name": name} for name, number in ids.items()],
+    }
+    notes.append(f"{len(own)} of the model's {len(names)} classes are in the data")
+    return replace(part, content={**part.content, **lists}, json_file=None)
+
+
+def _objects(part: Part) -> list[Json]:
+    return [each for each in part.content["annotations"] if not each.get("iscrowd")]
+
+
+def _need_objects(part: Part, what: str, remedy: str) -> None:
+    if not _objects(part):
+        images = counted(len(part.content["images"]), "image")
         raise InputError(
-            f"training part {train.source}: expected images with objects, got none in "
-            f"{counted(len(train.content['images']), 'image')}. Add labels (vitdet data check "
-            "shows what there is)."
-            if train is not val
-            else f"data {train.source}: expected images with objects to evaluate on, got none in "
-            f"{counted(len(train.content['images']), 'image')}. Add labels."
+            f"{what} {part.source}: expected images with objects, got none in {images}. {remedy}"
         )
-    if not _with_objects(val) and not allow_empty:
-        raise InputError(
-            f"validation part {val.source}: expected images with objects, got none in "
-            f"{counted(len(val.content['images']), 'image')}, so that there would be no AP. "
-            "Add labels, or train all the same with --allow-empty."
-        )
-
-
-def _with_objects(part: Part) -> set[Any]:
-    """Return the ids of the images that are trained on."""
-    objects = (each for each in part.content["annotations"] if not each.get("iscrowd"))
-    return {each.get("image_id") for each in objects}
-
-
-def _count(part: Part) -> tuple[int, int]:
-    """Return how many objects have a mask, and how many there are (crowd regions left out)."""
-    objects = [each for each in part.content["annotations"] if not each.get("iscrowd")]
-    return sum(bool(each.get("segmentation")) for each in objects), len(objects)
 
 
 def _without_masks(part: Part) -> Part:
@@ -270,19 +213,18 @@ def _earlier(train: Part, val: Part, cache: Path, allow_changed: bool) -> dict[s
     Raises:
         InputError: the data have other images, objects or classes now.
     """
-    files = {part.split: cache / f"{part.split}.json" for part in (train, val)}
-    changes: list[str] = []
-    same = True
+    files, changes, same = {}, [], True
     for part in (train, val):
-        if part.json_file is not None or not files[part.split].is_file():
-            files.pop(part.split)  # a run without such a file; the checkpoint tells its data
-            continue
-        before = read_json(files[part.split])[0]
+        path = cache / f"{part.split}.json"
+        if part.json_file is not None or not path.is_file():
+            continue  # a run without such a file; the checkpoint tells its data
+        files[part.split], before = path, read_json(path)[0]
         for key in ("images", "annotations", "categories"):
             ours, theirs = len(part.content[key]), len(before[key])
             if ours != theirs:
                 changes.append(f"{part.split}: {theirs} {key}, now {ours}")
-        same = same and _file_names(before) == _file_names(part.content)
+        names = [[each["file_name"] for each in x["images"]] for x in (before, part.content)]
+        same = same and names[0] == names[1]
     if changes and not allow_changed:
         raise InputError(
             f"data for resuming {cache.parent}: expected those with which the run began, got "
@@ -292,5 +234,79 @@ def _earlier(train: Part, val: Part, cache: Path, allow_changed: bool) -> dict[s
     return files if same and not changes else {}
 
 
-def _file_names(content: dict[str, Any]) -> Sequence[Any]:
-    return [each["file_name"] for each in content["images"]]
+# --- a validation part ----------------------------------------------------------------------------
+
+
+def split_content(
+    content: Json, images: Path, fraction: float = 0.1, seed: int = 0
+) -> tuple[Json, Json]:
+    """Cut a data set in two at random, by image; return the larger and the smaller part.
+
+    Images of the same bytes, and augmented copies of one image by Roboflow's names, stay together.
+    A class that two or more such groups have is in both parts, where that is possible, so many rare
+    classes make the smaller part larger than `fraction`.
+
+    Args:
+        content: in COCO's format.
+        images: the folder that file names are relative to.
+        fraction: of the images that go into the second part, between 0 and 1.
+        seed: of the choice; the same seed gives the same parts.
+
+    Raises:
+        InputError: a fraction out of range, or fewer than two different images.
+    """
+    if not 0 < fraction < 1:
+        raise InputError(f"--val-fraction: expected a number between 0 and 1, got {fraction}.")
+    groups = _groups(content["images"], images)
+    if len(groups) < 2:
+        raise InputError(
+            "data without a validation part: expected two or more different images to split, got "
+            f"{len(groups)} among {len(content['images'])}. Add images."
+        )
+    np.random.default_rng(seed).shuffle(groups)
+    of_image: dict[int, set[int]] = defaultdict(set)
+    for each in content["annotations"]:
+        of_image[each["image_id"]].add(each["category_id"])
+    classes = [set().union(*(of_image[number] for number in group)) for group in groups]
+    left, taken = Counter(label for group in classes for label in group), set()
+    second: set[int] = set()
+    target = max(1, round(fraction * len(content["images"])))
+    for rare in (True, False):  # first what has a class that the part lacks, then up to its size
+        for group, labels in zip(groups, classes, strict=True):
+            wanted = labels - taken if rare else len(second) < target
+            last = any(left[label] == 1 for label in labels)  # of a class, in the larger part
+            last = last or len(second) + len(group) == len(content["images"])
+            if wanted and not last and second.isdisjoint(group):
+                second.update(group)
+                taken |= labels
+                left.subtract(labels)
+    # where every image has a class of its own, one of them has to go all the same
+    second = second or set(min(zip(map(len, classes), groups, strict=True))[1])
+
+    def part(in_second: bool) -> Json:
+        parts = {"images": "id", "annotations": "image_id"}
+        lists = {
+            name: [each for each in content[name] if (each[key] in second) is in_second]
+            for name, key in parts.items()
+        }
+        return {**content, **lists}
+
+    return part(False), part(True)
+
+
+def _groups(entries: Sequence[Json], images: Path) -> list[list[int]]:
+    """Return the ids of images that must not be parted, in the order of the file."""
+    by_size: dict[int, list[Path]] = defaultdict(list)
+    for path in {images / each["file_name"] for each in entries}:
+        if is_file(path):
+            by_size[path.stat().st_size].append(path)
+    equal = (path for paths in by_size.values() if len(paths) > 1 for path in paths)
+    digests = {path: hashlib.sha256(path.read_bytes()).digest() for path in equal}
+    groups: dict[Any, list[int]] = defaultdict(list)
+    first: dict[bytes, str] = {}  # name of the first image of the same bytes
+    for each in entries:
+        name, _, rest = each["file_name"].partition(_COPY_OF)
+        key = name if rest else each["file_name"]
+        digest = digests.get(images / each["file_name"])
+        groups[key if digest is None else first.setdefault(digest, key)].append(each["id"])
+    return list(groups.values())

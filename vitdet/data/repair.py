@@ -19,13 +19,14 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from vitdet.data.checking import Checked, Picture
-from vitdet.data.findings import KINDS, Json
-from vitdet.data.images import TURN, header_of, open_file, opened, suffixes_of
+from vitdet.data.checking import Checked
+from vitdet.data.entries import ImageFile
+from vitdet.data.findings import BOXES, KINDS, Json
+from vitdet.data.images import TURN, is_deep, open_file, open_image, opened, suffixes_of
+from vitdet.data.labels import same_object
 from vitdet.utils.checks import InputError
 
 _LONGEST = 200  # bytes of a file name, which may be given a number too
-_ANSWERS = {"corner boxes": "corners", "fraction boxes": "fractions"}
 
 
 def write_repaired(checked: Checked, output: Path) -> Counter[str]:
@@ -45,27 +46,18 @@ def write_repaired(checked: Checked, output: Path) -> Counter[str]:
             written.
     """
     check_output(checked.data.folder, [part.images for part in checked.data.parts.values()], output)
-    _ask(checked)
+    for split, each in checked.findings:
+        if each.kind in BOXES:
+            raise InputError(
+                f"{checked.data.parts[split].source}: {KINDS[each.kind].text}, got {each.got}. Say "
+                f"how they are written: --boxes {BOXES[each.kind]}, or --boxes xywh if they are "
+                "x, y, width, height in pixels all the same."
+            )
     partial = output.with_name(f".{output.name[:_LONGEST]}.{os.getpid()}.partial")
     try:
         (partial / "annotations").mkdir(parents=True)
-    except OSError as error:
-        raise InputError(
-            f"--fix {output}: the folder cannot be made ({error.strerror}). Choose another place."
-        ) from error
-    try:
-        for split, part in checked.data.parts.items():
-            findings = [each for part_, each in checked.findings if part_ == split]
-            pictures = checked.pictures[split]
-            dropped = {each.image_id for each in findings if each.kind == "image in two parts"}
-            content = _joined(checked.cleaned[split].content, pictures, dropped)
-            names = _Names(content["images"], pictures)
-            for image in content["images"]:
-                source, picture = part.images / image["file_name"], pictures[image["file_name"]]
-                image["file_name"] = names.of[image["id"]]
-                _store(source, partial / split / image["file_name"], image, picture)
-            path = partial / "annotations" / f"instances_{split}.json"
-            path.write_text(_json(content, part.source), encoding="utf-8")
+        for split in checked.data.parts:
+            _write_part(checked, split, partial)
         done = [
             {"kind": each.kind, "split": split, "where": each.where, "done": each.done}
             for split, each in checked.findings
@@ -110,137 +102,120 @@ def check_output(folder: Path, images: Iterable[Path], output: Path) -> None:
         )
 
 
-def _ask(checked: Checked) -> None:
-    for split, each in checked.findings:
-        if each.kind in _ANSWERS:
-            raise InputError(
-                f"{checked.data.parts[split].source}: {KINDS[each.kind].text}, got {each.got}. Say "
-                f"how they are written: --boxes {_ANSWERS[each.kind]}, or --boxes xywh if they are "
-                "x, y, width, height in pixels all the same."
-            )
-
-
-def _json(content: Json, source: Path) -> str:
+def _write_part(checked: Checked, split: str, output: Path) -> None:
+    part, files = checked.data.parts[split], checked.files[split]
+    leave = {
+        each.image_id
+        for where, each in checked.findings
+        if where == split and each.kind == "image in two parts"
+    }
+    content = _joined(checked.cleaned[split].content, files, leave)
+    names = _names(content["images"], files)
+    for image in content["images"]:
+        name, image["file_name"] = image["file_name"], names[image["id"]]
+        target = output / split / image["file_name"]
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with target.open("xb") as file:  # never one that is there
+            _store(part.images / name, file, image, files[name])
     try:
-        return json.dumps(content)
+        text = json.dumps(content)
     except RecursionError as error:
-        raise InputError(f"{source}: has values that are nested too deep to be written.") from error
+        text = f"{part.source}: has values that are nested too deep to be written."
+        raise InputError(text) from error
+    path = output / "annotations" / f"instances_{split}.json"
+    path.write_text(text, encoding="utf-8")
 
 
-def _joined(content: Json, pictures: dict[str, Picture], dropped: set[Any]) -> Json:
+def _joined(content: Json, files: dict[str, ImageFile], leave: set[Any]) -> Json:
     """Return a copy of a content, entries of one image made one, without the images that leave."""
     first: dict[Any, Any] = {}
     ids: dict[Any, Any] = {}
     images = []
     for image in content["images"]:
-        picture = pictures[image["file_name"]]
-        same = (picture.digest or image["file_name"], image["height"], image["width"])
+        name = image["file_name"]
+        same = (files[name].digest or name, image["height"], image["width"])
         ids[image["id"]] = first.setdefault(same, image["id"])
-        if ids[image["id"]] == image["id"] and image["id"] not in dropped:
+        if ids[image["id"]] == image["id"] and image["id"] not in leave:
             images.append(dict(image))
-    seen: set[str] = set()
-    annotations = []
-    for given in content["annotations"]:
-        annotation = given
-        if ids[given["image_id"]] != given["image_id"]:
-            annotation = {**given, "image_id": ids[given["image_id"]]}
-        keys = ("image_id", "category_id", "bbox", "segmentation", "iscrowd")
-        same = json.dumps([annotation.get(key) or 0 for key in keys])
-        if annotation["image_id"] not in dropped and same not in seen:
-            annotations.append(annotation)
-        seen.add(same)
-    return {**content, "images": images, "annotations": annotations}
+    objects: dict[str, Json] = {}
+    for each in content["annotations"]:
+        annotation = {**each, "image_id": ids[each["image_id"]]}
+        if annotation["image_id"] not in leave:
+            objects.setdefault(same_object(annotation), annotation)
+    return {**content, "images": images, "annotations": list(objects.values())}
 
 
 # --- image files ----------------------------------------------------------------------------------
 
 
-class _Names:
-    """File names in the copy, each once, whatever the case of its letters.
-
-    Attributes:
-        of: {image id: name, relative to the part's folder}.
-    """
-
-    def __init__(self, images: list[Json], pictures: dict[str, Picture]) -> None:
-        self._taken: set[str] = set()
-        self._folders: set[str] = set()
-        self.of: dict[Any, str] = {}
-        wanted = [(each, _wanted(each, pictures[each["file_name"]])) for each in images]
-        # those that keep their names come first
-        for image, name in sorted(wanted, key=lambda pair: pair[0]["file_name"] != str(pair[1])):
-            self.of[image["id"]] = self._free(name, image["id"])
-
-    def _free(self, name: PurePosixPath, number: Any) -> str:
+def _names(images: list[Json], files: dict[str, ImageFile]) -> dict[Any, str]:
+    """Return {image id: file name in the copy}, each once, whatever the case of its letters."""
+    wanted = [(each, _wanted(each, files[each["file_name"]])) for each in images]
+    taken: set[str] = set()
+    folders: set[str] = set()
+    names: dict[Any, str] = {}
+    # those that keep their names come first
+    for image, name in sorted(wanted, key=lambda pair: pair[0]["file_name"] != str(pair[1])):
         free, count = name, 0
-        while not self._is_free(free):
+        while _folded(free) in taken | folders or taken & set(map(_folded, free.parents)):
             count += 1
-            more = f"_{number}" + (f"_{count}" if count > 1 else "")
+            more = f"_{image['id']}" + (f"_{count}" if count > 1 else "")
             free = name.with_name(f"{name.stem}{more}{name.suffix}")
-        self._taken.add(_folded(free))
-        self._folders |= {_folded(each) for each in free.parents}
-        return str(free)
-
-    def _is_free(self, name: PurePosixPath) -> bool:
-        """Whether no file has this name, nor that of a folder above it, nor a folder this name."""
-        key = _folded(name)
-        above = {_folded(each) for each in name.parents}
-        used = key in self._taken or key in self._folders
-        return not used and not above & self._taken
+        taken.add(_folded(free))
+        folders |= set(map(_folded, free.parents))
+        names[image["id"]] = str(free)
+    return names
 
 
 def _folded(name: PurePosixPath) -> str:
     return unicodedata.normalize("NFC", str(name)).casefold()
 
 
-def _wanted(image: Json, picture: Picture) -> PurePosixPath:
+def _wanted(image: Json, file: ImageFile) -> PurePosixPath:
     """Return the name that a file should have in the copy: its own, if that is right there."""
     name = PurePosixPath(image["file_name"])
     fits = all(len(os.fsencode(part)) <= _LONGEST and part.isprintable() for part in name.parts)
     if name.is_absolute() or ".." in name.parts or not fits:
         stem = "".join(c if c.isprintable() else "_" for c in name.stem)[:40]
         name = PurePosixPath(f"{image['id']}_{stem}{name.suffix[:8]}")
-    if picture.error is not None:
+    if file.header is None:
         return name
-    if picture.deep or (_is_turned(image, picture) and picture.format not in ("JPEG", "MPO")):
-        return name.with_name(f"{name.stem}.png")
-    if picture.has_suffix(name.name):
-        return name
-    return name.with_name(f"{name.stem}{suffixes_of(picture.format)[0]}")
+    suffixes = suffixes_of(file.header.format)
+    if is_deep(file.header.mode) or (_is_turned(image, file) and ".jpg" not in suffixes):
+        suffixes = [".png"]
+    right = name.suffix.lower() in suffixes
+    return name if right else name.with_name(f"{name.stem}{suffixes[0]}")
 
 
-def _is_turned(image: Json, picture: Picture) -> bool:
+def _is_turned(image: Json, file: ImageFile) -> bool:
     """Whether the labels are those of the image as it is stored, and it is shown otherwise."""
-    return (image["height"], image["width"]) == picture.stored != picture.upright
+    header = file.header
+    return header is not None and (
+        (image["height"], image["width"]) == header.stored != header.upright
+    )
 
 
-def _store(source: Path, target: Path, image: Json, picture: Picture) -> None:
-    """Write an image file of the copy, which is never one that is there."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with target.open("xb") as file:
-        if picture.deep:
-            file.write(_as_8_bits(source))
-        elif _is_turned(image, picture):
-            file.write(_without_rotation(source))
-        else:
+def _store(source: Path, target: Any, image: Json, file: ImageFile) -> None:
+    """Write an image file of the copy."""
+    header = file.header
+    if header is not None and is_deep(header.mode):
+        target.write(_as_8_bits(source))
+    elif header is not None and _is_turned(image, file):
+        if header.format in ("JPEG", "MPO"):
             with open_file(source, f"image {source}") as original:
-                shutil.copyfileobj(original, file, 1 << 20)
+                target.write(_without_exif(original.read()))
+        else:
+            back = TURN[{6: 8, 8: 6}.get(header.orientation, header.orientation)]
+            target.write(_png(open_image(source).transpose(back)))
+    else:
+        with open_file(source, f"image {source}") as original:
+            shutil.copyfileobj(original, target, 1 << 20)
 
 
-def _without_rotation(path: Path) -> bytes:
-    """Return a file with the pixels as they are stored, and nothing that asks to turn them."""
-    with opened(path, deep=True) as image:
-        orientation = header_of(image).orientation
-        if image.format in ("JPEG", "MPO"):
-            with open_file(path, f"image {path}") as file:
-                return _without_exif(file.read())
-        image.load()
-        back = {6: 8, 8: 6}.get(orientation, orientation)
-        turned = image.format == "TIFF"  # by Pillow
-        stored = image.transpose(TURN[back]) if turned else image
-        stored.info.pop("exif", None)
-        buffer = io.BytesIO()
-        stored.save(buffer, format="PNG", exif=b"")
+def _png(image: Image.Image) -> bytes:
+    buffer = io.BytesIO()
+    image.info.pop("exif", None)
+    image.save(buffer, format="PNG")
     return buffer.getvalue()
 
 
@@ -263,6 +238,4 @@ def _as_8_bits(path: Path) -> bytes:
         values = np.nan_to_num(np.asarray(image, dtype=np.float64))
     low, high = float(values.min()), float(values.max())
     scaled = (values - low) * (255 / (high - low) if high > low else 0)
-    buffer = io.BytesIO()
-    Image.fromarray(np.clip(scaled + 0.5, 0, 255).astype(np.uint8)).save(buffer, format="PNG")
-    return buffer.getvalue()
+    return _png(Image.fromarray(np.clip(scaled + 0.5, 0, 255).astype(np.uint8)))

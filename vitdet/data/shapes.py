@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,7 @@ import cv2
 import numpy as np
 
 from vitdet.data.datasets import Dataset, coco_dataset
-from vitdet.utils.checks import fail
+from vitdet.utils.checks import InputError
 from vitdet.utils.env import seed_from
 from vitdet.utils.run_lengths import mask_util
 
@@ -69,11 +68,9 @@ def shapes_dataset(
         InputError: unknown split, or a number that is too small.
     """
     if split not in SPLITS or num_images < 1 or size < 32:
-        fail(
-            "shapes data set",
-            expected=f"split of {', '.join(SPLITS)}, num_images >= 1 and size >= 32",
-            got=f"split={split!r}, num_images={num_images}, size={size}",
-            remedy="Correct the value.",
+        raise InputError(
+            f"shapes data set: expected split of {', '.join(SPLITS)}, num_images >= 1 and size >= "
+            f"32, got split={split!r}, num_images={num_images}, size={size}."
         )
     folder = drawn_folder(root, split, num_images=num_images, size=size, seed=seed)
     if not folder.is_dir():
@@ -136,12 +133,11 @@ def _draw_folder(folder: Path, split: str, num_images: int, size: int, seed: int
                 raise
 
 
-# --- background ---------------------------------------------------------------------------------
-
-
 def _background(draw: Draw, size: int) -> np.ndarray:
     """Smoothed noise, a gradient or stripes between two colours, with a little grain; float32."""
-    first, second = _two_colours(draw)
+    colour = draw.uniform(20, 235, 3)
+    first = colour.astype(np.float32)
+    second = np.clip(colour + draw.uniform(-70, 70, 3), 0, 255).astype(np.float32)
     kind = draw.integers(3)
     if kind == 0:
         cells = int(draw.integers(3, 13))
@@ -155,12 +151,6 @@ def _background(draw: Draw, size: int) -> np.ndarray:
     return second + (first - second) * weight.astype(np.float32)[:, :, None] + grain
 
 
-def _two_colours(draw: Draw) -> tuple[np.ndarray, np.ndarray]:
-    first = draw.uniform(20, 235, 3)
-    second = np.clip(first + draw.uniform(-70, 70, 3), 0, 255)
-    return first.astype(np.float32), second.astype(np.float32)
-
-
 def _ramp(draw: Draw, size: int) -> np.ndarray:
     """Values from about 0 to 1 along a random direction, (size, size)."""
     angle = draw.uniform(0, 2 * np.pi)
@@ -169,34 +159,30 @@ def _ramp(draw: Draw, size: int) -> np.ndarray:
     return axis[None, :] * right + axis[:, None] * down + np.float32(0.5)
 
 
-# --- objects ------------------------------------------------------------------------------------
-
-
 def _add_object(draw: Draw, image: np.ndarray, objects: list[_Object]) -> None:
     """Draw one object over the image; a place that hides an earlier object too much is refused."""
     size = len(image)
+    least = _LEAST_PIXELS * size**2
     label = int(draw.integers(len(CLASSES)))
     extent = size * float(np.exp(draw.uniform(np.log(_SMALLEST), np.log(_LARGEST))))
-    shape = _SHAPES[CLASSES[label]](draw)
+    shape = _shape(label, draw)
     for _ in range(12):
         outline = _place(draw, shape, extent, draw.uniform(0.02 * size, 0.98 * size, 2))
         coverage = _coverage(outline, size)
         mask = coverage >= 128
         area = int(np.count_nonzero(mask))
-        if area < max(_LEAST_PIXELS * size**2, 0.3 * _area(outline)):
+        full, *holes = (abs(cv2.contourArea(part.astype(np.float32))) for part in outline)
+        if area < max(least, 0.3 * (full - sum(holes))):
             continue  # too much of it is outside the image
-        if any(_hidden(item, mask, size) for item in objects):
+        left = [int(np.count_nonzero(item.visible & ~mask)) for item in objects]
+        needed = [max(least, _LEAST_VISIBLE * item.area) for item in objects]
+        if any(seen < most for seen, most in zip(left, needed, strict=True)):
             continue
         _paint(draw, image, coverage, _fill_colour(draw, image[mask].mean(axis=0)))
         for item in objects:
             item.visible &= ~mask
         objects.append(_Object(label, mask, area, outline))
         return
-
-
-def _hidden(item: _Object, mask: np.ndarray, size: int) -> bool:
-    left = int(np.count_nonzero(item.visible & ~mask))
-    return left < max(_LEAST_PIXELS * size**2, _LEAST_VISIBLE * item.area)
 
 
 def _draw_crowd(draw: Draw, image: np.ndarray) -> _Object:
@@ -207,7 +193,7 @@ def _draw_crowd(draw: Draw, image: np.ndarray) -> _Object:
     colour = _fill_colour(draw, image.reshape(-1, 3).mean(axis=0))
     union = np.zeros((size, size), dtype=np.uint8)
     for _ in range(int(draw.integers(7, 14))):
-        shape = _SHAPES[CLASSES[label]](draw)
+        shape = _shape(label, draw)
         extent = size * draw.uniform(0.055, 0.075)
         outline = _place(draw, shape, extent, centre + draw.normal(0, 0.09 * size, 2))
         coverage = _coverage(outline, size)
@@ -223,12 +209,6 @@ def _place(draw: Draw, shape: Polygons, extent: float, centre: np.ndarray) -> Po
     angle = draw.uniform(0, 2 * np.pi)
     turn = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
     return [part @ turn.T * extent + centre for part in shape]
-
-
-def _area(outline: Polygons) -> float:
-    """Area in square pixels, holes taken off."""
-    areas = [abs(cv2.contourArea(part.astype(np.float32))) for part in outline]
-    return areas[0] - sum(areas[1:])
 
 
 def _coverage(outline: Polygons, size: int) -> np.ndarray:
@@ -264,18 +244,10 @@ def _paint(draw: Draw, image: np.ndarray, coverage: np.ndarray, colour: np.ndarr
     image[window] = image[window] * (1 - alpha) + np.clip(surface, 0, 255) * alpha
 
 
-# --- annotations --------------------------------------------------------------------------------
-
-
 def _annotation(item: _Object, size: int) -> dict[str, Any]:
     """COCO annotation: a polygon where the whole outline is visible, else run lengths."""
-    whole = (
-        not item.crowd
-        and len(item.outline) == 1
-        and item.visible.sum() == item.area
-        and bool((item.outline[0] >= 0).all() and (item.outline[0] <= size).all())
-    )
-    if whole:
+    whole = not item.crowd and len(item.outline) == 1 and item.visible.sum() == item.area
+    if whole and item.outline[0].min() >= 0 and item.outline[0].max() <= size:
         points = np.round(item.outline[0], 2).reshape(-1).tolist()
         segmentation: Any = [points]
         encoded = mask_util.merge(mask_util.frPyObjects([points], size, size))
@@ -291,51 +263,28 @@ def _annotation(item: _Object, size: int) -> dict[str, Any]:
     }
 
 
-# --- shapes of diameter 1 round the origin ------------------------------------------------------
-
-
 def _regular(corners: int, radius: float = 0.5) -> np.ndarray:
     angles = np.arange(corners) * (2 * np.pi / corners)
     return np.stack([np.cos(angles), np.sin(angles)], axis=1) * radius
 
 
-def _circle(_: Draw) -> Polygons:
-    return [_regular(40)]
-
-
-def _rectangle(draw: Draw) -> Polygons:
-    ratio = draw.uniform(0.45, 1.0)
-    half = np.array([1.0, ratio]) / (2 * np.hypot(1.0, ratio))
-    return [np.array([[-1, -1], [1, -1], [1, 1], [-1, 1]]) * half]
-
-
-def _triangle(_: Draw) -> Polygons:
-    return [_regular(3)]
-
-
-def _star(_: Draw) -> Polygons:
-    points = _regular(10)
-    points[1::2] *= 0.45
-    return [points]
-
-
-def _ring(draw: Draw) -> Polygons:
-    return [_regular(40), _regular(40, 0.5 * draw.uniform(0.5, 0.65))]
-
-
-def _cross(draw: Draw) -> Polygons:
-    arm = draw.uniform(0.11, 0.16)
-    far = float(np.sqrt(0.25 - arm**2))
-    quarter = np.array([[far, -arm], [far, arm], [arm, arm]])
-    turn = np.array([[0, 1], [-1, 0]])  # row vectors, a quarter turn
-    return [np.concatenate([quarter @ np.linalg.matrix_power(turn, n) for n in range(4)])]
-
-
-_SHAPES: dict[str, Callable[[Draw], Polygons]] = {
-    "circle": _circle,
-    "rectangle": _rectangle,
-    "triangle": _triangle,
-    "star": _star,
-    "ring": _ring,
-    "cross": _cross,
-}
+def _shape(label: int, draw: Draw) -> Polygons:
+    """Return a shape of diameter 1 round the origin."""
+    name = CLASSES[label]
+    if name == "rectangle":
+        ratio = draw.uniform(0.45, 1.0)
+        half = np.array([1.0, ratio]) / (2 * np.hypot(1.0, ratio))
+        return [np.array([[-1, -1], [1, -1], [1, 1], [-1, 1]]) * half]
+    if name == "star":
+        points = _regular(10)
+        points[1::2] *= 0.45
+        return [points]
+    if name == "ring":
+        return [_regular(40), _regular(40, 0.5 * draw.uniform(0.5, 0.65))]
+    if name == "cross":
+        arm = draw.uniform(0.11, 0.16)
+        far = float(np.sqrt(0.25 - arm**2))
+        quarter = np.array([[far, -arm], [far, arm], [arm, arm]])
+        turn = np.array([[0, 1], [-1, 0]])  # row vectors, a quarter turn
+        return [np.concatenate([quarter @ np.linalg.matrix_power(turn, n) for n in range(4)])]
+    return [_regular({"circle": 40, "triangle": 3}[name])]

@@ -19,21 +19,17 @@ import shapely
 from detectron2.data import transforms as T
 from PIL import Image
 
-from vitdet.utils.checks import fail
+from vitdet.data.images import Size
+from vitdet.utils.checks import InputError
 from vitdet.utils.run_lengths import mask_util
 
 _TOLERANCE = 1 / 64  # pixels that an enlarged image may be out of place
-
-Size = tuple[int, int]
 
 
 class Patch(NamedTuple):
     """The smallest rectangle round an object: its place in the view, and its mask.
 
-    Attributes:
-        top: first row.
-        left: first column.
-        pixels: uint8 (height, width), 1 on the object; (0, 0) when nothing of it is in the view.
+    `pixels` is uint8 (height, width), 1 on the object; (0, 0) when nothing of it is in the view.
     """
 
     top: int
@@ -88,33 +84,31 @@ class View:
         return min(old / new for old, new in zip(self.source, self.resized, strict=True))
 
     def then(self, transform: T.Transform) -> View:
-        """Return the view after one more transform.
+        """Return the view after one more transform of detectron2.
 
         Raises:
             InputError: a transform of another kind, or out of order.
         """
         if isinstance(transform, T.TransformList):
             view = self
-            for part in transform.transforms:
-                view = view.then(part)
+            for each in transform.transforms:
+                view = view.then(each)
             return view
         if isinstance(transform, T.NoOpTransform):
             return self
+        part: Any = transform  # its attributes are set by name
         if self.crop is None and isinstance(transform, T.CropTransform):
-            part: Any = transform  # its attributes are set by name
             return replace(self, crop=(int(part.y0), int(part.x0), int(part.h), int(part.w)))
         if self.crop is None and self.resized == self.source:
             if isinstance(transform, T.HFlipTransform):
                 return replace(self, flip=not self.flip)
             if isinstance(transform, T.ResizeTransform):
-                part = transform
                 size = (max(1, int(part.new_h)), max(1, int(part.new_w)))
                 return replace(self, resized=size, interpolation=part.interp)
-        fail(
-            "mapper.augmentations with mapper.fast=True",
-            expected="horizontal flips, then a resize, then a crop",
-            got=f"{type(transform).__name__} as the next step",
-            remedy="Use mapper.fast=False for other augmentations.",
+        raise InputError(
+            "mapper.augmentations with mapper.fast=True: expected horizontal flips, then a resize, "
+            f"then a crop, got {type(transform).__name__} as the next step. Use mapper.fast=False "
+            "for other augmentations."
         )
 
     def image(self, picture: Image.Image, reduction: int = 1) -> np.ndarray:
@@ -132,8 +126,7 @@ class View:
         # Pillow averages over all pixels that fall together. Where the reduction does not divide
         # the width, the last pixel is not whole, and a flip puts it first.
         shift = picture.width - self.source[1] / reduction if self.flip else 0.0
-        top, left = self.corner
-        height, width = self.size
+        (top, left), (height, width) = self.corner, self.size
         down = self.source[0] / self.resized[0] / reduction
         across = self.source[1] / self.resized[1] / reduction
         box = (
@@ -152,20 +145,13 @@ class View:
         first, end, before = _part(self.source[1], self.resized[1], left, width)
         down, across = (new / old for old, new in zip(self.source, self.resized, strict=True))
         # the exact variant rounds to nearest, the usual one mostly down
-        enlarged = cv2.resize(
-            pixels[first_row:end_row, first:end],
-            None,
-            fx=across,
-            fy=down,
-            interpolation=cv2.INTER_LINEAR_EXACT,
-        )
+        part, how = pixels[first_row:end_row, first:end], cv2.INTER_LINEAR_EXACT
+        enlarged = cv2.resize(part, None, fx=across, fy=down, interpolation=how)
         return enlarged[above : above + height, before : before + width]
 
     def boxes(self, boxes: np.ndarray) -> np.ndarray:
         """Return boxes (N, 4) XYXY of the source as boxes of the view, clipped to it."""
-        corners = self._resized_points(boxes.reshape(-1, 2)).reshape(-1, 2, 2)
-        if self.crop:
-            corners = corners - self.corner[::-1]
+        corners = self._moved(boxes.reshape(-1, 2)).reshape(-1, 2, 2) - self.corner[::-1]
         ordered = np.concatenate([corners.min(axis=1), corners.max(axis=1)], axis=1)
         return np.minimum(ordered.clip(min=0), (*self.size[::-1], *self.size[::-1]))
 
@@ -180,15 +166,12 @@ class View:
         """
         owners = [owner for owner, polygons in enumerate(objects) for _ in polygons]
         found: list[list[np.ndarray]] = [[] for _ in objects]
-        if not owners:
-            return found
-        parts = [np.asarray(part, dtype=np.float64).reshape(-1, 2) for o in objects for part in o]
-        points = self._resized_points(np.concatenate(parts))
-        ends = np.cumsum([len(part) for part in parts])
-        moved = np.split(points, ends[:-1])
-        kept = [[part] for part in moved] if self.crop is None else _cropped(moved, self.crop)
-        for owner, pieces in zip(owners, kept, strict=True):
-            found[owner] += pieces
+        if owners:
+            parts = [np.asarray(each, np.float64).reshape(-1, 2) for o in objects for each in o]
+            ends = np.cumsum([len(part) for part in parts])
+            moved = np.split(self._moved(np.concatenate(parts)), ends[:-1])
+            for owner, polygon in zip(owners, moved, strict=True):
+                found[owner] += [polygon] if self.crop is None else _cropped(polygon, self.crop)
         return found
 
     def masks(self, segmentations: Sequence[Any]) -> list[Patch]:
@@ -198,14 +181,13 @@ class View:
             segmentations: for each object a list of polygons, or a run-length encoding of the
                 source as pycocotools has it.
         """
-        lists = [item if isinstance(item, list) else [] for item in segmentations]
-        polygons = self.polygons(lists)
+        polygons = self.polygons([item if isinstance(item, list) else [] for item in segmentations])
         return [
-            _drawn(polygons[place], self.size) if isinstance(item, list) else self._sampled(item)
-            for place, item in enumerate(segmentations)
+            _drawn(parts, self.size) if isinstance(item, list) else self._sampled(item)
+            for item, parts in zip(segmentations, polygons, strict=True)
         ]
 
-    def _resized_points(self, points: np.ndarray) -> np.ndarray:
+    def _moved(self, points: np.ndarray) -> np.ndarray:
         """Flip and resize points (N, 2) xy."""
         xs, ys = points[:, 0], points[:, 1]
         if self.flip:
@@ -257,33 +239,26 @@ def draw_view(augmentations: T.AugmentationList, source: Size) -> View:
     return sizes.view
 
 
-def _cropped(polygons: list[np.ndarray], crop: tuple[int, int, int, int]) -> list[list[np.ndarray]]:
-    """Cut polygons (points, 2) at the edges of a crop; their pieces in its coordinates.
+def _cropped(polygon: np.ndarray, crop: tuple[int, int, int, int]) -> list[np.ndarray]:
+    """Cut a polygon (points, 2) at the edges of a crop; its pieces in the crop's coordinates.
 
     Most lie wholly inside or outside. For the others, and for those that cross themselves, the cut
     is that of fvcore's CropTransform.
     """
     top, left, height, width = crop
     near, far = np.array([[left, top], [left + width, top + height]])
-    pieces = []
-    for polygon in polygons:
-        low, high = polygon.min(axis=0), polygon.max(axis=0)
-        if (high <= near).any() or (low >= far).any():
-            pieces.append([])
-            continue
-        shape = shapely.Polygon(polygon)
-        if (low >= near).all() and (high <= far).all() and shape.is_valid:
-            pieces.append([polygon - near])
-            continue
-        cut = shape.buffer(0.0).intersection(shapely.box(*near, *far))
-        pieces.append(
-            [
-                shapely.get_coordinates(part.exterior)[:-1] - near
-                for part in shapely.get_parts(cut)
-                if isinstance(part, shapely.Polygon) and part.is_valid and not part.is_empty
-            ]
-        )
-    return pieces
+    low, high = polygon.min(axis=0), polygon.max(axis=0)
+    if (high <= near).any() or (low >= far).any():
+        return []
+    shape = shapely.Polygon(polygon)
+    if (low >= near).all() and (high <= far).all() and shape.is_valid:
+        return [polygon - near]
+    cut = shape.buffer(0.0).intersection(shapely.box(*near, *far))
+    return [
+        shapely.get_coordinates(part.exterior)[:-1] - near
+        for part in shapely.get_parts(cut)
+        if isinstance(part, shapely.Polygon) and part.is_valid and not part.is_empty
+    ]
 
 
 def _drawn(polygons: list[np.ndarray], size: Size) -> Patch:
@@ -301,29 +276,8 @@ def _drawn(polygons: list[np.ndarray], size: Size) -> Patch:
     # rounded otherwise, and now and then a pixel with them
     flat = [polygon.ravel() for polygon in polygons]
     encoded = mask_util.merge(mask_util.frPyObjects(flat, height, width))
-    columns = mask_util.decode(_without_columns(encoded, left)).T  # (width, height) in memory
-    return _tight(top, left, cv2.transpose(columns[:, top:]))
-
-
-def _without_columns(encoded: Any, number: int) -> Any:
-    """Cut empty columns off the left of a run-length encoded mask, so that none need be decoded.
-
-    The runs go down the columns, and the first is empty, so only its length changes. pycocotools
-    writes a length in characters of five bits, the lowest first, from 48 on; 32 more tells that
-    another follows, and 16 in the last stands for a negative number.
-    """
-    counts, (height, width) = encoded["counts"], encoded["size"]
-    digits = 1
-    while counts[digits - 1] - 48 & 32:
-        digits += 1
-    length = sum((code - 48 & 31) << 5 * place for place, code in enumerate(counts[:digits]))
-    length -= number * height
-    codes = [length & 31]
-    while length > 15:
-        length >>= 5
-        codes.append(length & 31)
-    first = bytes(48 + code + 32 for code in codes[:-1]) + bytes([48 + codes[-1]])
-    return {"size": [height, width - number], "counts": first + counts[digits:]}
+    columns = mask_util.decode(encoded).T  # (width, height) in memory
+    return _tight(top, left, cv2.transpose(columns[left:, top:]))
 
 
 def _tight(top: int, left: int, pixels: np.ndarray) -> Patch:
@@ -335,19 +289,13 @@ def _tight(top: int, left: int, pixels: np.ndarray) -> Patch:
 
 
 def _part(old: int, new: int, first: int, count: int) -> tuple[int, int, int]:
-    """Find the part of a row that some pixels of the enlarged row are interpolated from.
+    """Find the part of a row of `old` pixels that some of the `new` are interpolated from.
 
     A part may be enlarged by itself when it begins where an edge between two pixels of the enlarged
     row lies, nearly: it is taken a little longer for that, at most from the image's own edge.
 
-    Args:
-        old: pixels in the row.
-        new: pixels in the enlarged row.
-        first: of the enlarged row, the first pixel that is wanted.
-        count: how many are wanted.
-
     Returns:
-        Begin and end of the part, and the place of `first` in the enlarged part.
+        Begin and end of the part, and the place of the new pixel `first` in the enlarged part.
     """
     scale = new / old
     leftmost = max(0, int((first + 0.5) / scale - 0.5))

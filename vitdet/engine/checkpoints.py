@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from vitdet import checkpoint
 from vitdet.engine.parallel import cpu_copy
-from vitdet.engine.trainer import Trainer
+from vitdet.engine.trainer import Hook, Trainer
 from vitdet.utils.checks import InputError
 from vitdet.utils.distributed import barrier, is_main, main_only
 from vitdet.utils.files import link_or_copy, read_small, tidy, write_text
@@ -153,7 +153,7 @@ def _pointed(folder: Path) -> str:
 # --- when they are written -----------------------------------------------------------------------
 
 
-class Checkpoints:
+class Checkpoints(Hook):
     """A hook that writes `model_<images>.pth` every so many images, `model_final.pth` at the end.
 
     The state of the step is copied to the CPU, and a thread of the main process writes the copy
@@ -224,20 +224,18 @@ class Checkpoints:
         """Know the checkpoint that the run goes on from (None: it begins): it holds this moment."""
         self.newest = None if path is None else path.name
 
-    def keep_best(self, then: Callable[[], None] = lambda: None) -> None:
-        """Give the checkpoint of this moment a second name, `model_best.pth`; then do `then`."""
+    def keep_best(self) -> None:
+        """Give the checkpoint of this moment a second name, `model_best.pth`."""
         assert self.newest is not None, "an evaluation comes after a checkpoint"
         name = self.newest
 
         def link() -> None:
             link_or_copy(self.output_dir / name, self.output_dir / BEST)
             logger.info("%s is %s", self.output_dir / BEST, name)
-            then()
 
-        self.submit(link)
+        self._submit(link)
 
-    def submit(self, job: Callable[[], None]) -> None:
-        """Do a job of the main process after what is being written."""
+    def _submit(self, job: Callable[[], None]) -> None:
         if is_main():
             self._jobs.append(self._thread.submit(job))
 
@@ -253,7 +251,7 @@ class Checkpoints:
         self._finish()
         state = cpu_copy({**trainer.state_dict(), **self.beside(), "vitdet": self.note})
         images_seen = trainer.images_seen
-        self.submit(lambda: self._write(name, state, images_seen))
+        self._submit(lambda: self._write(name, state, images_seen))
         self.newest = name
         if not self.background:
             self.wait()

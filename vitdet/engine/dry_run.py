@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import resource
 import shutil
 import time
 from pathlib import Path
@@ -14,7 +13,9 @@ from omegaconf import DictConfig
 from torch.utils._pytree import tree_leaves
 
 from vitdet.engine.bad_steps import BadSteps
-from vitdet.engine.trainer import Trainer
+from vitdet.engine.log import max_memory
+from vitdet.engine.record import Counts
+from vitdet.engine.trainer import Hook, Trainer
 from vitdet.utils.checks import InputError
 from vitdet.utils.distributed import all_gather_object, is_main, world_size
 
@@ -25,8 +26,8 @@ class DoesNotFitError(InputError):
     """A step needs more memory than the device has."""
 
 
-class _Clock:
-    """A hook that notes when steps end."""
+class _Clock(Hook):
+    """Notes when steps end."""
 
     def __init__(self) -> None:
         self.ends: list[float] = []
@@ -37,19 +38,15 @@ class _Clock:
             torch.cuda.synchronize(trainer.device)
         self.ends.append(time.perf_counter())
 
-    def after_train(self, trainer: Trainer) -> None:
-        """Do nothing."""
 
-
-def try_steps(cfg: DictConfig, trainer: Trainer, loader: Any, train: Any, test: Any) -> None:
+def try_steps(cfg: DictConfig, trainer: Trainer, loader: Any, data: dict[str, Counts]) -> None:
     """Take two steps, the first to warm up, and print what a training takes; every rank calls it.
 
     Args:
         cfg: the recipe, its lengths in images.
         trainer: with the weights that the training starts from.
         loader: of the training, beginning at `trainer.images_seen`.
-        train: the training data.
-        test: the test data.
+        data: counts of "train" and "test" (`vitdet.engine.record.counts`).
 
     Raises:
         DoesNotFitError: the step needs more memory than the GPU, or this machine, has.
@@ -64,24 +61,30 @@ def try_steps(cfg: DictConfig, trainer: Trainer, loader: Any, train: Any, test: 
     except RuntimeError as error:  # on a CPU torch has no class of its own for it
         if not isinstance(error, torch.OutOfMemoryError) and "allocate memory" not in str(error):
             raise
-        raise DoesNotFitError(_does_not_fit(cfg, trainer)) from error
+        raise DoesNotFitError(
+            f"memory: a step with {batch // world_size()} images a process does not fit "
+            f"({_of(trainer.device)}). Lower dataloader.train.total_batch_size, or take "
+            "train.accumulate=2, model.backbone.net.checkpoint_blocks (docs/measured.md) or more "
+            "processes."
+        ) from error
     trainer.check_finite()
-    found = all_gather_object((_peak(trainer.device), clock.ends[1] - clock.ends[0]))
+    found = all_gather_object((max_memory(trainer.device), clock.ends[1] - clock.ends[0]))
     memory, seconds = (max(each) for each in zip(*found, strict=True))
     if is_main():
         steps = max(0, -(-(cfg.train.num_images - start) // batch))
         count = sum(parameter.numel() for parameter in trainer.detector.parameters())
         source = cfg.train.init_checkpoint or "random weights"
+        minutes = round(steps * seconds / 60)
         lines = [
-            _data("train", train),
-            _data("test", test),
+            *(_data(name, each) for name, each in data.items()),
             f"model        {type(trainer.detector).__name__}, {count / 1e6:.2f} M parameters, "
             f"from {'the last checkpoint' if start else source}",
             f"step         {batch} images in {world_size()} process{'es' * (world_size() > 1)}, "
             f"{seconds:.3g} s, images read included",
             f"memory       {memory / _GIB:.2f} GiB {_of(trainer.device)}",
-            f"length       {steps} steps, about {_hours(steps * seconds)} without evaluations",
-            *_notes(cfg, train, test),
+            f"length       {steps} steps, about {minutes // 60} h {minutes % 60:02d} min without "
+            "evaluations",
+            *_notes(batch, data),
         ]
         print(*lines, sep="\n", flush=True)
     _check_disk(cfg, trainer)
@@ -89,19 +92,8 @@ def try_steps(cfg: DictConfig, trainer: Trainer, loader: Any, train: Any, test: 
         print("dry run      done; nothing was kept", flush=True)
 
 
-def _data(name: str, data: Any) -> str:
-    records = getattr(data, "records", ())
-    return f"{name:<12} {len(records)} images, {_objects(data)} objects"
-
-
-def _objects(data: Any) -> int:
-    return sum(len(record.get("annotations", ())) for record in getattr(data, "records", ()))
-
-
-def _peak(device: torch.device) -> int:
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024  # kilobytes on Linux
+def _data(name: str, data: Counts) -> str:
+    return f"{name:<12} {data['images'] or 0} images, {data['objects'] or 0} objects"
 
 
 def _of(device: torch.device) -> str:
@@ -111,28 +103,13 @@ def _of(device: torch.device) -> str:
     return "in a process, at the most (resident set)"
 
 
-def _hours(seconds: float) -> str:
-    minutes = round(seconds / 60)
-    return f"{minutes // 60} h {minutes % 60:02d} min"
-
-
-def _notes(cfg: DictConfig, train: Any, test: Any) -> list[str]:
-    batch, images = cfg.dataloader.train.total_batch_size, len(getattr(train, "records", ()))
-    notes = []
+def _notes(batch: int, data: dict[str, Counts]) -> list[str]:
+    notes, images = [], data["train"]["images"] or 0
     if 0 < images < batch:
         notes.append(f"a step of {batch} images is larger than the data, {images} images")
-    if getattr(test, "records", ()) and not _objects(test):
+    if data["test"]["images"] and not data["test"]["objects"]:
         notes.append("no object in the test data, so AP will be no number")
     return [f"note         {note}" for note in notes]
-
-
-def _does_not_fit(cfg: DictConfig, trainer: Trainer) -> str:
-    share = cfg.dataloader.train.total_batch_size // world_size()
-    return (
-        f"memory: a step with {share} images a process does not fit ({_of(trainer.device)}). Lower "
-        "dataloader.train.total_batch_size, or take train.accumulate=2, "
-        "model.backbone.net.checkpoint_blocks (docs/measured.md) or more processes."
-    )
 
 
 def _check_disk(cfg: DictConfig, trainer: Trainer) -> None:

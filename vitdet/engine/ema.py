@@ -1,4 +1,4 @@
-"""An exponential moving average of the weights, kept beside them."""
+"""An exponential moving average of the weights."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from vitdet.engine.parallel import shard_like
-from vitdet.utils.checks import fail
+from vitdet.utils.checks import InputError
 
 
 class Ema:
@@ -30,11 +30,9 @@ class Ema:
 
     def __init__(self, module: nn.Module, decay: float) -> None:
         if not 0 <= decay < 1:
-            fail(
-                "train.ema_decay",
-                expected="0 <= decay < 1, or null for no average",
-                got=decay,
-                remedy="0.9999 is usual for trainings of tens of thousands of steps.",
+            raise InputError(
+                f"train.ema_decay: expected 0 <= decay < 1, or null for no average, got {decay}. "
+                "0.9999 is usual for trainings of tens of thousands of steps."
             )
         self.module = module
         self.decay = decay
@@ -51,7 +49,7 @@ class Ema:
         """Take in the weights of one more step."""
         pairs: dict[type, list[tuple[torch.Tensor, torch.Tensor]]] = {}
         for name, value in self.module.state_dict().items():
-            if value.is_floating_point():  # parameters that are shared out are of another type
+            if value.is_floating_point():  # parameters that are sharded are of another type
                 pairs.setdefault(type(value), []).append((self.state[name], value))
             else:
                 self.state[name].copy_(value)

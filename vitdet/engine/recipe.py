@@ -1,61 +1,82 @@
-"""A recipe's values against each other, before data are read and a model is made."""
+"""A recipe's values against each other, its length once the data are read, and its device."""
 
 from __future__ import annotations
 
+import contextlib
+import copy
+import logging
+import math
 from pathlib import Path
 from typing import Any
 
+import torch
 from omegaconf import DictConfig, OmegaConf
 
 from vitdet import checkpoint
-from vitdet.config import KEYS
-from vitdet.engine import durations
-from vitdet.engine.parallel import check_parallel
-from vitdet.engine.selection import Selection
-from vitdet.engine.writers import check_loggers
-from vitdet.settings import check_train, optional
-from vitdet.utils.checks import InputError, fail
+from vitdet.config import KEYS, arguments
+from vitdet.engine.bad_steps import POLICIES
+from vitdet.engine.log import check_loggers
+from vitdet.engine.parallel import PARALLEL
+from vitdet.settings import complete
+from vitdet.utils.checks import InputError
 from vitdet.utils.distributed import world_size
-from vitdet.utils.durations import parse
-from vitdet.utils.precision import check_precision
+from vitdet.utils.precision import PRECISIONS
+
+logger = logging.getLogger(__name__)
+
+PERIODS = ("checkpoint_every", "eval_every")  # of `train`: images, or a share such as "10%"
+_CHOICES = {
+    "device": ("auto", "cpu", "cuda"),
+    "precision": PRECISIONS,
+    "eval_precision": PRECISIONS,
+    "eval_weights": checkpoint.WEIGHTS,
+    "on_bad_step": POLICIES,
+    "parallel": PARALLEL,
+}
 
 
-def check_recipe(cfg: DictConfig) -> None:
-    """Check what would otherwise be found out late, or never; no data, no model.
+def check_recipe(cfg: DictConfig) -> DictConfig:
+    """Return a copy with all keys of `train`, checked before data are read and a model is made.
 
     Raises:
-        InputError: keys that are missing or unknown, values left open or of a wrong type.
+        InputError: keys that are missing or unknown, values left open or that cannot be right.
     """
-    absent = [key for key in KEYS if key not in cfg]
-    if absent:
-        fail(
-            "recipe to train or evaluate",
-            expected=", ".join(KEYS),
-            got=f"no {', '.join(absent)}",
-            remedy="This file describes a part: configs/COCO has whole recipes.",
+    if absent := [key for key in KEYS if key not in cfg]:
+        raise InputError(
+            f"recipe to train or evaluate: expected {', '.join(KEYS)}, got no {', '.join(absent)}. "
+            "This file describes a part: configs/COCO has whole recipes."
         )
-    missing = _missing(OmegaConf.to_container(cfg), "")
-    if missing:
-        fail(
-            "recipe",
-            expected=f"a value for {', '.join(missing)}",
-            got="???",
-            remedy=f"Give it as {missing[0]}=VALUE on the command line.",
+    cfg = copy.deepcopy(cfg)
+    train = cfg.train = complete(cfg.train)
+    if missing := _missing(OmegaConf.to_container(cfg), ""):
+        raise InputError(
+            f"recipe: expected a value for {', '.join(missing)}, got ???. Give it as "
+            f"{missing[0]}=VALUE on the command line."
         )
-    check_train(cfg.train)
-    if optional(cfg.train, "eval_weights") not in checkpoint.WEIGHTS:
-        fail(
-            "train.eval_weights",
-            expected=" or ".join(checkpoint.WEIGHTS),
-            got=cfg.train.eval_weights,
-            remedy="ema is the moving average of a run with train.ema_decay.",
+    for key, allowed in _CHOICES.items():
+        if train[key] not in allowed:
+            raise InputError(f"train.{key}: expected {' or '.join(allowed)}, got {train[key]}.")
+    check_loggers(train.loggers)
+    if train.parallel == "fsdp" and train.compile:
+        raise InputError("train.compile: it does not go with train.parallel=fsdp: set one of them.")
+    if train.epochs is not None and not 0 < train.epochs < math.inf:
+        raise InputError(f"train.epochs: expected a number above 0 or null, got {train.epochs}.")
+    if train.num_images < 1:
+        raise InputError(f"train.num_images: expected at least one image, got {train.num_images}.")
+    for key in PERIODS:
+        _images(key, train[key], 100)
+    return cfg
+
+
+def check_batch(cfg: DictConfig) -> None:
+    """Raise an InputError for a batch that the processes cannot share equally."""
+    total, parts = cfg.dataloader.train.total_batch_size, max(cfg.train.accumulate, 1)
+    if total <= 0 or total % (world_size() * parts):
+        times = f" times train.accumulate={parts}" if parts > 1 else ""
+        raise InputError(
+            f"dataloader.train.total_batch_size: expected a multiple of the {world_size()} "
+            f"processes{times}, got {total}. Change it or the number of processes."
         )
-    check_precision("train.precision", cfg.train.precision)
-    check_precision("train.eval_precision", optional(cfg.train, "eval_precision"))
-    check_loggers(optional(cfg.train, "loggers"))
-    check_parallel(*(optional(cfg.train, key) for key in ("parallel", "compile")))
-    durations.check(cfg)
-    selection_of(cfg)
 
 
 def check_files(cfg: DictConfig) -> None:
@@ -75,28 +96,90 @@ def check_files(cfg: DictConfig) -> None:
                 )
 
 
-def check_batch(cfg: DictConfig) -> None:
-    """Raise an InputError for a batch that the processes cannot share equally."""
-    total, parts = cfg.dataloader.train.total_batch_size, max(optional(cfg.train, "accumulate"), 1)
-    if total <= 0 or total % (world_size() * parts):
-        times = f" times train.accumulate={parts}" if parts > 1 else ""
-        fail(
-            "dataloader.train.total_batch_size",
-            expected=f"a multiple of the {world_size()} processes{times}",
-            got=total,
-            remedy="Change it or the number of processes.",
+def pick_device(name: str) -> torch.device:
+    """Return the device of this process for `train.device`."""
+    if name == "cuda" and not torch.cuda.is_available():
+        raise InputError(
+            "train.device: expected a GPU that torch can use, got none. Use train.device=auto, or "
+            "install a torch build for your GPU's driver."
         )
+    if name == "cpu" or not torch.cuda.is_available():
+        return torch.device("cpu")
+    return torch.device("cuda", torch.cuda.current_device())
 
 
-def selection_of(cfg: DictConfig) -> Selection:
-    """Return what `train.best_metric` and `train.early_stopping` ask for."""
-    stopping = optional(cfg.train, "early_stopping")
-    return Selection(
-        optional(cfg.train, "best_metric"),
-        None if stopping is None else dict(stopping),
-        eval_every=int(parse("train.eval_every", cfg.train.eval_every).value > 0),
-        average=optional(cfg.train, "ema_decay") is not None,
+def set_length(cfg: DictConfig, dataset: Any) -> None:
+    """Set the images of the training and of its periods in the recipe.
+
+    With `train.epochs` the training sees the data so many times, and its periods change in
+    proportion. Schedules are shares of the training and need no change.
+
+    Raises:
+        InputError: epochs of no images.
+    """
+    train = cfg.train
+    own = train.num_images
+    if train.epochs is not None:
+        epoch = images_an_epoch(cfg, dataset)
+        if round(train.epochs * epoch) < 1:
+            raise InputError(f"train.epochs: {train.epochs} of {epoch} images is no image.")
+        train.num_images = round(train.epochs * epoch)
+        logger.info("%g epochs of %d images: %d images", train.epochs, epoch, train.num_images)
+    for key in PERIODS:
+        images = _images(key, train[key], train.num_images)
+        if not isinstance(train[key], str):
+            images *= train.num_images / own
+        train[key] = max(round(images), 1) if images else 0
+    if text := lr_rules(cfg):
+        logger.info("%s", text)
+
+
+def images_an_epoch(cfg: DictConfig, dataset: Any) -> int:
+    """Return how many images of the training data a run draws from.
+
+    Those without objects do not count when the loader leaves them out (`filter_empty`). Images that
+    repeat-factor sampling repeats count once, as in the published lengths ("100 epochs" of LVIS).
+    """
+    records = dataset.records
+    node = cfg.dataloader.train
+    if not node.get("filter_empty", arguments(node).get("filter_empty", False)):
+        return len(records)
+    return sum(
+        any(not each.get("iscrowd", 0) for each in record.get("annotations", ()))
+        for record in records
     )
+
+
+def lr_rules(cfg: DictConfig) -> str:
+    """Return what the usual rules make of the learning rate for another batch, "" for the same.
+
+    `train.reference_batch` is the batch that the recipe's lr is for. The linear rule is that of
+    "Accurate, Large Minibatch SGD" (Goyal et al. 2017); the square root is usual with Adam ("On the
+    SDEs and Scaling Rules for Adaptive Gradient Algorithms", Malladi et al. 2022). Nothing changes.
+    """
+    batch, reference = cfg.dataloader.train.total_batch_size, cfg.train.reference_batch
+    lr = cfg.optimizer.get("lr")
+    if not reference or batch == reference or not isinstance(lr, int | float):
+        return ""
+    share = batch / reference
+    return (
+        f"a step has {batch} images, and the recipe is made for {reference}; optimizer.lr={lr:g} "
+        f"is left as it is. If that is the rate for {reference}, the linear rule has "
+        f"{lr * share:.3g}, the square-root rule {lr * math.sqrt(share):.3g}"
+    )
+
+
+def _images(key: str, value: Any, length: int) -> float:
+    """Return the images of a period in a training of `length` images."""
+    number = value
+    if isinstance(value, str) and value.endswith("%"):
+        with contextlib.suppress(ValueError):
+            number = float(value[:-1]) / 100 * length
+    plain = isinstance(number, int | float) and not isinstance(number, bool)
+    if not plain or not 0 <= number < math.inf:
+        got = f'expected images or a share such as "10%", got {value!r}'
+        raise InputError(f"train.{key}: {got}. 0 means never.")
+    return number
 
 
 def _missing(node: Any, key: str) -> list[str]:

@@ -1,25 +1,26 @@
-"""What a run keeps of where it comes from: config, versions, command, seed, and its data.
+"""What a run keeps of where it comes from, and what must be the same where it goes on.
 
-Of a data set it keeps the class names and the numbers of images and objects. A resumed run goes on
-with the data it began with.
+Config, versions, command and seed; of a data set the class names and the numbers of images and
+objects. A resumed run goes on with the data it began with.
 """
 
 from __future__ import annotations
 
 import json
 import logging
-import math
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig
+from torch import nn
 
-from vitdet.config import save_config
-from vitdet.engine.inference import Results
-from vitdet.utils.checks import fail
-from vitdet.utils.distributed import barrier, is_main
+from vitdet import checkpoint
+from vitdet.config import config_text
+from vitdet.utils.checks import InputError
+from vitdet.utils.distributed import is_main
 from vitdet.utils.env import describe
 from vitdet.utils.files import write_text
 
@@ -61,27 +62,23 @@ def check_data(
     before = about.get("data", {}) if isinstance(about, Mapping) else {}
     if not before:
         logger.info("%s does not say which data it was trained on: not compared", source)
-    changes = [
+    changes = "; ".join(
         f"{part} data: {text}"
         for part in data
         if part in before
-        for text in changed(before[part], data[part])
-    ]
-    if not changes:
-        return
-    if allow:
-        logger.warning("the data changed since %s: %s", source, "; ".join(changes))
-        return
-    fail(
-        f"data for resuming {source}",
-        expected="those with which the run began",
-        got="; ".join(changes),
-        remedy="Give it the same data, go on all the same with train.allow_changed_data=true, or "
-        "start another run from the file with train.init_checkpoint.",
+        for text in _changed(before[part], data[part])
     )
+    if changes and not allow:
+        raise InputError(
+            f"data for resuming {source}: expected those with which the run began, got {changes}. "
+            "Give it the same data, go on all the same with train.allow_changed_data=true, or "
+            "start another run from the file with train.init_checkpoint."
+        )
+    if changes:
+        logger.warning("the data changed since %s: %s", source, changes)
 
 
-def changed(before: Counts, now: Counts) -> list[str]:
+def _changed(before: Counts, now: Counts) -> list[str]:
     """Return what differs between the counts of a data set, in words; the name is free."""
     found = []
     old, new = before["class_names"], now["class_names"]
@@ -99,40 +96,54 @@ def changed(before: Counts, now: Counts) -> list[str]:
     return found
 
 
+def load_weights(
+    detector: nn.Module, content: Mapping[str, Any], source: str, class_names: Iterable[str]
+) -> None:
+    """Load the weights of a file's content exactly; its class names, if any, must be ours.
+
+    Raises:
+        InputError: another size, class count, format, or other class names.
+    """
+    state, initialised = checkpoint.weights_of(content, source=source)
+    checkpoint.load_weights(detector, state, source=source, initialised=initialised)
+    about = content.get("vitdet")
+    theirs = about.get("class_names") if isinstance(about, dict) else None
+    if theirs is not None and list(theirs) != list(class_names):
+        pairs = zip_longest(theirs, class_names, fillvalue="no class")
+        first = next((a, b) for a, b in pairs if a != b)
+        raise InputError(
+            f"class names of {source}: expected those of the data set, {first[1]} among them, got "
+            f"{first[0]} in its place. Use the data set that the file was trained on; to start "
+            "another training from these weights, pass them through converter.py, which drops the "
+            "names."
+        )
+
+
 def write(
-    cfg: DictConfig,
-    output_dir: Path,
-    dataset: Any,
-    data: Mapping[str, Counts],
-    written: Mapping[str, str],
+    cfg: DictConfig, output_dir: Path, dataset: Any, data: Mapping[str, Counts]
 ) -> dict[str, Any]:
     """Write config.yaml, environment.json and run.json; return what checkpoints keep of them.
 
     Args:
-        cfg: the recipe, durations in images.
+        cfg: the recipe, its lengths in images.
         output_dir: folder of the run.
         dataset: has `class_names`, and `class_ids` where its classes have numbers of their own.
         data: counts of "train" and "test".
-        written: durations as the recipe had them, see `vitdet.engine.durations.resolve`.
     """
-    environment = describe()
-    if is_main():
-        notes = [f"{key}: {text}" for key, text in written.items()]
-        set_absolute_paths(cfg)
-        save_config(cfg, output_dir / "config.yaml", notes)
-        write_text(output_dir / "environment.json", json.dumps(environment, indent=1) + "\n")
-        about = {"command": sys.argv, "seed": cfg.train.seed, "data": data}
-        about["durations"] = dict(written)
-        write_text(output_dir / "run.json", json.dumps(about, indent=1) + "\n")
-    barrier()
-    config = (output_dir / "config.yaml").read_text(encoding="utf-8")
-    return {
-        "class_names": list(dataset.class_names),
-        "class_ids": list(getattr(dataset, "class_ids", range(1, len(dataset.class_names) + 1))),
-        "config": config,
-        "environment": environment,
+    names = list(dataset.class_names)
+    note = {
+        "class_names": names,
+        "class_ids": list(getattr(dataset, "class_ids", range(1, len(names) + 1))),
+        "config": config_text(cfg),
+        "environment": describe(),
         "data": dict(data),
     }
+    if is_main():
+        about = {"command": sys.argv, "seed": cfg.train.seed, "data": data}
+        write_text(output_dir / "config.yaml", note["config"])
+        for name, content in (("environment", note["environment"]), ("run", about)):
+            write_text(output_dir / f"{name}.json", json.dumps(content, indent=1) + "\n")
+    return note
 
 
 def set_absolute_paths(cfg: DictConfig) -> None:
@@ -143,19 +154,3 @@ def set_absolute_paths(cfg: DictConfig) -> None:
             value = node.get(key) if isinstance(node, DictConfig) else None
             if isinstance(value, str) and Path(value).exists():
                 node[key] = str(Path(value).absolute())
-
-
-def write_results(output_dir: Path, dataset: str, source: str, results: Results) -> None:
-    """Write results.json: the AP of the last evaluation, and of which file."""
-    if not is_main():
-        return
-    content = {"dataset": dataset, "checkpoint": source, "results": _json_ready(results)}
-    write_text(output_dir / "results.json", json.dumps(content, indent=1) + "\n")
-
-
-def _json_ready(value: Any) -> Any:
-    """JSON has no NaN (the AP of a class without instances): it becomes null."""
-    if isinstance(value, Mapping):
-        return {key: _json_ready(item) for key, item in value.items()}
-    number = float(value)
-    return number if math.isfinite(number) else None

@@ -4,39 +4,44 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
-import torch
-from omegaconf import DictConfig
+import yaml
+from omegaconf import DictConfig, OmegaConf
 
 from vitdet import checkpoint
-from vitdet.config import build_model, set_num_classes
-from vitdet.engine import durations, record
+from vitdet.config import build_model, instantiate, set_num_classes
+from vitdet.engine import recipe, record
 from vitdet.engine.bad_steps import BadSteps
+from vitdet.engine.best import Evaluations
 from vitdet.engine.checkpoints import FINAL, LAST, Checkpoints, Found, last_checkpoint, usable
-from vitdet.engine.compiled import compile_blocks
 from vitdet.engine.dry_run import try_steps
-from vitdet.engine.freezing import freeze_blocks
-from vitdet.engine.hooks import RECORD, Evaluations, Record
-from vitdet.engine.inference import Results, TestSet, build, build_dataset, flatten
-from vitdet.engine.logs import logging_to
-from vitdet.engine.metrics import Metrics, Progress, open_metrics
+from vitdet.engine.evaluate import (
+    PREDICTIONS,
+    Results,
+    TestSet,
+    build_dataset,
+    flatten,
+    write_results,
+)
+from vitdet.engine.log import METRICS, Metrics, Progress, logging_to
 from vitdet.engine.parallel import shard
-from vitdet.engine.recipe import check_batch, check_recipe, selection_of
-from vitdet.engine.selection import Selection
+from vitdet.engine.parameters import compile_blocks, freeze_blocks
 from vitdet.engine.signals import Preemption, noticed
 from vitdet.engine.trainer import Trainer
 from vitdet.engine.watch import Watch
-from vitdet.engine.weights import load_weights
-from vitdet.settings import optional
-from vitdet.utils.checks import InputError, fail, os_error_text
+from vitdet.utils.checks import InputError, os_error_text
 from vitdet.utils.distributed import main_only
 from vitdet.utils.env import seed_all
 from vitdet.utils.files import locked, make_way
 
 logger = logging.getLogger(__name__)
+
+# What a run writes again and again, or goes on with, beside its checkpoints.
+_FILES = ("log.txt", METRICS, "config.yaml", "environment.json", "run.json", LAST)
+_RESULTS = ("log.txt", "results.json", PREDICTIONS)
 
 
 def train(cfg: DictConfig, *, resume: bool = False, dry_run: bool = False) -> Results:
@@ -58,69 +63,94 @@ def train(cfg: DictConfig, *, resume: bool = False, dry_run: bool = False) -> Re
         InputError: anything in config, data or files that a user can repair.
         Preempted: SIGTERM or SIGUSR1 came; a checkpoint was written (`vitdet.engine.signals`).
     """
-    check_recipe(cfg)
-    check_batch(cfg)
+    cfg = recipe.check_recipe(cfg)
+    recipe.check_batch(cfg)
+    evaluations = Evaluations(cfg.train, cfg.dataloader.train.total_batch_size)
     output_dir = Path(cfg.train.output_dir)
     _check_new(output_dir, resume)
-    selection = selection_of(cfg)
-    with _one_line_errors(), noticed() as notice, logging_to() as log_to, ExitStack() as open_:
+    with _one_line_errors(), noticed() as notice, logging_to() as log_to, ExitStack() as stack:
         if is_there := not dry_run and output_dir.is_dir():
-            open_.enter_context(alone_in(output_dir))
+            stack.enter_context(alone_in(output_dir))
         dataset = build_dataset(cfg.dataloader.train.dataset)
-        names = tuple(dataset.class_names)
-        written = durations.resolve(cfg, dataset)
-        test = _test_set(cfg, names, selection)
-        trainer = _build_trainer(cfg, names)
+        test = TestSet(cfg, expected_classes=tuple(dataset.class_names))
+        evaluations.check_evaluator(test.evaluator)
+        recipe.set_length(cfg, dataset)
+        set_num_classes(cfg, len(dataset.class_names))
+        record.set_absolute_paths(cfg)
+        OmegaConf.set_readonly(cfg, True)
+        trainer = _build_trainer(cfg)
         data = {"train": record.counts(dataset), "test": record.counts(test.dataset)}
-        evaluated = Record(output_dir)
-        previous = _load(trainer, cfg, names, data, evaluated, resume=resume)
-        start = trainer.images_seen
-        loader = build(cfg.dataloader.train, dataset=dataset, start=start)
+        previous = _load(trainer, cfg, data, evaluations, resume=resume)
+        loader = instantiate(cfg.dataloader.train, dataset=dataset, start=trainer.images_seen)
         if dry_run:
-            try_steps(cfg, trainer, loader, dataset, test.dataset)
+            try_steps(cfg, trainer, loader, data)
             return {}
         # Inputs are right: only now does the run leave something on the disk.
         if not is_there:
-            open_.enter_context(alone_in(output_dir))
+            stack.enter_context(alone_in(output_dir))
             _check_new(output_dir, resume)
-        make_way(output_dir, _FILES)
+        make_way(output_dir, _FILES + _RESULTS)
         log_to(output_dir / "log.txt")
-        note = record.write(cfg, output_dir, dataset, data, written)
+        note = record.write(cfg, output_dir, dataset, data)
         del dataset  # the loader has its own copy, in one piece
-        metrics = open_.enter_context(open_metrics(cfg, note, trainer.images_seen))
-        checkpoints = _checkpoints(cfg, note, evaluated)
+        metrics = stack.enter_context(_metrics(cfg, note, trainer.images_seen))
+        checkpoints = _checkpoints(cfg, note, evaluations)
         checkpoints.resumed(previous)
         preemption = Preemption(notice, checkpoints.save_now)
-        evaluations = Evaluations(
-            every=cfg.train.eval_every,
-            total_batch_size=cfg.dataloader.train.total_batch_size,
-            evaluate=lambda: _evaluated(trainer, test, cfg.train, metrics, preemption),
-            record=evaluated,
-            selection=selection,
-            checkpoints=checkpoints,
-        )
-        progress = open_.enter_context(closing(Progress(metrics, every=cfg.train.log_every)))
-        watch = Watch(output_dir, optional(cfg.train, "step_timeout"))
+        evaluations.checkpoints = checkpoints
+        evaluations.evaluate = lambda: _evaluated(trainer, test, cfg.train, metrics, preemption)
+        watch = Watch(output_dir, cfg.train.step_timeout)
+        progress = Progress(metrics, every=cfg.train.log_every)
         # A checkpoint before all that takes long, so that a signal finds its work done.
         hooks = [watch, progress, checkpoints, preemption, evaluations]
         notice.training = True
         try:
-            goal = evaluations.before_train(trainer, cfg.train.num_images)
-            trainer.run(watch.over(iter(loader)), goal, hooks)
+            trainer.run(watch.over(iter(loader)), evaluations.before_train(trainer), hooks)
             results = evaluations.now(trainer)
             checkpoints.wait()
         finally:
             watch.stop()
             checkpoints.close()
-        record.write_results(output_dir, test.name, FINAL, results)
+        write_results(output_dir, test, FINAL, results)
     return results
 
 
-# What a run writes again and again, or goes on with, beside its checkpoints.
-_FILES = (
-    *("log.txt", "metrics.json", "config.yaml", "environment.json", "run.json", LAST),
-    *(RECORD, "results.json"),
-)
+def evaluate(cfg: DictConfig, *, resume: bool = False) -> Results:
+    """Evaluate `train.init_checkpoint`, or with `resume` the last checkpoint of the output folder.
+
+    `train.eval_weights` says which weights of the file: "model", or "ema" for their average.
+
+    Returns:
+        As `train`, of "ema" under the names "ema/bbox" and so on; also written to `results.json`
+        in the output folder.
+
+    Raises:
+        InputError: anything in config, data or files that a user can repair.
+    """
+    cfg = recipe.check_recipe(cfg)
+    output_dir, which = Path(cfg.train.output_dir), cfg.train.eval_weights
+    previous = usable(output_dir) if resume else None
+    if previous is None and not cfg.train.init_checkpoint:
+        raise InputError(
+            "weights to evaluate: expected train.init_checkpoint=FILE, or --resume with a run in "
+            f"train.output_dir, got neither (train.output_dir={output_dir})."
+        )
+    with _one_line_errors(), logging_to() as log_to, ExitStack() as stack:
+        test = TestSet(cfg)
+        set_num_classes(cfg, len(test.class_names))
+        device = recipe.pick_device(cfg.train.device)
+        detector = build_model(cfg.model, device=str(device))
+        source, content = previous or _read(Path(cfg.train.init_checkpoint))
+        content = checkpoint.chosen(content, which, source=str(source))
+        checkpoint.check_trained(content, source=str(source))
+        record.load_weights(detector, content, str(source), test.class_names)
+        stack.enter_context(alone_in(output_dir))
+        make_way(output_dir, _RESULTS)
+        log_to(output_dir / "log.txt")
+        prefix = "" if which == "model" else "ema/"
+        results = test.evaluate(detector, cfg.train.eval_precision, prefix)
+        write_results(output_dir, test, str(source), results)
+    return results
 
 
 @contextmanager
@@ -174,105 +204,12 @@ def _remove_empty(folder: Path) -> None:
         folder.rmdir()
 
 
-def _evaluated(
-    trainer: Trainer, test: TestSet, train: DictConfig, metrics: Metrics, preemption: Preemption
-) -> Results:
-    """Return the results of the weights, and of their moving average under names of its own."""
-    precision = optional(train, "eval_precision")
-    with preemption.evaluating(trainer):
-        results = test.evaluate(trainer.detector, precision)
-        if trainer.ema is not None:
-            with trainer.ema.applied():
-                results |= test.evaluate(trainer.detector, precision, "ema/")
-    metrics.write(trainer.images_seen, flatten(results))
-    return results
-
-
-def _checkpoints(cfg: DictConfig, note: dict[str, Any], evaluated: Record) -> Checkpoints:
-    return Checkpoints(
-        Path(cfg.train.output_dir),
-        every=cfg.train.checkpoint_every,
-        keep=cfg.train.keep_checkpoints,
-        total_batch_size=cfg.dataloader.train.total_batch_size,
-        note=note,
-        background=optional(cfg.train, "async_checkpoints"),
-        beside=evaluated.state_dict,
-    )
-
-
-def evaluate(cfg: DictConfig, *, resume: bool = False) -> Results:
-    """Evaluate `train.init_checkpoint`, or with `resume` the last checkpoint of the output folder.
-
-    `train.eval_weights` says which weights of the file: "model", or "ema" for their average.
-
-    Returns:
-        As `train`, of "ema" under the names "ema/bbox" and so on; also written to `results.json`
-        in the output folder.
-
-    Raises:
-        InputError: anything in config, data or files that a user can repair.
-    """
-    check_recipe(cfg)
-    output_dir = Path(cfg.train.output_dir)
-    previous = usable(output_dir) if resume else None
-    if previous is None and not cfg.train.init_checkpoint:
-        fail(
-            "weights to evaluate",
-            expected="train.init_checkpoint=FILE, or --resume with a run in train.output_dir",
-            got=f"neither (train.output_dir={output_dir})",
-            remedy="Add one of the two.",
-        )
-    with _one_line_errors(), logging_to() as log_to, ExitStack() as open_:
-        test = TestSet(cfg)
-        set_num_classes(cfg, len(test.class_names))
-        detector = build_model(cfg.model, device=str(pick_device(cfg.train.device)))
-        source, content = previous or _read(Path(cfg.train.init_checkpoint))
-        which = optional(cfg.train, "eval_weights")
-        content = checkpoint.chosen(content, which, source=str(source))
-        checkpoint.check_trained(content, source=str(source))
-        load_weights(detector, content, str(source), test.class_names)
-        open_.enter_context(alone_in(output_dir))
-        make_way(output_dir, ("log.txt", "results.json"))
-        log_to(output_dir / "log.txt")
-        prefix = "" if which == "model" else "ema/"
-        results = test.evaluate(detector, optional(cfg.train, "eval_precision"), prefix)
-        record.write_results(output_dir, test.name, str(source), results)
-    return results
-
-
-def pick_device(name: str) -> torch.device:
-    """Return the device of this process for `train.device`: "auto", "cpu" or "cuda"."""
-    if name not in ("auto", "cpu", "cuda"):
-        fail("train.device", expected="auto, cpu or cuda", got=name, remedy="Use auto.")
-    if name == "cuda" and not torch.cuda.is_available():
-        fail(
-            "train.device",
-            expected="a GPU that torch can use",
-            got="none",
-            remedy="Use train.device=auto, or install a torch build for your GPU's driver.",
-        )
-    if name == "cpu" or not torch.cuda.is_available():
-        return torch.device("cpu")
-    return torch.device("cuda", torch.cuda.current_device())
-
-
-def _device(train: DictConfig) -> torch.device:
-    device = pick_device(train.device)
-    if device.type == "cpu" and train.precision == "fp16":
-        logger.warning("train.precision=fp16 is slow on a CPU: train.precision=auto is fast there")
-    return device
-
-
 def _check_new(output_dir: Path, resume: bool) -> None:
-    if resume:
-        return
-    found = last_checkpoint(output_dir)
+    found = None if resume else last_checkpoint(output_dir)
     if found is not None:
-        fail(
-            f"train.output_dir={output_dir}",
-            expected="a folder without a run",
-            got=f"one that holds {found.name}",
-            remedy="Add --resume to continue that run, or choose another train.output_dir.",
+        raise InputError(
+            f"train.output_dir={output_dir}: expected a folder without a run, got one that holds "
+            f"{found.name}. Add --resume to continue that run, or choose another train.output_dir."
         )
 
 
@@ -280,49 +217,46 @@ def _read(path: Path) -> Found:
     return Found(path, checkpoint.read(path))
 
 
-def _test_set(cfg: DictConfig, class_names: tuple[str, ...], selection: Selection) -> TestSet:
-    test = TestSet(cfg, expected_classes=class_names)
-    selection.check_evaluator(test.evaluator)
-    return test
-
-
-def _build_trainer(cfg: DictConfig, class_names: tuple[str, ...]) -> Trainer:
-    set_num_classes(cfg, len(class_names))
-    seed_all(cfg.train.seed)
-    detector = build_model(cfg.model, device=str(_device(cfg.train)))
-    freeze_blocks(detector, optional(cfg.train, "freeze_blocks"))
-    if optional(cfg.train, "compile"):
+def _build_trainer(cfg: DictConfig) -> Trainer:
+    options = cfg.train
+    seed_all(options.seed)
+    device = recipe.pick_device(options.device)
+    if device.type == "cpu" and options.precision == "fp16":
+        logger.warning("train.precision=fp16 is slow on a CPU: train.precision=auto is fast there")
+    detector = build_model(cfg.model, device=str(device))
+    freeze_blocks(detector, options.freeze_blocks)
+    if options.compile:
         compile_blocks(detector)
-    if optional(cfg.train, "parallel") == "fsdp":
+    if options.parallel == "fsdp":
         shard(detector)
+    schedule, length = instantiate(cfg.schedule), options.num_images
     return Trainer(
         detector,
-        build(cfg.optimizer, model=detector),
-        build(cfg.schedule),
-        precision=cfg.train.precision,
-        seed=cfg.train.seed,
-        clip_grad_norm=cfg.train.clip_grad_norm,
-        accumulate=optional(cfg.train, "accumulate"),
+        instantiate(cfg.optimizer, model=detector),
+        lambda images_seen: schedule(images_seen / length),
+        precision=options.precision,
+        seed=options.seed,
+        clip_grad_norm=options.clip_grad_norm,
+        accumulate=options.accumulate,
         bad_steps=BadSteps(
-            optional(cfg.train, "on_bad_step"),
-            limit=optional(cfg.train, "max_bad_steps"),
-            folder=Path(cfg.train.output_dir) / "bad_steps",
+            options.on_bad_step,
+            limit=options.max_bad_steps,
+            folder=Path(options.output_dir) / "bad_steps",
         ),
-        ema_decay=optional(cfg.train, "ema_decay"),
-        ddp=dict(cfg.train.ddp or {}),
+        ema_decay=options.ema_decay,
+        ddp=dict(options.ddp or {}),
     )
 
 
 def _load(
     trainer: Trainer,
     cfg: DictConfig,
-    class_names: tuple[str, ...],
     data: dict[str, record.Counts],
-    evaluated: Record,
+    evaluations: Evaluations,
     *,
     resume: bool,
 ) -> Path | None:
-    """Fill a new trainer, and the record of evaluations, from the last checkpoint of the run.
+    """Fill a new trainer, and the results of evaluations, from the last checkpoint of the run.
 
     Without one the weights are those of `train.init_checkpoint`. Returns that checkpoint's path.
     """
@@ -334,11 +268,43 @@ def _load(
         return None
     source, content = previous or _read(Path(cfg.train.init_checkpoint))
     if previous is not None:
-        allow = optional(cfg.train, "allow_changed_data")
-        record.check_data(data, content, str(source), allow=allow)
-    load_weights(trainer.detector, content, str(source), class_names)
+        record.check_data(data, content, str(source), allow=cfg.train.allow_changed_data)
+    record.load_weights(trainer.detector, content, str(source), data["train"]["class_names"])
     if previous is not None:
         trainer.load_state_dict(content, source=str(source))
-        evaluated.load(content, trainer.images_seen)
+        evaluations.load_state_dict(content, trainer.images_seen)
     logger.info("loaded %s (%d images seen)", source, trainer.images_seen)
     return None if previous is None else source
+
+
+def _metrics(cfg: DictConfig, note: dict[str, Any], images_seen: int) -> Metrics:
+    config = None
+    if "wandb" in (cfg.train.loggers or ()):
+        about = {name: each["name"] for name, each in note["data"].items()} | note["environment"]
+        config = {**yaml.safe_load(note["config"]), "about": about}
+    return Metrics(Path(cfg.train.output_dir), images_seen, wandb_config=config)
+
+
+def _checkpoints(cfg: DictConfig, note: dict[str, Any], evaluations: Evaluations) -> Checkpoints:
+    return Checkpoints(
+        Path(cfg.train.output_dir),
+        every=cfg.train.checkpoint_every,
+        keep=cfg.train.keep_checkpoints,
+        total_batch_size=cfg.dataloader.train.total_batch_size,
+        note=note,
+        background=cfg.train.async_checkpoints,
+        beside=evaluations.state_dict,
+    )
+
+
+def _evaluated(
+    trainer: Trainer, test: TestSet, options: Any, metrics: Metrics, preemption: Preemption
+) -> Results:
+    """Return the results of the weights, and of their moving average under names of its own."""
+    with preemption.evaluating(trainer):
+        results = test.evaluate(trainer.detector, options.eval_precision)
+        if trainer.ema is not None:
+            with trainer.ema.applied():
+                results |= test.evaluate(trainer.detector, options.eval_precision, "ema/")
+    metrics.write(trainer.images_seen, flatten(results))
+    return results

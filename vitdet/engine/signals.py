@@ -16,7 +16,7 @@ from pathlib import Path
 from types import FrameType
 
 from vitdet.engine.launch import PREEMPTED_STATUS
-from vitdet.engine.trainer import Trainer
+from vitdet.engine.trainer import Hook, Trainer
 from vitdet.utils.checks import INTERRUPTED_STATUS
 from vitdet.utils.distributed import any_rank, world_size
 from vitdet.utils.signals import PREEMPTION
@@ -82,7 +82,7 @@ def noticed() -> Iterator[Notice]:
             signal.signal(each, signal.SIG_DFL if handler is None else handler)
 
 
-class Preemption:
+class Preemption(Hook):
     """A hook that saves and leaves when a process of the run has got a signal.
 
     Args:

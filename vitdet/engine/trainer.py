@@ -18,7 +18,7 @@ from vitdet.engine import ema
 from vitdet.engine.bad_steps import (
     BadSteps,
     NonFiniteLossError,
-    diverged,
+    Step,
     file_names,
     step_seed,
     step_text,
@@ -27,6 +27,7 @@ from vitdet.engine.losses import Batch, DetectorLoss, cut
 from vitdet.engine.parallel import (
     distributed,
     give_up_step,
+    is_sharded,
     shard_like,
     sync_buffers,
     without_sync,
@@ -40,7 +41,7 @@ _SMALLEST_SCALE = 1.0  # of fp16's loss; it begins at 65536 and halves at every 
 
 
 class Hook(Protocol):
-    """What happens beside the steps: logging, checkpoints, evaluation."""
+    """What happens between steps: logging, checkpoints. A subclass may leave out a method."""
 
     def after_step(self, trainer: Trainer) -> None:
         """Run after each step, when `trainer.images_seen` already counts the step's images."""
@@ -97,8 +98,8 @@ class Trainer:
         accumulate: parts in which a process takes its images of a step, one after the other, to
             save memory. Step and losses are those of the whole batch.
         bad_steps: what follows a loss or gradient that is not finite; by default the run stops.
-        ema_decay: keep an exponential moving average of the weights, see `vitdet.engine.ema`; None
-            for none. It starts from the weights with which `run` begins at the first image.
+        ema_decay: of a moving average of the weights (`vitdet.engine.ema`), None for none. It
+            starts from the weights with which `run` begins at the first image.
         ddp: arguments for DistributedDataParallel when there are several processes, and
             `fp16_compression` (see `vitdet.engine.parallel.distributed`).
     """
@@ -154,11 +155,11 @@ class Trainer:
                 batch = next(batches)
                 self.window.data_seconds += time.perf_counter() - waiting
                 self.step(batch)
-                beside = time.perf_counter()
+                ended = time.perf_counter()
                 for hook in hooks:
                     hook.after_step(self)
                 # Evaluations and checkpoints are no part of the training speed.
-                self.window.started += time.perf_counter() - beside
+                self.window.started += time.perf_counter() - ended
         for hook in hooks:
             hook.after_train(self)
 
@@ -178,7 +179,9 @@ class Trainer:
         else:
             for buffer, value in zip(self.detector.buffers(), buffers, strict=False):
                 buffer.copy_(value)  # a forward pass has moved the statistics of BatchNorm
-            self.bad_steps.meet(self, batch, fault)
+            loss = self.loss if is_sharded(self.detector) else self.detector_loss
+            run = (loss, self.optimizer, batch, self.accumulate, self.seed, self.images_seen)
+            self.bad_steps.meet(Step(*run, self.dtype, fault, self.check_each_step))
             self.optimizer.zero_grad(set_to_none=True)
         images = len(batch) * world_size()
         self.images_seen += images
@@ -228,10 +231,9 @@ class Trainer:
         """Move weights and average along the gradient; return why not, None when they moved."""
         self.scaler.unscale_(self.optimizer)
         parameters = list(self.detector.parameters())
-        gradients = [p.grad for p in parameters if p.grad is not None]
-        norm = nn.utils.get_total_norm(gradients)
+        norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
         record.grad_norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
-        # An overflow is everyday business of fp16: its scaler passes over the step by itself.
+        # fp16 overflows now and then: its scaler passes over the step by itself.
         fp16 = self.scaler.is_enabled()
         if self.check_each_step and not fp16 and not bool(record.grad_norm.isfinite()):
             return ""
@@ -262,10 +264,9 @@ class Trainer:
             if not bool(record.losses.isfinite().all()):
                 what = _terms(record.names, record.losses)
                 text = step_text(what, record.images_seen, record.lr, record.files)
-                raise NonFiniteLossError(diverged(text))
+                raise NonFiniteLossError(text)
         if self.scaler.is_enabled() and (fault := self._scale_fault()):
-            text = step_text(fault, self.images_seen, self._lr(), self._last_files())
-            raise NonFiniteLossError(diverged(text))
+            raise self._not_finite(fault)
 
     def check_weights(self) -> None:
         """Look at all weights; call it before they are saved. It waits for the device.
@@ -279,9 +280,7 @@ class Trainer:
             state |= {f"{AVERAGE}.{name}": value for name, value in self.ema.state.items()}
         bad = [name for name, value in state.items() if not bool(value.isfinite().all())]
         if bad:
-            what = f"{len(bad)} tensors that are not ({bad[0]}, ...)"
-            text = step_text(what, self.images_seen, self._lr(), self._last_files())
-            raise NonFiniteLossError(diverged(text))
+            raise self._not_finite(f"{len(bad)} tensors that are not ({bad[0]}, ...)")
 
     def next_window(self) -> Window:
         """Return the steps since the last call, checked, and start anew."""
@@ -292,8 +291,9 @@ class Trainer:
     def _lr(self) -> float:
         return max(group["lr"] for group in self.optimizer.param_groups)
 
-    def _last_files(self) -> list[str]:
-        return self.window.steps[-1].files if self.window.steps else []
+    def _not_finite(self, what: str) -> NonFiniteLossError:
+        files = self.window.steps[-1].files if self.window.steps else []
+        return NonFiniteLossError(step_text(what, self.images_seen, self._lr(), files))
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that a resume needs; random numbers follow from seed and images seen.

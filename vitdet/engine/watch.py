@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TypeVar
 
-from vitdet.engine.trainer import Trainer
+from vitdet.engine.trainer import Hook, Trainer
 from vitdet.utils.checks import INPUT_ERROR_STATUS, one_line
 from vitdet.utils.distributed import rank
 
@@ -24,7 +24,7 @@ def _print(text: str) -> None:
 report: Callable[[str], object] = _print  # takes the line; `launch` sets its own in a process
 
 
-class Watch:
+class Watch(Hook):
     """A hook that ends the run when a step is not done within a time limit.
 
     A file system that hangs, a process that is lost, a network that lets no data through: without
@@ -55,9 +55,6 @@ class Watch:
     def after_step(self, trainer: Trainer) -> None:  # noqa: ARG002
         """End the step; the first hook to be called."""
         self._step += 1
-
-    def after_train(self, trainer: Trainer) -> None:
-        """Nothing is left to watch."""
 
     def stop(self) -> None:
         """End the watch."""

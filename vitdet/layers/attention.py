@@ -1,4 +1,7 @@
-"""The one door to the attention kernels."""
+"""The one door to the attention kernels, and those that are a few calls of torch.
+
+`eager` is the definition, with the whole L x L matrix in memory; the others hold none.
+"""
 
 from __future__ import annotations
 
@@ -7,12 +10,62 @@ from importlib.util import find_spec
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 
-from vitdet.layers.kernels import blocks, eager, sdpa, triton_rel_pos, xformers
-from vitdet.layers.rel_pos import RelPos
-from vitdet.utils.checks import InputError, nearest
+from vitdet.layers.kernels import blocks, triton_rel_pos
+from vitdet.layers.positions import RelPos
+from vitdet.utils.checks import InputError, check_word
 
-_Run = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, "RelPos | None", float], torch.Tensor]
+Tensor = torch.Tensor
+
+
+def eager(q: Tensor, k: Tensor, v: Tensor, rel_pos: RelPos | None, scale: float) -> Tensor:
+    """Compute softmax(scale * q k^T + bias) v; for the shapes see `attention`."""
+    logits = (q * scale) @ k.transpose(-2, -1)  # (B, N, L, L)
+    if rel_pos is not None:
+        B, N, L = logits.shape[:3]
+        grid = logits.view(B, N, L, rel_pos.h.shape[-1], rel_pos.w.shape[-1])
+        logits = (grid + rel_pos.h[..., :, None] + rel_pos.w[..., None, :]).view(B, N, L, -1)
+    return logits.softmax(dim=-1) @ v
+
+
+def sdpa(q: Tensor, k: Tensor, v: Tensor, rel_pos: RelPos | None, scale: float) -> Tensor:
+    """Compute the same by torch's fused kernel, without an L x L bias in memory.
+
+    The bias h[q, row of k] + w[q, column of k] is factorised: it is the inner product of [h[q],
+    w[q]] with two one-hot vectors that tell the row and the column of k, so attention of [scale *
+    q, h, w] with [k, onehot_row, onehot_column] is the biased attention, exactly.
+    """
+    if rel_pos is None:
+        return F.scaled_dot_product_attention(q, k, v, scale=scale)
+    B, N, L, D = q.shape
+    height, width = rel_pos.h.shape[-1], rel_pos.w.shape[-1]
+    place = torch.arange(L, device=q.device)
+    onehot = torch.zeros(L, height + width, dtype=k.dtype, device=k.device)
+    onehot[place, place // width] = 1
+    onehot[place, height + place % width] = 1
+    q = torch.cat([q * scale, rel_pos.h, rel_pos.w], dim=-1)  # (B, N, L, D + H + W)
+    k = torch.cat([k, onehot.expand(B, N, -1, -1)], dim=-1)
+    # torch's fused kernels want q, k and v of one width, and on CUDA a multiple of 8; for others it
+    # would hold an L x L matrix.
+    spare = -(D + height + width) % 8
+    q, k, v = F.pad(q, (0, spare)), F.pad(k, (0, spare)), F.pad(v, (0, height + width + spare))
+    return F.scaled_dot_product_attention(q, k, v, scale=1.0)[..., :D]
+
+
+def xformers(q: Tensor, k: Tensor, v: Tensor, rel_pos: RelPos | None, scale: float) -> Tensor:
+    """Compute the same by xformers' memory-efficient attention, an optional package; no bias."""
+    from xformers.ops import memory_efficient_attention  # pyright: ignore[reportMissingImports]
+
+    assert rel_pos is None
+    q, k, v = (x.transpose(1, 2) for x in (q, k, v))  # it wants (B, L, N, D)
+    return memory_efficient_attention(q, k, v, scale=scale).transpose(1, 2)
+
+
+def _xformers_runs(q: Tensor, rel_pos: RelPos | None) -> bool:
+    types = (torch.float32, torch.float16, torch.bfloat16)
+    fits = q.device.type == "cuda" and q.dtype in types and rel_pos is None
+    return fits and find_spec("xformers") is not None
 
 
 class Kernel(NamedTuple):
@@ -22,20 +75,20 @@ class Kernel(NamedTuple):
     compute with relative positions, and without.
     """
 
-    run: _Run
-    can_run: Callable[[torch.Tensor, RelPos | None], bool]
+    run: Callable[[Tensor, Tensor, Tensor, RelPos | None, float], Tensor]
+    can_run: Callable[[Tensor, RelPos | None], bool] = lambda *_: True
     package: str = ""
     rel_pos: tuple[bool, ...] = (True, False)
 
 
 KERNELS: dict[str, Kernel] = {
-    "eager": Kernel(eager.attention, eager.can_run),
+    "eager": Kernel(eager),
     "blocks": Kernel(blocks.attention, blocks.can_run),
-    "sdpa": Kernel(sdpa.attention, sdpa.can_run),
+    "sdpa": Kernel(sdpa),
     "triton_rel_pos": Kernel(
         triton_rel_pos.attention, triton_rel_pos.can_run, triton_rel_pos.PACKAGE, (True,)
     ),
-    "xformers": Kernel(xformers.attention, xformers.can_run, xformers.PACKAGE, (False,)),
+    "xformers": Kernel(xformers, _xformers_runs, "xformers", (False,)),
 }
 
 
@@ -45,13 +98,7 @@ def check_backend(backend: str, *, rel_pos: bool | None = None) -> None:
     Where `rel_pos` tells whether there are relative positions, the kernel must suit that. Backbones
     call this when they are built, so that a training run does not stop at its first step.
     """
-    names = ["auto", *KERNELS]
-    if backend not in names:
-        meant = nearest(backend, names)
-        raise InputError(
-            f"attention backend: expected one of {', '.join(names)}, got {backend!r}. "
-            + (f"Did you mean {meant!r}?" if meant else "Take one of these.")
-        )
+    check_word("attention backend", backend, ["auto", *KERNELS])
     if backend == "auto":
         return
     kernel = KERNELS[backend]
@@ -68,26 +115,25 @@ def check_backend(backend: str, *, rel_pos: bool | None = None) -> None:
         )
 
 
-def automatic(q: torch.Tensor, rel_pos: RelPos | None) -> str:
+def automatic(q: Tensor, rel_pos: RelPos | None) -> str:
     """Return the kernel that "auto" means for these inputs.
 
     benchmarks/attention.py on two cores of an AMD EPYC (AVX-512), torch 2.15: with a bias, blocks
     took 0.4 to 1 of sdpa's time without gradients and 0.34 to 0.77 with them, least for large maps.
     Without a bias neither was ahead, and sdpa was never slower than eager. No GPU was measured.
     """
-    on_cpu = q.device.type == "cpu" and rel_pos is not None
-    return "blocks" if on_cpu and KERNELS["blocks"].can_run(q, rel_pos) else "sdpa"
+    return "blocks" if rel_pos is not None and blocks.can_run(q, rel_pos) else "sdpa"
 
 
 def attention(
-    q: torch.Tensor,
-    k: torch.Tensor,
-    v: torch.Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
     *,
     rel_pos: RelPos | None = None,
     scale: float | None = None,
     backend: str = "auto",
-) -> torch.Tensor:
+) -> Tensor:
     """Compute softmax(scale * q k^T + bias) v, exactly, with the chosen kernel.
 
     Args:
@@ -106,14 +152,11 @@ def attention(
         InputError: no such kernel, or it cannot run for these inputs.
     """
     name = automatic(q, rel_pos) if backend == "auto" else backend
-    if name not in KERNELS:
+    if name not in KERNELS or not KERNELS[name].can_run(q, rel_pos):
         check_backend(backend)
-    kernel = KERNELS[name]
-    if not kernel.can_run(q, rel_pos):
-        check_backend(name)
         raise InputError(
             f"attention backend {name!r}: expected inputs that it supports, got q "
             f"{tuple(q.shape)} {q.dtype} on {q.device}, {'with' if rel_pos else 'without'} a "
             "position bias. Use backend 'auto' or 'eager'."
         )
-    return kernel.run(q, k, v, rel_pos, q.shape[-1] ** -0.5 if scale is None else scale)
+    return KERNELS[name].run(q, k, v, rel_pos, q.shape[-1] ** -0.5 if scale is None else scale)

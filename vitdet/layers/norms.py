@@ -39,23 +39,9 @@ class ChannelLayerNorm(nn.Module):
         return f"{self.weight.numel()}, eps={self.eps}"
 
 
-class NormFactory:
-    """Makes a `ChannelLayerNorm` for a number of channels; compares and prints by its eps."""
-
-    def __init__(self, eps: float) -> None:
-        self.eps = eps
-
-    def __call__(self, num_channels: int) -> ChannelLayerNorm:
-        """Make the norm."""
-        return ChannelLayerNorm(num_channels, eps=self.eps)
-
-    def __repr__(self) -> str:
-        return f"channel_layer_norm(eps={self.eps})"
-
-
 def channel_layer_norm(eps: float = 1e-6) -> Callable[[int], ChannelLayerNorm]:
     """Return a factory of `ChannelLayerNorm`, for arguments that want a norm by its channels."""
-    return NormFactory(eps)
+    return partial(ChannelLayerNorm, eps=eps)
 
 
 def layer_norm(eps: float = 1e-6) -> Callable[[int], nn.LayerNorm]:

@@ -9,18 +9,13 @@ import torch.nn.functional as F
 from torch import nn
 
 from vitdet.layers.norms import ChannelLayerNorm
-from vitdet.utils.checks import fail
+from vitdet.utils.checks import check_word
 
 PropagationKind = Literal["naive", "basic", "bottleneck"]
 PropagationNorm = Literal["LN", "BN"]
 
 # Sides of the convolutions of each kind.
-KERNELS: dict[str, tuple[int, ...]] = {
-    "naive": (3,),
-    "basic": (3, 3),
-    "bottleneck": (1, 3, 1),
-}
-NORMS = ("LN", "BN")
+_SIDES: dict[str, tuple[int, ...]] = {"naive": (3,), "basic": (3, 3), "bottleneck": (1, 3, 1)}
 
 
 class ConvPropagation(nn.Module):
@@ -50,7 +45,7 @@ class ConvPropagation(nn.Module):
         super().__init__()
         check_propagation(kind, norm)
         self.rectified = norm == "BN"
-        kernels = KERNELS[kind]
+        kernels = _SIDES[kind]
         self.count = len(kernels)
         middle = dim
         if kind == "bottleneck":
@@ -78,12 +73,8 @@ class ConvPropagation(nn.Module):
 
 def check_propagation(kind: str, norm: str) -> None:
     """Raise an InputError unless both are among those that exist."""
-    if kind not in KERNELS:
-        names = ", ".join(KERNELS)
-        fail("propagation", expected=f"one of {names}", got=repr(kind), remedy="Take one.")
-    if norm not in NORMS:
-        names = ", ".join(NORMS)
-        fail("propagation_norm", expected=f"one of {names}", got=repr(norm), remedy="Take one.")
+    check_word("propagation", kind, _SIDES)
+    check_word("propagation_norm", norm, ("LN", "BN"))
 
 
 def parallel_convolutions(dim: int, hidden_dim: int, groups: int) -> nn.Sequential:

@@ -51,6 +51,19 @@ def nearest(name: str, names: Iterable[str]) -> str | None:
     return matches[0] if matches else None
 
 
+def check_word(what: str, word: object, known: Iterable[object]) -> None:
+    """Raise an InputError unless `word` (the argument `what`) is among `known`."""
+    words = list(known)
+    if word in words:
+        return
+    names = [str(each) for each in words]
+    meant = nearest(str(word), names)
+    raise InputError(
+        f"{what}: expected one of {', '.join(names)}, got {word!r}. "
+        + (f"Did you mean {meant!r}?" if meant else "Take one of these.")
+    )
+
+
 def exit_status(run: Callable[[], int]) -> int:
     """Run a command and return its exit status; an error of input, disk or user is one line.
 

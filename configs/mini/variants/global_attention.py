@@ -12,5 +12,6 @@ from ..mask_rcnn_vitdet_shapes import dataloader, model, optimizer, schedule, tr
 # Relative positions are in no ablation of the paper, so in no variant.
 model.backbone.net.update(use_rel_pos=False, residual_block_indexes=[])
 train.num_images = 6000
+schedule.num_images = 6000
 train.checkpoint_every = 6000
 train.output_dir = "output/variants/global_attention"

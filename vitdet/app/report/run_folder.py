@@ -1,4 +1,4 @@
-"""What a run left in its folder, and its predictions."""
+"""What a run left in its folder: results, predictions, numbers of the training, recipe."""
 
 from __future__ import annotations
 
@@ -12,116 +12,73 @@ from typing import Any
 from omegaconf import DictConfig
 
 from vitdet import checkpoint
-from vitdet.app.report.matching import Json, Scene, scenes
 from vitdet.config import load_config
-from vitdet.engine.inference import TestSet
+from vitdet.engine.evaluate import PREDICTIONS, TestSet
 from vitdet.engine.run import evaluate
 from vitdet.predict.loading import building, check_size, check_test_data
-from vitdet.scores import evaluate_results, read_truth
-from vitdet.utils.checks import InputError, fail
+from vitdet.utils.checks import InputError
 
-PREDICTIONS = "coco_instances_results.json"  # what the evaluator calls its file
+Json = dict[str, Any]
 
 
 @dataclass(frozen=True)
 class Run:
-    """A run that was evaluated.
+    """A run that was evaluated; empty is what its folder does not have."""
 
-    Attributes:
-        folder: where it lies.
-        cfg: its recipe.
-        recipe: the text of its config.yaml.
-        results: AP in percent, {"bbox": {"AP": ..., "per_class": ...}, ...}; None for not a number.
-        checkpoint: the weights that were evaluated.
-        metrics: the lines of metrics.json, [] without the file.
-        environment: versions, {} without the file.
-        dataset: the test data.
-        predictions: results in COCO's format.
-    """
-
-    folder: Path
     cfg: DictConfig
-    recipe: str
-    results: dict[str, Json]
-    checkpoint: str
-    metrics: list[Json]
-    environment: dict[str, str]
-    dataset: Any
-    predictions: list[Json]
-
-    def scenes(self, iou_type: str) -> list[Scene]:
-        """Return the test images with what is there and what was found, by boxes or by masks."""
-        data = self.dataset
-        return scenes(
-            data.truth or read_truth(data.json_file),
-            self.predictions,
-            iou_type,
-            self.cfg.dataloader.evaluator.get("max_dets", 100),
-            style=data.style,
-            image_ids=[record["image_id"] for record in data.records],
-        )
+    recipe: str  # the text of config.yaml
+    results: dict[str, Json]  # percent: {"bbox": {"AP": ..., "per_class": ...}}; None for no number
+    checkpoint: str  # that was evaluated
+    metrics: list[dict[str, float]]  # the lines of metrics.json
+    environment: dict[str, str]  # versions
+    dataset: Any  # of the test
+    predictions: list[Json]  # in COCO's format
 
 
 def read_run(
     folder: Path, predictions: Path | None = None, device: str = "auto", *, trust: bool = False
 ) -> Run:
-    """Read a run's folder, and run its weights over its test data once more for the predictions.
+    """Read a run's folder; evaluate its weights once more where it has no predictions.
 
-    Args:
-        folder: the run's `train.output_dir`.
-        predictions: a file in COCO's result format to take instead of running the weights.
-        device: "auto", "cpu" or "cuda".
-        trust: build what the recipe names outside vitdet, too: it may run code of its author.
+    Arguments are those of the command.
 
     Raises:
         InputError: a file that is missing or damaged, or data that is not there.
     """
-    config = folder / "config.yaml"
-    results_file = folder / "results.json"
-    for path in (config, results_file):
-        if not path.is_file():
-            fail(
-                f"run {folder}",
-                expected=f"a folder with {path.name}",
-                got="none",
-                remedy="Give train.output_dir of a run that was evaluated: training ends with it, "
-                "and train_net.py --eval-only --resume does it again.",
+    for name in ("config.yaml", "results.json"):
+        if not (folder / name).is_file():
+            raise InputError(
+                f"run {folder}: it has no {name}. Give train.output_dir of a run that was "
+                "evaluated: training ends with it, and train_net.py --eval-only --resume does it."
             )
+    config = folder / "config.yaml"
     cfg = load_config(config, trust=trust)
     if not trust:
         check_test_data(cfg, str(config))
     with building(str(config)):
         dataset = TestSet(cfg).dataset
-    content = _results(results_file)
-    if predictions is None:
-        found = _predict(cfg, _weights(folder, content["checkpoint"]), device)
+    content = _results(folder / "results.json")
+    kept = predictions or folder / PREDICTIONS
+    if predictions or kept.is_file():
+        found = _json(kept)
     else:
-        found = _json(predictions)
-        if not isinstance(found, list):
-            text = f"expected a list of results, got {type(found).__name__}. Give a {PREDICTIONS}"
-            raise InputError(f"predictions {predictions}: {text} of the evaluator.")
-        truth = dataset.truth or read_truth(dataset.json_file)
-        ids = [record["image_id"] for record in dataset.records]
-        # looks at every one of them
-        evaluate_results(truth, found, "bbox", style=dataset.style, image_ids=ids)
-    lines = folder / "metrics.json"
-    environment = folder / "environment.json"
+        weights = folder / content["checkpoint"]  # a training names a file of the folder
+        found = _predict(cfg, weights if weights.is_file() else Path(content["checkpoint"]), device)
+    if not isinstance(found, list):
+        raise InputError(f"predictions {kept}: expected a list, got a {type(found).__name__}.")
+    environment = _json(folder / "environment.json", {})
+    if not isinstance(environment, dict):
+        raise InputError(f"{folder / 'environment.json'}: no names and versions. Remove the file.")
     return Run(
-        folder=folder,
         cfg=cfg,
         recipe=config.read_text(encoding="utf-8"),
         results=content["results"],
         checkpoint=content["checkpoint"],
-        metrics=_json_lines(lines) if lines.is_file() else [],
-        environment=_environment(environment) if environment.is_file() else {},
+        metrics=_metrics(folder / "metrics.json"),
+        environment={str(name): str(value) for name, value in environment.items()},
         dataset=dataset,
         predictions=found,
     )
-
-
-def _weights(folder: Path, name: str) -> Path:
-    """A training names its final file in the run's folder, an evaluation any path."""
-    return folder / name if (folder / name).is_file() else Path(name)
 
 
 def _predict(cfg: DictConfig, weights: Path, device: str) -> list[Json]:
@@ -134,16 +91,17 @@ def _predict(cfg: DictConfig, weights: Path, device: str) -> list[Json]:
         cfg.train.output_dir = temporary
         cfg.train.init_checkpoint = str(weights)
         cfg.train.device = device
-        cfg.dataloader.evaluator.output_dir = temporary
         evaluate(cfg)
         return _json(Path(temporary) / PREDICTIONS)
 
 
-def _json(path: Path) -> Any:
+def _json(path: Path, default: Any = None) -> Any:
+    if default is not None and not path.is_file():
+        return default
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
-        raise InputError(f"{path}: expected a json file, got {error}. Write it again.") from error
+        raise InputError(f"{path}: it is no json file ({error}). Write it again.") from error
 
 
 def _is_number(value: Any) -> bool:
@@ -153,31 +111,23 @@ def _is_number(value: Any) -> bool:
 def _results(path: Path) -> Json:
     """Read AP and the name of the weights."""
     content = _json(path)
-    tasks = content.get("results") if isinstance(content, dict) else None
-    if not isinstance(tasks, dict) or not tasks or not isinstance(content.get("checkpoint"), str):
-        tasks = {"": None}
-    for scores in tasks.values():
-        values: Json = {"": ""}
-        if isinstance(scores, dict) and isinstance(scores.get("per_class", {}), dict):
-            values = {**scores, **scores.get("per_class", {}), "per_class": None}
-        if not all(value is None or _is_number(value) for value in values.values()):
-            text = (
-                'expected AP under "results", as an evaluation writes it. Evaluate the run again.'
-            )
-            raise InputError(f"{path}: {text}")
+    try:
+        values = []
+        for scores in content["results"].values():
+            values += [value for key, value in scores.items() if key != "per_class"]
+            values += scores.get("per_class", {}).values()
+        sound = values and all(value is None or _is_number(value) for value in values)
+    except (AttributeError, KeyError, TypeError):
+        sound = False
+    if not sound or not isinstance(content.get("checkpoint"), str):
+        text = 'no AP under "results", as an evaluation writes it'
+        raise InputError(f"{path}: {text}. Evaluate the run again.")
     return content
 
 
-def _environment(path: Path) -> dict[str, str]:
-    content = _json(path)
-    if not isinstance(content, dict):
-        raise InputError(f"{path}: expected names and versions. Remove the file.")
-    return {str(name): str(value) for name, value in content.items()}
-
-
-def _json_lines(path: Path) -> list[Json]:
+def _metrics(path: Path) -> list[dict[str, float]]:
     """Read the numbers of a training; a kill may have cut the last line off."""
-    lines = path.read_bytes().decode("utf-8", errors="replace").splitlines()
+    lines = path.read_bytes().decode(errors="replace").splitlines() if path.is_file() else []
     found = []
     for number, line in enumerate(lines, 1):
         try:
@@ -186,13 +136,9 @@ def _json_lines(path: Path) -> list[Json]:
                 raise ValueError("no numbers of a training")
         except (ValueError, RecursionError) as error:
             if number < len(lines):
-                text = f"{path}: expected a json object a line, got line {number}: {error}."
-                raise InputError(f"{text} Remove the line.") from error
+                raise InputError(f"{path}, line {number}: {error}. Remove the line.") from error
             continue
-        found.append({name: _finite(v) for name, v in content.items() if _is_number(v)})
+        numbers = {name: float(value) for name, value in content.items() if _is_number(value)}
+        # what cannot be drawn is not a number
+        found.append({n: v if abs(v) < 1e30 else math.nan for n, v in numbers.items()})
     return found
-
-
-def _finite(value: float) -> float:
-    """Return a number that can be drawn, or nan."""
-    return float(value) if abs(value) < 1e30 else math.nan

@@ -1,44 +1,72 @@
-"""The web server: a page, what the page needs to know, and `POST /predict`."""
+"""The web server: a page, what the page needs to know, and `POST /predict`; who may ask."""
 
 from __future__ import annotations
 
 import asyncio
+import ipaddress
+import re
 import socket
 from collections.abc import Callable, Collection
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import uvicorn
 from starlette.applications import Starlette
+from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
+from starlette.types import ASGIApp, Receive, Scope, Send
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from vitdet.app.serve.guard import Guard
-from vitdet.app.serve.uploads import Bodies, Limits
 from vitdet.app.serve.worker import Worker
-from vitdet.utils.checks import InputError, fail
+from vitdet.utils.checks import InputError
 
-_FOLDER = Path(__file__).with_name("page")
+_FOLDER = Path(__file__).parents[1] / "templates"
 # The only files that are ever sent, read once; no part of an address becomes a path.
 _FILES = {
-    "/": ("index.html", "text/html; charset=utf-8"),
-    "/page.css": ("page.css", "text/css; charset=utf-8"),
-    "/page.js": ("page.js", "text/javascript; charset=utf-8"),
-    "/draw.js": ("draw.js", "text/javascript; charset=utf-8"),
-    "/icon.svg": ("icon.svg", "image/svg+xml"),
+    "/": ("serve.html", "text/html; charset=utf-8"),
+    "/serve.css": ("serve.css", "text/css; charset=utf-8"),
+    "/serve.js": ("serve.js", "text/javascript; charset=utf-8"),
 }
+_HEADERS = [
+    (  # the page runs its own files only, and reaches nothing but this server
+        "Content-Security-Policy",
+        "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob: data:; "
+        "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
+    ),
+    ("X-Content-Type-Options", "nosniff"),
+    ("Referrer-Policy", "no-referrer"),
+    ("Cross-Origin-Resource-Policy", "same-origin"),
+    ("Cross-Origin-Opener-Policy", "same-origin"),
+    ("Cache-Control", "no-store"),
+]
 _CONNECTIONS = 512  # those that ask for nothing are closed before they are many
+_HOST = re.compile(r"(?:\[([0-9a-f:.]+)\]|([a-z0-9._-]+))(?::[0-9]{1,5})?")
+_PROXY = (
+    "Behind a proxy, name its host by --host-name and pass the Host header on (nginx: "
+    "proxy_set_header Host $http_host;)."
+)
+
+
+@dataclass(frozen=True)
+class Limits:
+    """How much a request may take."""
+
+    max_bytes: int = 32 * 2**20  # of an upload; all on their way hold `waiting` times as much
+    max_pixels: int = 50_000_000  # of its picture
+    body_seconds: float = 60.0  # for the upload to arrive
+    answer_seconds: float = 300.0  # from then on, the wait for others included
+    waiting: int = 16  # uploads that may wait while one is worked on
 
 
 def build_app(
     worker: Worker,
     about: dict[str, Any],
     limits: Limits,
-    *,
     names: Collection[str] = (),
     loopback_only: bool = True,
 ) -> Starlette:
@@ -46,60 +74,138 @@ def build_app(
 
     Args:
         worker: from an uploaded file to what the page draws; it has begun.
-        about: what the page shows of the model, and its classes.
+        about: what the page shows of the model.
         limits: of the requests.
-        names, loopback_only: see `Guard`.
+        names: hosts by which it may be called besides "localhost" and addresses.
+        loopback_only: whether of the addresses only loopback ones count.
     """
-    bodies = Bodies(limits)
     known = about | {"max_bytes": limits.max_bytes, "max_pixels": limits.max_pixels}
+    uploads = _Uploads(limits)
 
     async def model(_: Request) -> JSONResponse:
         return JSONResponse(known)
 
     async def predict(request: Request) -> Response:
-        content = await bodies.read(request)  # a place is taken when it has come
-        status, answer = await worker.answer(content, _left(request))
+        async def left() -> None:
+            while (await request.receive())["type"] != "http.disconnect":
+                pass
+
+        content = await uploads.read(request)  # a place is taken when it has come
+        status, answer = await worker.answer(content, left)
         return Response(answer, status, media_type="application/json")
 
-    files = [
-        Route(path, _file((_FOLDER / name).read_bytes(), kind))
-        for path, (name, kind) in _FILES.items()
-    ]
+    def file(name: str, kind: str) -> Callable[[Request], Response]:
+        content = (_FOLDER / name).read_bytes()
+        return lambda _: Response(content, media_type=kind)
+
+    files = [Route(path, file(*of)) for path, of in _FILES.items()]
     app = Starlette(
         routes=[*files, Route("/model", model), Route("/predict", predict, methods=["POST"])],
-        middleware=[Middleware(Guard, names=names, loopback_only=loopback_only)],
-        exception_handlers={InputError: _wrong_input, HTTPException: _error, Exception: _fault},
+        middleware=[Middleware(_Guard, names=names, loopback_only=loopback_only)],
+        exception_handlers={HTTPException: _error, Exception: _error},
     )
     app.router.redirect_slashes = False  # to the host that a client names
     return app
 
 
-async def _left(request: Request) -> None:
-    """Return when the client of a request has left."""
-    while (await request.receive())["type"] != "http.disconnect":
-        pass
-
-
-def _file(content: bytes, kind: str) -> Callable[[Request], Response]:
-    def send(_: Request) -> Response:
-        return Response(content, media_type=kind)
-
-    return send
-
-
-def _wrong_input(_: Request, error: Exception) -> JSONResponse:
-    return JSONResponse({"error": str(error)}, 400)
-
-
 def _error(_: Request, error: Exception) -> JSONResponse:
-    assert isinstance(error, HTTPException)
-    text = f"{error.detail.removesuffix('.')}."
-    return JSONResponse({"error": text}, error.status_code, error.headers)
-
-
-def _fault(_: Request, __: Exception) -> JSONResponse:
-    """A mistake of this program; its traceback goes to the log."""
+    if isinstance(error, HTTPException):
+        return JSONResponse({"error": error.detail}, error.status_code, error.headers)
+    # a mistake of this program; its traceback goes to the log
     return JSONResponse({"error": "The server failed. Its log tells more."}, 500)
+
+
+class _Guard:
+    """Answers 403 to requests that do not come from the server's own page.
+
+    A site can let its name point to this machine (DNS rebinding); then the Host header tells the
+    name. An address as host cannot be a rebound name. A site can post a form here; then Origin or
+    Sec-Fetch-Site tells it. (Starlette's TrustedHostMiddleware has no word for "any address".)
+    """
+
+    def __init__(self, app: ASGIApp, names: Collection[str], loopback_only: bool) -> None:
+        self._app = app
+        self._names = {"localhost", *(name.lower() for name in names)}
+        self._is_mine = is_loopback if loopback_only else _address
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        wrong = self._wrong(Headers(scope=scope))
+        app = JSONResponse({"error": wrong}, 403) if wrong else self._app
+        await app(scope, receive, send)
+
+    def _wrong(self, headers: Headers) -> str:
+        """Say what is wrong with where a request comes from, "" for nothing."""
+        host = headers.get("host", "").strip().lower()
+        found = _HOST.fullmatch(host)
+        name = (found[1] or found[2]) if found else "another name"
+        if found is None or not (name in self._names or self._is_mine(name)):
+            return f"This server is not known by the name {name}. {_PROXY}"
+        origin = headers.get("origin", f"http://{host}").lower()
+        if origin not in (f"http://{host}", f"https://{host}"):
+            return f"Requests of other sites are not answered. {_PROXY}"
+        if headers.get("sec-fetch-site", "none") not in ("same-origin", "none"):
+            return "Requests of other sites are not answered."
+        return ""
+
+
+def _address(host: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
+    try:
+        return ipaddress.ip_address(host)
+    except ValueError:  # a name
+        return None
+
+
+def is_loopback(host: str) -> bool:
+    """Whether a name or address is this machine's own, that no other machine reaches."""
+    found = _address(host)
+    return host == "localhost" or (found is not None and found.is_loopback)
+
+
+class _Uploads:
+    """Reads the bodies of requests, up to a limit for each and one for all on their way."""
+
+    def __init__(self, limits: Limits) -> None:
+        self._limits = limits
+        self._free = limits.max_bytes * limits.waiting
+
+    async def read(self, request: Request) -> bytes:
+        """Return the body; reading stops at the limit, whatever the header announced."""
+        seconds = self._limits.body_seconds
+        if request.headers.get("content-type", "").startswith("multipart/"):
+            text = "Send the file itself as the body, and no form: curl --data-binary @photo.jpg"
+            raise HTTPException(415, f"{text} ADDRESS")
+        try:
+            content = await asyncio.wait_for(self._read(request), seconds)
+        except asyncio.TimeoutError as error:
+            text = f"The upload did not arrive within {seconds:g} seconds."
+            raise HTTPException(408, text) from error
+        except ClientDisconnect as error:
+            raise HTTPException(400, "The upload was broken off.") from error
+        if not content:
+            raise HTTPException(400, "The file is empty.")
+        return content
+
+    async def _read(self, request: Request) -> bytes:
+        content, most = bytearray(), self._limits.max_bytes
+        announced = request.headers.get("content-length", "")
+        if announced.isdigit() and int(announced) > most:
+            raise _too_large(most)
+        try:
+            async for part in request.stream():
+                content += part
+                self._free -= len(part)
+                if len(content) > most:
+                    raise _too_large(most)
+                if self._free < 0:
+                    raise HTTPException(503, "Too many uploads are on their way. Try again.")
+            return bytes(content)
+        finally:
+            self._free += len(content)
+
+
+def _too_large(most: int) -> HTTPException:
+    text = f"The file is too large: {most / 2**20:g} MiB at most."
+    return HTTPException(413, text, {"Connection": "close"})
 
 
 def listen(host: str, port: int) -> socket.socket:
@@ -110,89 +216,53 @@ def listen(host: str, port: int) -> socket.socket:
     """
     try:
         family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
-        listening = socket.socket(family, socket.SOCK_STREAM)
-        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            listening.bind((host, port))
-            listening.listen(_CONNECTIONS)
-        except OSError:
-            listening.close()
-            raise
-        return listening
+        return socket.create_server((host, port), family=family, backlog=_CONNECTIONS)
     except (OSError, OverflowError) as error:
-        remedy = "Choose another with --port, 0 for any that is free, or another --host."
-        fail(f"address {host}:{port}", expected="a free one", got=str(error), remedy=remedy)
+        text = "Choose another --port, 0 for any that is free, or another --host."
+        raise InputError(f"address {host}:{port}: {error}. {text}") from error
 
 
 class Connection(H11Protocol):
     """uvicorn's, closed when no whole head of a request comes, or no answer is taken, in time."""
 
-    HEAD_SECONDS = 10.0
-    ANSWER_SECONDS = 60.0  # without a byte taken
-    _timer: asyncio.TimerHandle | None = None
+    SECONDS = 10.0
+    _state: object = (None, 0)
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # pyright: ignore
         """A client is there."""
         super().connection_made(transport)
-        self._watch()
-
-    def data_received(self, data: bytes) -> None:
-        """A part of a request has come."""
-        super().data_received(data)
-        self._watch()
+        self.loop.call_later(self.SECONDS, self._watch)
 
     def _watch(self) -> None:
-        """Let the time run while no request is worked on; further bytes do not prolong it."""
-        if self.cycle is not None and not self.cycle.response_complete:
-            self._stop()
-        elif self._timer is None:
-            self._timer = self.loop.call_later(self.HEAD_SECONDS, self._late)
-
-    def _late(self) -> None:
-        self._timer = None
-        if self.cycle is None or self.cycle.response_complete:
-            self.transport.close()
-
-    def pause_writing(self) -> None:
-        """The client takes nothing for now."""
-        super().pause_writing()
-        self._stop()
-        self._timer = self.loop.call_later(self.ANSWER_SECONDS, self.transport.abort)
-
-    def resume_writing(self) -> None:
-        """The client goes on."""
-        super().resume_writing()
-        self._stop()
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        """The client has gone."""
-        super().connection_lost(exc)
-        self._stop()
-
-    def _stop(self) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
+        """Close it if it is the client's turn, and nothing has changed since the last look."""
+        if self.transport.is_closing():
+            return
+        is_idle = self.cycle is None or self.cycle.response_complete
+        state = (self.cycle, self.transport.get_write_buffer_size())
+        if state == self._state and (is_idle or self.flow.write_paused):
+            self.transport.abort()
+            return
+        self._state = state
+        self.loop.call_later(self.SECONDS, self._watch)
 
 
 class Server(uvicorn.Server):
     """uvicorn's; its `run(sockets=[...])` returns after ^C, whatever is worked on."""
 
     def __init__(self, app: Starlette, worker: Worker) -> None:
-        super().__init__(
-            uvicorn.Config(
-                app,
-                http=Connection,
-                ws="none",
-                log_level="error",
-                access_log=False,
-                server_header=False,
-                lifespan="off",
-                limit_concurrency=_CONNECTIONS,
-                timeout_keep_alive=5,
-                timeout_graceful_shutdown=1,
-            )
+        config = uvicorn.Config(
+            app,
+            http=Connection,
+            ws="none",
+            log_level="error",
+            access_log=False,
+            server_header=False,
+            headers=_HEADERS,
+            lifespan="off",
+            limit_concurrency=_CONNECTIONS,
+            timeout_graceful_shutdown=1,
         )
+        super().__init__(config)
         self._worker = worker
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:

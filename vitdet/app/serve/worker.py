@@ -7,7 +7,8 @@ import math
 import multiprocessing
 import signal
 import time
-from collections.abc import Callable, Coroutine
+from argparse import Namespace
+from collections.abc import Awaitable, Callable
 from multiprocessing.connection import Connection
 from typing import Any
 
@@ -20,6 +21,13 @@ Answer = Callable[[bytes], tuple[int, bytes]]  # from an upload to a status of H
 Start = Callable[[], tuple[Json, Answer]]
 
 
+def start(args: Namespace) -> tuple[Json, Answer]:
+    """Load the model of a command line, in the process: the server needs no detector."""
+    from vitdet.app.serve.detect import load
+
+    return load(args)
+
+
 class Worker:
     """One picture at a time, in a process of its own; a few may wait, and no one waits for ever.
 
@@ -27,8 +35,7 @@ class Worker:
     next picture starts a new one.
 
     Args:
-        start: called in the process: loads the model, returns what there is to know about it, and
-            what answers. To be pickled.
+        start: called in the process: loads the model, returns what is known of it and what answers.
         waiting: how many pictures may wait while one is worked on.
         seconds: the longest wait for an answer.
         method: of multiprocessing.
@@ -37,12 +44,10 @@ class Worker:
     GRACE = 5.0  # seconds
 
     def __init__(
-        self, start: Start, *, waiting: int, seconds: float, method: str = "forkserver"
+        self, start: Start, waiting: int, seconds: float, method: str = "forkserver"
     ) -> None:
-        self._start = start
+        self._start, self._seconds, self._places = start, seconds, 1 + waiting
         self._context: Any = multiprocessing.get_context(method)
-        self._seconds = seconds
-        self._places = 1 + waiting
         self._turn = asyncio.Lock()
         self._process: Any = None
         self._ended = False
@@ -50,14 +55,14 @@ class Worker:
         self.taken = 0  # places
 
     def begin(self) -> Json:
-        """Start the process, if there is none; return what `start` tells of the model.
+        """Start the process; return what `start` tells of the model.
 
         Raises:
             InputError: the model cannot be used.
         """
         self._mine, theirs = self._context.Pipe()
-        given = {"target": _work, "args": (self._start, self._mine, theirs), "daemon": True}
-        self._process = self._context.Process(**given)
+        given = (self._start, self._mine, theirs)
+        self._process = self._context.Process(target=_work, args=given, daemon=True)
         self._process.start()
         theirs.close()
         try:
@@ -74,23 +79,21 @@ class Worker:
         self._ended = True
         self._kill()
 
-    async def answer(self, content: bytes, left: Coroutine[Any, Any, Any]) -> tuple[int, bytes]:
-        """Wait for one's turn, and return the status and the JSON of the answer.
-
-        Args:
-            content: an upload.
-            left: returns when its client has left.
+    async def answer(
+        self, content: bytes, left: Callable[[], Awaitable[None]]
+    ) -> tuple[int, bytes]:
+        """Return the status and the JSON for an upload; `left` returns when its client has left.
 
         Raises:
             HTTPException: too many wait, it took too long, or the process died of it.
         """
-        gone = asyncio.ensure_future(left)
+        if self.taken >= self._places:
+            raise self._busy("Too many pictures are waiting.")
+        self.taken += 1
+        gone = asyncio.ensure_future(left())
+        asked = asyncio.ensure_future(self._answer(content))
+        asked.add_done_callback(self._leave)
         try:
-            if self.taken >= self._places:
-                raise self._busy("Too many pictures are waiting.")
-            self.taken += 1
-            asked = asyncio.ensure_future(self._answer(content))
-            asked.add_done_callback(self._leave)
             first = asyncio.FIRST_COMPLETED
             await asyncio.wait({asked, gone}, timeout=self._seconds, return_when=first)
             if asked.done():
@@ -129,7 +132,7 @@ class Worker:
             return self._mine.recv()
         except (EOFError, OSError) as error:  # the process died, or was ended
             self._kill()
-            raise HTTPException(500, "The server failed. Its log tells more") from error
+            raise HTTPException(500, "The server failed. Its log tells more.") from error
 
     def _kill(self) -> None:
         process, self._process = self._process, None
@@ -139,7 +142,7 @@ class Worker:
 
     def _busy(self, text: str) -> HTTPException:
         wait = max(1, math.ceil(self._last * self.taken))
-        return HTTPException(503, f"{text} Try again in {wait} s", {"Retry-After": str(wait)})
+        return HTTPException(503, f"{text} Try again in {wait} s.", {"Retry-After": str(wait)})
 
 
 def _work(start: Start, theirs: Connection, parent: Connection) -> None:

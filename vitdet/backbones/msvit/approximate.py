@@ -1,6 +1,7 @@
 """Attention kinds that approximate full attention, of the ablation (same paper, Sec. 4.4).
 
-Interfaces and sources as in `attention`: tokens (B, G + L, C) to the same shape.
+Interfaces and sources as in `attention`: made from a stage and its map's side, tokens (B, G + L, C)
+to the same shape.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from torch import nn
 
 from vitdet.backbones.msvit.attention import join_heads, split_heads
 from vitdet.backbones.msvit.positions import PosResize, fit_grid
+from vitdet.backbones.msvit.stage import Size, Stage
 from vitdet.layers.attention import attention
 from vitdet.layers.linear import Linear
 from vitdet.utils.precision import no_autocast, working_dtype
@@ -38,36 +40,21 @@ class SRAttention(nn.Module):
 
     A convolution makes one key and value from a square of tokens. A map smaller than a square is
     filled up with zeros; the rest of a side that is no multiple of it is left out, as published.
-
-    Args:
-        dim: channels C.
-        num_heads: heads N.
-        num_global: global tokens G, which are keys as they are.
-        qkv_bias: whether the layers that make q, k and v have a bias.
-        reduction: side of the square in tokens.
-        backend: kernel, see `vitdet.layers.attention`.
     """
 
-    def __init__(
-        self,
-        dim: int,
-        num_heads: int,
-        num_global: int,
-        *,
-        qkv_bias: bool,
-        reduction: int,
-        backend: str = "auto",
-    ) -> None:
+    def __init__(self, stage: Stage, map_size: int) -> None:
         super().__init__()
-        self.backend = backend
-        self.num_heads, self.num_global, self.reduction = num_heads, num_global, reduction
-        self.query = Linear(dim, dim, bias=qkv_bias)
-        self.kv = Linear(dim, 2 * dim, bias=qkv_bias)
-        self.proj_sr = nn.Conv2d(dim, dim, kernel_size=reduction, stride=reduction, bias=False)
+        del map_size
+        dim, bias = stage.embed_dim, stage.qkv_bias
+        self.backend, self.reduction = stage.attention_backend, stage.attention_size
+        self.num_heads, self.num_global = stage.num_heads, stage.num_global_tokens
+        self.query = Linear(dim, dim, bias=bias)
+        self.kv = Linear(dim, 2 * dim, bias=bias)
+        self.proj_sr = nn.Conv2d(dim, dim, self.reduction, stride=self.reduction, bias=False)
         self.norm_sr = InstanceNorm()
         self.proj = Linear(dim, dim)
 
-    def forward(self, x: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+    def forward(self, x: torch.Tensor, size: Size) -> torch.Tensor:
         """Map tokens x (B, G + H * W, C) of a map of `size` (H, W) to the same shape."""
         image = x[:, self.num_global :].mT.unflatten(2, size)  # (B, C, H, W)
         right, below = (max(0, self.reduction - side) for side in size[::-1])
@@ -82,44 +69,22 @@ class LinformerAttention(nn.Module):
     """Keys and values projected along the tokens (Wang et al., "Linformer", Sec. 4).
 
     The projection is made for a square map; for another its rows are fitted to the tokens.
-
-    Args:
-        dim: channels C.
-        num_heads: heads N.
-        num_global: global tokens G.
-        qkv_bias: whether the layers that make q, k and v have a bias.
-        num_features: keys that the projection makes.
-        share_kv: whether values have the projection of the keys.
-        map_size: side S in tokens of the map that the projection is made for.
-        resize: how it is fitted to another map, see `positions`.
-        backend: kernel, see `vitdet.layers.attention`.
     """
 
-    def __init__(
-        self,
-        dim: int,
-        num_heads: int,
-        num_global: int,
-        *,
-        qkv_bias: bool,
-        num_features: int,
-        share_kv: bool,
-        map_size: int,
-        resize: PosResize,
-        backend: str = "auto",
-    ) -> None:
+    def __init__(self, stage: Stage, map_size: int) -> None:
         super().__init__()
-        self.backend = backend
-        self.num_heads, self.num_global = num_heads, num_global
-        self.resize: PosResize = resize
-        length = num_global + map_size**2
-        self.proj_k = nn.Parameter(torch.zeros(length, num_features))
-        self.proj_v = None if share_kv else nn.Parameter(torch.zeros(length, num_features))
-        self.query = Linear(dim, dim, bias=qkv_bias)
-        self.kv = Linear(dim, 2 * dim, bias=qkv_bias)
+        dim, bias, features = stage.embed_dim, stage.qkv_bias, stage.attention_size
+        self.resize: PosResize = stage.rel_pos_resize
+        self.backend = stage.attention_backend
+        self.num_heads, self.num_global = stage.num_heads, stage.num_global_tokens
+        length = self.num_global + map_size**2
+        self.proj_k = nn.Parameter(torch.zeros(length, features))
+        self.proj_v = None if stage.share_kv else nn.Parameter(torch.zeros(length, features))
+        self.query = Linear(dim, dim, bias=bias)
+        self.kv = Linear(dim, 2 * dim, bias=bias)
         self.proj = Linear(dim, dim)
 
-    def forward(self, x: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+    def forward(self, x: torch.Tensor, size: Size) -> torch.Tensor:
         """Map tokens x (B, G + H * W, C) of a map of `size` (H, W) to the same shape."""
         (q,) = split_heads(self.query(x), 1, self.num_heads)
         k, v = split_heads(self.kv(x), 2, self.num_heads)
@@ -128,9 +93,9 @@ class LinformerAttention(nn.Module):
         k, v = for_k.to(k.dtype).mT @ k, for_v.to(v.dtype).mT @ v  # (B, N, features, D)
         return self.proj(join_heads(attention(q, k, v, backend=self.backend)))
 
-    def _fitted(self, projection: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
-        over = projection[: self.num_global]
-        return torch.cat([over, fit_grid(projection[self.num_global :], size, self.resize)])
+    def _fitted(self, projection: torch.Tensor, size: Size) -> torch.Tensor:
+        places = fit_grid(projection[self.num_global :], size, self.resize)
+        return torch.cat([projection[: self.num_global], places])
 
 
 class FastAttention(nn.Module):
@@ -179,12 +144,7 @@ class FastAttention(nn.Module):
             return (q @ context / (q @ k.sum(dim=-2)[..., None])).to(v.dtype)
 
     def _features(self, x: torch.Tensor, over: tuple[int, ...] | None) -> torch.Tensor:
-        """Return the features (B, N, L, M) of x (B, N, L, D).
-
-        Args:
-            x: queries or keys.
-            over: axes of the maximum that is subtracted from the exponents, None for all.
-        """
+        """Return the features (B, N, L, M) of x (B, N, L, D); maximum over those axes or all."""
         x = x * x.shape[-1] ** -0.25
         projected = x @ self.projection_matrix.to(x.dtype).mT
         highest = projected.amax() if over is None else projected.amax(over, keepdim=True)
@@ -192,23 +152,17 @@ class FastAttention(nn.Module):
 
 
 class PerformerAttention(nn.Module):
-    """Attention of all tokens by random features, linear in their number.
+    """Attention of all tokens by random features, linear in their number."""
 
-    Args:
-        dim: channels C.
-        num_heads: heads N.
-        qkv_bias: whether the layer that makes q, k and v has a bias.
-        num_features: random features of a head.
-    """
-
-    def __init__(self, dim: int, num_heads: int, *, qkv_bias: bool, num_features: int) -> None:
+    def __init__(self, stage: Stage, map_size: int) -> None:
         super().__init__()
-        self.num_heads = num_heads
-        self.fast_attention = FastAttention(dim // num_heads, num_features)
-        self.qkv = Linear(dim, 3 * dim, bias=qkv_bias)
+        del map_size
+        dim, self.num_heads = stage.embed_dim, stage.num_heads
+        self.fast_attention = FastAttention(dim // self.num_heads, stage.attention_size)
+        self.qkv = Linear(dim, 3 * dim, bias=stage.qkv_bias)
         self.proj = Linear(dim, dim)
 
-    def forward(self, x: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:  # noqa: ARG002
+    def forward(self, x: torch.Tensor, size: Size) -> torch.Tensor:  # noqa: ARG002
         """Map tokens x (B, G + H * W, C) of a map of `size` (H, W) to the same shape."""
         q, k, v = split_heads(self.qkv(x), 3, self.num_heads)
         return self.proj(join_heads(self.fast_attention(q, k, v)))

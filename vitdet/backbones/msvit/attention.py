@@ -1,8 +1,9 @@
 """The attention kinds of a multi-scale vision longformer that attend exactly.
 
 Zhang et al., "Multi-Scale Vision Longformer", Sec. 3; parameter names of
-microsoft/VisionLongformerForObjectDetection, msvit/. Every kind maps tokens (B, G + L, C) to the
-same shape: G global tokens first, then the L = H * W tokens of the map in row-major order.
+microsoft/VisionLongformerForObjectDetection, msvit/. Every kind is made from a stage and the side S
+in tokens of the square map that its positions are for, and maps tokens (B, G + L, C) to the same
+shape: G global tokens first, then the L = H * W tokens of the map in row-major order.
 """
 
 from __future__ import annotations
@@ -13,9 +14,10 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from vitdet.backbones.msvit.grid import NEIGHBOURS, ChunkGrid, check_pattern
+from vitdet.backbones.msvit.grid import NEIGHBOURS, ChunkGrid
 from vitdet.backbones.msvit.positions import PosResize, dense_bias, fit_offsets
-from vitdet.backbones.msvit.sliding_chunk import check_backend, sliding_chunk_attention
+from vitdet.backbones.msvit.sliding_chunk import sliding_chunk_attention
+from vitdet.backbones.msvit.stage import Size, Stage
 from vitdet.layers.attention import attention
 from vitdet.layers.linear import Linear
 
@@ -30,44 +32,26 @@ def join_heads(x: torch.Tensor) -> torch.Tensor:
     return x.transpose(1, 2).flatten(2)
 
 
-def _attend(
-    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, bias: torch.Tensor | None, backend: str
-) -> torch.Tensor:
-    """Attend with a learned bias (N, Lq, Lk), or None.
-
-    The bias is no sum of a term for rows and one for columns, and those are the only relative
-    positions that `vitdet.layers.attention` has. So it meets torch's kernel here.
-    """
-    if bias is None:
-        return attention(q, k, v, backend=backend)
-    bias = bias.to(q.dtype)[None].expand(q.shape[0], -1, -1, -1)
-    return F.scaled_dot_product_attention(q, k, v, attn_mask=bias)
-
-
 class RelativePositions(nn.Module):
-    """An attention with learned biases: base of those that have them.
+    """An attention with learned biases where the stage has relative positions.
 
     Args:
-        num_heads: heads N.
-        num_global: global tokens G.
-        use_rel_pos: whether there are any.
+        stage: the stage.
         rows: entries of the table for pairs of tokens of the map, 0 for no table.
-        backend: kernel of what has no bias, see `vitdet.layers.attention`.
     """
 
-    def __init__(
-        self, num_heads: int, num_global: int, *, use_rel_pos: bool, rows: int, backend: str
-    ) -> None:
+    def __init__(self, stage: Stage, rows: int) -> None:
         super().__init__()
-        self.num_heads, self.num_global, self.backend = num_heads, num_global, backend
+        heads, count = stage.num_heads, stage.num_global_tokens
+        self.num_heads, self.num_global, self.backend = heads, count, stage.attention_backend
 
         def table(*shape: int) -> nn.Parameter | None:
-            return nn.Parameter(torch.zeros(shape)) if use_rel_pos and all(shape) else None
+            return nn.Parameter(torch.zeros(shape)) if stage.use_rel_pos and all(shape) else None
 
-        self.local_relative_position_bias_table = table(rows, num_heads)
+        self.local_relative_position_bias_table = table(rows, heads)
         # from a global token to every token of the map, and back
-        self.g2l_relative_position_bias = table(2, num_heads, num_global)
-        self.g2g_relative_position_bias = table(num_heads, num_global, num_global)
+        self.g2l_relative_position_bias = table(2, heads, count)
+        self.g2g_relative_position_bias = table(heads, count, count)
 
     def to_global(self) -> torch.Tensor | None:
         """Return the bias (N, G) from a token of the map to the global ones."""
@@ -81,54 +65,40 @@ class RelativePositions(nn.Module):
             return None
         return torch.cat([among, both[0][:, :, None].expand(-1, -1, length)], dim=2)
 
+    def attend(
+        self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, bias: torch.Tensor | None
+    ) -> torch.Tensor:
+        """Attend with a learned bias (N, Lq, Lk), or None.
+
+        The bias is no sum of a term for rows and one for columns, which `vitdet.layers.attention`
+        wants, so it meets torch's kernel here.
+        """
+        if bias is None:
+            return attention(q, k, v, backend=self.backend)
+        bias = bias.to(q.dtype)[None].expand(q.shape[0], -1, -1, -1)
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=bias)
+
     @abstractmethod
-    def forward(self, x: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+    def forward(self, x: torch.Tensor, size: Size) -> torch.Tensor:
         """Map tokens x (B, G + H * W, C) of a map of `size` (H, W) to the same shape."""
 
 
 class FullAttention(RelativePositions):
-    """Every token attends to every token.
+    """Every token attends to every token."""
 
-    Args:
-        dim: channels C.
-        num_heads: heads N.
-        num_global: global tokens G.
-        qkv_bias: whether the layer that makes q, k and v has a bias.
-        use_rel_pos: whether there are relative positions.
-        map_size: side S in tokens of the map that they are made for.
-        rel_pos_resize: how they are fitted to another map, see `positions`.
-        backend: see `RelativePositions`.
-    """
-
-    def __init__(
-        self,
-        dim: int,
-        num_heads: int,
-        num_global: int,
-        *,
-        qkv_bias: bool,
-        use_rel_pos: bool,
-        map_size: int,
-        rel_pos_resize: PosResize,
-        backend: str = "auto",
-    ) -> None:
-        super().__init__(
-            num_heads,
-            num_global,
-            use_rel_pos=use_rel_pos,
-            rows=(2 * map_size - 1) ** 2,
-            backend=backend,
-        )
-        self.rel_pos_resize: PosResize = rel_pos_resize
-        self.qkv = Linear(dim, 3 * dim, bias=qkv_bias)
+    def __init__(self, stage: Stage, map_size: int) -> None:
+        super().__init__(stage, (2 * map_size - 1) ** 2)
+        dim = stage.embed_dim
+        self.rel_pos_resize: PosResize = stage.rel_pos_resize
+        self.qkv = Linear(dim, 3 * dim, bias=stage.qkv_bias)
         self.proj = Linear(dim, dim)
 
-    def forward(self, x: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+    def forward(self, x: torch.Tensor, size: Size) -> torch.Tensor:
         """Map tokens x (B, G + H * W, C) of a map of `size` (H, W) to the same shape."""
         q, k, v = split_heads(self.qkv(x), 3, self.num_heads)
-        return self.proj(join_heads(_attend(q, k, v, self._bias(size), self.backend)))
+        return self.proj(join_heads(self.attend(q, k, v, self._bias(size))))
 
-    def _bias(self, size: tuple[int, int]) -> torch.Tensor | None:
+    def _bias(self, size: Size) -> torch.Tensor | None:
         """Return the bias (N, G + L, G + L)."""
         table = self.local_relative_position_bias_table
         if table is None:
@@ -143,41 +113,20 @@ class FullAttention(RelativePositions):
 
 
 class _GlobalTokens(RelativePositions):
-    """Global tokens attend to all tokens, with weights of their own or those of the others.
+    """Global tokens attend to all tokens, with weights of their own or those of the others."""
 
-    Args:
-        dim: channels C.
-        num_heads: heads N.
-        num_global: global tokens G.
-        qkv_bias: whether the layers that make q, k and v have a bias.
-        use_rel_pos: whether there are relative positions.
-        rows: see `RelativePositions`.
-        share_weights: whether global tokens use the weights of the others.
-        backend: see `RelativePositions`.
-    """
-
-    def __init__(
-        self,
-        dim: int,
-        num_heads: int,
-        num_global: int,
-        *,
-        qkv_bias: bool,
-        use_rel_pos: bool,
-        rows: int,
-        share_weights: bool,
-        backend: str = "auto",
-    ) -> None:
-        super().__init__(num_heads, num_global, use_rel_pos=use_rel_pos, rows=rows, backend=backend)
-        self.query = Linear(dim, dim, bias=qkv_bias)
-        self.kv = Linear(dim, 2 * dim, bias=qkv_bias)
+    def __init__(self, stage: Stage, rows: int) -> None:
+        super().__init__(stage, rows)
+        dim, bias = stage.embed_dim, stage.qkv_bias
+        self.query = Linear(dim, dim, bias=bias)
+        self.kv = Linear(dim, 2 * dim, bias=bias)
         self.proj = Linear(dim, dim)
-        own = num_global > 0 and not share_weights
-        self.query_global = Linear(dim, dim, bias=qkv_bias) if own else None
-        self.kv_global = Linear(dim, 2 * dim, bias=qkv_bias) if own else None
+        own = stage.num_global_tokens > 0 and not stage.share_global_weights
+        self.query_global = Linear(dim, dim, bias=bias) if own else None
+        self.kv_global = Linear(dim, 2 * dim, bias=bias) if own else None
         self.proj_global = Linear(dim, dim) if own else None
 
-    def forward(self, x: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+    def forward(self, x: torch.Tensor, size: Size) -> torch.Tensor:
         """Map tokens x (B, G + H * W, C) of a map of `size` (H, W) to the same shape."""
         k, v = split_heads(self.kv(x), 2, self.num_heads)
         (q,) = split_heads(self.query(x[:, self.num_global :]), 1, self.num_heads)
@@ -188,102 +137,43 @@ class _GlobalTokens(RelativePositions):
             k, v = split_heads(self.kv_global(x), 2, self.num_heads)
         query, proj = self.query_global or self.query, self.proj_global or self.proj
         (q,) = split_heads(query(x[:, : self.num_global]), 1, self.num_heads)
-        out = _attend(q, k, v, self.from_global(k.shape[2] - self.num_global), self.backend)
+        out = self.attend(q, k, v, self.from_global(k.shape[2] - self.num_global))
         return torch.cat([proj(join_heads(out)), local], dim=1)
 
     @abstractmethod
     def attend_locally(
-        self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, size: tuple[int, int]
+        self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, size: Size
     ) -> torch.Tensor:
         """Attend from the map: q (B, N, L, D), k and v (B, N, G + L, D), to (B, N, L, D)."""
 
 
 class OnlyGlobalAttention(_GlobalTokens):
-    """The tokens of the map attend to the global tokens alone, and these to everything.
+    """The tokens of the map attend to the global tokens alone, and these to everything."""
 
-    See `_GlobalTokens` for the arguments.
-    """
-
-    def __init__(
-        self,
-        dim: int,
-        num_heads: int,
-        num_global: int,
-        *,
-        qkv_bias: bool,
-        use_rel_pos: bool,
-        share_weights: bool,
-        backend: str = "auto",
-    ) -> None:
-        super().__init__(
-            dim,
-            num_heads,
-            num_global,
-            qkv_bias=qkv_bias,
-            use_rel_pos=use_rel_pos,
-            rows=0,  # no token of the map meets another
-            share_weights=share_weights,
-            backend=backend,
-        )
+    def __init__(self, stage: Stage, map_size: int) -> None:
+        del map_size
+        super().__init__(stage, rows=0)  # no token of the map attends to another
 
     def attend_locally(
-        self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, size: tuple[int, int]
+        self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, size: Size
     ) -> torch.Tensor:
         """Attend from the map: q (B, N, L, D), k and v (B, N, G + L, D), to (B, N, L, D)."""
         bias = self.to_global()
         if bias is not None:
             bias = bias[:, None].expand(-1, size[0] * size[1], -1)
-        over = slice(self.num_global)
-        return _attend(q, k[:, :, over], v[:, :, over], bias, self.backend)
+        first = slice(self.num_global)
+        return self.attend(q, k[:, :, first], v[:, :, first], bias)
 
 
 class VilAttention(_GlobalTokens):
-    """Sliding chunks: the tokens of the map attend to those near them and to the global ones.
+    """Sliding chunks: the tokens of the map attend to those near them and to the global ones."""
 
-    Args:
-        dim: channels C.
-        num_heads: heads N.
-        num_global: global tokens G.
-        qkv_bias: whether the layers that make q, k and v have a bias.
-        use_rel_pos: whether there are relative positions.
-        share_weights: whether global tokens use the weights of the others.
-        window_size: side of a chunk in tokens.
-        exact: see `grid.ChunkGrid`.
-        mode: 0: all neighbours; -1: own chunk; 1 to 8: in training own chunk and one neighbour
-            drawn at random for each call, in evaluation all. Any of the eight numbers means so.
-        backend: see `RelativePositions`; for the global tokens.
-        sliding_chunk_backend: kernel of the map's tokens, see `sliding_chunk`.
-    """
-
-    def __init__(
-        self,
-        dim: int,
-        num_heads: int,
-        num_global: int,
-        *,
-        qkv_bias: bool,
-        use_rel_pos: bool,
-        share_weights: bool,
-        window_size: int,
-        exact: int = 0,
-        mode: int = 0,
-        backend: str = "auto",
-        sliding_chunk_backend: str = "auto",
-    ) -> None:
-        super().__init__(
-            dim,
-            num_heads,
-            num_global,
-            qkv_bias=qkv_bias,
-            use_rel_pos=use_rel_pos,
-            rows=(4 * window_size - 1) ** 2,
-            share_weights=share_weights,
-            backend=backend,
-        )
-        check_pattern(exact, mode)
-        check_backend(sliding_chunk_backend)
-        self.window_size, self.exact, self.mode = window_size, exact, mode
-        self.sliding_chunk_backend = sliding_chunk_backend
+    def __init__(self, stage: Stage, map_size: int) -> None:
+        del map_size
+        super().__init__(stage, (4 * stage.attention_size - 1) ** 2)
+        self.window_size = stage.attention_size
+        self.exact, self.mode = stage.exact, stage.mode
+        self.sliding_chunk_backend = stage.sliding_chunk_backend
 
     def draw_mode(self) -> int:
         """Return the mode of this call, a neighbour drawn at random in training if so chosen."""
@@ -292,20 +182,20 @@ class VilAttention(_GlobalTokens):
         return int(torch.randint(1, 1 + len(NEIGHBOURS), (), device="cpu")) if self.training else 0
 
     def attend_locally(
-        self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, size: tuple[int, int]
+        self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, size: Size
     ) -> torch.Tensor:
         """Attend from the map: q (B, N, L, D), k and v (B, N, G + L, D), to (B, N, L, D)."""
-        over = self.num_global
+        count = self.num_global
         table = self.local_relative_position_bias_table
         if table is not None:
             side = 4 * self.window_size - 1
             table = table.T.unflatten(1, (side, side))
         out = sliding_chunk_attention(
             q.unflatten(2, size),
-            k[:, :, over:].unflatten(2, size),
-            v[:, :, over:].unflatten(2, size),
-            k[:, :, :over],
-            v[:, :, :over],
+            k[:, :, count:].unflatten(2, size),
+            v[:, :, count:].unflatten(2, size),
+            k[:, :, :count],
+            v[:, :, :count],
             ChunkGrid(*size, self.window_size, self.exact, self.draw_mode()),
             table=table,
             global_bias=self.to_global(),

@@ -14,23 +14,18 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 
-from vitdet.utils.checks import fail
+from vitdet.utils.checks import InputError
 
 NEIGHBOURS = ((-1, -1), (-1, 0), (-1, 1), (0, -1), (0, 1), (1, -1), (1, 0), (1, 1))
 _ALL = tuple((row, column) for row in (-1, 0, 1) for column in (-1, 0, 1))
 
-EXACT = (0, 1, -1)
-MODES = tuple(range(-1, len(NEIGHBOURS) + 1))
-
 
 def check_pattern(exact: int, mode: int) -> None:
     """Raise an InputError unless `exact` and `mode` exist."""
-    if exact not in EXACT or mode not in MODES:
-        fail(
-            "exact and mode",
-            expected="exact 0, 1 or -1, and mode 0, -1 or 1 to 8",
-            got=f"exact {exact}, mode {mode}",
-            remedy="0 and 0 are the published recipes' values.",
+    if exact not in (0, 1, -1) or mode not in range(-1, len(NEIGHBOURS) + 1):
+        raise InputError(
+            f"exact and mode: expected exact 0, 1 or -1, and mode 0, -1 or 1 to 8, got exact "
+            f"{exact}, mode {mode}. 0 and 0 are the published recipes' values."
         )
 
 
@@ -117,18 +112,6 @@ class ChunkGrid:
             inside = (chunk + step >= 0) & (chunk + step < count)
             return inside & (place >= size)
         return (place < 0) | (place >= size)
-
-    def edges(self, axis: int) -> list[int]:
-        """Return the rows (axis 0) or columns (axis 1) of chunks that have unseen keys."""
-        size, count = ((self.height, self.rows), (self.width, self.columns))[axis]
-        steps = {slot[axis] for slot in self.slots}
-        found = set()
-        for step in steps:
-            if size % self.window:  # the last chunk is filled up
-                found.add(count - 1 - step)
-            if self.exact >= 0 and step:
-                found.add(0 if step < 0 else count - 1)
-        return sorted(chunk for chunk in found if 0 <= chunk < count)
 
     def slot_bias(self, table: torch.Tensor) -> torch.Tensor:
         """Lay out a table of relative positions for the keys of a chunk.

@@ -38,30 +38,26 @@ def fit_offsets(table: torch.Tensor, size: tuple[int, int], mode: PosResize) -> 
     side = round(table.shape[0] ** 0.5)
     rows, columns = 2 * size[0] - 1, 2 * size[1] - 1
     square = table.T.unflatten(1, (side, side))
-    if (rows, columns) == (side, side):
-        return square
     if mode == "crop":  # an axis at a time: one may be smaller and the other larger
         top, left = max(side - rows, 0) // 2, max(side - columns, 0) // 2
         square = square[:, top : side - top, left : side - left]
-    if square.shape[1:] == (rows, columns):
-        return square
-    return F.interpolate(square[None], size=(rows, columns), mode="bilinear", align_corners=False)[
-        0
-    ]
+    return _resized(square, (rows, columns))
 
 
 def fit_grid(table: torch.Tensor, size: tuple[int, int], mode: PosResize) -> torch.Tensor:
     """Fit a table of one row a token, (S * S, F), to a map of H x W tokens: (H * W, F)."""
     side = round(table.shape[0] ** 0.5)
-    height, width = size
-    grid = table.unflatten(0, (side, side))
+    grid = table.T.unflatten(1, (side, side))
     if mode == "crop":
-        grid = grid[:height, :width]
-    if grid.shape[:2] != (height, width):
-        grid = grid.permute(2, 0, 1)[None]
-        grid = F.interpolate(grid, size=size, mode="bilinear", align_corners=False)
-        grid = grid[0].permute(1, 2, 0)
-    return grid.flatten(0, 1)
+        grid = grid[:, : size[0], : size[1]]
+    return _resized(grid, size).flatten(1).T
+
+
+def _resized(grid: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+    """Stretch a grid (C, H, W) bilinearly, where it has another size."""
+    if grid.shape[1:] == size:
+        return grid
+    return F.interpolate(grid[None], size=size, mode="bilinear", align_corners=False)[0]
 
 
 def dense_bias(table: torch.Tensor) -> torch.Tensor:

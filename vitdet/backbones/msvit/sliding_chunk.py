@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch.utils.checkpoint import checkpoint
 
 from vitdet.backbones.msvit.grid import ChunkGrid, Chunks
-from vitdet.utils.checks import InputError, nearest
+from vitdet.utils.checks import check_word
 from vitdet.utils.precision import no_autocast, working_dtype
 
 
@@ -82,8 +82,7 @@ def _bias(
     return torch.cat([to_global.expand(-1, area, -1).to(local.dtype), local], dim=2)
 
 
-_SCORES = {"cpu": 2**20}  # of a strip: on a CPU they should stay in its cache
-_SCORES_ELSEWHERE = 2**26
+_SCORES, _SCORES_ON_CPU = 2**26, 2**20  # of a strip: on a CPU they should stay in its cache
 
 
 def gather(around: torch.Tensor, over: torch.Tensor, grid: ChunkGrid) -> torch.Tensor:
@@ -114,7 +113,7 @@ def strips(x: Chunks, grid: ChunkGrid) -> torch.Tensor:
     k, v = grid.with_border(k), grid.with_border(v)
     unseen = _unseen(grid, k_global.shape[2], q.device)
     scores = q.shape[0] * q.shape[1] * q.shape[4] * grid.columns * unseen.shape[-1]  # of a row
-    rows = max(1, _SCORES.get(q.device.type, _SCORES_ELSEWHERE) // scores)
+    rows = max(1, (_SCORES_ON_CPU if q.device.type == "cpu" else _SCORES) // scores)
     out = []
     with no_autocast(q):
         for row in range(0, grid.rows, rows):
@@ -140,10 +139,4 @@ KERNELS = {"strips": strips, "autograd": autograd}
 
 def check_backend(backend: str) -> None:
     """Raise an InputError unless `backend` is "auto" or the name of a kernel."""
-    names = ["auto", *KERNELS]
-    if backend not in names:
-        meant = nearest(backend, names)
-        raise InputError(
-            f"sliding-chunk backend: expected one of {', '.join(names)}, got {backend!r}. "
-            + (f"Did you mean {meant!r}?" if meant else "Take one of these.")
-        )
+    check_word("sliding-chunk backend", backend, ["auto", *KERNELS])

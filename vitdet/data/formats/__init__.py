@@ -4,7 +4,159 @@ The readers are our own: those of supervision decode whole images where a header
 neither ImageSets nor `difficult`. What they cannot use is named and counted, never passed over.
 """
 
-from vitdet.data.formats.discovery import FORMATS, find_data
-from vitdet.data.formats.parts import WHOLE, Found, Part
+from __future__ import annotations
+
+import os
+import re
+from collections import Counter
+from collections.abc import Collection, Iterator
+from dataclasses import replace
+from pathlib import Path
+from urllib.parse import unquote
+
+from vitdet.data.files import Listing, exists, home, is_link, kind_of, list_files, read_bytes
+from vitdet.data.formats import coco, voc, yolo
+from vitdet.data.formats.parts import SPLITS, WHOLE, Found, Part, counted, listed
+from vitdet.utils.checks import InputError
 
 __all__ = ["FORMATS", "WHOLE", "Found", "Part", "find_data"]
+
+FORMATS = {"coco": coco, "yolo": yolo, "voc": voc}
+_MAX_LOOKED_AT = 20  # files of other tools, to name the tool
+
+# Labels of other tools by keys of their json, and the way out.
+_TOOLS = (
+    ((b'"shapes"', b'"imagePath"'), "labelme: convert it by labelme's labelme2coco.py"),
+    ((b'"objects"', b'"tags"'), "Supervisely: export it as COCO"),
+    ((b'"shape_attributes"',), "VGG Image Annotator: export it as COCO"),
+    ((b'"coordinates"', b'"annotation'), "CreateML: export it as COCO"),
+    ((b'"result"', b'"from_name"'), "Label Studio: export it as COCO"),
+    ((b'"box2d"',), "BDD100K (Scalabel): convert it by bdd100k.label.to_coco"),
+    ((b'"score"', b'"image_id"'), "results of a detector: give the annotations"),
+)
+
+
+def find_data(
+    folder: Path,
+    form: str | None = None,
+    images: Path | None = None,
+    splits: Collection[str] = SPLITS,
+) -> Found:
+    """Read the data set of a folder, whatever its format.
+
+    Args:
+        folder: of the data set, or an annotation file in COCO's format, or a data.yaml.
+        form: "coco", "yolo" or "voc" where the folder holds several; None finds out.
+        images: folder of the images, where they do not lie with the labels.
+        splits: parts that are wanted; others are not read.
+
+    Raises:
+        InputError: one line that says what was looked for and what was found.
+    """
+    folder = _opened(folder, "data")
+    images = None if images is None else _opened(images, "--images")
+    if images is not None and not images.is_dir():
+        raise InputError(f"--images {images}: expected a folder, got a file. Give its folder.")
+    if folder.is_dir():
+        listing = list_files(folder)
+        name, files = _format(listing, form)
+        found = FORMATS[name].read(listing, files, images, splits)
+    elif folder.suffix.lower() in (".yaml", ".yml") and form in (None, "yolo"):
+        found = yolo.read(Listing(folder.parent), [folder], images, splits)
+    else:
+        data = read_bytes(folder)
+        begin = data[:2000].strip(b"\xff\xfe\xef\xbb\xbf\x00 \r\n\t")[:1]
+        if kind_of(data) is not None or begin not in (b"{", b"["):
+            raise InputError(
+                f"data {folder}: expected a folder, a json in COCO's format or a data.yaml, got "
+                f"{kind_of(data) or 'another file'}. Give the folder of the data."
+            )
+        found = coco.read(Listing(folder.parent), [folder], images, SPLITS)
+    if WHOLE in found.parts and {"train", "val"} & set(found.parts):
+        got = ", ".join(os.path.relpath(each.source, folder) for each in found.parts.values())
+        raise InputError(
+            f"data folder {folder}: expected parts whose names say train or val, got {got}. "
+            "Rename the files, or name the one to use instead of the folder."
+        )
+    parts = {split: found.parts[split] for split in (WHOLE, *SPLITS) if split in found.parts}
+    return replace(found, parts=parts, notes=(*dict.fromkeys(found.notes), *_common(parts)))
+
+
+def _opened(path: Path, what: str) -> Path:
+    """Return a path as it is meant: ~ and file:// are understood."""
+    text = str(path)
+    if text.startswith("file:/"):
+        text = unquote(re.sub(r"^file:/+", "/", text))
+    found = home(text)
+    if exists(found):
+        return found
+    likely = next((x for x in (text.strip(), text.replace("\\", "/")) if exists(Path(x))), None)
+    remedy = "Check the path." if likely is None else f"Did you mean {likely!r}?"
+    if re.match(r"[a-z0-9+]+:/", text):
+        remedy = "Download it first, and give the folder."
+    got = "a link that leads nowhere" if is_link(found) else "nothing at this path"
+    raise InputError(f"{what}: expected a folder {found}, got {got}. {remedy}")
+
+
+def _format(listing: Listing, form: str | None) -> tuple[str, list[Path]]:
+    """Return the format of a folder, and the files that tell it."""
+    folder = listing.folder
+    wanted = FORMATS if form is None else {form: FORMATS[form]}
+    found = {name: files for name, each in wanted.items() if (files := each.find(listing))}
+    if not found:
+        entries = sorted(path for path in folder.iterdir() if not path.name.startswith("."))
+        kinds = Counter(path.suffix.lower() or "no suffix" for path in entries if path.is_file())
+        got = [f"{path.name}/" for path in entries if path.is_dir()][:8]
+        got += [f"{count} x {kind}" for kind, count in kinds.most_common(8)]
+        hints = [f"{hint[0].upper()}{hint[1:]}." for hint in dict.fromkeys(_hints(listing))]
+        hints = hints or ["Give the folder that holds these, or convert the labels to one of them."]
+        raise InputError(
+            f"data folder {folder}: expected {' or '.join(x.LOOKED_FOR for x in wanted.values())}, "
+            f"got {', '.join(got) or 'an empty folder'}. {' '.join(hints[:3])}"
+        )
+    if len(found) > 1:
+        got = (f"{FORMATS[x].NAME} ({found[x][0].relative_to(folder)})" for x in found)
+        raise InputError(
+            f"data folder {folder}: expected labels of one format, got {' and '.join(got)}. "
+            f"Choose with --format {' or --format '.join(found)}."
+        )
+    return next(iter(found.items()))
+
+
+def _hints(listing: Listing) -> Iterator[str]:
+    """Yield what labels there are instead, and what to do with them."""
+    folder = listing.folder
+    for path in listing.of(".yaml", ".yml"):
+        if path.parent != folder and path.stem.lower() in ("data", "dataset"):
+            yield f"there is {path.relative_to(folder)}: give {path.parent}"
+    for path in listing.of(".json")[:_MAX_LOOKED_AT]:
+        data = read_bytes(path)
+        if (kind := kind_of(data)) is not None:
+            yield f"{path.name} is {kind}"
+        for keys, tool in _TOOLS:
+            if all(key in data for key in keys):
+                yield f"the json files are of {tool}"
+    for place, count in Counter(path.parent for path in listing.of(".txt")).most_common(1):
+        yield (
+            f"there are {count} x .txt in {place.relative_to(folder)}/, and no names of classes: "
+            "write a classes.txt, one name a line, or a data.yaml"
+        )
+
+
+def _common(parts: dict[str, Part]) -> Iterator[str]:
+    """Yield lines on classes without objects, and on images of two parts."""
+    counts = {
+        split: Counter(repr(each.get("category_id")) for each in part.content["annotations"])
+        for split, part in parts.items()
+    }
+    categories = next(iter(parts.values())).content["categories"]
+    names = {repr(each.get("id")): str(each.get("name")) for each in categories}
+    bare = [name for key, name in names.items() if not any(each[key] for each in counts.values())]
+    if bare and len(bare) < len(names):
+        yield f"{counted(len(bare), 'class')} without any object: {listed(bare)}"
+    if "train" in parts and "val" in parts:
+        untrained = [names[k] for k in names if counts["val"][k] and not counts["train"][k]]
+        if untrained:
+            yield f"only val has objects of {listed(untrained)}: nothing is learnt of them"
+        if both := len(parts["train"].real_files() & parts["val"].real_files()):
+            yield f"{counted(both, 'image')} of val are in train, too: their AP says little"

@@ -1,29 +1,30 @@
 """COCO's format: one json a part, with its images in a folder. Roboflow's exports are such too.
 
-Ids, sizes and annotations are handed on as they stand; `vitdet.data.annotations` reads them.
+Ids, sizes and annotations are handed on as they stand; `vitdet.data.clean` reads them.
 """
 
 from __future__ import annotations
 
 import json
-from collections import Counter, defaultdict
+import os
+from collections import Counter
 from collections.abc import Collection, Hashable
 from pathlib import Path
 from typing import Any
 
-from vitdet.data.files import Listing, kind_of, read_bytes, read_json
-from vitdet.data.formats.names import ImageNames
+from vitdet.data.files import Listing, is_file, kind_of, list_files, read_bytes, read_json
 from vitdet.data.formats.parts import (
     WHOLE,
     Found,
+    Index,
     Json,
     Part,
     listed,
-    real_files,
+    only_wanted,
     real_paths,
-    split_of,
     split_of_path,
 )
+from vitdet.data.masks import whole
 from vitdet.utils.checks import InputError
 
 NAME = "COCO json"
@@ -31,8 +32,9 @@ LOOKED_FOR = (
     "json files with images, annotations and categories (annotations/instances_*.json, *.json, "
     "train/_annotations.coco.json)"
 )
-_KEYS = (b'"images"', b'"annotations"', b'"categories"')
 _LISTS = ("images", "annotations", "categories")
+_PLACES = ("{}", "images/{}", "{}/images", "images", ".")  # of the images of a part
+_PROBES = 50  # names that are looked for to find the folder of the images
 
 
 def find(listing: Listing) -> list[Path]:
@@ -41,118 +43,16 @@ def find(listing: Listing) -> list[Path]:
     COCO has other json files beside those of instances (captions, keypoints): where there is an
     instances_*.json, its neighbours of other names are not taken.
     """
-    above = len(listing.folder.parts)
+    above, files = len(listing.folder.parts), []
     for depth in (2, 3):
-        files = [path for path in listing.of(".json") if len(path.parts) - above <= depth]
-        files = [path for path in files if _looks_like_annotations(path, listing.folder)]
-        if files:
-            break
+        near = (path for path in listing.of(".json") if len(path.parts) - above <= depth)
+        files = files or [path for path in near if _looks_right(path, listing.folder)]
     exact = {path.parent for path in files if path.name.startswith("instances_")}
-    return [
-        path for path in files if path.parent not in exact or path.name.startswith("instances_")
-    ]
+    return [p for p in files if p.parent not in exact or p.name.startswith("instances_")]
 
 
-def read(
-    listing: Listing, files: list[Path], images: Path | None, splits: Collection[str]
-) -> Found:
-    """Read the parts of a data set.
-
-    Args:
-        listing: of the folder.
-        files: what `find` found.
-        images: folder of the images, where the user named it.
-        splits: the parts that are wanted, beside data that are not split.
-
-    Raises:
-        InputError: two files for one part, images that are not found, a file that is not json.
-    """
-    folder = listing.folder
-    by_split: dict[str, Path] = {}
-    for path in files:
-        split = split_of_path(path, folder) or WHOLE
-        other = by_split.setdefault(split, path)
-        if other != path:
-            told = "a data set that is not split" if split == WHOLE else split
-            raise InputError(
-                f"data folder {folder}: expected one annotation file for {told}, got "
-                f"{other.relative_to(folder)} and {path.relative_to(folder)}. "
-                "Put one of them elsewhere, or name the file instead of the folder."
-            )
-    wanted = {split: path for split, path in by_split.items() if split in (WHOLE, *splits)}
-    found = _read(folder, wanted or by_split, images, listing)
-    named = {path for part in found.parts.values() for path in real_files(part)}
-    notes = [*found.notes, *listing.notes()]
-    if len(wanted) == len(by_split) and images is None:
-        images_below = listing.images()
-        real = zip(images_below, real_paths(images_below), strict=True)
-        rest = [path for path, whole in real if whole not in named]
-        if rest:
-            first = rest[0].relative_to(folder)
-            notes.append(f"left out: {len(rest)} image files that no json names (first: {first})")
-    return Found(folder, found.format, found.parts, tuple(notes))
-
-
-def read_file(path: Path, images: Path | None) -> Found:
-    """Read one annotation file that the user named.
-
-    Raises:
-        InputError: as `read`.
-    """
-    split = split_of(path.stem) or split_of(path.parent.name) or WHOLE
-    return _read(path.parent, {split: path}, images, None)
-
-
-def _read(
-    folder: Path, files: dict[str, Path], images: Path | None, listing: Listing | None
-) -> Found:
-    notes: list[str] = []
-    contents: dict[str, Json] = {}
-    plain: set[str] = set()
-    for split, path in files.items():
-        content, encoding = read_json(path)
-        contents[split] = _lists(path, content)
-        if encoding == "utf-8":
-            plain.add(split)
-        else:
-            told = "UTF-8 with a byte order mark" if encoding == "utf-8-sig" else encoding.upper()
-            notes.append(f"{path.name} is read as {told}")
-    given = dict(contents)
-    contents, left_out = _without_surplus(contents)
-    if left_out:
-        notes.append(f"left out: the category {listed(left_out)}, which no object is of")
-    contents, problems = _united(files, contents, notes)
-    parts = {}
-    for split, path in files.items():
-        above = _above(path, folder)
-        if images is not None or (listing is not None and listing.folder != above):
-            listing = None
-        names = ImageNames(
-            [_file_name(image) for image in contents[split]["images"]],
-            split,
-            images=images,
-            places=_places(path, folder, split),
-            folder=above,
-            listing=listing,
-        )
-        root, renamed = names.located(path, notes)
-        if renamed or any("file_name" not in image for image in contents[split]["images"]):
-            contents[split] = _renamed(contents[split], renamed)
-        same = contents[split] is given[split] and split in plain
-        parts[split] = Part(
-            split,
-            contents[split],
-            root,
-            path,
-            json_file=path if same else None,
-            problems=tuple(problems[split]),
-        )
-    format_name = NAME if not left_out else "Roboflow's COCO json"
-    return Found(folder, format_name, parts, tuple(notes))
-
-
-def _looks_like_annotations(path: Path, folder: Path) -> bool:
-    """Whether the file names the three lists; one that was cut off may lack the last.
+def _looks_right(path: Path, folder: Path) -> bool:
+    """Whether the file names the lists (one that was cut off may lack the last).
 
     What is no json but has the name of a part is taken too: reading it says what it is.
     """
@@ -161,27 +61,77 @@ def _looks_like_annotations(path: Path, folder: Path) -> bool:
         return split_of_path(path, folder) is not None
     if b"\x00" in data[:4]:
         data = data.decode(json.detect_encoding(data[:4]), "ignore").encode()
-    return sum(key in data for key in _KEYS) >= 2
+    return sum(f'"{key}"'.encode() in data for key in _LISTS) >= 2
 
 
-def _lists(path: Path, content: Any) -> Json:
+def read(
+    listing: Listing, files: list[Path], images: Path | None, splits: Collection[str]
+) -> Found:
+    """Read the parts of a data set.
+
+    Args:
+        listing: of the folder; empty where the user named a file.
+        files: what `find` found.
+        images: folder of the images, where the user named it.
+        splits: the parts that are wanted, beside data that are not split.
+
+    Raises:
+        InputError: two files for one part, images that are not found, a file that is not json.
+    """
+    folder, notes, by_split = listing.folder, list[str](), dict[str, Path]()
+    for path in files:
+        split = split_of_path(path, folder) or WHOLE
+        if (other := by_split.setdefault(split, path)) != path:
+            raise InputError(
+                f"data folder {folder}: expected one annotation file for {split}, got "
+                f"{other.relative_to(folder)} and {path.relative_to(folder)}. "
+                "Put one of them elsewhere, or name the file instead of the folder."
+            )
+    wanted, contents, as_it_is = only_wanted(by_split, splits), {}, {}
+    for split, path in wanted.items():
+        contents[split], encoding = read_json(path)
+        _check_lists(path, contents[split])
+        as_it_is[split] = contents[split] if encoding == "utf-8" else None
+        if encoding != "utf-8":
+            name = "UTF-8 with a byte order mark" if encoding == "utf-8-sig" else encoding.upper()
+            notes.append(f"{path.name} is read as {name}")
+    surplus = _without_surplus(contents)
+    if surplus:
+        notes.append(f"left out: the category {listed(surplus)}, which no object is of")
+    _unite(wanted, contents, notes)
+    parts = {}
+    for split, path in wanted.items():
+        root, content = _located(path, split, contents[split], folder, images, notes)
+        json_file = path if content is as_it_is[split] else None
+        parts[split] = Part(split, content, root, path, json_file)
+    notes += listing.notes()
+    if len(wanted) == len(by_split) and images is None:
+        named = set().union(*(part.real_files() for part in parts.values()))
+        below = listing.images()
+        rest = [p for p, real in zip(below, real_paths(below), strict=True) if real not in named]
+        if rest:
+            first = rest[0].relative_to(folder)
+            notes.append(f"left out: {len(rest)} image files that no json names (first: {first})")
+    return Found(folder, "Roboflow's COCO json" if surplus else NAME, parts, tuple(notes))
+
+
+def _check_lists(path: Path, content: Any) -> None:
     if not isinstance(content, dict):
         raise InputError(
             f"annotation file {path}: expected an object with images, annotations and categories, "
-            f"got a {type(content).__name__}. A list is often a file of results; give the "
-            "annotations."
+            f"got a {type(content).__name__}. Results of a detector are a list: give annotations."
         )
     for key in _LISTS:
         entries = content.get(key)
         if not isinstance(entries, list) or not all(isinstance(each, dict) for each in entries):
-            got = repr(entries)[:80]
-            if entries is None:
-                got = f"only the keys {listed(list(content)) or '(none)'}"
+            keys = f"the keys {listed(list(content))}"
             raise InputError(
                 f'annotation file {path}: expected a list "{key}" of objects (COCO format), got '
-                f"{got}. Convert the annotations to COCO's format."
+                f"{keys if entries is None else repr(entries)[:80]}. Convert it to COCO's format."
             )
-    return content
+
+
+# --- images ---------------------------------------------------------------------------------------
 
 
 def _file_name(image: Json) -> Any:
@@ -191,33 +141,66 @@ def _file_name(image: Json) -> Any:
     return image.get("file_name")
 
 
-def _renamed(content: Json, names: dict[str, str]) -> Json:
-    given = [(image, _file_name(image)) for image in content["images"]]
+def _located(
+    source: Path, split: str, content: Json, folder: Path, given: Path | None, notes: list[str]
+) -> tuple[Path, Json]:
+    """Return the folder of the images, and the content with their names below it.
+
+    Names that are not there as written are looked for by their ends. Absolute names do not count
+    where the user named the folder of the images.
+    """
+    inside = source.parent == folder and folder.name.lower().startswith(("annotation", "label"))
+    below = given or (folder.parent if inside else folder)
+    words = (source.stem.removeprefix("instances_"), split, {"val": "valid"}.get(split, split))
+    bases = dict.fromkeys((folder, source.parent, below))
+    usual = (base / form.format(word) for base in bases for form in _PLACES for word in words)
+    places = [each for each in dict.fromkeys((source.parent, *usual)) if each.is_dir()]
+    places = [given] if given else places
+
+    def has(root: Path, name: str) -> bool:
+        return is_file(root / name) and not (given and Path(name).is_absolute())
+
+    given_names = [_file_name(image) for image in content["images"]]
+    names = dict.fromkeys(name for name in given_names if isinstance(name, str))
+    sample = list(names)[:: max(1, len(names) // _PROBES)]
+    root = max(places, key=lambda place: sum(has(place, name) for name in sample))
+    missing = [name for name in names if not has(root, name)]
+    paths = {name: root / name for name in names.keys() - missing}
+    found = _by_ends(missing, list(paths.values()), below, split) if missing else {}
+    if missing and not found and not paths:
+        raise InputError(
+            f"images of {source}: expected a folder that holds {missing[0]}, got none of "
+            f"{listed(places, 12)}, and no single file of that name below {below}. Put the images "
+            "beside the annotation file, or name their folder by --images."
+        )
+    if found:
+        root, paths, first = below, paths | found, next(iter(found))
+        notes.append(
+            f"{source.name}: {len(found)} of {len(names)} images are found by their base "
+            f"names, not as written: {first} is {found[first].relative_to(below)}"
+        )
+    elif all("file_name" in image for image in content["images"]):
+        return root, content
+    renamed = {
+        name: path.relative_to(root).as_posix()
+        if path.is_relative_to(root)
+        else str(path.absolute())
+        for name, path in paths.items()
+    }
     images = [
-        {**image, "file_name": names.get(name, name)} if isinstance(name, str) else image
-        for image, name in given
+        {**image, "file_name": renamed.get(name, name)} if isinstance(name, str) else image
+        for image, name in zip(content["images"], given_names, strict=True)
     ]
-    return {**content, "images": images}
+    return root, {**content, "images": images}
 
 
-def _above(path: Path, folder: Path) -> Path:
-    """The folder below which the images of a json are looked for by their names."""
-    if path.parent != folder:
-        return folder
-    return folder.parent if folder.name.lower().startswith(("annotation", "label")) else folder
-
-
-def _places(path: Path, folder: Path, split: str) -> list[Path]:
-    """Return the folders where the images of a json usually are."""
-    stem = path.stem.removeprefix("instances_")
-    spellings = dict.fromkeys((stem, split, {"val": "valid"}.get(split, split)))
-    found = [path.parent]
-    for base in dict.fromkeys((folder, path.parent, _above(path, folder))):
-        found += [base / each for each in spellings]
-        found += [base / "images" / each for each in spellings]
-        found += [base / each / "images" for each in spellings]
-        found += [base / "images", base]
-    return [each for each in dict.fromkeys(found) if each.is_dir()]
+def _by_ends(names: list[str], others: list[Path], below: Path, split: str) -> dict[str, Path]:
+    """Return the files that names mean by their ends; each is for one image."""
+    index = Index(list_files(below).images())
+    hits = {name: index.find(name, split) for name in names}
+    found = {name: paths[0] for name, paths in hits.items() if len(paths) == 1}
+    taken = Counter(map(os.path.normpath, (*found.values(), *others)))
+    return {name: path for name, path in found.items() if taken[os.path.normpath(path)] == 1}
 
 
 # --- categories -----------------------------------------------------------------------------------
@@ -225,116 +208,80 @@ def _places(path: Path, folder: Path, split: str) -> list[Path]:
 
 def _key(value: Any) -> Hashable:
     """An id to compare by: 1, 1.0 and "1" are one, as they are when the annotations are read."""
-    if isinstance(value, str) and value.strip().isdecimal() and len(value) < 19:
-        return int(value)
-    if isinstance(value, float) and value.is_integer():
-        return int(value)
-    return value if isinstance(value, int) else repr(value)
+    number = whole(value)
+    return repr(value) if number is None else number
 
 
 def _used(content: Json) -> set[Hashable]:
     return {_key(each.get("category_id")) for each in content["annotations"]}
 
 
-def _without_surplus(contents: dict[str, Json]) -> tuple[dict[str, Json], list[str]]:
+def _without_surplus(contents: dict[str, Json]) -> list[str]:
     """Leave out the category that Roboflow adds above all others; return the names left out.
 
     It is the super-category of every other, has none itself, and no object is of it. Where it has
-    the name of a class, it may be told by that alone.
+    the name of a class, it is known by that alone.
     """
-    used = set().union(*(_used(content) for content in contents.values()))
-    cleaned, names = {}, []
+    used, names = set().union(*map(_used, contents.values())), []
     for split, content in contents.items():
-        categories = content["categories"]
-        twice = Counter(str(each.get("name")) for each in categories)
-        known = {str(each.get("name")) for each in categories if _key(each.get("id")) in used}
-        surplus = []
-        for each in categories:
-            name = str(each.get("name"))
-            others = [other for other in categories if other is not each]
-            above = each.get("supercategory") == "none" and others
-            above = above and all(other.get("supercategory") == name for other in others)
-            double = twice[name] > 1 and name in known and each.get("supercategory") == "none"
-            if (above or double) and _key(each.get("id")) not in used:
-                surplus.append(each)
-        cleaned[split] = content
-        if surplus:
-            kept = [each for each in categories if each not in surplus]
-            cleaned[split] = {**content, "categories": kept}
-            names += [str(each.get("name")) for each in surplus]
-    return cleaned, list(dict.fromkeys(names))
+        for each in content["categories"]:
+            name, number = each.get("name"), _key(each.get("id"))
+            others = [other for other in content["categories"] if other is not each]
+            above = others and all(other.get("supercategory") == name for other in others)
+            twins = (other for other in others if other.get("name") == name)
+            twin = any(_key(other.get("id")) in used for other in twins)
+            if (above or twin) and each.get("supercategory") == "none" and number not in used:
+                names.append(str(name))
+                kept = [other for other in contents[split]["categories"] if other is not each]
+                contents[split] = {**content, "categories": kept}
+    return list(dict.fromkeys(names))
 
 
-def _united(
-    files: dict[str, Path], contents: dict[str, Json], notes: list[str]
-) -> tuple[dict[str, Json], dict[str, list[str]]]:
+def _unite(files: dict[str, Path], contents: dict[str, Json], notes: list[str]) -> None:
     """Give all parts the categories of all, by their names; ids are those of the first part.
 
     Raises:
         InputError: parts that have no class in common, or write one in two ways.
     """
-    problems: dict[str, list[str]] = defaultdict(list)
+    tables = {split: table for split, each in contents.items() if (table := _table(each))}
+    if len(tables) < len(contents):
+        return  # wrong categories: the reader of annotations says which
     first, *others = sorted(contents, key=(WHOLE, "train", "val", "test").index)
-    tables = {split: _table(content) for split, content in contents.items()}
-    if any(table is None for table in tables.values()):
-        return contents, problems  # wrong categories: the reader of annotations says which
-    joined = {name: number for number, name in (tables[first] or {}).items()}
+    ids = {name: number for number, name in tables[first].items()}
     entries = list(contents[first]["categories"])
     for split in others:
-        table = tables[split] or {}
-        _check_names(files, first, split, joined, table)
-        for number, name in table.items():
-            if name not in joined:
-                numbers = {each for each in joined.values() if isinstance(each, int)}
-                free = number if number not in numbers else max(numbers, default=0) + 1
-                joined[name] = free
-                entries.append({"id": free, "name": name})
-    for split, content in contents.items():
-        table = tables[split] or {}
-        missing = [name for name in joined if name not in table.values()]
-        moved = {number: joined[name] for number, name in table.items() if joined[name] != number}
-        if not missing and not moved:
-            continue
+        spelt = {"".join(filter(str.isalnum, name.lower())): name for name in ids}
+        new = {name: number for number, name in tables[split].items() if name not in ids}
+        for name, number in new.items():
+            alike = spelt.get("".join(filter(str.isalnum, name.lower())))
+            if alike or len(new) == len(tables[split]):
+                raise InputError(
+                    f"{files[split]}: expected the categories of {files[first]}, got {name!r} "
+                    f"instead of {alike or next(iter(ids))!r}. Use the same in both files."
+                )
+            ids[name] = max(ids.values()) + 1 if number in ids.values() else number
+            entries.append({"id": ids[name], "name": name})
+    for split, table in tables.items():
+        missing = [name for name in ids if name not in table.values()]
+        moved = sum(ids[name] != number for number, name in table.items())
         if missing:
             notes.append(f"{split} has no class {listed(missing)}: the classes of all parts count")
         if moved:
-            notes.append(f"{split} has other ids of {len(moved)} classes: they are told by name")
-        unknown = sorted(map(str, _used(content) - set(table)))
-        if unknown:
-            problems[split].append(f"{files[split]}: unknown category ids {listed(unknown)}")
-        annotations = [
-            {**each, "category_id": moved.get(_key(each.get("category_id")), each["category_id"])}
-            if "category_id" in each
-            else each
-            for each in content["annotations"]
-        ]
-        contents[split] = {**content, "annotations": annotations, "categories": entries}
-    return contents, problems
+            notes.append(f"{split} has other ids of {moved} classes: they are told by name")
+        if missing or moved:  # an unknown id stays one, whatever the ids of other parts are
+            new_ids = {number: ids[name] for number, name in table.items()}
+            annotations = [
+                {**each, "category_id": new_ids.get(_key(given), f"{given!r} of {split}")}
+                for each in contents[split]["annotations"]
+                for given in [each.get("category_id")]
+            ]
+            lists = {"annotations": annotations, "categories": entries}
+            contents[split] = {**contents[split], **lists}
 
 
-def _table(content: Json) -> dict[Hashable, str] | None:
+def _table(content: Json) -> dict[Any, str] | None:
     """Return {id: name}, None where an id or a name is wrong or repeated."""
     table = {_key(each.get("id")): each.get("name") for each in content["categories"]}
     good = all(isinstance(number, int) and isinstance(name, str) for number, name in table.items())
     unique = len(set(map(str, table.values()))) == len(table) == len(content["categories"])
     return table if good and unique else None
-
-
-def _check_names(
-    files: dict[str, Path],
-    first: str,
-    split: str,
-    joined: dict[str, Hashable],
-    table: dict[Hashable, str],
-) -> None:
-    """Stop where two parts cannot be of one data set."""
-    plain = {"".join(filter(str.isalnum, name.lower())): name for name in joined}
-    for number, name in table.items():
-        alike = plain.get("".join(filter(str.isalnum, name.lower())), name)
-        strange = not set(joined) & set(table.values())
-        if (alike != name and name not in joined) or strange:
-            wanted = alike if alike != name else next(iter(joined), "none")
-            raise InputError(
-                f"{files[split]}: expected the categories of {files[first]}, got {name!r} with id "
-                f"{number} instead of {wanted!r}. Use the same categories in both files."
-            )

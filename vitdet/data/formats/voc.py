@@ -10,30 +10,34 @@ to the i-th object, 255 to none) where every image with objects has one there, o
 
 from __future__ import annotations
 
+import math
+import os
+import re
 from collections import defaultdict
 from collections.abc import Collection, Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
+from xml.etree import ElementTree
 from xml.etree.ElementTree import Element
 
 import numpy as np
-from PIL import Image
 
-from vitdet.data.files import Listing, list_files, read_text, written
-from vitdet.data.formats.names import FileIndex, plain
+from vitdet.data.files import MAX_TEXT, Listing, kind_of, list_files, read_bytes, read_text
 from vitdet.data.formats.parts import (
     WHOLE,
+    Builder,
     Found,
+    Index,
     Json,
-    Part,
+    best,
     counted,
-    make_content,
+    in_common,
+    only_wanted,
+    plain,
     split_of,
     split_of_path,
 )
-from vitdet.data.formats.xml import child, is_voc, number, read_xml, word
-from vitdet.data.images import IMAGE_SUFFIXES, ImageError, read_header
+from vitdet.data.images import IMAGE_SUFFIXES, opened
 from vitdet.utils.checks import InputError
 from vitdet.utils.run_lengths import encode
 
@@ -41,13 +45,13 @@ NAME = "Pascal VOC xml"
 LOOKED_FOR = "xml files (Annotations/*.xml with JPEGImages/, or beside the images) (Pascal VOC)"
 _XML_FOLDERS = ("annotation", "xml", "label", "ann")  # how their names begin
 _SIDES = ("xmin", "ymin", "xmax", "ymax")
+_SUFFIXES = (*IMAGE_SUFFIXES, ".xml")
 _MASKS = ("SegmentationObject", "SegmentationClass")
+_DECLARED = re.compile(rb"""<\?xml[^>]{0,200}?encoding\s*=\s*["']([A-Za-z0-9._-]+)["']""")
+_ENCODINGS = {"utf-8": "utf-8-sig", "utf8": "utf-8-sig", "gb2312": "gb18030", "gbk": "gb18030"}
 
 
-@dataclass(frozen=True)
-class _Document:
-    """An xml file that was read, and its image."""
-
+class _Document(NamedTuple):
     path: Path
     root: Element
     image: Path
@@ -56,182 +60,242 @@ class _Document:
     def objects(self) -> list[Element]:
         return self.root.findall("object")
 
+    @property
+    def masks(self) -> Path:
+        return self.path.parent.parent / _MASKS[0] / f"{self.path.stem}.png"
+
 
 def find(listing: Listing) -> list[Path]:
     """Return the xml files of a folder, [] where there is none of this format."""
     files = listing.of(".xml")
-    return files if any(map(is_voc, files[:3])) else []
+    return files if any(map(_is_voc, files[:3])) else []
+
+
+def _is_voc(path: Path) -> bool:
+    """Whether the file may be of Pascal VOC: it has such a root, or is broken."""
+    head = read_bytes(path, MAX_TEXT)[:2000].replace(b"\x00", b"")
+    return re.search(rb"<annotation[\s/>]", head) is not None or kind_of(head) is not None
 
 
 def read(
     listing: Listing, files: list[Path], images: Path | None, splits: Collection[str]
 ) -> Found:
-    """Read the parts of a data set; the arguments are those of `coco.read`.
-
-    Raises:
-        InputError: xml that is broken or incomplete, images that are missing, with the file.
-    """
-    folder, notes = listing.folder, list(listing.notes())
+    """Read the parts of a data set: see `coco.read`. A file that is wrong is named."""
+    folder, notes = listing.folder, listing.notes()
     by_split = _lists(folder, files, notes)
-    wanted = {split: paths for split, paths in by_split.items() if split in (WHOLE, *splits)}
+    wanted = only_wanted(by_split, splits)
     pictures = listing if images is None else list_files(images)
-    by_name = _Images(
-        [path for path in pictures.images() if path.parent.name not in _MASKS], folder
-    )
-    documents = {
-        split: [by_name.document(path) for path in paths]
-        for split, paths in (wanted or by_split).items()
-    }
+    paths = [path for path in pictures.images() if path.parent.name not in _MASKS]
+    documents = _documents(folder, wanted, paths)
     everything = [document for part in documents.values() for document in part]
-    names = sorted({_label(each, item) for each in everything for item in each.objects})
-    if not names:
-        got = f"none in {counted(len(everything), 'xml file')}"
-        raise InputError(f"data folder {folder}: expected objects, got {got}. Check the xml files.")
-    first = 0 if _counts_from_0(everything) else 1
+    items = [(each.path, item) for each in everything for item in each.objects]
+    names = _names(folder, items)
+    first = 1 if all(min(_box(*each)[:2]) >= 1 for each in items) else 0
     if first == 0:
         notes.append("a box begins at 0, so all are read as counted from 0")
-    masks = _have_masks(everything, notes)
-    parts = {}
+    with_objects = [each.masks.is_file() for each in everything if each.objects]
+    if any(with_objects) and not all(with_objects):
+        count = f"{sum(with_objects)} of {len(with_objects)} images with objects"
+        notes.append(f"{_MASKS[0]} has masks of {count}: masks are not used")
+    parts, hidden = {}, 0
     for split, part in documents.items():
-        content, problems = _content(folder, part, names, first, masks)
-        parts[split] = Part(split, content, folder, part[0].path.parent, problems=tuple(problems))
-    if len(wanted) == len(by_split) and (bare := by_name.unused()):
-        notes.append(f"left out: {counted(len(bare), 'image')} without xml (first: {bare[0].name})")
+        builder = Builder(folder, names)
+        for each in part:
+            objects = [_object(each.path, item, names, first, builder) for item in each.objects]
+            if size := _size(each, builder):
+                if objects and all(with_objects):
+                    hidden += len(objects)
+                    objects = _with_masks(each.masks, size, objects)
+                    hidden -= len(objects)
+                builder.add_objects(size, objects)
+        parts[split] = builder.part(split, part[0].path.parent)
+    if hidden:
+        notes.append(f"left out: {counted(hidden, 'object')} hidden by others in {_MASKS[0]}")
+    unused = set(paths) - {each.image for each in everything}
+    if unused and len(wanted) == len(by_split):
+        count, bare = counted(len(unused), "image"), min(unused)
+        notes.append(f"left out: {count} without xml (first: {bare.name})")
     return Found(folder, NAME, parts, tuple(notes))
 
 
 # --- parts, and the images of xml files -----------------------------------------------------------
 
 
-def _root(path: Path, folder: Path) -> Path:
-    """Return the folder of a data set's xml files: Annotations/ or the like above the file."""
-    for place in path.parents:
-        if place.name.lower().startswith(_XML_FOLDERS):
-            return place
-        if place == folder:
-            break
-    return path.parent
+def _split(path: Path, folder: Path) -> str | None:
+    return split_of_path(path.parent / "-", folder)
 
 
 def _lists(folder: Path, files: list[Path], notes: list[str]) -> dict[str, list[Path]]:
     """Return the xml files of each part: as ImageSets/Main says, else as their folders say."""
     by_split: dict[str, list[Path]] = defaultdict(list)
-    roots: dict[str, set[Path]] = defaultdict(set)
     for path in files:
-        root = _root(path, folder)
-        split = split_of_path(path.parent / "-", folder)
-        by_split[split or WHOLE].append(path)
-        roots[split or WHOLE].add(root.parent)
-    if len(roots[WHOLE]) > 1:
-        places = sorted({_root(path, folder) for path in by_split[WHOLE]})
-        raise InputError(
-            f"data folder {folder}: expected xml files of one data set, got "
-            f"{' and '.join(str(place.relative_to(folder)) for place in places[:3])}. "
-            "Name the folder of one of them."
-        )
+        by_split[_split(path, folder) or WHOLE].append(path)
+    bases = {_base(path, folder) for path in by_split.get(WHOLE, [])}
+    if len(bases) > 1:
+        got = " and ".join(os.path.relpath(base, folder) for base in sorted(bases)[:3])
+        raise InputError(f"data folder {folder}: expected one data set, got {got}. Name one.")
     if set(by_split) != {WHOLE}:
         return dict(by_split)
-    (base,) = roots[WHOLE]
-    lists = next(
-        (each for name in ("Main", ".") if (each := base / "ImageSets" / name).is_dir()), None
-    )
-    if lists is None:
-        return dict(by_split)
-    listed: dict[str, list[Path]] = {}
-    for name in ("train", "val", "test", "trainval"):
-        if (lists / f"{name}.txt").exists():
-            listed[name] = list(_listed(lists / f"{name}.txt", files))
-    whole = listed.pop("trainval", None)
-    if whole and "train" not in listed:
-        listed["train" if listed else WHOLE] = whole
-    rest = set(files) - {path for part in (*listed.values(), whole or ()) for path in part}
-    if listed and rest:
+    sets = bases.pop() / "ImageSets"
+    sets = sets / "Main" if (sets / "Main").is_dir() else sets
+    lists = {
+        name: list(_listed(path, files))
+        for name in ("train", "val", "test", "trainval")
+        if (path := sets / f"{name}.txt").exists()
+    }
+    rest = set(files).difference(*lists.values())
+    both = lists.pop("trainval", None)
+    if both and "train" not in lists:
+        lists["train" if lists else WHOLE] = both
+    if lists and rest:
         notes.append(f"left out: {counted(len(rest), 'xml file')} that no list of ImageSets names")
-    return listed or dict(by_split)
+    return lists or dict(by_split)
+
+
+def _base(path: Path, folder: Path) -> Path:
+    """Return the folder of a data set: that of Annotations/ or the like, else that of its xml."""
+    inside = [each for each in path.parents if each.is_relative_to(folder)]
+    named = (each.parent for each in inside if each.name.lower().startswith(_XML_FOLDERS))
+    return next(named, path.parent.parent)
 
 
 def _listed(path: Path, files: list[Path]) -> Iterator[Path]:
     """Yield the xml files that a list names, by lines such as `a`, `a 1`, `a.jpg` or a path."""
     by_stem = {plain(each.stem): each for each in files}
     for count, line in enumerate(read_text(path).splitlines(), 1):
-        text = line.strip()
-        if not text:
-            continue
-        for name in (text, text.rpartition(" ")[0].strip()):
-            base = name.replace("\\", "/").rpartition("/")[2]
-            bare = (
-                Path(base).stem if Path(base).suffix.lower() in (*IMAGE_SUFFIXES, ".xml") else base
+        text = line.strip().replace("\\", "/")
+        names = [each.rpartition("/")[2].strip() for each in (text, text.rpartition(" ")[0])]
+        names += [Path(name).stem for name in names if Path(name).suffix.lower() in _SUFFIXES]
+        found = [by_stem[plain(name)] for name in names if plain(name) in by_stem]
+        yield from found[:1]
+        if text and not found:
+            raise InputError(f"{path}, line {count}: expected the name of an xml, got {text!r}.")
+
+
+def _documents(
+    folder: Path, parts: dict[str, list[Path]], images: list[Path]
+) -> dict[str, list[_Document]]:
+    """Read the xml files, and find the image of each: of its own name, else as <filename> says."""
+    index, used = Index(images), dict[Path, Path]()
+    stems: dict[str, list[Path]] = defaultdict(list)
+    for each in images:
+        stems[plain(each.stem)].append(each)
+
+    def document(path: Path) -> _Document:
+        root = _read_xml(path)
+        given = _word(root, "filename") or path.stem
+        hits = stems.get(plain(path.stem)) or index.find(given) or stems[plain(Path(given).stem)]
+        split = _split(path, folder)
+
+        def rank(image: Path) -> tuple[Any, ...]:
+            return (
+                in_common(reversed(image.parent.parts), reversed(path.parent.parts)),
+                in_common(image.parent.parts, path.parent.parts),
+                split is not None and split in map(split_of, image.parent.parts),
+                image.stem == path.stem,
+                image.name == given,
             )
-            found = by_stem.get(plain(base)) or by_stem.get(plain(bare))
-            if found is not None:
-                yield found
-                break
-        else:
-            raise InputError(
-                f"{path}, line {count}: expected the name of an xml file, got {text!r} and no such "
-                "file. Correct the list, or add the file."
-            )
 
-
-class _Images:
-    """The images of a data set, by the names of their xml files."""
-
-    def __init__(self, paths: list[Path], folder: Path) -> None:
-        self._stems: dict[str, list[Path]] = defaultdict(list)
-        for path in paths:
-            self._stems[plain(path.stem)].append(path)
-        self._index = FileIndex(paths)
-        self._folder = folder
-        self._left = dict.fromkeys(paths)
-        self._of: dict[Path, Path] = {}
-
-    def document(self, path: Path) -> _Document:
-        """Read an xml file and find its image: of its own name, else as <filename> says."""
-        root = read_xml(path)
-        given = word(root, "filename") or path.stem
-        hits = self._stems.get(plain(path.stem), []) or self._index.find(given)
-        hits = hits or self._stems.get(plain(Path(given).stem), [])
-        base = _root(path, self._folder)
-        inside = path.parent.relative_to(base).parts
-        split = split_of_path(path.parent / "-", self._folder)
-        for score in (
-            lambda each: each.parent == path.parent,
-            lambda each: not inside or each.parent.parts[-len(inside) :] == inside,
-            lambda each: each.is_relative_to(base.parent),
-            lambda each: split is not None and split in map(split_of, each.parent.parts),
-            lambda each: each.stem == path.stem,
-            lambda each: each.name == given,
-        ):
-            best = [each for each in hits if score(each)]
-            hits = best or hits
+        hits = best(hits, rank)
         if len(hits) != 1:
             got = " and ".join(map(str, hits[:2])) or "none in the data folder"
             raise InputError(
                 f"{path}: expected an image {path.stem}.* (or {given}, as <filename> says), got "
-                f"{got}. Add the image, name its folder by --images, or remove the xml file."
+                f"{got}. Add the image, or name its folder by --images."
             )
-        self._left.pop(hits[0], None)
-        other = self._of.setdefault(hits[0], path)
-        if other != path:
-            raise InputError(
-                f"{path}: expected an image of its own, got {hits[0]}, which {other} describes. "
-                "Correct <filename>, or remove one of the two xml files."
-            )
+        if (other := used.setdefault(hits[0], path)) != path:
+            raise InputError(f"{path}: expected an image of its own, got that of {other}.")
         return _Document(path, root, hits[0])
 
-    def unused(self) -> list[Path]:
-        """Return the images that no xml file was for."""
-        return list(self._left)
+    return {split: [document(path) for path in paths] for split, paths in parts.items()}
 
 
 # --- contents -------------------------------------------------------------------------------------
 
 
-def _label(document: _Document, item: Element) -> str:
-    name = word(item, "name")
-    if not name:
-        raise InputError(f"{document.path}: expected <name> in <object>, got none. Add the class.")
-    return name
+def _size(document: _Document, builder: Builder) -> tuple[int, int] | None:
+    """Add the image; return its (height, width), of the xml if it says one."""
+    size, node = builder.add_image(document.image), document.root.find("size")
+    if node is None:
+        return size
+    given = int(_number(document.path, node, "height")), int(_number(document.path, node, "width"))
+    if min(given) <= 0:
+        return size
+    if size and given != size:
+        builder.problems.append(
+            f"{document.path}: expected the size of {document.image.name}, {size[1]} x {size[0]} "
+            f"pixels (width x height), got {given[1]} x {given[0]}. Try `vitdet data check --fix`."
+        )
+    return given
+
+
+def _names(folder: Path, items: list[tuple[Path, Element]]) -> list[str]:
+    if not items:
+        raise InputError(f"data folder {folder}: expected objects, got none in its xml files.")
+    for path, item in items:
+        if not _word(item, "name"):
+            raise InputError(f"{path}: expected <name> in <object>, got none. Add the class.")
+    return sorted({_word(item, "name") for _, item in items})
+
+
+def _object(path: Path, item: Element, names: list[str], first: int, builder: Builder) -> Json:
+    left, top, right, bottom = box = _box(path, item)
+    if left > right or top > bottom:
+        got = ", ".join(f"{side} {value:g}" for side, value in zip(_SIDES, box, strict=True))
+        builder.problems.append(
+            f"{path}: expected xmin below xmax and ymin below ymax, got {got}. Correct the box."
+        )
+    width, height = right - left + first, bottom - top + first
+    found: Json = {
+        "category_id": names.index(_word(item, "name")) + 1,
+        "bbox": [left - first, top - first, width, height],
+        "area": width * height,
+        "iscrowd": int(_word(item, "difficult").lower() in ("1", "true", "yes")),
+    }
+    polygon = item.find("polygon")
+    if polygon is not None and len(polygon):
+        places = range(1, max(3, len(polygon) // 2) + 1)
+        points = (_number(path, polygon, f"{axis}{place}") for place in places for axis in "xy")
+        found["segmentation"] = [[value - first for value in points]]
+    return found
+
+
+def _with_masks(path: Path, size: tuple[int, int], objects: list[Json]) -> list[Json]:
+    """Return the objects that can be seen, with their masks in run lengths."""
+    with opened(path, deep=True) as image:
+        numbers = np.asarray(image)
+    last = max((int(i) for i in np.unique(numbers) if i != 255), default=0)
+    if numbers.shape != size or last > len(objects):
+        raise InputError(
+            f"{path}: expected {size[0]} x {size[1]} pixels with the numbers of {len(objects)} "
+            f"objects, got {numbers.shape} with numbers up to {last}."
+        )
+    masks = np.stack([numbers == place for place in range(1, len(objects) + 1)])
+    drawn = zip(objects, encode(masks), masks, strict=True)
+    return [{**each, "segmentation": mask} for each, mask, pixels in drawn if pixels.any()]
+
+
+def _read_xml(path: Path) -> Element:
+    """Return the root element of a file in UTF-8, UTF-16 or the encoding that it declares."""
+    data = read_bytes(path, MAX_TEXT)
+    declared = _DECLARED.search(data[:300])
+    encoding = declared[1].decode().lower() if declared else "utf-8"
+    if data[:2] in (b"\xff\xfe", b"\xfe\xff"):
+        encoding = "utf-16"
+    try:
+        text = data.decode(_ENCODINGS.get(encoding, encoding))
+        if "<!DOCTYPE" in text or "<!ENTITY" in text:
+            raise InputError(f"{path}: expected plain xml, got declarations (<!DOCTYPE ...>).")
+        return ElementTree.fromstring(re.sub(r"^\s*<\?xml[^>]*\?>", "", text))
+    except (ElementTree.ParseError, LookupError, UnicodeError) as error:
+        got = kind_of(data) or f"text that is not ({error})"
+        raise InputError(
+            f"{path}: expected complete xml, in UTF-8 or what it declares, got {got}."
+        ) from error
+
+
+def _word(element: Element, tag: str) -> str:
+    return (element.findtext(tag) or "").strip()
 
 
 def _box(path: Path, item: Element) -> list[float]:
@@ -239,140 +303,17 @@ def _box(path: Path, item: Element) -> list[float]:
     if box is None:
         got = "oriented boxes (<robndbox>)" if item.find("robndbox") is not None else "none"
         raise InputError(f"{path}: expected <bndbox> in <object>, got {got}. Add the box.")
-    return [number(path, child(path, box, side)) for side in _SIDES]
+    return [_number(path, box, side) for side in _SIDES]
 
 
-def _counts_from_0(documents: list[_Document]) -> bool:
-    boxes = (_box(each.path, item) for each in documents for item in each.objects)
-    return any(min(box[:2]) < 1 for box in boxes)
-
-
-def _have_masks(documents: list[_Document], notes: list[str]) -> bool:
-    """Whether every image with objects has its masks in SegmentationObject/."""
-    with_objects = [each for each in documents if each.objects]
-    found = sum(_mask_file(each).is_file() for each in with_objects)
-    if 0 < found < len(with_objects):
-        notes.append(
-            f"{_MASKS[0]} has masks of {found} of {len(with_objects)} images with objects: "
-            "masks are not used"
-        )
-    return found == len(with_objects)
-
-
-def _mask_file(document: _Document) -> Path:
-    return document.path.parent.parent / _MASKS[0] / f"{document.path.stem}.png"
-
-
-def _content(
-    folder: Path, documents: list[_Document], names: list[str], first: int, masks: bool
-) -> tuple[Json, list[str]]:
-    images: list[Json] = []
-    annotations: list[Json] = []
-    problems: list[str] = []
-    above = written(folder)
-    for count, document in enumerate(documents, 1):
-        path = written(document.image)
-        inside = path.is_relative_to(above)
-        name = path.relative_to(above).as_posix() if inside else str(path)
-        images.append({"id": count, "file_name": name})
-        try:
-            size = read_header(path).upright
-        except ImageError as error:
-            problems.append(str(error))
-            size = None
-        given = _size(document)
-        if given and size and given != size:
-            problems.append(
-                f"{document.path}: expected the size of {path.name}, {size[1]} x {size[0]} pixels "
-                f"(width x height), got {given[1]} x {given[0]}. Correct <size>, or let `vitdet "
-                "data check --fix` look at the images."
-            )
-        size = given or size
-        if size is None:
-            continue
-        images[-1] |= {"height": size[0], "width": size[1]}
-        items = document.objects
-        found = []
-        for item in items:
-            box = _box(document.path, item)
-            if box[0] > box[2] or box[1] > box[3]:
-                sides = zip(_SIDES, box, strict=True)
-                corners = ", ".join(f"{side} {value:g}" for side, value in sides)
-                problems.append(
-                    f"{document.path}: expected xmin below xmax and ymin below ymax, got "
-                    f"{corners}. Correct the box."
-                )
-            found.append(_annotation(document, item, box, names, first))
-        if masks and items:
-            for each, mask in zip(found, _masks(document, size, len(items)), strict=True):
-                each["segmentation"] = mask
-        annotations += [{"image_id": count, **each} for each in found]
-    return make_content(images, annotations, names), problems
-
-
-def _size(document: _Document) -> tuple[int, int] | None:
-    """Return (height, width) as the file says, None where it does not."""
-    node = document.root.find("size")
-    if node is None:
-        return None
-    sides = (number(document.path, child(document.path, node, tag)) for tag in ("height", "width"))
-    height, width = (int(side) for side in sides)
-    return (height, width) if height > 0 and width > 0 else None
-
-
-def _annotation(
-    document: _Document, item: Element, box: list[float], names: list[str], first: int
-) -> Json:
-    left, top, right, bottom = box
-    width, height = right - left + first, bottom - top + first
-    found: Json = {
-        "category_id": names.index(_label(document, item)) + 1,
-        "bbox": [left - first, top - first, width, height],
-        "area": width * height,
-        "iscrowd": int(_is_true(word(item, "difficult"))),
-    }
-    polygon = item.find("polygon")
-    if polygon is not None and len(polygon):
-        found["segmentation"] = [_polygon(document.path, polygon, first)]
-    return found
-
-
-def _is_true(text: str) -> bool:
-    """Whether a flag is set; "Unspecified" and the like are not."""
+def _number(path: Path, element: Element, tag: str) -> float:
+    """Return the number in a child."""
+    text = element.findtext(tag)
     try:
-        return abs(float(text)) > 0
+        value = float(text or "")
     except ValueError:
-        return text.lower() in ("true", "yes")
-
-
-def _polygon(path: Path, node: Element, first: int) -> list[float]:
-    """Return x1, y1, x2, y2, ... of <x1>, <y1>, <x2>, ... in pixels from 0."""
-    wanted = [f"{axis}{place}" for place in range(1, len(node) // 2 + 1) for axis in "xy"]
-    points = {each.tag: each for each in node}
-    if len(node) % 2 or len(wanted) < 6 or any(tag not in points for tag in wanted):
-        raise InputError(
-            f"{path}: expected <x1>, <y1>, <x2>, <y2> and so on of three or more points, got "
-            f"{', '.join(map(str, points))}. Correct the polygon."
-        )
-    return [number(path, points[tag]) - first for tag in wanted]
-
-
-def _masks(document: _Document, size: tuple[int, int], count: int) -> list[Any]:
-    """Return the run lengths of each object's mask."""
-    path = _mask_file(document)
-    try:
-        with Image.open(path, formats=["PNG"]) as image:
-            indexes = np.asarray(image)
-    except (OSError, SyntaxError, ValueError) as error:
-        raise InputError(
-            f"{path}: expected an image of object numbers, got {type(error).__name__} ({error}). "
-            "Replace the file."
-        ) from error
-    last = max((int(i) for i in np.unique(indexes) if i != 255), default=0)
-    if indexes.shape != size or last > count:
-        raise InputError(
-            f"{path}: expected {size[0]} x {size[1]} pixels with the numbers of {count} objects, "
-            f"got {' x '.join(map(str, indexes.shape))} with numbers up to {last}. "
-            "Replace the file, or remove the folder to use boxes only."
-        )
-    return encode(np.stack([indexes == place for place in range(1, count + 1)]))
+        value = math.nan
+    if not math.isfinite(value):
+        got = "no such element" if text is None else repr(text.strip())
+        raise InputError(f"{path}: expected a number in <{tag}> of <{element.tag}>, got {got}.")
+    return value

@@ -19,7 +19,7 @@ import torch
 from torch.autograd.function import once_differentiable
 
 from vitdet.layers.linear import linear, transposed_product
-from vitdet.layers.rel_pos import RelPos
+from vitdet.layers.positions import RelPos
 
 # Numbers in a block: 8 MiB. Measured with 4096 keys (benchmarks/attention.py): half as many cost
 # a quarter more time, twice as many the same.
@@ -35,7 +35,7 @@ def can_run(q: torch.Tensor, rel_pos: RelPos | None) -> bool:  # noqa: ARG001 (o
 def attention(
     q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, rel_pos: RelPos | None, scale: float
 ) -> torch.Tensor:
-    """Compute what `eager.attention` computes; see there for arguments and shapes."""
+    """Compute what `vitdet.layers.attention.eager` computes; see there for arguments and shapes."""
     B, N, L, _ = q.shape
     if B * N * L == 0:
         return torch.empty_like(v)

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from vitdet.layers.rel_pos import RelPos
+from vitdet.layers.positions import RelPos
 
 PACKAGE = "triton"
 # Read when this file is imported, so that torch.compile sees constants.
@@ -81,7 +81,7 @@ def can_run(q: torch.Tensor, rel_pos: RelPos | None) -> bool:
 def attention(
     q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, rel_pos: RelPos | None, scale: float
 ) -> torch.Tensor:
-    """Compute what `eager.attention` computes; see there for arguments and shapes."""
+    """Compute what `vitdet.layers.attention.eager` computes; see there for arguments and shapes."""
     assert rel_pos is not None, "can_run() wants a bias"
     return _forward(q, k, v, rel_pos.h, rel_pos.w, scale)[0]
 

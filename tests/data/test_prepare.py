@@ -1,0 +1,171 @@
+"""Putting a validation part aside, and what is kept beside a run."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from folders import change
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from vitdet.data.datasets import coco_dataset
+from vitdet.data.prepare import Prepared, prepare_data, split_content
+from vitdet.utils.checks import InputError
+from vitdet.utils.files import RESULT_MARKER
+
+
+def _content(classes: list[set[int]]) -> dict[str, Any]:
+    """Images 1, 2, ... with an object of each of the classes given."""
+    images = [
+        {"id": i, "file_name": f"{i}.png", "height": 8, "width": 8 + i}
+        for i in range(1, len(classes) + 1)
+    ]
+    annotations = [
+        {"id": 100 * i + label, "image_id": i, "category_id": label, "bbox": [0, 0, 4, 4]}
+        for i, labels in enumerate(classes, 1)
+        for label in sorted(labels)
+    ]
+    names = [{"id": label, "name": f"class {label}"} for label in range(5)]
+    return {"images": images, "annotations": annotations, "categories": names}
+
+
+def _ids(part: dict[str, Any]) -> set[int]:
+    return {each["id"] for each in part["images"]}
+
+
+def _classes(part: dict[str, Any]) -> set[int]:
+    return {each["category_id"] for each in part["annotations"]}
+
+
+@settings(
+    max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None
+)
+@given(
+    classes=st.lists(st.sets(st.integers(0, 4), max_size=2), min_size=2, max_size=40),
+    fraction=st.sampled_from([0.1, 0.3, 0.5, 0.9]),
+    seed=st.integers(0, 5),
+)
+def test_a_split_loses_nothing(
+    tmp_path: Path, classes: list[set[int]], fraction: float, seed: int
+) -> None:
+    content = _content(classes)
+    train, val = split_content(content, tmp_path, fraction, seed)
+    assert _ids(train) | _ids(val) == _ids(content)
+    assert not _ids(train) & _ids(val)
+    assert _ids(train)
+    assert _ids(val)
+    for part in (train, val):
+        assert {each["image_id"] for each in part["annotations"]} <= _ids(part)
+        assert part["categories"] == content["categories"]
+    assert len(train["annotations"] + val["annotations"]) == len(content["annotations"])
+    if _classes(content) - _classes(train):  # only where no image can be spared
+        assert len(_ids(val)) == 1
+        assert all(len(each) > 0 for each in classes)
+    assert split_content(content, tmp_path, fraction, seed) == (train, val)
+
+
+def test_every_class_of_two_images_or_more_is_in_both_parts(tmp_path: Path) -> None:
+    content = _content([{0}] * 40 + [{1}] * 2 + [{2}] * 3 + [{3}])
+    train, val = split_content(content, tmp_path, 0.1, 0)
+    assert _classes(train) == {0, 1, 2, 3}
+    assert _classes(val) == {0, 1, 2}
+    assert len(val["images"]) == 5  # a tenth of 46
+    assert _ids(split_content(content, tmp_path, 0.1, 1)[1]) != _ids(val)
+
+
+def test_copies_stay_together(tmp_path: Path) -> None:
+    content = _content([{0}] * 20)
+    for i in range(1, 21):
+        Image.new("RGB", (8, 8), (i, 0, 0)).save(tmp_path / f"{i}.png")
+    for i in (5, 6, 7, 8):  # the bytes of 4
+        (tmp_path / f"{i}.png").write_bytes((tmp_path / "4.png").read_bytes())
+    for number, image in enumerate(content["images"][10:]):  # two pictures, five copies of each
+        image["file_name"] = f"cat{number % 2}_jpg.rf.{number}.jpg"
+    for seed in range(10):
+        train, val = split_content(content, tmp_path, 0.3, seed)
+        for group in ({4, 5, 6, 7, 8}, set(range(11, 21, 2)), set(range(12, 21, 2))):
+            assert len({number in _ids(val) for number in group}) == 1
+        assert len(_ids(train)) + len(_ids(val)) == 20
+
+
+def test_a_split_needs_images_and_a_fraction(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"--val-fraction: expected a number between 0 and 1"):
+        split_content(_content([{0}] * 3), tmp_path, 1)
+    with pytest.raises(InputError, match="two or more different images to split, got 1 among 1"):
+        split_content(_content([{0}]), tmp_path)
+
+
+# --- files beside a run ---------------------------------------------------------------------------
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    """Twelve images with YOLO's labels, without a validation part."""
+    folder = tmp_path / "data"
+    for i in range(12):
+        change(folder, {f"labels/{i}.txt": f"{i % 2} 0.5 0.5 0.2 0.2\n", f"images/{i}.png": ""})
+        Image.new("RGB", (40, 30), (i, 9, 9)).save(folder / "images" / f"{i}.png")
+    change(folder, {"classes.txt": "cat\ndog\n"})
+    return folder
+
+
+def _contents(prepared: Prepared) -> list[dict[str, Any]]:
+    return [json.loads(Path(part[0]).read_text()) for part in (prepared.train, prepared.val)]
+
+
+def test_the_split_is_written_beside_the_run(data: Path, tmp_path: Path) -> None:
+    cache = tmp_path / "run" / "data"
+    before = sorted(data.rglob("*"))
+    prepared = prepare_data(data, cache)
+    assert prepared.notes == (
+        "found YOLO text labels: all 12 images with 12 objects; 2 classes (cat, dog)",
+        "no validation part: 2 of 12 images put aside for it",
+    )
+    assert (prepared.masks, prepared.num_images) == (False, 10)
+    names = [RESULT_MARKER, "train.json", "val.json"]  # a marker: they are no data, wherever it is
+    assert sorted(path.name for path in cache.iterdir()) == names
+    assert prepare_data(data, cache) == prepared
+    assert sorted(data.rglob("*")) == before
+    assert _contents(prepare_data(data, tmp_path / "other")) == _contents(prepared)
+    assert _contents(prepare_data(data, tmp_path / "third", seed=3)) != _contents(prepared)
+    prepare_data(data, data / "data")
+    assert prepare_data(data, data / "data").notes[0] == prepared.notes[0]
+
+
+def test_a_new_run_reads_the_data_anew_and_a_resumed_one_goes_on_with_its_own(
+    data: Path, tmp_path: Path
+) -> None:
+    cache = tmp_path / "run" / "data"
+    change(data, {"labels": "ln:../elsewhere"})  # behind a link, which a glance does not see
+    prepare_data(data, cache)
+    written = {path: path.read_bytes() for path in cache.iterdir()}
+    (tmp_path / "elsewhere/0.txt").write_text("1 0.5 0.5 0.4 0.4\n")
+    resumed = prepare_data(data, cache, resume=True)
+    assert {path: path.read_bytes() for path in cache.iterdir()} == written
+    data.rename(tmp_path / "moved")
+    moved = prepare_data(tmp_path / "moved", cache, resume=True)
+    assert moved.train == (resumed.train[0], str(tmp_path / "moved"))
+    (tmp_path / "moved").rename(data)
+    (tmp_path / "elsewhere/1.txt").write_text("1 0.5 0.5 0.4 0.4\n" * 2)
+    wanted = r"those with which the run began, got (train|val): .* annotations, now .*allow"
+    with pytest.raises(InputError, match=wanted):
+        prepare_data(data, cache, resume=True)
+    assert {path: path.read_bytes() for path in cache.iterdir()} == written
+    for options in ({"resume": True, "allow_changed": True}, {}):
+        contents = _contents(prepare_data(data, cache, **options))
+        boxes = [each["bbox"] for content in contents for each in content["annotations"]]
+        assert boxes.count([12, 9, 16, 12]) == 3
+
+
+def test_some_masks_are_none(data: Path, tmp_path: Path) -> None:
+    change(data, {"labels/3.txt": "0 0.1 0.1 0.5 0.1 0.5 0.5\n"})
+    prepared = prepare_data(data, tmp_path / "run")
+    assert not prepared.masks
+    assert prepared.notes[-1] == "11 of 12 objects have no mask: boxes only"
+    for part in (prepared.train, prepared.val):
+        records = coco_dataset(*part).records
+        assert not any("segmentation" in each for r in records for each in r["annotations"])

@@ -1,0 +1,166 @@
+"""Positions, absolute, relative and rotary, against their definitions."""
+
+from __future__ import annotations
+
+import cmath
+
+import pytest
+import torch
+from timm.layers import resample_abs_pos_embed
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+
+from vitdet.layers.positions import cubic_spline_weights, resize_pos_embed, resize_rel_pos
+from vitdet.layers.rope import EvaRope, make_ropes, rotate
+from vitdet.utils.checks import InputError
+
+CPU = torch.device("cpu")
+POINTS = torch.tensor([-3.0, -1.5, 0.0, 1.0, 2.0, 5.0, 6.5], dtype=torch.float64)
+
+
+def test_pos_embed_modes():
+    torch.manual_seed(0)
+    table = torch.randn(1, 49, 6)
+    grid = table.reshape(1, 7, 7, 6)
+    assert torch.equal(resize_pos_embed(table, (7, 7)), grid)
+    assert torch.equal(resize_pos_embed(table, (3, 5), "crop"), grid[:, :3, :5])
+    timm = resample_abs_pos_embed(table, [4, 9], [7, 7], num_prefix_tokens=0)
+    ours = resize_pos_embed(table, (4, 9), "bicubic_antialias")
+    torch.testing.assert_close(ours, timm.reshape(1, 4, 9, 6), rtol=0, atol=1e-6)
+    assert (resize_pos_embed(table, (4, 9)) - ours).abs().max() > 0.1
+    with pytest.raises(InputError, match="a map of at most 7x7 tokens, got 8x3"):
+        resize_pos_embed(table, (8, 3), "crop")
+    with pytest.raises(InputError, match="a square grid, without a class row, got 50 rows"):
+        resize_pos_embed(torch.zeros(1, 50, 6), (7, 7))
+
+
+def test_crop_keeps_the_offsets_and_interpolation_stretches_them():
+    table = torch.arange(-6.0, 7.0)[:, None]  # S = 7, the value is the offset
+    assert resize_rel_pos(table, 4, "crop")[:, 0].tolist() == [-3, -2, -1, 0, 1, 2, 3]
+    stretched = resize_rel_pos(table, 4, "interpolate")[:, 0]
+    assert stretched[3] == 0
+    assert stretched[4] == pytest.approx(13 / 7)  # one of our tokens is 13 / 7 of the table's
+    assert resize_rel_pos(table, 7) is table
+    with pytest.raises(InputError, match="expected at most 7 tokens along an axis, got 8"):
+        resize_rel_pos(table, 8, "crop")
+    with pytest.raises(InputError, match=r"'beit': expected a table of at least 5 rows, got 3 r"):
+        resize_rel_pos(torch.zeros(3, 4), 4, "beit")
+
+
+# --- BEiT's cubic resize, by the properties that define it -------------------------------------
+
+
+def spline(y, places):
+    return torch.from_numpy(cubic_spline_weights(POINTS.numpy(), places.numpy())) @ y
+
+
+def test_the_spline_is_smooth_and_reproduces_a_cubic():
+    def cubic(x):
+        return 2 * x**3 - x**2 + 3 * x - 1
+
+    places = torch.linspace(-6, 9, 31, dtype=torch.float64)
+    torch.testing.assert_close(spline(cubic(POINTS), places), cubic(places), rtol=0, atol=1e-10)
+    torch.manual_seed(0)
+    y = torch.randn(7, dtype=torch.float64)
+    assert torch.equal(spline(y, POINTS), y)
+    step = 1e-3
+    for i, point in enumerate(POINTS[1:-1], 1):
+        offsets = torch.tensor([-3, -2, -1, 0, 1, 2, 3], dtype=torch.float64) * step
+        values, sides = spline(y, point + offsets), []
+        for part in (slice(4), slice(3, 7)):  # derivatives of the cubic through four points
+            powers = torch.stack([offsets[part] ** k for k in range(4)], dim=1)
+            solution = torch.linalg.solve(powers, values[part])
+            sides.append(solution[1:] * torch.tensor([1.0, 2.0, 6.0], dtype=torch.float64))
+        torch.testing.assert_close(sides[0][:2], sides[1][:2], rtol=0, atol=1e-4)
+        # "not-a-knot": at the second points even the third derivative goes on
+        assert ((sides[0][2] - sides[1][2]).abs() < 1e-2) == (i in (1, 5))
+
+
+def test_near_offsets_stay_and_far_ones_come_from_nearer_rows():
+    torch.manual_seed(0)
+    table = torch.randn(9, 3)  # S = 5
+    resized = resize_rel_pos(table, 8, "beit")
+    torch.testing.assert_close(resized[6:9], table[3:6], rtol=0, atol=1e-6)  # offsets -1, 0, 1
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(resize_rel_pos(table, 8, "beit"), resized)
+    q = 1.0903078
+    distances = torch.tensor([0, 1, 1 + q, 1 + q + q**2, 1 + q + q**2 + q**3])
+    linear = torch.cat([-distances.flip(0)[:-1], distances])[:, None]
+    offsets = torch.arange(-7.0, 8.0)[:, None]
+    torch.testing.assert_close(resize_rel_pos(linear, 8, "beit"), offsets, rtol=0, atol=1e-5)
+    compiled = torch.compile(resize_rel_pos, backend="aot_eager", fullgraph=True)
+    torch.testing.assert_close(compiled(table, 8, "beit"), resized)
+
+
+def test_what_ran_under_a_fake_mode_is_forgotten():
+    table = torch.randn(9, 4, requires_grad=True)
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        assert isinstance(resize_rel_pos(table, 11, "beit"), FakeTensor)
+    assert resize_rel_pos(table.to("meta"), 13, "beit").shape == (25, 4)
+    for size in (11, 13):
+        real = resize_rel_pos(table, size, "beit")
+        assert type(real) is torch.Tensor
+        assert not real.requires_grad
+        torch.testing.assert_close(real[size - 1], table[4].detach())  # the offset zero stays
+
+
+# --- rotary ------------------------------------------------------------------------------------
+
+
+def angle(token, size, pair, head_dim, places, grid):
+    """The definition: the first half of the pairs turns by the row, the second by the column."""
+    row, column = divmod(token, size[1])
+    quarter = head_dim // 4
+    axis = int(pair >= quarter)
+    position = (row, column)[axis] / places[axis] * grid
+    return position * 10000 ** (-2 * (pair - axis * quarter) / (head_dim // 2))
+
+
+@pytest.mark.parametrize("head_dim", [4, 16, 64])
+@pytest.mark.parametrize(
+    ("size", "places", "grid"),
+    [
+        ((16, 16), (16, 16), 16),  # a window
+        ((20, 50), (20, 20), 16),  # 320 x 800 pixels, which continues the positions of 320 x 320
+        ((20, 50), (20, 50), 16),  # the same, stretched
+        ((3, 5), (1, 1), 1),  # not interpolated
+        ((1, 7), (4, 4), 14),
+    ],
+)
+def test_tables_equal_the_formula_and_turn_pairs_like_complex_numbers(size, places, grid, head_dim):
+    tables = EvaRope(head_dim, (grid, grid), places)(size, size, CPU)
+    L, pairs = size[0] * size[1], range(head_dim // 2)
+    angles = torch.tensor(
+        [[angle(i, size, pair, head_dim, places, grid) for pair in pairs] for i in range(L)],
+        dtype=torch.float64,
+    )
+    # the largest angles are near 40, where float32 is good to 4e-6
+    for table, function in ((tables.cos, torch.cos), (tables.sin, torch.sin)):
+        expected = function(angles).repeat_interleave(2, dim=1)
+        torch.testing.assert_close(table.double(), expected, rtol=0, atol=5e-6)
+    assert tables.cos.dtype == torch.float32
+    x = torch.randn(1, 1, L, head_dim, dtype=torch.float64)
+    got = rotate(x, tables)
+    for token, pair in ((0, 0), (L - 1, 1), (L // 2, head_dim // 2 - 1)):
+        before, after = (complex(*y[0, 0, token, 2 * pair : 2 * pair + 2]) for y in (x, got))
+        assert abs(before * cmath.exp(1j * angles[token, pair].item()) - after) < 2e-5
+    low = rotate(x.bfloat16(), tables)
+    assert torch.equal(low, rotate(x.bfloat16().float(), tables).bfloat16())
+
+
+def test_products_depend_on_the_offset_alone():
+    """This is what makes it right to continue the positions over a rectangle."""
+    torch.manual_seed(0)
+    size, head_dim = (4, 9), 16
+    tables = EvaRope(head_dim, (16, 16), (4, 4))(size, size, CPU)
+    everywhere = torch.ones(1, 1, 36, 1)
+    q, k = (rotate(vector * everywhere, tables)[0, 0] for vector in torch.randn(2, head_dim))
+    products, seen = (q @ k.T).reshape(*size, *size), {}
+    for i, j, a, b in torch.cartesian_prod(*(torch.arange(side) for side in size * 2)).tolist():
+        value = products[i, j, a, b].item()
+        assert value == pytest.approx(seen.setdefault((i - a, j - b), value), abs=2e-5)
+    assert len({round(value, 3) for value in seen.values()}) > 100
+
+
+def test_heads_must_split_into_rows_columns_and_pairs():
+    with pytest.raises(InputError, match=r"a head of a multiple of 4 channels, got 6\. Change"):
+        make_ropes("eva02", 48 / 8, 16, (4, 4))

@@ -1,0 +1,149 @@
+"""Small parts of transformers: patches, feed-forward layers, layer scale, stochastic depth."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from vitdet.layers.linear import Linear
+
+Activation = Literal["gelu", "quick_gelu"]
+FeedForward = Literal["mlp", "swiglu", "swiglu_norm"]
+
+
+class PatchEmbed(nn.Module):
+    """Cut an image into squares and project each to a token (ViT, Sec. 3.1).
+
+    Args:
+        patch_size: side of a square in pixels, which is also the stride.
+        in_chans: channels of the image.
+        embed_dim: channels of a token.
+    """
+
+    def __init__(self, patch_size: int = 16, in_chans: int = 3, embed_dim: int = 768) -> None:
+        super().__init__()
+        self.patch_size = patch_size
+        self.proj = nn.Conv2d(in_chans, embed_dim, kernel_size=patch_size, stride=patch_size)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        """Map images (B, 3, h, w) to tokens (B, H, W, C), H = ceil(h / patch_size).
+
+        A side that is no multiple of the patch size is filled with zeros on the right or below, so
+        that no pixel is lost.
+        """
+        height, width = images.shape[-2:]
+        right, below = -width % self.patch_size, -height % self.patch_size
+        if right or below:
+            images = F.pad(images, (0, right, 0, below))
+        return self.proj(images).permute(0, 2, 3, 1)
+
+
+class Mlp(nn.Module):
+    """Two linear layers with a GELU between (ViT, Sec. 3.1).
+
+    Args:
+        dim: channels of input and output.
+        hidden_dim: channels between.
+        act_layer: "gelu", the exact one (erf), or "quick_gelu", x * sigmoid(1.702 x), of OpenAI's
+            CLIP (openai/CLIP, clip/model.py).
+    """
+
+    def __init__(self, dim: int, hidden_dim: int, act_layer: Activation = "gelu") -> None:
+        super().__init__()
+        self.fc1 = Linear(dim, hidden_dim)
+        self.fc2 = Linear(hidden_dim, dim)
+        self.quick = act_layer == "quick_gelu"
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Map x (..., C) to (..., C)."""
+        x = self.fc1(x)
+        return self.fc2(x * torch.sigmoid(1.702 * x) if self.quick else F.gelu(x))
+
+
+class SwiGLU(nn.Module):
+    """Gated feed-forward layer with an inner norm: w3 LN(silu(w1 x) * w2 x) (EVA-02, Sec. 2.1).
+
+    Names as baaivision/EVA, EVA-02/det, backbone/vit.py SwiGLU with `subln`. Without the norm it is
+    that of DINOv2 and DINOv3 (facebookresearch/dinov3, layers/ffn_layers.py SwiGLUFFN).
+
+    Args:
+        dim: channels of input and output.
+        hidden_dim: channels between.
+        norm_eps: epsilon of the inner LayerNorm.
+        inner_norm: whether there is one.
+    """
+
+    def __init__(
+        self, dim: int, hidden_dim: int, norm_eps: float = 1e-6, inner_norm: bool = True
+    ) -> None:
+        super().__init__()
+        self.w1 = Linear(dim, hidden_dim)
+        self.w2 = Linear(dim, hidden_dim)
+        self.ffn_ln = nn.LayerNorm(hidden_dim, eps=norm_eps) if inner_norm else nn.Identity()
+        self.w3 = Linear(hidden_dim, dim)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Map x (..., C) to (..., C)."""
+        return self.w3(self.ffn_ln(F.silu(self.w1(x)) * self.w2(x)))
+
+
+def make_feed_forward(
+    kind: FeedForward, dim: int, hidden_dim: int, act_layer: Activation, norm_eps: float
+) -> Mlp | SwiGLU:
+    """Build the feed-forward layer of a name; `norm_eps` is that of "swiglu_norm"."""
+    if kind == "mlp":
+        return Mlp(dim, hidden_dim, act_layer)
+    return SwiGLU(dim, hidden_dim, norm_eps, inner_norm=kind == "swiglu_norm")
+
+
+class LayerScale(nn.Module):
+    """A learned factor a channel on a residual branch (Touvron et al., CaiT, Eq. 4)."""
+
+    def __init__(self, dim: int, init: float = 1e-5) -> None:
+        super().__init__()
+        self.gamma = nn.Parameter(torch.full((dim,), init))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Scale x (..., C)."""
+        return x * self.gamma
+
+
+class DropPath(nn.Module):
+    """Leave a residual branch out for a random part of the batch, in training only.
+
+    Stochastic depth (Huang et al., "Deep Networks with Stochastic Depth", Sec. 3).
+
+    Args:
+        rate: probability in [0, 1) that a sample's branch is left out. What stays is divided by
+            1 - rate.
+    """
+
+    def __init__(self, rate: float = 0.0) -> None:
+        super().__init__()
+        if not 0.0 <= rate < 1.0:
+            raise ValueError(f"drop path rate: expected a number in [0, 1), got {rate}")
+        self.rate = rate
+        # A tensor, since a number would be a constant of compiled code, made again for every rate.
+        # On the CPU: a scalar there meets tensors of every device.
+        self.keep = torch.tensor(1.0 - rate, device="cpu")
+        self.active = rate > 0.0
+
+    def forward(self, branch: torch.Tensor) -> torch.Tensor:
+        """Return branch (B, ...) with some samples zeroed and the others rescaled."""
+        if not self.active or not self.training:
+            return branch
+        shape = (branch.shape[0],) + (1,) * (branch.ndim - 1)
+        kept = torch.rand(shape, device=branch.device) < self.keep
+        return branch * (kept / self.keep).to(branch.dtype)
+
+    def extra_repr(self) -> str:
+        """Return what `print(module)` shows."""
+        return f"rate={self.rate:.4g}"
+
+
+def drop_path_rates(rate: float, depth: int) -> list[float]:
+    """Return the rates of `depth` blocks, growing linearly from 0 to `rate`."""
+    return [rate * i / (depth - 1) if depth > 1 else 0.0 for i in range(depth)]
