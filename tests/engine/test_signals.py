@@ -103,6 +103,7 @@ if __name__ == "__main__":
     os.kill(os.getpid(), signal.SIGKILL)
 """
 HELPING = """
+import time
 from vitdet.utils.signals import serve_parent
 def help(ready):
     serve_parent()

@@ -363,11 +363,14 @@ class Trainer:
         self.images_seen = state["images_seen"]
 
     def _sharded(self, state: dict[int, dict[str, Any]]) -> dict[int, dict[str, Any]]:
-        """Return the moments of a saved optimizer, sharded as the parameters are."""
+        """Return the moments of a saved optimizer, sharded as the parameters are.
+
+        They are copies: the tensors of a file are mapped, and the file is to go.
+        """
         parameters = [each for group in self.optimizer.param_groups for each in group["params"]]
         return {
             index: {
-                name: shard_like(parameters[index], value)
+                name: shard_like(parameters[index], value).clone()
                 if isinstance(value, torch.Tensor)
                 else value
                 for name, value in moments.items()

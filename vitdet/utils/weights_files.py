@@ -86,7 +86,6 @@ def _load_archive(path: Path, data: mmap.mmap) -> Any:
         parts = {part.filename: part for part in archive.infolist()}
 
     def storage(dtype: torch.dtype, key: str, count: int) -> torch.Tensor:
-        unpickler.claim(count * dtype.itemsize)
         place = _place(parts[f"{folder}data/{key}"], data)
         if place.stop - place.start != count * dtype.itemsize:
             raise pickle.UnpicklingError(f"part {key} has another size than it says")
@@ -113,33 +112,21 @@ def _load_archive(path: Path, data: mmap.mmap) -> Any:
 
 def _load_old(path: Path, data: mmap.mmap) -> Any:
     """Read the format of torch before 1.6: five pickles, then the numbers of every storage."""
-    storages: dict[str, torch.Tensor] = {}
-
-    def storage(dtype: torch.dtype, key: str, count: int) -> torch.Tensor:
-        if key not in storages:
-            unpickler.claim(count * dtype.itemsize)
-            storages[key] = torch.empty(count, dtype=dtype)
-        return storages[key]
-
-    def load_next() -> Any:
-        unpickler.memo = {}
-        return unpickler.load()
-
-    unpickler = _Unpickler(data, path, "torch", storage)
-    if load_next() != _OLD_MAGIC:
+    unpickler = _Unpickler(data, path, "torch", lambda dtype, _, n: torch.empty(n, dtype=dtype))
+    if unpickler.load() != _OLD_MAGIC:
         raise pickle.UnpicklingError("no torch file")
-    _, system, content, keys = (load_next() for _ in range(4))
+    _, system, content, keys = (unpickler.load() for _ in range(4))
     if not system["little_endian"]:
         raise pickle.UnpicklingError("its numbers are in another byte order")
     for key in keys:
-        values = storages.pop(key) if isinstance(key, str) else torch.empty(0)
+        values = unpickler.storages.pop(key) if isinstance(key, str) else torch.empty(0)
         (count,) = struct.unpack("<q", data.read(8))
         raw = data.read(values.nbytes)
         if count != values.numel() or len(raw) != values.nbytes:
             raise pickle.UnpicklingError("it ends too early")
         if count:
             values.copy_(torch.frombuffer(bytearray(raw), dtype=values.dtype))
-    if storages:
+    if unpickler.storages:
         raise pickle.UnpicklingError("numbers of its tensors are missing")
     return content
 
@@ -251,8 +238,9 @@ class _Unpickler(pickle._Unpickler):
     def __init__(self, file: Any, path: Path, kind: str, storage: Storage | None = None) -> None:
         super().__init__(file, encoding="latin1")  # how Python 3 reads arrays of Python 2
         self.path, self.kind, self.storage = path, kind, storage
-        self.size = path.stat().st_size
-        self.room = _UNFOLD * self.size + _SPARE
+        self.storages: dict[str, torch.Tensor] = {}
+        size = path.stat().st_size
+        self.room = _UNFOLD * size + _SPARE
         self.odd_keys = 0
         self.__dict__["dispatch"] = _Steps(type(self).dispatch)
 
@@ -263,7 +251,13 @@ class _Unpickler(pickle._Unpickler):
             return text
 
         # whatever length the file claims, no more is allocated than it has
-        self._file_read, self._file_readline = lambda size: file.read(min(size, self.size)), line
+        self._file_read, self._file_readline = lambda count: file.read(min(count, size)), line
+
+    def load(self) -> Any:
+        try:
+            return super().load()
+        finally:
+            self.memo = {}  # it holds methods of this object, which would hold the file
 
     def claim(self, size: int) -> None:
         """Count bytes that the content takes."""
@@ -295,7 +289,13 @@ class _Unpickler(pickle._Unpickler):
         known = kind == "storage" and isinstance(dtype, torch.dtype) and isinstance(key, str)
         if not known or any(views) or self.storage is None:
             raise pickle.UnpicklingError("something else than numbers outside the description")
-        return self.storage(dtype, key, count)
+        if key not in self.storages:
+            self.claim(count * dtype.itemsize)
+            self.storages[key] = self.storage(dtype, key, count)
+        values = self.storages[key]
+        if values.dtype != dtype or values.numel() != count:
+            raise pickle.UnpicklingError(f"part {key} has another size than it says")
+        return values
 
     def _tensor(
         self, storage: Any, offset: int, size: Any, stride: Any, *others: Any
