@@ -29,9 +29,9 @@ from torch import nn
 
 from vitdet.data.datasets import coco_mini
 from vitdet.export import onnx_file
-from vitdet.export.graph import Detector, Graph, example_image, graph_of
+from vitdet.export.graph import Graph, example_image
 from vitdet.export.parity import Report, Run, compare
-from vitdet.predict.inputs import image_files, open_inputs
+from vitdet.predict.inputs import find_files, open_inputs
 from vitdet.predict.predictor import Predictor
 from vitdet.utils.quiet import quiet_dependencies
 
@@ -44,8 +44,8 @@ COLUMNS = (
 
 def pictures(folder: Path | None, count: int) -> Iterator[np.ndarray]:
     """Yield photographs of a folder, or of coco-mini: uint8 RGB (height, width, 3)."""
-    files = image_files(folder or coco_mini("train").image_root)
-    found = [picture.pixels() for picture in open_inputs(files[:count]).pictures]
+    files, _ = find_files(folder or coco_mini("train").image_root)
+    found = [picture.pixels() for picture in open_inputs(files[:count])[1]]
     yield from found
 
 
@@ -67,7 +67,7 @@ class Timed:
         """Return what the file finds."""
         first = time.process_time()
         with torch.inference_mode():
-            if isinstance(self.graph, Detector):
+            if self.graph.detector:
                 self.model([{"image": image}])
             else:
                 self.model.backbone(self.model.preprocess_image([{"image": image}]).tensor)
@@ -80,7 +80,7 @@ class Timed:
 
 def row(table: Table, side: int, report: Report, timed: Timed) -> None:
     """Add a line to the table."""
-    whole = isinstance(timed.graph, Detector)
+    whole = timed.graph.detector
     counts = (report.detections, report.matched, report.at_the_edge, report.extra)
     differences = (f"{report.box:.1e}", f"{report.score:.1e}", f"{report.mask_iou:.4f}")
     table.add(
@@ -100,7 +100,7 @@ def measure(model: nn.Module, part: str, sides: list[int], folder: Path, count: 
     """Export a part of the model once and compare it at every size; return the table's lines."""
     table = Table(*COLUMNS)
     faults: list[str] = []
-    graph = graph_of(model, part)
+    graph = Graph(model, part)
     with tempfile.TemporaryDirectory() as place:
         out = Path(place) / "model.onnx"
         onnx_file.write(graph, out, example_image(graph))
@@ -110,7 +110,7 @@ def measure(model: nn.Module, part: str, sides: list[int], folder: Path, count: 
             if count > 1:
                 run(images[0])  # warm-up
             timed = Timed(model, graph, run)
-            report = compare(model, graph, timed, images)
+            report = compare(graph, timed, images)
             row(table, side, report, timed)
             faults += [f"{part}, {side}: {fault}" for fault in report.faults]
     good = "All differences are within an export's limits (a pixel of each mask may differ)."

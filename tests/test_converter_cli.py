@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import importlib.util
+import datetime
 import json
 import pickle
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,12 +12,12 @@ import pytest
 import safetensors.torch
 import torch
 
+import converter
 from vitdet import checkpoint
 from vitdet.backbones.vit import ViT
 from vitdet.config import build_model, load_config
 from vitdet.pyramid import SimpleFeaturePyramid
 
-SCRIPT = Path(__file__).parents[1] / "converter.py"
 RECIPE = """
 from detectron2.config import LazyCall as L
 from vitdet.backbones.vit import ViT
@@ -31,22 +29,13 @@ model = L(SimpleFeaturePyramid)(net=net, out_channels=8, scale_factors=(1.0,))
 Run = Callable[..., int]
 
 
-def _converter() -> Callable[[list[str]], int]:
-    spec = importlib.util.spec_from_file_location("converter", SCRIPT)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module.main
-
-
-MAIN = _converter()
+def net(width: int = 16) -> ViT:
+    return ViT(img_size=64, embed_dim=width, depth=2, num_heads=2, pretrain_img_size=64)
 
 
 def mae() -> dict[str, torch.Tensor]:
     torch.manual_seed(0)
-    model = ViT(img_size=64, embed_dim=16, depth=2, num_heads=2, pretrain_img_size=64)
-    weights = {name: torch.randn_like(value) for name, value in model.state_dict().items()}
+    weights = {name: torch.randn_like(value) for name, value in net().state_dict().items()}
     tokens = {"cls_token": torch.randn(1, 1, 16), "norm.weight": torch.ones(16)}
     return weights | tokens | {"norm.bias": torch.zeros(16)}
 
@@ -68,13 +57,17 @@ def run(folder: Path) -> Run:
         source = paths.get("source", folder / "mae.pth")
         output = paths.get("output", folder / "out" / "vit.pth")
         options = ["--source-model", str(source), "--output-model", str(output)]
-        return MAIN([*options, "--config-file", str(folder / "recipe.py"), *words])
+        return converter.main([*options, "--config-file", str(folder / "recipe.py"), *words])
 
     return call
 
 
 def outputs(folder: Path) -> list[str]:
     return sorted(path.name for path in (folder / "out").iterdir())
+
+
+def written(folder: Path) -> dict[str, torch.Tensor]:
+    return checkpoint.read(folder / "out" / "vit.pth")["model"]
 
 
 @pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
@@ -94,8 +87,8 @@ def test_a_converted_file_loads_into_the_recipes_model(
         inside = name.startswith("net.")
         assert torch.equal(value, mae()[name[4:]] if inside else before[name])
         assert (name in initialised) == (not inside)
-    assert content["vitdet"]["format"] == 1
-    assert content["vitdet"]["source_format"] == "mae"
+    about = content["vitdet"]
+    assert about == {"format": 1, "source_format": "mae", "initialised": initialised}
 
     record = json.loads(report.read_text())
     assert record["source_format"] == "mae"
@@ -104,7 +97,6 @@ def test_a_converted_file_loads_into_the_recipes_model(
     assert record["initialised"] == initialised
     assert (record["unaccounted"], record["missing"], record["resized"]) == ([], [], {})
     assert record["source_model"] == str(folder / "mae.pth")
-
     printed = capsys.readouterr()
     assert printed.err == ""
     assert "used         27 keys" in printed.out
@@ -112,21 +104,9 @@ def test_a_converted_file_loads_into_the_recipes_model(
     assert f"wrote        {output}: 27 tensors" in printed.out
 
 
-def test_overrides_change_the_target(folder: Path, run: Run) -> None:
-    report = folder / "out" / "report.json"
-    assert run("--report", str(report), "model.net.pretrain_img_size=96") == 0
-    assert json.loads(report.read_text())["resized"] == {
-        "net.pos_embed": [[1, 17, 16], [1, 37, 16]]
-    }
-    weights = checkpoint.read(folder / "out" / "vit.pth")["model"]
-    assert weights["net.pos_embed"].shape == (1, 37, 16)
-
-
-def test_underscores_in_options(folder: Path) -> None:
-    output = folder / "out" / "under_score.pth"
-    words = [f"--source_model={folder / 'mae.pth'}", "--output_model", str(output)]
-    assert MAIN([*words, "--config_file", str(folder / "recipe.py"), "--source_format=mae"]) == 0
-    assert outputs(folder) == ["under_score.pth"]
+def test_overrides_change_the_target_and_underscores_are_dashes(folder: Path, run: Run) -> None:
+    assert run("--source_format=mae", "model.net.pretrain_img_size=96") == 0
+    assert written(folder)["net.pos_embed"].shape == (1, 37, 16)
 
 
 def test_weights_among_several(folder: Path, run: Run, capsys: pytest.CaptureFixture[str]) -> None:
@@ -134,14 +114,11 @@ def test_weights_among_several(folder: Path, run: Run, capsys: pytest.CaptureFix
     path = folder / "two.pth"
     torch.save({"model": mae(), "ema_state": average}, path)
     assert run(source=path) == 0
-    assert (
-        "weights taken from 'model'; --weights takes another: ema_state" in capsys.readouterr().out
-    )
-    written = checkpoint.read(folder / "out" / "vit.pth")["model"]
-    assert torch.equal(written["net.pos_embed"], mae()["pos_embed"])
+    note = "weights taken from 'model'; --weights takes another: ema_state"
+    assert note in capsys.readouterr().out
+    assert torch.equal(written(folder)["net.pos_embed"], mae()["pos_embed"])
     assert run("--weights", "ema_state", "--source-format=mae", source=path) == 0
-    written = checkpoint.read(folder / "out" / "vit.pth")["model"]
-    assert torch.equal(written["net.pos_embed"], mae()["pos_embed"] + 1)
+    assert torch.equal(written(folder)["net.pos_embed"], mae()["pos_embed"] + 1)
     assert run("--weights", "ema", source=path) == 2
     assert "got 'ema', the file has model, ema_state" in capsys.readouterr().err
 
@@ -152,16 +129,9 @@ def test_layer_scale_is_folded_on_demand(folder: Path, run: Run) -> None:
     torch.save(mae() | scales, path)
     assert run(source=path) == 1
     assert outputs(folder) == []
-    report = folder / "out" / "report.json"
-    assert run("--fold-layer-scale", "--report", str(report), source=path) == 0
-    written = checkpoint.read(folder / "out" / "vit.pth")["model"]
+    assert run("--fold-layer-scale", source=path) == 0
     for name in ("blocks.0.attn.proj.bias", "blocks.1.mlp.fc2.weight"):
-        assert torch.equal(written[f"net.{name}"], 2 * mae()[name])
-    record = json.loads(report.read_text())
-    assert record["made"]["net.blocks.1.mlp.fc2.weight"] == [
-        "blocks.1.mlp.fc2.weight",
-        "blocks.1.ls2.gamma",
-    ]
+        assert torch.equal(written(folder)[f"net.{name}"], 2 * mae()[name])
 
 
 def test_a_recipe_that_computes_something_else(
@@ -171,9 +141,8 @@ def test_a_recipe_that_computes_something_else(
     words = ("--report", str(report), "model.net.norm_eps=1e-3")
     assert run(*words) == 1
     assert outputs(folder) == ["report.json"]
-    assert (
-        "expected of the model: norm_eps=1e-06, not 0.001. Set that in" in capsys.readouterr().err
-    )
+    text = "expected of the model: norm_eps=1e-06, not 0.001. Set that in"
+    assert text in capsys.readouterr().err
     assert json.loads(report.read_text())["settings"] == {"norm_eps": [1e-6, 1e-3]}
     assert run("--allow-inexact", *words) == 0
     assert outputs(folder) == ["report.json", "vit.pth"]
@@ -181,19 +150,15 @@ def test_a_recipe_that_computes_something_else(
     assert expected in capsys.readouterr().out
 
 
-def test_safetensors_of_others_hold_the_weights_alone(folder: Path, run: Run) -> None:
-    path = folder / "model.safetensors"
+def test_other_containers(folder: Path, run: Run) -> None:
+    path = folder / "model.safetensors"  # of others: the weights alone
     safetensors.torch.save_file(mae(), path)
-    assert set(checkpoint.read(path)) == set(mae())
     report = folder / "out" / "report.json"
     assert run("--report", str(report), source=path) == 0
     record = json.loads(report.read_text())
     assert (record["source_format"], record["nested_under"]) == ("timm", "")
 
-
-def test_zoo_pickle_of_a_whole_pyramid(folder: Path, run: Run) -> None:
-    net = ViT(img_size=64, embed_dim=16, depth=2, num_heads=2, pretrain_img_size=64)
-    model = SimpleFeaturePyramid(net, out_channels=8, scale_factors=(1.0,))
+    model = SimpleFeaturePyramid(net(), out_channels=8, scale_factors=(1.0,))
     arrays = {name: value.numpy() for name, value in model.state_dict().items()}
     path = folder / "zoo.pkl"
     path.write_bytes(pickle.dumps({"model": arrays, "__author__": "someone"}))
@@ -202,6 +167,11 @@ def test_zoo_pickle_of_a_whole_pyramid(folder: Path, run: Run) -> None:
     assert content["vitdet"] == {"format": 1, "source_format": "detectron2", "initialised": []}
     for name, value in model.state_dict().items():
         assert torch.equal(content["model"][name], value)
+
+    path = folder / "dated.pth"
+    torch.save({"model": mae(), "when": datetime.date(2022, 3, 30)}, path)
+    assert run(source=path) == 2
+    assert run("--trust", source=path) == 0
 
 
 def test_unaccounted_keys_give_status_1_and_a_report(
@@ -217,58 +187,37 @@ def test_unaccounted_keys_give_status_1_and_a_report(
     assert error.count("\n") == 1
 
 
-def _truncate(folder: Path) -> Path:
-    path = folder / "short.pth"
-    path.write_bytes((folder / "mae.pth").read_bytes()[:-2000])
-    return path
-
-
-def _flip(folder: Path) -> Path:
-    path = folder / "flipped.pth"
-    damaged = bytearray((folder / "mae.pth").read_bytes())
-    damaged[len(damaged) // 2] ^= 4
-    path.write_bytes(damaged)
-    return path
-
-
-def _empty(folder: Path) -> Path:
-    path = folder / "empty.pth"
-    path.touch()
-    return path
-
-
-def _forbidden(folder: Path) -> Path:
-    path = folder / "evil.pkl"
-    path.write_bytes(b"cposix\nsystem\n(S'touch ran'\ntR.")
-    return path
-
-
-def _wide(folder: Path) -> Path:
-    path = folder / "wide.pth"
-    model = ViT(img_size=64, embed_dim=32, depth=2, num_heads=2, pretrain_img_size=64)
-    torch.save({"model": model.state_dict() | {"cls_token": torch.ones(1, 1, 32)}}, path)
-    return path
+def _flipped(data: bytes) -> bytes:
+    damaged = bytearray(data)
+    damaged[len(data) // 2] ^= 4
+    return bytes(damaged)
 
 
 @pytest.mark.parametrize(
-    ("make", "message"),
+    ("name", "damage", "message"),
     [
-        (_truncate, "it cannot be read"),
-        (_flip, "checksum of its part"),
-        (_empty, "it cannot be read (it is empty)"),
-        (_forbidden, "got the class posix.system"),
-        (_wide, "file has 32 channels (embed_dim), model 16."),
-        (lambda folder: folder / "absent.pth", "expected a file, got nothing there"),
+        ("short.pth", lambda data: data[:-2000], "it cannot be read"),
+        ("flipped.pth", _flipped, "checksum of its part"),
+        ("empty.pth", lambda _: b"", "it cannot be read (it is empty)"),
+        ("evil.pkl", lambda _: b"cposix\nsystem\n(S'touch ran'\ntR.", "the class posix.system"),
+        ("wide.pth", None, "file has 32 channels (embed_dim), model 16."),
+        ("absent.pth", None, "expected a file, got nothing there"),
     ],
 )
 def test_wrong_sources_leave_nothing_behind(
     folder: Path,
     run: Run,
     capsys: pytest.CaptureFixture[str],
-    make: Callable[[Path], Path],
+    name: str,
+    damage: Callable[[bytes], bytes] | None,
     message: str,
 ) -> None:
-    assert run("--report", str(folder / "out" / "report.json"), source=make(folder)) == 2
+    if damage is not None:
+        (folder / name).write_bytes(damage((folder / "mae.pth").read_bytes()))
+    elif name == "wide.pth":
+        wide = net(32).state_dict() | {"cls_token": torch.ones(1, 1, 32)}
+        torch.save({"model": wide}, folder / name)
+    assert run("--report", str(folder / "out" / "report.json"), source=folder / name) == 2
     assert outputs(folder) == []
     error = capsys.readouterr().err
     assert error.startswith("error: ")
@@ -276,7 +225,9 @@ def test_wrong_sources_leave_nothing_behind(
     assert error.count("\n") == 1
 
 
-def test_wrong_outputs(folder: Path, run: Run, capsys: pytest.CaptureFixture[str]) -> None:
+def test_wrong_outputs_and_overrides(
+    folder: Path, run: Run, capsys: pytest.CaptureFixture[str]
+) -> None:
     before = (folder / "mae.pth").read_bytes()
     wrong = {
         folder / "mae.pth": "expected a file of its own, got an input",
@@ -290,30 +241,8 @@ def test_wrong_outputs(folder: Path, run: Run, capsys: pytest.CaptureFixture[str
         assert message in capsys.readouterr().err
     assert run("--report", str(folder / "mae.pth")) == 2
     assert run("--report", str(folder / "out" / "vit.pth")) == 2
-    assert (folder / "mae.pth").read_bytes() == before
-    assert outputs(folder) == []
-
-
-def test_trust_opens_a_torch_file_with_other_classes(folder: Path, run: Run) -> None:
-    import datetime
-
-    path = folder / "dated.pth"
-    torch.save({"model": mae(), "when": datetime.date(2022, 3, 30)}, path)
-    assert run(source=path) == 2
-    assert run("--trust", source=path) == 0
-    assert outputs(folder) == ["vit.pth"]
-
-
-def test_a_typo_in_an_override(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
+    capsys.readouterr()
     assert run("model.net.embed_dims=32") == 2
     assert "Did you mean model.net.embed_dim?" in capsys.readouterr().err
-
-
-@pytest.mark.slow
-def test_as_a_program(folder: Path) -> None:
-    output = folder / "out" / "vit.safetensors"
-    words = ["--source-model", folder / "mae.pth", "--output-model", output]
-    command = [sys.executable, SCRIPT, *words, "--config-file", folder / "recipe.py"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
-    assert done.returncode == 0, done.stderr
-    assert f"wrote        {output}: 27 tensors" in done.stdout
+    assert (folder / "mae.pth").read_bytes() == before
+    assert outputs(folder) == []

@@ -189,14 +189,6 @@ def test_a_missed_and_a_mislabelled_object(data):
     assert results["bbox"]["AR100"] == pytest.approx(25)
 
 
-def test_a_detection_in_a_crowd_region_is_no_error(data):
-    inside = _instances([[0, 0, 50, 40], [56, 12, 10, 10], [60, 25, 10, 10]], [0, 1, 1])
-    inside.scores = torch.tensor([0.5, 0.99, 0.98])
-    results = _evaluate(data, PERFECT | {2: inside})
-    assert results["bbox"]["AP"] == pytest.approx(100)
-    assert results["segm"]["AP"] == pytest.approx(100)
-
-
 @pytest.mark.parametrize("masks", [True, False])
 def test_no_predictions_score_zero(data, masks):
     results = _evaluate(data, {n: _instances([], [], masks) for n in (1, 2)})
@@ -204,14 +196,6 @@ def test_no_predictions_score_zero(data, masks):
     for metrics in results.values():
         assert metrics["AP"] == 0
         assert metrics["per_class"] == {"cat": 0, "dog": 0}
-
-
-def test_no_ground_truth_scores_nan(data):
-    data.content["annotations"] = []
-    data.write()
-    results = _evaluate(data, PERFECT)
-    assert math.isnan(results["bbox"]["AP"])
-    assert math.isnan(results["segm"]["per_class"]["dog"])
 
 
 def test_a_file_without_annotations_is_not_scored(data, tmp_path, caplog):
@@ -222,28 +206,13 @@ def test_a_file_without_annotations_is_not_scored(data, tmp_path, caplog):
     assert len(json.loads((tmp_path / "out/coco_instances_results.json").read_text())) == 3
 
 
-def test_missing_area_and_iscrowd_are_filled_in(data):
-    for annotation in data.content["annotations"]:
-        del annotation["area"]
-    del data.content["annotations"][0]["iscrowd"]
-    data.write()
-    results = _evaluate(data, PERFECT)
-    assert results["segm"]["AP"] == pytest.approx(100)
-    assert results["segm"]["APs"] == pytest.approx(100)  # 200 and 900 pixels are small
-    assert results["segm"]["APm"] == pytest.approx(100)  # 2000 pixels
-
-
-def test_boxes_without_masks_in_the_file(data):
+def test_only_the_images_of_the_records_count(data):
+    data.records = data.records[:1]
     for annotation in data.content["annotations"]:
         annotation["segmentation"] = []
     data.write()
-    results = _evaluate(data, PERFECT, iou_types=["bbox"])
+    results = _evaluate(data, {1: PERFECT[1]}, iou_types=["bbox"])
     assert results["bbox"]["AP"] == pytest.approx(100)
-
-
-def test_only_the_images_of_the_records_count(data):
-    data.records = data.records[:1]
-    assert _evaluate(data, {1: PERFECT[1]})["bbox"]["AP"] == pytest.approx(100)
 
 
 def test_annotations_that_the_data_set_left_out_do_not_count(data):
@@ -291,7 +260,7 @@ def test_processes_bring_their_parts_together(data, monkeypatch):
     parts: list[Any] = []
     for name in ("all_gather_object", "gather_object"):
         monkeypatch.setattr(distributed, name, lambda part: [part])
-    with pytest.raises(InputError, match="1 images not processed, such as image 2"):
+    with pytest.raises(InputError, match="got 0 for image 2"):
         first.evaluate()
     monkeypatch.setattr(distributed, "all_gather_object", lambda part: [([1, 2], True)])
     monkeypatch.setattr(distributed, "gather_object", lambda part: parts.append(part) or [])
@@ -307,11 +276,11 @@ def test_processes_bring_their_parts_together(data, monkeypatch):
     [
         (
             [1],
-            r"evaluation on tiny: expected predictions for each of its 2 images once, got 1 "
-            r"images not processed, such as image 2\. Evaluate with the loader of the same",
+            r"evaluation on tiny: expected predictions for each of its 2 images once, got 0 for "
+            r"image 2 \(and other numbers for 0 more\)\. Evaluate with the loader of the same",
         ),
-        ([1, 2, 2], "got 1 images processed more than once, such as image 2"),
-        ([1, 2, 9], "got 1 images not of this data set, such as image 9"),
+        ([1, 2, 2], "got 2 for image 2"),
+        ([1, 2, 9], "got 1 for image 9"),
     ],
 )
 def test_every_image_once(data, images, text):
@@ -336,10 +305,15 @@ def test_data_sets_that_cannot_be_evaluated_by(data):
         CocoEvaluator(data)
 
 
-def test_a_model_with_too_many_classes(data):
+def test_a_model_with_too_many_classes_and_no_ground_truth(data):
     text = "image 1: expected a class index below 2, as tiny has classes, got 2.*number of classes"
     with pytest.raises(InputError, match=text):
         _evaluate(data, {1: _instances([[0, 0, 5, 5]], [2])})
+    data.content["annotations"] = []
+    data.write()
+    results = _evaluate(data, PERFECT)
+    assert math.isnan(results["bbox"]["AP"])
+    assert math.isnan(results["segm"]["per_class"]["dog"])
 
 
 def test_masks_are_encoded_by_another_thread_in_order(data, monkeypatch):
@@ -369,33 +343,6 @@ def test_masks_are_encoded_by_another_thread_in_order(data, monkeypatch):
         assert mask_util.area(each["segmentation"]) == 5 * each["image_id"]
 
 
-def test_few_masks_wait_to_be_encoded(data, monkeypatch):
-    go_on, taken = threading.Semaphore(0), threading.Semaphore(0)
-
-    def held(masks: np.ndarray) -> list[dict[str, Any]]:
-        assert go_on.acquire(timeout=60)
-        return encode(masks)
-
-    monkeypatch.setattr(evaluation, "encode", held)
-    evaluator = CocoEvaluator(data)
-
-    def feed() -> None:
-        for image in range(5):
-            evaluator.process([{"image_id": image}], [{"instances": PERFECT[1]}])
-            taken.release()
-
-    feeder = threading.Thread(target=feed)
-    feeder.start()
-    for _ in range(2):
-        assert taken.acquire(timeout=60)
-    assert not taken.acquire(timeout=0.2)  # the third image waits for the first
-    go_on.release(5)
-    for _ in range(3):
-        assert taken.acquire(timeout=60)
-    feeder.join(timeout=60)
-    evaluator.reset()
-
-
 def test_what_goes_wrong_in_the_thread_is_raised(data, monkeypatch):
     def fails(masks: np.ndarray) -> list[dict[str, Any]]:
         raise RuntimeError("no memory")
@@ -413,24 +360,22 @@ def test_what_goes_wrong_in_the_thread_is_raised(data, monkeypatch):
 
 
 GOOD = {"image_id": 1, "category_id": 3, "score": 0.5, "bbox": [1, 1, 5, 5]}
+WHOLE = encode(np.ones((1, HEIGHT, WIDTH), bool))[0]
 
 
 @pytest.mark.parametrize(
     ("results", "text"),
     [
-        ([GOOD, GOOD | {"image_id": 5}], "results, result 1: expected a known image_id, got 5"),
-        ([GOOD | {"category_id": 0}], "result 0: expected a known category_id, got 0"),
+        ([GOOD, GOOD | {"image_id": 5}], "result 1: expected a known image_id, .* got 5"),
+        ([GOOD | {"category_id": 0}], "result 0: expected a known category_id, .*, got 0"),
         ([GOOD | {"score": math.nan}], "result 0: expected a finite score, got nan. The model"),
         ([GOOD | {"score": "high"}], "result 0: expected a finite score, got high."),
-        ([GOOD | {"score": None}], "result 0: expected a finite score, got None."),
-        ([GOOD | {"image_id": [1]}], r"expected a known image_id, got \[1\]"),
+        ([GOOD | {"image_id": [1]}], r"expected a known image_id, .*, got \[1\]"),
         ([GOOD | {"bbox": [1, 1, math.inf, 2]}], "no side negative, got list .1, 1, inf, 2.$"),
         ([GOOD | {"bbox": [9, 9, -3, 4]}], "no side negative, got list .9, 9, -3, 4.$"),
-        ([GOOD | {"bbox": ["1", "1", "2", "2"]}], "expected a bbox XYWH of four finite numbers"),
-        ([GOOD | {"bbox": [1, 1, 2]}], "a bbox XYWH of four finite numbers.*got list .1, 1, 2"),
         ([GOOD | {"bbox": None}], "expected a bbox XYWH of four finite.*got NoneType None"),
-        ([{"image_id": 1}], r"expected the keys \['bbox', .*got \['image_id'\]"),
-        ([7], "expected the keys .* got int"),
+        ([{"image_id": 1}], "expected the keys image_id, category_id, score, bbox, got"),
+        ([7], "expected the keys .* got 7"),
     ],
 )
 def test_bad_results(data, results, text):
@@ -439,36 +384,19 @@ def test_bad_results(data, results, text):
 
 
 @pytest.mark.parametrize(
-    ("mask", "got"),
-    [
-        ([[1, 1, 5, 1, 5, 5]], "got list"),
-        ({"size": [60, 80], "counts": [4, 10, 4786]}, "got dict"),
-        ({"size": [60, 80]}, "got dict"),
-        (None, "got NoneType"),
-    ],
-)
-def test_bad_masks(data, mask, got):
-    text = rf"result 0: expected a run-length encoded mask, as of pycocotools\.mask\.encode, {got}"
-    with pytest.raises(InputError, match=text):
-        evaluate_results(data.json_file, [GOOD | {"segmentation": mask}], "segm")
-
-
-WHOLE = encode(np.ones((1, HEIGHT, WIDTH), bool))[0]
-
-
-@pytest.mark.parametrize(
     "mask",
     [
+        None,
+        [[1, 1, 5, 1, 5, 5]],
+        {"size": [60, 80], "counts": [4, 10, 4786]},
+        {"size": [60, 80]},
         {"size": [80, 60], "counts": WHOLE["counts"]},
-        {"counts": WHOLE["counts"]},
         *(WHOLE | {"counts": counts} for counts in ("", "zz", "PPPPPP", "é", 3 * WHOLE["counts"])),
     ],
 )
 def test_masks_that_do_not_cover_their_image(data, mask):
     """pycocotools would compute with some of them for hours."""
-    text = (
-        r"result 0: expected run lengths that cover the image's size \(60, 80\) \(height, width\)"
-    )
+    text = r"result 0: expected a mask .* that covers the image's size \(60, 80\), got"
     with pytest.raises(InputError, match=text):
         evaluate_results(data.json_file, [GOOD | {"segmentation": mask}], "segm")
 
@@ -479,15 +407,17 @@ FOUND = [
 ]
 
 
-@pytest.mark.parametrize("results", ["tuple", "array", "float ids", "numpy"])
-def test_results_in_other_types(data, results):
-    change: dict[str, Any] = {
-        "tuple": lambda each: each | {"bbox": tuple(each["bbox"])},
-        "array": lambda each: each | {"bbox": np.array(each["bbox"], np.float32)},
-        "float ids": lambda each: each | {"image_id": float(each["image_id"])},
-        "numpy": lambda each: each | {"image_id": np.int64(each["image_id"])},
-    }
-    found = [change[results](each) for each in FOUND]
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda each: {"bbox": tuple(each["bbox"])},
+        lambda each: {"bbox": np.array(each["bbox"], np.float32)},
+        lambda each: {"image_id": float(each["image_id"])},
+        lambda each: {"image_id": np.int64(each["image_id"])},
+    ],
+)
+def test_results_in_other_types(data, change):
+    found = [each | change(each) for each in FOUND]
     assert evaluate_results(data.json_file, found, "bbox")["AP"] == pytest.approx(1)
 
 
@@ -498,24 +428,19 @@ def _spoiled(data: Data, **values: Any) -> dict[str, Any]:
     return content
 
 
-WITHOUT_BOX = "bbox evaluation: 1 objects left out, without a bbox of four numbers XYWH"
-OF_NO_IMAGE = "bbox evaluation: 1 objects left out, of an unknown image"
-
-
 @pytest.mark.parametrize(
-    ("values", "text"),
+    ("values", "why"),
     [
-        ({"category_id": 999}, "bbox evaluation: 1 objects left out, of an unknown category"),
-        ({"image_id": 999}, OF_NO_IMAGE),
-        ({"image_id": None}, OF_NO_IMAGE),
-        ({"bbox": [9, 9, -3, 4]}, WITHOUT_BOX),
-        ({"bbox": "none"}, WITHOUT_BOX),
-        ({"bbox": [1, 2, math.nan, 4]}, WITHOUT_BOX),
+        ({"category_id": 999}, "of an unknown image or category"),
+        ({"image_id": None}, "of an unknown image or category"),
+        ({"bbox": [9, 9, -3, 4]}, "without a bbox of four numbers XYWH"),
+        ({"bbox": "none"}, "without a bbox of four numbers XYWH"),
+        ({"bbox": [1, 2, math.nan, 4]}, "without a bbox of four numbers XYWH"),
     ],
 )
-def test_objects_that_cannot_count_are_left_out_and_said(data, caplog, values, text):
+def test_objects_that_cannot_count_are_left_out_and_said(data, caplog, values, why):
     got = evaluate_results(_spoiled(data, **values), FOUND, "bbox")
-    assert [record.getMessage() for record in caplog.records] == [text]
+    assert caplog.messages == [f"bbox evaluation: 1 objects left out, {why}"]
     # cat: the one that is left is found, and what is found where there is none comes second
     assert got["per_category_AP"] == {3: pytest.approx(0.5), 7: pytest.approx(1)}
 
@@ -525,20 +450,17 @@ def test_objects_without_mask_do_not_count_for_masks(data, caplog, mask):
     content = _spoiled(data, segmentation=mask)
     content["annotations"][1]["segmentation"] = []
     assert math.isnan(evaluate_results(content, [], "segm")["per_category_AP"][7])
-    assert [record.getMessage() for record in caplog.records] == [
-        "segm evaluation: 1 objects left out, with a segmentation that is no mask of their image",
-        "segm evaluation: 1 objects left out, without a mask",
-    ]
+    text = "segm evaluation: 2 objects left out, without a segmentation that is a mask of their im"
+    assert [line[: len(text)] for line in caplog.messages] == [text]
 
 
-@pytest.mark.parametrize("bbox", [["5", "5", "20", "10"], (5, 5, 20, 10)])
-def test_a_box_of_text_is_read(data, caplog, bbox):
-    got = evaluate_results(_spoiled(data, bbox=bbox), FOUND, "bbox")
+def test_a_box_of_text_is_read(data, caplog):
+    got = evaluate_results(_spoiled(data, bbox=["5", "5", "20", "10"]), FOUND, "bbox")
     assert got["AP"] == pytest.approx(1)
     assert not caplog.records
 
 
-@pytest.mark.parametrize("area", [-5, 1e12, 60 * 80 + 1, 0, math.nan, math.inf, "much", [3]])
+@pytest.mark.parametrize("area", [-5, 60 * 80 + 1, 0, math.nan, "much", [3]])
 @pytest.mark.parametrize("mask", [True, False])
 def test_an_impossible_area_is_that_of_the_object(data, caplog, area, mask):
     content = copy.deepcopy(data.content)
@@ -548,44 +470,11 @@ def test_an_impossible_area_is_that_of_the_object(data, caplog, area, mask):
             annotation["segmentation"] = None
     got = evaluate_results(content, FOUND, "bbox")
     text = "bbox evaluation: 4 objects with an impossible area: that of the mask or box is taken"
-    assert [record.getMessage() for record in caplog.records] == [text]
+    assert caplog.messages == [text]
     before = evaluate_results(data.json_file, FOUND, "bbox")
     assert got.pop("per_category_AP") == before.pop("per_category_AP")
     assert got == pytest.approx(before, nan_ok=True)
     assert got["APs"] == got["APm"] == pytest.approx(1)
-
-
-def test_lvis_leaves_out_what_has_no_area(data, caplog):
-    """As lvis-api does, after the limit: an empty mask takes a place among the best."""
-    content = _spoiled(data, area=0)
-    for category in content["categories"]:
-        category["frequency"] = "f"
-    empty = {
-        "size": [HEIGHT, WIDTH],
-        "counts": encode(np.zeros((1, HEIGHT, WIDTH), bool))[0]["counts"],
-    }
-    found = [
-        each
-        | {
-            "segmentation": mask_util.merge(
-                mask_util.frPyObjects(_rectangle(each["bbox"]), HEIGHT, WIDTH)
-            )
-        }
-        for each in FOUND
-    ]
-    found = [
-        {
-            **each,
-            "segmentation": {"size": [HEIGHT, WIDTH], "counts": each["segmentation"]["counts"]},
-        }
-        for each in found
-    ]
-    bad = {"image_id": 2, "category_id": 3, "score": 0.99, "segmentation": empty}
-    arguments: dict[str, Any] = {"style": "lvis"}
-    got = evaluate_results(content, [bad, *found[1:]], "segm", 300, **arguments)
-    assert got["AP"] == pytest.approx(1)
-    assert "segm evaluation: 1 objects left out, of area 0 (LVIS)" in caplog.text
-    assert evaluate_results(content, [bad, *found[1:3]], "segm", 1, **arguments)["AP"] < 0.6
 
 
 def test_more_objects_than_detections_that_count(data, caplog):
@@ -594,38 +483,25 @@ def test_more_objects_than_detections_that_count(data, caplog):
     content["annotations"] += [first | {"bbox": [n % 60, n % 40, 3, 3]} for n in range(150)]
     evaluate_results(content, FOUND, "bbox")
     text = "up to 151 objects of an image and category, of which no more than 100 can be found"
-    assert [record.getMessage() for record in caplog.records] == [f"bbox evaluation: {text}"]
+    assert [line for line in caplog.messages if "can be" in line] == [f"bbox evaluation: {text}"]
 
 
-def test_bad_files(data, tmp_path):
-    broken = tmp_path / "broken.json"
+def test_bad_files_and_arguments(data, tmp_path):
+    def refused(text: str, truth: Any, *given: Any, **options: Any) -> None:
+        with pytest.raises(InputError, match=text):
+            evaluate_results(truth, *given, **options)
+
+    broken, good = tmp_path / "broken.json", data.json_file
     broken.write_text('[{"image_id": 1,')
-    with pytest.raises(InputError, match=r"results file .*broken.json: expected a json file with"):
-        evaluate_results(data.json_file, broken, "bbox")
+    refused(r"broken.json: expected results in a list, got JSONDecodeError", good, broken, "bbox")
     broken.write_text("{}")
-    with pytest.raises(InputError, match=r"with a list of results, got dict \{\}"):
-        evaluate_results(data.json_file, broken, "bbox")
-    with pytest.raises(InputError, match=r"annotation file .*broken.json: expected the lists"):
-        evaluate_results(broken, [], "bbox")
-    with pytest.raises(InputError, match='annotations: expected a list "annotations" as in COCO'):
-        evaluate_results({key: data.content[key] for key in ("images", "categories")}, [], "bbox")
+    refused(r"expected results in a list, got dict \{\}", good, broken, "bbox")
+    refused('annotations: expected a list "images"', broken, [], "bbox")
     broken.write_text(json.dumps(FOUND), encoding="utf-8-sig")
-    assert evaluate_results(data.json_file, broken, "bbox")["AP"] == pytest.approx(1)
-    with pytest.raises(InputError, match=r"annotation file .*none.json: .*FileNotFoundError"):
-        evaluate_results(tmp_path / "none.json", [], "bbox")
-
-
-def test_bad_arguments(data):
-    with pytest.raises(InputError, match="results: expected a list or a file, got a dict"):
-        evaluate_results(data.json_file, {}, "bbox")  # pyright: ignore[reportArgumentType]
-    content = {**data.content, "images": [{**data.content["images"][0], "id": "x"}]}
-    with pytest.raises(InputError, match="expected whole numbers as ids of \"images\", got 'x'"):
-        evaluate_results(content, [], "bbox")
-    with pytest.raises(InputError, match="got iou_type='keypoints', style='coco' and"):
-        evaluate_results(data.json_file, [], "keypoints")
-    with pytest.raises(InputError, match=r"got iou_type='bbox', .* max_dets=0"):
-        evaluate_results(data.json_file, [], "bbox", 0)
-    with pytest.raises(
-        InputError, match="LVIS categories: expected a frequency r, c or f each, got none"
-    ):
-        evaluate_results(data.json_file, [], "bbox", style="lvis")
+    assert evaluate_results(good, broken, "bbox")["AP"] == pytest.approx(1)
+    refused(r"none.json: .* got FileNotFoundError", tmp_path / "none.json", [], "bbox")
+    images = [{**data.content["images"][0], "id": "x"}]
+    refused('whole numbers as ids of "images"', {**data.content, "images": images}, [], "bbox")
+    refused("got iou_type='keypoints', style='coco' and", good, [], "keypoints")
+    refused(r"got iou_type='bbox', .* max_dets=0", good, [], "bbox", 0)
+    refused("LVIS categories: expected a frequency", good, [], "bbox", style="lvis")

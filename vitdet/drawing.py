@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import colorsys
 import io
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ import numpy as np
 from detectron2.structures import BoxMode, Instances
 from PIL import Image, ImageDraw, ImageFont
 
-from vitdet.utils.checks import InputError, fail, one_line
+from vitdet.utils.checks import InputError, one_line
 from vitdet.utils.files import replacing
 from vitdet.utils.run_lengths import decode, encode_segmentation
 
@@ -23,12 +23,9 @@ MIN_SIDE = 480  # pixels: below it labels would cover the objects, so the pictur
 _ENLARGED_TO = 4096  # pixels: the longer side of an elongated image ends the enlargement
 _LONGEST_SIDE = 65_500  # pixels: what JPEG holds
 _LONGEST_LABEL = 60  # letters
-_LABEL_PAD = 2  # pixels of black ground round a label's text
-_MARGIN = 8
-_TITLE_HEIGHT = 28
+_PAD = 2  # pixels of black ground round a label's text
 
 Colour = tuple[int, int, int]
-Shown = tuple[np.ndarray, Sequence[np.ndarray] | None, list[int], list[str]]  # boxes, masks, ...
 
 
 def draw_instances(
@@ -56,21 +53,15 @@ def draw_instances(
     Raises:
         InputError: `image` is no uint8 RGB image, or longer than 65500 pixels.
     """
-    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
-        fail(
-            "image to draw on",
-            expected="uint8 RGB (height, width, 3)",
-            got=f"{image.dtype} {image.shape}",
-            remedy="Convert it, for example with PIL's Image.convert('RGB').",
-        )
     height, width = image.shape[:2]
-    if max(height, width) > _LONGEST_SIDE:
-        text = f"image to draw on: expected sides of up to {_LONGEST_SIDE} pixels, got {height} x "
-        raise InputError(f"{text}{width}. Cut it into parts, or draw nothing (--no-pictures).")
-    if not isinstance(instances, Instances):
-        boxes, masks, classes, labels = _annotations(instances, class_names, (height, width))
-    else:
-        boxes, masks, classes, labels = _predictions(instances, class_names, threshold)
+    good = image.dtype == np.uint8 and image.shape[2:] == (3,)
+    if not good or max(height, width) > _LONGEST_SIDE:
+        raise InputError(
+            f"image to draw on: expected uint8 RGB with sides of up to {_LONGEST_SIDE} pixels, got "
+            f"{image.dtype} {image.shape}. Cut it into parts, or draw nothing (--no-pictures)."
+        )
+    convert = _predictions if isinstance(instances, Instances) else _annotations
+    boxes, masks, classes, labels = convert(instances, class_names, threshold, (height, width))
     scale = max(1.0, min(min_side / min(height, width), _ENLARGED_TO / max(height, width)))
     size = (round(width * scale), round(height * scale))
     drawn = cv2.resize(image, size, interpolation=cv2.INTER_CUBIC) if scale > 1 else image.copy()
@@ -83,8 +74,10 @@ def draw_instances(
             _draw_mask(drawn, masks[place], colour, line)
         x1, y1, x2, y2 = (round(value) for value in boxes[place].tolist())
         cv2.rectangle(drawn, (x1, y1), (x2, y2), colour, line)
-    marks = [(labels[p], _colour(classes[p]), boxes[p].tolist()) for p in order]
-    return _labelled(drawn, marks, 6 * line)
+    written = Image.fromarray(drawn)
+    for place in order:
+        _write(written, labels[place], _colour(classes[place]), boxes[place].tolist(), 6 * line)
+    return np.array(written)
 
 
 def _draw_mask(drawn: np.ndarray, mask: np.ndarray, colour: Colour, line: int) -> None:
@@ -103,22 +96,18 @@ def _draw_mask(drawn: np.ndarray, mask: np.ndarray, colour: Colour, line: int) -
     cv2.drawContours(drawn, outlines, -1, colour, max(1, line // 2), offset=(x, y))
 
 
-def _labelled(
-    drawn: np.ndarray, marks: Iterable[tuple[str, Colour, Sequence[float]]], height: int
-) -> np.ndarray:
-    """Write labels above their boxes, or in them, moved as far as they would stick out."""
-    image = Image.fromarray(drawn)
+def _write(image: Image.Image, label: str, colour: Colour, box: list[float], height: int) -> None:
+    """Write a label above its box, or in it, moved as far as it would stick out."""
     pen, font = ImageDraw.Draw(image), _font(max(12, height))
-    for label, colour, (x1, y1, *_) in marks:
-        text = one_line(label)  # whatever the name of its class is
-        text = text if len(text) <= _LONGEST_LABEL else f"{text[: _LONGEST_LABEL - 3]}..."
-        left, top, right, bottom = font.getbbox(text)
-        wide, high = right - left + 2 * _LABEL_PAD, bottom - top + 2 * _LABEL_PAD
-        x = max(0, min(round(x1), image.width - round(wide) - 1))
-        y = max(0, min(round(y1 - high if y1 >= high else y1), image.height - round(high) - 1))
-        pen.rectangle((x, y, x + wide, y + high), fill="black", outline=colour)
-        pen.text((x + _LABEL_PAD - left, y + _LABEL_PAD - top), text, fill="white", font=font)
-    return np.array(image)
+    text = one_line(label)  # whatever the name of its class is
+    text = text if len(text) <= _LONGEST_LABEL else f"{text[: _LONGEST_LABEL - 3]}..."
+    left, top, right, bottom = font.getbbox(text)
+    wide, high = right - left + 2 * _PAD, bottom - top + 2 * _PAD
+    above = box[1] - high if box[1] >= high else box[1]
+    x = max(0, min(round(box[0]), image.width - round(wide) - 1))
+    y = max(0, min(round(above), image.height - round(high) - 1))
+    pen.rectangle((x, y, x + wide, y + high), fill="black", outline=colour)
+    pen.text((x + _PAD - left, y + _PAD - top), text, fill="white", font=font)
 
 
 @cache
@@ -132,69 +121,47 @@ def _colour(index: int) -> Colour:
     return round(255 * red), round(255 * green), round(255 * blue)
 
 
-def _predictions(instances: Instances, class_names: Sequence[str], threshold: float) -> Shown:
-    instances = instances.to("cpu")
-    instances = instances[instances.scores >= threshold]
-    classes = instances.pred_classes.tolist()
-    labels = [
-        f"{class_names[index]} {score:.0%}"
-        for index, score in zip(classes, instances.scores.tolist(), strict=True)
-    ]
-    masks = list(instances.pred_masks.numpy()) if instances.has("pred_masks") else None
-    return instances.pred_boxes.tensor.numpy(), masks, classes, labels
+def _predictions(found: Any, names: Sequence[str], threshold: float, _: Any) -> Any:
+    """Return boxes XYXY, masks or None, class indexes and labels."""
+    found = found.to("cpu")
+    found = found[found.scores >= threshold]
+    classes, scores = found.pred_classes.tolist(), found.scores.tolist()
+    labels = [f"{names[index]} {score:.0%}" for index, score in zip(classes, scores, strict=True)]
+    masks = list(found.pred_masks.numpy()) if found.has("pred_masks") else None
+    return found.pred_boxes.tensor.numpy(), masks, classes, labels
 
 
-def _annotations(
-    annotations: Sequence[dict[str, Any]], class_names: Sequence[str], size: tuple[int, int]
-) -> Shown:
-    boxes = [
-        BoxMode.convert(item["bbox"], item["bbox_mode"], BoxMode.XYXY_ABS) for item in annotations
-    ]
-    classes = [int(item["category_id"]) for item in annotations]
-    labels = [
-        class_names[index] + (" (crowd)" if item.get("iscrowd", 0) else "")
-        for index, item in zip(classes, annotations, strict=True)
-    ]
+def _annotations(items: Any, names: Sequence[str], _: float, size: tuple[int, int]) -> Any:
+    boxes = [BoxMode.convert(each["bbox"], each["bbox_mode"], BoxMode.XYXY_ABS) for each in items]
+    classes = [int(each["category_id"]) for each in items]
+    marks = [" (crowd)" if each.get("iscrowd", 0) else "" for each in items]
+    labels = [names[index] + mark for index, mark in zip(classes, marks, strict=True)]
     masks = None
-    if annotations and all("segmentation" in item for item in annotations):
-        masks = [decode(encode_segmentation(item["segmentation"], size)) for item in annotations]
+    if items and all("segmentation" in each for each in items):
+        masks = [decode(encode_segmentation(each["segmentation"], size)) for each in items]
     return np.asarray(boxes, dtype=np.float64).reshape(-1, 4), masks, classes, labels
 
 
 def contact_sheet(
-    rows: Sequence[Sequence[np.ndarray]],
-    *,
-    titles: Sequence[str] = (),
-    cell_height: int = 320,
+    rows: Sequence[Sequence[np.ndarray]], *, titles: Sequence[str] = (), cell_height: int = 320
 ) -> np.ndarray:
-    """Lay pictures out in rows on white.
+    """Lay pictures (uint8 RGB, at least one) out in rows on white, under a title a column.
 
-    Args:
-        rows: pictures, uint8 RGB (height, width, 3) of any sizes; rows may differ in length.
-        titles: one text above each column.
-        cell_height: every picture is resized to this height (pixels), its shape kept.
-
-    Returns:
-        uint8 RGB (height, width, 3).
-
-    Raises:
-        InputError: there is no picture.
+    Every picture is resized to `cell_height` pixels, its shape kept.
     """
-    if not any(len(row) for row in rows):
-        fail("contact sheet", expected="pictures", got="none", remedy="Give at least one.")
+    margin, title = 8, 28 if titles else 0
     cells = [[_resized(picture, cell_height) for picture in row] for row in rows]
-    columns = max(len(row) for row in cells)
-    widths = [max(row[c].width for row in cells if c < len(row)) for c in range(columns)]
-    lefts = [_MARGIN + sum(widths[:c]) + _MARGIN * c for c in range(columns)]
-    top = _MARGIN + (_TITLE_HEIGHT if titles else 0)
-    size = (lefts[-1] + widths[-1] + _MARGIN, top + len(cells) * (cell_height + _MARGIN))
-    sheet = Image.new("RGB", size, "white")
+    columns = range(max(len(row) for row in cells))
+    widths = [max(row[c].width for row in cells if c < len(row)) for c in columns]
+    lefts = [margin + sum(widths[:c]) + margin * c for c in columns]
+    height = margin + title + len(cells) * (cell_height + margin)
+    sheet = Image.new("RGB", (lefts[-1] + widths[-1] + margin, height), "white")
     for index, row in enumerate(cells):
         for left, picture in zip(lefts, row, strict=False):
-            sheet.paste(picture, (left, top + index * (cell_height + _MARGIN)))
+            sheet.paste(picture, (left, margin + title + index * (cell_height + margin)))
     pen = ImageDraw.Draw(sheet)
-    for left, title in zip(lefts, titles, strict=False):
-        pen.text((left, _MARGIN), title, fill="black", font=_font(18))
+    for left, text in zip(lefts, titles, strict=False):
+        pen.text((left, margin), text, fill="black", font=_font(18))
     return np.asarray(sheet)
 
 
@@ -204,9 +171,7 @@ def _resized(picture: np.ndarray, height: int) -> Image.Image:
 
 
 def save_image(image: np.ndarray, path: str | Path) -> None:
-    """Write a uint8 RGB image; the suffix (.jpg or .png) decides the format.
-
-    The file appears whole or not at all.
+    """Write a uint8 RGB image whole or not at all; the suffix (.jpg or .png) decides the format.
 
     Raises:
         InputError: another suffix, a missing folder, an image that the format cannot hold.
@@ -214,11 +179,8 @@ def save_image(image: np.ndarray, path: str | Path) -> None:
     """
     path = Path(path)
     kind = {".jpg": "JPEG", ".jpeg": "JPEG", ".png": "PNG"}.get(path.suffix.lower())
-    if kind is None:
-        got = path.suffix or "no suffix"
-        raise InputError(f"picture {path}: expected a name ending in .jpg or .png, got {got}.")
-    if not path.parent.is_dir():
-        raise InputError(f"picture {path}: could not be written, there is no such folder.")
+    if kind is None or not path.parent.is_dir():
+        raise InputError(f"picture {path}: expected a .jpg or .png in a folder that is there.")
     written = io.BytesIO()  # Pillow would take half a write to a file for a whole one
     try:
         Image.fromarray(image).save(written, format=kind, quality=92)

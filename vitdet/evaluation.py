@@ -9,56 +9,36 @@ from collections.abc import Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import chain
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
-from detectron2.evaluation import DatasetEvaluator
-
-from vitdet.scores import Json, Style, evaluate_results, read_truth
+from vitdet.scores import Json, evaluated, metrics, read_truth
 from vitdet.utils import distributed
-from vitdet.utils.checks import InputError, fail
+from vitdet.utils.checks import InputError
 from vitdet.utils.files import write_text
 from vitdet.utils.run_lengths import encode
 
 logger = logging.getLogger(__name__)
 
 _WAITING = 2  # calls whose masks may be in memory, a bool a pixel, until they are encoded
+_OF_DATA = ("name", "class_names", "class_ids", "records", "json_file", "style", "truth")
 
 
-class EvaluationData(Protocol):
-    """What the evaluator needs to know of a data set; `vitdet.data.datasets.Dataset` has it."""
-
-    @property
-    def name(self) -> str: ...  # noqa: D102
-    @property
-    def class_names(self) -> Sequence[str]: ...  # noqa: D102
-    @property
-    def class_ids(self) -> Sequence[int]: ...  # noqa: D102
-    @property
-    def records(self) -> Sequence[Json]: ...  # noqa: D102
-    @property
-    def json_file(self) -> Path: ...  # noqa: D102
-    @property
-    def style(self) -> Style: ...  # noqa: D102
-    @property
-    def truth(self) -> Json | None: ...  # noqa: D102
-
-
-class CocoEvaluator(DatasetEvaluator):
+class CocoEvaluator:
     """Collects predictions and scores them, with detectron2's evaluator interface.
 
     Ground truth is the data set's annotation file, as the data set reads it, restricted to the
-    images of its records. Masks are run-length encoded by a thread,
-    so that the next images can be processed meanwhile.
+    images of its records. A thread encodes masks while the next images are processed.
 
     Attributes:
         predictions: of the last evaluation, in COCO's format; [] before it.
 
     Args:
-        dataset: what the predictions are about.
+        dataset: what the predictions are about: a `vitdet.data.datasets.Dataset`, or one with its
+            `name`, `class_names`, `class_ids`, `records`, `json_file`, `style` and `truth`.
         max_dets: detections that count, the best by score: of an image and category by COCO's
             rules (usual value 100), of an image by LVIS's (300).
         iou_types: of "bbox" and "segm"; None for bbox, and segm when the model predicts masks.
-        output_dir: folder for `coco_instances_results.json`, or None.
+        output_dir: folder for the predictions, `coco_instances_results.json`, or None.
 
     Raises:
         InputError: the data set does not say what evaluation needs, or has no annotation file.
@@ -66,15 +46,13 @@ class CocoEvaluator(DatasetEvaluator):
 
     def __init__(
         self,
-        dataset: EvaluationData,
+        dataset: Any,
         *,
         max_dets: int = 100,
         iou_types: Sequence[str] | None = None,
         output_dir: str | Path | None = None,
     ) -> None:
-        wanted = [name for name in vars(EvaluationData) if not name.startswith("_")]
-        missing = [name for name in wanted if not hasattr(dataset, name)]
-        if missing:
+        if missing := [name for name in _OF_DATA if not hasattr(dataset, name)]:
             raise InputError(
                 f"CocoEvaluator: the data set, a {type(dataset).__name__}, has no "
                 f"{', '.join(missing)}. Use vitdet.data.datasets.coco_dataset(json, images)."
@@ -83,10 +61,10 @@ class CocoEvaluator(DatasetEvaluator):
             raise InputError(
                 f"{dataset.name}: no annotation file {dataset.json_file} to evaluate by"
             )
+        self._output_dir = output_dir
         self._dataset = dataset
         self._max_dets = max_dets
         self._iou_types = iou_types
-        self._output_dir = None if output_dir is None else Path(output_dir)
         self._encoder: ThreadPoolExecutor | None = None
         self._waiting: deque[Future[None]] = deque()
         self.predictions: list[Json] = []
@@ -137,14 +115,13 @@ class CocoEvaluator(DatasetEvaluator):
             self._waiting.popleft().result()
 
     def _stop_encoder(self) -> None:
-        """End the thread: processes that read images should not be forked beside one."""
+        # processes that read images should not be forked beside a thread
         if self._encoder is not None:
             self._encoder.shutdown(cancel_futures=True)
         self._encoder = None
         self._waiting.clear()
 
-    # detectron2 annotates this method as if it returned nothing
-    def evaluate(self) -> OrderedDict[str, Json]:  # pyright: ignore[reportIncompatibleMethodOverride]
+    def evaluate(self) -> OrderedDict[str, Json]:
         """Score what all processes collected.
 
         Returns:
@@ -164,8 +141,9 @@ class CocoEvaluator(DatasetEvaluator):
             return OrderedDict()
         self.predictions = results = list(chain.from_iterable(gathered))
         if self._output_dir is not None:
-            self._output_dir.mkdir(parents=True, exist_ok=True)
-            write_text(self._output_dir / "coco_instances_results.json", json.dumps(results))
+            Path(self._output_dir).mkdir(parents=True, exist_ok=True)
+            text = json.dumps(results)
+            write_text(Path(self._output_dir) / "coco_instances_results.json", text)
         truth = self._dataset.truth or read_truth(self._dataset.json_file)
         if "annotations" not in truth:
             logger.warning("%s has no annotations: nothing to score", self._dataset.json_file)
@@ -176,47 +154,35 @@ class CocoEvaluator(DatasetEvaluator):
 
     def _score(self, truth: Json, results: list[Json], iou_type: str) -> Json:
         data = self._dataset
-        images = [record["image_id"] for record in data.records]
-        scores = evaluate_results(
-            truth,
-            results,
-            iou_type,
-            self._max_dets,
-            style=data.style,
-            image_ids=images,
-            encoded_here=True,
-        )
+        images = {record["image_id"] for record in data.records}
+        rules = (iou_type, self._max_dets, data.style, images)
+        made = evaluated(truth, results, *rules, encoded_here=True)
+        scores = metrics(made, truth, data.style)
         by_id = scores.pop("per_category_AP")
         classes = zip(data.class_names, data.class_ids, strict=True)
         per_class = {name: 100 * by_id[category] for name, category in classes}
         return {name: 100 * value for name, value in scores.items()} | {"per_class": per_class}
 
     def _check_seen(self, seen: list[int]) -> None:
-        wanted = {record["image_id"] for record in self._dataset.records}
+        wanted = Counter({record["image_id"]: 1 for record in self._dataset.records})
         counts = Counter(seen)
-        problems = {
-            "not processed": wanted - counts.keys(),
-            "processed more than once": {image for image, count in counts.items() if count > 1},
-            "not of this data set": counts.keys() - wanted,
-        }
-        for what, images in problems.items():
-            if images:
-                raise InputError(
-                    f"evaluation on {self._dataset.name}: expected predictions for each of its "
-                    f"{len(wanted)} images once, got {len(images)} images {what}, such as image "
-                    f"{min(images)}. Evaluate with the loader of the same data set."
-                )
+        if odd := sorted((wanted - counts) + (counts - wanted)):
+            raise InputError(
+                f"evaluation on {self._dataset.name}: expected predictions for each of its "
+                f"{len(wanted)} images once, got {counts[odd[0]]} for image {odd[0]} (and other "
+                f"numbers for {len(odd) - 1} more). Evaluate with the loader of the same data set."
+            )
 
 
-def _to_results(instances: Any, image_id: int, dataset: EvaluationData) -> list[Json]:
+def _to_results(instances: Any, image_id: int, dataset: Any) -> list[Json]:
     """Turn detectron2 Instances into COCO results with boxes XYWH, without masks."""
     boxes = instances.pred_boxes.tensor.clone()
     boxes[:, 2:] -= boxes[:, :2]
     classes = instances.pred_classes.tolist()
     if classes and max(classes) >= len(dataset.class_ids):
-        expected = f"a class index below {len(dataset.class_ids)}, as {dataset.name} has classes"
-        remedy = "Set the model's number of classes to the data set's."
-        fail(f"prediction for image {image_id}", expected=expected, got=max(classes), remedy=remedy)
+        text = f"expected a class index below {len(dataset.class_ids)}, as {dataset.name} has "
+        text += f"classes, got {max(classes)}. Set the model's number of classes to the data set's."
+        raise InputError(f"prediction for image {image_id}: {text}")
     return [
         {"image_id": image_id, "category_id": dataset.class_ids[c], "bbox": box, "score": score}
         for box, c, score in zip(boxes.tolist(), classes, instances.scores.tolist(), strict=True)
@@ -224,7 +190,6 @@ def _to_results(instances: Any, image_id: int, dataset: EvaluationData) -> list[
 
 
 def _add_masks(masks: Iterable[tuple[Any, list[Json]]]) -> None:
-    """Encode masks (N, height, width) and add each to its result."""
     for pixels, results in masks:
         for result, encoded in zip(results, encode(pixels), strict=True):
             result["segmentation"] = encoded

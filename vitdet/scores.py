@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import gc
 import json
 import logging
 import math
 from collections import Counter
-from collections.abc import Collection, Container, Iterator
-from contextlib import contextmanager
-from numbers import Integral
+from collections.abc import Collection, Container
+from numbers import Number
 from pathlib import Path
 from typing import Any, Literal
 
@@ -24,22 +22,8 @@ logger = logging.getLogger(__name__)
 Style = Literal["coco", "lvis"]
 Json = dict[str, Any]
 _KEPT = ("image_id", "category_id", "score", "bbox", "segmentation")  # of a result
-_SIZES = {"s": "small", "m": "medium", "l": "large"}
 
 
-@contextmanager
-def _no_collection() -> Iterator[None]:
-    """Keep Python from looking for cycles again and again among what soon are millions of dicts."""
-    enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if enabled:
-            gc.enable()
-
-
-@_no_collection()
 def evaluate_results(
     dataset_json: str | Path | Json,
     results: str | Path | list[Json],
@@ -48,12 +32,8 @@ def evaluate_results(
     *,
     style: Style = "coco",
     image_ids: Collection[int] | None = None,
-    encoded_here: bool = False,
 ) -> Json:
     """Score results in COCO's result format against an annotation file.
-
-    A result's area is that of its mask for "segm" and of its box for "bbox", so the size classes
-    are those of what is compared (as facebookresearch/detectron2 evaluation/coco_evaluation.py).
 
     Annotations that cannot be compared (unknown image or category, no box or mask) do not count,
     and an area that cannot be an object's is taken from its mask or box; a warning says how many.
@@ -61,29 +41,27 @@ def evaluate_results(
     Args:
         dataset_json: the annotation file, or its content.
         results: list of {image_id, category_id, score, bbox XYWH and / or segmentation}, or a file.
-        iou_type: "bbox" or "segm".
+        iou_type: "bbox" or "segm". It is also what the area of a result is taken from.
         max_dets: detections that count, see `CocoEvaluator`.
         style: "lvis" for the rules of lvis-api: federated evaluation, nothing of area 0 counts,
             "ignore" counts and "iscrowd" does not; and APr, APc, APf.
         image_ids: the images that count; None for all in the file.
-        encoded_here: the results were made by this program, and need not be looked at.
 
     Returns:
         Fractions: AP, AP50, AP75, APs, APm, APl; AR1, AR10, AR<max_dets> (LVIS the last only); ARs,
         ARm, ARl; LVIS APr, APc, APf; `per_category_AP` {id: AP}; nan where nothing counts.
 
     Raises:
-        InputError: unreadable file, unknown image or category in the results, or a result with
-            missing or impossible values.
+        InputError: unreadable file, or a result with unknown, missing or impossible values.
     """
-    truth = dataset_json if isinstance(dataset_json, dict) else read_truth(Path(dataset_json))
-    made = evaluated(truth, results, iou_type, max_dets, style, image_ids, encoded_here)
-    return _metrics(made, truth["categories"], style)
+    truth = read_truth(Path(dataset_json)) if not isinstance(dataset_json, dict) else dataset_json
+    found = _read_json(Path(results), list) if isinstance(results, str | Path) else results
+    return metrics(evaluated(truth, found, iou_type, max_dets, style, image_ids), truth, style)
 
 
 def evaluated(
     truth: Json,
-    results: str | Path | list[Json],
+    results: list[Json],
     iou_type: str,
     max_dets: int = 100,
     style: Style = "coco",
@@ -92,88 +70,62 @@ def evaluated(
 ) -> COCOeval_faster:
     """Return faster-coco-eval's evaluator, with its arrays in `eval`.
 
-    Arguments and errors are those of `evaluate_results`. Its `cocoGt` and `cocoDt` have the
-    annotations and results that count.
+    Arguments and errors are those of `evaluate_results`; results that were `encoded_here` are not
+    checked. Its `cocoGt` and `cocoDt` have the annotations and results that count.
     """
-    known = iou_type in ("bbox", "segm") and style in ("coco", "lvis")
-    if not known or not isinstance(max_dets, int) or max_dets < 1:
+    if iou_type not in ("bbox", "segm") or style not in ("coco", "lvis") or max_dets < 1:
         got = f"iou_type={iou_type!r}, style={style!r} and max_dets={max_dets!r}"
         raise InputError(f"evaluation: expected bbox or segm, coco or lvis, at least 1, got {got}")
     _check_truth(truth, style)
-    chosen = None if image_ids is None else set(image_ids)
-    images = {
-        each["id"]: each for each in truth["images"] if chosen is None or each["id"] in chosen
-    }
+    images = {i["id"]: i for i in truth["images"] if image_ids is None or i["id"] in image_ids}
     objects = ground_truth(truth, images, iou_type, style)
-    if (most := _most(objects, style)) > max_dets:
-        text = (
-            "%s evaluation: up to %d objects of an image%s, of which no more than %d can be found"
-        )
-        of = "" if style == "lvis" else " and category"
-        logger.warning(text, iou_type, most, of, max_dets)
-    detections = _detections(results, images, truth["categories"], iou_type, encoded_here)
+    _warn_of_many(objects, iou_type, max_dets, style)
+    if not encoded_here:
+        _check_results(results, images, {c["id"] for c in truth["categories"]}, iou_type)
+    detections = [_detection(result, iou_type) for result in results]
     if style == "lvis":
         detections = _federated(detections, objects, images, max_dets)
-    evaluator = _Evaluator(
-        _index(images, truth["categories"], objects),
-        _index(images, truth["categories"], detections),
+    parts = {"images": list(images.values()), "categories": truth["categories"]}
+    for side in (objects, detections):
+        for number, annotation in enumerate(side, 1):  # 0 means "no match"
+            annotation["id"] = number
+    made = _Evaluator(
+        COCO({**parts, "annotations": objects}),
+        COCO({**parts, "annotations": detections}),
         iou_type,
         lvis_style=style == "lvis",
         print_function=logger.debug,
     )
-    limits = {max_dets} if style == "lvis" else {n for n in (1, 10) if n < max_dets} | {max_dets}
-    evaluator.params.maxDets = sorted(limits)
-    evaluator.evaluate()
-    evaluator.accumulate()
-    return evaluator
+    fewer = () if style == "lvis" else (n for n in (1, 10) if n < max_dets)
+    made.params.compute_rle, made.params.maxDets = False, [*fewer, max_dets]
+    made.evaluate()
+    made.accumulate()
+    return made
 
 
-def _read_json(path: Path, what: str, kind: type) -> Any:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8-sig"))
-    except (OSError, ValueError) as error:
-        content = error
-    if not isinstance(content, kind):
-        expected = "a list of results" if kind is list else "an object in COCO's format"
-        got = f"{type(content).__name__} {str(content)[:100]}"
-        raise InputError(f"{what} {path}: expected a json file with {expected}, got {got}")
-    return content
+def metrics(evaluator: COCOeval_faster, truth: Json, style: Style) -> Json:
+    """Means over precision (IoU, recall, category, size, limit) and recall (the same less one)."""
+    precision, recall = evaluator.eval["precision"], evaluator.eval["recall"]
+    parts: Json = {"AP": precision[..., 0, -1]}
+    parts |= {"AP50": precision[0, ..., 0, -1], "AP75": precision[5, ..., 0, -1]}
+    parts |= {f"AP{size}": precision[..., place, -1] for place, size in enumerate("sml", 1)}
+    limits = enumerate(evaluator.params.maxDets)
+    parts |= {f"AR{limit}": recall[..., 0, place] for place, limit in limits}
+    parts |= {f"AR{size}": recall[..., place, -1] for place, size in enumerate("sml", 1)}
+    order = [int(category) for category in evaluator.params.catIds]
+    if style == "lvis":
+        frequency = {category["id"]: category["frequency"] for category in truth["categories"]}
+        for key in "rcf":  # rare, common, frequent
+            chosen = [k for k, category in enumerate(order) if frequency[category] == key]
+            parts[f"AP{key}"] = precision[:, :, chosen, 0, -1]
+    by_category = {c: _mean(precision[:, :, k, 0, -1]) for k, c in enumerate(order)}
+    return {name: _mean(part) for name, part in parts.items()} | {"per_category_AP": by_category}
 
 
-def read_truth(path: Path) -> Json:
-    """Read an annotation file in COCO's format.
-
-    Raises:
-        InputError: unreadable file, or one without images or categories.
-    """
-    content = _read_json(path, "annotation file", dict)
-    if not {"images", "categories"} <= set(content):
-        expected = 'the lists "images", "annotations" and "categories"'
-        got = f"the keys {sorted(content)}"
-        raise InputError(f"annotation file {path}: expected {expected} (COCO's format), got {got}")
-    return content
-
-
-def _check_truth(truth: Json, style: Style) -> None:
-    for part in ("images", "annotations", "categories"):
-        entries = truth.get(part)
-        if not isinstance(entries, list) or not all(isinstance(each, dict) for each in entries):
-            raise InputError(
-                f'annotations: expected a list "{part}" as in COCO\'s format, got none'
-            )
-        for each in entries if part != "annotations" else ():
-            if not isinstance(each.get("id"), Integral):
-                got = repr(each.get("id"))
-                raise InputError(
-                    f'annotations: expected whole numbers as ids of "{part}", got {got}'
-                )
-    if style == "lvis" and any(
-        each.get("frequency") not in set("rcf") for each in truth["categories"]
-    ):
-        remedy = 'Add it, or use style="coco".'
-        raise InputError(
-            f"LVIS categories: expected a frequency r, c or f each, got none. {remedy}"
-        )
+def _mean(values: np.ndarray) -> float:
+    """Mean of what counts; the evaluator marks the rest by -1."""
+    counted = values[values > -1]
+    return float(counted.mean()) if counted.size else math.nan
 
 
 class _Evaluator(COCOeval_faster):
@@ -183,13 +135,8 @@ class _Evaluator(COCOeval_faster):
     and takes half of the whole time. And what does not count is what `ground_truth` says.
     """
 
-    def __init__(self, *args: Any, **options: Any) -> None:
-        super().__init__(*args, **options)
-        self.params.compute_rle = False
-
     def _prepare(self) -> None:
-        """Put annotations and results where the evaluation looks for them."""
-        pairs: list[set[tuple[int, int]]] = []
+        pairs = []
         sides = ((self.cocoGt, self.gt_dataset), (self.cocoDt, self.dt_dataset))
         for source, target in sides:
             target.clean()
@@ -206,18 +153,91 @@ class _Evaluator(COCOeval_faster):
         ((found,),) = self.dt_dataset.get_instances([imgId], [catId], True)
         best = sorted(found, key=lambda each: each["score"], reverse=True)
         masks = [each["segmentation"] for each in best[: self.params.maxDets[-1]]]
-        image = self.cocoGt.imgs[imgId]
-        size = (image["height"], image["width"])
+        size = (self.cocoGt.imgs[imgId]["height"], self.cocoGt.imgs[imgId]["width"])
         true = [encode_segmentation(each["segmentation"], size) for each in objects]
         return mask_util.iou(masks, true, [int(each["iscrowd"]) for each in objects])
 
 
-def _index(images: dict[int, Json], categories: list[Json], annotations: list[Json]) -> COCO:
-    """Number the annotations from 1 (0 means "no match" to the evaluator) and index them."""
-    for number, annotation in enumerate(annotations, 1):
-        annotation["id"] = number
-    parts = {"images": list(images.values()), "categories": categories}
-    return COCO({**parts, "annotations": annotations})
+def read_truth(path: Path) -> Json:
+    """Read an annotation file in COCO's format, or raise an InputError."""
+    return _read_json(path, dict)
+
+
+def _read_json(path: Path, kind: type) -> Any:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8-sig"))
+    except (OSError, ValueError, RecursionError) as error:
+        content = error
+    if not isinstance(content, kind):
+        what = "results in a list" if kind is list else "an object in COCO's format"
+        text = f"expected {what}, got {type(content).__name__} {str(content)[:100]}"
+        raise InputError(f"json file {path}: {text}")
+    return content
+
+
+def _check_truth(truth: Json, style: Style) -> None:
+    for part in ("images", "annotations", "categories"):
+        entries = truth.get(part)
+        if not isinstance(entries, list) or not all(isinstance(each, dict) for each in entries):
+            raise InputError(f'annotations: expected a list "{part}" (COCO\'s format), got none')
+        if part != "annotations" and not all(isinstance(i.get("id"), int) for i in entries):
+            raise InputError(f'annotations: expected whole numbers as ids of "{part}"')
+    if style == "lvis" and not all(c.get("frequency") in ("r", "c", "f") for c in entries):
+        raise InputError('LVIS categories: expected a frequency r, c or f each, or style="coco"')
+
+
+def ground_truth(truth: Json, images: dict[int, Json], iou_type: str, style: Style) -> list[Json]:
+    """Return copies of the annotations that count; a warning says how many do not, and why.
+
+    Each has image_id, category_id, bbox XYWH, segmentation (or None), area, and 0 or 1: iscrowd (a
+    detection in it is none), ignore (it need not be found). `images` are {id: image} that count.
+    """
+    categories = {category["id"] for category in truth["categories"]}
+    known = {image["id"] for image in truth["images"]}
+    objects, said = [], Counter[str]()
+    for each in truth["annotations"]:
+        made: Json | str = "left out, of an unknown image or category"
+        if _is_in(each.get("image_id"), known) and _is_in(each.get("category_id"), categories):
+            if each["image_id"] not in images:
+                continue
+            made = _object(each, images[each["image_id"]], iou_type, style)
+        if isinstance(made, str):
+            said[made] += 1
+            continue
+        objects.append(made)
+        if each.get("area") is not None and _number(each["area"]) != made["area"]:
+            said["with an impossible area: that of the mask or box is taken"] += 1
+    for what, count in said.items():
+        logger.warning("%s evaluation: %d objects %s", iou_type, count, what)
+    return objects
+
+
+def _object(annotation: Json, image: Json, iou_type: str, style: Style) -> Json | str:
+    """Return an annotation as the evaluator takes it, or why it cannot."""
+    size, mask = _size(image), annotation.get("segmentation") or None
+    box = _box(annotation.get("bbox"))
+    mask = mask if size is not None and _is_mask(mask, size) else None
+    if iou_type == "bbox" and box is None:
+        return "left out, without a bbox of four numbers XYWH"
+    if iou_type == "segm" and mask is None:
+        return "left out, without a segmentation that is a mask of their image"
+    area = _number(annotation.get("area"))
+    if style == "lvis" and area == 0:  # lvis-api, lvis/lvis.py, `get_ann_ids`
+        return "left out, of area 0 (LVIS)"
+    if area is None or not 0 < area <= (math.prod(size) if size else 1e10):
+        area = box[2] * box[3] if box else 0.0
+        if mask is not None and size is not None:
+            area = float(mask_util.area(encode_segmentation(mask, size)))
+    crowd = str(annotation.get("iscrowd")).lower() in ("1", "1.0", "true")
+    return {
+        "image_id": annotation["image_id"],
+        "category_id": annotation["category_id"],
+        "bbox": box,
+        "segmentation": mask,
+        "area": area,
+        "iscrowd": int(crowd and style == "coco"),
+        "ignore": int(bool(annotation.get("ignore")) if style == "lvis" else crowd),
+    }
 
 
 def _size(image: Json) -> tuple[int, int] | None:
@@ -227,80 +247,7 @@ def _size(image: Json) -> tuple[int, int] | None:
 
 
 def _is_in(value: Any, known: Container[Any]) -> bool:
-    return not isinstance(value, list | dict | set) and value in known
-
-
-def ground_truth(truth: Json, images: dict[int, Json], iou_type: str, style: Style) -> list[Json]:
-    """Return copies of the annotations that count; a warning says how many do not, and why.
-
-    Args:
-        truth: content of an annotation file.
-        images: {id: image}, those that count.
-        iou_type, style: as in `evaluate_results`.
-
-    Returns:
-        Each with image_id, category_id, bbox XYWH, segmentation (or None), area, and 0 or 1:
-        iscrowd (a detection in it is none), ignore (it need not be found).
-    """
-    categories = {category["id"] for category in truth["categories"]}
-    known = {image["id"] for image in truth["images"]}
-    objects, said = [], Counter[str]()
-    for annotation in truth["annotations"]:
-        number = annotation.get("image_id")
-        image = images[number] if _is_in(number, images) else None
-        if image is None and _is_in(number, known):
-            continue
-        if image is None or not _is_in(annotation.get("category_id"), categories):
-            said[f"left out, of an unknown {'image' if image is None else 'category'}"] += 1
-            continue
-        made = _object(annotation, image, iou_type, style)
-        if isinstance(made, str):
-            said[f"left out, {made}"] += 1
-            continue
-        if made["area"] is None:
-            made["area"] = _own_area(made, image)
-            if annotation.get("area") is not None and annotation["area"] != made["area"]:
-                said["with an impossible area: that of the mask or box is taken"] += 1
-        objects.append(made)
-    for what, count in said.items():
-        logger.warning("%s evaluation: %d objects %s", iou_type, count, what)
-    return objects
-
-
-def _object(annotation: Json, image: Json, iou_type: str, style: Style) -> Json | str:
-    """Return an annotation as the evaluator takes it (area None: unknown), or why it cannot."""
-    box, mask = _box(annotation.get("bbox")), annotation.get("segmentation") or None
-    if iou_type == "bbox" and box is None:
-        return "without a bbox of four numbers XYWH"
-    size = _size(image)
-    if mask is not None and (size is None or not _is_mask(mask, size)):
-        if iou_type == "segm":
-            return "with a segmentation that is no mask of their image"
-        mask = None
-    if iou_type == "segm" and mask is None:
-        return "without a mask"
-    crowd = str(annotation.get("iscrowd")).lower() in ("1", "1.0", "true")
-    ignored = bool(annotation.get("ignore")) if style == "lvis" else crowd
-    area = _number(annotation.get("area"))
-    if style == "lvis" and area == 0:  # lvis-api, lvis/lvis.py, `get_ann_ids`
-        return "of area 0 (LVIS)"
-    largest = 1e10 if size is None else math.prod(size)
-    return {
-        "image_id": annotation["image_id"],
-        "category_id": annotation["category_id"],
-        "bbox": box,
-        "segmentation": mask,
-        "area": area if area is not None and 0 < area <= largest else None,
-        "iscrowd": int(crowd and style == "coco"),
-        "ignore": int(ignored),
-    }
-
-
-def _own_area(made: Json, image: Json) -> float:
-    if made["segmentation"] is not None:
-        size = (image["height"], image["width"])
-        return float(mask_util.area(encode_segmentation(made["segmentation"], size)))
-    return made["bbox"][2] * made["bbox"][3]
+    return isinstance(value, Number) and value in known
 
 
 def _number(value: Any) -> float | None:
@@ -314,10 +261,9 @@ def _number(value: Any) -> float | None:
 
 def _box(value: Any) -> list[float] | None:
     """Return a box XYWH, None for what is none."""
-    if not isinstance(value, list | tuple | np.ndarray) or len(value) != 4:
-        return None
-    box = [number for each in value if (number := _number(each)) is not None]
-    return box if len(box) == 4 and min(box[2:]) >= 0 else None
+    values = value if isinstance(value, list | tuple | np.ndarray) else ()
+    box = [number for each in values if (number := _number(each)) is not None]
+    return box if len(values) == len(box) == 4 and min(box[2:]) >= 0 else None
 
 
 def _is_mask(mask: Any, size: tuple[int, int]) -> bool:
@@ -334,71 +280,54 @@ def _is_mask(mask: Any, size: tuple[int, int]) -> bool:
     )
 
 
-def _most(objects: list[Json], style: Style) -> int:
-    """Most objects to be found where `max_dets` detections count: in an image (of a category)."""
+def _warn_of_many(objects: list[Json], iou_type: str, max_dets: int, style: Style) -> None:
+    """Say where there are more objects than detections that count."""
     keys = ("image_id",) if style == "lvis" else ("image_id", "category_id")
     counts = Counter(tuple(each[key] for key in keys) for each in objects if not each["ignore"])
-    return max(counts.values(), default=0)
+    if (most := max(counts.values(), default=0)) > max_dets:
+        of = "an image" if style == "lvis" else "an image and category"
+        text = "%s evaluation: up to %d objects of %s, of which no more than %d can be found"
+        logger.warning(text, iou_type, most, of, max_dets)
 
 
-def _detections(
-    results: str | Path | list[Json],
-    images: dict[int, Json],
-    categories: list[Json],
-    iou_type: str,
-    encoded_here: bool,
-) -> list[Json]:
-    """Checked copies of the results with the area of what is compared."""
-    source, found = "results", results
-    if isinstance(results, str | Path):
-        source = f"results file {results}"
-        found = _read_json(Path(results), "results file", list)
-    if not isinstance(found, list):
-        raise InputError(f"results: expected a list or a file, got a {type(results).__name__}")
-    known = {"image_id": images, "category_id": {category["id"] for category in categories}}
-    shape = "bbox" if iou_type == "bbox" else "segmentation"
-    detections = []
-    for place, result in enumerate(found):
-        fault = None if encoded_here else _fault(result, known, shape)
-        if fault is not None:
-            raise InputError(f"{source}, result {place}: expected {fault}")
-        drawn = result[shape]
-        if shape == "bbox":
-            drawn = [float(value) for value in drawn]
-        detections.append(
-            {
-                **{key: result[key] for key in _KEPT if key in result},
-                "area": drawn[2] * drawn[3] if shape == "bbox" else float(mask_util.area(drawn)),
-                shape: drawn,
-            }
-        )
-    return detections
+def _detection(result: Json, iou_type: str) -> Json:
+    """Return a copy with what is compared and its area."""
+    plain = {key: result[key] for key in _KEPT if key in result}
+    if iou_type == "bbox":
+        box = [float(value) for value in result["bbox"]]
+        return plain | {"bbox": box, "area": box[2] * box[3]}
+    mask = result["segmentation"]
+    return plain | {"segmentation": mask, "area": float(mask_util.area(mask))}
 
 
-def _fault(result: Any, known: dict[str, Any], shape: str) -> str | None:
+def _check_results(
+    results: Any, images: dict[int, Json], categories: set[int], iou_type: str
+) -> None:
+    for place, result in enumerate(results):
+        if fault := _fault(result, images, categories, iou_type):
+            raise InputError(f"result {place}: expected {fault}")
+
+
+def _fault(result: Any, images: dict[int, Json], categories: set[int], kind: str) -> str | None:
     """Return what a result should have and what it has, None for a good one."""
-    needed = {*known, "score", shape}
-    if not isinstance(result, dict) or not needed <= result.keys():
-        got = sorted(map(str, result)) if isinstance(result, dict) else type(result).__name__
-        return f"the keys {sorted(needed)}, got {got}"
-    for key, ids in known.items():
-        if not _is_in(result[key], ids):
-            remedy = "Results have the ids of the annotation file, and its images."
-            return f"a known {key}, got {result[key]!r}. {remedy}"
-    score, drawn = result["score"], result[shape]
-    expected = None
-    if isinstance(score, str) or _number(score) is None:
+    keys = ("image_id", "category_id", "score", "segmentation" if kind == "segm" else "bbox")
+    if not isinstance(result, dict) or not set(keys) <= result.keys():
+        return f"the keys {', '.join(keys)}, got {str(result)[:100]}"
+    image, category, score, drawn = (result[key] for key in keys)
+    if not _is_in(image, images):
+        return f"a known image_id, one of the annotation file, got {image!r}"
+    if not _is_in(category, categories):
+        return f"a known category_id, one of the annotation file, got {category!r}"
+    if not isinstance(score, Number) or _number(score) is None:
         return f"a finite score, got {score}. The model may have diverged."
-    if shape == "bbox":
-        if _box(drawn) is None or any(isinstance(value, str) for value in drawn):
-            expected = "a bbox XYWH of four finite numbers, no side negative"
-    elif not isinstance(drawn, dict) or not isinstance(drawn.get("counts"), str | bytes):
-        expected = "a run-length encoded mask, as of pycocotools.mask.encode"
+    if kind != "segm":
+        good, what = _box(drawn) is not None, "a bbox XYWH of four finite numbers, no side negative"
     else:
-        size = _size(known["image_id"][result["image_id"]])
-        if size is None or not covers(drawn, size):
-            expected = f"run lengths that cover the image's size {size} (height, width)"
-    return expected and f"{expected}, got {type(drawn).__name__} {str(drawn)[:80]}"
+        size = _size(images[image])
+        text = isinstance(drawn, dict) and isinstance(drawn.get("counts"), str | bytes)
+        good = text and size is not None and covers(drawn, size)
+        what = f"a mask as of pycocotools.mask.encode that covers the image's size {size}"
+    return None if good else f"{what}, got {type(drawn).__name__} {str(drawn)[:80]}"
 
 
 def _federated(
@@ -416,40 +345,9 @@ def _federated(
     taken = Counter()
     kept = []
     for detection in sorted(detections, key=lambda item: item["score"], reverse=True):
-        image = detection["image_id"]
+        image, category = detection["image_id"], detection["category_id"]
         taken[image] += 1
-        of_it = detection["category_id"] in checked[image] and detection["area"] > 0
-        if taken[image] <= max_dets and of_it:
+        if taken[image] <= max_dets and category in checked[image] and detection["area"] > 0:
             open_ = images[image].get("not_exhaustive_category_ids") or ()
-            kept.append(detection | {"lvis_mark": detection["category_id"] in open_})
+            kept.append(detection | {"lvis_mark": category in open_})
     return kept
-
-
-def _metrics(evaluator: COCOeval_faster, categories: list[Json], style: Style) -> Json:
-    """Means over precision (IoU, recall, category, size, limit) and recall (the same less one)."""
-    precision, recall = evaluator.eval["precision"], evaluator.eval["recall"]
-    parameters = evaluator.params
-    metrics: Json = {
-        "AP": _mean(precision[..., 0, -1]),
-        "AP50": _mean(precision[0, ..., 0, -1]),
-        "AP75": _mean(precision[5, ..., 0, -1]),
-    }
-    places = {key: parameters.areaRngLbl.index(label) for key, label in _SIZES.items()}
-    metrics |= {f"AP{key}": _mean(precision[..., place, -1]) for key, place in places.items()}
-    for place, limit in enumerate(parameters.maxDets):
-        metrics[f"AR{limit}"] = _mean(recall[..., 0, place])
-    metrics |= {f"AR{key}": _mean(recall[..., place, -1]) for key, place in places.items()}
-    order = [int(category) for category in parameters.catIds]
-    if style == "lvis":
-        frequency = {category["id"]: category["frequency"] for category in categories}
-        for key in "rcf":  # rare, common, frequent
-            chosen = [k for k, category in enumerate(order) if frequency[category] == key]
-            metrics[f"AP{key}"] = _mean(precision[:, :, chosen, 0, -1])
-    by_category = {c: _mean(precision[:, :, k, 0, -1]) for k, c in enumerate(order)}
-    return metrics | {"per_category_AP": by_category}
-
-
-def _mean(values: np.ndarray) -> float:
-    """Mean of what counts; the evaluator marks the rest by -1."""
-    counted = values[values > -1]
-    return float(counted.mean()) if counted.size else math.nan

@@ -47,7 +47,6 @@ model.roi_heads._target_ = StandardROIHeads  # with the switches for soft-NMS an
 
 own_data(dataloader, SIZE, min_scale=0.5, max_scale=1.5)
 dataloader.train.update(num_workers=2)
-dataloader.train.mapper.cache = False
 optimizer.update(weight_decay_norm=None, no_decay=[])  # every parameter decays, as in EVA-02
 train.output_dir = "output/own"
 train.eval_every = 2000

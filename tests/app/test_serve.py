@@ -79,13 +79,12 @@ def test_an_upload_is_answered_in_pixels_of_the_picture(url: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("kind", "mode"),
-    [*(("JPEG", mode) for mode in ("RGB", "CMYK")), ("WEBP", "RGB"), ("BMP", "RGB")]
-    + [("PNG", mode) for mode in ("RGB", "L", "P", "RGBA", "LA", "1")],
+    "kind", ["JPEG RGB", "JPEG CMYK", "WEBP RGB", "BMP RGB", "PNG RGBA", "PNG P", "PNG L", "PNG 1"]
 )
-def test_every_kind_of_file(url: str, kind: str, mode: str) -> None:
-    found = post(url, stored(scene().convert(mode), kind)).json()["detections"]
-    assert [d["class"] for d in found] == ([] if mode in ("L", "LA", "1") else list(CLASSES))
+def test_every_kind_of_file(url: str, kind: str) -> None:
+    name, mode = kind.split()
+    found = post(url, stored(scene().convert(mode), name)).json()["detections"]
+    assert [d["class"] for d in found] == ([] if mode in ("L", "1") else list(CLASSES))
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "WEBP"])
@@ -192,28 +191,18 @@ def test_a_bad_file_gets_a_message(url: str, content: bytes, status: int, text: 
     assert post(url, stored(scene())).status_code == 200  # it goes on
 
 
-def test_a_form_is_told_what_to_send(url: str) -> None:
-    answer = post(url, b"--x", **{"Content-Type": "multipart/form-data; boundary=x"})
-    assert "no form: curl --data-binary @photo.jpg" in refused(answer, 415)
-
-
-@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "BMP"])
-def test_damaged_files_of_all_sorts(kind: str) -> None:
-    """Whatever bytes come, there is a picture or a message."""
+def test_whatever_bytes_come_there_is_a_picture_or_a_message() -> None:
     _, answer = answering(Colours(), "", 1_000_000)  # pyright: ignore[reportArgumentType]
-    exif = Image.Exif()
+    exif, draw, outcomes = Image.Exif(), random.Random(1), set()
     exif[0x0112] = 3
-    good = stored(scene(60, 44), kind, **({} if kind == "BMP" else {"exif": exif}))
-    draw = random.Random(1)
-    outcomes = set()
-    for _ in range(200):
-        bad = bytearray(good)
+    for turn in range(400):
+        kind = ("JPEG", "PNG", "WEBP", "BMP")[turn % 4]
+        options = {} if kind == "BMP" else {"exif": exif}
+        bad = bytearray(stored(scene(60, 44), kind, **options))
         for _ in range(draw.choice([1, 3, 20])):
             bad[draw.randrange(min(len(bad), draw.choice([64, 100_000])))] = draw.randrange(256)
-        end = draw.choice([len(bad), draw.randrange(len(bad))])
-        outcomes.add(answer(bytes(bad[:end]))[0])
-    assert outcomes >= {200, 400, 415}
-    assert outcomes <= {200, 400, 413, 415}
+        outcomes.add(answer(bytes(bad[: draw.choice([len(bad), draw.randrange(len(bad))])]))[0])
+    assert {200, 400, 415} <= outcomes <= {200, 400, 413, 415}
 
 
 def test_the_limit_holds_whatever_the_header_says(url: str) -> None:
@@ -231,6 +220,8 @@ def test_the_limit_holds_whatever_the_header_says(url: str) -> None:
     except httpx.TransportError:  # the server hung up before the client looked at its answer
         assert len(sent) < 2000
     assert post(url, stored(scene())).status_code == 200
+    form = post(url, b"--x", **{"Content-Type": "multipart/form-data; boundary=x"})
+    assert "no form: curl --data-binary @photo.jpg" in refused(form, 415)
 
 
 # --- several, and slow ones --------------------------------------------------------------------

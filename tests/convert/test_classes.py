@@ -20,16 +20,16 @@ from vitdet.utils.checks import InputError
 OLD = ("Person", "Car", "Street Lights", "Cell Phone")
 NEW = ("cell phone", "zebra", "car")
 TABLE = {"cell phone": "Cell Phone"}
-PREDICTOR = "roi_heads.box_predictor"
+BOXES = "roi_heads.box_predictor"
 MASKS = "roi_heads.mask_head.predictor"
 
 
-# --- lists ----------------------------------------------------------------------------------------
+# --- lists ---------------------------------------------------------------------------------------
 
 
 def written(folder: Path, content: object) -> Path:
     path = folder / "list.json"
-    path.write_text(json.dumps(content))
+    path.write_bytes(content if isinstance(content, bytes) else json.dumps(content).encode())
     return path
 
 
@@ -53,30 +53,25 @@ def test_names_of_a_coco_file_are_in_the_order_of_their_ids(tmp_path: Path) -> N
         ({"categories": [{"name": "a"}]}, 'expected an "id" and a "name" in every category'),
         ({"categories": ["a"]}, 'expected an "id" and a "name" in every category'),
         ({"categories": [{"id": 1}]}, "expected a name for every class, got None"),
+        (b"[1, 2", r"list\.json: expected JSON, got Expecting"),
+        (b"\xff\xfe[", r"list\.json: expected JSON"),
     ],
 )
 def test_wrong_lists(tmp_path: Path, content: object, message: str) -> None:
-    with pytest.raises(InputError, match=message) as error:
+    with pytest.raises(InputError, match=message):
         read_classes(written(tmp_path, content))
-    assert "\n" not in str(error.value)
 
 
-def test_files_that_hold_no_list(tmp_path: Path) -> None:
+def test_wrong_tables_and_no_files(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="expected a file, got nothing there"):
         read_classes(tmp_path / "absent.json")
-    (tmp_path / "list.json").write_text("[1, 2")
-    with pytest.raises(InputError, match=r"list\.json: expected JSON, got Expecting"):
-        read_classes(tmp_path / "list.json")
-    (tmp_path / "list.json").write_bytes(b"\xff\xfe[")
-    with pytest.raises(InputError, match=r"list\.json: expected JSON"):
-        read_classes(tmp_path / "list.json")
     with pytest.raises(InputError, match=r"expected \{new class: class of the file\}, got list"):
         read_table(written(tmp_path, ["a"]))
     with pytest.raises(InputError, match="got other values than text"):
         read_table(written(tmp_path, {"a": 1}))
 
 
-def test_names_must_be_equal_without_a_table() -> None:
+def test_names_are_equal_or_paired_by_a_table() -> None:
     found = match(("cat", "Dog", "cell phone"), ("cell_phone", "dog", "cat"))
     assert found.rows == (None, None, 0)
     assert found.as_dict() == {
@@ -84,9 +79,6 @@ def test_names_must_be_equal_without_a_table() -> None:
         "initialised": ["cell_phone", "dog"],
         "left_out": ["Dog", "cell phone"],
     }
-
-
-def test_a_table_pairs_and_loosens_names() -> None:
     found = match(("cat", "Dog", "cell phone", "TV"), ("cell_phone", "dog", "tv-set"), {})
     assert found.rows == (2, 1, None)
     table = {"tv-set": "TV", "cellular": "cell phone"}
@@ -101,136 +93,120 @@ def test_a_table_pairs_and_loosens_names() -> None:
         (("a", "a"), ("a",), None, "classes of the file: expected each name once, got 'a' and 'a'"),
         (("a",), ("a", "a"), None, "new classes: expected each name once"),
         (("a b", "A_b"), ("a",), {}, r"once without regard to case and underscores, got 'a b' and"),
-        (("a",), ("a", "A"), {}, "new classes: expected each name once without regard"),
         (("a",), ("a",), {"b": "a"}, "expected one of the new classes, got 'b'"),
         (("a",), ("a",), {"a": "b"}, "expected one of the file's classes, got 'b'"),
         (("a",), ("b",), {"b": "a", "B": "a"}, "class table: expected each name once"),
     ],
 )
-def test_ambiguous_names(
-    source: tuple[str, ...], target: tuple[str, ...], table: dict[str, str] | None, message: str
-) -> None:
+def test_ambiguous_names(source: Any, target: Any, table: Any, message: str) -> None:
     with pytest.raises(InputError, match=message):
         match(source, target, table)
 
 
-# --- rows -----------------------------------------------------------------------------------------
-
-
-class Predictor(nn.Module):
-    """The names of a box predictor, the width 2."""
-
-    def __init__(self, classes: int, agnostic: bool = False) -> None:
-        super().__init__()
-        self.cls_score = nn.Linear(2, classes + 1)
-        self.bbox_pred = nn.Linear(2, 4 if agnostic else 4 * classes)
+# --- rows ----------------------------------------------------------------------------------------
 
 
 def detector(classes: int, *, cascade: bool = False, agnostic: bool = False) -> nn.Module:
     """Return modules with the names and shapes of a detector's head and a bit of backbone."""
-    predictors = [Predictor(classes, agnostic) for _ in range(3 if cascade else 1)]
+    predictors = [
+        nn.ModuleDict(
+            {
+                "cls_score": nn.Linear(2, classes + 1),
+                "bbox_pred": nn.Linear(2, 4 if agnostic else 4 * classes),
+            }
+        )
+        for _ in range(3 if cascade else 1)
+    ]
     mask_head = nn.ModuleDict({"predictor": nn.Conv2d(2, 1 if agnostic else classes, 1)})
     box = nn.ModuleList(predictors) if cascade else predictors[0]
     heads = nn.ModuleDict({"box_predictor": box, "mask_head": mask_head})
     return nn.ModuleDict({"backbone": nn.Linear(2, 2), "roi_heads": heads})
 
 
-def state(model: nn.Module) -> dict[str, torch.Tensor]:
+def state(classes: int, **kind: bool) -> dict[str, torch.Tensor]:
     torch.manual_seed(0)
+    model = detector(classes, **kind)
     return {name: torch.randn_like(value) for name, value in model.state_dict().items()}
 
 
-def shapes(model: nn.Module) -> dict[str, tuple[int, ...]]:
-    return shapes_of(model.state_dict())
+def shapes(classes: int, **kind: bool) -> dict[str, tuple[int, ...]]:
+    return shapes_of(detector(classes, **kind).state_dict())
 
 
 def test_rows_of_classifier_regressor_and_mask_predictor() -> None:
-    before, target = state(detector(4)), shapes(detector(3))
-    classes = match(OLD, NEW, {})
-    assert classes.rows == (3, None, 1)
-    after, initialised = carry(before, target, classes)
-    assert {name: tuple(value.shape) for name, value in after.items()} == target
+    before, target = state(4), shapes(3)
+    after, initialised = carry(before, target, match(OLD, NEW, {}))
+    assert shapes_of(after) == target
     for kind in ("weight", "bias"):
-        score, old = after[f"{PREDICTOR}.cls_score.{kind}"], before[f"{PREDICTOR}.cls_score.{kind}"]
-        assert torch.equal(score[0], old[3])
-        assert torch.equal(score[2], old[1])
-        assert torch.equal(score[3], old[4])  # background
-        boxes, old = after[f"{PREDICTOR}.bbox_pred.{kind}"], before[f"{PREDICTOR}.bbox_pred.{kind}"]
+        score, old = after[f"{BOXES}.cls_score.{kind}"], before[f"{BOXES}.cls_score.{kind}"]
+        assert torch.equal(score[[0, 2, 3]], old[[3, 1, 4]])  # the last is the background
+        boxes, old = after[f"{BOXES}.bbox_pred.{kind}"], before[f"{BOXES}.bbox_pred.{kind}"]
         assert torch.equal(boxes[:4], old[12:16])
         assert torch.equal(boxes[8:], old[4:8])
         masks, old = after[f"{MASKS}.{kind}"], before[f"{MASKS}.{kind}"]
-        assert torch.equal(masks[0], old[3])
-        assert torch.equal(masks[2], old[1])
+        assert torch.equal(masks[[0, 2]], old[[3, 1]])
     assert torch.equal(after["backbone.weight"], before["backbone.weight"])
-    assert sorted(initialised) == [
-        f"{PREDICTOR}.bbox_pred.bias[4-7]",
-        f"{PREDICTOR}.bbox_pred.weight[4-7]",
-        f"{PREDICTOR}.cls_score.bias[1]",
-        f"{PREDICTOR}.cls_score.weight[1]",
-        f"{MASKS}.bias[1]",
-        f"{MASKS}.weight[1]",
-    ]
+    rows = {f"{BOXES}.bbox_pred": "4-7", f"{BOXES}.cls_score": "1", MASKS: "1"}
+    expected = {f"{name}.{k}[{row}]" for name, row in rows.items() for k in ("weight", "bias")}
+    assert set(initialised) == expected
+
+    # what is open stays open on the next way, and in a model that loads it
+    back = match(NEW, ("car", "zebra"))
+    _, left = carry(after, shapes(2), back, [*initialised, "backbone.x"])
+    expected = {f"{name}.{k}[{row}]" for name, row in rows.items() for k in ("weight", "bias")}
+    assert set(left) == expected | {"backbone.x"}
+    model = detector(3)
+    own = {name: value.clone() for name, value in model.state_dict().items()}
+    checkpoint.load_weights(model, after, source="x", initialised=initialised)
+    loaded, name = model.state_dict(), f"{BOXES}.bbox_pred.weight"
+    assert torch.equal(loaded[name][4:8], own[name][4:8])
+    assert torch.equal(loaded[name][:4], after[name][:4])
+    assert not after[name][4:8].any()  # the file's tensors are not touched
 
 
-def test_cascade_with_shared_regressor() -> None:
-    model, target = detector(4, cascade=True, agnostic=True), detector(3, cascade=True)
-    before = state(model)
-    target = shapes(detector(3, cascade=True, agnostic=True))
-    after = carry(before, target, match(OLD, NEW, {}))[0]
+@pytest.mark.parametrize("rows", ["backbone.bias[2]", "backbone.bias[1-0]", "absent[0]"])
+def test_rows_that_are_not_there(rows: str) -> None:
+    model = nn.ModuleDict({"backbone": nn.Linear(2, 2)})
+    with pytest.raises(InputError, match="expected rows of a tensor in the file, got "):
+        checkpoint.load_weights(model, model.state_dict(), source="x", initialised=[rows])
+
+
+def test_cascade_with_shared_regressor_and_one_class() -> None:
+    shared = {"cascade": True, "agnostic": True}
+    before = state(4, **shared)
+    after, _ = carry(before, shapes(3, **shared), match(OLD, NEW, {}))
     for stage in range(3):
-        name = f"{PREDICTOR}.{stage}.cls_score.weight"
+        name = f"{BOXES}.{stage}.cls_score.weight"
         assert torch.equal(after[name][[0, 2, 3]], before[name][[3, 1, 4]])
-        name = f"{PREDICTOR}.{stage}.bbox_pred.weight"
+        name = f"{BOXES}.{stage}.bbox_pred.weight"
         assert torch.equal(after[name], before[name])
     assert torch.equal(after[f"{MASKS}.weight"], before[f"{MASKS}.weight"])
+    # one class is told from a shared head by the target
+    before, classes, name = state(1), match(("car",), ("car", "dog")), f"{BOXES}.bbox_pred.bias"
+    after, _ = carry(before, shapes(2), classes)
+    assert torch.equal(after[name][:4], before[name])
+    after, _ = carry(before, shapes(2, agnostic=True), classes)
+    assert torch.equal(after[name], before[name])
 
 
-def test_one_class_is_told_from_a_shared_head_by_the_target() -> None:
-    before = state(detector(1))
-    classes = match(("car",), ("car", "dog"))
-    after = carry(before, shapes(detector(2)), classes)[0]
-    assert torch.equal(
-        after[f"{PREDICTOR}.bbox_pred.bias"][:4], before[f"{PREDICTOR}.bbox_pred.bias"]
-    )
-    same = carry(before, shapes(detector(2, agnostic=True)), classes)[0]
-    name = f"{PREDICTOR}.bbox_pred.bias"
-    assert torch.equal(same[name], before[name])
-    assert torch.equal(same[f"{MASKS}.bias"], before[f"{MASKS}.bias"])
-
-
-def test_retinanet_has_rows_for_every_anchor() -> None:
+def test_retinanet_and_the_federated_loss() -> None:
     before = {"head.cls_score.weight": torch.arange(8.0).view(8, 1)}  # 2 anchors, 4 classes
     after, initialised = carry(before, {"head.cls_score.weight": (6, 1)}, match(OLD, NEW, {}))
     assert after["head.cls_score.weight"].flatten().tolist() == [3, 0, 1, 7, 0, 5]
     assert initialised == ["head.cls_score.weight[1,4]"]
-
-
-def test_counts_of_the_federated_loss_are_not_carried_over() -> None:
-    name = f"{PREDICTOR}.fed_loss_cls_weights"
-    before = state(detector(4)) | {name: torch.ones(4)}
-    target = shapes(detector(3))
-    after, _ = carry(before, target, match(OLD, NEW, {}))
-    assert name not in after
-    after, initialised = carry(before, target | {name: (3,)}, match(OLD, NEW, {}))
-    assert name not in after
-    assert name in initialised
-
-
-def test_rows_that_were_open_stay_open() -> None:
-    first, left = carry(state(detector(4)), shapes(detector(3)), match(OLD, NEW, {}))
-    back = match(NEW, ("car", "zebra"))
-    _, left = carry(first, shapes(detector(2)), back, [*left, "backbone.x"])
-    assert "backbone.x" in left
-    assert f"{PREDICTOR}.cls_score.bias[1]" in left
-    assert f"{PREDICTOR}.bbox_pred.bias[4-7]" in left
-    assert len(left) == 7
+    name = f"{BOXES}.fed_loss_cls_weights"  # counts of the data set
+    before = state(4) | {name: torch.ones(4)}
+    for target in (shapes(3), shapes(3) | {name: (3,)}):
+        after, initialised = carry(before, target, match(OLD, NEW, {}))
+        assert name not in after
+        assert (name in initialised) == (name in target)
 
 
 def test_there_and_back_is_the_identity() -> None:
-    before = state(detector(4, cascade=True))
+    before = state(4, cascade=True)
     new = ("Cell Phone", "a", "Person", "Street Lights", "b", "Car")
-    there, left = carry(before, shapes(detector(6, cascade=True)), match(OLD, new))
-    again, left = carry(there, shapes(detector(4, cascade=True)), match(new, OLD), left)
+    there, left = carry(before, shapes(6, cascade=True), match(OLD, new))
+    again, left = carry(there, shapes(4, cascade=True), match(new, OLD), left)
     assert left == []
     assert all(torch.equal(again[name], value) for name, value in before.items())
 
@@ -240,55 +216,24 @@ def test_wrong_heads() -> None:
     with pytest.raises(InputError, match="expected a detector with a classifier, got names like w"):
         carry({"w": torch.ones(1)}, {"w": (1,)}, classes)
     with pytest.raises(InputError, match=r"expected rows for 4 classes, got the shape \(6, 2\)"):
-        carry(state(detector(5)), shapes(detector(3)), classes)
+        carry(state(5), shapes(3), classes)
     with pytest.raises(InputError, match=r"x\.pth: expected 5 names, as its head has .* 4 names"):
-        check_count(shapes(detector(5)), OLD, "x.pth")
-    check_count({"w": (1,)}, OLD, "x.pth")
+        check_count(shapes(5), OLD, "x.pth")
     with pytest.raises(InputError, match="expected 365 names"):
         check_count({"roi_head.bbox_head.2.fc_cls.weight": (366, 4)}, OLD, "x.pth")
+    check_count({"w": (1,)}, OLD, "x.pth")
 
 
 def test_shapes_with_another_number_of_classes() -> None:
-    for cascade, agnostic in ((False, False), (True, True), (True, False)):
-        have = shapes(detector(3, cascade=cascade, agnostic=agnostic))
-        want = shapes(detector(7, cascade=cascade, agnostic=agnostic))
-        assert with_classes(have, 3, 7) == want
-        assert with_classes(want, 7, 1) == shapes(detector(1, cascade=cascade, agnostic=agnostic))
+    for kind in ({}, {"cascade": True, "agnostic": True}, {"cascade": True}):
+        assert with_classes(shapes(3, **kind), 3, 7) == shapes(7, **kind)
+        assert with_classes(shapes(7, **kind), 7, 1) == shapes(1, **kind)
     assert with_classes({"head.cls_score.bias": (9 * 3,)}, 3, 5) == {"head.cls_score.bias": (45,)}
-    fed = f"{PREDICTOR}.fed_loss_cls_weights"
+    fed = f"{BOXES}.fed_loss_cls_weights"
     assert with_classes({fed: (3,)}, 3, 5) == {fed: (5,)}
 
 
-# --- loading --------------------------------------------------------------------------------------
-
-
-def test_loading_keeps_the_models_own_values_in_open_rows() -> None:
-    weights, initialised = carry(state(detector(4)), shapes(detector(3)), match(OLD, NEW, {}))
-    model = detector(3)
-    own = {name: value.clone() for name, value in model.state_dict().items()}
-    checkpoint.load_weights(model, weights, source="x", initialised=initialised)
-    loaded = model.state_dict()
-    for name, rows in ((f"{PREDICTOR}.cls_score.weight", [1]), (f"{MASKS}.weight", [1])):
-        others = [row for row in range(len(own[name])) if row not in rows]
-        assert torch.equal(loaded[name][rows], own[name][rows])
-        assert torch.equal(loaded[name][others], weights[name][others])
-    boxes = f"{PREDICTOR}.bbox_pred.weight"
-    assert torch.equal(loaded[boxes][4:8], own[boxes][4:8])
-    assert not torch.equal(loaded[boxes][:4], own[boxes][:4])
-    # the file's tensors are not touched
-    assert not weights[boxes][4:8].any()
-
-
-@pytest.mark.parametrize(
-    "entry", ["backbone.bias[2]", "backbone.bias[0-5]", "backbone.bias[1-0]", "absent[0]"]
-)
-def test_rows_that_are_not_there(entry: str) -> None:
-    model = nn.ModuleDict({"backbone": nn.Linear(2, 2)})
-    with pytest.raises(InputError, match="expected rows of a tensor in the file, got "):
-        checkpoint.load_weights(model, model.state_dict(), source="x", initialised=[entry])
-
-
-# --- the command ----------------------------------------------------------------------------------
+# --- the command ---------------------------------------------------------------------------------
 
 MINI = Path(__file__).parents[2] / "configs/mini/mask_rcnn_vitdet_shapes.py"
 
@@ -303,12 +248,11 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     weights = build_model(cfg.model).state_dict()
     about = {"format": 1, "class_names": list(OLD)}
     checkpoint.write(folder / "trained.pth", {"model": weights, "vitdet": about})
-    bare = {"model": weights}
-    checkpoint.write(folder / "bare.pth", bare)
-    (folder / "old.json").write_text(json.dumps(list(OLD)))
+    checkpoint.write(folder / "bare.pth", {"model": weights})
     categories = [{"id": 10 + i, "name": name} for i, name in enumerate(NEW)]
-    (folder / "new.json").write_text(json.dumps({"categories": categories}))
-    (folder / "table.json").write_text(json.dumps(TABLE))
+    lists = {"old": list(OLD), "new": {"categories": categories}, "table": TABLE, "one": ["Car"]}
+    for name, content in lists.items():
+        (folder / f"{name}.json").write_text(json.dumps(content))
     return folder
 
 
@@ -326,63 +270,44 @@ def test_command(trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[st
     assert "classes      2 carried over (cell phone, car)" in printed
     assert "classes      1 start anew (zebra)" in printed
     assert "classes      2 left out (Person, Street Lights)" in printed
-
-    content = checkpoint.read(output)
+    content, old = checkpoint.read(output), checkpoint.read(trained / "trained.pth")["model"]
     assert content["vitdet"]["class_names"] == list(NEW)
     assert content["vitdet"]["class_ids"] == [10, 11, 12]
-    old = checkpoint.read(trained / "trained.pth")["model"]
-    cfg = load_config(MINI)
-    set_num_classes(cfg, len(NEW))
-    model = build_model(cfg.model)
-    own = {name: value.clone() for name, value in model.state_dict().items()}
     weights, initialised = checkpoint.weights_of(content, source="x")
-    checkpoint.load_weights(model, weights, source="x", initialised=initialised)
-    score = f"{PREDICTOR}.cls_score.weight"
-    loaded = model.state_dict()
-    assert torch.equal(loaded[score][[0, 2, 3]], old[score][[3, 1, 4]])
-    assert torch.equal(loaded[score][1], own[score][1])
-    backbone = "backbone.net.blocks.0.attn.qkv.weight"
-    assert torch.equal(loaded[backbone], old[backbone])
-
+    score, backbone = f"{BOXES}.cls_score.weight", "backbone.net.blocks.0.attn.qkv.weight"
+    assert torch.equal(weights[score][[0, 2, 3]], old[score][[3, 1, 4]])
+    assert torch.equal(weights[backbone], old[backbone])
+    assert f"{score}[1]" in initialised
     record = json.loads(report.read_text())
     assert record["classes"]["carried"] == {"cell phone": "Cell Phone", "car": "Car"}
     assert record["initialised"] == initialised
-    assert f"{score}[1]" in initialised
     assert set(record["used"]) == set(old)
-
     # through the converter again: what was open stays open
     again = tmp_path / "again.pth"
-    options = ["--source-model", str(output), "--output-model", str(again)]
-    changed = "model.roi_heads.num_classes=3"
-    assert converter.main([*options, "--config-file", str(MINI), changed]) == 0
+    assert run(tmp_path, "new.pth", again, "model.roi_heads.num_classes=3") == 0
     assert checkpoint.read(again)["vitdet"]["initialised"] == initialised
 
 
 def test_command_with_both_lists_and_one_new_class(trained: Path, tmp_path: Path) -> None:
-    (tmp_path / "one.json").write_text('["Car"]')
     output = tmp_path / "one.pth"
-    words = ["--source-classes", "@old.json", "--target-classes", str(tmp_path / "one.json")]
+    words = ["--source-classes", "@old.json", "--target-classes", "@one.json"]
     assert run(trained, "bare.pth", output, *words) == 0
     content, old = checkpoint.read(output), checkpoint.read(trained / "bare.pth")["model"]
-    boxes = f"{PREDICTOR}.bbox_pred.weight"
+    boxes = f"{BOXES}.bbox_pred.weight"
     assert torch.equal(content["model"][boxes], old[boxes][4:8])
     assert content["vitdet"]["initialised"] == []
 
 
-WRONG: dict[str, tuple[str, list[str]]] = {
+WRONG: dict[str, str] = {
     "expected the file's class names, got none in the file. Add --source-classes": (
-        *("bare.pth", ["--target-classes", "@new.json"]),
+        "bare.pth --target-classes @new.json"
     ),
     "expected 4 names, as its head has classes, got 3 names": (
-        *("bare.pth", ["--source-classes", "@new.json", "--target-classes", "@old.json"]),
+        "bare.pth --source-classes @new.json --target-classes @old.json"
     ),
-    "--source-classes: expected --target-classes beside it": (
-        *("bare.pth", ["--source-classes", "@old.json"]),
-    ),
-    "class lists: expected a class in common": (
-        *("trained.pth", ["--target-classes", "@new.json"]),
-    ),
-    "class list": ("trained.pth", ["--target-classes", "@table.json"]),
+    "--source-classes: expected --target-classes beside it": "bare.pth --source-classes @old.json",
+    "class lists: expected a class in common": "trained.pth --target-classes @new.json",
+    "class list": "trained.pth --target-classes @table.json",
 }
 
 
@@ -390,9 +315,9 @@ WRONG: dict[str, tuple[str, list[str]]] = {
 def test_wrong_commands(
     trained: Path, tmp_path: Path, message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    source, words = WRONG[message]
+    source, *words = WRONG[message].split()
     assert run(trained, source, tmp_path / "x.pth", *words) == 2
-    error: Any = capsys.readouterr().err
+    error = capsys.readouterr().err
     assert message in error
     assert error.count("\n") == 1
     assert list(tmp_path.iterdir()) == []

@@ -16,7 +16,7 @@ import converter
 from vitdet import checkpoint
 from vitdet.backbones.eva02 import EVA02ViT
 from vitdet.backbones.vit import ViT
-from vitdet.convert import Report, UnaccountedError, convert, detect, export
+from vitdet.convert import TARGETS, Report, UnaccountedError, convert, detect, export
 from vitdet.convert.names import shapes_of
 from vitdet.convert.out import nest
 from vitdet.pyramid import SimpleFeaturePyramid
@@ -92,34 +92,8 @@ def test_out_and_in_again_is_the_identity(
         assert back[name].dtype == value.dtype
 
 
-NAMES = {
-    "hf_vitdet": {
-        "net.pos_embed": "embeddings.position_embeddings",
-        "net.patch_embed.proj.bias": "embeddings.projection.bias",
-        "net.blocks.1.attn.rel_pos_h": "encoder.layer.1.attention.rel_pos_h",
-        "net.blocks.0.attn.qkv.weight": "encoder.layer.0.attention.qkv.weight",
-        "net.blocks.0.residual.norm3.weight": "encoder.layer.0.residual.norm3.weight",
-        "net.blocks.1.mlp.fc2.bias": "encoder.layer.1.mlp.fc2.bias",
-    },
-    "sam": {
-        "net.pos_embed": "pos_embed",
-        "net.blocks.1.mlp.fc2.bias": "blocks.1.mlp.lin2.bias",
-        "net.blocks.1.attn.rel_pos_w": "blocks.1.attn.rel_pos_w",
-    },
-    "detectron2": {"net.blocks.1.mlp.fc2.bias": "net.blocks.1.mlp.fc2.bias"},
-    "timm": {"net.blocks.1.mlp.fc2.bias": "blocks.1.mlp.fc2.bias", "net.pos_embed": "pos_embed"},
-    "streampetr": {
-        "net.blocks.1.norm1.bias": "img_backbone.blocks.1.norm1.bias",
-        "simfp_3.0.weight": "img_backbone.adapter.simfp_3.0.weight",
-    },
-}
-
-
-@pytest.mark.parametrize("target", NAMES)
-def test_names_and_backbones_alone(target: str) -> None:
-    weights = random(pyramid(vit(**PROPAGATION)))
-    _, report = export(weights, target, allow_inexact=True)
-    assert {name: report.used[name] for name in NAMES[target]} == NAMES[target]
+@pytest.mark.parametrize("target", TARGETS)
+def test_backbones_alone(target: str) -> None:
     weights = random(pyramid(vit(**NO_ROW)))
     written, report = export(weights, target, backbone_only=True)
     outside = {name for name in weights if name.startswith("simfp")}
@@ -246,19 +220,10 @@ def test_streampetr_file_is_the_one_its_document_makes() -> None:
 @needs_manifests
 def test_streampetrs_heads_are_dropped_by_name() -> None:
     item = find("streampetr_img_backbone_vit_l")
-    with torch.device("meta"):
-        net = EVA02ViT(embed_dim=1024, depth=24, num_heads=16, img_size=320)
-    target = {f"net.{name}": shape for name, shape in shapes_of(net.state_dict()).items()}
-    adapter = {name: shape for name, shape in item.shapes().items() if ".adapter." in name}
-    target |= {name.partition("adapter.")[2]: shape for name, shape in adapter.items()}
     heads = {"pts_bbox_head.x": torch.ones(1), "img_neck.y": torch.ones(1)}
-    output, report = convert({"state_dict": item.tensors | heads}, target)
-    assert shapes_of(output) == target
-    assert {report.dropped.pop(name) for name in heads} == {"StreamPETR's own neck and heads"}
-    assert set(report.dropped.values()) == {"rotary table, computed from the recipe's sizes"}
-    plain = {key: value for key, value in item.tensors.items() if key not in adapter}
-    _, report = convert(plain, target)  # the plain form fills the backbone alone
-    assert set(report.initialised) == {key for key in target if key.startswith("simfp_")}
+    _, report = convert({"state_dict": item.tensors | heads}, None)
+    found = {report.constants[report.used[name]] for name in heads}
+    assert found == {"StreamPETR's own neck and heads"}
 
 
 # --- other projects' own classes -----------------------------------------------------------------

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
-import json
 from typing import Any
 
 import pytest
@@ -17,22 +15,8 @@ from vitdet.convert.names import shapes_of
 from vitdet.pyramid import SimpleFeaturePyramid
 from vitdet.utils.checks import InputError
 
-from .manifests import CHECKPOINTS
-
-GOLDEN = CHECKPOINTS.parent / "golden"
 Weights = dict[str, torch.Tensor]
 Shapes = dict[str, tuple[int, ...]]
-
-
-def golden(case: str) -> Weights:
-    """Return the published implementation's weights of a golden case, under its names."""
-    spec = importlib.util.spec_from_file_location("golden", GOLDEN / "golden.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    shapes = json.loads((GOLDEN / f"{case}.json").read_text())["tensors"]
-    return {name: torch.from_numpy(value) for name, value in module.fill(shapes).items()}
 
 
 def vit(**changes: Any) -> ViT:
@@ -58,66 +42,6 @@ def pyramid() -> SimpleFeaturePyramid:
     return SimpleFeaturePyramid(vit(), out_channels=8, scale_factors=(1.0,))
 
 
-# --- names: each tensor lands where its own numbers say ------------------------------------------
-
-WINDOWS: dict[str, Any] = {"use_rel_pos": True, "pretrain_img_size": 224}
-NAMES: list[tuple[str, dict[str, Any], dict[str, str]]] = [
-    (
-        "hf_vitdet/backbone",
-        WINDOWS | {"window_size": 4, "global_block_indexes": [2]},
-        {
-            "encoder.layer.2.attention.rel_pos_h": "blocks.2.attn.rel_pos_h",
-            "encoder.layer.3.norm2.bias": "blocks.3.norm2.bias",
-            "embeddings.projection.bias": "patch_embed.proj.bias",
-            "embeddings.position_embeddings": "pos_embed",
-        },
-    ),
-    (
-        "hf_vitdet/backbone_resized",
-        WINDOWS
-        | {"window_size": 3, "global_block_indexes": [2, 3], "residual_block_indexes": [1, 3]},
-        {"encoder.layer.1.residual.norm3.weight": "blocks.1.residual.norm3.weight"},
-    ),
-    (
-        "sam/image_encoder_small",
-        {"use_rel_pos": True, "window_size": 3, "global_block_indexes": [2]}
-        | {"pretrain_use_cls_token": False},
-        {
-            "blocks.0.mlp.lin1.weight": "blocks.0.mlp.fc1.weight",
-            "blocks.1.attn.rel_pos_w": "blocks.1.attn.rel_pos_w",
-        },
-    ),
-    (
-        "timm/vit_map",
-        {"pretrain_use_cls_token": False},
-        {"blocks.1.attn.qkv.weight": "blocks.1.attn.qkv.weight"},
-    ),
-    (
-        "detectron2/vit_rel_pos",
-        WINDOWS | {"window_size": 3, "global_block_indexes": [2]},
-        {"pos_embed": "pos_embed"},
-    ),
-]
-
-
-@pytest.mark.skipif(not GOLDEN.is_dir(), reason=f"no golden cases: {GOLDEN}")
-@pytest.mark.parametrize(("case", "options", "names"), NAMES, ids=[case for case, _, _ in NAMES])
-def test_published_names(case: str, options: dict[str, Any], names: dict[str, str]) -> None:
-    source = golden(case)
-    assert detect(source) == case.partition("/")[0]
-    output, report = convert(source, shapes(vit(**options)))
-    assert {name: report.used[name] for name in names} == names
-    for name, place in names.items():
-        if place != "pos_embed" or case.startswith("detectron2"):
-            assert torch.equal(output[place], source[name])
-    assert not [*report.initialised, *report.resized, *report.notes]
-    if case.startswith("sam"):  # its positions are a grid (1, 8, 8, 48)
-        grid = source["pos_embed"]
-        assert torch.equal(output["pos_embed"][0, 8 * 3 + 5], grid[0, 3, 5])
-        neck = {why for name, why in report.dropped.items() if name.startswith("neck.")}
-        assert neck == {"SAM's neck: the pyramid takes its place"}
-
-
 # --- roots: the backbone alone, in a pyramid, in a detector --------------------------------------
 
 
@@ -139,10 +63,8 @@ def test_detector_weights_go_to_smaller_roots() -> None:
     detector["roi_heads.box_predictor.cls_score.weight"] = torch.ones(6, 8)
     output, report = convert({"model": detector}, shapes(net))
     assert all(torch.equal(output[name], value) for name, value in net.state_dict().items())
-    assert list(report.dropped) == ["roi_heads.box_predictor.cls_score.weight"]
-    output, report = convert({"model": detector}, shapes(vit()))
-    assert set(output) == set(shapes(vit()))
-    assert set(report.dropped.values()) == {"pyramid or head: the model has no place for it"}
+    why = "pyramid or head: the model has no place for it"
+    assert report.dropped == {"roi_heads.box_predictor.cls_score.weight": why}
 
 
 def test_own_files_convert_again() -> None:
@@ -215,6 +137,11 @@ def test_class_row_dropped_or_filled_with_zeros() -> None:
     assert torch.equal(output["pos_embed"][:, 1:], weights["pos_embed"])
     assert not output["pos_embed"][:, 0].any()
     assert report.notes == ["pos_embed: class row filled with zeros, the file has none"]
+    _, report = convert({"model": mae(side=10)}, shapes(vit()))
+    assert report.notes == [
+        "pos_embed shrinks from 10x10 to 8x8 places: to keep all, set the backbone's "
+        "pretrain_img_size to 10 times its patch size"
+    ]
 
 
 def test_class_token_and_the_row_for_it() -> None:
@@ -228,14 +155,6 @@ def test_class_token_and_the_row_for_it() -> None:
     assert torch.equal(output["cls_token"], weights["cls_token"] + weights["pos_embed"][:, :1])
     assert torch.equal(output["pos_embed"], weights["pos_embed"][:, 1:])
     assert report.made["cls_token"] == ["cls_token", "pos_embed"]
-
-
-def test_shrinking_positions_says_how_to_keep_them() -> None:
-    _, report = convert({"model": mae(side=10)}, shapes(vit()))
-    assert report.notes == [
-        "pos_embed shrinks from 10x10 to 8x8 places: to keep all, set the backbone's "
-        "pretrain_img_size to 10 times its patch size"
-    ]
 
 
 def test_relative_positions_are_resized_linearly() -> None:
@@ -371,22 +290,6 @@ def test_small_kernels_become_the_middle_of_larger_ones() -> None:
     large = F.conv2d(x, output["blocks.0.PCM.0.weight"], bias, padding=1, groups=2)
     expected = F.conv2d(x, source["blocks.0.PCM.0.weight"], bias, groups=2)
     torch.testing.assert_close(large, expected, rtol=0, atol=1e-6)
-
-
-def test_a_classifier_of_stages_fits_the_detector() -> None:
-    source: Weights = {}
-    for name, value in vitae_file(norm__weight=None, norm__bias=None).items():
-        renamed = name.replace("blocks.", "layers.2.NC.")
-        renamed = renamed.replace("pos_embed", "layers.0.RC.pos_embed")
-        source[renamed.replace("patch_embed.", "layers.0.RC.PRM.")] = value
-    source |= {"layers.0.RC.cls_token": torch.ones(1, 1, 8)}
-    source |= {"head.weight": torch.ones(10, 8), "fc_norm.bias": torch.ones(8)}
-    output, report = convert({"state_dict": source}, shapes(vitae()))
-    assert report.source_format == "vitae_classifier"
-    key = "layers.2.NC.0.mlp.fc1.weight"
-    assert report.used[key] == "blocks.0.mlp.fc1.weight"
-    assert torch.equal(output["blocks.0.mlp.fc1.weight"], source[key])
-    assert set(report.dropped) == {"layers.0.RC.cls_token", "head.weight", "fc_norm.bias"}
 
 
 # --- what is not let through ---------------------------------------------------------------------

@@ -57,25 +57,6 @@ class Source:
             shutil.copy(COCO_MINI / split / image["file_name"], folder)
 
 
-def write_coco(source: Source, folder: Path) -> None:
-    (folder / "annotations").mkdir(parents=True)
-    for split, content in source.parts.items():
-        source.copy_images(split, folder / f"{split}2017")
-        path = folder / "annotations" / f"instances_{split}2017.json"
-        path.write_text(json.dumps(content))
-
-
-def write_roboflow(source: Source, folder: Path) -> None:
-    """As Roboflow's COCO export: category 0 above the others, "valid" for "val"."""
-    for split, content in source.parts.items():
-        part = folder / {"val": "valid"}.get(split, split)
-        source.copy_images(split, part)
-        above = {"id": 0, "name": "things", "supercategory": "none"}
-        categories = [{**each, "supercategory": "things"} for each in content["categories"]]
-        exported = {**content, "categories": [above, *categories]}
-        (part / "_annotations.coco.json").write_text(json.dumps(exported))
-
-
 def write_yolo(source: Source, folder: Path, *, polygons: bool) -> None:
     for split in source.parts:
         part = folder / {"val": "valid"}.get(split, split)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import numpy as np
@@ -15,8 +14,6 @@ from other_formats import (
     drawn_masks,
     mask_of,
     voc_box,
-    write_coco,
-    write_roboflow,
     write_voc,
     write_yolo,
 )
@@ -34,69 +31,6 @@ pytestmark = pytest.mark.skipif(
 @pytest.fixture(scope="module")
 def source() -> Source:
     return Source()
-
-
-def test_coco_is_used_as_it_is(source: Source, tmp_path: Path) -> None:
-    data = tmp_path / "data"
-    write_coco(source, data)
-    found = find_data(data)
-    assert found.format == "COCO json"
-    for split, content in source.parts.items():
-        assert found.parts[split].content == content
-        assert found.parts[split].images == data / f"{split}2017"
-    prepared = prepare_data(data, tmp_path / "run")
-    json_file = data / "annotations" / "instances_train2017.json"
-    assert prepared.train == (str(json_file), str(data / "train2017"))
-    assert (prepared.masks, prepared.class_names) == (True, tuple(source.names))
-    assert not (tmp_path / "run").exists()
-    assert len(coco_dataset(*prepared.train).records) == 8
-
-
-@pytest.mark.parametrize(
-    ("json_file", "images", "name"),
-    [
-        ("instances_{}.json", "images/{}", "{}"),
-        ("annotations/{}.json", "{}", "{}"),
-        ("{}/_annotations.coco.json", "{}", "{}"),
-        ("{}/labels.json", "{}/data", "data/{}"),  # relative to the json
-        ("{}.json", ".", "{}"),
-    ],
-)
-def test_coco_in_other_layouts(
-    source: Source, tmp_path: Path, json_file: str, images: str, name: str
-) -> None:
-    for split, content in source.parts.items():
-        path, folder = tmp_path / json_file.format(split), tmp_path / images.format(split)
-        path.parent.mkdir(exist_ok=True, parents=True)
-        folder.mkdir(exist_ok=True, parents=True)
-        for image in content["images"]:
-            (folder / image["file_name"]).touch()
-        named = [{**x, "file_name": name.format(x["file_name"])} for x in content["images"]]
-        path.write_text(json.dumps({**content, "images": named}))
-    found = find_data(tmp_path)
-    assert set(found.parts) == {"train", "val"}
-    for part in found.parts.values():
-        assert part.json_file is not None
-        for image in part.content["images"]:
-            assert (part.images / image["file_name"]).is_file()
-
-
-def test_roboflows_category_above_the_others_is_no_class(source: Source, tmp_path: Path) -> None:
-    write_roboflow(source, tmp_path / "data")
-    found = find_data(tmp_path / "data")
-    assert (found.format, class_names(found)) == ("Roboflow's COCO json", tuple(source.names))
-    prepared = prepare_data(tmp_path / "data", tmp_path / "run")
-    assert prepared.train[0] == str(tmp_path / "run" / "train.json")
-    dataset = coco_dataset(*prepared.train)
-    assert dataset.class_names == tuple(source.names)
-    counts = sorted(len(record["annotations"]) for record in dataset.records)
-    assert counts == sorted(map(len, source.objects("train").values()))
-    # one with objects of that category is a class like any other
-    path = tmp_path / "data" / "train" / "_annotations.coco.json"
-    content = json.loads(path.read_text())
-    content["annotations"][0]["category_id"] = 0
-    path.write_text(json.dumps(content))
-    assert class_names(find_data(tmp_path / "data")) == ("things", *source.names)
 
 
 @pytest.mark.parametrize("polygons", [False, True], ids=["boxes", "polygons"])

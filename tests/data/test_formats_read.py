@@ -59,6 +59,12 @@ def _with_owl(values: dict[str, Any]) -> None:
     values["annotations"][0]["category_id"] = 1
 
 
+def _with_pets(values: dict[str, Any]) -> None:
+    for each in values["categories"]:
+        each["supercategory"] = "pets"
+    values["categories"].insert(0, {"id": 0, "name": "pets", "supercategory": "none"})
+
+
 def _category(**entry: Any) -> Changes:
     return {TRAIN: lambda values: values["categories"].append(entry)}
 
@@ -160,7 +166,8 @@ READ: dict[str, dict[str, tuple[Changes, str]]] = {
         "val lacks a class": (_category(id=9, name="cow"), "val has no class cow"),
         "other ids": ({VAL: _other_ids}, "val has other ids of 2 classes: they are told by name"),
         "only val has it": ({VAL: _with_owl}, "only val has objects of owl"),
-        "Roboflow": (
+        "Roboflow": ({TRAIN: _with_pets, VAL: _with_pets}, "left out: the category pets"),
+        "Roboflow, name of a class": (
             _category(id=0, name="dog", supercategory="none"),
             "left out: the category dog",
         ),
@@ -220,6 +227,37 @@ def test_is_read_and_said(tmp_path: Path, form: str, kind: str) -> None:
     assert {path: path.lstat().st_mtime_ns for path in folder.rglob("*")} == before
 
 
+@pytest.mark.parametrize(
+    ("json_file", "images", "name"),
+    [
+        ("instances_{}.json", "images/{}", "{}"),
+        ("annotations/instances_{}2017.json", "{}2017", "{}"),
+        ("{}/_annotations.coco.json", "{}", "{}"),
+        ("{}/labels.json", "{}/data", "data/{}"),  # relative to the json
+        ("{}.json", ".", "{}"),
+    ],
+)
+def test_coco_is_used_as_it_is(tmp_path: Path, json_file: str, images: str, name: str) -> None:
+    for split in ("train", "val"):
+        image(tmp_path / images.format(split) / f"{split}.jpg")
+        text = json.dumps(content(name.format(f"{split}.jpg")))
+        change(tmp_path, {json_file.format(split): text})
+    prepared = prepare_data(tmp_path, tmp_path / "run")
+    for split, part in (("train", prepared.train), ("val", prepared.val)):
+        assert part[0] == str(tmp_path / json_file.format(split))
+        (record,) = coco_dataset(*part).records
+        assert Path(record["file_name"]).is_file()
+    assert not (tmp_path / "run").exists()
+
+
+def test_roboflows_category_with_objects_is_a_class(tmp_path: Path) -> None:
+    coco(tmp_path)
+    change(tmp_path, {TRAIN: _with_pets, VAL: _with_pets})
+    assert find_data(tmp_path).format == "Roboflow's COCO json"
+    change(tmp_path, {TRAIN: lambda values: values["annotations"][0].update(category_id=0)})
+    assert class_names(find_data(tmp_path)) == ("pets", "cat", "dog")
+
+
 def test_boxes_are_right(tmp_path: Path) -> None:
     for form, box in (("yolo", [10, 5, 20, 10]), ("voc", [0, 1, 10, 19])):
         FORMS[form](tmp_path / form)
@@ -259,7 +297,7 @@ def test_voc_flags_polygons_and_masks(tmp_path: Path) -> None:
         find_data(tmp_path)
 
 
-def test_images_elsewhere(tmp_path: Path) -> None:
+def test_images_elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for form, build in FORMS.items():
         build(tmp_path / form)
     image(tmp_path / "old/a.jpg")  # an absolute name does not win over the folder that was named
@@ -273,7 +311,8 @@ def test_images_elsewhere(tmp_path: Path) -> None:
     assert objects(find_data(tmp_path / "voc", images=tmp_path / "store")) == 3
     change(tmp_path / "yolo", {"images": "mv:../photos", "data.yaml": None})
     change(tmp_path / "yolo", {"classes.txt": "cat\ndog\n"})
-    found = find_data(tmp_path / "yolo", images=tmp_path / "photos")
+    monkeypatch.chdir(tmp_path)
+    found = find_data(tmp_path / "yolo", images=Path("photos"))
     assert (set(found.parts), objects(found)) == ({"train", "val"}, 3)
 
 
@@ -305,6 +344,8 @@ def test_paths_on_the_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.chdir(tmp_path)
     for good in ("~/data", f"file://{tmp_path}/data", "data/annotations/../", "yolo/data.yaml"):
         assert objects(find_data(Path(good))) == 3
+    change(tmp_path / "yolo", {"data.yaml": None, "classes.txt": "cat\ndog\n"})
+    assert find_data(Path("yolo")).notes == ("1 class without any object: cat",)
     change(tmp_path, {"pipe": "pipe:", "loop": "to:loop", "x.zip": b"PK\x03\x04", "x.csv": "a,b"})
     for path, wanted in {
         "none": "data: expected a folder none, got nothing at this path. Check the path.",

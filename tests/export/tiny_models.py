@@ -12,11 +12,10 @@ from detectron2.modeling.anchor_generator import DefaultAnchorGenerator
 from detectron2.modeling.box_regression import Box2BoxTransform
 from detectron2.modeling.matcher import Matcher
 from detectron2.modeling.meta_arch.retinanet import RetinaNet, RetinaNetHead
-from detectron2.modeling.poolers import ROIPooler
 from detectron2.modeling.roi_heads import FastRCNNConvFCHead, FastRCNNOutputLayers
 from torch import nn
 
-from tests.engine.tiny_recipe import SIZE, detector_node, draw
+from tests.engine.tiny_recipe import detector_node, draw
 from vitdet.heads import CascadeROIHeads, StandardROIHeads
 
 SOFT = {"use_soft_nms": True, "iou_threshold": 0.6, "maskness_thresh": 0.5}
@@ -126,8 +125,3 @@ def _dense(made: Any) -> Any:
         pixel_std=[60.0, 60.0, 60.0],
         input_format="RGB",
     )
-
-
-def coarse_pooler() -> ROIPooler:
-    """Return a pooler of one level."""
-    return ROIPooler(output_size=4, scales=(1 / SIZE,), sampling_ratio=2, pooler_type="ROIAlignV2")

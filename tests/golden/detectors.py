@@ -10,61 +10,19 @@ from typing import Any
 import torch
 from detectron2.config import LazyCall, LazyConfig
 from detectron2.layers import ShapeSpec
-from detectron2.modeling import GeneralizedRCNN
 from detectron2.modeling.box_regression import Box2BoxTransform
 from detectron2.structures import Boxes, ImageList, Instances
 from omegaconf import DictConfig
-from torch import nn
 
 from vitdet.config import build_model
 from vitdet.layers.norms import channel_layer_norm
 
-from .build import (
-    Built,
-    Mode,
-    Recorder,
-    for_mode,
-    load_by_name,
-    pyramid_options,
-    vit_options,
-    whole_patches,
-)
+from .build import Built, Mode, Recorder, load, pyramid_options, vit_options, whole_patches
 from .cases import PROJECT, Case, Options
 from .kinks import Kinks, in_float64
+from .plain import eva02_options
 
 MODELS = PROJECT / "configs" / "common" / "models"
-
-
-def detector(case: Case, mode: Mode) -> Built:
-    """Build a Mask R-CNN or Cascade Mask R-CNN whose parts are called one by one."""
-    return assemble(case, mode, mask_rcnn, vit_options, load_by_name)
-
-
-def assemble(
-    case: Case,
-    mode: Mode,
-    base: Callable[[bool], DictConfig],
-    net_options: Callable[[Options], dict[str, Any]],
-    load: Callable[[Case, nn.Module], dict[str, str]],
-) -> Built:
-    """Build a detector whose parts are called one by one.
-
-    Args:
-        case: the case.
-        mode: attention kernel or checkpointing.
-        base: gives the project's model config, cascade or not.
-        net_options: translates the arguments of the case's backbone to those of the config's.
-        load: loads the weights, and returns our parameter's name under the case's name.
-    """
-    config = case.config()
-    recipe = detector_recipe(config, mode, base, net_options)
-    config.done()
-    model = build_model(recipe)
-    assert isinstance(model, GeneralizedRCNN)
-    parameters = load(case, model)
-    net: Any = model.get_submodule("backbone.net")
-    parts = Parts(case, model, config, Recorder(net))
-    return Built(model, parts.call, parameters)
 
 
 def mask_rcnn(is_cascade: bool) -> DictConfig:
@@ -76,51 +34,75 @@ def mask_rcnn(is_cascade: bool) -> DictConfig:
     return model
 
 
-def detector_recipe(
-    config: Options,
+def eva02_model(is_cascade: bool) -> DictConfig:
+    """Return the project's model config of EVA-02-B, as it trains on COCO."""
+    model: Any = LazyConfig.load(str(MODELS / "cascade_mask_rcnn_eva02.py"), "model")
+    if not is_cascade:
+        plain = mask_rcnn(is_cascade=False)
+        plain.backbone = model.backbone
+        return plain
+    return model
+
+
+def detector(case: Case, mode: Mode) -> Built:
+    """Build a Mask R-CNN or Cascade Mask R-CNN whose parts are called one by one."""
+    return _assemble(case, mode, "detectron2", mask_rcnn, vit_options)
+
+
+def eva02_detector(case: Case, mode: Mode) -> Built:
+    """Build an EVA-02 detector whose parts are called one by one."""
+    return _assemble(case, mode, "eva02", eva02_model, eva02_options)
+
+
+def _assemble(
+    case: Case,
     mode: Mode,
-    base: Callable[[bool], DictConfig] = mask_rcnn,
-    net_options: Callable[[Options], dict[str, Any]] = vit_options,
-) -> DictConfig:
-    """Return the project's model config with the sizes of a case put in."""
-    is_cascade = config.take("cascade") is not None
-    model = base(is_cascade)
-    _backbone(model.backbone, config, for_mode(net_options(config.section("net")), mode))
-    channels = model.backbone.out_channels
+    source_format: str,
+    base: Callable[[bool], DictConfig],
+    net_options: Callable[[Options], dict[str, Any]],
+) -> Built:
+    config = case.config()
+    recipe = base(config.take("cascade") is not None)
+    recipe.backbone.net.update(mode.of(net_options(config.section("net"))))
+    _put_sizes(recipe, config)
+    config.done()
+    model: Any = build_model(recipe)
+    parameters = load(case, model, source_format)
+    parts = Parts(case, model, config, Recorder(model.backbone.net))
+    return Built(model, parts.call, parameters)
+
+
+def _put_sizes(model: DictConfig, config: Options) -> None:
+    """Put the sizes of a case into the project's model config."""
+    pyramid = pyramid_options(config.section("pyramid"))
+    if pyramid.pop("top_block") is None:
+        model.backbone.top_block = None
+    model.backbone.update(pyramid)
+    channels, heads = pyramid["out_channels"], model.roi_heads
     _proposal_generator(model.proposal_generator, config, channels)
-    heads = model.roi_heads
     heads.num_classes = config.take("num_classes")
     heads.box_in_features = heads.mask_in_features = config.take("roi_features")
     scales = [1 / stride for stride in config.take("roi_strides")]
     for pooler in ("box_pooler", "mask_pooler"):
         _pooler(heads[pooler], config.section(pooler), scales)
-    _mask_head(heads, config.section("mask_head"), channels)
-    (_cascade_box_head if is_cascade else _box_head)(heads, config, channels)
+    options, size = config.section("mask_head"), heads.mask_pooler.output_size
+    heads.mask_head.input_shape = LazyCall(ShapeSpec)(channels=channels, height=size, width=size)
+    heads.mask_head.conv_dims = options.take("conv_dims")
+    heads.mask_head.conv_norm = _norm(options)
+    options.done()
+    _box_heads(heads, config, channels)
     model.pixel_mean = config.take("pixel_mean")
     model.pixel_std = config.take("pixel_std")
-    return model
-
-
-def _backbone(node: DictConfig, config: Options, net: dict[str, Any]) -> None:
-    node.net.update(net)
-    pyramid = pyramid_options(config.section("pyramid"))
-    if pyramid.pop("top_block") is None:
-        node.top_block = None
-    node.update(pyramid)
 
 
 def _proposal_generator(node: DictConfig, config: Options, channels: int) -> None:
     node.in_features = config.take("features")
-    anchors = config.section("anchors")
+    anchors, head = config.section("anchors"), config.section("rpn_head")
     for key in ("sizes", "aspect_ratios", "strides", "offset"):
         node.anchor_generator[key] = anchors.take(key)
     anchors.done()
-    head = config.section("rpn_head")
-    node.head.update(
-        in_channels=channels,
-        conv_dims=head.take("conv_dims"),
-        num_anchors=head.take("num_anchors"),
-    )
+    node.head.update(in_channels=channels, conv_dims=head.take("conv_dims"))
+    node.head.num_anchors = head.take("num_anchors")
     head.done()
     rpn = config.section("rpn")
     node.pre_nms_topk = [rpn.take("pre_nms_topk_test")] * 2  # training, inference
@@ -132,8 +114,8 @@ def _proposal_generator(node: DictConfig, config: Options, channels: int) -> Non
 
 def _pooler(node: DictConfig, options: Options, scales: list[float]) -> None:
     node.scales = scales
-    node.output_size = options.take("output_size")
-    node.sampling_ratio = options.take("sampling_ratio")
+    for key in ("output_size", "sampling_ratio"):
+        node[key] = options.take(key)
     node.pooler_type = options.take("type")
     node.canonical_box_size = options.take("canonical_box_size", 224)
     node.canonical_level = options.take("canonical_level", 4)
@@ -146,61 +128,43 @@ def _norm(options: Options) -> Any:
     return LazyCall(channel_layer_norm)(eps=1e-6) if name else ""
 
 
-def _mask_head(heads: DictConfig, options: Options, channels: int) -> None:
-    size = heads.mask_pooler.output_size
-    heads.mask_head.input_shape = LazyCall(ShapeSpec)(channels=channels, height=size, width=size)
-    heads.mask_head.conv_dims = options.take("conv_dims")
-    heads.mask_head.conv_norm = _norm(options)
-    options.done()
-
-
-def _box_layers(
-    head: DictConfig, predictor: DictConfig, config: Options, shape: dict[str, int]
-) -> None:
-    """Put the sizes of a case into one box head and its predictor."""
-    options = config.section("box_head")
-    head.input_shape = LazyCall(ShapeSpec)(**shape)
-    head.conv_dims = options.take("conv_dims")
-    head.fc_dims = options.take("fc_dims")
-    head.conv_norm = _norm(options)
-    options.done()
-    if head.fc_dims:
-        shape = {"channels": head.fc_dims[-1]}
-    elif head.conv_dims:
-        shape = dict(shape, channels=head.conv_dims[-1])
-    predictor.input_shape = LazyCall(ShapeSpec)(**shape)
-    predictor.use_sigmoid_ce = config.take("use_sigmoid_ce")
-    test = config.section("test")
-    predictor.test_score_thresh = test.take("score_thresh")
-    predictor.test_nms_thresh = test.take("nms_thresh")
-    predictor.test_topk_per_image = test.take("topk_per_image")
-    test.done()
-
-
-def _box_head(heads: DictConfig, config: Options, channels: int) -> None:
+def _box_heads(heads: DictConfig, config: Options, channels: int) -> None:
+    """Put the sizes of a case into its box head, or those of a cascade, and their predictors."""
+    weights, agnostic = config.take("box_reg_weights"), None
+    stages = [(heads.get("box_head"), heads.get("box_predictor"), weights)]
+    if config.take("cascade") is not None:
+        options = config.section("cascade")
+        config.only("box_reg_weights", (None,))
+        every = options.take("box_reg_weights")
+        agnostic = options.take("cls_agnostic_bbox_reg")
+        options.only("stages", (len(every),))
+        options.done()
+        for name in ("box_heads", "box_predictors", "proposal_matchers"):
+            if len(heads[name]) != len(every):
+                heads[name] = [deepcopy(heads[name][0]) for _ in every]
+        stages = list(zip(heads.box_heads, heads.box_predictors, every, strict=True))
     size = heads.box_pooler.output_size
-    shape = {"channels": channels, "height": size, "width": size}
-    _box_layers(heads.box_head, heads.box_predictor, config, shape)
-    weights = config.take("box_reg_weights")
-    heads.box_predictor.box2box_transform = LazyCall(Box2BoxTransform)(weights=weights)
-
-
-def _cascade_box_head(heads: DictConfig, config: Options, channels: int) -> None:
-    size = heads.box_pooler.output_size
-    shape = {"channels": channels, "height": size, "width": size}
-    options = config.section("cascade")
-    weights = options.take("box_reg_weights")
-    agnostic = options.take("cls_agnostic_bbox_reg")
-    options.only("stages", (len(weights),))
-    options.done()
-    config.only("box_reg_weights", (None,))
-    for name in ("box_heads", "box_predictors", "proposal_matchers"):
-        if len(heads[name]) != len(weights):
-            heads[name] = [deepcopy(heads[name][0]) for _ in weights]
-    for head, predictor, each in zip(heads.box_heads, heads.box_predictors, weights, strict=True):
-        _box_layers(head, predictor, config, shape)
-        predictor.cls_agnostic_bbox_reg = agnostic
+    for head, predictor, each in stages:
+        shape = {"channels": channels, "height": size, "width": size}
+        options = config.section("box_head")
+        head.input_shape = LazyCall(ShapeSpec)(**shape)
+        head.conv_dims, head.fc_dims = options.take("conv_dims"), options.take("fc_dims")
+        head.conv_norm = _norm(options)
+        options.done()
+        if head.fc_dims:
+            shape = {"channels": head.fc_dims[-1]}
+        elif head.conv_dims:
+            shape["channels"] = head.conv_dims[-1]
+        predictor.input_shape = LazyCall(ShapeSpec)(**shape)
+        predictor.use_sigmoid_ce = config.take("use_sigmoid_ce")
         predictor.box2box_transform = LazyCall(Box2BoxTransform)(weights=each)
+        if agnostic is not None:
+            predictor.cls_agnostic_bbox_reg = agnostic
+        test = config.section("test")
+        predictor.test_score_thresh = test.take("score_thresh")
+        predictor.test_nms_thresh = test.take("nms_thresh")
+        predictor.test_topk_per_image = test.take("topk_per_image")
+        test.done()
 
 
 @dataclass
@@ -229,13 +193,16 @@ class Parts:
         features = self.model.backbone(whole_patches(batch.tensor, patch_size))
         outputs, extra = dict(features), {"images": batch.tensor}
         extra["last_feat"] = self.recorder.tokens[-1].permute(0, 3, 1, 2)
-        self._rpn(features, outputs, extra)
+        rpn = self.model.proposal_generator
+        levels = [features[f] for f in rpn.in_features]
+        found = (*rpn.rpn_head(levels), rpn.anchor_generator(levels))
+        for name, *values in zip(rpn.in_features, *found, strict=True):
+            outputs[f"rpn.objectness.{name}"], outputs[f"rpn.deltas.{name}"] = values[:2]
+            extra[f"rpn.anchors.{name}"] = values[2].tensor
         given = self.case.info["input"]["proposals"]
         boxes = [Boxes(torch.tensor(each, dtype=torch.float32)) for each in given]
-        if self.config.take("cascade") is None:
-            self._box(features, boxes, batch, outputs, extra)
-        else:
-            self._cascade(features, boxes, batch, outputs, extra)
+        boxes_of = self._box if self.config.take("cascade") is None else self._cascade
+        boxes_of(features, boxes, batch, outputs, extra)
         heads = self.model.roi_heads
         pooled = heads.mask_pooler([features[f] for f in heads.mask_in_features], boxes)
         outputs["mask.logits"] = heads.mask_head.layers(pooled)
@@ -254,29 +221,13 @@ class Parts:
         )
         return ImageList(batch.tensor[..., :height, :width], batch.image_sizes)
 
-    def _rpn(self, features: Any, outputs: Any, extra: Any) -> None:
-        rpn = self.model.proposal_generator
-        levels = [features[f] for f in rpn.in_features]
-        objectness, deltas = rpn.rpn_head(levels)
-        anchors = rpn.anchor_generator(levels)
-        for name, *values in zip(rpn.in_features, objectness, deltas, anchors, strict=True):
-            outputs[f"rpn.objectness.{name}"] = values[0]
-            outputs[f"rpn.deltas.{name}"] = values[1]
-            extra[f"rpn.anchors.{name}"] = values[2].tensor
-
-    def _proposals(self, boxes: list[Boxes], batch: ImageList) -> list[Instances]:
-        return [
-            Instances(size, proposal_boxes=each)
-            for size, each in zip(batch.image_sizes, boxes, strict=True)
-        ]
-
     def _box(self, features: Any, boxes: Any, batch: ImageList, outputs: Any, extra: Any) -> None:
         heads = self.model.roi_heads
         pooled = heads.box_pooler([features[f] for f in heads.box_in_features], boxes)
         predictor = heads.box_predictor
         predictions = predictor(heads.box_head(pooled))
         outputs["box.scores"], outputs["box.deltas"] = predictions
-        proposals = self._proposals(boxes, batch)
+        proposals = _proposals(boxes, batch)
         extra["box_pooled"] = pooled
         extra["box.probs"] = torch.cat(predictor.predict_probs(predictions, proposals))
         extra["box.decoded"] = torch.cat(predictor.predict_boxes(predictions, proposals))
@@ -286,14 +237,12 @@ class Parts:
     ) -> None:
         heads = self.model.roi_heads
         levels = [features[f] for f in heads.box_in_features]
-        proposals = self._proposals(boxes, batch)
-        probabilities, predicted = [], []
+        proposals, probabilities, predicted = _proposals(boxes, batch), [], []
         for k, predictor in enumerate(heads.box_predictor):
             if k > 0:
                 proposals = heads._create_proposals_from_boxes(predicted, batch.image_sizes)
-            extra[f"box.stage{k}.proposals"] = torch.cat(
-                [each.proposal_boxes.tensor for each in proposals]
-            )
+            given = [each.proposal_boxes.tensor for each in proposals]
+            extra[f"box.stage{k}.proposals"] = torch.cat(given)
             predictions = heads._run_stage(levels, proposals, k)
             outputs[f"box.stage{k}.scores"], outputs[f"box.stage{k}.deltas"] = predictions
             predicted = predictor.predict_boxes(predictions, proposals)
@@ -311,3 +260,8 @@ class Parts:
             extra[f"detections.{i}.boxes"] = detected.pred_boxes.tensor
             extra[f"detections.{i}.scores"] = detected.scores
             extra[f"detections.{i}.classes"] = detected.pred_classes
+
+
+def _proposals(boxes: list[Boxes], batch: ImageList) -> list[Instances]:
+    sizes = batch.image_sizes
+    return [Instances(s, proposal_boxes=each) for s, each in zip(sizes, boxes, strict=True)]

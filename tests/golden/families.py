@@ -4,73 +4,70 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 
-from . import easycv, mmdet3, timm_tokens, vil, vitae
-from .build import (
-    Built,
-    Change,
-    Mode,
-    detectron2_pyramid,
-    detectron2_vit,
-    run,
-)
+from . import detectors, mmdet_nets, plain, vil
+from .build import Built, Change, Mode, run
 from .cases import Case, UnsupportedCase, read
 from .compare import Comparison, compare
-from .detectors import detector
-from .eva import (
-    eva01_vit,
-    eva02_detector,
-    eva02_pyramid,
-    eva02_vit,
-    streampetr_vit,
-)
-from .mapped import hf_backbone, sam_encoder
+from .mmdet import heads
 
-# (family, "model" of the JSON file): builder
-BUILDERS: dict[tuple[str, str], Callable[[Case, Mode], Built]] = {
-    ("detectron2", "ViT"): detectron2_vit,
-    ("detectron2", "SimpleFeaturePyramid"): detectron2_pyramid,
-    ("detectron2", "GeneralizedRCNN"): detector,
-    ("sam", "ImageEncoderViT"): sam_encoder,
-    ("hf_vitdet", "VitDetBackbone"): hf_backbone,
-    ("timm", "VisionTransformer"): timm_tokens.vision_transformer,
-    ("timm", "Eva"): timm_tokens.eva,
-    ("eva02_det", "ViT"): eva02_vit,
-    ("eva02_det", "SimpleFeaturePyramid"): eva02_pyramid,
-    ("eva02_det", "GeneralizedRCNN"): eva02_detector,
-    ("eva01_det", "ViT"): eva01_vit,
-    ("streampetr", "EVAViT"): streampetr_vit,
-    ("vitae_vitdet", "ViT"): vitae.vit,
-    ("vitae_vitdet", "ViTAE"): vitae.vitae_b,
-    ("vitae_vitdet", "ViTAE_S"): vitae.vitae_s,
-    ("vitae_vitdet", "FPN"): vitae.fpn,
-    ("vitae_vitdet", "RPNHead"): vitae.rpn_head,
-    ("vitae_vitdet", "Shared4Conv1FCBBoxHead"): vitae.bbox_head,
-    ("vitae_vitdet", "FCNMaskHead"): vitae.fcn_mask_head,
-    ("easycv", "ViTDet"): easycv.backbone,
-    ("easycv", "SFP"): easycv.pyramid,
-    ("easycv", "RPNHead"): easycv.rpn_head,
-    ("easycv", "Shared4Conv1FCBBoxHead"): easycv.bbox_head,
-    ("easycv", "FCNMaskHead"): easycv.fcn_mask_head,
-    ("mmdet3_vitdet", "SimpleFPN"): mmdet3.pyramid,
-    ("mmdet3_vitdet", "ViT"): mmdet3.backbone,
-    ("mmdet3_vitdet", "RPNHead"): mmdet3.rpn_head,
-    ("mmdet3_vitdet", "Shared4Conv1FCBBoxHead"): mmdet3.bbox_head,
-    ("mmdet3_vitdet", "FCNMaskHead"): mmdet3.fcn_mask_head,
-    ("vil", "slidingchunk_2d"): vil.operator,
-    ("vil", "Long2DSCSelfAttention"): vil.attention,
-    ("vil", "MsViT"): vil.backbone,
-    ("vil", "build_msvit_fpn_backbone"): vil.fpn,
-    ("vil", "build_retinanet_msvit_fpn_backbone"): vil.fpn,
+# {family: {"model" of the JSON file: builder}}
+BUILDERS: dict[str, dict[str, Callable[[Case, Mode], Built]]] = {
+    "detectron2": {
+        "ViT": plain.detectron2_vit,
+        "SimpleFeaturePyramid": plain.detectron2_pyramid,
+        "GeneralizedRCNN": detectors.detector,
+    },
+    "sam": {"ImageEncoderViT": plain.sam_encoder},
+    "hf_vitdet": {"VitDetBackbone": plain.hf_backbone},
+    "timm": {"VisionTransformer": plain.timm_vit, "Eva": plain.timm_eva},
+    "eva02_det": {
+        "ViT": plain.eva02_vit,
+        "SimpleFeaturePyramid": plain.eva02_vit,
+        "GeneralizedRCNN": detectors.eva02_detector,
+    },
+    "eva01_det": {"ViT": plain.eva01_vit},
+    "streampetr": {"EVAViT": plain.streampetr_vit},
+    "vitae_vitdet": {
+        "ViT": mmdet_nets.vitae_vit,
+        "ViTAE": mmdet_nets.vitae_vit,
+        "ViTAE_S": mmdet_nets.vitae_s,
+        "FPN": mmdet_nets.vitae_fpn,
+        **heads("vitae"),
+    },
+    "easycv": {"ViTDet": mmdet_nets.backbone, "SFP": mmdet_nets.pyramid, **heads("easycv")},
+    "mmdet3_vitdet": {
+        "ViT": mmdet_nets.backbone,
+        "SimpleFPN": mmdet_nets.pyramid,
+        **heads("mmdet3"),
+    },
+    "vil": {
+        "slidingchunk_2d": vil.operator,
+        "Long2DSCSelfAttention": vil.attention,
+        "MsViT": vil.backbone,
+        "build_msvit_fpn_backbone": vil.fpn,
+        "build_retinanet_msvit_fpn_backbone": vil.fpn,
+    },
 }
 
 # family: function from a case of a conversion to its outputs, by the case's names
 CONVERSIONS: dict[str, Callable[[Case], dict[str, torch.Tensor]]] = {
-    "vitae_vitdet": vitae.loaded,
+    "vitae_vitdet": mmdet_nets.vitae_loaded,
     "vil": vil.conversion,
 }
+
+
+def modes(info: dict[str, Any], every: list[Mode]) -> list[Mode]:
+    """Return the modes in which a case is run: one where it has neither blocks nor a kernel."""
+    model = info.get("model")
+    if model in ("slidingchunk_2d", "Long2DSCSelfAttention"):  # the two kernels of the chunks
+        return [Mode("eager"), Mode()]
+    heads_and_pyramids = {"FPN", "SFP", "SimpleFPN", *heads("")}
+    alone = model in heads_and_pyramids and "backbone" not in info["config"]
+    return [Mode()] if alone or model == "checkpoint conversion" else every
 
 
 def compare_case(root: Path, name: str, mode: Mode, change: Change | None = None) -> Comparison:
@@ -90,8 +87,7 @@ def compare_case(root: Path, name: str, mode: Mode, change: Change | None = None
         if case.family not in CONVERSIONS:
             raise UnsupportedCase(f"{name}: no conversion of this family is built")
         return compare(case, CONVERSIONS[case.family](case), {}, {}, [])
-    model = case.info["model"]
-    if (case.family, model) not in BUILDERS:
-        known = [known for family, known in BUILDERS if family == case.family]
-        raise UnsupportedCase(f"{name}: model {model!r}, known of this family are {known}")
-    return run(BUILDERS[case.family, model](case, mode), case, mode, change)
+    builders, model = BUILDERS.get(case.family, {}), case.info["model"]
+    if model not in builders:
+        raise UnsupportedCase(f"{name}: model {model!r}, known of this family are {[*builders]}")
+    return run(builders[model](case, mode), case, mode, change)

@@ -1,4 +1,4 @@
-"""What ViTAE, EasyCV and mmdetection 3.x share: MMDetection's configs and names.
+"""What ViTAE, EasyCV and mmdetection 3.x share: MMDetection's configs and names, its heads.
 
 A case is a part of a detector: backbone, pyramid, or a head. Its weights go through
 `vitdet.convert` as those of a whole file would, so the part is put into a detector of our names,
@@ -22,12 +22,12 @@ from detectron2.modeling.roi_heads import (
 from torch import nn
 
 from vitdet.backbones.base import LayeredBackbone
-from vitdet.backbones.vit import PlainViT, ViT
+from vitdet.backbones.vit import ViT
 from vitdet.heads import rpn_head
 from vitdet.layers.norms import channel_layer_norm, group_norm
 from vitdet.pyramid import SimpleFeaturePyramid
 
-from .build import Built, converted
+from .build import BOTH, SIZES, Built, Mode, converted, given
 from .cases import Case, Options, UnsupportedCase
 
 LEVELS = ("p2", "p3", "p4", "p5")
@@ -57,7 +57,7 @@ class Detector(nn.Module):
         return [module for module in found if isinstance(module, nn.Sequential)]
 
 
-def toy_net(channels: int = 4) -> PlainViT:
+def toy_net(channels: int = 4) -> Any:
     """Return a backbone to stand where a case has none."""
     return ViT(img_size=16, embed_dim=channels, depth=1, num_heads=1, use_abs_pos=False)
 
@@ -104,9 +104,7 @@ def norm_name(options: Options, key: str = "norm_cfg") -> tuple[str, float]:
 def head_norm(options: Options) -> Callable[[int], nn.Module] | None:
     """Return the factory of a head's norms, None for none."""
     name, eps = norm_name(options)
-    if not name:
-        return None
-    return group_norm(1, eps) if name == "GN1" else channel_layer_norm(eps)
+    return {"": None, "GN1": group_norm(1, eps), "LN": channel_layer_norm(eps)}[name]
 
 
 def top_block(options: Options) -> LastLevelMaxPool | None:
@@ -123,36 +121,49 @@ def with_top(levels: list[torch.Tensor], top: LastLevelMaxPool | None) -> dict[s
 # --- heads -------------------------------------------------------------------------------------
 
 
-def rpn(case: Case, source_format: str) -> Built:
-    """Build mmdet's RPNHead; outputs rpn_cls_score and rpn_bbox_pred."""
-    options = case.config()
+def heads(source_format: str) -> dict[str, Callable[[Case, Mode], Built]]:
+    """Return the builders of MMDetection's heads, by its names, for weights of a format."""
+
+    def built(make: Callable[[Case, Options, Detector], Any], part: str) -> Any:
+        def build(case: Case, _: Mode) -> Built:
+            options, model = case.config(), Detector(toy_net())
+            call = make(case, options, model)
+            options.done()
+            beside = toy_weights(model.get_submodule("backbone.net"))
+            parameters, leaves = converted(case, model, source_format, f"{part}.", beside)
+            return Built(model, lambda images: (call(images), {}), parameters, leaves=leaves)
+
+        return build
+
+    return {
+        "RPNHead": built(_rpn, "rpn_head"),
+        "Shared4Conv1FCBBoxHead": built(_box_head, "roi_head.bbox_head"),
+        "FCNMaskHead": built(_mask_head, "roi_head.mask_head"),
+    }
+
+
+def _rpn(_: Case, options: Options, model: Detector) -> Any:
     anchors = options.section("anchor_generator")
     count = len(anchors.take("scales")) * len(anchors.take("ratios"))
     anchors.inert("type", "strides")
     anchors.done()
-    channels = options.take("in_channels")
-    convolutions = options.take("num_convs", 1)
     head = rpn_head(
-        in_channels=channels,
+        in_channels=options.take("in_channels"),
         num_anchors=count,
-        conv_dims=[options.take("feat_channels", 256)] * convolutions,
+        conv_dims=[options.take("feat_channels", 256)] * options.take("num_convs", 1),
         norm=head_norm(options),
     )
     options.inert("bbox_coder", "loss_cls", "loss_bbox", "train_cfg", "test_cfg", "num_classes")
-    options.done()
-    model = Detector(toy_net())
     model.proposal_generator.rpn_head = head
 
-    def call(images: list[torch.Tensor]) -> Any:
+    def call(images: list[torch.Tensor]) -> dict[str, torch.Tensor]:
         scores, deltas = head(images)
-        return {"rpn_cls_score": scores[0], "rpn_bbox_pred": deltas[0]}, {}
+        return {"rpn_cls_score": scores[0], "rpn_bbox_pred": deltas[0]}
 
-    return _built(case, model, call, source_format, "rpn_head.")
+    return call
 
 
-def box_head(case: Case, source_format: str) -> Built:
-    """Build mmdet's Shared4Conv1FCBBoxHead; outputs cls_score and bbox_pred."""
-    options = case.config()
+def _box_head(_: Case, options: Options, model: Detector) -> Any:
     channels, size = options.take("in_channels"), options.take("roi_feat_size", 7)
     width = options.take("fc_out_channels", 1024)
     coder = options.section("bbox_coder")
@@ -170,23 +181,15 @@ def box_head(case: Case, source_format: str) -> Built:
         ShapeSpec(channels=width),
         box2box_transform=Box2BoxTransform(weights=weights),
         num_classes=options.take("num_classes", 80),
-        cls_agnostic_bbox_reg=options.only("reg_class_agnostic", (True, False), False),
+        cls_agnostic_bbox_reg=options.only("reg_class_agnostic", BOTH, False),
     )
     options.inert("loss_cls", "loss_bbox")
-    options.done()
-    model = Detector(toy_net())
     model.roi_heads.box_head, model.roi_heads.box_predictor = head, predictor
-
-    def call(images: list[torch.Tensor]) -> Any:
-        scores, deltas = predictor(head(images[0]))
-        return {"cls_score": scores, "bbox_pred": deltas}, {}
-
-    return _built(case, model, call, source_format, "roi_head.bbox_head.")
+    names = ("cls_score", "bbox_pred")
+    return lambda images: dict(zip(names, predictor(head(images[0])), strict=True))
 
 
-def mask_head(case: Case, source_format: str) -> Built:
-    """Build mmdet's FCNMaskHead; output mask_pred."""
-    options = case.config()
+def _mask_head(case: Case, options: Options, model: Detector) -> Any:
     channels, width = options.take("in_channels", 256), options.take("conv_out_channels", 256)
     size = case.info["input"]["images"][0]["shape"][-1]
     head = MaskRCNNConvUpsampleHead(
@@ -196,20 +199,8 @@ def mask_head(case: Case, source_format: str) -> Built:
         conv_norm=head_norm(options) or "",
     )
     options.inert("loss_mask", "roi_feat_size")
-    options.done()
-    model = Detector(toy_net())
     model.roi_heads.mask_head = head
-
-    def call(images: list[torch.Tensor]) -> Any:
-        return {"mask_pred": head.layers(images[0])}, {}
-
-    return _built(case, model, call, source_format, "roi_head.mask_head.")
-
-
-def _built(case: Case, model: Detector, call: Any, source_format: str, prefix: str) -> Built:
-    beside = toy_weights(model.get_submodule("backbone.net"))
-    parameters, leaves = converted(case, model, source_format, prefix, beside)
-    return Built(model, call, parameters, leaves=leaves)
+    return lambda images: {"mask_pred": head.layers(images[0])}
 
 
 # --- backbones of mmdet 2.x --------------------------------------------------------------------
@@ -229,23 +220,16 @@ class OldOptions:
         self.patch_size = options.take("patch_size", 16)
         self.grid = (sides[0] // self.patch_size, sides[1] // self.patch_size)
         depth, interval = options.take("depth", 12), options.take("interval", 3)
-        self.head_dim = options.take("embed_dim", 768) // options.take("num_heads", 12)
-        every_third = [i for i in range(depth) if (i + 1) % interval == 0]
+        head_dim = options.take("embed_dim", 768) // options.take("num_heads", 12)
         scale = options.take("qk_scale", None)
-        self.q_factor = 1.0 if scale is None else scale * self.head_dim**0.5
+        self.q_factor = 1.0 if scale is None else scale * head_dim**0.5
         self.arguments: dict[str, Any] = {
+            **given(options, *SIZES, "drop_path_rate"),
             "img_size": sides,
-            "patch_size": self.patch_size,
-            "in_chans": options.take("in_chans", 3),
-            "embed_dim": options.take("embed_dim", 768),
             "depth": depth,
-            "num_heads": options.take("num_heads", 12),
-            "mlp_ratio": options.take("mlp_ratio", 4.0),
-            "qkv_bias": options.only("qkv_bias", (True, False), False),
-            "drop_path_rate": options.take("drop_path_rate", 0.0),
-            "norm_eps": 1e-6,
+            "qkv_bias": options.only("qkv_bias", BOTH, False),
             "window_size": 14,
-            "global_block_indexes": every_third,
+            "global_block_indexes": [i for i in range(depth) if (i + 1) % interval == 0],
         }
         options.only("norm_layer", (None,), None)
         options.only("hybrid_backbone", (None,), None)
@@ -256,23 +240,20 @@ class OldOptions:
     def vit(self, options: Options, tensors: Iterable[str]) -> dict[str, Any]:
         """Return the arguments of our ViT; `tensors` tell of the positions what a default hides."""
         found = any(name.endswith("pos_embed") for name in tensors)
-        use_abs_pos = options.only("use_abs_pos_emb", (found,), found)
-        layer_scale = options.take("init_values", None)
         return self.arguments | {
-            "use_abs_pos": use_abs_pos,
+            "use_abs_pos": options.only("use_abs_pos_emb", (found,), found),
             "use_rel_pos": True,
-            "pretrain_img_size": self.arguments["img_size"],
+            "pretrain_img_size": None,
             "pretrain_use_cls_token": False,
-            "layer_scale": bool(layer_scale),
+            "layer_scale": bool(options.take("init_values", None)),
             "final_norm": True,
         }
 
     def prepare(self, name: str, value: torch.Tensor) -> torch.Tensor:
         """Return a published weight as ours has it."""
         block, _, last = name.rpartition("attn.")
-        if last in ("qkv.weight", "qkv.bias") and self.q_factor != 1.0:
-            q, rest = value[: len(value) // 3], value[len(value) // 3 :]
-            return torch.cat([q * self.q_factor, rest])
+        if last in ("qkv.weight", "qkv.bias"):
+            return scaled_q(value, self.q_factor)
         if last == "q_bias":
             return value * self.q_factor
         number = block.rpartition("blocks.")[2].strip(".")
@@ -282,6 +263,13 @@ class OldOptions:
 
     def check(self, case: Case) -> None:
         """Refuse what the published code cannot compute either: no rule is invented here."""
-        height, width = self.grid
-        if width > height and self.arguments["global_block_indexes"]:
+        if self.grid[1] > self.grid[0] and self.arguments["global_block_indexes"]:
             raise UnsupportedCase(f"{case.name}: wider than tall with global attention")
+
+
+def scaled_q(value: torch.Tensor, factor: float) -> torch.Tensor:
+    """Return a joined projection of q, k and v with q multiplied."""
+    if factor == 1.0:
+        return value
+    third = len(value) // 3
+    return torch.cat([value[:third] * factor, value[third:]])

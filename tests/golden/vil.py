@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -18,7 +18,7 @@ from vitdet.backbones.msvit.sliding_chunk import gather, sliding_chunk_attention
 from vitdet.backbones.msvit.stage import Stage, StageEmbed, stages_of
 from vitdet.convert import convert
 
-from .build import Built, Mode
+from .build import BOTH, Built, Mode, converted, given
 from .cases import Case, Options, UnsupportedCase
 
 # attn_type of the published code: kind of our stages with s1
@@ -30,6 +30,8 @@ KINDS = {
     "linformer": "linformer",
     "performer": "performer",
 }
+PER_STAGE = ("embed_dim", "depth", "num_heads", "patch_size", "num_global_tokens")
+PER_STAGE += ("attention", "attention_size", "use_abs_pos")
 
 
 def sliding_backend(mode: Mode, by_autograd: bool) -> str:
@@ -46,7 +48,7 @@ def operator(case: Case, mode: Mode) -> Built:
     options = case.config()
     size = options.take("nx"), options.take("ny")
     window, exact, modes = options.take("w"), options.take("exact"), options.take("modes")
-    backend = sliding_backend(mode, options.only("autograd", (True, False)))
+    backend = sliding_backend(mode, options.only("autograd", BOTH))
     options.done()
 
     def call(inputs: list[torch.Tensor]) -> Any:
@@ -89,18 +91,15 @@ def attention(case: Case, mode: Mode) -> Built:
         num_heads=options.take("num_heads"),
         num_global_tokens=options.take("nglo"),
         attention_size=options.take("w"),
-        use_abs_pos=not options.only("rpe", (True, False)),
-        share_global_weights=options.only("sharew", (True, False)),
+        use_abs_pos=not options.only("rpe", BOTH),
+        share_global_weights=options.only("sharew", BOTH),
         exact=options.take("exact"),
         mode=1,
-        sliding_chunk_backend=sliding_backend(mode, options.only("autograd", (True, False))),
+        sliding_chunk_backend=sliding_backend(mode, options.only("autograd", BOTH)),
     )
-    model = VilAttention(stage, 0)
     options.done()
-    state = case.weights()
-    for name in case.info.get("aliases", {}):
-        del state[name]
-    model.load_state_dict(state, strict=True)
+    model, aliases = VilAttention(stage, 0), case.info.get("aliases", {})
+    model.load_state_dict({k: v for k, v in case.weights().items() if k not in aliases})
 
     def call(inputs: list[torch.Tensor]) -> Any:
         outputs = {}
@@ -115,14 +114,15 @@ def attention(case: Case, mode: Mode) -> Built:
 # --- the backbone ------------------------------------------------------------------------------
 
 
-def stage_arguments(stages: tuple[Stage, ...]) -> dict[str, list[Any]]:
-    """Return the stages as lists for `MsViT`, as the published code reads their string.
+def stage_arguments(arch: str, attn_type: str, only_global: bool = False) -> dict[str, list[Any]]:
+    """Return the lists for `MsViT` of a published string and attention type.
 
     There s0 makes every later stage full too.
     """
-    names = ("embed_dim", "depth", "num_heads", "patch_size", "num_global_tokens", "attention")
-    names += ("attention_size", "use_abs_pos")
-    lists = {name: [getattr(stage, name) for stage in stages] for name in names}
+    kind = KINDS[attn_type]
+    kind = "only_global" if only_global and kind == "vil" else kind
+    stages = stages_of(arch, {"attention": kind})
+    lists = {name: [getattr(stage, name) for stage in stages] for name in PER_STAGE}
     kinds = lists["attention"]
     if "full" in kinds:
         first = kinds.index("full")
@@ -130,56 +130,27 @@ def stage_arguments(stages: tuple[Stage, ...]) -> dict[str, list[Any]]:
     return lists
 
 
-def arch_of(arch: str, attn_type: str, only_global: bool) -> tuple[Stage, ...]:
-    """Return the stages of a published string and attention type."""
-    kind = KINDS[attn_type]
-    kind = "only_global" if only_global and kind == "vil" else kind
-    return stages_of(arch, {"attention": kind})
-
-
 def vit_arguments(options: Options, mode: Mode) -> dict[str, Any]:
     """Translate the arguments of the published MsViT to ours."""
     attn_type = options.only("attn_type", tuple(KINDS))
-    only_global = options.only("only_glo", (True, False))
-    stages = arch_of(options.take("arch"), attn_type, only_global)
-    arguments = {
-        **stage_arguments(stages),
+    only_global = options.only("only_glo", BOTH)
+    arguments = stage_arguments(options.take("arch"), attn_type, only_global) | {
         "img_size": options.take("img_size"),
-        "drop_rate": options.take("drop_rate", 0.0),
-        "drop_path_rate": options.take("drop_path_rate", 0.0),
-        "norm_embed": options.only("norm_embed", (True, False)),
-        "avg_pool": options.only("avg_pool", (True, False)),
-        "share_global_weights": options.only("sharew", (True, False)),
-        "share_kv": options.only("share_kv", (True, False)),
+        "norm_embed": options.only("norm_embed", BOTH),
+        "avg_pool": options.only("avg_pool", BOTH),
+        "share_global_weights": options.only("sharew", BOTH),
+        "share_kv": options.only("share_kv", BOTH),
         "exact": options.take("sw_exact"),
         "mode": options.take("mode"),
         "redraw_interval": options.take("redraw_interval", None),
         "out_features": options.take("out_features", ["head"]),
-        "attention_backend": mode.backend,
         "sliding_chunk_backend": sliding_backend(mode, attn_type == "longformerauto"),
+        **given(options, "drop_rate", "drop_path_rate", of=MsViT),
     }
     options.inert("ln_eps")  # the published class keeps it and uses 1e-6
     classes = options.take("num_classes", 1000)
     arguments["num_classes"] = classes if "head" in arguments["out_features"] else 0
-    if mode.checkpointed:
-        arguments["checkpoint_blocks"] = list(range(sum(stage.depth for stage in stages)))
-        arguments["drop_path_rate"] = 0.0
-    return arguments
-
-
-def backbone(case: Case, mode: Mode) -> Built:
-    """Build the MsViT of the detection or of the classification repository."""
-    options = case.config()
-    is_classifier = "out_features" not in options.values
-    vit = MsViT(**vit_arguments(options, mode))
-    options.done()
-    recorder = Recorder(vit)
-
-    def call(images: list[torch.Tensor]) -> Any:
-        outputs = vit(images[0])
-        return {"logits": outputs["head"]} if is_classifier else outputs, recorder.tokens
-
-    return built(case, vit, call)
+    return mode.of(arguments, sum(arguments["depth"]))
 
 
 class Recorder:
@@ -189,16 +160,13 @@ class Recorder:
         self.tokens: dict[str, torch.Tensor] = {}
         for name, module in vit.named_modules():
             if name.count(".") == 1 and name.startswith("layer"):
-                module.register_forward_hook(self._keep(prefix + name))
+                module.register_forward_hook(partial(self._keep, prefix + name))
             if isinstance(module, InstanceNorm):
                 module.register_forward_hook(lambda _, __, output: GradientAsStored.apply(output))
 
-    def _keep(self, name: str) -> Callable[[nn.Module, Any, Any], None]:
-        def hook(module: nn.Module, _: Any, output: Any) -> None:
-            tokens = output[0] if isinstance(module, StageEmbed) else output
-            self.tokens.setdefault(name, tokens)  # a checkpointed block is called once more
-
-        return hook
+    def _keep(self, name: str, module: nn.Module, _: Any, output: Any) -> None:
+        tokens = output[0] if isinstance(module, StageEmbed) else output
+        self.tokens.setdefault(name, tokens)  # a checkpointed block is called once more
 
 
 class GradientAsStored(torch.autograd.Function):
@@ -206,7 +174,7 @@ class GradientAsStored(torch.autograd.Function):
 
     There the gradient of `instance_norm` of one image takes the numbers of the gradient that
     reaches it in the order in which they lie in memory: here place by place, not map by map. That
-    this project's own gradient is right is tested in tests/backbones/test_msvit_attention.py.
+    this project's own gradient is right is tested in tests/backbones/test_msvit.py.
     """
 
     @staticmethod
@@ -220,85 +188,47 @@ class GradientAsStored(torch.autograd.Function):
         return gradient.permute(0, 2, 3, 1).reshape(gradient.shape)
 
 
-def load(case: Case, model: nn.Module) -> dict[str, str]:
-    """Load the case's weights through `vitdet.convert`; return our names under the case's."""
-    state = case.weights() | {n: torch.from_numpy(value) for n, value in case.buffers.items()}
-    for name, shape in case.info["buffers_not_filled"].items():
-        state.setdefault(name, torch.zeros(shape, dtype=torch.int64))
-    target = {name: tuple(value.shape) for name, value in model.state_dict().items()}
-    loaded, report = convert(state, target, source_format="vil")
-    without = set(case.info["parameters_without_grad"])
-    expected = {name for name, value in state.items() if not value.numel()} | without
-    expected |= set(case.info.get("aliases", {})) | set(case.info["buffers_not_filled"])
-    surplus = sorted(set(report.dropped) - expected)
-    if surplus or report.resized or set(report.initialised) - {"num_redraws"}:
-        raise UnsupportedCase(
-            f"{case.name}: conversion dropped {surplus}, resized {report.resized}, "
-            f"left {report.initialised}"
-        )
-    assert not set(loaded) - set(target)
-    missing, unexpected = model.load_state_dict(loaded, strict=False)
-    assert set(missing) == set(report.initialised)
-    assert not unexpected
-    learned = {name for name, _ in model.named_parameters()}
-    aliases = set(case.info.get("aliases", {}))
-    used = {name: mine for name, mine in report.used.items() if name not in aliases}
-    parameters = {name: mine for name, mine in used.items() if mine in learned}
-    assert set(parameters.values()) == learned
-    return parameters
+def backbone(case: Case, mode: Mode) -> Built:
+    """Build the MsViT of the detection or of the classification repository."""
+    options = case.config()
+    vit = MsViT(**vit_arguments(options, mode))
+    options.done()
+    tokens = Recorder(vit).tokens
 
+    def call(images: list[torch.Tensor]) -> Any:
+        outputs = vit(images[0])
+        return outputs | {"logits": outputs.get("head")}, tokens
 
-def built(case: Case, model: nn.Module, call: Callable[[list[torch.Tensor]], Any]) -> Built:
-    """Load the case's weights; the published tables of no tokens have an empty gradient."""
-    parameters = load(case, model)
-    own = dict(model.named_parameters())
-    leaves: dict[str, torch.Tensor] = {name: own[mine] for name, mine in parameters.items()}
-    for name, shape in case.info["tensors"].items():
-        if 0 in shape:
-            leaves[name] = torch.zeros(shape)
-            leaves[name].grad = torch.zeros(shape)
-    return Built(model, call, {name: name for name in leaves}, leaves=leaves)
+    parameters, leaves = converted(case, vit, "vil")
+    return Built(vit, call, parameters, leaves=leaves)
 
 
 def fpn(case: Case, mode: Mode) -> Built:
     """Build detectron2's FPN on the backbone, for Mask R-CNN or RetinaNet."""
     options = case.config()
     msvit = options.section("MSVIT")
-    retina = case.info["model"] == "build_retinanet_msvit_fpn_backbone"
-    values = {
-        "arch": msvit.take("ARCH"),
-        "attn_type": msvit.take("ATTN_TYPE"),
-        "only_glo": msvit.take("ONLY_GLOBAL"),
-        "img_size": options.take("MAX_SIZE_TRAIN"),
-        "drop_rate": options.take("DROP", 0.0),
-        "drop_path_rate": options.take("DROP_PATH"),
-        "norm_embed": options.take("NORM_EMBED"),
-        "avg_pool": options.take("AVG_POOL"),
-        "sharew": msvit.take("SHARE_W"),
-        "share_kv": msvit.take("SHARE_KV"),
-        "sw_exact": msvit.take("SW_EXACT"),
-        "ln_eps": msvit.take("LN_EPS"),
-        "mode": msvit.take("MODE"),
-        "redraw_interval": msvit.take("REDRAW_INTERVAL"),
-        "out_features": options.take("OUT_FEATURES"),
-    }
+    names = {"arch": "ARCH", "attn_type": "ATTN_TYPE", "only_glo": "ONLY_GLOBAL"}
+    names |= {"sharew": "SHARE_W", "share_kv": "SHARE_KV", "sw_exact": "SW_EXACT"}
+    names |= {"ln_eps": "LN_EPS", "mode": "MODE", "redraw_interval": "REDRAW_INTERVAL"}
+    values = {ours: msvit.take(theirs) for ours, theirs in names.items()}
     msvit.done()
+    names = {"img_size": "MAX_SIZE_TRAIN", "drop_path_rate": "DROP_PATH", "avg_pool": "AVG_POOL"}
+    names |= {"norm_embed": "NORM_EMBED", "out_features": "OUT_FEATURES"}
+    values |= {ours: options.take(theirs) for ours, theirs in names.items()}
+    values["drop_rate"] = options.take("DROP", 0.0)
     inner = Options(values, f"{case.name}: MSVIT")
     vit = MsViT(**vit_arguments(inner, mode))
     inner.done()
-    features = options.take("FPN_IN_FEATURES")
-    channels = options.take("FPN_OUT_CHANNELS")
+    features, channels = options.take("FPN_IN_FEATURES"), options.take("FPN_OUT_CHANNELS")
     options.done()
     top: nn.Module = LastLevelMaxPool()
-    if retina:
+    if case.info["model"] == "build_retinanet_msvit_fpn_backbone":
         last = features[-1]
         top = LastLevelP6P7(vit.output_shape()[last].channels, channels, last)
     model = FPN(vit, features, channels, norm="", top_block=top)
     tokens = Recorder(vit, "bottom_up.").tokens
-    return built(case, model, lambda images: (model(images[0]), tokens))
-
-
-# --- conversion --------------------------------------------------------------------------------
+    parameters, leaves = converted(case, model, "vil")
+    return Built(model, lambda images: (model(images[0]), tokens), parameters, leaves=leaves)
 
 
 def conversion(case: Case) -> dict[str, torch.Tensor]:
@@ -316,7 +246,7 @@ def conversion(case: Case) -> dict[str, torch.Tensor]:
     attn_type = next((kind for kind in KINDS if kind in name), "longformerhand")
     options.inert("classifier_arch")  # the source's tensors are listed
     detector = MsViT(
-        **stage_arguments(arch_of(options.take("detection_arch"), attn_type, only_global=False)),
+        **stage_arguments(options.take("detection_arch"), attn_type),
         img_size=int(size),
         share_global_weights=False,
         num_classes=classes,

@@ -9,12 +9,10 @@ import torch
 from detectron2.structures import Boxes, Instances
 from PIL import Image
 
-from vitdet.data.augment import fixed_resize
-from vitdet.data.shapes import CLASSES
 from vitdet.predict.predictor import Predictor
 from vitdet.predict.slicing import Slices, detect_sliced, keep
 from vitdet.utils.checks import InputError
-from vitdet.utils.run_lengths import decode, encode_patch
+from vitdet.utils.run_lengths import decode
 
 SMALLEST = 8  # pixels: an object that is smaller after the resize is not found by the stand-in
 
@@ -58,32 +56,16 @@ def boxes_of(found: Instances) -> set[tuple[int, ...]]:
 @pytest.mark.parametrize("size", [(128, 128), (129, 500), (700, 127), (1000, 1000)])
 @pytest.mark.parametrize("overlap", [0.0, 0.25, 0.9])
 def test_parts_cover_the_image_and_overlap_enough(size, overlap):
-    slices = Slices(128, overlap)
     seen = np.zeros(size, dtype=bool)
-    places = slices.places(*size)
+    places = Slices(128, overlap).places(*size)
     for top, left in places:
         assert 0 <= top <= max(0, size[0] - 128)
         assert 0 <= left <= max(0, size[1] - 128)
         seen[top : top + 128, left : left + 128] = True
     assert seen.all()
     for starts in ({top for top, _ in places}, {left for _, left in places}):
-        steps = np.diff(sorted(starts))
-        assert (steps <= np.ceil(128 * (1 - overlap))).all()
+        assert (np.diff(sorted(starts)) <= np.ceil(128 * (1 - overlap))).all()
     assert len(places) == len(set(places))
-
-
-def test_an_image_of_one_part_is_the_plain_path_to_the_bit(drawn_run):
-    one, plain = (
-        Predictor.from_checkpoint(
-            drawn_run.weights, threshold=0.0, device="cpu", precision="fp32", slices=slices
-        )
-        for slices in (Slices(128), None)
-    )
-    for path in drawn_run.images[:2]:
-        found, wanted = one(path).instances, plain(path).instances
-        assert torch.equal(found.pred_boxes.tensor, wanted.pred_boxes.tensor)
-        assert torch.equal(found.scores, wanted.scores)
-        assert torch.equal(found.pred_masks, wanted.pred_masks)
 
 
 RECTANGLES = (
@@ -105,7 +87,7 @@ def test_each_object_is_found_once_in_its_place(batch_size):
     assert np.abs(np.subtract(large, RECTANGLES[4])).max() <= 4  # seen at a third of its size
     assert (found.scores.diff() <= 0).all()
     assert found.image_size == (400, 420)
-    assert not found.has("pred_masks")
+    assert set(found.get_fields()) == {"pred_boxes", "scores", "pred_classes"}
     for box, mask in zip(found.pred_boxes.tensor.round().int().tolist(), lengths, strict=True):
         x1, y1, x2, y2 = box
         expected = np.zeros((400, 420), dtype=bool)
@@ -131,8 +113,7 @@ def test_small_objects_are_found_only_in_parts():
     assert len(find_bright([image])[0]) == 0
     found, lengths = detect_sliced(find_bright, image, Slices(128, 0.25))
     assert boxes_of(found) == set(boxes)
-    assert len(lengths) == 36
-    assert all(mask["size"] == [1024, 1024] for mask in lengths)
+    assert [mask["size"] for mask in lengths] == [[1024, 1024]] * 36
 
 
 def test_a_large_image_is_never_looked_at_in_its_own_size():
@@ -171,27 +152,7 @@ def test_which_of_two_detections_stays():
     assert keep(*(values[:0] for values in (boxes, scores, classes, cut, owner))).tolist() == []
 
 
-def test_classes_and_thresholds_go_through_slices(drawn_run):
-    predictor = Predictor.from_checkpoint(
-        drawn_run.weights, threshold=0.0, device="cpu", slices=Slices(128, 0.0), batch_size=3
-    )
-    pixels = [np.asarray(Image.open(path)) for path in drawn_run.images[:4]]
-    mosaic = np.vstack([np.hstack(pixels[:2]), np.hstack(pixels[2:])])
-    result = predictor(mosaic)
-    assert result.size == (256, 256)
-    assert len(result) > 20
-    middle = float(np.median(result.scores))
-    part = result.above(middle)
-    assert 0 < len(part) < len(result)
-    assert part.instances.pred_masks.shape == (len(part), 256, 256)
-    for mask, lengths in zip(part.instances.pred_masks, part.run_lengths(), strict=True):
-        assert np.array_equal(mask.numpy(), decode(lengths))
-    coco = part.to_coco(7)
-    assert {entry["image_id"] for entry in coco} == {7}
-    assert all(entry["segmentation"]["size"] == [256, 256] for entry in coco)
-
-
-def test_boxes_alone_need_no_masks():
+def test_boxes_alone_and_nothing_at_all():
     def detect(images: list[np.ndarray]) -> list[Instances]:
         found = find_bright(images)
         for each in found:
@@ -199,44 +160,38 @@ def test_boxes_alone_need_no_masks():
         return found
 
     found, lengths = detect_sliced(detect, drawn((400, 420), *RECTANGLES), Slices(128, 0.4))
-    assert lengths is None
-    assert len(found) == 5
-
-
-def test_nothing_found_in_any_part():
+    assert (len(found), lengths) == (5, None)
     found, lengths = detect_sliced(find_bright, drawn((300, 300)), Slices(128))
     assert (len(found), lengths) == (0, [])
 
 
-@pytest.mark.parametrize(
-    ("size", "overlap", "text"),
-    [(0, 0.2, r"got size 0, overlap 0\.2"), (640, 0.95, r"an overlap of 0 to 0\.9, got size 640")],
-)
-def test_wrong_slices_are_one_line(size, overlap, text):
-    with pytest.raises(InputError, match=text):
-        Slices(size, overlap)
-
-
-@pytest.mark.parametrize("corner", [(0, 0), (3, 5), (13, 20)])
-def test_a_patch_is_encoded_as_the_whole_mask(corner):
-    whole = np.zeros((20, 30), dtype=bool)
-    patch = np.random.default_rng(0).random((7, 10)) < 0.6
-    whole[corner[0] : corner[0] + 7, corner[1] : corner[1] + 10] = patch
-    assert np.array_equal(decode(encode_patch(patch, corner, (20, 30))), whole)
-
-
-def test_slices_and_resizing_go_together(drawn_run):
-    """A part is resized by the recipe's rule as an image of its own."""
-    sizes = []
-    predictor = Predictor.from_checkpoint(drawn_run.weights, device="cpu", slices=Slices(100))
-    forward = predictor.detector.forward
+def test_through_a_predictor(drawn_run):
+    """A part is resized by the recipe's rule; one part is the plain path to the bit."""
+    options = {"threshold": 0.0, "device": "cpu", "precision": "fp32"}
+    plain = Predictor.from_checkpoint(drawn_run.weights, **options)
+    cut = Predictor.from_checkpoint(drawn_run.weights, **options, slices=Slices(128, 0.0))
+    found, wanted = cut(drawn_run.images[0]).instances, plain(drawn_run.images[0]).instances
+    assert torch.equal(found.pred_boxes.tensor, wanted.pred_boxes.tensor)
+    assert torch.equal(found.scores, wanted.scores)
+    assert torch.equal(found.pred_masks, wanted.pred_masks)
+    sizes, forward = [], cut.detector.forward
 
     def noted(batch: list) -> list:
         sizes.extend((tuple(each["image"].shape), each["height"]) for each in batch)
         return forward(batch)
 
-    predictor.detector.forward = noted
-    predictor(np.zeros((100, 150, 3), np.uint8))
-    assert sizes == [((3, 128, 128), 100)] * 3  # the whole and two parts
-    assert len(fixed_resize(height=128, width=128)) == 1
-    assert predictor.class_names == CLASSES
+    cut.detector.forward = noted
+    pixels = [np.asarray(Image.open(path)) for path in drawn_run.images[:4]]
+    result = cut(np.vstack([np.hstack(pixels[:2]), np.hstack(pixels[2:])]))
+    assert sizes == [((3, 128, 128), 256)] + [((3, 128, 128), 128)] * 4  # the whole and four parts
+    assert result.size == (256, 256)
+    part = result.above(float(np.median(result.scores)))
+    assert 10 < len(part) < len(result)
+    assert part.instances.pred_masks.shape == (len(part), 256, 256)
+    assert all(entry["segmentation"]["size"] == [256, 256] for entry in part.to_coco(7))
+
+
+@pytest.mark.parametrize(("size", "overlap"), [(0, 0.2), (640, 0.95)])
+def test_wrong_slices_are_one_line(size, overlap):
+    with pytest.raises(InputError, match=rf"of 0 to 0\.9, got size {size}, overlap {overlap}"):
+        Slices(size, overlap)

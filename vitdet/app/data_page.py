@@ -7,36 +7,31 @@ from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
-from matplotlib.figure import Figure
 from PIL import Image, ImageDraw
 
-from vitdet.app.pages import jpeg, plot, render
+from vitdet.app.pages import jpeg, render
 from vitdet.data.checking import Checked
 from vitdet.data.findings import KINDS, Finding
-from vitdet.data.images import is_deep, open_image
+from vitdet.data.images import open_image
 from vitdet.data.masks import read_box
-from vitdet.utils.checks import one_line
 
 _PICTURES = 6  # of a kind
 _SIDE = 240  # pixels of a picture's longer side
 _MARGIN = 16  # pixels round it, where boxes that stick out are seen
-_CLASSES = 40  # bars in the histogram of classes
+_CLASSES = 40  # in the table, the most frequent
 
 
 def page(checked: Checked) -> str:
     """Return the page as HTML."""
     kinds = checked.by_kind()
-    parts = [
-        (split, len(part.content["images"]), len(part.content["annotations"]), part.source)
-        for split, part in checked.data.parts.items()
+    rows = [
+        (KINDS[kind].severity, len(found), kind, KINDS[kind].text) for kind, found in kinds.items()
     ]
-    found = [
-        (KINDS[kind].severity, len(each), kind, KINDS[kind].text) for kind, each in kinds.items()
-    ]
+    found = (("", "count", "kind", "what it means"), rows, (2, 3))
     sections: list[dict[str, Any]] = [
-        {"title": "Parts", "table": (("part", "images", "objects", "from"), parts)},
-        {"title": "What was found", "table": (("", "count", "kind", "what it means"), found)},
-        {"title": "Classes and sizes", "figures": [_classes(checked), _sizes(checked)]},
+        {"title": "What was found", "tables": [found]},
+        {"title": "Parts and sizes", "tables": [_parts(checked)]},
+        {"title": "Classes", "tables": [_classes(checked)]},
     ]
     for kind, each in kinds.items():
         examples = [_example(checked, split, finding) for split, finding in each[:_PICTURES]]
@@ -55,41 +50,29 @@ def class_counts(checked: Checked, split: str) -> dict[str, int]:
     return {each["name"]: counts[each["id"]] for each in content["categories"]}
 
 
-def _classes(checked: Checked) -> tuple[str, str]:
-    """Plot the objects of each class, the most frequent first."""
-    counts = {split: class_counts(checked, split) for split in checked.cleaned}
-    total = sum(map(Counter, counts.values()), Counter())
-    names = [name for name, _ in total.most_common(_CLASSES)]
-    figure = Figure(figsize=(11, 3.6), layout="constrained")
-    axes = figure.subplots()
-    below = np.zeros(len(names))
-    for split, of_split in counts.items():
-        values = [of_split.get(name, 0) for name in names]
-        axes.bar(range(len(names)), values, bottom=below, label=split)
-        below += values
-    labels = [one_line(name[:24]).replace("$", r"\$") for name in names]  # no formulas
-    axes.set_xticks(range(len(names)), labels, rotation=70, ha="right")
-    if names:
-        axes.legend()
-    return f"objects a class ({len(names)} of {len(total)} classes with objects)", plot(figure)
-
-
-def _sizes(checked: Checked) -> tuple[str, str]:
-    figure = Figure(figsize=(11, 3.2), layout="constrained")
-    left, right = figure.subplots(1, 2)
+def _parts(checked: Checked) -> tuple[Any, ...]:
+    head = ("part", "images", "smallest", "largest", "objects", "small", "large", "from")
+    rows = []
     for split, found in checked.cleaned.items():
+        sizes = sorted((each["width"], each["height"]) for each in found.content["images"])
+        ends = [f"{width} x {height}" for width, height in (*sizes[:1], *sizes[-1:])] or ["", ""]
         boxes = [each["bbox"] for each in found.content["annotations"]]
-        sides = [(box[2] * box[3]) ** 0.5 for box in boxes]
-        left.hist(sides, bins=[2**k for k in range(13)], histtype="step", label=split)
-        sizes = [(each["width"], each["height"]) for each in found.content["images"]]
-        right.scatter(*zip(*sizes, strict=True) if sizes else ([], []), s=8, label=split)
-    left.set_xscale("log", base=2)
-    for limit in (32, 96):  # COCO's classes of size
-        left.axvline(limit, color="grey", linewidth=0.8, linestyle=":")
-    left.set_title("objects: root of the box's area in pixels")
-    right.set_title("images: width and height in pixels")
-    left.legend()
-    return "sizes", plot(figure)
+        sides = np.array([(box[2] * box[3]) ** 0.5 for box in boxes])
+        counts = (len(sides), int((sides < 32).sum()), int((sides > 96).sum()))
+        rows.append((split, len(sizes), *ends, *counts, checked.data.parts[split].source))
+    return head, rows, (7,)
+
+
+def _classes(checked: Checked) -> tuple[Any, ...]:
+    """Return the objects of each class, the most frequent first."""
+    counts = {split: class_counts(checked, split) for split in checked.cleaned}
+    total: Counter[str] = sum(map(Counter, counts.values()), Counter())
+    most = max(total.values(), default=1)
+    rows = [
+        (name, *(of_split.get(name, 0) for of_split in counts.values()), 100 * count // most)
+        for name, count in total.most_common(_CLASSES)
+    ]
+    return ("class", *counts, ""), rows, (), len(counts) + 1
 
 
 def _example(checked: Checked, split: str, finding: Finding) -> tuple[str | None, str]:
@@ -98,9 +81,9 @@ def _example(checked: Checked, split: str, finding: Finding) -> tuple[str | None
     caption += f"; in a repaired copy: {finding.done}" if finding.done else ""
     images = checked.cleaned[split].content["images"]
     names = (each["file_name"] for each in images if each["id"] == finding.image_id)
-    name = next(names, None)
-    header = None if name is None else checked.files[split][name].header
-    if name is None or header is None or is_deep(header.mode):
+    name = next(names, "")
+    header = checked.files[split][name].header if name else None
+    if header is None or header.deep:
         return None, caption
     image = open_image(checked.data.parts[split].images / name)
     scale = _SIDE / max(image.size)

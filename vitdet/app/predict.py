@@ -22,7 +22,13 @@ import numpy as np
 import torch
 
 from vitdet.app.options import add_predictor_arguments, load_predictor, make_folder
-from vitdet.predict.inputs import Picture, find_files, is_video, passed_over_text, video_frames
+from vitdet.predict.inputs import (
+    VIDEO_SUFFIXES,
+    Picture,
+    find_files,
+    passed_over_text,
+    video_frames,
+)
 from vitdet.predict.predictor import Predictor
 from vitdet.predict.results import Result, class_indexes, split_names
 from vitdet.utils.checks import InputError, one_line
@@ -37,40 +43,19 @@ _LONGEST_NAME = 200  # bytes, of 255 that file systems take: a number and a suff
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's options."""
-    parser.add_argument(
-        "inputs",
-        nargs="+",
-        metavar="IMG",
-        help='images, folders of images, patterns ("shots/*.jpg"), videos',
-    )
-    parser.add_argument(
-        "--out",
-        type=Path,
-        default=Path("predictions"),
-        metavar="DIR",
-        help="folder for the pictures (default %(default)s)",
-    )
-    parser.add_argument(
-        "--threshold", type=float, default=0.5, help="least score (default %(default)s)"
-    )
-    parser.add_argument(
-        "--classes",
-        action="append",
-        metavar="A,B",
-        help="only these, by name; may be given several times",
-    )
-    parser.add_argument(
-        "--save-json",
-        action="store_true",
-        help="write boxes and masks, too: one .json an image, one .jsonl a video",
-    )
-    parser.add_argument("--no-pictures", action="store_true", help="draw nothing")
-    parser.add_argument(
-        "--precision",
-        choices=PRECISIONS,
-        default="auto",
-        help="auto: bf16 where the device has it (default)",
-    )
+    add = parser.add_argument
+    what = 'images, folders of images, patterns ("shots/*.jpg"), videos'
+    add("inputs", nargs="+", metavar="IMG", help=what)
+    folder = "folder for the pictures (default %(default)s)"
+    add("--out", type=Path, default=Path("predictions"), metavar="DIR", help=folder)
+    add("--threshold", type=float, default=0.5, help="least score (default %(default)s)")
+    only = "only these, by name; may be given several times"
+    add("--classes", action="append", default=[], metavar="A,B", help=only)
+    both = "write boxes and masks, too: one .json an image, one .jsonl a video"
+    add("--save-json", action="store_true", help=both)
+    add("--no-pictures", action="store_true", help="draw nothing")
+    auto = "auto: bf16 where the device has it (default)"
+    add("--precision", choices=PRECISIONS, default="auto", help=auto)
     add_predictor_arguments(parser)
 
 
@@ -82,35 +67,30 @@ def run(args: argparse.Namespace) -> int:
     """
     bad: list[str] = []
     files = _files(args.inputs, bad)
-    outputs = _outputs(files, args.out)
-    if not files:
-        return _status(0, bad)
-    predictor = load_predictor(args, precision=args.precision, threshold=args.threshold)
-    if args.classes:
+    outputs = output_names(files, args.out)
+    done = 0
+    if files:
+        predictor = load_predictor(args, precision=args.precision, threshold=args.threshold)
         names = [n for text in args.classes for n in split_names(text, predictor.class_names)]
         class_indexes(names, predictor.class_names)  # an unknown name is told
-        predictor.classes = tuple(names)
-    _mark(args.out, outputs)
-    done = 0
-    try:
-        for path, result, seconds in _images(predictor, files, bad):
-            with _told(path, bad):
-                _write(result, outputs[path], args)
-                print(_line(path, result.size, result.counts(), f"{seconds:.2f} s"), flush=True)
-                done += 1
-        for path in filter(is_video, files):
-            with _told(path, bad):
-                print(_video(predictor, path, outputs[path], args), flush=True)
-                done += 1
-    except (KeyboardInterrupt, OSError):  # `cli.main` says which
-        print(f"{done} of {len(files)} inputs are done, see {args.out}", file=sys.stderr)
-        raise
+        predictor.classes = tuple(names) or None
+        note_names(args.out, outputs)
+        images = [path for path in files if path.suffix.lower() not in VIDEO_SUFFIXES]
+        try:
+            for path, result, seconds in _results(predictor, images, bad):
+                with _going_on(path, bad):
+                    _write(result, outputs[path], args)
+                    print(_line(path, result.size, result.counts(), f"{seconds:.2f} s"), flush=True)
+                    done += 1
+            for path in sorted(set(files) - set(images)):
+                with _going_on(path, bad):
+                    print(_video(predictor, path, outputs[path], args), flush=True)
+                    done += 1
+        except (KeyboardInterrupt, OSError):  # `cli.main` says which
+            print(f"{done} of {len(files)} inputs are done, see {args.out}", file=sys.stderr)
+            raise
     if done and not args.no_pictures:
         print(f"pictures in {args.out}")
-    return _status(done, bad)
-
-
-def _status(done: int, bad: Sequence[str]) -> int:
     if bad and done + len(bad) > 1:
         print(f"{len(bad)} of {done + len(bad)} inputs failed", file=sys.stderr)
     return 0 if not bad else 1 if done else 2
@@ -121,7 +101,7 @@ def _files(inputs: Sequence[str], bad: list[str]) -> list[Path]:
     found: dict[str, Path] = {}
     passed_over: Counter[str] = Counter()
     for word in inputs:
-        with _told(word, bad):
+        with _going_on(word, bad):
             files, others = find_files(word)
             found |= {os.path.abspath(path): path for path in files}  # noqa: PTH100 (keeps links)
             passed_over += others
@@ -131,7 +111,7 @@ def _files(inputs: Sequence[str], bad: list[str]) -> list[Path]:
 
 
 @contextmanager
-def _told(name: object, bad: list[str]) -> Iterator[None]:
+def _going_on(name: object, bad: list[str]) -> Iterator[None]:
     """Print what is wrong with one input, note its name, and go on."""
     try:
         yield
@@ -141,7 +121,7 @@ def _told(name: object, bad: list[str]) -> Iterator[None]:
         bad.append(str(name))
 
 
-def _outputs(files: Sequence[Path], folder: Path) -> dict[Path, Path]:
+def output_names(files: Sequence[Path], folder: Path) -> dict[Path, Path]:
     """Return the path of each file's results, without their suffix: its name, or name-2 and so on.
 
     A name is free when nothing in the folder has it, in capitals or not, or when it was this
@@ -188,40 +168,40 @@ def _earlier(folder: Path) -> dict[str, str]:
     return content
 
 
-def _mark(folder: Path, outputs: dict[Path, Path]) -> None:
+def note_names(folder: Path, outputs: dict[Path, Path]) -> None:
+    """Make the folder and write into it which result is whose."""
     make_folder(folder)
     inputs = {output.name: os.path.abspath(path) for path, output in outputs.items()}  # noqa: PTH100
     write_text(folder / RESULT_MARKER, json.dumps(_earlier(folder) | inputs, indent=1) + "\n")
 
 
-def _images(
-    predictor: Predictor, files: Sequence[Path], bad: list[str]
+def _results(
+    predictor: Predictor, paths: Sequence[Path], bad: list[str]
 ) -> Iterator[tuple[Path, Result, float]]:
     """Yield each image that can be read, what is in it, and its share of the time."""
-    paths = [path for path in files if not is_video(path)]
     for first in range(0, len(paths), predictor.batch_size):
         started = time.perf_counter()
         batch: list[Picture] = []
         for path in paths[first : first + predictor.batch_size]:
-            with _told(path, bad):
-                batch.append(Picture(str(path), path).loaded())
-        found = _found(predictor, batch, bad)
+            with _going_on(path, bad):
+                batch.append(Picture(str(path), path, Picture(str(path), path).pixels()))
+        found = predict_batch(predictor, batch, bad)
         seconds = (time.perf_counter() - started) / max(1, len(batch))
         for result in found:
             assert result.picture.path is not None
             yield result.picture.path, result, seconds
 
 
-def _found(predictor: Predictor, batch: Sequence[Picture], bad: list[str]) -> list[Result]:
+def predict_batch(predictor: Predictor, batch: Sequence[Picture], bad: list[str]) -> list[Result]:
     """Predict on a batch; if that fails, one by one, so that only the image that fails is lost."""
     if len(batch) == 1:
-        with _told(batch[0].name, bad):
+        with _going_on(batch[0].name, bad):
             return predictor(list(batch))
         return []
     try:
         return predictor(list(batch))
     except _OF_ONE_INPUT:
-        return [result for each in batch for result in _found(predictor, [each], bad)]
+        return [result for each in batch for result in predict_batch(predictor, [each], bad)]
 
 
 def _write(result: Result, output: Path, args: argparse.Namespace) -> None:
@@ -243,12 +223,14 @@ def _video(predictor: Predictor, path: Path, output: Path, args: argparse.Namesp
     counts: Counter[str] = Counter()
     size, frames = (0, 0), 0
     with ExitStack() as stack:
-        sinks: list[Callable[[Result], None]] = []
+        sinks: list[Callable[[Result], object]] = []
         if not args.no_pictures:
             rate = _property(path, cv2.CAP_PROP_FPS) or _FRAMES_A_SECOND
             sinks.append(stack.enter_context(_clip(output.with_name(f"{output.name}.mp4"), rate)))
         if args.save_json:
-            sinks.append(stack.enter_context(_lines(output.with_name(f"{output.name}.jsonl"))))
+            partial = stack.enter_context(replacing(output.with_name(f"{output.name}.jsonl")))
+            lines = stack.enter_context(partial.open("w", encoding="utf-8"))
+            sinks.append(lambda result: lines.write(result.to_json() + "\n"))
         for result in predictor(video_frames(path)):
             for sink in sinks:
                 sink(result)
@@ -292,15 +274,3 @@ def _clip(path: Path, rate: float) -> Iterator[Callable[[Result], None]]:
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
-
-
-@contextmanager
-def _lines(path: Path) -> Iterator[Callable[[Result], None]]:
-    """Give a function that adds a result as a line of JSON to a file."""
-    with replacing(path) as partial, partial.open("w", encoding="utf-8") as file:
-
-        def add(result: Result) -> None:
-            file.write(json.dumps(result.to_dict()) + "\n")
-
-        yield add
-        file.flush()

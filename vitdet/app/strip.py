@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 
 from vitdet.app.options import add_file_arguments, file_options
-from vitdet.predict.inference_file import save_for_inference
+from vitdet.predict.loading import save_for_inference
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -14,9 +14,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("source", type=Path, metavar="FILE", help="a checkpoint")
     parser.add_argument("output", type=Path, metavar="OUT", help=".safetensors or .pth")
     add_file_arguments(parser)
-    parser.add_argument(
-        "overrides", nargs="*", default=[], metavar="key=value", help="changes to the recipe"
-    )
+    changes = "changes to the recipe"
+    parser.add_argument("overrides", nargs="*", default=[], metavar="key=value", help=changes)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -25,12 +24,8 @@ def run(args: argparse.Namespace) -> int:
     Raises:
         InputError: what `save_for_inference` raises.
     """
-    written = save_for_inference(
-        args.source,
-        args.output,
-        overrides=args.overrides,
-        **file_options(args),
-    )
-    before, after = args.source.stat().st_size, written.stat().st_size
-    print(f"wrote {written}: {after / 2**20:.1f} MiB ({args.source}: {before / 2**20:.1f} MiB)")
+    source, options = args.source, file_options(args)
+    written = save_for_inference(source, args.output, overrides=args.overrides, **options)
+    before, after = (path.stat().st_size / 2**20 for path in (source, written))
+    print(f"wrote {written}: {after:.1f} MiB ({source}: {before:.1f} MiB)")
     return 0

@@ -24,28 +24,15 @@ from vitdet.utils.precision import PRECISIONS
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's options."""
-    parser.add_argument(
-        "--data",
-        type=Path,
-        metavar="PATH",
-        help="COCO json, or a folder as for `vitdet train`; left out: the recipe's test set",
-    )
-    parser.add_argument(
-        "--images", type=Path, metavar="DIR", help="of --data, where they are not beside it"
-    )
-    parser.add_argument(
-        "--out",
-        type=Path,
-        default=Path("val"),
-        metavar="DIR",
-        help="folder for results.json and log.txt (default %(default)s)",
-    )
-    parser.add_argument(
-        "--precision", choices=PRECISIONS, help="left out: what the recipe evaluates in"
-    )
-    parser.add_argument(
-        "overrides", nargs="*", default=[], metavar="key=value", help="changes to the recipe"
-    )
+    add = parser.add_argument
+    data = "COCO json, or a folder as for `vitdet train`; left out: the recipe's test set"
+    add("--data", type=Path, metavar="PATH", help=data)
+    beside = "of --data, where they are not beside it"
+    add("--images", type=Path, metavar="DIR", help=beside)
+    folder = "folder for results.json, the predictions and log.txt (default %(default)s)"
+    add("--out", type=Path, default=Path("val"), metavar="DIR", help=folder)
+    add("--precision", choices=PRECISIONS, help="left out: what the recipe evaluates in")
+    add("overrides", nargs="*", default=[], metavar="key=value", help="changes to the recipe")
     add_predictor_arguments(parser)
 
 

@@ -27,14 +27,10 @@ from vitdet.utils.state_dicts import rows_entry, rows_of, some
 
 @dataclass(frozen=True)
 class _Layout:
-    """Which rows of a tensor belong to a class.
+    """How many rows of which tensors belong to a class.
 
-    Attributes:
-        pattern: names of such tensors.
-        rows: rows a class.
-        background: rows that belong to no class, last.
-        anchors: whether the whole is repeated, once an anchor.
-        optional: whether a model may have one set of rows for all classes instead.
+    `background` rows, the last, belong to none. With `anchors` all are repeated, once an anchor.
+    With `optional` a model may have one set of rows for all classes instead.
     """
 
     pattern: re.Pattern[str]
@@ -62,13 +58,7 @@ _COUNTED = re.compile(_PREDICTOR + r"fed_loss_cls_weights$")
 
 @dataclass(frozen=True)
 class ClassMap:
-    """Which class of the new list has its rows from which class of the old one.
-
-    Attributes:
-        source: names of the file's classes, in the order of its rows.
-        target: names of the new classes, in the order of the new rows.
-        rows: for each new class the old row, None when it starts anew.
-    """
+    """The file's classes and the new ones, and of each new one the old row, None for a new one."""
 
     source: tuple[str, ...]
     target: tuple[str, ...]

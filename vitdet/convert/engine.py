@@ -51,8 +51,8 @@ _ADVICE = (
     (r"(^|\.net\.|^net\.)norm\.", "final_norm"),
 )
 _CHECK = "Check --config-file and --source-format; --backbone-only leaves out pyramid and heads."
-# (inner names that a weight is made from, None for an absent one; the rule, None to take it)
-Step = tuple[tuple[str | None, ...], Make | None]
+_COPY = Make("", (), copy)
+Step = tuple[tuple[str | None, ...], Make]  # inner names of what a weight is made from, and how
 
 
 def detect(content: Mapping[str, Any], weights: str | None = None) -> str:
@@ -268,14 +268,14 @@ def _plan(
     for name in target:
         inner = names.of_model(name)
         made = ((make.find(inner, given), make) for make in names.fmt.makes)
-        step = next((step for step in made if step[0]), ((inner,), None))
-        if step[1] is None and inner not in given:
+        sources, make = next((step for step in made if step[0]), ((inner,), _COPY))
+        if make is _COPY and inner not in given:
             continue
-        steps[name] = step
-        keys = [key for source in step[0] if source is not None for key in given[source].keys]
+        steps[name] = sources, make
+        keys = [key for source in sources if source is not None for key in given[source].keys]
         for key in keys:
             report.used.setdefault(key, name)
-        if step[1] is not None or len(keys) > 1:
+        if make is not _COPY or len(keys) > 1:
             report.made[name] = keys
     return steps
 
@@ -283,15 +283,12 @@ def _plan(
 def _make(
     step: Step, given: Mapping[str, Source], shape: tuple[int, ...], report: Report, source: str
 ) -> torch.Tensor:
-    parts = [None if name is None else given[name] for name in step[0]]
-    for part in parts:
-        if part is not None:
-            _check_weight(part, source)
-    tensors = [None if part is None else part.tensor for part in parts]
-    make = step[1] or Make("", (), copy)
+    sources, make = step
+    for name in filter(None, sources):
+        _check_weight(given[name], source)
     if make.note and make.note not in report.notes:
         report.notes.append(make.note)
-    return make.function(tensors, shape)
+    return make.function([None if name is None else given[name].tensor for name in sources], shape)
 
 
 def _grid(settings: Mapping[str, Any]) -> tuple[int, int] | None:

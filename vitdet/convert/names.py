@@ -84,13 +84,7 @@ def chosen(option: str, name: str, known: Mapping[str, T]) -> T:
 
 @dataclass(frozen=True)
 class Source:
-    """What a file gives for one inner name.
-
-    Attributes:
-        keys: the file's keys, more than one when tensors were put together.
-        tensor: the numbers.
-        rule: the format's rule for the key, None for none.
-    """
+    """What a file gives for one inner name; several keys when tensors were put together."""
 
     keys: tuple[str, ...]
     tensor: torch.Tensor

@@ -18,15 +18,10 @@ WITHOUT_REL_POS = frozenset(
 
 @dataclass(frozen=True)
 class Command:
-    """The command for some files.
+    """The command for some files: a format, their published names, channels of the (first) blocks,
 
-    Attributes:
-        format: a name in `vitdet.convert.FORMATS`.
-        files: the published names, without suffix.
-        width: channels of the blocks, of the first stage where there are several.
-        recipe: path under configs/, without suffix.
-        options: what converter.py has to be given beside the files and the recipe.
-        overrides: changes to the recipe, which train_net.py has to be given too.
+    path of the recipe under configs/, options of converter.py, and changes to the recipe, which
+    train_net.py has to be given too.
     """
 
     format: str

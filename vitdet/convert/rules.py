@@ -82,11 +82,10 @@ class Make:
     """How a weight of the model is computed from others; see `vitdet.convert.tensors`.
 
     Attributes:
-        pattern: regular expression that begins a name of the model, without the backbone's root;
-            names outside the backbone begin with "/", as in `Rename`.
+        pattern: begins a name of the model, without the backbone's root (or with "/", as above).
         sources: names after renaming, as replacements in `re.sub`. Those that begin with "?" may be
             absent; when another one is absent the rule does not hold.
-        function: computes the weight. Without side effects, and on the meta device too.
+        function: computes the weight, on the meta device too.
         note: for the account, when the rule was used.
     """
 
@@ -121,14 +120,10 @@ class OtherThan:
 
 @dataclass(frozen=True)
 class Kind:
-    """A kind of backbone that models are built with, told from its names.
+    """A kind of backbone that models are built with.
 
-    Attributes:
-        name: as in `Format.kinds`.
-        what: for messages.
-        anchor: a name that every such backbone has; what stands before it is its root.
-        mark: regular expression of names, without the root, that only this kind has among those
-            that follow it in `KINDS`.
+    What stands before `anchor`, which all of a kind have, is the backbone's root; `mark` begins a
+    name, without the root, that none of the kinds after it in `KINDS` has.
     """
 
     name: str
@@ -152,29 +147,28 @@ EVERY_KIND = tuple(kind.name for kind in KINDS)
 class Format:
     """A source format.
 
+    Patterns are regular expressions of the beginning of a name; the first that matches counts.
+
     Attributes:
         name: as in `--source-format`.
         what: one line for people: whose files these are.
-        marks: regular expressions, each of which begins a name in every such file. "/" and the key
-            that holds the state dict counts as a name, and "/vitdet" in files of ours.
-        absent: regular expressions that begin none of its names.
+        marks: patterns that every such file has. "/" and the key that holds the state dict counts
+            as a name, and "/vitdet" in files of ours.
+        absent: patterns that no such file has.
         anchor: a name that every such backbone has, as the source spells it; what stands before it
             is the root of the backbone. "" for that of the model's kind.
-        rules: for names inside the backbone, without the root. The first that matches at the
-            beginning of the name counts; a name that none matches keeps its spelling.
+        rules: for names inside the backbone, without the root; others keep their spelling.
         outside: for names outside the backbone, whole. A `Rename` gives the name in a detectron2
-            detector ("backbone.simfp_2.0.weight", "roi_heads..."). None matches: a pyramid's or
-            head's name, spelt as in detectron2.
-        makes: weights of the model that are computed. The first that holds counts; a weight for
-            which none holds comes from the tensor of its own name. Where there is such a tensor, a
-            rule that does not read it does not hold.
+            detector ("backbone.simfp_2.0.weight", "roi_heads..."), which others have already.
+        makes: weights of the model that are computed. Others come from the tensor of their own
+            name; where there is one, a rule that does not read it does not hold.
         kinds: names in `KINDS` that such a file can be converted for.
-        optional: regular expressions of the model's names, without the root, that a file may lack
-            as a whole: each group keeps the model's own initialisation.
+        optional: patterns of the model's names that a file may lack, each as a whole: these keep
+            the model's own initialisation.
         detector: whether such files hold a pyramid and heads.
-        settings: arguments of the backbone's constructor that such weights were trained with and
-            that no shape tells; and "pyramid.norm", "box_head.norm", "mask_head.norm" as
-            `vitdet.config.model_settings` says. What is not known of a model is not asked.
+        settings: arguments of the backbone that such weights were trained with and that no shape
+            tells; and "pyramid.norm", "box_head.norm", "mask_head.norm", see
+            `vitdet.config.model_settings`. What is not known of a model is not asked.
         notes: for the account.
     """
 

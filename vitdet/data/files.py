@@ -147,13 +147,9 @@ class Listing:
 def list_files(folder: Path) -> Listing:
     """List the files below a folder; links to folders are followed, hidden names passed over.
 
-    Results of `vitdet predict`, folders of runs, links that lead nowhere or in circles, special
-    files, folders that cannot be read and names that are no text are left out and counted. What
-    has the name of a file of labels stays, whatever it is: reading it says what is wrong.
-
-    Raises:
-        InputError: a note of results that cannot be read.
-        OSError: the folder itself cannot be read.
+    What is no data is left out and counted (`_reason`); an OSError where the folder itself cannot
+    be read. What has the name of a file of labels stays, whatever it is: reading it says what is
+    wrong.
     """
     found, real = Listing(folder), folder.resolve()
     todo = [(folder, frozenset(_identity(each.stat()) for each in (real, *real.parents)))]

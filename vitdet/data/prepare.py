@@ -94,7 +94,7 @@ def prepare_data(
         train, val = _without_masks(train), _without_masks(val)
         bare = len(objects) - with_mask
         notes.append(f"{bare} of {len(objects)} objects have no mask: boxes only")
-    earlier = _earlier(train, val, cache, allow_changed) if resume else {}
+    earlier = _earlier((train, val), cache, allow_changed) if resume else {}
     return Prepared(
         train=_stored(train, cache, earlier),
         val=_stored(val, cache, earlier),
@@ -207,31 +207,30 @@ def _stored(part: Part, cache: Path, earlier: dict[str, Path]) -> tuple[str, str
     return str(path.resolve()), str(part.images.resolve())
 
 
-def _earlier(train: Part, val: Part, cache: Path, allow_changed: bool) -> dict[str, Path]:
+def _earlier(parts: tuple[Part, Part], cache: Path, allow_changed: bool) -> dict[str, Path]:
     """Return {split: file} of the parts with which a run began; {} where they do not hold.
 
     Raises:
         InputError: the data have other images, objects or classes now.
     """
-    files, changes, same = {}, [], True
-    for part in (train, val):
-        path = cache / f"{part.split}.json"
-        if part.json_file is not None or not path.is_file():
-            continue  # a run without such a file; the checkpoint tells its data
-        files[part.split], before = path, read_json(path)[0]
-        for key in ("images", "annotations", "categories"):
-            ours, theirs = len(part.content[key]), len(before[key])
-            if ours != theirs:
-                changes.append(f"{part.split}: {theirs} {key}, now {ours}")
-        names = [[each["file_name"] for each in x["images"]] for x in (before, part.content)]
-        same = same and names[0] == names[1]
+    pairs = [(part, cache / f"{part.split}.json") for part in parts if part.json_file is None]
+    pairs = [(part, path) for part, path in pairs if path.is_file()]
+    contents = [(part.split, read_json(path)[0], part.content) for part, path in pairs]
+    changes = [
+        f"{split}: {len(before[key])} {key}, now {len(now[key])}"
+        for split, before, now in contents
+        for key in ("images", "annotations", "categories")
+        if len(before[key]) != len(now[key])
+    ]
     if changes and not allow_changed:
         raise InputError(
             f"data for resuming {cache.parent}: expected those with which the run began, got "
             f"{'; '.join(changes)}. Give it the same data, or go on all the same with "
             "train.allow_changed_data=true."
         )
-    return files if same and not changes else {}
+    names = [[x["file_name"] for x in each[1]["images"]] for each in contents]
+    same = names == [[x["file_name"] for x in each[2]["images"]] for each in contents]
+    return {part.split: path for part, path in pairs} if same and not changes else {}
 
 
 # --- a validation part ----------------------------------------------------------------------------
@@ -247,7 +246,7 @@ def split_content(
     classes make the smaller part larger than `fraction`.
 
     Args:
-        content: in COCO's format.
+        content: in COCO's format, cleaned.
         images: the folder that file names are relative to.
         fraction: of the images that go into the second part, between 0 and 1.
         seed: of the choice; the same seed gives the same parts.

@@ -9,7 +9,6 @@ import math
 from pathlib import Path
 from typing import Any
 
-import torch
 from omegaconf import DictConfig, OmegaConf
 
 from vitdet import checkpoint
@@ -94,18 +93,6 @@ def check_files(cfg: DictConfig) -> None:
                     f"dataloader.{part}.dataset.{key}: there is no {path}. Give the path of your "
                     "data, or start the command where that one begins."
                 )
-
-
-def pick_device(name: str) -> torch.device:
-    """Return the device of this process for `train.device`."""
-    if name == "cuda" and not torch.cuda.is_available():
-        raise InputError(
-            "train.device: expected a GPU that torch can use, got none. Use train.device=auto, or "
-            "install a torch build for your GPU's driver."
-        )
-    if name == "cpu" or not torch.cuda.is_available():
-        return torch.device("cpu")
-    return torch.device("cuda", torch.cuda.current_device())
 
 
 def set_length(cfg: DictConfig, dataset: Any) -> None:

@@ -36,6 +36,7 @@ from vitdet.utils.checks import InputError, os_error_text
 from vitdet.utils.distributed import main_only
 from vitdet.utils.env import seed_all
 from vitdet.utils.files import locked, make_way
+from vitdet.utils.precision import pick_device
 
 logger = logging.getLogger(__name__)
 
@@ -138,7 +139,7 @@ def evaluate(cfg: DictConfig, *, resume: bool = False) -> Results:
     with _one_line_errors(), logging_to() as log_to, ExitStack() as stack:
         test = TestSet(cfg)
         set_num_classes(cfg, len(test.class_names))
-        device = recipe.pick_device(cfg.train.device)
+        device = pick_device(cfg.train.device)
         detector = build_model(cfg.model, device=str(device))
         source, content = previous or _read(Path(cfg.train.init_checkpoint))
         content = checkpoint.chosen(content, which, source=str(source))
@@ -220,7 +221,7 @@ def _read(path: Path) -> Found:
 def _build_trainer(cfg: DictConfig) -> Trainer:
     options = cfg.train
     seed_all(options.seed)
-    device = recipe.pick_device(options.device)
+    device = pick_device(options.device)
     if device.type == "cpu" and options.precision == "fp16":
         logger.warning("train.precision=fp16 is slow on a CPU: train.precision=auto is fast there")
     detector = build_model(cfg.model, device=str(device))

@@ -27,36 +27,44 @@ from vitdet import heads as our_heads
 from vitdet.postprocess import maskness
 from vitdet.utils.checks import InputError
 
+PARTS = ("detector", "backbone")
+MASKS = ("pasted", "boxes", "none")
 # Kernels without own derivatives, in operations that every runtime has, by attribute.
 _KERNELS = {"backend": "eager", "sliding_chunk_backend": "autograd"}
-MASKS = ("pasted", "boxes", "none")
 Size = tuple[Any, Any]  # (height, width): numbers, or what a tracer takes for them
 
 
 class Graph(nn.Module):
-    """A model with a uint8 image (3, H, W) in RGB as input: base of what is exported.
+    """A model on the CPU with a uint8 image (3, H, W) in RGB as input.
+
+    Outputs of a detector (Faster, Mask and Cascade Mask R-CNN, RetinaNet), in the order of falling
+    scores: "boxes" (N, 4) XYXY in pixels of the image, "scores" (N,), "classes" (N,) from 0, and
+    "masks": bool (N, H, W), or with masks="boxes" the probabilities (N, M, M) inside the boxes, for
+    `paste`. Those of a backbone are its levels (1, C, H', W').
 
     Args:
-        model: a detector of detectron2's kinds, on the CPU.
+        model: as built.
+        part: one of PARTS, the whole detector, or backbone and pyramid.
         size: the one (height, width) of image that it takes; None for any.
-
-    Attributes:
-        outputs: names of the outputs, in their order.
-        square: side of the square that images are padded to, 0 for none.
-        stride: images are padded to a multiple of it where there is no square.
+        masks: one of MASKS.
 
     Raises:
-        InputError: a model that no wrapper is for, a size larger than its square, or no size where
-            a Vision Longformer lays its chunks out for one.
+        InputError: a model that no wrapper is for (keypoints, heads that detectron2 does not have,
+            no limit of detections), a size larger than its square, or no size where a Vision
+            Longformer lays its chunks out for one.
     """
 
-    outputs: tuple[str, ...]
-
-    def __init__(self, model: Any, size: tuple[int, int] | None = None) -> None:
+    def __init__(
+        self,
+        model: Any,
+        part: str = "detector",
+        size: tuple[int, int] | None = None,
+        masks: str = "pasted",
+    ) -> None:
         super().__init__()
         if not isinstance(getattr(model, "backbone", None), nn.Module):
             raise InputError(f"export: a detector with a backbone is needed, not {type(model)}.")
-        self.model, self.size = model, size
+        self.model, self.size, self.detector = model, size, part == "detector"
         self.square = int(model.backbone.padding_constraints.get("square_size", 0))
         self.stride = int(model.backbone.size_divisibility)
         if size is not None and self.square and max(size) > self.square:
@@ -70,9 +78,64 @@ class Graph(nn.Module):
                 "this backbone lays its chunks out for one size of images, and "
                 "model.backbone.square_pad=0 allows any. Add --size HEIGHT WIDTH."
             )
+        self.outputs = tuple(model.backbone.output_shape())
+        self.threshold, self.most, self.masks = 0.0, 0, "none"
+        self.heads = self.maskness = None
+        if self.detector:
+            self._look_at_heads(masks)
         self.eval()
 
-    def normalised(self, image: torch.Tensor) -> torch.Tensor:
+    def _look_at_heads(self, masks: str) -> None:
+        model = self.model
+        if isinstance(model, retinanet.RetinaNet):
+            self.threshold, self.most = model.test_score_thresh, model.max_detections_per_image
+        else:
+            _check_regions(model)
+            self.heads = heads = model.roi_heads
+            last: Any = heads.box_predictor
+            last = last[-1] if isinstance(last, nn.ModuleList) else last
+            own = getattr(heads, "override_score_thresh", None)
+            self.threshold = last.test_score_thresh if own is None else own
+            self.most = last.test_topk_per_image
+            self.maskness = getattr(heads, "maskness_thresh", None)
+            self.masks = masks if heads.mask_on else "none"
+        self.outputs = ("boxes", "scores", "classes", *(("masks",) if self.masks != "none" else ()))
+        if self.most < 0:
+            raise InputError(
+                "export: a limit of detections an image is needed; set "
+                "model.roi_heads.box_predictor.test_topk_per_image to a number."
+            )
+
+    def forward(self, image: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """Return the outputs."""
+        model, size = self.model, (image.shape[-2], image.shape[-1])
+        x = self._normalised(image)
+        features = model.backbone(x)
+        if not self.detector:
+            return tuple(features[name] for name in self.outputs)
+        images = ImageList(x, [size])
+        if self.heads is None:
+            maps = [features[name] for name in model.head_in_features]
+            found = model.forward_inference(images, maps, model.head(maps))[0]
+        else:
+            proposals, _ = model.proposal_generator(images, features, None)
+            found = self.heads._forward_box(features, proposals)[0]
+        found.pred_boxes.clip(size)  # this and the next line: detector_postprocess
+        rows = found.pred_boxes.nonempty().nonzero()[:, 0]
+        boxes, scores, classes = (
+            x[rows] for x in (found.pred_boxes.tensor, found.scores, found.pred_classes)
+        )
+        if self.masks == "none" and self.maskness is None:
+            return boxes, scores, classes
+        masks = self._probabilities(features, boxes, classes)
+        if self.maskness is not None:
+            scores = scores * maskness(masks, self.maskness)
+            order = scores.argsort(descending=True)
+            boxes, scores, classes, masks = (x[order] for x in (boxes, scores, classes, masks))
+        masks = paste(masks, boxes, size) if self.masks == "pasted" else masks
+        return (boxes, scores, classes, masks)[: len(self.outputs)]
+
+    def _normalised(self, image: torch.Tensor) -> torch.Tensor:
         """Return the image (3, H, W) as the backbone wants it, (1, 3, H', W')."""
         if self.size is not None:
             image = image.expand(3, *self.size)  # another size stops here
@@ -86,97 +149,6 @@ class Graph(nn.Module):
         # A larger image stops at expand(); without it padding would cut it off.
         return F.pad(x, (0, right, 0, below)).expand(1, 3, self.square, self.square)
 
-
-def _least_zero(number: Any) -> Any:
-    return number.clamp(min=0) if isinstance(number, torch.Tensor) else max(number, 0)
-
-
-class Features(Graph):
-    """Backbone and pyramid: the levels (1, C, H', W') in the order of `outputs`."""
-
-    def __init__(self, model: Any, size: tuple[int, int] | None = None) -> None:
-        super().__init__(model, size)
-        self.outputs = tuple(model.backbone.output_shape())
-
-    def forward(self, image: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        """Return the levels."""
-        features = self.model.backbone(self.normalised(image))
-        return tuple(features[name] for name in self.outputs)
-
-
-class Detector(Graph):
-    """A whole detector: Faster, Mask and Cascade Mask R-CNN, or RetinaNet.
-
-    Outputs, in the order of falling scores: "boxes" (N, 4) XYXY in pixels of the image, "scores"
-    (N,), "classes" (N,) from 0, and "masks": bool (N, H, W), or with `masks` "boxes" the
-    probabilities (N, M, M) inside the boxes, for `paste`.
-
-    Attributes:
-        masks: one of MASKS; "none" for a model without masks.
-        threshold: detections score more.
-        most: there are at most so many.
-
-    Raises:
-        InputError: also keypoints, ROI or mask heads that detectron2 does not have, no limit of
-            detections an image.
-    """
-
-    threshold: float
-    most: int
-
-    def __init__(
-        self, model: Any, size: tuple[int, int] | None = None, *, masks: str = "pasted"
-    ) -> None:
-        super().__init__(model, size)
-        self.heads = None
-        if isinstance(model, retinanet.RetinaNet):
-            self.threshold = model.test_score_thresh
-            self.most = model.max_detections_per_image
-        else:
-            _check_regions(model)
-            self.heads = heads = model.roi_heads
-            last: Any = heads.box_predictor
-            last = last[-1] if isinstance(last, nn.ModuleList) else last
-            own = getattr(heads, "override_score_thresh", None)
-            self.threshold = last.test_score_thresh if own is None else own
-            self.most = last.test_topk_per_image
-        self.maskness = getattr(self.heads, "maskness_thresh", None)
-        self.masks = masks if getattr(self.heads, "mask_on", False) else "none"
-        self.outputs = ("boxes", "scores", "classes", *(("masks",) if self.masks != "none" else ()))
-        if self.most < 0:
-            raise InputError(
-                "export: a limit of detections an image is needed; set "
-                "model.roi_heads.box_predictor.test_topk_per_image to a number."
-            )
-
-    def forward(self, image: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        """Return the detections."""
-        model, size = self.model, (image.shape[-2], image.shape[-1])
-        x = self.normalised(image)
-        images, features = ImageList(x, [size]), model.backbone(x)
-        if self.heads is None:
-            maps = [features[name] for name in model.head_in_features]
-            found = model.forward_inference(images, maps, model.head(maps))[0]
-        else:
-            proposals, _ = model.proposal_generator(images, features, None)
-            found = self.heads._forward_box(features, proposals)[0]
-        found.pred_boxes.clip(size)  # this and the next line: detector_postprocess
-        rows = found.pred_boxes.nonempty().nonzero()[:, 0]
-        boxes, scores, classes = (
-            found.pred_boxes.tensor[rows],
-            found.scores[rows],
-            found.pred_classes[rows],
-        )
-        if self.masks == "none" and self.maskness is None:
-            return boxes, scores, classes
-        masks = self._probabilities(features, boxes, classes)
-        if self.maskness is not None:
-            scores = scores * maskness(masks, self.maskness)
-            order = scores.argsort(descending=True)
-            boxes, scores, classes, masks = (x[order] for x in (boxes, scores, classes, masks))
-        masks = paste(masks, boxes, size) if self.masks == "pasted" else masks
-        return (boxes, scores, classes, masks)[: len(self.outputs)]
-
     def _probabilities(
         self, features: dict[str, torch.Tensor], boxes: torch.Tensor, classes: torch.Tensor
     ) -> torch.Tensor:
@@ -189,26 +161,24 @@ class Detector(Graph):
         return logits[torch.arange(classes.shape[0], device=classes.device), classes].sigmoid()
 
 
+def _least_zero(number: Any) -> Any:
+    return number.clamp(min=0) if isinstance(number, torch.Tensor) else max(number, 0)
+
+
 def _check_regions(model: Any) -> None:
     heads: Any = getattr(model, "roi_heads", None)
-    reason = ""
-    if not isinstance(model, GeneralizedRCNN) or model.proposal_generator is None:
-        reason = f"a {type(model).__name__} is neither an R-CNN with an RPN nor a RetinaNet"
-    elif not isinstance(heads, StandardROIHeads):
-        reason = f"its ROI heads are {type(heads).__name__}, not Standard- or CascadeROIHeads"
+    if not isinstance(model, GeneralizedRCNN) or not isinstance(heads, StandardROIHeads):
+        got = f"{type(model).__name__} with {type(heads).__name__}"
     elif heads.keypoint_on:
-        reason = "keypoints are not exported"
+        got = "keypoints"
     elif heads.mask_on and not isinstance(heads.mask_head, BaseMaskRCNNHead):
-        reason = f"its mask head is {type(heads.mask_head).__name__}, not detectron2's"
-    if reason:
-        raise InputError(f"export: {reason}. Export --part backbone, which does not depend on it.")
-
-
-def graph_of(
-    model: nn.Module, part: str, size: tuple[int, int] | None = None, masks: str = "pasted"
-) -> Graph:
-    """Return the wrapper of a built model: "detector", or "backbone" for backbone and pyramid."""
-    return Detector(model, size, masks=masks) if part == "detector" else Features(model, size)
+        got = f"a {type(heads.mask_head).__name__}"
+    else:
+        return
+    raise InputError(
+        "export: expected RetinaNet or an R-CNN with Standard- or CascadeROIHeads and detectron2's "
+        f"masks, got {got}. --part backbone does not depend on heads."
+    )
 
 
 @contextmanager
@@ -220,7 +190,7 @@ def exportable(graph: Graph) -> Iterator[None]:
         for attribute, kernel in _KERNELS.items()
         if isinstance(getattr(module, attribute, None), str)
     ]
-    if isinstance(graph, Detector):
+    if graph.detector:
         by_class = partial(_batched_nms, groups=(graph.heads or graph.model).num_classes)
         by_level = partial(_batched_nms, groups=len(graph.model.backbone.output_shape()))
         changes += [(module, "batched_nms", by_class) for module in (fast_rcnn, retinanet)]
@@ -257,14 +227,10 @@ def _batched_nms(
     Their places are a square. In one row, as torchvision has them where it traces, float32 would
     keep 1/8 pixel of a box of the last LVIS class.
     """
-    return nms(_apart(boxes, group, groups), scores, threshold)
-
-
-def _apart(boxes: torch.Tensor, group: torch.Tensor, groups: int) -> torch.Tensor:
     ends = torch.cat((boxes.flatten(), boxes.new_zeros(1)))
     step, side = ends.max() - ends.min() + 1, math.ceil(math.sqrt(groups))
     right, down = group % side * step, group // side * step
-    return boxes + torch.stack((right, down, right, down), dim=1)
+    return nms(boxes + torch.stack((right, down, right, down), dim=1), scores, threshold)
 
 
 def _soft_nms(
@@ -280,8 +246,8 @@ def _soft_nms(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Return the first `most` places and scores of `vitdet.postprocess.soft_nms`.
 
-    The definition, box after box: scores only fall, so the n-th box that is taken is the n-th of
-    the result, and `most` steps are enough, whatever comes in. Boxes without area fill up.
+    Scores only fall, so the n-th box that is taken is the n-th of the result, and `most` steps are
+    enough, whatever comes in. Boxes without area fill up.
     """
     box = torch.cat((boxes, boxes.new_zeros(most, 4))).double()
     left = torch.cat((scores, scores.new_full((most,), -1.0))).double()
@@ -300,31 +266,22 @@ def _soft_nms(
         overlap = common / (area + area[place] - common).clamp(min=1e-12)
         if same is not None:
             overlap = torch.where(same == same[place], overlap, torch.zeros_like(overlap))
-        factor = _factor(overlap, method, iou_threshold, sigma)
+        if method == "gaussian":
+            factor = torch.exp(-(overlap**2) / sigma)
+        else:
+            lower = torch.zeros_like(overlap) if method == "hard" else 1 - overlap
+            factor = torch.where(overlap >= iou_threshold, lower, torch.ones_like(overlap))
         left = torch.where(rows == place, -torch.ones_like(left), left * factor)
     new = torch.stack(found)
     kept = (new >= min_score).nonzero()[:, 0]
     return torch.stack(places)[kept], new[kept].to(scores.dtype)
 
 
-def _factor(overlap: torch.Tensor, method: str, threshold: float, sigma: float) -> torch.Tensor:
-    """Return f(IoU), see `vitdet.postprocess.soft_nms`."""
-    if method == "gaussian":
-        return torch.exp(-(overlap**2) / sigma)
-    lower = torch.zeros_like(overlap) if method == "hard" else 1 - overlap
-    return torch.where(overlap >= threshold, lower, torch.ones_like(overlap))
-
-
 def paste(masks: torch.Tensor, boxes: torch.Tensor, size: Size) -> torch.Tensor:
-    """Return the masks of a whole image, bool (N, height, width).
+    """Return the masks (height, width) of probabilities (N, M, M) inside boxes (N, 4).
 
     Bilinear, pixel centres at halves, nothing outside the box: the same as sampling on a grid, but
     rows and columns are weighted one after the other, as two matrix products.
-
-    Args:
-        masks: (N, M, M) probabilities inside the boxes.
-        boxes: (N, 4).
-        size: of the image.
     """
     x1, y1, x2, y2 = boxes.unbind(-1)
     rows = _weights(y1, y2, size[0], masks.shape[-2])
@@ -347,33 +304,11 @@ def example_image(graph: Graph) -> torch.Tensor:
     position table, our layers leave out padding or resizing, and the graph would leave it out for
     every size; so the sides are general ones.
     """
-    height, width = graph.size or _sides(graph)
+    square, stride = graph.square, graph.stride
+    if graph.size:
+        height, width = graph.size
+    elif square:  # padded both ways
+        height, width = square - square // 4, square - square // 8
+    else:  # primes of tokens, or twice a prime; pixels that have to be padded
+        height, width = 11 * stride - stride // 4, 13 * stride - stride // 8
     return torch.full((3, height, width), 128, dtype=torch.uint8)
-
-
-def _sides(graph: Graph) -> tuple[int, int]:
-    if graph.square:  # padded both ways
-        return graph.square - graph.square // 4, graph.square - graph.square // 8
-    model: Any = graph.model
-    patch = int(getattr(getattr(model.backbone, "net", None), "patch_size", graph.stride))
-    grids = {steps: steps * graph.stride // patch for steps in range(3, 65)}
-    sides = (getattr(module, "window_size", 0) for module in model.modules())
-    # a window that divides all grids is no case to tell apart
-    windows = {
-        side
-        for side in sides
-        if isinstance(side, int) and side > 1 and any(grid % side for grid in grids.values())
-    }
-    tables = {
-        (parameter.shape[0] + 1) // 2
-        for name, parameter in model.named_parameters()
-        if name.rpartition(".")[2] in ("rel_pos_h", "rel_pos_w")
-    }
-    general = [
-        steps
-        for steps, grid in grids.items()
-        if grid not in tables and all(grid % window for window in windows)
-    ]
-    first, second, *_ = [*general, *grids]
-    # Pixels that are no multiple of the stride: they have to be padded.
-    return first * graph.stride - graph.stride // 4, second * graph.stride - graph.stride // 8

@@ -7,6 +7,7 @@ import json
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, redirect_stdout
+from dataclasses import asdict
 from importlib import import_module, metadata
 from importlib.util import find_spec
 from pathlib import Path
@@ -16,12 +17,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from vitdet.export.graph import Detector, Graph, example_image, exportable, graph_of
-from vitdet.export.parity import Report, Run, compare, detections
+from vitdet.export.graph import Graph, example_image, exportable
+from vitdet.export.parity import LIMITS, Report, Run, compare, outputs_of
 from vitdet.utils.checks import InputError
 
 OPSETS = range(17, 21)  # 17 has LayerNormalization; the exporter ends at 20
-PARTS = ("detector", "backbone")
 # A file of protocol buffers ends at 2 GiB; larger models keep their weights in a file beside it.
 EXTERNAL_FROM = 2**31 - 2**26
 
@@ -42,40 +42,38 @@ def export(
     Args:
         model: a built detector with its weights, on the CPU.
         out: the file. Beside it `<out>.parity.json` is written, and `<out>.data` for the weights of
-            a large model. Nothing is written at `out` unless the report holds; otherwise
+            a large model. Nothing is written at `out` unless the report has no faults; otherwise
             `<out>.failed.parity.json` tells why.
         images: uint8 (3, H, W) in RGB, to compare on.
-        part: "detector", or "backbone" for backbone and pyramid.
-        size: (height, width) of all images; None for any size.
-        masks: of a detector: "pasted", "boxes" or "none", see `graph.Detector`.
+        part, size, masks: see `Graph`.
         opset: of ONNX.
         about: what the file's metadata says besides: class names, recipe.
 
-    Returns:
-        The report. Check `holds`.
-
     Raises:
-        InputError: a setting that does not suit the model, a package that is missing, an image of
-            another size, images without an object, operators that ONNX does not have, a disk that
-            takes nothing more: no part of the file is left then.
+        InputError: a setting that does not suit the model, a package that is missing, images
+            without an object, operators that ONNX does not have, a full disk.
     """
     check_output(out, opset, size)
     was_training = model.training
     try:
-        graph = graph_of(model.eval(), part, size, masks)
-        _check_images(graph, images)
+        graph = Graph(model.eval(), part, size, masks)
         with _quiet(), TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent) as folder:
+            if graph.detector and not any(len(outputs_of(graph, x)[0]) for x in images):
+                raise InputError(
+                    f"no object is found on the {len(images)} images to compare on, so that the "
+                    "file could not be proved. Give images with objects of its classes: --images "
+                    "FOLDER."
+                )
             made = Path(folder) / out.name
             write(graph, made, example_image(graph), opset)
             _finish(made, _metadata(graph, part, about or {}))
-            report = compare(model, graph, load(made), images)
-            text = json.dumps(report.plain(), indent=1) + "\n"
-            _put(made, out, text, holds=report.holds)
+            report = compare(graph, load(made), images)
+            about = {"holds": not report.faults, "limits": LIMITS, **asdict(report)}
+            _put(made, out, json.dumps(about, indent=1) + "\n")
     except OSError as error:
-        raise InputError(
-            f"--out {out}: it cannot be written ({error.strerror or error}). Make space, or choose "
-            "another folder."
-        ) from error
+        reason = error.strerror or error
+        text = f"--out {out}: it cannot be written ({reason}). Make space, or choose another folder"
+        raise InputError(f"{text}.") from error
     finally:
         model.train(was_training)
     return report
@@ -83,52 +81,22 @@ def export(
 
 def check_output(out: Path, opset: int, size: tuple[int, int] | None = None) -> None:
     """Raise an InputError for a file that cannot be made, a wrong number, or a missing package."""
-    missing = [name for name in ("onnx", "onnxruntime") if find_spec(name) is None]
-    if missing:
-        raise InputError(
-            f"an export needs {' and '.join(missing)}, which is not installed. "
-            "Run `pip install onnx onnxruntime`."
-        )
-    if out.suffix != ".onnx":
-        raise InputError(f"--out {out}: the name must end in .onnx.")
-    if out.is_dir():
-        raise InputError(f"--out {out}: this is a folder. Name a file in it.")
-    if not out.parent.is_dir():
-        raise InputError(f"--out {out}: no folder {out.parent}. Make it first.")
-    if opset not in OPSETS:
-        raise InputError(f"--opset {opset}: {OPSETS[0]} to {OPSETS[-1]} can be written.")
-    if size is not None and min(size) < 1:
-        raise InputError(f"--size {size[0]} {size[1]}: HEIGHT and WIDTH are pixels, 1 or more.")
-
-
-def _check_images(graph: Graph, images: list[torch.Tensor]) -> None:
-    for image in images:
-        height, width = image.shape[-2:]
-        if graph.size not in (None, (height, width)):
-            raise InputError(f"image to compare on: {height} x {width} is not {graph.size}.")
-        if graph.square and max(height, width) > graph.square:
-            raise InputError(
-                f"image to compare on: {height} x {width} does not fit into {graph.square} x "
-                f"{graph.square} (model.backbone.square_pad). Resize it first."
-            )
-    if isinstance(graph, Detector):
-        with torch.no_grad(), _quiet():
-            if not any(len(detections(graph.model, image)[0]) for image in images):
-                raise InputError(
-                    f"no object is found on the {len(images)} images to compare on, so that the "
-                    "file could not be proved. Give images with objects of its classes: --images "
-                    "FOLDER."
-                )
+    missing = " and ".join(name for name in ("onnx", "onnxruntime") if find_spec(name) is None)
+    numbers = " ".join(map(str, size or ()))
+    for wrong, text in (
+        (missing, f"export: {missing} is not installed. Run `pip install onnx onnxruntime`."),
+        (out.suffix != ".onnx", f"--out {out}: the name must end in .onnx."),
+        (out.is_dir(), f"--out {out}: this is a folder. Name a file in it."),
+        (not out.parent.is_dir(), f"--out {out}: no folder {out.parent}. Make it first."),
+        (opset not in OPSETS, f"--opset {opset}: {OPSETS[0]} to {OPSETS[-1]} can be written."),
+        (size and min(size) < 1, f"--size {numbers}: HEIGHT and WIDTH are pixels, 1 or more."),
+    ):
+        if wrong:
+            raise InputError(text)
 
 
 def write(graph: Graph, path: Path, image: torch.Tensor, opset: int = OPSETS[0]) -> None:
-    """Write the file as torch's exporter makes it.
-
-    Args:
-        graph: the wrapper.
-        path: the file.
-        image: to follow the graph with, see `example_image`.
-        opset: of ONNX.
+    """Write the file as torch's exporter makes it, with an image to follow the graph with.
 
     Raises:
         InputError: the model has an operator that ONNX cannot have.
@@ -138,7 +106,7 @@ def write(graph: Graph, path: Path, image: torch.Tensor, opset: int = OPSETS[0])
     axes: dict[str, dict[int, str]] = {}
     if graph.size is None:
         axes["image"] = {1: "height", 2: "width"}
-    if isinstance(graph, Detector):
+    if graph.detector:
         axes |= {name: {0: "detections"} for name in graph.outputs}
         if graph.size is None and graph.masks == "pasted":
             axes["masks"] |= {1: "height", 2: "width"}
@@ -159,9 +127,8 @@ def write(graph: Graph, path: Path, image: torch.Tensor, opset: int = OPSETS[0])
                 dynamic_axes=axes,
             )
     except torch.onnx.OnnxExporterError as error:
-        raise InputError(
-            f"the model has an operator that ONNX cannot have ({str(error)[:400]})."
-        ) from error
+        text = f"the model has an operator that ONNX cannot have ({str(error)[:400]})."
+        raise InputError(text) from error
     finally:
         unregister_custom_op_symbolic("aten::mT", opset)
 
@@ -169,27 +136,14 @@ def write(graph: Graph, path: Path, image: torch.Tensor, opset: int = OPSETS[0])
 def _transpose(g: Any, x: Any) -> Any:
     """Write `x.mT`, which the exporter does not know. Can go when it does."""
     rank = x.type().dim()
-    order = [*range(rank - 2), rank - 1, rank - 2]
-    return g.op("Transpose", x, perm_i=order)
+    return g.op("Transpose", x, perm_i=[*range(rank - 2), rank - 1, rank - 2])
 
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Silence what torch's exporter says of itself and of code that we have looked at.
-
-    Every export is compared with PyTorch afterwards, so a branch that the tracer lost shows.
-    """
+    """Silence torch's exporter; a branch that the tracer lost shows in the comparison."""
     with warnings.catch_warnings():
-        # Python branches on sizes: `example_image` chooses sizes that take the general branch.
-        warnings.filterwarnings("ignore", category=torch.jit.TracerWarning)
-        warnings.filterwarnings("ignore", message=r".*torch\.jit\.\w+. is deprecated")
-        # The tracer's exporter, which takes any size, in favour of the one on torch.export.
-        warnings.filterwarnings("ignore", category=DeprecationWarning, module=r"torch\.onnx")
-        warnings.filterwarnings("ignore", message=r".*legacy TorchScript-based ONNX export")
-        # That it folds no constants somewhere, and that indices must not be negative: none is.
-        warnings.filterwarnings("ignore", category=UserWarning, module=r"torch\.onnx")
-        # detectron2's anchors
-        warnings.filterwarnings("ignore", message=r"torch\.meshgrid: in an upcoming release")
+        warnings.simplefilter("ignore")
         yield
 
 
@@ -198,28 +152,20 @@ def _finish(path: Path, about: Mapping[str, str]) -> None:
     import onnx
 
     model = onnx.load(str(path))
-    _check_operators(model)
-    onnx.helper.set_model_props(model, dict(about))
-    if sum(tensor.ByteSize() for tensor in model.graph.initializer) < EXTERNAL_FROM:
-        onnx.save_model(model, str(path))
-    else:
-        beside = {"all_tensors_to_one_file": True, "location": f"{path.name}.data"}
-        onnx.save_model(model, str(path), save_as_external_data=True, **beside)
-    onnx.checker.check_model(str(path), full_check=False)
-
-
-def _check_operators(model: Any) -> None:
-    others = sorted({node.domain for node in model.graph.node} - {"", "ai.onnx"})
-    others += [function.name for function in model.functions]
-    if others:
+    if others := sorted({node.domain for node in model.graph.node} - {"", "ai.onnx"}):
         raise InputError(
             f"the ONNX file would need operators of {', '.join(others)}, which not every runtime "
             "has. Export --part backbone."
         )
+    onnx.helper.set_model_props(model, dict(about))
+    large = sum(tensor.ByteSize() for tensor in model.graph.initializer) >= EXTERNAL_FROM
+    beside = {"save_as_external_data": True, "location": f"{path.name}.data"} if large else {}
+    onnx.save_model(model, str(path), **beside)
+    onnx.checker.check_model(str(path), full_check=False)
 
 
 def load(path: Path) -> Run:
-    """Return how onnxruntime runs a file on the CPU."""
+    """Return how onnxruntime runs a file on the CPU; both raise InputError where it cannot."""
     import onnxruntime
 
     state = import_module("onnxruntime.capi.onnxruntime_pybind11_state")
@@ -236,7 +182,7 @@ def load(path: Path) -> Run:
         try:
             found = session.run(None, {"image": image.numpy()})
         except errors as error:
-            raise RuntimeError(str(error)) from error
+            raise InputError(str(error)) from error
         return [torch.from_numpy(each) for each in found]
 
     return run
@@ -244,38 +190,33 @@ def load(path: Path) -> Run:
 
 def _metadata(graph: Graph, part: str, about: Mapping[str, Any]) -> dict[str, str]:
     """Return what the file says of itself: {name: text or JSON}."""
-    size = graph.size or ("height", "width")
-    outputs = {name: _MEANINGS.get(name, _LEVEL) for name in graph.outputs}
-    if getattr(graph, "masks", "") == "boxes":
-        outputs["masks"] = "(N, M, M) probabilities inside the boxes"
+    square = graph.square
+    whole = "bool (N, height, width)"
+    meanings = {
+        "boxes": "(N, 4) XYXY in pixels of the input",
+        "scores": "(N,) falling",
+        "classes": "(N,) place in class_names and category_ids",
+        "masks": "(N, M, M) probabilities in the boxes" if graph.masks == "boxes" else whole,
+    }
     preprocessing = {
         "channels": "RGB",
         "range": [0, 255],
         "resize": about.get("resize", ""),
-        "largest": [graph.square, graph.square] if graph.square else None,
+        "largest": [square, square] if square else None,
         "inside": "mean, standard deviation and padding on the right and below",
         "mean": graph.model.pixel_mean.flatten().tolist(),
         "std": graph.model.pixel_std.flatten().tolist(),
-        "padded_to": f"{graph.square} square" if graph.square else f"multiples of {graph.stride}",
+        "padded_to": f"{square} square" if square else f"multiples of {graph.stride}",
     }
     words = {
         "producer": f"vitdet {_version()}",
         "part": part,
-        "input": {"image": {"shape": [3, *size], "type": "uint8"}},
-        "outputs": outputs,
+        "input": {"image": {"shape": [3, *(graph.size or ("height", "width"))], "type": "uint8"}},
+        "outputs": {name: meanings.get(name, "(1, C, H, W) level") for name in graph.outputs},
         "preprocessing": preprocessing,
         **{name: value for name, value in about.items() if name != "resize"},
     }
     return {k: v if isinstance(v, str) else json.dumps(v) for k, v in words.items()}
-
-
-_LEVEL = "(1, C, H, W) level of the pyramid"
-_MEANINGS = {
-    "boxes": "(N, 4) XYXY in pixels of the input",
-    "scores": "(N,) falling",
-    "classes": "(N,) place in class_names and category_ids",
-    "masks": "bool (N, height, width)",
-}
 
 
 def _version() -> str:
@@ -285,11 +226,11 @@ def _version() -> str:
         return "(not installed)"
 
 
-def _put(made: Path, out: Path, report: str, *, holds: bool) -> None:
+def _put(made: Path, out: Path, report: str) -> None:
     """Put the files into place, or only the report of what does not hold."""
     failed, text = out.with_name(f"{out.name}.failed.parity.json"), made.with_name("report")
     text.write_text(report, encoding="utf-8")  # while a full disk costs nothing
-    if not holds:
+    if json.loads(report)["faults"]:
         text.replace(failed)
         return
     data = made.with_name(f"{made.name}.data")

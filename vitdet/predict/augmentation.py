@@ -8,9 +8,8 @@ larger than the square that the backbone pads to is padded to a larger square.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -23,9 +22,10 @@ from detectron2.structures import Boxes, ImageList, Instances
 from torch import nn
 
 from vitdet.postprocess import maskness, soft_nms
-from vitdet.utils.checks import fail
+from vitdet.utils.checks import InputError
 
 _LARGEST = 4.0  # times the size of the recipe: beyond it a mistyped scale takes all memory
+Size = tuple[int, int]
 
 
 @dataclass(frozen=True)
@@ -48,9 +48,11 @@ class TestTimeAugmentation:
     def __post_init__(self) -> None:
         object.__setattr__(self, "scales", tuple(float(scale) for scale in self.scales))
         if not self.scales or not all(0 < scale <= _LARGEST for scale in self.scales):
-            expected = f"scales above 0 and at most {_LARGEST:g}"
             got = ", ".join(map(str, self.scales)) or "none"
-            fail("test-time augmentation", expected=expected, got=got, remedy="1 is the recipe's.")
+            text = (
+                f"expected scales above 0 and at most {_LARGEST:g}, got {got}. 1 is the recipe's."
+            )
+            raise InputError(f"test-time augmentation: {text}")
 
     @property
     def neutral(self) -> bool:
@@ -58,40 +60,21 @@ class TestTimeAugmentation:
         return self.scales == (1.0,) and not self.flip
 
 
-@dataclass(frozen=True)
-class _View:
-    """An image as one pass of the detector sees it.
+class _View(NamedTuple):
+    """An image as one pass sees it: its (height, width) before padding, features, detections."""
 
-    Attributes:
-        size: (height, width) in pixels, before padding.
-        flipped: whether it is mirrored.
-        images: normalised, padded.
-        features: of the backbone.
-    """
-
-    size: tuple[int, int]
+    size: Size
     flipped: bool
-    images: ImageList
     features: dict[str, torch.Tensor]
-
-    def boxes_to(self, boxes: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
-        """Take boxes (N, 4) of this view over to an image of `size`, unmirrored."""
-        return _scaled(_mirrored(boxes, self.size[1]) if self.flipped else boxes, self.size, size)
-
-    def boxes_from(self, boxes: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
-        """Take boxes (N, 4) of an unmirrored image of `size` over to this view."""
-        scaled = _scaled(boxes, size, self.size)
-        return _mirrored(scaled, self.size[1]) if self.flipped else scaled
+    found: Instances
 
 
 def check_detector(detector: nn.Module) -> None:
     """Raise InputError unless test-time augmentation knows how to run the detector."""
     if not isinstance(detector, GeneralizedRCNN | DenseDetector):
-        fail(
-            "test-time augmentation",
-            expected="a Faster, Mask or Cascade R-CNN, or a RetinaNet",
-            got=type(detector).__name__,
-            remedy="Predict without it.",
+        raise InputError(
+            "test-time augmentation: expected a Faster, Mask or Cascade R-CNN, or a RetinaNet, got "
+            f"{type(detector).__name__}. Predict without it."
         )
 
 
@@ -105,53 +88,48 @@ def detect(
         given: its input by the recipe: `image` uint8 (3, h, w), `height`, `width`.
         image: uint8 (height, width, 3), channels in the detector's order.
         tta: the views.
-
-    Returns:
-        detectron2's instances in pixels of `image`, with `pred_masks` if the detector has them.
     """
     size = (int(given["height"]), int(given["width"]))
     run: Any = detector  # its parts are modules, not tensors
+    heads = getattr(run, "roi_heads", None)
     views: list[_View] = []
-    found: list[Instances] = []
-    for pixels, flipped in _pictures(given["image"], image, tta):
-        view, boxes = _run(run, pixels, flipped)
-        boxes.pred_boxes = Boxes(view.boxes_to(boxes.pred_boxes.tensor, size))
-        found.append(Instances(size, **boxes.get_fields()))
-        if _has_masks(run):  # its features are needed again
-            views.append(view)
+    for pixels in _resized(given["image"], image, tta.scales):
+        views.append(_look(run, pixels, flipped=False))
+        views += [_look(run, pixels.flip(-1), flipped=True)] if tta.flip else []
+    for view in views:
+        boxes = _carried(view.found.pred_boxes.tensor, view.size, size, view.flipped)
+        view.found.pred_boxes = Boxes(boxes)
+    found = [Instances(size, **view.found.get_fields()) for view in views]
     merged = _merge(Instances.cat(found), run)
-    if not views:
+    if heads is None or not heads.mask_on:
         shown: Any = merged.pred_boxes.nonempty()
         return merged[shown]
-    merged.pred_masks = _mean_masks(run, views, merged)
-    threshold = getattr(run.roi_heads, "maskness_thresh", None)
+    merged.pred_masks = _mean_masks(heads, views, merged)
+    threshold = getattr(heads, "maskness_thresh", None)
     if threshold is not None:
         merged.scores = merged.scores * maskness(merged.pred_masks, threshold)
         merged = merged[merged.scores.argsort(descending=True, stable=True)]
     return detector_postprocess(merged, *size)
 
 
-def _pictures(
-    plain: torch.Tensor, image: np.ndarray, tta: TestTimeAugmentation
-) -> list[tuple[torch.Tensor, bool]]:
-    """Return the image of each view, uint8 (3, h, w), and whether it is mirrored."""
-    height, width = int(plain.shape[-2]), int(plain.shape[-1])
+def _resized(
+    plain: torch.Tensor, image: np.ndarray, scales: tuple[float, ...]
+) -> list[torch.Tensor]:
+    """Return the image of each scale, uint8 (3, h, w)."""
     found = []
-    for scale in tta.scales:
-        pixels = plain
-        if scale != 1:
-            wanted = (max(1, round(height * scale)), max(1, round(width * scale)))
-            old = (int(image.shape[0]), int(image.shape[1]))
-            resized = T.ResizeTransform(*old, *wanted, None).apply_image(image)
-            pixels = torch.from_numpy(np.ascontiguousarray(resized.transpose(2, 0, 1)))
-        found.append((pixels, False))
-        if tta.flip:
-            found.append((pixels.flip(-1), True))
+    for scale in scales:
+        if scale == 1:
+            found.append(plain)
+            continue
+        height, width = (max(1, round(side * scale)) for side in plain.shape[-2:])
+        resize = T.ResizeTransform(image.shape[0], image.shape[1], height, width, None)
+        planes = np.ascontiguousarray(resize.apply_image(image).transpose(2, 0, 1))
+        found.append(torch.from_numpy(planes))
     return found
 
 
-def _run(detector: Any, pixels: torch.Tensor, flipped: bool) -> tuple[_View, Instances]:
-    """Return a view and the boxes that the detector finds in it, in pixels of the view."""
+def _look(detector: Any, pixels: torch.Tensor, *, flipped: bool) -> _View:
+    """Run the detector on a view; boxes are in pixels of the view."""
     size = (int(pixels.shape[-2]), int(pixels.shape[-1]))
     normalised = (pixels.to(detector.device) - detector.pixel_mean) / detector.pixel_std
     backbone = detector.backbone
@@ -162,67 +140,61 @@ def _run(detector: Any, pixels: torch.Tensor, flipped: bool) -> tuple[_View, Ins
         constraints["square_size"] = -(-max(size) // stride) * stride
     images = ImageList.from_tensors([normalised], stride, padding_constraints=constraints)
     features = backbone(images.tensor)
-    view = _View(size, flipped, images, features)
     if not hasattr(detector, "roi_heads"):
         maps = [features[name] for name in detector.head_in_features]
-        return view, detector.forward_inference(images, maps, detector.head(maps))[0]
+        found = detector.forward_inference(images, maps, detector.head(maps))[0]
+        return _View(size, flipped, {}, found)
     proposals, _ = detector.proposal_generator(images, features, None)
     found = detector.roi_heads._forward_box(features, proposals)[0]
-    return view, found
-
-
-def _has_masks(detector: Any) -> bool:
-    return bool(getattr(getattr(detector, "roi_heads", None), "mask_on", False))
+    return _View(size, flipped, features if detector.roi_heads.mask_on else {}, found)
 
 
 def _merge(found: Instances, detector: Any) -> Instances:
     """Suppress what several views found, by the rule and limits of the detector's own heads."""
     heads: Any = getattr(detector, "roi_heads", None)
     found.pred_boxes.clip(found.image_size)
-    kept: Any
     boxes, scores, classes = found.pred_boxes.tensor, found.scores, found.pred_classes
     if heads is None:
-        kept = batched_nms(boxes, scores, classes, detector.test_nms_thresh)
+        kept: Any = batched_nms(boxes, scores, classes, detector.test_nms_thresh)
         return found[kept[: detector.max_detections_per_image]]
     predictor = heads.box_predictor
     if isinstance(predictor, nn.ModuleList):  # of a cascade's stages
         predictor: Any = predictor[-1]
-    if getattr(heads, "use_soft_nms", False):
-        kept, new = soft_nms(
-            boxes,
-            scores,
-            classes if heads.class_wise else None,
-            method=heads.method,
-            iou_threshold=heads.iou_threshold,
-            sigma=heads.sigma,
-            min_score=heads.min_score,
-        )
-        found = found[kept]
-        found.scores = new
-    else:
-        kept = batched_nms(boxes, scores, classes, predictor.test_nms_thresh)
-        found = found[kept]
     topk = predictor.test_topk_per_image
-    return found[:topk] if topk >= 0 else found
+    limit = slice(topk if topk >= 0 else None)
+    if not getattr(heads, "use_soft_nms", False):
+        kept = batched_nms(boxes, scores, classes, predictor.test_nms_thresh)
+        return found[kept[limit]]
+    kept, new = soft_nms(
+        boxes,
+        scores,
+        classes if heads.class_wise else None,
+        method=heads.method,
+        iou_threshold=heads.iou_threshold,
+        sigma=heads.sigma,
+        min_score=heads.min_score,
+    )
+    found = found[kept[limit]]
+    found.scores = new[limit]
+    return found
 
 
-def _mean_masks(detector: Any, views: Sequence[_View], merged: Instances) -> torch.Tensor:
+def _mean_masks(heads: Any, views: list[_View], merged: Instances) -> torch.Tensor:
     """Return the mean mask probabilities (N, 1, M, M) of the boxes over all views."""
-    total: torch.Tensor | float = 0.0
+    found = []
     for view in views:
-        boxes = view.boxes_from(merged.pred_boxes.tensor, merged.image_size)
+        boxes = _carried(merged.pred_boxes.tensor, merged.image_size, view.size, view.flipped)
         there = Instances(view.size, pred_boxes=Boxes(boxes), pred_classes=merged.pred_classes)
-        masks = detector.roi_heads.forward_with_given_boxes(view.features, [there])[0].pred_masks
-        total = total + (masks.flip(-1) if view.flipped else masks).float()
-    assert isinstance(total, torch.Tensor)
-    return total / len(views)
+        masks = heads.forward_with_given_boxes(view.features, [there])[0].pred_masks.float()
+        found.append(masks.flip(-1) if view.flipped else masks)
+    return torch.stack(found).mean(0)
 
 
-def _scaled(boxes: torch.Tensor, old: tuple[int, int], new: tuple[int, int]) -> torch.Tensor:
+def _carried(boxes: torch.Tensor, old: Size, new: Size, flipped: bool) -> torch.Tensor:
+    """Take boxes (N, 4) from an image of a size to one of another, mirrored or not."""
     vertical, horizontal = new[0] / old[0], new[1] / old[1]
-    return boxes * boxes.new_tensor([horizontal, vertical, horizontal, vertical])
-
-
-def _mirrored(boxes: torch.Tensor, width: int) -> torch.Tensor:
+    boxes = boxes * boxes.new_tensor([horizontal, vertical, horizontal, vertical])
+    if not flipped:
+        return boxes
     left, top, right, bottom = boxes.unbind(-1)
-    return torch.stack([width - right, top, width - left, bottom], dim=-1)
+    return torch.stack([new[1] - right, top, new[1] - left, bottom], dim=-1)

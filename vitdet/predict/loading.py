@@ -1,11 +1,10 @@
-"""A trained detector out of a checkpoint: its recipe, its class names, its weights."""
+"""A trained detector out of a file: its recipe, its class names, its weights; and a slim file."""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +20,17 @@ from torch.nn.modules.module import (
 )
 
 from vitdet import checkpoint
-from vitdet.config import build_model, config_of, instantiate, load_config, set_num_classes
+from vitdet.config import (
+    build_model,
+    config_of,
+    config_text,
+    instantiate,
+    load_config,
+    set_num_classes,
+)
 from vitdet.data.shapes import CLASSES, drawn_folder
 from vitdet.plain_recipes import recipe_of_file
-from vitdet.utils.checks import InputError, fail
+from vitdet.utils.checks import InputError
 
 logger = logging.getLogger(__name__)
 
@@ -36,26 +42,7 @@ _FAILURES = (
 _DRAWN = "datasets/shapes"  # in configs/mini
 _MAX_ELEMENTS = 1 << 28  # that a model may have beyond twice those of its file
 
-
-@dataclass(frozen=True)
-class Loaded:
-    """What `load` returns.
-
-    Attributes:
-        detector: with its weights, in evaluation mode.
-        class_names: of its class indexes.
-        class_ids: the number of each class in COCO results.
-        cfg: the recipe.
-        mapper: of the recipe's test data: how an image becomes an input.
-        note: what this project wrote into the file beside the weights.
-    """
-
-    detector: nn.Module
-    class_names: tuple[str, ...]
-    class_ids: tuple[int, ...]
-    cfg: DictConfig
-    mapper: Any
-    note: dict[str, Any]
+Names = Sequence[str] | Mapping[int, str]
 
 
 def load(
@@ -64,10 +51,10 @@ def load(
     device: torch.device,
     config: str | Path | None = None,
     overrides: Sequence[str] = (),
-    class_names: Sequence[str] | Mapping[int, str] | None = None,
+    class_names: Names | None = None,
     weights: str = "model",
     trust: bool = False,
-) -> Loaded:
+) -> tuple[nn.Module, dict[str, Any], dict[str, Any]]:
     """Build the detector of a file and load its weights exactly.
 
     Args:
@@ -80,14 +67,18 @@ def load(
         trust: take a recipe of more than plain data (`vitdet.plain_recipes`), and open a torch
             file of more than tensors: both may run code of the file's author.
 
+    Returns:
+        The detector in evaluation mode, the arguments of a `Predictor` that go with it, and what
+        this project wrote into the file beside the weights.
+
     Raises:
         InputError: no recipe or class names, another size, an untrained file.
     """
     source = str(path)
     content = checkpoint.read(path, trust=trust)
-    about = note_of(content)
+    note = note_of(content)
     cfg = recipe_of(content, source, config=config, overrides=overrides, trust=trust)
-    names, ids = _classes(cfg, about, class_names, source)
+    names, ids = _classes(cfg, note, class_names, source)
     wanted = checkpoint.chosen(content, weights, source=source)
     checkpoint.check_trained(wanted, source=source)
     state, _ = checkpoint.weights_of(wanted, source=source)
@@ -98,13 +89,45 @@ def load(
         mapper = instantiate(cfg.dataloader.test.get("mapper"))
     checkpoint.load_weights(detector, state, source=source)
     if not hasattr(mapper, "augmentations") or not hasattr(mapper, "image_format"):
-        fail(
-            f"dataloader.test.mapper of {source}",
-            expected="a vitdet.data.mapper.Mapper, whose augmentations resize an image",
-            got=type(mapper).__name__,
-            remedy="Use config=..., or make a Predictor(detector, class_names, augmentations=...).",
+        raise InputError(
+            f"dataloader.test.mapper of {source}: expected a vitdet.data.mapper.Mapper, got "
+            f"{type(mapper).__name__}. Use config=..., or Predictor(detector, class_names, ...)."
         )
-    return Loaded(detector.eval(), names, ids, cfg, mapper, about)
+    about = {"class_names": names, "class_ids": ids, "cfg": cfg}
+    about |= {"augmentations": mapper.augmentations.augs, "image_format": mapper.image_format}
+    return detector.eval(), about, note
+
+
+def save_for_inference(source: str | Path, output: str | Path, **options: Any) -> Path:
+    """Write a slim file: weights, class names and recipe, and nothing of the training.
+
+    The detector is built and the weights are loaded first, so the file that is written works.
+
+    Args:
+        source: a file, as `load` takes it.
+        output: .safetensors (no code can be in it), or .pth.
+        options: weights, config, overrides, class_names, trust: see `load`.
+
+    Raises:
+        InputError: as `load`; an output that is the source, or that cannot be written.
+    """
+    output = Path(output)
+    checkpoint.check_writable(output)
+    if output.resolve() == Path(source).resolve():
+        raise InputError(f"output {output}: this is the input. Choose another name.")
+    detector, loaded, note = load(source, device=torch.device("cpu"), **options)
+    about = {
+        "format": checkpoint.FORMAT,
+        "class_names": list(loaded["class_names"]),
+        "class_ids": list(loaded["class_ids"]),
+        "config": config_text(loaded["cfg"]),
+        "weights": options.get("weights", "model"),
+    }
+    versions = note.get("environment")
+    if isinstance(versions, dict) and all(isinstance(each, str) for each in versions.values()):
+        about["environment"] = versions
+    checkpoint.write(output, {"model": detector.state_dict(), "vitdet": about})
+    return output
 
 
 def note_of(content: Mapping[str, Any]) -> dict[str, Any]:
@@ -134,19 +157,15 @@ def recipe_of(
     else:
         text = note_of(content).get("config")
         if not isinstance(text, str):
-            fail(
-                f"weights {source}",
-                expected="the recipe in the file, as in checkpoints of a run",
-                got="none",
-                remedy="Name the recipe that the weights are for: config=..., or --config-file on "
-                "the command line (configs/; `vitdet inspect FILE` tells which fit).",
+            raise InputError(
+                f"weights {source}: no recipe is in the file. Name the one that the weights are "
+                "for: config=..., or --config-file (`vitdet inspect FILE` tells which fit)."
             )
-        content = recipe_of_file(text, f"recipe in {source}", trust=trust)
-        cfg = config_of(content, overrides)
+        cfg = config_of(recipe_of_file(text, f"recipe in {source}", trust=trust), overrides)
     if "model" not in cfg or not isinstance(OmegaConf.select(cfg, "dataloader.test"), DictConfig):
-        got = f"the keys {', '.join(map(str, cfg))}"
-        remedy = "Take the recipe of a detector; configs/backbones has parts for other projects."
-        fail(f"recipe of {source}", expected="model and dataloader.test", got=got, remedy=remedy)
+        keys = ", ".join(map(str, cfg))
+        text = f"recipe of {source}: expected model and dataloader.test, got the keys {keys}"
+        raise InputError(f"{text}. Take the recipe of a detector.")
     return cfg
 
 
@@ -169,13 +188,7 @@ def building(source: str | None) -> Iterator[None]:
 
 
 def check_size(model: DictConfig, state: Mapping[str, torch.Tensor], source: str) -> None:
-    """Raise an InputError unless a model has the weights of a file; it takes no memory for them.
-
-    Args:
-        model: the `model` node of a recipe.
-        state: the weights.
-        source: their file.
-    """
+    """Raise an InputError unless the `model` node has the weights of a file; it takes no memory."""
     most = 2 * sum(tensor.numel() for tensor in state.values()) + _MAX_ELEMENTS
     left = {"elements": most, "modules": 20 * len(state) + 2_000}
 
@@ -219,39 +232,35 @@ def check_test_data(cfg: DictConfig, source: str) -> None:
 
 
 def _classes(
-    cfg: DictConfig,
-    about: Mapping[str, Any],
-    given: Sequence[str] | Mapping[int, str] | None,
-    source: str,
+    cfg: DictConfig, about: Mapping[str, Any], given: Names | None, source: str
 ) -> tuple[tuple[str, ...], tuple[int, ...]]:
     """Return class names and the ids of the classes in the data, which COCO results have.
 
     A file that was written before ids went into it gives 1, 2, ..., and a line says so.
     """
-    known, ids = _of_dataset(cfg.dataloader.test.get("dataset"))
     if isinstance(given, Mapping):
         return tuple(given.values()), tuple(given)
+    known, ids = _of_dataset(cfg.dataloader.test.get("dataset"))
     names = given if given is not None else about.get("class_names")
-    if isinstance(names, list | tuple) and names and all(isinstance(name, str) for name in names):
-        if list(names) == about.get("class_names") and _are_ids(about.get("class_ids"), len(names)):
-            return tuple(names), tuple(about["class_ids"])
-        if tuple(names) == known:
-            return known, ids
-        if given is None:
-            logger.warning(
-                "%s does not hold the category ids of its data: results have 1 to %d in the order "
-                "of its classes (for others: --class-names with the data's COCO json)",
-                *(source, len(names)),
+    if not isinstance(names, list | tuple) or not names or {type(n) for n in names} != {str}:
+        if not known:
+            raise InputError(
+                f"weights {source}: no class names, in the file or by a recipe of COCO or LVIS. "
+                "Give class_names=[...], or --class-names JSON on the command line."
             )
-        return tuple(names), tuple(range(1, len(names) + 1))
-    if not known:
-        fail(
-            f"weights {source}",
-            expected="class names in the file, or a recipe of COCO or LVIS",
-            got="neither",
-            remedy="Give class_names=[...], or --class-names JSON on the command line.",
+        return known, ids
+    kept = about.get("class_ids")
+    if list(names) == about.get("class_names") and _are_ids(kept, len(names)):
+        return tuple(names), tuple(about["class_ids"])
+    if tuple(names) == known:
+        return known, ids
+    if given is None:
+        logger.warning(
+            "%s does not hold the category ids of its data: results have 1 to %d in the order "
+            "of its classes (for others: --class-names with the data's COCO json)",
+            *(source, len(names)),
         )
-    return known, ids
+    return tuple(names), tuple(range(1, len(names) + 1))
 
 
 def _are_ids(ids: Any, count: int) -> bool:

@@ -16,12 +16,11 @@ from torch import nn
 
 from vitdet.predict import augmentation, loading
 from vitdet.predict.augmentation import TestTimeAugmentation
-from vitdet.predict.devices import pick_device
 from vitdet.predict.inputs import Picture, open_inputs
 from vitdet.predict.results import Result, class_indexes
 from vitdet.predict.slicing import Slices, detect_sliced
-from vitdet.utils.checks import InputError, fail
-from vitdet.utils.precision import autocast_dtype
+from vitdet.utils.checks import InputError
+from vitdet.utils.precision import autocast_dtype, pick_device
 
 
 class Predictor:
@@ -65,11 +64,9 @@ class Predictor:
         cfg: DictConfig | None = None,
     ) -> None:
         if not 0 <= threshold <= 1 or batch_size < 1 or image_format not in ("RGB", "BGR"):
-            fail(
-                "predictor",
-                expected="a threshold of 0 to 1, batch_size of 1 or more, RGB or BGR",
-                got=f"threshold={threshold}, batch_size={batch_size}, image_format={image_format}",
-                remedy="Correct the value.",
+            raise InputError(
+                "predictor: expected a threshold of 0 to 1, batch_size of 1 or more, RGB or BGR, "
+                f"got threshold={threshold}, batch_size={batch_size}, image_format={image_format}."
             )
         if classes is not None:
             class_indexes(classes, class_names)  # said before anything is computed
@@ -109,21 +106,14 @@ class Predictor:
         """Return a predictor with everything that a checkpoint tells.
 
         Args:
-            path: a run's .pth, a .safetensors of `save_for_inference`, or, with `config`, a
-                converted file.
-            config: the recipe, for files that hold none.
-            overrides: changes to the recipe: ["model.roi_heads.box_predictor.test_nms_thresh=0.6"].
-            class_names: for files that hold none (recipes of COCO and LVIS know theirs), or
-                {category id: name}.
-            weights: "model", or "ema" for the moving average of a run with train.ema_decay.
-            trust: allow parts from outside vitdet and detectron2; the file may then run code.
+            path, config, overrides, class_names, weights, trust: see `vitdet.predict.loading.load`.
             device: "auto", "cpu", "cuda", "cuda:1", "mps".
             options: precision, threshold, classes, tta, slices, batch_size: see the class.
 
         Raises:
             InputError: no such file, nothing known of the recipe, weights of another size.
         """
-        loaded = loading.load(
+        detector, about, _ = loading.load(
             path,
             device=pick_device(device),
             config=config,
@@ -132,99 +122,65 @@ class Predictor:
             weights=weights,
             trust=trust,
         )
-        predictor = cls(
-            loaded.detector,
-            loaded.class_names,
-            augmentations=loaded.mapper.augmentations.augs,
-            image_format=loaded.mapper.image_format,
-            class_ids=loaded.class_ids,
-            cfg=loaded.cfg,
-            **options,
-        )
+        predictor = cls(detector, **about, **options)
         predictor.source = None if config is not None or trust else str(path)
         return predictor
 
     def __call__(self, images: Any) -> Any:
-        """Find objects.
-
-        Args:
-            images: one image: a path, PIL image, uint8 array (height, width, 3) in RGB, uint8
-                tensor (3, height, width); a list of these, a folder, a pattern ("shots/*.jpg"); a
-                video file or a generator of images.
+        """Find objects in what `open_inputs` takes.
 
         Returns:
-            A `Result` for one image, a list of them for many, an iterator for a video or a
-            generator, of which only a batch is in memory.
+            A `Result` for one image, a list of them for many (a list, folder, pattern), an iterator
+            for a video or a generator, of which only a batch is in memory.
 
         Raises:
             InputError: something else; a file that is missing or damaged.
         """
-        inputs = open_inputs(images)
-        results = self._stream(inputs.pictures)
-        if inputs.kind == "stream":
+        kind, pictures = open_inputs(images)
+        results = self._stream(pictures)
+        if kind == "stream":
             return results
-        if inputs.kind == "one":
-            return next(results)
-        return [result.packed() for result in results]
+        return next(results) if kind == "one" else list(results)
 
     def _stream(self, pictures: Iterable[Picture]) -> Iterator[Result]:
         waiting = iter(pictures)
         while batch := list(islice(waiting, self.batch_size)):
-            yield from self._results(batch)
-
-    def _results(self, pictures: Sequence[Picture]) -> list[Result]:
-        images = [picture.pixels() for picture in pictures]
-        if self.slices is None:
-            found = [(instances, None) for instances in self.detect(images)]
-        else:
-            found = [
-                detect_sliced(self.detect, image, self.slices, self.batch_size) for image in images
-            ]
-        return [
-            self._chosen(Result(picture, instances, self.class_names, self.class_ids, masks))
-            for picture, (instances, masks) in zip(pictures, found, strict=True)
-        ]
-
-    def _chosen(self, result: Result) -> Result:
-        result = result.above(self.threshold)
-        return result if self.classes is None else result.of_classes(self.classes)
+            images = [picture.pixels() for picture in batch]
+            if self.slices is None:
+                found = [(instances, None) for instances in self.detect(images)]
+            else:
+                cut = self.slices
+                found = [detect_sliced(self.detect, x, cut, self.batch_size) for x in images]
+            for picture, (instances, masks) in zip(batch, found, strict=True):
+                result = Result(picture, instances, self.class_names, self.class_ids, masks)
+                result = result.above(self.threshold)
+                yield result if self.classes is None else result.of_classes(self.classes)
 
     def detect(self, images: Sequence[np.ndarray]) -> list[Instances]:
-        """Return all detections, of any score and class, in images that are taken whole.
+        """Return all detections in images uint8 RGB (height, width, 3) that are taken whole.
 
-        Args:
-            images: uint8 RGB (height, width, 3) each; they go through the detector together.
-
-        Returns:
-            detectron2's instances on the CPU in float32, in pixels of the images.
+        They are detectron2's instances on the CPU in float32, in pixels of the images, which go
+        through the detector together.
         """
-        dtype = autocast_dtype(self.precision, self.device)
+        dtype, tta = autocast_dtype(self.precision, self.device), self.tta
         autocast = torch.autocast(self.device.type, dtype, enabled=dtype is not None)
+        ordered = [each if self.image_format == "RGB" else each[..., ::-1] for each in images]
         with loading.building(self.source), torch.inference_mode(), autocast:
-            if self.tta is not None and not self.tta.neutral:
-                views = self.tta
-                found = [
-                    augmentation.detect(self.detector, self.model_input(image), image, views)
-                    for image in self._ordered(images)
-                ]
-            else:
-                inputs = [self.model_input(image) for image in self._ordered(images)]
+            inputs = [self.model_input(image) for image in ordered]
+            if tta is None or tta.neutral:
                 found = [output["instances"] for output in self.detector(inputs)]
+            else:
+                found = [
+                    augmentation.detect(self.detector, given, image, tta)
+                    for given, image in zip(inputs, ordered, strict=True)
+                ]
         return [_plain(instances) for instances in found]
 
-    def _ordered(self, images: Sequence[np.ndarray]) -> list[np.ndarray]:
-        """Return RGB images with the channels in the order that the detector takes."""
-        return list(images) if self.image_format == "RGB" else [each[..., ::-1] for each in images]
-
     def model_input(self, image: np.ndarray) -> dict[str, Any]:
-        """Return what the detector takes: the image resized by the recipe's rule, and its size.
-
-        Args:
-            image: uint8 (height, width, 3), channels in the detector's order.
+        """Return what the detector takes of an image uint8 (height, width, 3) in its channels.
 
         Raises:
-            InputError: the result is larger than the square that the detector pads to, or has a
-                side without a pixel.
+            InputError: resized it is larger than the detector's square, or has no pixel left.
         """
         height, width = image.shape[:2]
         given: Any = T.AugInput(np.ascontiguousarray(image))
@@ -234,29 +190,24 @@ class Predictor:
             text = f"image of {height} x {width} pixels: too elongated to be resized ({error})."
             raise InputError(text) from error
         planes = np.ascontiguousarray(given.image.transpose(2, 0, 1))
-        self._check_size(planes.shape[1], planes.shape[2])
-        return {"image": torch.from_numpy(planes), "height": height, "width": width}
-
-    def _check_size(self, height: int, width: int) -> None:
-        """Refuse what detectron2's ImageList would cut off without a word."""
         backbone: Any = getattr(self.detector, "backbone", None)
         square = backbone.padding_constraints.get("square_size", 0) if backbone is not None else 0
-        if square and max(height, width) > square:
-            fail(
-                "image for the detector",
-                expected=f"at most {square} x {square} pixels (model.backbone.square_pad)",
-                got=f"{height} x {width} after the predictor's augmentations",
-                remedy="Give the augmentations of the recipe, as Predictor.from_checkpoint does.",
+        if square and max(planes.shape[1:]) > square:  # detectron2's ImageList would cut it off
+            raise InputError(
+                f"image for the detector: expected at most {square} x {square} pixels "
+                f"(model.backbone.square_pad), got {planes.shape[1]} x {planes.shape[2]} after the "
+                "predictor's augmentations. Give those of the recipe, as from_checkpoint does."
             )
+        return {"image": torch.from_numpy(planes), "height": height, "width": width}
 
 
 def _plain(instances: Instances) -> Instances:
     """Bring instances to the CPU and to float32, which NumPy knows."""
     instances = instances.to("cpu")
-    fields = {
+    fields = instances.get_fields()
+    floats = {
         name: value.float()
+        for name, value in fields.items()
         if isinstance(value, torch.Tensor) and value.is_floating_point()
-        else value
-        for name, value in instances.get_fields().items()
     }
-    return Instances(instances.image_size, **fields)
+    return Instances(instances.image_size, **{**fields, **floats})

@@ -14,12 +14,12 @@ from detectron2.structures import Instances
 
 from vitdet.drawing import MIN_SIDE, draw_instances, save_image
 from vitdet.predict.inputs import Picture
-from vitdet.utils.checks import fail, nearest, one_line
+from vitdet.utils.checks import InputError, nearest, one_line
 from vitdet.utils.run_lengths import RunLengths, decode, encode
 
 
 class Result:
-    """The detections in one image, the best first.
+    """The detections in one image, the best first. Masks are kept in COCO's encoding.
 
     Args:
         picture: the image.
@@ -27,7 +27,7 @@ class Result:
             `scores`, `pred_classes`, and `pred_masks` bool (N, height, width) if any.
         class_names: of the class indexes.
         class_ids: number of each class in COCO results; by default 1, 2, ...
-        run_lengths: the masks in COCO's encoding instead of `pred_masks`, for large images.
+        masks: encoded already, instead of `pred_masks`.
     """
 
     def __init__(
@@ -36,13 +36,15 @@ class Result:
         instances: Instances,
         class_names: Sequence[str],
         class_ids: Sequence[int] | None = None,
-        run_lengths: list[RunLengths] | None = None,
+        masks: list[RunLengths] | None = None,
     ) -> None:
         self.picture = picture
         self.class_names = tuple(class_names)
         self.class_ids = tuple(class_ids or range(1, len(self.class_names) + 1))
-        self._instances = instances
-        self._run_lengths = run_lengths
+        fields = dict(instances.get_fields())
+        pixels = fields.pop("pred_masks", None)
+        self._masks = masks if pixels is None else encode(pixels.numpy())
+        self._found = Instances(instances.image_size, **fields)
 
     @property
     def name(self) -> str:
@@ -57,34 +59,33 @@ class Result:
     @property
     def size(self) -> tuple[int, int]:
         """(height, width) of the image in pixels."""
-        height, width = self._instances.image_size
+        height, width = self._found.image_size
         return int(height), int(width)
 
     @property
     def instances(self) -> Instances:
-        """detectron2's Instances; masks of a sliced image are made here, one byte a pixel each."""
-        if self._run_lengths is None or self._instances.has("pred_masks"):
-            return self._instances
-        fields = self._instances.get_fields()
-        masks = np.zeros((len(self._run_lengths), *self.size), dtype=bool)
-        for mask, lengths in zip(masks, self._run_lengths, strict=True):
+        """detectron2's Instances; masks are made here, one byte a pixel each."""
+        if self._masks is None:
+            return self._found
+        masks = np.zeros((len(self._masks), *self.size), dtype=bool)
+        for mask, lengths in zip(masks, self._masks, strict=True):
             mask[:] = decode(lengths)
-        return Instances(self.size, **fields, pred_masks=torch.from_numpy(masks))
+        return Instances(self.size, **self._found.get_fields(), pred_masks=torch.from_numpy(masks))
 
     @property
     def boxes(self) -> np.ndarray:
         """float32 (N, 4), XYXY in pixels."""
-        return self._instances.pred_boxes.tensor.numpy()
+        return self._found.pred_boxes.tensor.numpy()
 
     @property
     def scores(self) -> np.ndarray:
         """float32 (N,)."""
-        return self._instances.scores.numpy()
+        return self._found.scores.numpy()
 
     @property
     def classes(self) -> list[int]:
         """Class indexes."""
-        return self._instances.pred_classes.tolist()
+        return self._found.pred_classes.tolist()
 
     @property
     def names(self) -> list[str]:
@@ -94,11 +95,11 @@ class Result:
     @property
     def has_masks(self) -> bool:
         """Whether the detector predicts masks."""
-        return self._run_lengths is not None or self._instances.has("pred_masks")
+        return self._masks is not None
 
     def __len__(self) -> int:
         """Number of detections."""
-        return len(self._instances)
+        return len(self._found)
 
     def __repr__(self) -> str:
         height, width = self.size
@@ -111,7 +112,7 @@ class Result:
 
     def above(self, threshold: float) -> Result:
         """Return the detections with at least this score."""
-        return self._part(self._instances.scores >= threshold)
+        return self._part(self._found.scores >= threshold)
 
     def of_classes(self, names: Sequence[str]) -> Result:
         """Return the detections of these classes.
@@ -120,25 +121,13 @@ class Result:
             InputError: a name that is no class, with the nearest one.
         """
         wanted = torch.tensor(class_indexes(names, self.class_names))
-        return self._part(torch.isin(self._instances.pred_classes, wanted))
+        return self._part(torch.isin(self._found.pred_classes, wanted))
 
     def _part(self, kept: Any) -> Result:
-        if kept.all():
-            return self
-        lengths = self._run_lengths
-        if lengths is not None:
-            lengths = [each for each, keep in zip(lengths, kept.tolist(), strict=True) if keep]
-        instances = self._instances[kept]
-        return Result(self.picture, instances, self.class_names, self.class_ids, lengths)
-
-    def packed(self) -> Result:
-        """Return the same with its masks in COCO's encoding, which takes far less memory."""
-        if not self._instances.has("pred_masks"):
-            return self
-        lengths, fields = self.run_lengths(), self._instances.get_fields()
-        boxes = {name: value for name, value in fields.items() if name != "pred_masks"}
-        instances = Instances(self.size, **boxes)
-        return Result(self.picture, instances, self.class_names, self.class_ids, lengths)
+        masks = self._masks
+        if masks is not None:
+            masks = [each for each, keep in zip(masks, kept.tolist(), strict=True) if keep]
+        return Result(self.picture, self._found[kept], self.class_names, self.class_ids, masks)
 
     def run_lengths(self) -> list[RunLengths]:
         """Return the masks in COCO's encoding.
@@ -146,12 +135,9 @@ class Result:
         Raises:
             InputError: the detector predicts boxes only.
         """
-        if self._run_lengths is None:
-            if not self._instances.has("pred_masks"):
-                remedy = "Use a detector with a mask head."
-                fail(f"masks in {self.name}", expected="masks", got="boxes only", remedy=remedy)
-            self._run_lengths = encode(self._instances.pred_masks.numpy())
-        return self._run_lengths
+        if self._masks is None:
+            raise InputError(f"masks in {self.name}: the detector predicts boxes only.")
+        return self._masks
 
     def plot(self, *, min_side: int = MIN_SIDE) -> np.ndarray:
         """Return the image with boxes, masks and labels, uint8 RGB.
@@ -170,41 +156,34 @@ class Result:
         """
         source = self.picture.path
         if source is not None and Path(path).resolve() == source.resolve():
-            remedy = "Choose another name or folder."
-            fail(f"output {path}", expected="a file of its own", got="the input", remedy=remedy)
+            raise InputError(f"output {path}: this is the input. Choose another name or folder.")
         save_image(self.plot(min_side=min_side), path)
 
     def to_coco(self, image_id: int) -> list[dict[str, Any]]:
         """Return COCO results: image_id, category_id, bbox XYWH, score, segmentation (RLE)."""
-        boxes = self._instances.pred_boxes.tensor.clone()
+        boxes = self._found.pred_boxes.tensor.clone()
         boxes[:, 2:] -= boxes[:, :2]
-        scores = self._instances.scores.tolist()
-        results = [
+        scores, masks = self._found.scores.tolist(), self._masks or [None] * len(self)
+        return [
             {"image_id": image_id, "category_id": self.class_ids[c], "bbox": box, "score": score}
-            for box, c, score in zip(boxes.tolist(), self.classes, scores, strict=True)
+            | ({"segmentation": mask} if mask else {})
+            for box, c, score, mask in zip(boxes.tolist(), self.classes, scores, masks, strict=True)
         ]
-        if self.has_masks:
-            for result, lengths in zip(results, self.run_lengths(), strict=True):
-                result["segmentation"] = lengths
-        return results
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values: image, height, width, and a list of detections."""
-        height, width = self.size
-        boxes, scores = self.boxes.tolist(), self._instances.scores.tolist()
-        masks = self.run_lengths() if self.has_masks else [None] * len(self)
+        (height, width), masks = self.size, self._masks or [None] * len(self)
+        boxes, scores = self.boxes.tolist(), self._found.scores.tolist()
         detections = [
             {
-                "class": name,
+                "class": self.class_names[index],
                 "class_index": index,
                 "category_id": self.class_ids[index],
                 "score": score,
                 "box": box,
             }
             | ({"mask": mask} if mask else {})
-            for name, index, score, box, mask in zip(
-                self.names, self.classes, scores, boxes, masks, strict=True
-            )
+            for index, score, box, mask in zip(self.classes, scores, boxes, masks, strict=True)
         ]
         return {"image": self.name, "height": height, "width": width, "detections": detections}
 
@@ -220,9 +199,9 @@ class Result:
         """
         try:
             import supervision
-        except ImportError:
-            remedy = "pip install supervision"
-            fail("to_supervision()", expected="supervision", got="no such package", remedy=remedy)
+        except ImportError as error:
+            text = "to_supervision(): no package supervision. pip install supervision"
+            raise InputError(text) from error
         found = self.instances
         return supervision.Detections(
             xyxy=self.boxes,
@@ -244,8 +223,8 @@ def class_indexes(names: Sequence[str], class_names: Sequence[str]) -> list[int]
             close = nearest(name, class_names)
             several = ", ".join(class_names[:8]) + (", ..." if len(class_names) > 8 else "")
             remedy = f"Did you mean {close}?" if close else "Choose among these."
-            expected = f"one of {len(class_names)} classes ({several})"
-            fail("class", expected=expected, got=repr(name), remedy=remedy)
+            expected = f"expected one of {len(class_names)} classes ({several}), got {name!r}"
+            raise InputError(f"class: {expected}. {remedy}")
     return [index for index, name in enumerate(class_names) if name in names]
 
 

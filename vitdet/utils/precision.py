@@ -1,4 +1,4 @@
-"""Which number format a run computes in."""
+"""Where a run computes, and in which number format."""
 
 from __future__ import annotations
 
@@ -41,6 +41,25 @@ def _has_bfloat16(device: torch.device) -> bool:
     if device.type == "cuda":
         return torch.cuda.get_device_capability(device) >= (8, 0)
     return device.type == "cpu" and torch.cpu._is_avx512_bf16_supported()
+
+
+def pick_device(name: str | torch.device = "auto") -> torch.device:
+    """Return a device that is here: "cpu", "cuda", "cuda:1", "mps", "auto" for CUDA's or the CPU.
+
+    Raises:
+        InputError: torch has no such device, or none on this machine.
+    """
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.zeros(1, device=name).device
+        if device.type == "meta":
+            raise RuntimeError("it computes nothing")
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).partition("\n")[0][:200]
+        text = f"torch cannot use it ({reason}). Choose auto, cpu, cuda, cuda:N, mps"
+        raise InputError(f"device {name}: {text}, or install a torch for your GPU.") from error
+    return device
 
 
 def working_dtype(x: torch.Tensor) -> torch.dtype:

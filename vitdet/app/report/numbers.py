@@ -44,9 +44,9 @@ class Judged(NamedTuple):
     image: Json  # its entry in the annotation file
     objects: list[Json]  # its annotations without crowd regions
     found: list[Json]  # results, the best first
-    right: list[tuple[Json, Json]]  # result and annotation
+    right: int  # how many of them are right
     mistakes: list[Mistake]  # of the other results, then the missed objects
-    overlaps: np.ndarray  # IoU of the wrong results with the objects
+    pairs: list[tuple[Json | None, Json | None]]  # of the confusion matrix: object, result
 
 
 def judge(
@@ -87,50 +87,60 @@ def judge(
 
 def _judge(image: Json, annotations: list[Json], found: list[Json], iou_type: str) -> Judged:
     found = sorted(found, key=lambda each: -each["score"])
-    objects = {each["id"]: each for each in annotations if not each["ignore"]}
-    right = [(each, objects[each["gt_id"]]) for each in found if each.get("gt_id") in objects]
+    objects = [each for each in annotations if not each["ignore"]]
+    places = {each["id"]: place for place, each in enumerate(objects)}
+    free = np.ones(len(objects) + 1, dtype=bool)  # not found
+    missed = np.ones(len(objects), dtype=bool)  # and no mistake is about it
+    pairs: list[tuple[Json | None, Json | None]] = []
+    for each in found:
+        if each.get("gt_id") in places:
+            place = places[each["gt_id"]]
+            free[place] = missed[place] = False
+            pairs.append((objects[place], each))
+    right, mistakes = len(pairs), []
     # of what has `lvis_mark` nobody knows whether it is right
     wrong = [each for each in found if "gt_id" not in each and not each.get("lvis_mark")]
-    true = list(objects.values())
-    overlaps = _overlaps(wrong, true, image, iou_type)
-    mistakes = [_mistake(each, row, true) for each, row in zip(wrong, overlaps, strict=True)]
-    done = {object_["id"] for _, object_ in right}
-    kinds = ("localisation", "classification")
-    done |= {mistake.truth["id"] for mistake in mistakes if mistake.truth and mistake.kind in kinds}
-    mistakes += [Mistake("missed", None, each) for each in true if each["id"] not in done]
-    return Judged(image, true, found, right, mistakes, overlaps)
+    for each, overlaps in zip(wrong, _overlaps(wrong, objects, image, iou_type), strict=True):
+        mistakes.append(_mistake(each, overlaps, objects))
+        if mistakes[-1].kind in ("localisation", "classification"):
+            missed[places[mistakes[-1].truth["id"]]] = False
+        # what is left over is matched whatever its class
+        near = int((overlaps * free).argmax())
+        is_near = overlaps[near] * free[near] >= FOREGROUND
+        pairs.append((objects[near] if is_near else None, each))
+        free[near] &= not is_near
+    mistakes += [Mistake("missed", None, objects[place]) for place in np.flatnonzero(missed)]
+    pairs += [(objects[place], None) for place in np.flatnonzero(free[:-1])]
+    return Judged(image, objects, found, right, mistakes, pairs)
 
 
 def _overlaps(found: list[Json], objects: list[Json], image: Json, iou_type: str) -> np.ndarray:
-    if not found or not objects:
-        return np.zeros((len(found), len(objects)))
-    if iou_type == "bbox":
-        sides = [[each["bbox"] for each in side] for side in (found, objects)]
-    else:
+    """Return the IoU (found, objects + 1); the last column is 0, of no object."""
+    overlaps = np.zeros((len(found), len(objects) + 1))
+    if found and objects:
         size = (image["height"], image["width"])
-        true = [encode_segmentation(each["segmentation"], size) for each in objects]
-        sides = [[each["segmentation"] for each in found], true]
-    return mask_util.iou(*sides, [0] * len(objects))
+        shape = "bbox" if iou_type == "bbox" else "segmentation"
+        true = [each[shape] for each in objects]
+        true = true if shape == "bbox" else [encode_segmentation(each, size) for each in true]
+        crowd = [0] * len(objects)
+        overlaps[:, :-1] = mask_util.iou([each[shape] for each in found], true, crowd)
+    return overlaps
 
 
 def _mistake(found: Json, overlaps: np.ndarray, objects: list[Json]) -> Mistake:
     """Say what is wrong with a detection that is not right."""
-    same = np.array([each["category_id"] == found["category_id"] for each in objects], dtype=bool)
-    (mine, at), (other, beside) = largest(overlaps * same), largest(overlaps * ~same)
-    if BACKGROUND <= mine < FOREGROUND:
-        return Mistake("localisation", found, objects[at], mine)
-    if other >= FOREGROUND:
-        return Mistake("classification", found, objects[beside], other)
-    if mine >= FOREGROUND:
-        return Mistake("duplicate", found, objects[at], mine)
-    if other < BACKGROUND:
+    same = [each["category_id"] == found["category_id"] for each in objects]
+    mine, others = overlaps * [*same, True], overlaps * ~np.array([*same, True])
+    at, beside = int(mine.argmax()), int(others.argmax())
+    if BACKGROUND <= mine[at] < FOREGROUND:
+        return Mistake("localisation", found, objects[at], mine[at])
+    if others[beside] >= FOREGROUND:
+        return Mistake("classification", found, objects[beside], others[beside])
+    if mine[at] >= FOREGROUND:
+        return Mistake("duplicate", found, objects[at], mine[at])
+    if others[beside] < BACKGROUND:
         return Mistake("background", found, None)
-    return Mistake("both", found, objects[beside], other)
-
-
-def largest(overlaps: np.ndarray) -> tuple[float, int]:
-    """Return the largest of some overlaps and its place, 0 without any."""
-    return (float(overlaps.max()), int(overlaps.argmax())) if len(overlaps) else (0.0, -1)
+    return Mistake("both", found, objects[beside], others[beside])
 
 
 def confusion(judged: Sequence[Judged], class_ids: Sequence[int]) -> np.ndarray:
@@ -145,20 +155,7 @@ def confusion(judged: Sequence[Judged], class_ids: Sequence[int]) -> np.ndarray:
         column objects that were not found.
     """
     place = {category: number for number, category in enumerate(class_ids)}
-    nothing = len(class_ids)
-    counts = np.zeros((nothing + 1, nothing + 1), dtype=int)
-    for each in judged:
-        taken = {object_["id"] for _, object_ in each.right}
-        pairs: list[tuple[Json | None, Json | None]] = [*each.right]
-        free = np.array([object_["id"] not in taken for object_ in each.objects], dtype=bool)
-        wrong = [mistake.found for mistake in each.mistakes if mistake.found]
-        for found, overlaps in zip(wrong, each.overlaps, strict=True):
-            overlap, at = largest(overlaps * free)
-            near = overlap >= FOREGROUND
-            pairs.append((found, each.objects[at] if near else None))
-            free[at : at + 1] &= not near
-        pairs += [(None, each.objects[at]) for at in np.flatnonzero(free)]
-        for found, object_ in pairs:
-            row = place[object_["category_id"]] if object_ else nothing
-            counts[row, place[found["category_id"]] if found else nothing] += 1
+    counts = np.zeros((len(place) + 1, len(place) + 1), dtype=int)
+    for pair in (pair for each in judged for pair in each.pairs):
+        counts[tuple(place[side["category_id"]] if side else -1 for side in pair)] += 1
     return counts

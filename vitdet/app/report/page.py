@@ -152,7 +152,7 @@ def _confusion(run: Run, judged: Sequence[Judged], what: str) -> Json:
 def _worst(run: Run, judged: Sequence[Judged], images: int, what: str) -> Json:
     """Of equals those with fewer right detections come first."""
     records = {record["image_id"]: record for record in run.dataset.records}
-    chosen = sorted(judged, key=lambda each: (-len(each.mistakes), len(each.right)))[:images]
+    chosen = sorted(judged, key=lambda each: (-len(each.mistakes), each.right))[:images]
     shown = [
         figures.exhibit(each, records[each.image["id"]], run.dataset)
         for each in chosen

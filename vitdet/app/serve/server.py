@@ -174,38 +174,33 @@ class _Uploads:
         if request.headers.get("content-type", "").startswith("multipart/"):
             text = "Send the file itself as the body, and no form: curl --data-binary @photo.jpg"
             raise HTTPException(415, f"{text} ADDRESS")
+        content = bytearray()
         try:
-            content = await asyncio.wait_for(self._read(request), seconds)
+            await asyncio.wait_for(self._read(request, content), seconds)
         except asyncio.TimeoutError as error:
             text = f"The upload did not arrive within {seconds:g} seconds."
             raise HTTPException(408, text) from error
         except ClientDisconnect as error:
             raise HTTPException(400, "The upload was broken off.") from error
-        if not content:
-            raise HTTPException(400, "The file is empty.")
-        return content
-
-    async def _read(self, request: Request) -> bytes:
-        content, most = bytearray(), self._limits.max_bytes
-        announced = request.headers.get("content-length", "")
-        if announced.isdigit() and int(announced) > most:
-            raise _too_large(most)
-        try:
-            async for part in request.stream():
-                content += part
-                self._free -= len(part)
-                if len(content) > most:
-                    raise _too_large(most)
-                if self._free < 0:
-                    raise HTTPException(503, "Too many uploads are on their way. Try again.")
-            return bytes(content)
         finally:
             self._free += len(content)
+        if not content:
+            raise HTTPException(400, "The file is empty.")
+        return bytes(content)
 
-
-def _too_large(most: int) -> HTTPException:
-    text = f"The file is too large: {most / 2**20:g} MiB at most."
-    return HTTPException(413, text, {"Connection": "close"})
+    async def _read(self, request: Request, content: bytearray) -> None:
+        most = self._limits.max_bytes
+        size = int(request.headers.get("content-length", "0"))  # uvicorn lets numbers in alone
+        parts = request.stream()
+        while size <= most and (part := await anext(parts, None)) is not None:
+            content += part
+            size = max(size, len(content))
+            self._free -= len(part)
+            if self._free < 0:
+                raise HTTPException(503, "Too many uploads are on their way. Try again.")
+        if size > most:
+            text = f"The file is too large: {most / 2**20:g} MiB at most."
+            raise HTTPException(413, text, {"Connection": "close"})
 
 
 def listen(host: str, port: int) -> socket.socket:

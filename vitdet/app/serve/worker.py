@@ -9,6 +9,7 @@ import signal
 import time
 from argparse import Namespace
 from collections.abc import Awaitable, Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from multiprocessing.connection import Connection
 from typing import Any
 
@@ -18,7 +19,7 @@ from vitdet.utils.checks import InputError
 
 Json = dict[str, Any]
 Answer = Callable[[bytes], tuple[int, bytes]]  # from an upload to a status of HTTP and JSON
-Start = Callable[[], tuple[Json, Answer]]
+Start = Callable[[], tuple[Json, Answer]]  # loads the model; what is known of it, what answers
 
 
 def start(args: Namespace) -> tuple[Json, Answer]:
@@ -35,7 +36,7 @@ class Worker:
     next picture starts a new one.
 
     Args:
-        start: called in the process: loads the model, returns what is known of it and what answers.
+        start: called in the process.
         waiting: how many pictures may wait while one is worked on.
         seconds: the longest wait for an answer.
         method: of multiprocessing.
@@ -48,14 +49,19 @@ class Worker:
     ) -> None:
         self._start, self._seconds, self._places = start, seconds, 1 + waiting
         self._context: Any = multiprocessing.get_context(method)
-        self._turn = asyncio.Lock()
+        self._turns = ThreadPoolExecutor(1)
+        self._asked: set[Future[tuple[int, bytes]]] = set()
         self._process: Any = None
         self._ended = False
         self._last = 1.0  # seconds that the latest took
-        self.taken = 0  # places
+
+    @property
+    def taken(self) -> int:
+        """How many pictures wait or are worked on."""
+        return len(self._asked)
 
     def begin(self) -> Json:
-        """Start the process; return what `start` tells of the model.
+        """Start the process; return what is known of the model.
 
         Raises:
             InputError: the model cannot be used.
@@ -78,6 +84,7 @@ class Worker:
         """End the process, whatever it does; there will be no other."""
         self._ended = True
         self._kill()
+        self._turns.shutdown(wait=False)
 
     async def answer(
         self, content: bytes, left: Callable[[], Awaitable[None]]
@@ -89,42 +96,27 @@ class Worker:
         """
         if self.taken >= self._places:
             raise self._busy("Too many pictures are waiting.")
-        self.taken += 1
-        gone = asyncio.ensure_future(left())
-        asked = asyncio.ensure_future(self._answer(content))
-        asked.add_done_callback(self._leave)
+        asked = self._turns.submit(self._exchange, content)
+        self._asked.add(asked)
+        asked.add_done_callback(self._asked.discard)
+        answer, gone = asyncio.wrap_future(asked), asyncio.ensure_future(left())
+        first = asyncio.FIRST_COMPLETED
         try:
-            first = asyncio.FIRST_COMPLETED
-            await asyncio.wait({asked, gone}, timeout=self._seconds, return_when=first)
-            if asked.done():
-                return asked.result()
-            asked.cancel()
+            await asyncio.wait({answer, gone}, timeout=self._seconds, return_when=first)
+            if answer.done():
+                return answer.result()
+            answer.cancel()
+            asyncio.get_running_loop().call_later(self.GRACE, self._give_up, asked)
             raise self._busy("It took too long.")
         finally:
             gone.cancel()
 
-    def _leave(self, asked: asyncio.Future[Any]) -> None:
-        self.taken -= 1
-        if not asked.cancelled():
-            asked.exception()  # somebody has seen it
-
-    async def _answer(self, content: bytes) -> tuple[int, bytes]:
-        async with self._turn:
-            begun = time.perf_counter()
-            reply = asyncio.ensure_future(asyncio.to_thread(self._exchange, content))
-            try:
-                return await asyncio.shield(reply)
-            except asyncio.CancelledError:
-                await asyncio.wait({reply}, timeout=self.GRACE)
-                if not reply.done():
-                    self._kill()
-                    await asyncio.wait({reply})
-                reply.exception()
-                raise
-            finally:
-                self._last = time.perf_counter() - begun
+    def _give_up(self, asked: Future[Any]) -> None:
+        if not asked.done():
+            self._kill()
 
     def _exchange(self, content: bytes) -> tuple[int, bytes]:
+        begun = time.perf_counter()
         try:
             if self._process is None and not self._ended:
                 self.begin()
@@ -133,6 +125,8 @@ class Worker:
         except (EOFError, OSError) as error:  # the process died, or was ended
             self._kill()
             raise HTTPException(500, "The server failed. Its log tells more.") from error
+        finally:
+            self._last = time.perf_counter() - begun
 
     def _kill(self) -> None:
         process, self._process = self._process, None

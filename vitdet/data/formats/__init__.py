@@ -14,7 +14,16 @@ from dataclasses import replace
 from pathlib import Path
 from urllib.parse import unquote
 
-from vitdet.data.files import Listing, exists, home, is_link, kind_of, list_files, read_bytes
+from vitdet.data.files import (
+    Listing,
+    exists,
+    home,
+    is_link,
+    kind_of,
+    list_files,
+    read_bytes,
+    written,
+)
 from vitdet.data.formats import coco, voc, yolo
 from vitdet.data.formats.parts import SPLITS, WHOLE, Found, Part, counted, listed
 from vitdet.utils.checks import InputError
@@ -54,7 +63,7 @@ def find_data(
         InputError: one line that says what was looked for and what was found.
     """
     folder = _opened(folder, "data")
-    images = None if images is None else _opened(images, "--images")
+    images = None if images is None else written(_opened(images, "--images"))
     if images is not None and not images.is_dir():
         raise InputError(f"--images {images}: expected a folder, got a file. Give its folder.")
     if folder.is_dir():

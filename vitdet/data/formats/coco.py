@@ -12,6 +12,7 @@ from collections.abc import Collection, Hashable
 from pathlib import Path
 from typing import Any
 
+from vitdet.data.clean import check_lists
 from vitdet.data.files import Listing, is_file, kind_of, list_files, read_bytes, read_json
 from vitdet.data.formats.parts import (
     WHOLE,
@@ -90,7 +91,12 @@ def read(
     wanted, contents, as_it_is = only_wanted(by_split, splits), {}, {}
     for split, path in wanted.items():
         contents[split], encoding = read_json(path)
-        _check_lists(path, contents[split])
+        if not isinstance(contents[split], dict):
+            raise InputError(
+                f"annotation file {path}: expected an object with images, annotations and "
+                "categories, got another value. Results of a detector are a list: give annotations."
+            )
+        check_lists(contents[split], path)
         as_it_is[split] = contents[split] if encoding == "utf-8" else None
         if encoding != "utf-8":
             name = "UTF-8 with a byte order mark" if encoding == "utf-8-sig" else encoding.upper()
@@ -113,22 +119,6 @@ def read(
             first = rest[0].relative_to(folder)
             notes.append(f"left out: {len(rest)} image files that no json names (first: {first})")
     return Found(folder, "Roboflow's COCO json" if surplus else NAME, parts, tuple(notes))
-
-
-def _check_lists(path: Path, content: Any) -> None:
-    if not isinstance(content, dict):
-        raise InputError(
-            f"annotation file {path}: expected an object with images, annotations and categories, "
-            f"got a {type(content).__name__}. Results of a detector are a list: give annotations."
-        )
-    for key in _LISTS:
-        entries = content.get(key)
-        if not isinstance(entries, list) or not all(isinstance(each, dict) for each in entries):
-            keys = f"the keys {listed(list(content))}"
-            raise InputError(
-                f'annotation file {path}: expected a list "{key}" of objects (COCO format), got '
-                f"{keys if entries is None else repr(entries)[:80]}. Convert it to COCO's format."
-            )
 
 
 # --- images ---------------------------------------------------------------------------------------

@@ -33,9 +33,7 @@ class Part:
     """One part of a data set, as a COCO dict."""
 
     split: str  # "train", "val" or "test"; WHOLE where the data are not split
-    content: Json = field(
-        repr=False
-    )  # {"images": [...], "annotations": [...], "categories": [...]}
+    content: Json = field(repr=False)  # COCO's three lists
     images: Path  # the folder that file names are relative to
     source: Path  # the file or folder that it was read from, for people
     json_file: Path | None = None  # on the disk, with exactly this content

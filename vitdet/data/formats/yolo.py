@@ -64,7 +64,7 @@ def _names_parts(path: Path) -> bool:
     lines = (line for line in read_text(path, _MAX_YAML).splitlines() if line[:1].strip())
     keys = {line.partition(":")[0].strip("\"' ") for line in lines}
     usual = "names" in keys or path.stem.lower() in ("data", "dataset")
-    return usual and bool(keys & set(_YAML_PARTS))
+    return usual and bool(keys & _YAML_PARTS.keys())
 
 
 def read(
@@ -137,9 +137,7 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     except (yaml.YAMLError, RecursionError, ValueError) as error:
         got = "text nested too deep" if isinstance(error, RecursionError) else error
         raise InputError(f"{path}: expected YAML, got text that is not ({got}).") from error
-    if not isinstance(content, dict):
-        raise InputError(f"{path}: expected the keys names, train and val, got none of them.")
-    return content
+    return content if isinstance(content, dict) else {}
 
 
 def _names(path: Path, content: dict[str, Any]) -> list[str]:
@@ -190,20 +188,20 @@ def _named_places(
     if isinstance(root, str) and root:
         bases += [path.parent / each for each in (home(root), *_ends(root))]
     bases = [base for base in dict.fromkeys((*bases, path.parent)) if base.is_dir()]
-    places: Places = {}
+    places = Places()
     for key, split in _YAML_PARTS.items():
         values = content.get(key) or []
         for value in map(str, values if isinstance(values, list) else [values]):
             place = _resolved(bases, value, exists, split)
-            if place is not None:
-                places.setdefault(split, []).append(place)
-                as_written = [written(base / home(value)) for base in bases]
-                if place not in as_written and not value.startswith("../"):
-                    notes.append(f"{path.name}: {value} is found as {place}")
-            elif isinstance(values, list):
+            if place is None and isinstance(values, list):
                 raise InputError(f"{path}: {key}: nothing at {value}. Correct or remove it.")
-            else:
+            if place is None:
                 notes.append(f"{path.name}: nothing at {value}, which it names as {key}")
+                continue
+            places.setdefault(split, []).append(place)
+            as_written = [written(base / home(value)) for base in bases]
+            if place not in as_written and not value.startswith("../"):
+                notes.append(f"{path.name}: {value} is found as {place}")
     if not places:
         raise InputError(
             f"{path}: train: expected a folder of images, or a text file that lists them, got "
@@ -236,21 +234,18 @@ def _resolved(
 def _places(listing: Listing, images: Path | None, notes: list[str]) -> Places:
     """Return the images of each part where no yaml says so: by obj.data, or by names of folders."""
     for path in listing.of(".data"):
-        if path.parent == listing.folder:
-            lines = (line.partition("=") for line in read_text(path).splitlines())
-            about = {key.strip(): value.strip() for key, _, value in lines if value}
-            if set(about) & set(_YAML_PARTS):
-                return _named_places(path, about, images, notes)
+        lines = (line.partition("=") for line in read_text(path).splitlines())
+        about = {key.strip(): value.strip() for key, _, value in lines if value}
+        if about.keys() & _YAML_PARTS:
+            return _named_places(path, about, images, notes)
 
     def inner(folder: Path) -> Path:
         named = (each for each in folder.iterdir() if each.name.lower() == "images")
         return next((each for each in named if each.is_dir()), folder)
 
-    base = inner(images or listing.folder)
-    found: Places = {}
-    for child in sorted(base.iterdir()):
-        split = split_of(child.name) if child.is_dir() else None
-        if split is not None:
+    base, found = inner(images or listing.folder), Places()
+    for child in sorted(each for each in base.iterdir() if each.is_dir()):
+        if split := split_of(child.name):
             found.setdefault(split, []).append(inner(child))
     return found or {WHOLE: [base]}
 
@@ -258,7 +253,7 @@ def _places(listing: Listing, images: Path | None, notes: list[str]) -> Places:
 def _images(place: Path, folder: Path, notes: list[str]) -> list[Path]:
     """Return the images of a folder, or those that a text file lists."""
     if place.is_dir():
-        listing = list_files(place)
+        listing = list_files(written(place))
         notes += listing.notes()
         return listing.images()
     found, moved = [], 0

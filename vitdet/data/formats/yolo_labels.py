@@ -32,16 +32,16 @@ def label_file(image: Path, folder: Path, given: Path | None) -> Path | None:
 
     The folder of the data has the labels where the user named (`given`) another for the images.
     """
-    places = [(each, image.stem) for each in _label_folders(image)]
+    own, real, stem = _label_folders(image), Path(os.path.realpath(image)), image.stem
+    places = [(place, stem) for place in own]
+    if not own:
+        places = [(image.parent, stem), *((x, real.stem) for x in _label_folders(real))]
+        places.append((real.parent, real.stem))
     if given is not None and image.is_relative_to(given):
         inside = image.parent.relative_to(given)
-        others = (folder / name / inside for name in ("labels", "Labels", "."))
-        places = [*((each, image.stem) for each in others), *places]
-    real = Path(os.path.realpath(image))
-    if not places:
-        places.append((image.parent, image.stem))
-        places += ((each, real.stem) for each in (*_label_folders(real), real.parent))
-    paths = (place / f"{stem}.txt" for place, stem in places)
+        names = ("labels", "Labels", ".")
+        places = [*((folder / name / inside, stem) for name in names), *places]
+    paths = (place / f"{name}.txt" for place, name in places)
     return next((path for path in paths if exists(path) or is_link(path)), None)
 
 
