@@ -15,7 +15,13 @@ import numpy as np
 import torch
 from PIL import Image
 
-from vitdet.data.images import IMAGE_SUFFIXES, UNREADABLE_SUFFIXES, header_of, open_image, to_rgb
+from vitdet.data.images import (
+    IMAGE_SUFFIXES,
+    UNREADABLE_SUFFIXES,
+    header_of,
+    open_image,
+    to_rgb,
+)
 from vitdet.utils.checks import InputError
 
 VIDEO_SUFFIXES = frozenset(
