@@ -32,7 +32,7 @@ from vitdet.plain_recipes import plain_recipe, recipe_of_file
 from vitdet.predict.loading import load
 from vitdet.utils.checks import InputError
 
-CONFIGS = Path(__file__).resolve().parents[1] / "configs"
+RECIPE = Path(__file__).resolve().parents[1] / "configs/mini/mask_rcnn_eva02_shapes.py"
 Recipe = dict[str, Any]
 
 
@@ -112,44 +112,44 @@ ODD: dict[str, Callable[[Recipe, str], None]] = {
     "a key of two words": _at("model", {"a b": 1}),
 }
 LINE = "train:\n"
+# ... as text: what stands in `train`, and what becomes of the whole text
+IN_TRAIN = {
+    "an object of Python": "x: !!python/object/apply:os.getcwd []",
+    "a name of Python": "x: !!python/name:os.system",
+    "an alias": "a: &a [1, 2]\n  b: *a",
+    "a list in itself": "a: &a [*a]",
+    "deep": f"a: {'[' * 20_000}{']' * 20_000}",
+    "many nodes": f"a: [{'1,' * 40_000}]",
+    "a number of many digits": f"a: {'9' * 6_000}",
+    "an infinite number": "a: -.inf",
+    "no number": "a: .nan",
+    "a number as a key": "7: 1",
+    "a date": "a: 2020-01-01",
+    "no date": "a: 2020-99-99",
+    "an empty number": "a: !!int ''",
+    "no truth": "a: !!bool maybe",
+    "a time of nothing": "a: !!timestamp x",
+    "bytes": "a: !!binary aGk=",
+    "a set": "a: !!set {b}",
+    "a key that is a list": "? [a]\n  : 1",
+    "a zero character": "a: \0",
+}
 TEXTS: dict[str, Callable[[str], str]] = {
-    "an object of Python": lambda t: t.replace(
-        LINE, LINE + "  x: !!python/object/apply:os.getcwd []\n"
-    ),
-    "a name of Python": lambda t: t.replace(LINE, LINE + "  x: !!python/name:os.system\n"),
-    "aliases": lambda t: t.replace(LINE, LINE + "  a: &a [1, 2]\n  b: *a\n"),
-    "an alias bomb": lambda t: (
-        t
-        + "a0: &a0 [x, x]\n"
-        + "".join(f"a{i + 1}: &a{i + 1} [{', '.join([f'*a{i}'] * 9)}]\n" for i in range(12))
-    ),
     "merged keys": lambda t: (
         t
         + "a0: &a0 {x: 1}\n"
         + "".join(f"a{i + 1}: &a{i + 1}\n  <<: [{', '.join([f'*a{i}'] * 9)}]\n" for i in range(9))
     ),
-    "a list in itself": lambda t: t.replace(LINE, LINE + "  a: &a [*a]\n"),
-    "deep": lambda t: t.replace(LINE, LINE + "  a: " + "[" * 20_000 + "]" * 20_000 + "\n"),
-    "many nodes": lambda t: t.replace(LINE, LINE + "  a: [" + "1," * 40_000 + "]\n"),
     "long": lambda t: t + "#" * 10_000_000,
-    "a number of many digits": lambda t: t.replace(LINE, LINE + f"  a: {'9' * 6_000}\n"),
-    "an infinite number": lambda t: t.replace(LINE, LINE + "  a: -.inf\n"),
-    "no number": lambda t: t.replace(LINE, LINE + "  a: .nan\n"),
-    "a number as a key": lambda t: t.replace(LINE, LINE + "  7: 1\n"),
-    "a date": lambda t: t.replace(LINE, LINE + "  a: 2020-01-01\n"),
-    "no date": lambda t: t.replace(LINE, LINE + "  a: 2020-99-99\n"),
-    "an empty number": lambda t: t.replace(LINE, LINE + "  a: !!int ''\n"),
-    "no truth": lambda t: t.replace(LINE, LINE + "  a: !!bool maybe\n"),
-    "a time of nothing": lambda t: t.replace(LINE, LINE + "  a: !!timestamp x\n"),
-    "bytes": lambda t: t.replace(LINE, LINE + "  a: !!binary aGk=\n"),
-    "a set": lambda t: t.replace(LINE, LINE + "  a: !!set {b}\n"),
-    "a key that is a list": lambda t: t.replace(LINE, LINE + "  ? [a]\n  : 1\n"),
-    "a zero character": lambda t: t.replace(LINE, LINE + "  a: \0\n"),
     "two documents": lambda t: t + "\n---\na: 1\n",
     "a list": lambda _: "[1, 2]",
     "nothing": lambda _: "",
     "no YAML": lambda _: "a: [",
     "parts that are no groups": lambda _: "model: a\ndataloader: b\n",
+}
+TEXTS |= {
+    name: lambda t, line=line: t.replace(LINE, f"{LINE}  {line}\n")
+    for name, line in IN_TRAIN.items()
 }
 
 
@@ -240,36 +240,48 @@ def _train_net(*words: object) -> int:
     return 0
 
 
+def _commands(folder: Path, image: Path, weights: Path, *config: object) -> dict[str, Any]:
+    """Every command that takes a recipe out of weights, or a config beside them."""
+    given, out = ["--weights", weights, *config], folder / "out"
+    words = {
+        "predict": ["predict", image, *given, "--out", out],
+        "val": ["val", *given, "--out", out],
+        "serve": ["serve", *given, "--port", "0"],
+        "strip": ["strip", weights, folder / "slim.safetensors", *config],
+        "export": ["export", *given, "--out", folder / "x.onnx"],
+    }
+    return {
+        name: lambda each=each: cli.main([str(word) for word in each])
+        for name, each in words.items()
+    }
+
+
 @pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
 def test_no_command_runs_what_a_checkpoint_says(drawn_run, whole, canary, capsys, suffix) -> None:
     content = checkpoint.read(drawn_run.weights)
-    theirs, out = canary.parent / f"theirs{suffix}", canary.parent / "out"
-    commands = {
-        "predict": [drawn_run.images[0], "--weights", theirs, "--out", out],
-        "val": ["--weights", theirs, "--out", out],
-        "serve": ["--weights", theirs, "--port", "0"],
-        "strip": [theirs, canary.parent / "slim.safetensors"],
-        "export": ["--weights", theirs, "--format", "onnx", "--out", canary.parent / "x.onnx"],
-    }
+    theirs = canary.parent / f"theirs{suffix}"
     for name, text in _texts(whole, canary).items():
         note = {**content["vitdet"], "config": text}
         checkpoint.write(theirs, {"model": content["model"], "vitdet": note})
-        for command, words in commands.items():
-            if command == "serve" and name not in SERVED:
-                continue
-            error = _refused(lambda c=command, w=words: cli.main([c, *map(str, w)]), capsys)
-            assert str(theirs) in error
-    assert sorted(path.name for path in canary.parent.iterdir()) == [
-        *("canary", "cwd", theirs.name),
-    ]
+        for command, run in _commands(canary.parent, drawn_run.images[0], theirs).items():
+            if command != "serve" or name in SERVED:
+                assert str(theirs) in _refused(run, capsys)
+    left = sorted(path.name for path in canary.parent.iterdir())
+    assert left == ["canary", "cwd", theirs.name]
     # what reads weights alone does not look at the recipe
     assert cli.main(["inspect", str(theirs), "--no-recipes"]) == 0
     _train_net(
-        *("--eval-only", "--config-file", CONFIGS / "mini" / "mask_rcnn_eva02_shapes.py"),
-        *(f"train.init_checkpoint={theirs}", f"train.output_dir={out}", "train.device=cpu"),
-        f"dataloader.test.dataset.root={drawn_run.annotations.parents[1]}",
-        *("dataloader.test.dataset.num_images=6", "dataloader.test.num_workers=0"),
+        *("--eval-only", "--config-file", RECIPE, *_data(drawn_run, canary.parent / "out")),
+        f"train.init_checkpoint={theirs}",
     )
+
+
+def _data(drawn_run, out: Path) -> list[str]:
+    root = drawn_run.annotations.parents[1]
+    parts = [f"dataloader.{part}.dataset" for part in ("train", "test")]
+    words = [f"{part}.{key}" for part in parts for key in (f"root={root}", "num_images=6")]
+    words += ["dataloader.train.dataset.split=val", "dataloader.test.num_workers=0"]
+    return [*words, f"train.output_dir={out}", "train.device=cpu"]
 
 
 def test_no_command_runs_what_a_yaml_or_a_runs_folder_says(
@@ -277,41 +289,24 @@ def test_no_command_runs_what_a_yaml_or_a_runs_folder_says(
 ) -> None:
     folder, weights = canary.parent / "run", drawn_run.weights
     folder.mkdir()
-    theirs, out = folder / "config.yaml", canary.parent / "out"
-    (folder / "results.json").write_text(
-        json.dumps({"checkpoint": str(weights), "results": {"bbox": {"AP": 1.0}}})
-    )
-    given = ["--weights", weights, "--config-file", theirs]
-    source = ["--source-model", weights, "--config-file", theirs]
-    commands: dict[str, Callable[[], int]] = {
-        "predict": lambda: cli.main(
-            ["predict", *map(str, [drawn_run.images[0], *given, "--out", out])]
-        ),
-        "val": lambda: cli.main(["val", *map(str, [*given, "--out", out])]),
-        "serve": lambda: cli.main(["serve", *map(str, given), "--port", "0"]),
-        "strip": lambda: cli.main(
-            ["strip", *map(str, [weights, out / "a.pth", "--config-file", theirs])]
-        ),
-        "export": lambda: cli.main(
-            ["export", *map(str, [*given, "--format", "onnx", "--out", canary.parent / "x.onnx"])]
-        ),
-        "convert": lambda: converter.main(
-            [*map(str, [*source, "--output-model", canary.parent / "o.pth"])]
-        ),
+    theirs = folder / "config.yaml"
+    results = {"checkpoint": str(weights), "results": {"bbox": {"AP": 1.0}}}
+    (folder / "results.json").write_text(json.dumps(results))
+    config = ("--config-file", theirs)
+    source = ("--source-model", weights, "--output-model", canary.parent / "o.pth", *config)
+    commands = _commands(canary.parent, drawn_run.images[0], weights, *config) | {
+        "convert": lambda: converter.main([str(word) for word in source]),
         "report": lambda: cli.main(["report", str(folder), "--device", "cpu"]),
-        "train_net": lambda: _train_net("--config-file", theirs, "--eval-only"),
-        "resume": lambda: _train_net("--config-file", theirs, "--resume"),
+        "train_net": lambda: _train_net(*config, "--eval-only"),
+        "resume": lambda: _train_net(*config, "--resume"),
     }
-    out.mkdir()
     for name, text in _texts(whole, canary).items():
         theirs.write_text(text)
-        for command_name, command in commands.items():
-            if command_name == "serve" and name not in SERVED:
-                continue
-            assert str(theirs) in _refused(command, capsys)
-    assert sorted(path.name for path in canary.parent.rglob("*")) == [
-        *("canary", "config.yaml", "cwd", "out", "results.json", "run", "trust_canary.py"),
-    ]
+        for command, run in commands.items():
+            if command != "serve" or name in SERVED:
+                assert str(theirs) in _refused(run, capsys)
+    left = sorted(path.name for path in canary.parent.rglob("*"))
+    assert left == ["canary", "config.yaml", "cwd", "results.json", "run", "trust_canary.py"]
 
 
 class _Runs:
@@ -323,49 +318,25 @@ class _Runs:
 
 
 def test_no_command_runs_the_code_in_a_pickle(drawn_run, canary, capsys) -> None:
-    theirs = canary.parent / "theirs.pth"
+    theirs, run = canary.parent / "theirs.pth", canary.parent / "run"
     content = checkpoint.read(drawn_run.weights)
     torch.save({**content, "extra": _Runs(f"touch {canary}/ran")}, theirs)
-    out = canary.parent / "out"
-    recipe = CONFIGS / "mini" / "mask_rcnn_eva02_shapes.py"
-    data = [
-        f"dataloader.{part}.dataset.{key}={value}"
-        for part in ("train", "test")
-        for key, value in (("root", drawn_run.annotations.parents[1]), ("num_images", 6))
-    ]
-    data += ["dataloader.train.dataset.split=val", f"train.output_dir={out}", "train.device=cpu"]
-    run = canary.parent / "run"
     run.mkdir()
     shutil.copy(theirs, run / "model_000000004.pth")
     (run / "last_checkpoint").write_text("model_000000004.pth")
-    commands: dict[str, Callable[[], int]] = {
-        "predict": lambda: cli.main(
-            ["predict", str(drawn_run.images[0]), "--weights", str(theirs), "--out", str(out)]
-        ),
-        "val": lambda: cli.main(["val", "--weights", str(theirs), "--out", str(out)]),
-        "serve": lambda: cli.main(["serve", "--weights", str(theirs), "--port", "0"]),
-        "strip": lambda: cli.main(["strip", str(theirs), str(canary.parent / "slim.pth")]),
-        "export": lambda: cli.main(
-            ["export", "--weights", str(theirs), "--format", "onnx", "--out", f"{out}.onnx"]
-        ),
+    data, config = _data(drawn_run, canary.parent / "out"), ("--config-file", RECIPE)
+    source = ("--source-model", theirs, "--output-model", canary.parent / "o.pth", *config)
+    start = (*config, *data, f"train.init_checkpoint={theirs}")
+    commands = _commands(canary.parent, drawn_run.images[0], theirs) | {
         "inspect": lambda: cli.main(["inspect", str(theirs), "--no-recipes"]),
-        "convert": lambda: converter.main(
-            [
-                *("--source-model", str(theirs), "--config-file", str(recipe)),
-                *("--output-model", str(canary.parent / "o.pth")),
-            ]
-        ),
-        "eval-only": lambda: _train_net(
-            *("--config-file", recipe, "--eval-only", f"train.init_checkpoint={theirs}", *data)
-        ),
-        "init_checkpoint": lambda: _train_net(
-            *("--config-file", recipe, f"train.init_checkpoint={theirs}", *data)
-        ),
+        "convert": lambda: converter.main([str(word) for word in source]),
+        "eval-only": lambda: _train_net(*start, "--eval-only"),
+        "init_checkpoint": lambda: _train_net(*start),
     }
     for name, command in commands.items():
-        assert "the class posix.system" in _refused(command, capsys), name
+        assert "posix.system" in _refused(command, capsys), name
     # a run's own file: it is passed over, or it is an error
-    _train_net("--config-file", recipe, "--resume", *data, f"train.output_dir={run}", "--eval-only")
+    _train_net(*config, "--resume", *data, f"train.output_dir={run}", "--eval-only")
 
 
 # --- what it leaves ----------------------------------------------------------------------------
@@ -421,7 +392,7 @@ def _set(recipe: Recipe, path: str, value: Any) -> Recipe:
         ("model", {"_target_": "detectron2.layers.ShapeSpec"}, "arguments of ShapeSpec"),
         ("model", {"a": 1}, "do not work"),
         ("model.backbone.net.rope_pretrain_grid", "x", "do not work|expected"),
-        ("dataloader.test.mapper", {"_target_": "vitdet.data.augment.fixed_resize"}, "expected"),
+        ("dataloader.test.mapper", {"_target_": "vitdet.data.augment.fixed_resize"}, "missing"),
     ],
 )
 def test_a_model_that_is_not_that_of_the_weights_takes_no_memory(

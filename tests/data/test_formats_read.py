@@ -96,8 +96,8 @@ ODD: Changes = {  # what is left out, and counted
     "args.yaml": "val: true\ndata: x\n",
 }
 COUNTED = (
-    "1 x .heic (convert HEIC|1 x result of vitdet|1 x folder of a run|1 x folder that leads in a|"
-    "1 x pipe, socket|1 x link that leads nowhere|1 x name that is no"
+    "1 x .heic (convert HEIC|1 x result of vitdet|1 x folder of a run|"
+    "1 x folder that links lead to again|1 x pipe|1 x link that leads nowhere|1 x name that is"
 )
 TWO_FOLDERS = {
     f"{kind}/{name}.{suffix}": f"mv:{part}/1.{suffix}"

@@ -14,7 +14,6 @@ from PIL import Image
 
 from vitdet.data.augment import fixed_resize, large_scale_jitter, resize_shortest_edge
 from vitdet.data.datasets import coco_dataset, coco_mini
-from vitdet.data.images import TURN
 from vitdet.data.mapper import Mapper
 from vitdet.utils.checks import InputError
 from vitdet.utils.env import random_state
@@ -80,38 +79,6 @@ def test_jittered_masks_and_boxes_are_those_of_the_jittered_image(tmp_path, scal
         assert torch.equal(mapper(record)["image"], result["image"])
 
 
-@pytest.mark.parametrize("orientation", range(1, 9))
-def test_fast_turns_masks_and_upright_pixels_alike(tmp_path, orientation):
-    # the file stores the picture turned; annotations are those of the upright picture
-    record = _record(tmp_path)
-    stored, exif = Image.open(record["file_name"]), Image.Exif()
-    back = {6: 8, 8: 6}.get(orientation, orientation)
-    stored = stored.transpose(TURN[back]) if back in TURN else stored
-    exif[0x0112] = orientation
-    record["file_name"] = str(tmp_path / "turned.png")
-    stored.save(record["file_name"], exif=exif)
-    for seed in range(4):
-        with random_state(seed):
-            _check_shown(Mapper(large_scale_jitter(32, 2, 2), is_train=True, fast=True)(record))
-
-
-@pytest.mark.parametrize(("flip", "fast"), [(False, False), (True, False), (False, True)])
-def test_crop_and_flip_of_a_polygon_by_hand(tmp_path, flip, fast):
-    record = _record(tmp_path)
-    corners = [4, 3, 14, 3, 14, 11, 4, 11]  # x from 4 to 14, y from 3 to 11
-    box = {"category_id": 0, "bbox": [4, 3, 10, 8], "bbox_mode": BoxMode.XYWH_ABS}
-    record["annotations"] = [{**box, "segmentation": [corners]}]
-    steps: list[T.Transform] = [T.CropTransform(10, 5, 12, 16)]  # x from 10 to 22, y from 5 to 21
-    steps += [T.HFlipTransform(12)] if flip else []
-    instances = Mapper(steps, is_train=True, fast=fast)(record)["instances"]
-    expected = np.zeros((16, 12), dtype=bool)
-    expected[0:6, 0:4] = True
-    expected = expected[:, ::-1] if flip else expected
-    np.testing.assert_array_equal(instances.gt_masks.tensor[0].numpy(), expected)
-    assert instances.gt_boxes.tensor[0].tolist() == ([8, 0, 12, 6] if flip else [0, 0, 4, 6])
-    assert instances.image_size == (16, 12)
-
-
 @both
 def test_a_cut_triangle_gets_a_tight_box(tmp_path, fast):
     # cutting the box of the triangle would give [0, 0, 10, 20]
@@ -151,7 +118,7 @@ def test_test_mode_and_channels(tmp_path, fast):
     assert result["image"].shape == (3, 48, 64)
     assert result["image"].dtype == torch.uint8
     assert (result["height"], result["width"], result["image_id"]) == (*SIZE, 5)
-    shown = Mapper([], is_train=False, with_annotations_in_test=True, fast=fast)(record)
+    shown = Mapper([], is_train=True, fast=fast)(record)
     assert len(shown["instances"]) == 3
     bgr = Mapper([], is_train=False, image_format="BGR", fast=fast)(record)["image"]
     assert torch.equal(bgr, shown["image"].flip(0))
@@ -201,29 +168,6 @@ def test_objects_outside_the_crop_leave_nothing(tiny, fast, mask_format):
     assert instances.image_size == (7, 7)
 
 
-@pytest.mark.parametrize("mode", ["L", "LA", "1", "P", "RGBA", "CMYK"])
-@pytest.mark.parametrize("scale", [0.2, 1.0, 1.7])
-def test_fast_reads_other_modes_as_the_transforms_do(tmp_path, mode, scale):
-    rng = np.random.default_rng(0)
-    grain = rng.integers(0, 255, (12, 16, 3), dtype=np.uint8)
-    picture = Image.fromarray(grain).resize((320, 240), Image.Resampling.BICUBIC).convert(mode)
-    path = tmp_path / ("image.jpg" if mode in ("L", "CMYK") else "image.png")
-    picture.save(path)
-    record = {"file_name": str(path), "height": 240, "width": 320, "annotations": []}
-    images = []
-    for fast in (False, True):
-        with random_state(4):
-            mapper = Mapper(large_scale_jitter(320, scale, scale), is_train=True, fast=fast)
-            images.append(mapper(record)["image"].int())
-    slow, quick = images
-    assert slow.shape == quick.shape
-    assert slow.float().std() > 20  # there is something to see
-    if path.suffix == ".jpg" and scale == 0.2:  # decoded at half of its size
-        assert (slow - quick).abs().float().mean() < 1.5
-    else:
-        assert (slow - quick).abs().max() <= (5 if mode != "1" else 9)
-
-
 def test_augmentation_lists():
     names = [type(a).__name__ for a in large_scale_jitter(1024)]
     assert names == ["RandomFlip", "ResizeScale", "FixedSizeCrop"]
@@ -240,7 +184,7 @@ def test_augmentation_lists():
         assert inputs.image.shape == shape
 
 
-@pytest.mark.parametrize("size", [128, 1024])
+@pytest.mark.parametrize("size", [128, 640])
 def test_same_as_detectron2s_mapper_on_real_images(size):
     try:
         records = coco_mini("val", 32).records

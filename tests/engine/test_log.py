@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import logging
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -17,13 +18,14 @@ from vitdet.utils.checks import InputError
 
 
 def test_a_resume_drops_later_lines(tmp_path):
-    with Metrics(tmp_path, 0) as metrics:
+    options = SimpleNamespace(output_dir=tmp_path, loggers=[])
+    with Metrics(options, 0, about={}) as metrics:
         metrics.write(4, {"a": 2.0})
         metrics.write(8, {"a": 3.0, "bbox/AP": 4.0})
         metrics.write(12, {"a": 5.0})
     with (tmp_path / "metrics.json").open("a") as file:
         file.write('{"images_seen": 8, "cut')  # by a kill
-    with Metrics(tmp_path, 8) as metrics:
+    with Metrics(options, 8, about={}) as metrics:
         metrics.write(12, {"a": 6.0})
     lines = [json.loads(line) for line in (tmp_path / "metrics.json").read_text().splitlines()]
     assert [(line["images_seen"], line["a"]) for line in lines] == [(4, 2.0), (8, 3.0), (12, 6.0)]

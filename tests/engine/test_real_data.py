@@ -66,7 +66,6 @@ def test_stopped_and_resumed_with_other_workers_ends_with_the_same_bits(tmp_path
     weights = str(tmp_path / "whole" / "model_final.pth")
     cfg = shapes_recipe(data, tmp_path / "again", workers=0, init_checkpoint=weights)
     assert evaluate(cfg)["segm"]["AP"] == results["segm"]["AP"]
-    assert len(parts["vitdet"]["class_names"]) == cfg.model.roi_heads.num_classes
 
 
 def test_training_in_bfloat16_ends_with_a_table(tmp_path, capsys):

@@ -193,49 +193,24 @@ def test_retinanet_learns() -> None:
 # --- the recipes of configs/mini/variants, from the first image to the AP table -----------------
 
 FOLDER = Path(__file__).resolve().parents[2] / "configs/mini/variants"
-RECIPES = sorted(path.stem for path in FOLDER.glob("*.py"))
 ITERATIONS = 32
 
 
-def test_every_part_of_the_ablations_has_a_tiny_recipe() -> None:
-    assert RECIPES == [
-        "conv_basic",
-        "conv_bottleneck",
-        "conv_naive",
-        "easycv_attention",
-        "fpn_last_map",
-        "fpn_stages",
-        "global_attention",
-        "no_propagation",
-        "no_pyramid",
-        "shifted_windows",
-        "vitae_b",
-        "vitae_s",
-    ]
-
-
 @pytest.mark.slow
-@pytest.mark.parametrize("name", RECIPES)
+@pytest.mark.parametrize("name", ["fpn_stages", "vitae_s"])
 def test_tiny_recipe_trains_on_the_shapes(name: str, tmp_path: Path) -> None:
     """Two drawn images, over and over: the losses fall, and the run ends with an evaluation."""
+    train_part, test_part = "dataloader.train", "dataloader.test"
     cfg = load_config(
         FOLDER / f"{name}.py",
         [
-            f"train.num_images={2 * ITERATIONS}",
-            "train.checkpoint_every=1000",
-            "train.log_every=1",
-            f"train.output_dir={tmp_path}/run",
-            "train.precision=fp32",
-            "train.device=cpu",
-            "optimizer.lr=1.5e-3",
-            "schedule.warmup=16",
-            "schedule.num_images=1000",  # no decay within these few steps
-            "dataloader.train.total_batch_size=2",
-            "dataloader.train.dataset.num_images=2",
-            f"dataloader.train.dataset.root={tmp_path}/shapes",
-            "dataloader.test.dataset.num_images=2",
-            f"dataloader.test.dataset.root={tmp_path}/shapes",
-            "dataloader.test.num_workers=0",
+            *(f"train.num_images={2 * ITERATIONS}", "train.checkpoint_every=1000"),
+            *("train.log_every=1", "train.precision=fp32", "train.device=cpu"),
+            *(f"train.output_dir={tmp_path}/run", "optimizer.lr=1.5e-3", "schedule.warmup=16"),
+            f"schedule.num_images={2 * ITERATIONS}",
+            *(f"{train_part}.total_batch_size=2", f"{test_part}.num_workers=0"),
+            *(f"{part}.dataset.num_images=2" for part in (train_part, test_part)),
+            *(f"{part}.dataset.root={tmp_path}/shapes" for part in (train_part, test_part)),
         ],
     )
     results = train(cfg)

@@ -13,7 +13,7 @@ from vitdet.data.clean import Cleaned, clean
 from vitdet.data.entries import ImageFile, file_name, where
 from vitdet.data.findings import KINDS, Finding, Json
 from vitdet.data.formats import Found
-from vitdet.data.images import ImageError, header_of, is_deep, open_file, opened, suffixes_of
+from vitdet.data.images import ImageError, header_of, open_file, opened
 from vitdet.data.labels import Boxes
 
 _LONG = 32  # times as long as high, or higher
@@ -22,19 +22,12 @@ _ALPHA = {"RGBA", "LA", "PA", "La", "RGBa"}
 
 @dataclass(frozen=True)
 class Checked:
-    """A data set and what was found in it.
-
-    Attributes:
-        data: as it was read.
-        findings: (part, finding), in the order in which they were found.
-        cleaned: {part: the result of the pass over its labels}.
-        files: {part: {file name: what it is}}.
-    """
+    """A data set and what was found in it."""
 
     data: Found
-    findings: list[tuple[str, Finding]]
-    cleaned: dict[str, Cleaned] = field(repr=False)
-    files: dict[str, dict[str, ImageFile]] = field(repr=False)
+    findings: list[tuple[str, Finding]]  # each with its part
+    cleaned: dict[str, Cleaned] = field(repr=False)  # {part: the result of the pass}
+    files: dict[str, dict[str, ImageFile]] = field(repr=False)  # {part: {file name: what it is}}
 
     @property
     def faults(self) -> list[tuple[str, Finding]]:
@@ -136,13 +129,12 @@ def _of_file(image: Json, file: ImageFile) -> Iterator[tuple[str, str, str]]:
         yield "elongated image", f"{sides[0]} x {sides[1]} (height x width)", ""
     if header is None:
         return
-    suffixes = suffixes_of(header.format)
-    if Path(image["file_name"]).suffix.lower() not in suffixes:
-        done = f"renamed to {' or '.join(suffixes[:2])}"
+    if Path(image["file_name"]).suffix.lower() not in header.suffixes:
+        done = f"renamed to {' or '.join(header.suffixes[:2])}"
         yield "wrong extension", f"a {header.format} file", done
     if header.orientation != 1 and (sides == header.upright or sides != header.stored):
         yield "turned by EXIF", f"stored {header.stored[0]} x {header.stored[1]}", ""
-    if is_deep(header.mode):
+    if header.deep:
         yield "more than 8 bits", f"Pillow's mode {header.mode}", "scaled to 8 bits"
     grey = dict.fromkeys(("L", "1"), "grey image")
     kinds = grey | {"CMYK": "CMYK image"} | dict.fromkeys(_ALPHA, "transparent image")

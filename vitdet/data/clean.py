@@ -21,18 +21,11 @@ from vitdet.utils.checks import InputError
 
 @dataclass
 class Cleaned:
-    """The result of a pass.
+    """The result of a pass."""
 
-    Attributes:
-        content: what was given where nothing had to change, else a copy; the entries in it that
-            needed no change are those that were given.
-        findings: in the order in which they were found.
-        changed: whether the content says something else than what was given.
-    """
-
-    content: Json
+    content: Json  # what was given where nothing had to change, else a copy
     findings: list[Finding] = field(default_factory=list)
-    changed: bool = False
+    changed: bool = False  # whether the content says something else than what was given
 
 
 def clean(
@@ -56,13 +49,10 @@ def clean(
         images: the folder that file names are relative to.
         source: where the content comes from, for error messages.
         style: "lvis" where file names are in `coco_url`.
-        boxes: how boxes are written; "ask" takes them as x, y, width, height and says when they
-            look like corners or fractions.
-        without_mask: "drop" leaves out objects without a mask that can be used, where others have
-            one.
-        files: {file name: what its file is}, for a closer look at everything; None looks for files
-            by name, opens only those of images without a size, and leaves alone what a training
-            does not stop at.
+        boxes: how they are written; "ask": x, y, width, height, unless they look otherwise.
+        without_mask: "drop" leaves out objects without a mask, where others have one.
+        files: {file name: what its file is}, for a closer look at everything; None opens only files
+            of images without a size, and leaves alone what a training does not stop at.
 
     Raises:
         InputError: what is no COCO content at all.
@@ -76,14 +66,11 @@ def clean(
         raise InputError(f"annotation file {source}, {error}") from error
     labels = Labels(found, classes, log, boxes=boxes, closer=files is not None)
     annotations = labels.read(content["annotations"], without_mask)
-    if not log.changed:
-        return Cleaned(content, log.found)
-    lists = {
-        "images": [image for image, _ in found.kept.values()],
-        "annotations": annotations,
-        "categories": classes.kept,
-    }
-    return Cleaned({**content, **lists}, log.found, changed=True)
+    if log.changed:
+        images_kept = [image for image, _ in found.kept.values()]
+        content = {**content, "images": images_kept, "categories": classes.kept}
+        content["annotations"] = annotations
+    return Cleaned(content, log.found, log.changed)
 
 
 def check_lists(content: Json, source: Path) -> None:

@@ -43,27 +43,17 @@ _OBJECTS365 = {
 
 @dataclass(frozen=True)
 class Dataset:
-    """Images with their annotations, in memory; image files stay on disk until they are mapped.
-
-    Attributes:
-        name: for tables and messages.
-        class_names: in the order of the contiguous class indexes that models use.
-        class_ids: category id in the annotation file of each class index.
-        records: detectron2 dataset dicts; `category_id` is the class index, boxes are XYWH pixels.
-        json_file: the annotation file; evaluation reads its ground truth there.
-        image_root: folder that `file_name` is relative to.
-        style: whether "coco" or "lvis" rules hold in evaluation.
-        truth: what predictions are compared with where the file had to be read otherwise than it is
-            written, or entries were left out; None for what the file says.
-    """
+    """Images with their annotations, in memory; image files stay on disk until they are mapped."""
 
     name: str
-    class_names: tuple[str, ...]
-    class_ids: tuple[int, ...]
-    records: list[Json] = field(repr=False)
-    json_file: Path
+    class_names: tuple[str, ...]  # in the order of the class indexes that models use
+    class_ids: tuple[int, ...]  # category id in the annotation file of each class index
+    records: list[Json] = field(repr=False)  # detectron2 dataset dicts, boxes XYWH in pixels
+    json_file: Path  # evaluation reads its ground truth there
     image_root: Path
-    style: Style = "coco"
+    style: Style = "coco"  # whose rules hold in evaluation
+    # what predictions are compared with where the file had to be read otherwise than it is written,
+    # or entries were left out; None for what the file says
     truth: Json | None = field(default=None, repr=False)
 
     @property
@@ -82,8 +72,8 @@ def coco_dataset(
     """Read any annotation file in COCO's format.
 
     Args:
-        json: the annotation file. Class names and their number come from its "categories", in the
-            order of their ids.
+        json: the annotation file; class names come from its "categories", in the order of their
+            ids.
         images: the folder that the file names are relative to.
         name: for tables; by default the json's name.
         style: "lvis" for LVIS rules: federated evaluation, file names from `coco_url`.
@@ -100,8 +90,8 @@ def coco_dataset(
     if not image_root.is_dir():
         got = "a file" if image_root.exists() else "nothing at this path"
         raise InputError(
-            f"image folder {image_root}: expected a folder, got {got}. Give the folder that the "
-            f"file names in {json_file} are relative to."
+            f"image folder {image_root}: expected a folder, got {got}. File names in {json_file} "
+            "are relative to it."
         )
     if check not in get_args(Check):
         raise InputError(f'check: expected "error", "drop" or "keep", got {check!r}.')
@@ -195,14 +185,9 @@ def _records(found: Cleaned, image_root: Path, style: Style, json_file: Path) ->
 def named_dataset(name: str) -> Dataset:
     """Return a data set by its usual name, such as "coco_2017_train".
 
-    The files lie under the folder named by the environment variable DETECTRON2_DATASETS, which is
-    read at every call, "./datasets" by default. The layout is detectron2's
-    (facebookresearch/detectron2 datasets/README.md), and for Objects365 that of EVA's code:
-    Objects365/annotations/zhiyuan_objv2_{train,val}.json, Objects365/images/v1/patch0 and so on.
-    Annotations are taken as detectron2 takes them (check="keep").
-
-    Args:
-        name: coco_2014_*, coco_2017_*, lvis_v1_*, lvis_v0.5_*, objects365_v2_train or _val.
+    The files lie under the folder named by the environment variable DETECTRON2_DATASETS, by default
+    "./datasets", in the layout of facebookresearch/detectron2 datasets/README.md; Objects365 has
+    that of EVA's code. Annotations are taken as detectron2 takes them (check="keep").
 
     Raises:
         InputError: unknown name (says the nearest), missing file or folder.
@@ -235,9 +220,6 @@ def named_dataset(name: str) -> Dataset:
 def joined_dataset(names: Sequence[str]) -> Dataset:
     """Return several named data sets as one to train on; it has no annotation file to evaluate by.
 
-    Args:
-        names: for `named_dataset`; all must have the same classes.
-
     Raises:
         InputError: no names, other classes, or what `named_dataset` raises.
     """
@@ -258,11 +240,7 @@ def coco_mini(split: Literal["train", "val"], num_images: int | None = None) -> 
     """Return the small set of real COCO photographs that tests and configs/mini use.
 
     It lies in the folder named by VITDET_COCO_MINI, by default `../shared/data/coco-mini` beside
-    the project.
-
-    Args:
-        split: "train" (100 images) or "val" (34).
-        num_images: only the first ones that have objects (to overfit), or None for all.
+    the project, and has 100 + 34 images; `num_images` takes the first that have objects.
 
     Raises:
         InputError: the folder is not there.
@@ -272,8 +250,7 @@ def coco_mini(split: Literal["train", "val"], num_images: int | None = None) -> 
     if not root.is_dir():
         raise InputError(
             f"data set coco_mini: expected the folder {root}, got nothing at this path. Set the "
-            "environment variable VITDET_COCO_MINI to the folder that holds "
-            "annotations/instances_train.json, train and val."
+            "environment variable VITDET_COCO_MINI."
         )
     json_file = root / "annotations" / f"instances_{split}.json"
     dataset = coco_dataset(json_file, root / split, f"coco_mini_{split}")

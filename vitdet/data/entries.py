@@ -91,11 +91,11 @@ class Classes(Ids):
         names: dict[str, int] = {}
         classes: dict[int, Json] = {}
         for place, (each, key) in enumerate(zip(given, self.numbers, strict=True)):
-            entry, name = each, each.get("name")
+            entry, name = dict(each), each.get("name")
             log.where = f"class {shown(name)}"
             if isinstance(name, int | float) and not isinstance(name, bool):
                 log.say("number in another form", f"the name {shown(name)}", "read as text")
-                entry = {**entry, "name": str(name)}
+                entry["name"] = str(name)
             elif not isinstance(name, str) or entry.get("id") is None:
                 wanted = "name" if not isinstance(name, str) else "id"
                 got = shown(entry[wanted]) if wanted in entry else "no such key"
@@ -104,7 +104,8 @@ class Classes(Ids):
                 )
             if key in classes:
                 raise InputError(f"categories: expected one id each, got 2 times {key}.")
-            classes[key] = log.put(entry, "id", key)
+            log.put(entry, "id", key)
+            classes[key] = entry
             self.first[key] = names.setdefault(entry["name"], key)
             if self.first[key] != key:
                 got = f"the ids {self.first[key]} and {key}"
@@ -137,14 +138,15 @@ class Images(Ids):
             if key in kept or key in self.left_out:
                 log.say("repeated image id", shown(entry.get("id")), "the first stays")
                 continue
-            read = log.put(entry, "id", key)
             try:
-                size = _size(read, folder / name, None if files is None else files[name], log)
+                size = _size(entry, folder / name, None if files is None else files[name], log)
             except ImageError as error:
                 self.left_out[key] = len(log.found)
                 log.say(error.kind, str(error), "left out with its objects")
             else:
-                kept[key] = ({**read, "height": size[0], "width": size[1]}, size)
+                read = {**entry, "height": size[0], "width": size[1]}
+                log.put(read, "id", key)
+                kept[key] = (read, size)
         self.kept = dict(sorted(kept.items()))
 
 

@@ -14,33 +14,23 @@ Json = dict[str, Any]
 
 
 class Kind(NamedTuple):
-    """A kind of finding: what it is, how bad it is, and whether a training stops at it."""
+    """A kind of finding."""
 
-    text: str
+    text: str  # what it is
     severity: Literal["fault", "note"] = "fault"
-    stops: bool = False
+    stops: bool = False  # a training
 
 
 class Finding(NamedTuple):
-    """One finding.
+    """One finding."""
 
-    Attributes:
-        kind: a key of KINDS.
-        where: image or annotation, for people.
-        got: what is there.
-        done: what the cleaned content has instead; "" where it has the same.
-        image_id: of the image concerned, in the cleaned content; None for none.
-        place: of the annotation in the list that was given, or None.
-        lost: objects, or for masks masks, that are not in the cleaned content.
-    """
-
-    kind: str
-    where: str
+    kind: str  # a key of KINDS
+    where: str  # image or annotation, for people
     got: str
-    done: str = ""
-    image_id: Any = None
-    place: int | None = None
-    lost: int = 0
+    done: str = ""  # what the cleaned content has instead; "" where it has the same
+    image_id: Any = None  # in the cleaned content
+    place: int | None = None  # of the annotation in the list that was given
+    lost: int = 0  # objects, or for masks masks, that are not in the cleaned content
 
 
 KINDS: dict[str, Kind] = {
@@ -107,17 +97,11 @@ BOXES = {"corner boxes": "corners", "fraction boxes": "fractions"}  # kind: answ
 
 
 class Log:
-    """The findings of a pass, and what is being looked at.
-
-    Attributes:
-        found: in their order.
-        changed: whether the cleaned content says something else than what was given.
-        where, image_id, place: of what is looked at, as in `Finding`.
-    """
+    """The findings of a pass, and what is looked at: where, image_id and place of `Finding`."""
 
     def __init__(self) -> None:
         self.found: list[Finding] = []
-        self.changed = False
+        self.changed = False  # whether the cleaned content says something else than what was given
         self.where = ""
         self.image_id: Any = None
         self.place: int | None = None
@@ -129,14 +113,13 @@ class Log:
         self.changed |= bool(done) and not same
         self.found.append(Finding(kind, self.where, got, done, self.image_id, self.place, lost))
 
-    def put(self, entry: Json, key: str, value: int) -> Json:
-        """Return an entry with a number; say so where it was written otherwise."""
+    def put(self, entry: Json, key: str, value: int) -> None:
+        """Set a number of an entry; say so where it was written otherwise."""
         given = entry.get(key)
-        if type(given) is int and given == value:
-            return entry
-        kind = "id that is no number" if whole(given) is None else "number in another form"
-        self.say(kind, f"{key} {shown(given)}", f"read as {value}")
-        return {**entry, key: value}
+        if type(given) is not int or given != value:
+            kind = "id that is no number" if whole(given) is None else "number in another form"
+            self.say(kind, f"{key} {shown(given)}", f"read as {value}")
+            entry[key] = value
 
 
 def stop_at_faults(source: Path, findings: Iterable[Finding]) -> None:

@@ -23,6 +23,9 @@ from PIL import ExifTags, Image
 
 from vitdet.utils.checks import InputError
 
+Size = tuple[int, int]  # (height, width)
+Source = str | Path | bytes
+
 # JPEG's reader gives MPO too.
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "DIB", "GIF", "TIFF", "JPEG2000", "AVIF", "PPM")
 MAX_PIXELS = 500_000_000  # of an image: 1.5 GB when it is decoded
@@ -47,44 +50,22 @@ _DAMAGED = (
     *(OSError, SyntaxError, ValueError, EOFError, IndexError, KeyError, TypeError),
     *(struct.error, OverflowError, ZeroDivisionError, RuntimeError),
 )
-TURN = {  # EXIF's orientations
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
+_TURNS = "FLIP_LEFT_RIGHT ROTATE_180 FLIP_TOP_BOTTOM TRANSPOSE ROTATE_270 TRANSVERSE ROTATE_90"
+TURN = {value: Image.Transpose[name] for value, name in enumerate(_TURNS.split(), 2)}  # of EXIF
 _MARKER = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")  # of a JPEG, between coded data
 _SPECIAL = {stat.S_IFDIR: "a folder", stat.S_IFIFO: "a pipe", stat.S_IFSOCK: "a socket"}
 # A JPEG is decoded at 1/2, 1/4 or 1/8 of its size only where this many times as many pixels as
 # are wanted, each way, are left to the resize: without that, edges come out visibly sharper.
 _SPARE = 2.0
 
-Size = tuple[int, int]
-
 Image.init()  # registers all readers
-IMAGE_SUFFIXES = frozenset(  # in lower case, with the dot
-    suffix for suffix, name in Image.registered_extensions().items() if name in (*FORMATS, "MPO")
-)
-
-
-def suffixes_of(format_name: str) -> list[str]:
-    """Return the suffixes of Pillow's name of a format, the usual one first."""
-    usual = {"JPEG": [".jpg", ".jpeg"], "MPO": [".jpg", ".jpeg"], "TIFF": [".tif", ".tiff"]}
-    found = [each for each, name in Image.registered_extensions().items() if name == format_name]
-    return list(dict.fromkeys([*usual.get(format_name, []), *found]))
+_REGISTERED = Image.registered_extensions()
+# in lower case, with the dot
+IMAGE_SUFFIXES = frozenset(key for key, name in _REGISTERED.items() if name in (*FORMATS, "MPO"))
 
 
 class ImageError(InputError):
-    """An image that is not used.
-
-    Args:
-        text: one line that names the file.
-        kind: "missing image", "not a file", "unreadable file", "unknown format", "damaged image",
-            "too many pixels", "too many scans" or "more than 8 bits".
-    """
+    """An image that is not used; `kind` is one of `vitdet.data.findings`."""
 
     def __init__(self, text: str, kind: str = "damaged image") -> None:
         super().__init__(text)
@@ -104,9 +85,22 @@ class Header(NamedTuple):
     upright: Size
     orientation: int
 
+    @property
+    def deep(self) -> bool:
+        """Whether there are more than 8 bits a channel, which RGB would cut off at 255."""
+        return self.mode.partition(";")[0] in ("I", "F")
+
+    @property
+    def suffixes(self) -> list[str]:
+        """Suffixes of files of the format, the usual one first."""
+        name = "JPEG" if self.format == "MPO" else self.format
+        usual = {"JPEG": [".jpg", ".jpeg"], "TIFF": [".tif", ".tiff"]}.get(name, [])
+        found = (key for key, each in _REGISTERED.items() if each in (name, self.format))
+        return list(dict.fromkeys([*usual, *found]))
+
 
 def open_image(
-    source: str | Path | bytes,
+    source: Source,
     *,
     name: str | None = None,
     formats: Sequence[str] = FORMATS,
@@ -114,13 +108,9 @@ def open_image(
 ) -> Image.Image:
     """Decode an image, turned upright by its EXIF orientation, in RGB of 8 bits a channel.
 
-    Of several frames or pages it is the first. Transparency is left out.
-
-    Args:
-        source: a file, or the bytes of one.
-        name: of the image, for error messages; left out: the path.
-        formats: Pillow's names of the formats that are read.
-        max_pixels: more are refused before anything is decoded.
+    Of several frames or pages it is the first. Transparency is left out. `source` is a file or the
+    bytes of one, `name` for messages, `formats` are Pillow's names of those that are read, more
+    than `max_pixels` are refused before anything is decoded.
 
     Raises:
         ImageError: no regular file, another format, a damaged or truncated file, too many pixels,
@@ -130,7 +120,7 @@ def open_image(
         return to_rgb(image)
 
 
-def read_header(source: str | Path | bytes, *, name: str | None = None) -> Header:
+def read_header(source: Source, *, name: str | None = None) -> Header:
     """Read what the begin of a file says of its image; nothing is decoded.
 
     Raises:
@@ -152,20 +142,8 @@ def header_of(image: Image.Image) -> Header:
 
 
 def read_image(record: dict[str, Any], image_format: str = "RGB") -> np.ndarray:
-    """Decode the image of a record, turned upright by its EXIF orientation.
-
-    Args:
-        record: has `file_name`, and `height` and `width` in pixels if they are known.
-        image_format: "RGB" or "BGR".
-
-    Returns:
-        uint8 (height, width, 3).
-
-    Raises:
-        InputError: as `open_image`, or a size other than the record's.
-    """
-    with _of_record(record) as image:
-        pixels = np.array(to_rgb(image))
+    """Decode the image of a record in "RGB" or "BGR": uint8 (height, width, 3); see below."""
+    pixels = np.array(read_reduced(record, 1.0)[0])
     return pixels if image_format == "RGB" else np.ascontiguousarray(pixels[..., ::-1])
 
 
@@ -176,32 +154,25 @@ def read_reduced(record: dict[str, Any], shrink: float) -> tuple[Image.Image, in
     properly), and only with enough pixels to spare for the resize that follows.
 
     Args:
-        record: as in `read_image`.
+        record: has `file_name`, and `height` and `width` in pixels if they are known.
         shrink: how many times smaller the image will be used, 1 or less for not smaller.
 
     Returns:
         The image, and the factor 1, 2, 4 or 8 it was reduced by (sides are rounded up).
 
     Raises:
-        InputError: as `read_image`.
+        InputError: as `open_image`, or a size other than the record's.
     """
-    with _of_record(record) as image:
-        full, reduction = image.size, _reduction(image, shrink)
-        if reduction > 1:
-            image.draft(None, (full[0] // reduction, full[1] // reduction))
-            reduction = 1 if image.size == full else reduction  # not a JPEG
-        return to_rgb(image), reduction
-
-
-@contextmanager
-def _of_record(record: dict[str, Any]) -> Iterator[Image.Image]:
-    """Give the image of a record, not decoded yet, in the size that the record has, if any."""
     in_data = "height" in record
     try:
         with opened(record["file_name"]) as image:
             if in_data:
                 _check_size(record, header_of(image))
-            yield image
+            full, reduction = image.size, _reduction(image, shrink)
+            if reduction > 1:
+                image.draft(None, (full[0] // reduction, full[1] // reduction))
+                reduction = 1 if image.size == full else reduction  # not a JPEG
+            return to_rgb(image), reduction
     except ImageError as error:
         way = " vitdet data check FOLDER --fix NEW writes a copy of the data without it."
         raise ImageError(f"{error}{way if in_data else ''}", error.kind) from error
@@ -209,7 +180,7 @@ def _of_record(record: dict[str, Any]) -> Iterator[Image.Image]:
 
 @contextmanager
 def opened(
-    source: str | Path | bytes,
+    source: Source,
     name: str | None = None,
     formats: Sequence[str] = FORMATS,
     max_pixels: int = MAX_PIXELS,
@@ -227,7 +198,7 @@ def opened(
         try:
             with _identified(file, head, formats) as image:
                 _check_limits(image, file, name, max_pixels)
-                if not deep and is_deep(image.mode):
+                if not deep and header_of(image).deep:
                     text = f"{name}: has grey values of more than 8 bits (Pillow's mode "
                     text += f"{image.mode}). Scale them to 0 to 255 and store the image again."
                     raise ImageError(text, "more than 8 bits")
@@ -257,21 +228,16 @@ def open_file(path: Path, name: str) -> BinaryIO:
         what = "a link to a file that is not there" if path.is_symlink() else "no such file"
         raise ImageError(f"{name}: {what}. Check the image folder.", "missing image") from error
     except (OSError, ValueError) as error:  # a name that cannot be one: zeros, surrogates
-        reason = error.strerror if isinstance(error, OSError) else "not a name of a file"
-        if isinstance(error, OSError) and error.errno == errno.ENXIO:
-            kind = stat.S_IFSOCK
-        else:
-            text = f"{name}: cannot be read ({reason}). Check the file and its rights."
+        if not isinstance(error, OSError) or error.errno != errno.ENXIO:
+            got = error.strerror if isinstance(error, OSError) else "not a name of a file"
+            text = f"{name}: cannot be read ({got}). Check the file and its rights."
             raise ImageError(text, "unreadable file") from error
+        kind = stat.S_IFSOCK
     raise ImageError(f"{name}: {_SPECIAL.get(kind, 'a device')}, and not an image.", "not a file")
 
 
 def _identified(file: BinaryIO, head: bytes, formats: Sequence[str]) -> Image.Image:
-    """Do as `Image.open`, without its limit of pixels, which is one for all of a process.
-
-    Raises:
-        UnidentifiedImageError: none of these formats.
-    """
+    """Do as `Image.open`, without its limit of pixels, which is one for all of a process."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # odd EXIF data are no news
         for each in formats:
@@ -314,7 +280,7 @@ def _too_many_scans(image: Any, file: BinaryIO) -> bool:
             return False
         scans += found[0] == b"\xff\xda"
         if scans > MAX_SCANS:
-            return True
+            break
         place = found.end() + int.from_bytes(data[found.end() : found.end() + 2], "big")
     return True
 
@@ -323,11 +289,9 @@ def _fault(name: str, head: bytes, error: Exception) -> ImageError:
     if isinstance(error, OSError) and error.errno is not None:  # the disk's, not Pillow's
         text = f"{name}: cannot be read ({error.strerror}). Check the disk."
         return ImageError(text, "unreadable file")
-    if not isinstance(error, Image.UnidentifiedImageError):
-        text = f"{name}: damaged or not complete ({error}). Replace the file, or leave it out."
-        return ImageError(text)
-    if not head:
-        return ImageError(f"{name}: an empty file. Replace it, or leave it out.")
+    if not head or not isinstance(error, Image.UnidentifiedImageError):
+        what = f"damaged or not complete ({error})" if head else "an empty file"
+        return ImageError(f"{name}: {what}. Replace the file, or leave it out.")
     apple = head[4:8] == b"ftyp" and head[8:12] in (b"heic", b"heix", b"hevc", b"mif1", b"msf1")
     suffix = ".heic" if apple else Path(name).suffix.lower()  # also in files called .jpg
     remedy = UNREADABLE_SUFFIXES.get(suffix, "store it as JPEG or PNG")
@@ -335,13 +299,7 @@ def _fault(name: str, head: bytes, error: Exception) -> ImageError:
     return ImageError(f"{text}JPEG 2000, AVIF, PPM): {remedy}.", "unknown format")
 
 
-def is_deep(mode: str) -> bool:
-    """Whether Pillow's mode has more than 8 bits a channel, which RGB would cut off at 255."""
-    return mode.partition(";")[0] in ("I", "F")
-
-
 def _orientation(image: Image.Image) -> int:
-    """Return EXIF's orientation, 1 (upright) where there is none or it cannot be read."""
     try:
         exif = Image.Image.getexif(image)  # PNG's own method decodes the image first
         value = exif.get(ExifTags.Base.Orientation)
@@ -367,10 +325,9 @@ def _reduction(image: Image.Image, shrink: float) -> int:
     have its incomplete last pixel first.
     """
     for reduction in (8, 4, 2):
-        if reduction * _SPARE <= shrink and min(image.size) >= reduction:
-            divides = not any(side % reduction for side in image.size)
-            if divides or "exif" not in image.info:
-                return reduction
+        divides = "exif" not in image.info or not any(side % reduction for side in image.size)
+        if divides and reduction * _SPARE <= shrink and min(image.size) >= reduction:
+            return reduction
     return 1
 
 

@@ -80,68 +80,68 @@ class Labels:
                 image, size = images.kept[key]
                 log.image_id = key
                 log.where += f" of {where(key, image.get('file_name'))}"
-                read = self._label(log.put(entry, "image_id", key))
-                read = read and self._shape(self._own_id(read), size)
-                if read is not None:
+                read = dict(entry)
+                log.put(read, "image_id", key)
+                if self._label(read) and self._shape(read, size):
                     self.counts[key] += not read.get("iscrowd")
                     yield read
 
-    def _own_id(self, entry: Json) -> Json:
-        given = whole(entry.get("id"))
-        if given is not None and given not in self.ids:
-            self.ids.add(given)
-            return self.log.put(entry, "id", given)
-        kind = "missing annotation id" if given is None else "repeated annotation id"
-        self.log.say(kind, shown(entry.get("id")), "a new id")
-        self.free += 1
-        return {**entry, "id": self.free}
-
-    def _label(self, entry: Json) -> Json | None:
-        """Return the entry with a class of the file, iscrowd and ignore read; None without."""
-        category = self.classes.find(entry.get("category_id"))
+    def _label(self, entry: Json) -> bool:
+        """Read class, id, iscrowd and ignore; return whether the class is one of the file."""
+        log, given = self.log, entry.get("category_id")
+        category = self.classes.find(given)
         if category is None:
-            got = shown(entry.get("category_id"))
-            self.log.say("unknown category id", got, "left out", lost=1)
-            return None
-        entry = self.log.put(entry, "category_id", category)
-        if self.classes.first[category] != category:
-            entry = {**entry, "category_id": self.classes.first[category]}
+            log.say("unknown category id", shown(given), "left out", lost=1)
+            return False
+        log.put(entry, "category_id", category)
+        entry["category_id"] = self.classes.first[category]
         given = entry.get("iscrowd", 0)
         crowd = _flag(given)
         if crowd not in (0, 1):
-            self.log.say("wrong iscrowd", shown(given), "a crowd region")
-            entry = {**entry, "iscrowd": 1}
+            log.say("wrong iscrowd", shown(given), "a crowd region")
+            entry["iscrowd"] = 1
         elif type(given) is not int:
-            self.log.say("number in another form", f"iscrowd {shown(given)}", f"read as {crowd}")
-            entry = {**entry, "iscrowd": crowd}
+            log.say("number in another form", f"iscrowd {shown(given)}", f"read as {crowd}")
+            entry["iscrowd"] = crowd
         if _flag(entry.get("ignore")) != 0:
-            self.log.say("ignore flag", f"ignore {shown(entry['ignore'])}", "a crowd region")
-            entry = {**_without(entry, "ignore"), "iscrowd": 1}
-        return entry
+            log.say("ignore flag", f"ignore {shown(entry.pop('ignore'))}", "a crowd region")
+            entry["iscrowd"] = 1
+        key = whole(entry.get("id"))
+        if key is not None and key not in self.ids:
+            log.put(entry, "id", key)
+            self.ids.add(key)
+        else:
+            kind = "missing annotation id" if key is None else "repeated annotation id"
+            log.say(kind, shown(entry.get("id")), "a new id")
+            self.free += 1
+            entry["id"] = self.free
+        return True
 
-    def _shape(self, entry: Json, size: Size) -> Json | None:
-        """Return the entry with box, mask and area read; None where it has no place."""
+    def _shape(self, entry: Json, size: Size) -> bool:
+        """Read mask, box and area; return whether the object has a place."""
         given = entry.get("segmentation")
         mask = read_mask(given, size)
-        plain = mask.value is given or given in (None, [], {}, "")
         if mask.problem:
             self.log.say(mask.problem, mask.got, "left out, the box stays", lost=1)
-        elif not plain:
-            done = "no mask" if mask.value is None else "read"
-            self.log.say("mask in another form", shown(given), done)
-        if not plain:
-            entry = _without(entry, "segmentation")
+        if mask.value is not given and given not in (None, [], {}, ""):
+            if not mask.problem:
+                done = "no mask" if mask.value is None else "read"
+                self.log.say("mask in another form", shown(given), done)
+            del entry["segmentation"]
             if mask.value is not None:
                 entry["segmentation"] = mask.value
         box = self._box(entry, mask, size)
         if box is None:
-            return None
+            return False
         if box is not entry.get("bbox"):
-            entry = _boxed(entry, box, mask)
+            before, area = read_box(entry.get("bbox")), number(entry.get("area"))
+            if mask.encoded is None and before and area and abs(before[2] * before[3] - area) < 1:
+                entry["area"] = box[2] * box[3]  # as that of the former box was
+            entry["bbox"] = box
         if self.closer and mask.encoded is not None:
-            entry = self._against_mask(entry, mask, size)
-        entry = self._area(entry, mask)
-        return self._noted(entry) if self.closer else entry
+            self._against_mask(entry, mask, size)
+        self._area(entry, mask)
+        return not self.closer or self._noted(entry)
 
     def _box(self, entry: Json, mask: Mask, size: Size) -> Box | None:
         """Return x, y, width, height; from the mask where there is no other."""
@@ -181,59 +181,58 @@ class Labels:
         self.log.say("box over the edge", got, "clipped", same=not self.closer)
         return [left, top, right - left, bottom - top] if self.closer else box
 
-    def _area(self, entry: Json, mask: Mask) -> Json:
+    def _area(self, entry: Json, mask: Mask) -> None:
         """Compute an area that cannot be one, in a closer look also one that is far off."""
         if "area" not in entry:  # the evaluation computes it
-            return entry
-        given = entry["area"]
-        read, text = number(given), isinstance(given, str)
-        width, height = entry["bbox"][2:]
-        right = read is not None and read > 0
-        if not right or self.closer or text:
-            area = width * height if mask.encoded is None else float(mask_util.area(mask.encoded))
-            if read is not None and right and not entry.get("iscrowd"):
-                right = abs(read - area) <= max(_AREA_PIXELS, _AREA_SHARE * max(read, area))
-            if not right:
-                of_what = "box" if mask.encoded is None else "mask"
-                done = f"{area:g}, that of the {of_what}"
-                self.log.say("wrong area", f"area {shown(given)}", done)
-                return {**entry, "area": area}
-        if text:
+            return
+        given, (width, height) = entry["area"], entry["bbox"][2:]
+        read, text = number(given) or 0, isinstance(given, str)
+        if read > 0 and not self.closer and not text:
+            return
+        area = width * height if mask.encoded is None else float(mask_util.area(mask.encoded))
+        off = abs(read - area) > max(_AREA_PIXELS, _AREA_SHARE * max(read, area))
+        if read <= 0 or (off and not entry.get("iscrowd")):
+            of_what = "box" if mask.encoded is None else "mask"
+            done = f"{area:g}, that of the {of_what}"
+            self.log.say("wrong area", f"area {shown(given)}", done)
+            entry["area"] = area
+        elif text:
             self.log.say("number in another form", f"area {shown(given)}", f"read as {read}")
-            return {**entry, "area": read}
-        return entry
+            entry["area"] = read
 
-    def _against_mask(self, entry: Json, mask: Mask, size: Size) -> Json:
+    def _against_mask(self, entry: Json, mask: Mask, size: Size) -> None:
         """Mend what disagrees with a mask."""
-        polygons = isinstance(mask.value, list)
-        points = np.concatenate(mask.value).reshape(-1, 2) if polygons else np.zeros((1, 2))
-        out = max(-points.min(), (points - size[::-1]).max())
-        if out > _TOLERANCE:
-            self.log.say("mask outside", f"points {out:.1f} pixels outside the image", "clipped")
-        if polygons and entry.get("iscrowd"):
-            self.log.say("crowd polygon", "polygons", "run lengths")
-        if out > _TOLERANCE or (polygons and entry.get("iscrowd")):
-            entry = {**entry, "segmentation": as_text(mask.encoded)}
+        if isinstance(mask.value, list):
+            points = np.concatenate(mask.value).reshape(-1, 2)
+            out = max(-points.min(), (points - size[::-1]).max())
+            if out > _TOLERANCE:
+                got = f"points {out:.1f} pixels outside the image"
+                self.log.say("mask outside", got, "clipped")
+            if entry.get("iscrowd"):
+                self.log.say("crowd polygon", "polygons", "run lengths")
+            if out > _TOLERANCE or entry.get("iscrowd"):
+                entry["segmentation"] = as_text(mask.encoded)
         box, drawn = entry["bbox"], mask_util.toBbox(mask.encoded).tolist()
         overlap = float(mask_util.iou([drawn], [box], [0])[0, 0])
-        if overlap < _OVERLAP and _gap(drawn, box) > _GAP:
+        corners = ((x, y, x + width, y + height) for x, y, width, height in (drawn, box))
+        gap = max(abs(a - b) for a, b in zip(*corners, strict=True))
+        if overlap < _OVERLAP and gap > _GAP:
             got = f"{shown(box)}, that of the mask is {shown(drawn)} (IoU {overlap:.2f})"
             self.log.say("mask and box disagree", got, "box taken from the mask")
-            entry = {**entry, "bbox": drawn}
-        return entry
+            entry["bbox"] = drawn
 
-    def _noted(self, entry: Json) -> Json | None:
-        """Leave out what was there before, and note what is worth knowing."""
+    def _noted(self, entry: Json) -> bool:
+        """Note what is worth knowing; return whether there is no equal object before."""
         same = same_object(entry)
         if same in self.seen:
             self.log.say("repeated annotation", "an equal one before", "the first stays")
-            return None
+            return False
         self.seen.add(same)
         if entry.get("iscrowd"):
             self.log.say("crowd region", "iscrowd 1")
         elif min(entry["bbox"][2:]) < _TINY:
             self.log.say("tiny object", f"a box of {entry['bbox'][2]:g} x {entry['bbox'][3]:g}")
-        return entry
+        return True
 
     def _fit_of_boxes(self) -> None:
         """Say when the boxes are likely not x, y, width, height in pixels."""
@@ -259,10 +258,6 @@ def same_object(entry: Json) -> str:
     return json.dumps([entry.get(key) or 0 for key in keys])
 
 
-def _without(entry: Json, name: str) -> Json:
-    return {key: value for key, value in entry.items() if key != name}
-
-
 def _flag(given: Any) -> int | None:
     """Return 0 or 1 for what stands for it, null and "" for 0; else a number or None."""
     if isinstance(given, str):
@@ -278,17 +273,3 @@ def _box_fault(box: Box | None, size: Size) -> str:
         return "empty box"
     outside = x >= size[1] or y >= size[0] or x + width <= 0 or y + height <= 0
     return "box outside" if outside else ""
-
-
-def _boxed(entry: Json, box: Box, mask: Mask) -> Json:
-    """Return the entry with another box, and with its area where that was the former box's."""
-    before, area = read_box(entry.get("bbox")), number(entry.get("area"))
-    if mask.encoded is None and before and area and abs(before[2] * before[3] - area) < 1:
-        return {**entry, "bbox": box, "area": box[2] * box[3]}
-    return {**entry, "bbox": box}
-
-
-def _gap(first: Box, second: Box) -> float:
-    """Return the largest distance between equal sides of two boxes XYWH."""
-    corners = ((x, y, x + width, y + height) for x, y, width, height in (first, second))
-    return max(abs(a - b) for a, b in zip(*corners, strict=True))

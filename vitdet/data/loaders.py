@@ -12,7 +12,7 @@ import pickle
 from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
 from multiprocessing.reduction import ForkingPickler
-from typing import Any, Protocol
+from typing import Any
 
 import cv2
 import torch
@@ -33,27 +33,13 @@ TIMEOUT = 600.0  # seconds within which the processes that read bring the next b
 _EPOCH = 1  # keeps the seeds of epochs apart from those of positions
 
 
-class Records(Protocol):
-    """The part of a data set that a loader needs."""
-
-    @property
-    def name(self) -> str: ...  # noqa: D102
-
-    @property
-    def records(self) -> list[Record]: ...  # noqa: D102
-
-
 class ImageStream:
     """Which image stands at which position.
 
     Epoch e is a permutation that depends on (seed, e) alone. With repeat factors an image occurs
     floor(factor) or floor(factor) + 1 times an epoch, the fraction being the chance of the extra
-    time, so epochs differ a little in length.
-
-    Args:
-        size: number of images.
-        seed: of the stream.
-        repeat_factors: (size,) at least 1 each, or None for each image once an epoch.
+    time, so epochs differ a little in length. `size` is the number of images, that of
+    `repeat_factors` too, which are at least 1; None shows each image once an epoch.
     """
 
     def __init__(self, size: int, seed: int, repeat_factors: torch.Tensor | None = None) -> None:
@@ -87,6 +73,27 @@ class ImageStream:
             indexes = self.epoch(number)
 
 
+class Mapped(data.Dataset):
+    """Maps (position, image index); a user's error becomes the value, so that it can travel."""
+
+    def __init__(self, records: Sequence[Record], mapper: MapFunction, seed: int) -> None:
+        # pickled into one tensor: worker processes share it instead of copying it page by page
+        self._records = DatasetFromList(list(records), copy=False, serialize=True)
+        self._mapper, self._seed = mapper, seed
+
+    def __getitem__(self, key: tuple[int, int]) -> Record | InputError:
+        """Return the model input of (position, image index), or why there is none."""
+        position, index = key
+        record = self._records[index]
+        try:
+            with random_state(seed_from(self._seed, position)):
+                result = self._mapper(record)
+        except InputError as error:
+            return error
+        result["position"] = position
+        return result
+
+
 class TrainBatches:
     """This process's (position, image index) pairs, a list a batch, from `start` without end."""
 
@@ -103,32 +110,20 @@ class TrainBatches:
 
 
 class Loader:
-    """Iterable of lists of model inputs: this process's batches.
+    """Iterable of lists of model inputs, one a batch; has a length where `batches` have one."""
 
-    Every call of iter() begins anew. It has a length where `batches` have one.
-    """
-
-    def __init__(
-        self,
-        records: Sequence[Record],
-        mapper: MapFunction,
-        seed: int,
-        batches: Any,
-        num_workers: int,
-    ) -> None:
-        self.batches = batches
-        self._mapped = _Mapped(records, mapper, seed)
-        self._num_workers = num_workers
+    def __init__(self, mapped: Mapped, batches: Any, num_workers: int) -> None:
+        self.mapped, self.batches, self.num_workers = mapped, batches, num_workers
 
     def __iter__(self) -> Iterator[list[Record]]:
-        """Raise what the mapper has raised, here or in a worker."""
+        """Begin anew; raise what the mapper has raised, here or in a worker."""
         loader = data.DataLoader(
-            self._mapped,
+            self.mapped,
             batch_sampler=self.batches,
-            num_workers=self._num_workers,
-            collate_fn=_packed if self._num_workers else list,
+            num_workers=self.num_workers,
+            collate_fn=_packed if self.num_workers else list,
             worker_init_fn=_start_worker,
-            timeout=TIMEOUT if self._num_workers else 0,
+            timeout=TIMEOUT if self.num_workers else 0,
             # of its own, because it draws a number and must not move the training's random state
             generator=torch.Generator(),
         )
@@ -147,7 +142,7 @@ class Loader:
 
 
 def build_train_loader(
-    dataset: Records,
+    dataset: Any,
     mapper: MapFunction,
     *,
     total_batch_size: int,
@@ -165,8 +160,7 @@ def build_train_loader(
     after, so augmentation depends on nothing else. Each input also gets `position`.
 
     Args:
-        dataset: has `name` and `records`.
-        mapper: record -> model input.
+        dataset: has `name` and `records`, which `mapper` turns into model inputs.
         total_batch_size: images an iteration over all processes.
         num_workers: reading processes for each training process; 0 reads in the process itself.
         seed: of order and augmentation.
@@ -188,54 +182,43 @@ def build_train_loader(
         )
     _check(dataset, num_workers, "train")
     records = dataset.records
+    total = len(records)
     if filter_empty:
         records = [
             record
             for record in records
             if any(not each.get("iscrowd", 0) for each in record.get("annotations", ()))
         ]
-        logger.info(
-            "%s: %d of %d images have objects", dataset.name, len(records), len(dataset.records)
-        )
+        logger.info("%s: %d of %d images have objects", dataset.name, len(records), total)
     if not records:
         raise InputError(
             f"data set {dataset.name}: expected images with objects to train on, got none among "
-            f"{len(dataset.records)} images. Check the annotation file; filter_empty=False would "
-            "keep empty images."
+            f"{total} images. Check the annotation file (filter_empty=False keeps empty images)."
         )
-    factors = None
-    if repeat_threshold is not None:
-        factors = RepeatFactorTrainingSampler.repeat_factors_from_category_frequency(
-            records, repeat_threshold
-        )
+    of_records = RepeatFactorTrainingSampler.repeat_factors_from_category_frequency
+    factors = None if repeat_threshold is None else of_records(records, repeat_threshold)
     batches = TrainBatches(ImageStream(len(records), seed, factors), total_batch_size, start)
-    return Loader(records, mapper, seed, batches, num_workers)
+    return Loader(Mapped(records, mapper, seed), batches, num_workers)
 
 
 def build_test_loader(
-    dataset: Records, mapper: MapFunction, *, batch_size: int = 1, num_workers: int = 4
+    dataset: Any, mapper: MapFunction, *, batch_size: int = 1, num_workers: int = 4
 ) -> Loader:
     """Return an iterable of lists of model inputs: each image once, over all processes.
 
-    The data set is cut into as many contiguous parts as there are processes. `batch_size` counts
-    the images of one process; the last list may be shorter.
-
-    Raises:
-        InputError: the data set is empty; while iterating, what the mapper raises.
+    The data set is cut into as many contiguous parts as there are processes, lists of `batch_size`
+    images. Raises as `build_train_loader`.
     """
     _check(dataset, num_workers, "test")
     if not dataset.records:
-        raise InputError(
-            f"data set {dataset.name}: expected at least one image, got none. Check the "
-            "annotation file."
-        )
+        raise InputError(f"data set {dataset.name}: expected at least one image, got none.")
     rank, world, size = distributed.rank(), distributed.world_size(), len(dataset.records)
     mine = range(rank * size // world, (rank + 1) * size // world)
     batches = [
         [(index, index) for index in mine[first : first + batch_size]]
         for first in range(0, len(mine), batch_size)
     ]
-    return Loader(dataset.records, mapper, 0, batches, num_workers)
+    return Loader(Mapped(dataset.records, mapper, 0), batches, num_workers)
 
 
 def _check(dataset: Any, num_workers: Any, part: str) -> None:
@@ -243,36 +226,13 @@ def _check(dataset: Any, num_workers: Any, part: str) -> None:
     if not hasattr(dataset, "records"):
         raise InputError(
             f"dataloader.{part}.dataset: expected a data set with records, got a "
-            f"{type(dataset).__name__} without. Use vitdet.data.datasets.coco_dataset, or a loader "
-            "of your own that knows this one."
+            f"{type(dataset).__name__} without. Use coco_dataset, or a loader of your own."
         )
     if type(num_workers) is not int or num_workers < 0:
         raise InputError(
             f"dataloader.{part}.num_workers: expected 0 or more processes that read images, got "
             f"{num_workers!r}. 0 reads in the training process itself."
         )
-
-
-class _Mapped(data.Dataset):
-    """Maps (position, image index); a user's error becomes the value, so that it can travel."""
-
-    def __init__(self, records: Sequence[Record], mapper: MapFunction, seed: int) -> None:
-        # pickled into one tensor: worker processes share it instead of copying it page by page
-        self._records = DatasetFromList(list(records), copy=False, serialize=True)
-        self._mapper = mapper
-        self._seed = seed
-
-    def __getitem__(self, key: tuple[int, int]) -> Record | InputError:
-        """Return the model input of (position, image index), or why there is none."""
-        position, index = key
-        record = self._records[index]
-        try:
-            with random_state(seed_from(self._seed, position)):
-                result = self._mapper(record)
-        except InputError as error:
-            return error
-        result["position"] = position
-        return result
 
 
 def _packed(items: list[Any]) -> bytes | InputError:

@@ -38,7 +38,6 @@ class Mapper:
         use_masks: whether to make `gt_masks`; every annotation needs a segmentation then.
         mask_format: "bitmask" or "polygon" (polygon cannot hold run-length encodings).
         recompute_boxes: boxes that fit the augmented masks instead of augmented boxes.
-        with_annotations_in_test: make instances although `is_train` is False (to draw them).
         fast: make only what the augmentations leave of image and objects. They may flip
             horizontally, resize and crop, in this order.
     """
@@ -52,16 +51,12 @@ class Mapper:
         use_masks: bool = True,
         mask_format: Literal["bitmask", "polygon"] = "bitmask",
         recompute_boxes: bool = True,
-        with_annotations_in_test: bool = False,
         fast: bool = False,
     ) -> None:
         self.augmentations = T.AugmentationList(list(augmentations))
-        self.is_train = is_train
-        self.image_format = image_format
-        self.use_masks = use_masks
-        self.mask_format = mask_format
+        self.is_train, self.image_format = is_train, image_format
+        self.use_masks, self.mask_format = use_masks, mask_format
         self.recompute_boxes = recompute_boxes and use_masks
-        self.with_instances = is_train or with_annotations_in_test
         self.fast = fast
 
     def __call__(self, record: dict[str, Any]) -> dict[str, Any]:
@@ -77,9 +72,8 @@ class Mapper:
                 an annotation has no mask in the wanted format.
         """
         result = {key: record[key] for key in _KEPT_KEYS if key in record}
-        annotations = None
-        if self.with_instances and "annotations" in record:
-            annotations = self._annotations(record)
+        wanted = self.is_train and "annotations" in record
+        annotations = self._annotations(record) if wanted else None
         if self.fast:
             view = draw_view(self.augmentations, (record["height"], record["width"]))
             picture, reduction = read_reduced(record, view.shrink)
@@ -103,10 +97,8 @@ class Mapper:
         self, annotations: list[dict[str, Any]], transforms: T.TransformList, size: tuple[int, int]
     ) -> Instances:
         """Return the objects by detectron2's own functions."""
-        objects = [
-            detection_utils.transform_instance_annotations(annotation, transforms, size)
-            for annotation in annotations
-        ]
+        moved = detection_utils.transform_instance_annotations
+        objects = [moved(each, transforms, size) for each in annotations]
         instances = detection_utils.annotations_to_instances(objects, size, self.mask_format)
         if not objects and self.use_masks:
             # detectron2 leaves the field out, and a batch of such images could not be joined
@@ -119,22 +111,17 @@ class Mapper:
     def _seen(self, annotations: list[dict[str, Any]], view: View) -> Instances:
         """Return what the view shows of the objects, of those of which it shows anything."""
         instances = Instances(view.size)
-        absolute = [
-            BoxMode.convert(each["bbox"], each["bbox_mode"], BoxMode.XYXY_ABS)
-            for each in annotations
-        ]
-        moved = view.boxes(np.array(absolute, dtype=np.float64).reshape(-1, 4))
-        instances.gt_boxes = Boxes(torch.from_numpy(moved))
+        given = ((each["bbox"], each["bbox_mode"], BoxMode.XYXY_ABS) for each in annotations)
+        boxes = np.array([BoxMode.convert(*box) for box in given], dtype=np.float64)
+        instances.gt_boxes = Boxes(torch.from_numpy(view.boxes(boxes.reshape(-1, 4))))
         classes = [each["category_id"] for each in annotations]
         instances.gt_classes = torch.tensor(classes, dtype=torch.int64)
         if not self.use_masks:
             return _shown(instances)
         segmentations = [each["segmentation"] for each in annotations]
         if self.mask_format == "polygon":
-            objects: list[Any] = [
-                [part.ravel() for part in parts] for parts in view.polygons(segmentations)
-            ]
-            instances.gt_masks = PolygonMasks(objects)
+            moved = view.polygons(segmentations)
+            instances.gt_masks = PolygonMasks([[each.ravel() for each in parts] for parts in moved])
             if self.recompute_boxes:
                 instances.gt_boxes = instances.gt_masks.get_bounding_boxes()
             return _shown(instances)
@@ -166,8 +153,7 @@ class Mapper:
                 raise InputError(
                     f"{record['file_name']}: an annotation of category {each['category_id']}: "
                     "expected a segmentation, because the model has a mask head, got none. Add "
-                    "masks to the data, or train with boxes only (mapper.use_masks=False and a "
-                    "model without mask head)."
+                    "masks, or train boxes only (mapper.use_masks=False, no mask head)."
                 )
             if self.use_masks and self.mask_format == "polygon" and isinstance(mask, dict):
                 raise InputError(

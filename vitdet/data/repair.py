@@ -22,7 +22,7 @@ from PIL import Image
 from vitdet.data.checking import Checked
 from vitdet.data.entries import ImageFile
 from vitdet.data.findings import BOXES, KINDS, Json
-from vitdet.data.images import TURN, is_deep, open_file, open_image, opened, suffixes_of
+from vitdet.data.images import TURN, open_file, open_image, opened
 from vitdet.data.labels import same_object
 from vitdet.utils.checks import InputError
 
@@ -180,8 +180,8 @@ def _wanted(image: Json, file: ImageFile) -> PurePosixPath:
         name = PurePosixPath(f"{image['id']}_{stem}{name.suffix[:8]}")
     if file.header is None:
         return name
-    suffixes = suffixes_of(file.header.format)
-    if is_deep(file.header.mode) or (_is_turned(image, file) and ".jpg" not in suffixes):
+    suffixes = file.header.suffixes
+    if file.header.deep or (_is_turned(image, file) and ".jpg" not in suffixes):
         suffixes = [".png"]
     right = name.suffix.lower() in suffixes
     return name if right else name.with_name(f"{name.stem}{suffixes[0]}")
@@ -198,7 +198,7 @@ def _is_turned(image: Json, file: ImageFile) -> bool:
 def _store(source: Path, target: Any, image: Json, file: ImageFile) -> None:
     """Write an image file of the copy."""
     header = file.header
-    if header is not None and is_deep(header.mode):
+    if header is not None and header.deep:
         target.write(_as_8_bits(source))
     elif header is not None and _is_turned(image, file):
         if header.format in ("JPEG", "MPO"):

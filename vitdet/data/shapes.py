@@ -39,11 +39,9 @@ Polygons = list[np.ndarray]  # each (points, 2) x, y; a second one is a hole
 
 @dataclass
 class _Object:
-    """A drawn object: its visible mask (size, size) bool, and its whole area in pixels."""
-
     label: int
-    visible: np.ndarray
-    area: int
+    visible: np.ndarray  # bool (size, size)
+    area: int  # of the whole object, in pixels
     outline: Polygons
     crowd: bool = False
 
@@ -60,12 +58,8 @@ def shapes_dataset(
     Args:
         root: folder for the drawn data sets.
         split: "train", "val" or "test".
-        num_images: number of images.
-        size: side of the square images in pixels.
-        seed: of the drawing.
-
-    Raises:
-        InputError: unknown split, or a number that is too small.
+        num_images, seed: of the drawing.
+        size: side of the square images in pixels, at least 32.
     """
     if split not in SPLITS or num_images < 1 or size < 32:
         raise InputError(
@@ -88,11 +82,7 @@ def drawn_folder(
 def draw_image(
     split: str, index: int, *, size: int = 128, seed: int = 0
 ) -> tuple[np.ndarray, list[dict[str, Any]]]:
-    """Draw one image.
-
-    Returns:
-        The image uint8 RGB (size, size, 3), and its annotations in COCO's format without ids.
-    """
+    """Draw an image uint8 RGB (size, size, 3), with annotations in COCO's format without ids."""
     draw = np.random.default_rng(seed_from(seed, SPLITS.index(split), index))
     image = _background(draw, size)
     objects: list[_Object] = []
@@ -116,9 +106,8 @@ def _draw_folder(folder: Path, split: str, num_images: int, size: int, seed: int
             _, data = cv2.imencode(".jpg", pixels[:, :, ::-1], [cv2.IMWRITE_JPEG_QUALITY, 93])
             (drawn / "images" / name).write_bytes(data.tobytes())
             images.append({"id": index + 1, "file_name": name, "height": size, "width": size})
-            for annotation in found:
-                number = {"id": len(annotations) + 1, "image_id": index + 1}
-                annotations.append(number | annotation)
+            for each in found:
+                annotations.append({"id": len(annotations) + 1, "image_id": index + 1, **each})
         content = {
             "info": {"description": f"Drawn shapes, version {_VERSION}, {split}, seed {seed}"},
             "categories": [{"id": i + 1, "name": label} for i, label in enumerate(CLASSES)],
@@ -174,9 +163,10 @@ def _add_object(draw: Draw, image: np.ndarray, objects: list[_Object]) -> None:
         full, *holes = (abs(cv2.contourArea(part.astype(np.float32))) for part in outline)
         if area < max(least, 0.3 * (full - sum(holes))):
             continue  # too much of it is outside the image
-        left = [int(np.count_nonzero(item.visible & ~mask)) for item in objects]
-        needed = [max(least, _LEAST_VISIBLE * item.area) for item in objects]
-        if any(seen < most for seen, most in zip(left, needed, strict=True)):
+        if any(
+            np.count_nonzero(item.visible & ~mask) < max(least, _LEAST_VISIBLE * item.area)
+            for item in objects
+        ):
             continue
         _paint(draw, image, coverage, _fill_colour(draw, image[mask].mean(axis=0)))
         for item in objects:

@@ -48,22 +48,15 @@ NOTHING = Patch(0, 0, np.zeros((0, 0), dtype=np.uint8))
 
 @dataclass(frozen=True)
 class View:
-    """A horizontal flip or none, then a resize or none, then a crop or none.
+    """A horizontal flip or none, then a resize or none, then a crop or none."""
 
-    Attributes:
-        source: (height, width) of the image.
-        resized: (height, width) of the whole image after the resize.
-        flip: whether it is flipped.
-        crop: (top, left, height, width) of what is kept of the resized image; may reach over its
-            right and bottom edge. None for everything.
-        interpolation: Pillow's resampling filter for the image.
-    """
-
-    source: Size
-    resized: Size
+    source: Size  # (height, width) of the image
+    resized: Size  # (height, width) of the whole image after the resize
     flip: bool = False
+    # (top, left, height, width) of what is kept of the resized image, None for everything; it may
+    # reach over the right and bottom edge
     crop: tuple[int, int, int, int] | None = None
-    interpolation: int = Image.Resampling.BILINEAR
+    interpolation: int = Image.Resampling.BILINEAR  # Pillow's filter
 
     @property
     def size(self) -> Size:
@@ -112,11 +105,9 @@ class View:
         )
 
     def image(self, picture: Image.Image, reduction: int = 1) -> np.ndarray:
-        """Return what is left of the image, uint8 (height, width, channels).
+        """Return what is left of the upright image, uint8 (height, width, channels).
 
-        Args:
-            picture: the source, upright.
-            reduction: how many times smaller than `source` it was decoded.
+        It may have been decoded `reduction` times smaller than `source`.
         """
         if self.flip:
             picture = picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
@@ -156,13 +147,9 @@ class View:
         return np.minimum(ordered.clip(min=0), (*self.size[::-1], *self.size[::-1]))
 
     def polygons(self, objects: Sequence[Sequence[Any]]) -> list[list[np.ndarray]]:
-        """Return what is left of the polygons of each object.
+        """Return what is left of the polygons x1, y1, x2, y2, ... of each object.
 
-        Args:
-            objects: for each object its polygons as lists x1, y1, x2, y2, ... in the source.
-
-        Returns:
-            For each object polygons (points, 2) xy in the view, cut at the edges of the crop.
+        They become (points, 2) xy in the view, cut at the edges of the crop.
         """
         owners = [owner for owner, polygons in enumerate(objects) for _ in polygons]
         found: list[list[np.ndarray]] = [[] for _ in objects]
@@ -175,12 +162,7 @@ class View:
         return found
 
     def masks(self, segmentations: Sequence[Any]) -> list[Patch]:
-        """Draw each object into the view.
-
-        Args:
-            segmentations: for each object a list of polygons, or a run-length encoding of the
-                source as pycocotools has it.
-        """
+        """Draw objects into the view: of each a list of polygons, or run lengths of the source."""
         polygons = self.polygons([item if isinstance(item, list) else [] for item in segmentations])
         return [
             _drawn(parts, self.size) if isinstance(item, list) else self._sampled(item)
@@ -229,10 +211,8 @@ class _Sizes:
 def draw_view(augmentations: T.AugmentationList, source: Size) -> View:
     """Let augmentations draw their random numbers for an image of (height, width) `source`.
 
-    They draw the same numbers in the same order as when they are given the image.
-
-    Raises:
-        InputError: they do anything else than flip, resize and crop, in this order.
+    They draw the same numbers in the same order as when they are given the image. Anything but
+    flip, resize and crop, in this order, is an InputError.
     """
     sizes: Any = _Sizes(View(source=source, resized=source))
     augmentations(sizes)
@@ -276,8 +256,22 @@ def _drawn(polygons: list[np.ndarray], size: Size) -> Patch:
     # rounded otherwise, and now and then a pixel with them
     flat = [polygon.ravel() for polygon in polygons]
     encoded = mask_util.merge(mask_util.frPyObjects(flat, height, width))
-    columns = mask_util.decode(encoded).T  # (width, height) in memory
-    return _tight(top, left, cv2.transpose(columns[left:, top:]))
+    columns = mask_util.decode(_without_columns(encoded, left)).T  # (width, height) in memory
+    return _tight(top, left, cv2.transpose(columns[:, top:]))
+
+
+def _without_columns(encoded: Any, number: int) -> Any:
+    """Cut empty columns off the left of run lengths, so that none need be decoded.
+
+    Only the first length changes. pycocotools writes it in characters from 48 on, the lowest bits
+    first; 32 more tells that another follows.
+    """
+    counts, (height, width) = encoded["counts"], encoded["size"]
+    digits = next(place for place, code in enumerate(counts, 1) if not code - 48 & 32)
+    length = sum((code - 48 & 31) << 5 * place for place, code in enumerate(counts[:digits]))
+    length -= number * height
+    first = mask_util.frPyObjects({"size": [1, length], "counts": [length]}, 1, length)["counts"]
+    return {"size": [height, width - number], "counts": first + counts[digits:]}
 
 
 def _tight(top: int, left: int, pixels: np.ndarray) -> Patch:

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 
 from vitdet.engine.parameters import named_rates
 from vitdet.engine.trainer import Hook, StepRecord, Trainer, Window
@@ -122,17 +123,16 @@ class Metrics:
     written after its checkpoint. As a context it ends the run of W&B, as failed after an error.
 
     Args:
-        folder: of the run.
+        options: `train` of the recipe: `output_dir` and `loggers`.
         images_seen: where the run begins or goes on.
-        wandb_config: what W&B gets to know of the run; None for a run without it.
+        about: the run's record (`vitdet.engine.record.write`), which W&B gets.
 
     Raises:
         InputError: W&B refuses (no login, no connection).
     """
 
-    def __init__(
-        self, folder: Path, images_seen: int, *, wandb_config: dict[str, Any] | None = None
-    ) -> None:
+    def __init__(self, options: Any, images_seen: int, *, about: Mapping[str, Any]) -> None:
+        folder = Path(options.output_dir)
         self.path = folder / METRICS
         self._board: Any = None
         self._wandb: Any = None
@@ -144,8 +144,8 @@ class Metrics:
         kept = [json.dumps(each) + "\n" for each in lines if each[IMAGES] <= images_seen]
         write_text(self.path, "".join(kept))
         self._board = SummaryWriter(str(folder), purge_step=images_seen + 1)
-        if wandb_config is not None:
-            self._wandb = _open_wandb(folder, wandb_config)
+        if "wandb" in (options.loggers or ()):
+            self._wandb = _open_wandb(folder, about)
 
     def __enter__(self) -> Metrics:
         return self
@@ -182,12 +182,13 @@ def _parsed(line: str) -> dict[str, Any] | None:
     return found if isinstance(found, dict) and isinstance(found.get(IMAGES), int) else None
 
 
-def _open_wandb(folder: Path, config: dict[str, Any]) -> Any:
+def _open_wandb(folder: Path, about: Mapping[str, Any]) -> Any:
     """Begin or go on with a run of W&B; its own environment says where (WANDB_PROJECT, ...)."""
     import wandb
 
     known = read_small(folder / _LOGGERS, lambda text: dict(json.loads(text)), {})
     identity = known.get("wandb") or uuid.uuid4().hex[:12]
+    facts = {name: each["name"] for name, each in about["data"].items()} | about["environment"]
     try:
         run = wandb.init(
             project=os.environ.get("WANDB_PROJECT", "vitdet"),
@@ -195,7 +196,7 @@ def _open_wandb(folder: Path, config: dict[str, Any]) -> Any:
             id=identity,
             resume="allow",
             dir=str(folder),
-            config=config,
+            config={**yaml.safe_load(about["config"]), "about": facts},
             settings=wandb.Settings(console="off"),  # log.txt has the lines
         )
     except wandb.Error as error:

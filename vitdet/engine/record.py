@@ -47,13 +47,13 @@ def counts(dataset: Any) -> Counts:
 def check_data(
     data: Mapping[str, Counts], content: Mapping[str, Any], source: str, *, allow: bool
 ) -> None:
-    """Stop a resume with other data than those that the run began with.
+    """Stop a resume with other data than those that the run began with; `allow` says so only.
 
     Args:
         data: counts of "train" and "test" now.
         content: of the checkpoint.
         source: its name.
-        allow: `train.allow_changed_data`: say what changed and go on.
+        allow: `train.allow_changed_data`.
 
     Raises:
         InputError: names what changed.
@@ -62,12 +62,9 @@ def check_data(
     before = about.get("data", {}) if isinstance(about, Mapping) else {}
     if not before:
         logger.info("%s does not say which data it was trained on: not compared", source)
-    changes = "; ".join(
-        f"{part} data: {text}"
-        for part in data
-        if part in before
-        for text in _changed(before[part], data[part])
-    )
+    parts = [part for part in data if part in before]
+    found = [f"{part} data: {e}" for part in parts for e in _changed(before[part], data[part])]
+    changes = "; ".join(found)
     if changes and not allow:
         raise InputError(
             f"data for resuming {source}: expected those with which the run began, got {changes}. "
@@ -80,20 +77,13 @@ def check_data(
 
 def _changed(before: Counts, now: Counts) -> list[str]:
     """Return what differs between the counts of a data set, in words; the name is free."""
-    found = []
     old, new = before["class_names"], now["class_names"]
-    if old != new:
-        gone = [name for name in old if name not in new]
-        added = [name for name in new if name not in old]
-        words = [f"without {', '.join(gone[:5])}"] * bool(gone)
-        words += [f"with {', '.join(added[:5])}"] * bool(added)
-        found.append(f"{len(old)} classes, now {len(new)} {' and '.join(words) or 'in new order'}")
-    found += [
-        f"{before[key]} {key}, now {now[key]}"
-        for key in ("images", "objects")
-        if before[key] != now[key]
-    ]
-    return found
+    differ = [f"without {name}" for name in old if name not in new]
+    differ += [f"with {name}" for name in new if name not in old]
+    words = ", ".join(differ[:9]) or "in new order"
+    found = [f"{len(old)} classes, now {len(new)} ({words})"] * (old != new)
+    numbers = [key for key in ("images", "objects") if before[key] != now[key]]
+    return found + [f"{before[key]} {key}, now {now[key]}" for key in numbers]
 
 
 def load_weights(

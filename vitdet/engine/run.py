@@ -8,7 +8,6 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
-import yaml
 from omegaconf import DictConfig, OmegaConf
 
 from vitdet import checkpoint
@@ -94,8 +93,16 @@ def train(cfg: DictConfig, *, resume: bool = False, dry_run: bool = False) -> Re
         log_to(output_dir / "log.txt")
         note = record.write(cfg, output_dir, dataset, data)
         del dataset  # the loader has its own copy, in one piece
-        metrics = stack.enter_context(_metrics(cfg, note, trainer.images_seen))
-        checkpoints = _checkpoints(cfg, note, evaluations)
+        metrics = stack.enter_context(Metrics(cfg.train, trainer.images_seen, about=note))
+        checkpoints = Checkpoints(
+            output_dir,
+            every=cfg.train.checkpoint_every,
+            keep=cfg.train.keep_checkpoints,
+            total_batch_size=cfg.dataloader.train.total_batch_size,
+            note=note,
+            background=cfg.train.async_checkpoints,
+            beside=evaluations.state_dict,
+        )
         checkpoints.resumed(previous)
         preemption = Preemption(notice, checkpoints.save_now)
         evaluations.checkpoints = checkpoints
@@ -276,26 +283,6 @@ def _load(
         evaluations.load_state_dict(content, trainer.images_seen)
     logger.info("loaded %s (%d images seen)", source, trainer.images_seen)
     return None if previous is None else source
-
-
-def _metrics(cfg: DictConfig, note: dict[str, Any], images_seen: int) -> Metrics:
-    config = None
-    if "wandb" in (cfg.train.loggers or ()):
-        about = {name: each["name"] for name, each in note["data"].items()} | note["environment"]
-        config = {**yaml.safe_load(note["config"]), "about": about}
-    return Metrics(Path(cfg.train.output_dir), images_seen, wandb_config=config)
-
-
-def _checkpoints(cfg: DictConfig, note: dict[str, Any], evaluations: Evaluations) -> Checkpoints:
-    return Checkpoints(
-        Path(cfg.train.output_dir),
-        every=cfg.train.checkpoint_every,
-        keep=cfg.train.keep_checkpoints,
-        total_batch_size=cfg.dataloader.train.total_batch_size,
-        note=note,
-        background=cfg.train.async_checkpoints,
-        beside=evaluations.state_dict,
-    )
 
 
 def _evaluated(
