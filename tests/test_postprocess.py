@@ -78,19 +78,6 @@ def test_equals_the_definition_on_1000_random_sets():
     assert kept > 3500
 
 
-@pytest.mark.parametrize("method", METHODS)
-def test_a_crowd_of_300_boxes(method):
-    generator = torch.Generator().manual_seed(3)
-    centres = torch.randint(0, 8, (300, 1), generator=generator) * torch.tensor([[40.0, 15.0]])
-    corners = centres + 10 * torch.randn(300, 2, generator=generator)
-    boxes = torch.cat([corners, corners + 30 + 20 * torch.rand(300, 2, generator=generator)], 1)
-    scores = torch.rand(300, generator=generator)
-    classes = torch.randint(0, 2, (300,), generator=generator)
-    options = {"method": method, "iou_threshold": 0.4, "sigma": 0.5, "min_score": 1e-3}
-    for each in (classes, None):
-        assert assert_by_definition(boxes, scores, each, options) > 20
-
-
 def test_pairs_are_looked_at_in_parts(monkeypatch):
     options = {"method": "gaussian", "iou_threshold": 0.3, "sigma": 0.5, "min_score": 1e-3}
     generator = torch.Generator().manual_seed(3)
@@ -120,9 +107,7 @@ def test_by_hand():
 def test_types_and_places_of_the_answer():
     boxes = torch.tensor([[0.0, 0, 1, 1], [5, 5, 6, 6]], dtype=torch.float16)
     kept, new = soft_nms(boxes, torch.tensor([0.25, 0.5], dtype=torch.bfloat16))
-    assert kept.dtype == torch.int64
-    assert kept.tolist() == [1, 0]
-    assert new.dtype == torch.bfloat16
+    assert (kept.dtype, new.dtype, kept.tolist()) == (torch.int64, torch.bfloat16, [1, 0])
     kept, new = soft_nms(torch.empty(0, 4), torch.empty(0), torch.empty(0, dtype=torch.int64))
     assert kept.shape == new.shape == (0,)
 

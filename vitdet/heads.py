@@ -136,16 +136,11 @@ class InferenceRecipe:
         assert isinstance(predictor, FastRCNNOutputLayers)
         threshold = self.override_score_thresh
         threshold = predictor.test_score_thresh if threshold is None else threshold
-        topk = predictor.test_topk_per_image
-        if not self.use_soft_nms:
-            nms = predictor.test_nms_thresh
-            return fast_rcnn_inference(
-                list(boxes), list(scores), list(sizes), threshold, nms, topk
-            )[0]
-        return [
-            self._soft_nms(*image, threshold, topk)
-            for image in zip(boxes, scores, sizes, strict=True)
-        ]
+        topk, nms = predictor.test_topk_per_image, predictor.test_nms_thresh
+        if self.use_soft_nms:
+            images = zip(boxes, scores, sizes, strict=True)
+            return [self._soft_nms(*image, threshold, topk) for image in images]
+        return fast_rcnn_inference(list(boxes), list(scores), list(sizes), threshold, nms, topk)[0]
 
     def _soft_nms(
         self, boxes: torch.Tensor, scores: torch.Tensor, size: Size, threshold: float, topk: int

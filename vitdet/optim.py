@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Collection, Mapping, Sequence
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from typing import Any, NamedTuple
 
 import torch
 from fvcore.common.param_scheduler import (
@@ -32,20 +32,6 @@ from vitdet.utils.signatures import passes_on
 # The norms whose weight decay `weight_decay_norm` sets: torch's own, as in the published training.
 # The channel LayerNorm of pyramid and heads is not among them and keeps `weight_decay`.
 _NORMS = (_BatchNorm, _InstanceNorm, nn.GroupNorm, nn.LayerNorm, nn.LocalResponseNorm)
-
-
-@runtime_checkable
-class Layered(Protocol):
-    """A module that knows the layer of each of its parameters."""
-
-    @property
-    def num_layers(self) -> int:
-        """Number of blocks."""
-        ...
-
-    def layer_id(self, name: str) -> int:
-        """Return the layer of a parameter, 0 to num_layers + 1."""
-        ...
 
 
 class Setting(NamedTuple):
@@ -149,29 +135,27 @@ def _lr_rule(
     of_layers, of_pyramid, of_head = parts
     if rate is None and parts == (1.0, 1.0, 1.0):
         return lambda _: 1.0  # any model will do, also one without a backbone
-    net = dict(model.named_modules()).get(backbone)
+    net: Any = dict(model.named_modules()).get(backbone)
     if net is None:
         raise InputError(
             f"optimizer.backbone: expected the name of a submodule, got {backbone!r}. The model "
             f"has {', '.join(name for name, _ in model.named_children())}."
         )
-    if rate is not None and not isinstance(net, Layered):
+    knows_layers = hasattr(net, "layer_id") and hasattr(net, "num_layers")
+    if rate is not None and not knows_layers:
         raise InputError(
             "optimizer.layer_decay_rate: expected a backbone with layer_id() and num_layers, got "
             f"{type(net).__name__}. Set it to null for this backbone."
         )
-
     prefix = f"{backbone}." if backbone else ""
 
     def multiplier(name: str) -> float:
         if not name.startswith(prefix):
             return of_head
-        if not isinstance(net, Layered):
-            return of_layers
-        layer = net.layer_id(name.removeprefix(prefix))
-        if layer > net.num_layers:
+        layer = net.layer_id(name.removeprefix(prefix)) if knows_layers else 0
+        if knows_layers and layer > net.num_layers:
             return of_pyramid
-        counted = net.num_layers if num_layers is None else num_layers
+        counted = net.num_layers if num_layers is None and knows_layers else num_layers or 0
         return of_layers if rate is None else of_layers * rate ** (counted + 1 - layer)
 
     return multiplier
@@ -202,16 +186,10 @@ def adamw(
     members: dict[Setting, list[nn.Parameter]] = {}
     for name, setting in table.items():
         members.setdefault(setting, []).append(model.get_parameter(name))
-    groups = [
-        {
-            "params": parameters,
-            "lr": lr * setting.lr_multiplier,
-            "initial_lr": lr * setting.lr_multiplier,
-            "lr_multiplier": setting.lr_multiplier,
-            "weight_decay": setting.weight_decay,
-        }
-        for setting, parameters in members.items()
-    ]
+    groups = []
+    for setting, parameters in members.items():
+        rates = dict.fromkeys(("lr", "initial_lr"), lr * setting.lr_multiplier)
+        groups.append({"params": parameters, **rates, **setting._asdict()})
     if not groups:
         raise InputError("model: expected parameters to train, got none. Unfreeze some.")
     # One pass over all numbers; on a CPU torch's other forms go tensor by tensor (a small model's

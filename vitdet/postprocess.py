@@ -34,9 +34,7 @@ def soft_nms(
     The definition: take the box with the highest score (of equal ones the first), multiply the
     score of every box that is left by f(IoU with it), and go on. f is, with t the threshold,
     "linear" 1 - IoU from IoU >= t on, "gaussian" exp(-IoU ** 2 / sigma), "hard" 0 from IoU >= t on,
-    else 1.
-
-    Overlaps and scores are computed in float64, whatever comes in.
+    else 1. Overlaps and scores are computed in float64, whatever comes in.
 
     Args:
         boxes: (N, 4), XYXY.
@@ -57,34 +55,18 @@ def soft_nms(
     check_soft_nms(method, iou_threshold, sigma, min_score)
     # A box below min_score only lowers boxes that are below it, too.
     places = (scores >= min_score).nonzero()[:, 0]
-    old = scores[places].double()
-    parts = [
-        _factors(first, second, iou, method, iou_threshold, sigma)
-        for first, second, iou in _overlaps(
-            boxes[places], None if classes is None else classes[places]
-        )
-    ]
+    parts = []
+    for i, j, iou in _overlaps(boxes[places], None if classes is None else classes[places]):
+        if method == "gaussian":
+            parts.append((i, j, torch.exp(-(iou**2) / sigma)))
+        else:
+            near = (iou >= iou_threshold).nonzero()[:, 0]
+            factor = 0 * _at(iou, near) if method == "hard" else 1 - _at(iou, near)
+            parts.append((_at(i, near), _at(j, near), factor))
     first, second, factor = (torch.cat(each) for each in zip(*parts, strict=True))
-    new = _new_scores(old, first, second, factor, min_score)
-    order = new.argsort(descending=True, stable=True)
-    order = order[new[order] >= min_score]
-    return places[order], new[order].to(scores.dtype)
-
-
-def _new_scores(
-    scores: torch.Tensor,
-    first: torch.Tensor,
-    second: torch.Tensor,
-    factor: torch.Tensor,
-    min_score: float,
-) -> torch.Tensor:
-    """Return the new scores (N,), taking many boxes at once.
-
-    Scores only fall, so a box is at its final score as soon as no box that it overlaps has a
-    higher one. All boxes of which this is true are taken in one round; there are some tens. The P
-    pairs `first`, `second` touch each other, `factor` is f of their IoU.
-    """
-    new = scores.clone()
+    # Scores only fall, so a box is at its final score as soon as no box that it overlaps has a
+    # higher one. All boxes of which this is true are taken in one round; there are some tens.
+    new = scores[places].double()
     while len(first):
         # Of every pair the one that comes later in the order of falling scores.
         a, b = new[first], new[second]
@@ -97,7 +79,9 @@ def _new_scores(
         alive = new >= min_score
         left = ~(by_first | by_second) & alive[first] & alive[second]
         first, second, factor = first[left], second[left], factor[left]
-    return new
+    order = new.argsort(descending=True, stable=True)
+    order = order[new[order] >= min_score]
+    return places[order], new[order].to(scores.dtype)
 
 
 def maskness(masks: torch.Tensor, threshold: float = 0.5) -> torch.Tensor:
@@ -119,29 +103,11 @@ def check_soft_nms(method: str, iou_threshold: float, sigma: float, min_score: f
     """Raise InputError for an argument of `soft_nms` outside its range."""
     check_word("soft-NMS method", method, get_args(SoftNMSMethod))
     if not 0 < iou_threshold <= 1:
-        raise InputError(
-            f"soft-NMS iou_threshold: expected 0 < t <= 1, got {iou_threshold}. Published recipes "
-            "have 0.6."
-        )
+        text = f"soft-NMS iou_threshold: expected 0 < t <= 1, got {iou_threshold}. "
+        raise InputError(text + "Published recipes have 0.6.")
     for name, value, usual in (("sigma", sigma, 0.5), ("min_score", min_score, 0.001)):
         if value <= 0:
             raise InputError(f"soft-NMS {name}: expected more than 0, got {value}, as {usual}.")
-
-
-def _factors(
-    first: torch.Tensor,
-    second: torch.Tensor,
-    iou: torch.Tensor,
-    method: SoftNMSMethod,
-    iou_threshold: float,
-    sigma: float,
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Return the pairs whose factor f(IoU) is not 1, and the factors."""
-    if method == "gaussian":
-        return first, second, torch.exp(-(iou**2) / sigma)
-    touched = (iou >= iou_threshold).nonzero()[:, 0]
-    first, second, iou = _at(first, touched), _at(second, touched), _at(iou, touched)
-    return first, second, torch.zeros_like(iou) if method == "hard" else 1 - iou
 
 
 def _overlaps(
@@ -164,30 +130,24 @@ def _overlaps(
     runs = torch.searchsorted(left, x2 + group[order] * span) - row - 1
     runs = runs.clamp(min=0)
     total = runs.cumsum(0)
-    for rows in _parts(total):
-        length = runs[rows]
-        i = row[rows].repeat_interleave(length)
+    pairs = int(total[-1]) if len(total) else 0
+    ends = torch.tensor(range(_PAIRS, pairs, _PAIRS), dtype=total.dtype, device=total.device)
+    begin = 0
+    for end in [*torch.searchsorted(total, ends).tolist(), len(total)]:
+        length = runs[begin:end]
+        i = row[begin:end].repeat_interleave(length)
         # Place in the part, less the place where the pairs of this row begin.
-        begin = (length.cumsum(0) - length).repeat_interleave(length)
-        j = i + 1 + torch.arange(len(i), device=i.device) - begin
+        of_row = (length.cumsum(0) - length).repeat_interleave(length)
+        j = i + 1 + torch.arange(len(i), device=i.device) - of_row
         bottom, top = torch.minimum(_at(y2, i), _at(y2, j)), torch.maximum(_at(y1, i), _at(y1, j))
         meet = (bottom > top).nonzero()[:, 0]  # few do: the rest is done for these alone
         i, j, height = _at(i, meet), _at(j, meet), _at(bottom, meet) - _at(top, meet)
         width = (torch.minimum(_at(x2, i), _at(x2, j)) - _at(x1, j)).clamp(min=0)
         common = width * height
         yield _at(order, i), _at(order, j), common / (_at(area, i) + _at(area, j) - common)
+        begin = end
 
 
 def _at(values: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
     """Return values[index], which torch has a faster way for on a CPU, three to five times."""
     return values.index_select(0, index)
-
-
-def _parts(total: torch.Tensor) -> Iterator[slice]:
-    """Yield slices of rows, each with about `_PAIRS` pairs; `total` counts pairs up to a row."""
-    pairs = int(total[-1]) if len(total) else 0
-    ends = torch.tensor(range(_PAIRS, pairs, _PAIRS), dtype=total.dtype, device=total.device)
-    begin = 0
-    for end in [*torch.searchsorted(total, ends).tolist(), len(total)]:
-        yield slice(begin, end)
-        begin = end

@@ -76,17 +76,6 @@ def test_outputs_and_their_description():
     assert {name.split(".")[0] for name in needed} == {"layer1", "layer2"}
 
 
-def test_classifier():
-    net, pooled, normed = toy(num_classes=5, out_features=["head"], avg_pool=True), [], []
-    net.head.register_forward_hook(lambda _, inputs, __: pooled.append(inputs[0]))
-    net.norm.register_forward_hook(lambda _, __, output: normed.append(output))
-    assert net(image())["head"].shape == (2, 5)
-    torch.testing.assert_close(pooled[0], normed[0].mean(1))
-    net.avg_pool = False
-    net(image())
-    assert torch.equal(pooled[1], normed[1][:, 0])  # the first global token
-
-
 def test_arch_strings_are_the_same_as_lists():
     first, second, third = stages_of("l1_l2,d96_l3,a0", {"attention": "srformer"})
     assert first == Stage(192, 1, 3, 2, 1, "srformer", 7, True)
@@ -410,20 +399,6 @@ def test_tables_are_cropped_or_stretched():
     places = torch.cartesian_prod(torch.arange(2), torch.arange(3))
     offsets = places[:, None] - places[None] + torch.tensor([1, 2])
     assert torch.equal(bias[0], (offsets[..., 0] * 5 + offsets[..., 1]).float())
-
-
-@pytest.mark.parametrize("kind", [VilAttention, OnlyGlobalAttention])
-def test_global_tokens_have_weights_of_their_own_or_not(kind):
-    arguments = {"attention_size": 3, "num_global_tokens": 2}
-    shared, own = attn_of(kind, **arguments), attn_of(kind, **arguments, share_global_weights=False)
-    state = shared.state_dict()
-    own.load_state_dict({name: state[name.replace("_global.", ".")] for name in own.state_dict()})
-    x, size = tokens_of(2, (5, 4)), (5, 4)
-    torch.testing.assert_close(own(x, size), shared(x, size))
-    for name in ("query_global", "kv_global", "proj_global"):
-        nn.init.normal_(own.get_submodule(name).weight)
-    assert torch.equal(own(x, size)[:, 2:], shared(x, size)[:, 2:])  # the map's tokens stay
-    assert (own(x, size)[:, :2] - shared(x, size)[:, :2]).abs().min() > 1e-3
 
 
 def test_only_global_tokens_carry_information_across_the_map():

@@ -129,52 +129,31 @@ COUNTS = [
     *("x", "\x00", "\ud800", "ooooooooooooooooooo", "P", 3),
 ]
 BARE = {"segmentation": []}
-# of annotation 12: the kind, what is done, whether box and mask are there after, values
-GROUPS: list[tuple[str, str, tuple[bool, bool], list[dict[str, Any]]]] = [
-    (
-        "wrong box",
-        "taken from the mask",
-        (True, True),
-        [{"bbox": box} for box in ([20, NAN, 1, 1], [20, 10**400, 1, 1], ["a", 5, 1, 8], [1, 2])],
-    ),
-    ("empty box", "taken from the mask", (True, True), [{"bbox": [30, 10, -12, 12]}]),
-    ("box outside", "taken from the mask", (True, True), [{"bbox": [50, 10, 12, 12]}]),
-    ("wrong box", "left out", (False, False), [{"bbox": None, **BARE}]),
-    ("empty box", "left out", (False, False), [{"bbox": [5, 5, 0, 8], **BARE}]),
-    (
-        "wrong mask",
-        "left out, the box stays",
-        (True, False),
-        [{"segmentation": {"size": [30, 40], "counts": counts}} for counts in COUNTS]
-        + [{"segmentation": {"size": [40, 30], "counts": [0, 1200]}}]
-        + [
-            {"segmentation": [part]}
-            for part in ([1, 2, 3, 4], [*SQUARE, 3], [NAN, *SQUARE[1:]], [1e9, *SQUARE[1:]])
-        ],
-    ),
-    (
-        "empty mask",
-        "left out, the box stays",
-        (True, False),
-        [{"segmentation": [part]} for part in ([5, 5] * 3, [50, 2, 60, 2, 60, 9])]
-        + [{"segmentation": {"size": [30, 40], "counts": [1200]}}],
-    ),
-    (
-        "unknown category id",
-        "left out",
-        (False, False),
-        [{"category_id": given} for given in (8, "cat", None, True)],
-    ),
-    ("unknown image id", "left out", (False, False), [{"image_id": 99}, {"image_id": None}]),
-    ("repeated annotation id", "a new id", (True, True), [{"id": 11}]),
-    ("wrong iscrowd", "a crowd region", (True, True), [{"iscrowd": 2}, {"iscrowd": "x"}]),
-    ("ignore flag", "a crowd region", (True, True), [{"ignore": 1}]),
+BOXES = ([20, NAN, 1, 1], [20, 10**400, 1, 1], ["a", 5, 1, 8], [1, 2])
+PARTS = ([1, 2, 3, 4], [*SQUARE, 3], [NAN, *SQUARE[1:]], [1e9, *SQUARE[1:]])
+MASKS = [*({"size": [30, 40], "counts": each} for each in COUNTS), *([part] for part in PARTS)]
+MASKS.append({"size": [40, 30], "counts": [0, 1200]})
+EMPTY = [[[5, 5] * 3], [[50, 2, 60, 2, 60, 9]], {"size": [30, 40], "counts": [1200]}]
+BOX_STAYS = "left out, the box stays"
+# of annotation 12: the kind, what is done, values; whether it is left out is in what is done
+FAULTS: list[tuple[str, str, dict[str, Any]]] = [
+    *(("wrong box", "taken from the mask", {"bbox": box}) for box in BOXES),
+    ("empty box", "taken from the mask", {"bbox": [30, 10, -12, 12]}),
+    ("box outside", "taken from the mask", {"bbox": [50, 10, 12, 12]}),
+    ("wrong box", "left out", {"bbox": None, **BARE}),
+    ("empty box", "left out", {"bbox": [5, 5, 0, 8], **BARE}),
+    *(("wrong mask", BOX_STAYS, {"segmentation": mask}) for mask in MASKS),
+    *(("empty mask", BOX_STAYS, {"segmentation": mask}) for mask in EMPTY),
+    *(("unknown category id", "left out", {"category_id": x}) for x in (8, "cat", None, True)),
+    *(("unknown image id", "left out", {"image_id": given}) for given in (99, None)),
+    ("repeated annotation id", "a new id", {"id": 11}),
+    *(("wrong iscrowd", "a crowd region", {"iscrowd": given}) for given in (2, "x")),
+    ("ignore flag", "a crowd region", {"ignore": 1}),
 ]
-FAULTS = [(*group[:3], values) for group in GROUPS for values in group[3]]
 
 
-@pytest.mark.parametrize(("kind", "done", "there", "values"), FAULTS)
-def test_what_is_wrong_stops_a_training_and_is_mended_or_left_out(tiny, kind, done, there, values):
+@pytest.mark.parametrize(("kind", "done", "values"), FAULTS)
+def test_what_is_wrong_stops_a_training_and_is_mended_or_left_out(tiny, kind, done, values):
     tiny.content["annotations"][1].update(values)
     quick, closer = _clean(tiny), _clean(tiny, closer=True)
     first = quick.findings[0]
@@ -186,10 +165,11 @@ def test_what_is_wrong_stops_a_training_and_is_mended_or_left_out(tiny, kind, do
     assert len(str(it.value)) < 500
     assert "`vitdet data check FOLDER --fix NEW` writes" in str(it.value)
     for found in (quick, closer):
-        assert len(found.content["annotations"]) == 3 + there[0]
-        if there[0]:
+        assert len(found.content["annotations"]) == 4 - (done == "left out")
+        if done != "left out":
             assert found.content["annotations"][1]["bbox"] == [20, 10, 12, 12]
-            assert bool(found.content["annotations"][1].get("segmentation")) == there[1]
+            has_mask = bool(found.content["annotations"][1].get("segmentation"))
+            assert has_mask == (done != BOX_STAYS)
     tiny.content = closer.content
     assert _kinds(_clean(tiny, closer=True)) == []
 

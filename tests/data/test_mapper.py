@@ -79,23 +79,6 @@ def test_jittered_masks_and_boxes_are_those_of_the_jittered_image(tmp_path, scal
         assert torch.equal(mapper(record)["image"], result["image"])
 
 
-@pytest.mark.parametrize(("flip", "fast"), [(False, False), (True, False), (False, True)])
-def test_crop_and_flip_of_a_polygon_by_hand(tmp_path, flip, fast):
-    record = _record(tmp_path)
-    corners = [4, 3, 14, 3, 14, 11, 4, 11]  # x from 4 to 14, y from 3 to 11
-    box = {"category_id": 0, "bbox": [4, 3, 10, 8], "bbox_mode": BoxMode.XYWH_ABS}
-    record["annotations"] = [{**box, "segmentation": [corners]}]
-    steps: list[T.Transform] = [T.CropTransform(10, 5, 12, 16)]  # x from 10 to 22, y from 5 to 21
-    steps += [T.HFlipTransform(12)] if flip else []
-    instances = Mapper(steps, is_train=True, fast=fast)(record)["instances"]
-    expected = np.zeros((16, 12), dtype=bool)
-    expected[0:6, 0:4] = True
-    expected = expected[:, ::-1] if flip else expected
-    np.testing.assert_array_equal(instances.gt_masks.tensor[0].numpy(), expected)
-    assert instances.gt_boxes.tensor[0].tolist() == ([8, 0, 12, 6] if flip else [0, 0, 4, 6])
-    assert instances.image_size == (16, 12)
-
-
 @both
 def test_a_cut_triangle_gets_a_tight_box(tmp_path, fast):
     # cutting the box of the triangle would give [0, 0, 10, 20]

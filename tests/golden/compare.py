@@ -35,6 +35,7 @@ _RANKED_SHARE = 0.98
 _RANKED_REACH = 3
 
 _PIXELS = re.compile(r"\b(anchors|boxes|proposals|decoded|final_boxes)(\.p\d+)?$")
+Tensors = Mapping[str, torch.Tensor]
 
 
 @dataclass(frozen=True)
@@ -87,8 +88,8 @@ class Comparison:
 
 def compare(
     case: Case,
-    outputs: Mapping[str, torch.Tensor],
-    extra: Mapping[str, torch.Tensor],
+    outputs: Tensors,
+    extra: Tensors,
     gradients: Mapping[str, torch.Tensor | None],
     input_gradients: list[torch.Tensor | None],
     not_offered: frozenset[str] = frozenset(),
@@ -104,7 +105,9 @@ def compare(
         not_offered: names in the case's `extra` that vitdet has no counterpart of.
     """
     result = Comparison(case.name)
-    left = set(case.arrays)
+    left = set(case.arrays) - {f"grad_norm/{name}" for name in gradients}
+    for name in not_offered:
+        left -= {f"extra/{name}", f"stats/extra/{name}"}
     values = dict(outputs) | {f"extra/{name}": value for name, value in extra.items()}
     for i, gradient in enumerate(input_gradients):
         key = "grad_input" if len(input_gradients) == 1 else f"grad_input/{i}"
@@ -112,20 +115,22 @@ def compare(
             values[key] = gradient
     for key, value in values.items():
         if key in case.arrays:
-            _compare_array(result, case, key, value)
+            _compare_array(result, case, key, value.detach().numpy())
             left -= {key, f"stats/{key}"}
-    for name in not_offered:
-        left -= {f"extra/{name}", f"stats/extra/{name}"}
     _compare_norms(result, case, gradients)
-    left -= {f"grad_norm/{name}" for name in gradients}
     if not case.info.get("conversion"):
-        _compare_loss(result, case, outputs)
+        # n outputs wrong by 1e-4 with normal weights sum up to 1e-4 * sqrt(n)
+        count = sum(value.numel() for value in outputs.values())
+        got = float(loss_of(case, {name: value.detach() for name, value in outputs.items()}))
+        stored = case.info["loss"]
+        place = f"got {got:.6g}, stored {stored:.6g}"
+        result.add("loss", abs(got - stored), TOLERANCE * count**0.5, place)
     for key in sorted(left):
         result.add(key, np.inf, TOLERANCE, "stored, but vitdet offers nothing to compare")
     return result
 
 
-def loss_of(case: Case, outputs: Mapping[str, torch.Tensor]) -> torch.Tensor:
+def loss_of(case: Case, outputs: Tensors) -> torch.Tensor:
     """Return the sum over outputs k of (output_k * golden.image(1000 + k, its shape)).sum()."""
     loss = torch.zeros(())
     for k, name in enumerate(case.info["outputs"]):
@@ -134,40 +139,27 @@ def loss_of(case: Case, outputs: Mapping[str, torch.Tensor]) -> torch.Tensor:
     return loss
 
 
-def _compare_loss(result: Comparison, case: Case, outputs: Mapping[str, torch.Tensor]) -> None:
-    """Compare the loss: n outputs wrong by 1e-4 with normal weights sum up to 1e-4 * sqrt(n)."""
-    count = sum(value.numel() for value in outputs.values())
-    got = float(loss_of(case, {name: value.detach() for name, value in outputs.items()}))
-    difference = abs(got - case.info["loss"])
-    result.add(
-        "loss", difference, TOLERANCE * count**0.5, f"got {got:.6g}, stored {case.info['loss']:.6g}"
-    )
-
-
-def _compare_array(result: Comparison, case: Case, key: str, value: torch.Tensor) -> None:
-    got, expected = value.detach().numpy(), case.arrays[key]
-    shape = _shape(case, key)
-    stride = case.info["subsampled"]["stride"].get(key)
-    stats = case.arrays.get(f"stats/{key}")
+def _compare_array(result: Comparison, case: Case, key: str, whole: np.ndarray) -> None:
+    expected, stats = case.arrays[key], case.arrays.get(f"stats/{key}")
     if stats is None:  # of whole numbers there are none
         assert expected.dtype.kind in "iu", f"{case.name}: no statistics of {key}"
-        stats = np.array([got.mean(), got.std(), np.abs(got).max()])
+        stats = np.array([whole.mean(), whole.std(), np.abs(whole).max()])
     tolerance = max(TOLERANCE, _ROUNDING * case.info.get("float32_error", {}).get(key, 0.0))
     if _PIXELS.search(key):
         tolerance = PIXEL_TOLERANCE * max(1.0, float(stats[2]))
+    stride = case.info["subsampled"]["stride"].get(key)
     if _RANKED.match(key):
-        _compare_ranked(result, key, got, expected, stride or 1, tolerance)
+        _compare_ranked(result, key, whole, expected, stride or 1, tolerance)
         # That share of the entries may be others, of at most the largest size.
-        _compare_stats(result, key, got, stats, tolerance + (1 - _RANKED_SHARE) * float(stats[2]))
+        more = tolerance + (1 - _RANKED_SHARE) * float(stats[2])
+        _compare_stats(result, key, whole, stats, more)
         return
-    if shape is not None and got.shape != shape:
-        result.add(key, np.inf, tolerance, f"shape {got.shape}, stored {shape}")
-        return
-    whole = got
-    if stride is not None:
-        got = got.reshape(-1)[::stride]
-    if got.shape != expected.shape:
-        result.add(key, np.inf, tolerance, f"shape {got.shape}, stored {expected.shape}")
+    table = case.info["extra"] if key.startswith("extra/") else case.info["outputs"]
+    shape = None if key.startswith("grad_input") else tuple(table[key.removeprefix("extra/")])
+    got = whole if stride is None else whole.reshape(-1)[::stride]
+    if whole.shape != (shape or whole.shape) or got.shape != expected.shape:
+        sizes = f"shape {whole.shape}, stored {shape} as {expected.shape}"
+        result.add(key, np.inf, tolerance, sizes)
         return
     if not expected.size:  # a table of no tokens: its shape is all there is
         result.add(key, 0.0, tolerance, "empty")
@@ -180,14 +172,6 @@ def _compare_array(result: Comparison, case: Case, key: str, value: torch.Tensor
     _compare_stats(result, key, whole, stats, tolerance)
 
 
-def _shape(case: Case, key: str) -> tuple[int, ...] | None:
-    """Return the shape that the JSON file gives to the full array, None for input gradients."""
-    if key.startswith("grad_input"):
-        return None
-    table = case.info["extra"] if key.startswith("extra/") else case.info["outputs"]
-    return tuple(table[key.removeprefix("extra/")])
-
-
 def _compare_stats(
     result: Comparison, key: str, value: np.ndarray, stats: np.ndarray, tolerance: float
 ) -> None:
@@ -196,27 +180,16 @@ def _compare_stats(
     got = np.array([value.mean(), value.std(), np.abs(value).max()])
     difference = np.abs(got - stats)
     worst = int(np.argmax(np.nan_to_num(difference, nan=np.inf)))
-    name = ("mean", "std", "max abs")[worst]
-    result.add(
-        f"stats/{key}",
-        difference[worst],
-        tolerance,
-        f"{name}: got {got[worst]:.7g}, stored {stats[worst]:.7g}",
-    )
+    place = f"{('mean', 'std', 'max abs')[worst]}: got {got[worst]:.7g}, stored {stats[worst]:.7g}"
+    result.add(f"stats/{key}", difference[worst], tolerance, place)
 
 
 def _compare_ranked(
-    result: Comparison,
-    key: str,
-    got: np.ndarray,
-    expected: np.ndarray,
-    stride: int,
-    tolerance: float,
+    result: Comparison, key: str, got: np.ndarray, stored: np.ndarray, stride: int, tolerance: float
 ) -> None:
     """Compare rows that are sorted by score, where ties may have another order."""
     columns = got.shape[1] if got.ndim > 1 else 1
-    flat = got.reshape(-1).astype(np.float64)
-    stored = expected.reshape(-1).astype(np.float64)
+    flat, stored = got.reshape(-1).astype(np.float64), stored.reshape(-1).astype(np.float64)
     at = np.arange(stored.size) * stride
     nearest = np.full(stored.size, np.inf)
     for shift in range(-_RANKED_REACH, _RANKED_REACH + 1):
@@ -226,25 +199,22 @@ def _compare_ranked(
         nearest[inside] = np.minimum(nearest[inside], found)
     allowed = int((1 - _RANKED_SHARE) * stored.size)
     missing = int((~(nearest <= tolerance)).sum())
-    largest = float(np.sort(nearest)[-1 - allowed])
     place = f"{missing} of {stored.size} stored entries not found, {allowed} may be"
-    result.add(key, largest, tolerance, place)
+    result.add(key, float(np.sort(nearest)[-1 - allowed]), tolerance, place)
 
 
 def _compare_norms(
     result: Comparison, case: Case, gradients: Mapping[str, torch.Tensor | None]
 ) -> None:
-    without = set(case.info["parameters_without_grad"])
     for name, gradient in gradients.items():
         key = f"grad_norm/{name}"
         got = 0.0 if gradient is None else float(gradient.double().norm())
-        if name in without:
+        if name in case.info["parameters_without_grad"]:
             result.add(key, got, 0.0, f"got {got:.7g}, no gradient in the published code")
         elif key not in case.arrays:
             result.add(key, np.inf, 0.0, f"got {got:.7g}, nothing stored")
         else:
             stored = float(case.arrays[key])
-            difference = abs(got - stored)
             # As a relative difference, so that keys can be compared with each other.
-            difference /= max(stored, _SMALL_NORM)
+            difference = abs(got - stored) / max(stored, _SMALL_NORM)
             result.add(key, difference, NORM_TOLERANCE, f"got {got:.7g}, stored {stored:.7g}")

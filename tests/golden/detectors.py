@@ -179,10 +179,10 @@ class Parts:
     def call(self, images: list[torch.Tensor]) -> Any:
         """Return (outputs, extra) by the names of the case."""
         kinks = Kinks(self.model)
-        with in_float64(self.model), kinks.recording():
+        with in_float64(self.model), kinks.hooked(Kinks.keep):
             self._parts([image.detach().double() for image in images])
         self.recorder.clear()
-        with kinks.replaying():
+        with kinks.hooked(Kinks.decide):
             batch, features, outputs, extra = self._parts(images)
         self._end_to_end(batch, features, extra)
         return outputs, extra

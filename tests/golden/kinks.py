@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -28,13 +29,11 @@ def in_float64(model: nn.Module) -> Iterator[None]:
     for module in backends:
         module.backend = "eager"  # pyright: ignore[reportAttributeAccessIssue, reportArgumentType]
     model.double()
-    try:
-        with torch.no_grad():
-            yield
-    finally:
-        model.float()
-        for module, backend in backends.items():
-            module.backend = backend
+    with torch.no_grad():
+        yield
+    model.float()
+    for module, backend in backends.items():
+        module.backend = backend
 
 
 class Kinks:
@@ -51,45 +50,31 @@ class Kinks:
         assert not any(getattr(module, "inplace", False) for module in self.modules.values())
 
     @contextmanager
-    def recording(self) -> Iterator[None]:
-        """Keep the inputs, in the order of the calls."""
-        with self._hooked(self._keep):
-            yield
-
-    @contextmanager
-    def replaying(self) -> Iterator[None]:
-        """Decide ties by the kept inputs; calls beyond the kept ones are left alone."""
-        with self._hooked(self._decide):
-            yield
-
-    @contextmanager
-    def _hooked(self, hook: Callable[[str, nn.Module, torch.Tensor, Any], Any]) -> Iterator[None]:
+    def hooked(self, hook: Callable[[Kinks, str, nn.Module, Any, Any], Any]) -> Iterator[None]:
+        """Call a hook, `Kinks.keep` or `Kinks.decide`, after every one of them."""
         handles = [
-            module.register_forward_hook(
-                lambda module, inputs, output, name=name: hook(name, module, inputs[0], output)
-            )
+            module.register_forward_hook(partial(hook, self, name))
             for name, module in self.modules.items()
         ]
-        try:
-            yield
-        finally:
-            for handle in handles:
-                handle.remove()
+        yield
+        for handle in handles:
+            handle.remove()
 
-    def _keep(self, name: str, _: nn.Module, x: torch.Tensor, __: torch.Tensor) -> None:
-        self._kept.setdefault(name, []).append(x)
+    def keep(self, name: str, _: nn.Module, given: Any, __: torch.Tensor) -> None:
+        """Keep the input, in the order of the calls."""
+        self._kept.setdefault(name, []).append(given[0])
 
-    def _decide(
-        self, name: str, module: nn.Module, x: torch.Tensor, output: torch.Tensor
+    def decide(
+        self, name: str, module: nn.Module, given: Any, output: torch.Tensor
     ) -> torch.Tensor:
+        """Decide ties by the kept inputs; calls beyond the kept ones are left alone."""
         if not self._kept.get(name):
             return output
-        reference = self._kept[name].pop(0)
+        (x,), reference = given, self._kept[name].pop(0)
         assert reference.shape == x.shape, f"{name}: another shape than in float64"
         if isinstance(module, nn.MaxPool2d):
-            _, index = F.max_pool2d(
-                reference, module.kernel_size, module.stride, module.padding, return_indices=True
-            )
+            sizes = module.kernel_size, module.stride, module.padding
+            _, index = F.max_pool2d(reference, *sizes, return_indices=True)
             chosen = x.flatten(2).gather(2, index.flatten(2)).view_as(output)
             return torch.where(output - chosen < TOLERANCE, chosen, output)
         return torch.where(reference.abs() < TOLERANCE, x * (reference > 0), output)

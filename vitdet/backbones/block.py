@@ -1,8 +1,8 @@
 """The block of a plain ViT and the two forms of its attention (ViTDet, Sec. 3).
 
-Parameter names as facebookresearch/detectron2, backbone/vit.py; `SplitAttention` as baaivision/EVA,
-EVA-02/det, backbone/vit.py. Linear layers are called as modules, so that what is hooked to them or
-put in their place (adapters, quantised layers) is met.
+Parameter names as facebookresearch/detectron2, backbone/vit.py, and where q, k and v are split as
+baaivision/EVA, EVA-02/det, backbone/vit.py. Linear layers are called as modules, so that what is
+hooked to them or put in their place (adapters, quantised layers) is met.
 
 Tokens are a map (B, H, W, C). Where class and register tokens take part they are a sequence (B, P +
 H * W, C), the P prefix tokens first.
@@ -29,13 +29,15 @@ WindowFit = Literal["pad", "interpolate"]
 
 
 class Attention(nn.Module):
-    """Multi-head self-attention with one projection to q, k and v.
+    """Multi-head self-attention.
 
     Args:
         dim: channels C.
         num_heads: heads N.
         bias: whether q, k and v have one, or "qv": of q and v as parameters of their own, and none
             of k (EVA-01, ViTAE-B's global blocks).
+        split: whether q, k and v have projections of their own (EVA-02). A bias is then "qv".
+        inner_norm: a norm before the output projection, or None (StreamPETR `subln`).
         rel_pos_size: (H, W) of the map that the position tables are made for, None for none.
         rel_pos_resize: how a table is fitted to another map, see `vitdet.layers.positions`.
         backend: kernel, see `vitdet.layers.attention`.
@@ -47,6 +49,8 @@ class Attention(nn.Module):
         num_heads: int,
         bias: QkvBias = True,
         *,
+        split: bool = False,
+        inner_norm: nn.Module | None = None,
         rel_pos_size: Size | None = None,
         rel_pos_resize: RelPosResize = "interpolate",
         backend: str = "auto",
@@ -54,11 +58,16 @@ class Attention(nn.Module):
         super().__init__()
         if dim % num_heads:
             raise InputError(f"num_heads: expected a divisor of {dim}, got {num_heads}. Change it.")
-        self.num_heads, self.backend = num_heads, backend
+        self.num_heads, self.backend, self.split = num_heads, backend, split
         self.rel_pos_resize: RelPosResize = rel_pos_resize
-        self.qkv = Linear(dim, 3 * dim, bias=bias is True)
-        self.q_bias = nn.Parameter(torch.zeros(dim)) if bias == "qv" else None
-        self.v_bias = nn.Parameter(torch.zeros(dim)) if bias == "qv" else None
+        if split:
+            self.q_proj, self.k_proj, self.v_proj = (Linear(dim, dim, bias=False) for _ in range(3))
+        else:
+            self.qkv = Linear(dim, 3 * dim, bias=bias is True)
+        apart = bool(bias) if split else bias == "qv"
+        self.q_bias = nn.Parameter(torch.zeros(dim)) if apart else None
+        self.v_bias = nn.Parameter(torch.zeros(dim)) if apart else None
+        self.inner_attn_ln = inner_norm or nn.Identity()
         self.proj = Linear(dim, dim)
         self.rel_pos_h: nn.Parameter | None = None
         self.rel_pos_w: nn.Parameter | None = None
@@ -77,13 +86,7 @@ class Attention(nn.Module):
             size: (H, W) of a sequence, None for a map.
             rope: rotary tables of the H * W tokens; prefix tokens are not turned.
         """
-        B, C = x.shape[0], x.shape[-1]
-        qkv = self.qkv(x)
-        if self.q_bias is not None and self.v_bias is not None:
-            bias = torch.cat([self.q_bias, torch.zeros_like(self.v_bias), self.v_bias])
-            qkv = qkv + bias.to(qkv.dtype)
-        qkv = qkv.view(B, -1, 3, self.num_heads, C // self.num_heads)
-        q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)  # each (B, N, L, D)
+        q, k, v = self._heads(x)  # each (B, N, L, D)
         rel_pos = None
         if self.rel_pos_h is not None and self.rel_pos_w is not None:
             places = size or (x.shape[1], x.shape[2])
@@ -91,51 +94,20 @@ class Attention(nn.Module):
         if rope is not None:
             q, k = rotate(q, rope), rotate(k, rope)
         y = attention(q, k, v, rel_pos=rel_pos, backend=self.backend)
-        return self.proj(y.transpose(1, 2).reshape(x.shape))
-
-
-class SplitAttention(nn.Module):
-    """Multi-head self-attention with three projections; q and v have a bias of their own, k none.
-
-    Args:
-        dim: channels C.
-        num_heads: heads N.
-        bias: whether q and v have a bias.
-        inner_norm: a norm before the output projection, or None (StreamPETR `subln`).
-        backend: kernel, see `vitdet.layers.attention`.
-    """
-
-    def __init__(
-        self,
-        dim: int,
-        num_heads: int,
-        bias: bool = True,
-        *,
-        inner_norm: nn.Module | None = None,
-        backend: str = "auto",
-    ) -> None:
-        super().__init__()
-        self.num_heads, self.backend = num_heads, backend
-        self.q_proj, self.k_proj, self.v_proj = (Linear(dim, dim, bias=False) for _ in range(3))
-        self.q_bias = nn.Parameter(torch.zeros(dim)) if bias else None
-        self.v_bias = nn.Parameter(torch.zeros(dim)) if bias else None
-        self.inner_attn_ln = inner_norm or nn.Identity()
-        self.proj = Linear(dim, dim)
-
-    def forward(
-        self, x: torch.Tensor, size: Size | None = None, rope: RotaryTables | None = None
-    ) -> torch.Tensor:
-        """As `Attention.forward`."""
-        del size
-        shape = (x.shape[0], -1, self.num_heads, x.shape[-1] // self.num_heads)
-        q, k, v = self.q_proj(x), self.k_proj(x), self.v_proj(x)
-        if self.q_bias is not None and self.v_bias is not None:
-            q, v = q + self.q_bias.to(q.dtype), v + self.v_bias.to(v.dtype)
-        q, k, v = (each.view(shape).transpose(1, 2) for each in (q, k, v))
-        if rope is not None:
-            q, k = rotate(q, rope), rotate(k, rope)
-        y = attention(q, k, v, backend=self.backend)
         return self.proj(self.inner_attn_ln(y.transpose(1, 2).reshape(x.shape)))
+
+    def _heads(self, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        shape = (self.num_heads, x.shape[-1] // self.num_heads)
+        if self.split:
+            q, k, v = self.q_proj(x), self.k_proj(x), self.v_proj(x)
+            if self.q_bias is not None and self.v_bias is not None:
+                q, v = q + self.q_bias.to(q.dtype), v + self.v_bias.to(v.dtype)
+            return tuple(y.view(x.shape[0], -1, *shape).transpose(1, 2) for y in (q, k, v))
+        qkv = self.qkv(x)
+        if self.q_bias is not None and self.v_bias is not None:
+            bias = torch.cat([self.q_bias, torch.zeros_like(self.v_bias), self.v_bias])
+            qkv = qkv + bias.to(qkv.dtype)
+        return qkv.view(x.shape[0], -1, 3, *shape).permute(2, 0, 3, 1, 4).unbind(0)
 
 
 class Block(nn.Module):
@@ -160,7 +132,7 @@ class Block(nn.Module):
     def __init__(
         self,
         norms: tuple[nn.Module, nn.Module],
-        attn: Attention | SplitAttention,
+        attn: Attention,
         mlp: nn.Module,
         *,
         drop_path: float = 0.0,

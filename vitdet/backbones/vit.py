@@ -7,12 +7,12 @@ DeiT-III, DINOv2, DINOv3.
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from typing import Literal
+from typing import Any, Literal
 
 from torch import nn
 
 from vitdet.backbones.base import check_indexes
-from vitdet.backbones.block import Attention, Block, QkvBias, SplitAttention, WindowFit
+from vitdet.backbones.block import Attention, Block, QkvBias, WindowFit
 from vitdet.backbones.plain import PlainViT
 from vitdet.layers.attention import check_backend
 from vitdet.layers.norms import layer_norm
@@ -106,8 +106,8 @@ def ViT(
         mlp_ratio: hidden channels of the feed-forward layer over C.
         qkv_bias: whether q, k and v have a bias, or "qv": of q and v as parameters of their own,
             and none of k (EVA-01).
-        split_qkv: whether q, k and v have projections of their own (EVA-02), see `SplitAttention`.
-        inner_attn_norm: with `split_qkv`: a norm before the output projection (`subln`).
+        split_qkv: whether q, k and v have projections of their own (EVA-02).
+        inner_attn_norm: a norm before the output projection (`subln`).
         inner_attn_norm_eps: its epsilon.
         drop_path_rate: stochastic depth of the last block; it grows linearly from 0.
         norm_eps: epsilon of the LayerNorms.
@@ -174,22 +174,17 @@ def ViT(
         residual = branch = None
         if i in residual_block_indexes:
             residual = ConvPropagation(embed_dim, propagation, propagation_norm)
-        if split_qkv:
-            inner = nn.LayerNorm(embed_dim, inner_attn_norm_eps) if inner_attn_norm else None
-            attn = SplitAttention(
-                embed_dim, num_heads, bool(qkv_bias), inner_norm=inner, backend=attention_backend
-            )
-        else:
-            bias = "qv" if parallel_branch and is_global and qkv_bias else qkv_bias
-            rel_pos_size = ((window, window) if window else grid) if use_rel_pos else None
-            attn = Attention(
-                embed_dim,
-                num_heads,
-                bias,
-                rel_pos_size=rel_pos_size,
-                rel_pos_resize=rel_pos_resize,
-                backend=attention_backend,
-            )
+        inner = nn.LayerNorm(embed_dim, inner_attn_norm_eps) if inner_attn_norm else None
+        attn = Attention(
+            embed_dim,
+            num_heads,
+            "qv" if parallel_branch and is_global and qkv_bias else qkv_bias,
+            split=split_qkv,
+            inner_norm=inner,
+            rel_pos_size=((window, window) if window else grid) if use_rel_pos else None,
+            rel_pos_resize=rel_pos_resize,
+            backend=attention_backend,
+        )
         if parallel_branch:
             branch = parallel_convolutions(embed_dim, hidden_dim, embed_dim // 4)
         block = Block(
@@ -231,30 +226,27 @@ def _grid(img_size: int | Sequence[int], patch_size: int) -> Size:
     return height // patch_size, width // patch_size
 
 
-def _check_together(given: dict[str, object]) -> None:
+def _check_together(given: dict[str, Any]) -> None:
     """Raise an InputError for arguments of `ViT` that exclude each other."""
-    shifted, whole = set(given["shifted_block_indexes"]), set(given["global_block_indexes"])  # pyright: ignore[reportArgumentType]
-    if both := sorted(shifted & whole):
+    both = set(given["shifted_block_indexes"]) & set(given["global_block_indexes"])
+    if both:
         raise InputError(
-            f"shifted_block_indexes: expected window blocks, got {both}. A block that sees the "
-            "whole map has no windows to shift."
+            f"shifted_block_indexes: expected window blocks, got {sorted(both)}. A block that sees "
+            "the whole map has no windows to shift."
         )
-    excluded = {}
-    if given["use_cls_token"] or given["num_register_tokens"]:
-        why = "class or register tokens, which have no place on the map"
-        names = ("use_rel_pos", "window_fit", "shifted_block_indexes", "parallel_branch")
-        excluded[why] = dict.fromkeys(names, False) | {"window_fit": "pad"}
-    if given["split_qkv"]:
-        excluded["split_qkv"] = {"use_rel_pos": False}
-    for why, names in excluded.items():
-        for name, plain in names.items():
-            value = given[name]
-            if value != plain and (plain or value):
-                raise InputError(
-                    f"{name}: expected {plain!r} with {why}, got {value!r}. Leave one of them out."
-                )
-    if given["parallel_branch"] and given["embed_dim"] % 4:  # pyright: ignore[reportOperatorIssue]
+    if given["parallel_branch"] and given["embed_dim"] % 4:
         raise InputError(
-            f"embed_dim: expected a multiple of 4, as the convolutions' groups have, got "
+            f"embed_dim: expected a multiple of 4, for the branch's groups, got "
             f"{given['embed_dim']}."
         )
+    excluded = [("use_rel_pos", "split_qkv")] if given["split_qkv"] else []
+    if given["use_cls_token"] or given["num_register_tokens"]:
+        names = ("use_rel_pos", "shifted_block_indexes", "parallel_branch", "window_fit")
+        why = "class or register tokens, which have no place on the map"
+        excluded += [(name, why) for name in names]
+    for name, why in excluded:
+        value, plain = given[name], "pad" if name == "window_fit" else False
+        if value != plain and (plain or value):
+            raise InputError(
+                f"{name}: expected {plain!r} with {why}, got {value!r}. Leave one of them out."
+            )

@@ -32,24 +32,12 @@ ReductionKind = Literal["performer", "performer_less"]
 class PyramidReduction(nn.Module):
     """Strided convolutions of several dilations beside each other (ViTAE, Sec. 3.2).
 
-    Args:
-        in_chans: channels of the map.
-        embed_dim: channels of each convolution.
-        kernel_size: side of their kernels.
-        stride: their stride; a side that it does not divide is rounded up.
-        dilations: one for each convolution.
-
-    Raises:
-        InputError: kernels that leave pixels out between them.
+    `stride` rounds a side that it does not divide up. Raises an InputError for kernels that leave
+    pixels out between them.
     """
 
     def __init__(
-        self,
-        in_chans: int,
-        embed_dim: int,
-        kernel_size: int,
-        stride: int,
-        dilations: Sequence[int],
+        self, in_chans: int, embed_dim: int, kernel_size: int, stride: int, dilations: Sequence[int]
     ) -> None:
         super().__init__()
         if kernel_size < stride - 1:
@@ -83,11 +71,7 @@ class TokenPerformer(nn.Module):
     The values are the shortcut of the attention, because it changes the number of channels. The
     random features `w` are drawn once and never trained.
 
-    Args:
-        in_dim: channels of the input.
-        dim: channels of the output.
-        dropout: probability of dropout after the projection and after the MLP, in training.
-        feature_ratio: number of random features over `dim`.
+    `feature_ratio` is the number of random features over `dim`.
     """
 
     def __init__(
@@ -131,12 +115,9 @@ class ReductionCell(nn.Module):
     """Makes a map smaller: dilated convolutions, attention, and a convolution branch beside them.
 
     Args:
-        in_chans: channels of the map.
-        embed_dim: channels of each dilated convolution.
-        token_dim: channels of the output.
+        in_chans, embed_dim, token_dim: channels of the map, of each convolution, of the output.
         ratio: 2, 4 or 8, the stride of the cell.
-        kernel_size: side of the dilated convolutions' kernels.
-        dilations: their dilations.
+        kernel_size, dilations: of the dilated convolutions.
         kind: "performer", or "performer_less" for the dilated convolutions alone.
         groups: groups of the branch's convolutions.
 

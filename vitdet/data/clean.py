@@ -49,13 +49,10 @@ def clean(
         images: the folder that file names are relative to.
         source: where the content comes from, for error messages.
         style: "lvis" where file names are in `coco_url`.
-        boxes: how boxes are written; "ask" takes them as x, y, width, height and says when they
-            look like corners or fractions.
-        without_mask: "drop" leaves out objects without a mask that can be used, where others have
-            one.
-        files: {file name: what its file is}, for a closer look at everything; None looks for files
-            by name, opens only those of images without a size, and leaves alone what a training
-            does not stop at.
+        boxes: how they are written; "ask": x, y, width, height, unless they look otherwise.
+        without_mask: "drop" leaves out objects without a mask, where others have one.
+        files: {file name: what its file is}, for a closer look at everything; None opens only files
+            of images without a size, and leaves alone what a training does not stop at.
 
     Raises:
         InputError: what is no COCO content at all.

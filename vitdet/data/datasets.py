@@ -185,12 +185,9 @@ def _records(found: Cleaned, image_root: Path, style: Style, json_file: Path) ->
 def named_dataset(name: str) -> Dataset:
     """Return a data set by its usual name, such as "coco_2017_train".
 
-    The files lie under the folder named by the environment variable DETECTRON2_DATASETS, which is
-    read at every call, "./datasets" by default. The layout is detectron2's
-    (facebookresearch/detectron2 datasets/README.md), and for Objects365 that of EVA's code:
-    Objects365/annotations/zhiyuan_objv2_{train,val}.json, Objects365/images/v1/patch0 and so on.
-    Annotations are taken as detectron2 takes them (check="keep"). Names are coco_2014_*,
-    coco_2017_*, lvis_v1_*, lvis_v0.5_*, objects365_v2_train and _val.
+    The files lie under the folder named by the environment variable DETECTRON2_DATASETS, by default
+    "./datasets", in the layout of facebookresearch/detectron2 datasets/README.md; Objects365 has
+    that of EVA's code. Annotations are taken as detectron2 takes them (check="keep").
 
     Raises:
         InputError: unknown name (says the nearest), missing file or folder.

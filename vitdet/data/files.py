@@ -22,6 +22,7 @@ from vitdet.utils.checks import InputError, one_line
 from vitdet.utils.files import RESULT_MARKER
 
 MAX_TEXT = 64 << 20  # bytes of a list, a yaml, an xml or a file of labels
+_MAX_VISITS = 8  # of one folder, by several links
 _LABELS = {".json", ".xml", ".yaml", ".yml", ".txt"}
 _SPECIAL = {stat.S_IFDIR: "a folder", stat.S_IFIFO: "a pipe", stat.S_IFSOCK: "a socket"}
 _ARCHIVES = (b"PK\x03\x04", b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"7z\xbc\xaf", b"Rar!")
@@ -151,7 +152,7 @@ def list_files(folder: Path) -> Listing:
     be read. What has the name of a file of labels stays, whatever it is: reading it says what is
     wrong.
     """
-    found, real = Listing(folder), folder.resolve()
+    found, visits, real = Listing(folder), Counter[Any](), folder.resolve()
     todo = [(folder, frozenset(_identity(each.stat()) for each in (real, *real.parents)))]
     while todo:
         place, above = todo.pop()
@@ -161,8 +162,9 @@ def list_files(folder: Path) -> Listing:
             if name.startswith(".") or name == "__MACOSX":
                 continue
             reason, identity = _reason(entries[name], results)
-            if identity in above:
-                reason = "folder that leads in a circle"
+            visits[identity] += identity is not None
+            if identity in above or visits[identity] > _MAX_VISITS:
+                reason = "folder that links lead to again"
             if reason:
                 found.left_out[reason] += 1
             elif identity is None:

@@ -117,7 +117,7 @@ def open_image(
             an absurd number of scans, or grey values of more than 8 bits.
     """
     with opened(source, name, formats, max_pixels) as image:
-        return _upright(image)
+        return to_rgb(image)
 
 
 def read_header(source: Source, *, name: str | None = None) -> Header:
@@ -172,7 +172,7 @@ def read_reduced(record: dict[str, Any], shrink: float) -> tuple[Image.Image, in
             if reduction > 1:
                 image.draft(None, (full[0] // reduction, full[1] // reduction))
                 reduction = 1 if image.size == full else reduction  # not a JPEG
-            return _upright(image), reduction
+            return to_rgb(image), reduction
     except ImageError as error:
         way = " vitdet data check FOLDER --fix NEW writes a copy of the data without it."
         raise ImageError(f"{error}{way if in_data else ''}", error.kind) from error
@@ -308,7 +308,7 @@ def _orientation(image: Image.Image) -> int:
     return value if isinstance(value, int) and 1 <= value <= 8 else 1
 
 
-def _upright(image: Image.Image) -> Image.Image:
+def to_rgb(image: Image.Image) -> Image.Image:
     """Decode an image, turn it by EXIF and convert it to RGB."""
     turn = TURN.get(_orientation(image))
     if turn is not None and image.format != "TIFF":  # Pillow turns these when it decodes them

@@ -206,11 +206,8 @@ def build_test_loader(
 ) -> Loader:
     """Return an iterable of lists of model inputs: each image once, over all processes.
 
-    The data set is cut into as many contiguous parts as there are processes. `batch_size` counts
-    the images of one process; the last list may be shorter.
-
-    Raises:
-        InputError: the data set is empty; while iterating, what the mapper raises.
+    The data set is cut into as many contiguous parts as there are processes, lists of `batch_size`
+    images. Raises as `build_train_loader`.
     """
     _check(dataset, num_workers, "test")
     if not dataset.records:
@@ -229,8 +226,7 @@ def _check(dataset: Any, num_workers: Any, part: str) -> None:
     if not hasattr(dataset, "records"):
         raise InputError(
             f"dataloader.{part}.dataset: expected a data set with records, got a "
-            f"{type(dataset).__name__} without. Use vitdet.data.datasets.coco_dataset, or a loader "
-            "of your own that knows this one."
+            f"{type(dataset).__name__} without. Use coco_dataset, or a loader of your own."
         )
     if type(num_workers) is not int or num_workers < 0:
         raise InputError(

@@ -50,19 +50,9 @@ def prepare_data(
     """Find the data of a folder, and write in COCO's format into `cache` what is not so there.
 
     Nothing is written into the folder. What is in `cache` is written anew, but for a run that is
-    resumed: it goes on with what it began with.
-
-    Args:
-        folder, form, images: as in `find_data`.
-        cache: folder for the annotation files; made when something is written.
-        val_fraction: of the images, where there is no validation part.
-        seed: of that choice.
-        resume: whether a run goes on.
-        allow_changed: let it go on with data of another number of images, objects or classes.
-        allow_empty: let the validation part be without objects.
-
-    Raises:
-        InputError: no data that can be read, in one line.
+    resumed: it goes on with what it began with, and with data of another number of images, objects
+    or classes only if `allow_changed`. Where there is no validation part, `val_fraction` of the
+    images become one. What cannot be used is an InputError of one line, as in `find_data`.
     """
     found = find_data(folder, form, images, splits=("train", "val"))
     notes = _summary(found)
@@ -239,20 +229,11 @@ def _earlier(parts: tuple[Part, Part], cache: Path, allow_changed: bool) -> dict
 def split_content(
     content: Json, images: Path, fraction: float = 0.1, seed: int = 0
 ) -> tuple[Json, Json]:
-    """Cut a data set in two at random, by image; return the larger and the smaller part.
+    """Cut a cleaned content in two at random, by image; return the larger and the smaller part.
 
     Images of the same bytes, and augmented copies of one image by Roboflow's names, stay together.
     A class that two or more such groups have is in both parts, where that is possible, so many rare
-    classes make the smaller part larger than `fraction`.
-
-    Args:
-        content: in COCO's format, cleaned.
-        images: the folder that file names are relative to.
-        fraction: of the images that go into the second part, between 0 and 1.
-        seed: of the choice; the same seed gives the same parts.
-
-    Raises:
-        InputError: a fraction out of range, or fewer than two different images.
+    classes make the smaller part larger than `fraction`. The same seed gives the same parts.
     """
     if not 0 < fraction < 1:
         raise InputError(f"--val-fraction: expected a number between 0 and 1, got {fraction}.")

@@ -34,10 +34,6 @@ class ChannelLayerNorm(nn.Module):
         x = F.layer_norm(x, self.weight.shape, self.weight, self.bias, self.eps)
         return x.permute(0, 3, 1, 2)
 
-    def extra_repr(self) -> str:
-        """Return what `print(module)` shows."""
-        return f"{self.weight.numel()}, eps={self.eps}"
-
 
 def channel_layer_norm(eps: float = 1e-6) -> Callable[[int], ChannelLayerNorm]:
     """Return a factory of `ChannelLayerNorm`, for arguments that want a norm by its channels."""

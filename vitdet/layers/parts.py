@@ -68,12 +68,6 @@ class SwiGLU(nn.Module):
 
     Names as baaivision/EVA, EVA-02/det, backbone/vit.py SwiGLU with `subln`. Without the norm it is
     that of DINOv2 and DINOv3 (facebookresearch/dinov3, layers/ffn_layers.py SwiGLUFFN).
-
-    Args:
-        dim: channels of input and output.
-        hidden_dim: channels between.
-        norm_eps: epsilon of the inner LayerNorm.
-        inner_norm: whether there is one.
     """
 
     def __init__(
@@ -138,10 +132,6 @@ class DropPath(nn.Module):
         shape = (branch.shape[0],) + (1,) * (branch.ndim - 1)
         kept = torch.rand(shape, device=branch.device) < self.keep
         return branch * (kept / self.keep).to(branch.dtype)
-
-    def extra_repr(self) -> str:
-        """Return what `print(module)` shows."""
-        return f"rate={self.rate:.4g}"
 
 
 def drop_path_rates(rate: float, depth: int) -> list[float]:

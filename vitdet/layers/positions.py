@@ -132,13 +132,9 @@ def rel_pos_terms(
 
     Args:
         q: (B, N, L, D) queries before scaling, L = H * W in row-major order.
-        table_h: (2 * S - 1, D) for rows, `table_w` for columns.
-        table_w: see `table_h`.
+        table_h, table_w: (2 * S - 1, D) for rows, and for columns.
         size: (H, W).
         mode: see `resize_rel_pos`.
-
-    Returns:
-        RelPos of (B, N, L, H) and (B, N, L, W).
     """
     B, N, L, D = q.shape
     height, width = size

@@ -30,11 +30,6 @@ class ConvPropagation(nn.Module):
     a bottleneck, as alibaba/EasyCV before v0.7, models/backbones/vitdet.py. The last norm starts at
     zero here too, but the last ReLU makes a new block cut negative values off.
 
-    Args:
-        dim: channels C of the map.
-        kind: "naive" (one 3x3), "basic" (two 3x3) or "bottleneck" (1x1, 3x3, 1x1).
-        norm: "LN" or "BN".
-
     Raises:
         InputError: a kind or norm that does not exist.
     """
@@ -47,9 +42,8 @@ class ConvPropagation(nn.Module):
         self.rectified = norm == "BN"
         kernels = _SIDES[kind]
         self.count = len(kernels)
-        middle = dim
-        if kind == "bottleneck":
-            middle = dim // 4 if self.rectified else dim // 2
+        narrow = dim // 4 if self.rectified else dim // 2
+        middle = narrow if kind == "bottleneck" else dim
         widths = [dim] + [middle] * (self.count - 1) + [dim]
         for i, kernel in enumerate(kernels):
             conv = nn.Conv2d(widths[i], widths[i + 1], kernel, padding=kernel // 2, bias=False)

@@ -9,12 +9,7 @@ import torch.nn.functional as F
 def window_partition(x: torch.Tensor, window_size: int) -> torch.Tensor:
     """Cut a map into windows, with zeros on the right and below where it does not divide.
 
-    Args:
-        x: (B, H, W, C).
-        window_size: side of a window in tokens, S.
-
-    Returns:
-        (B * number of windows, S, S, C), windows in row-major order.
+    x (B, H, W, C) becomes (B * number of windows, S, S, C), windows in row-major order.
     """
     B, H, W, C = x.shape
     below, right = -H % window_size, -W % window_size
@@ -27,15 +22,7 @@ def window_partition(x: torch.Tensor, window_size: int) -> torch.Tensor:
 
 
 def window_reverse(windows: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
-    """Put windows back together and cut the padding off: the inverse of `window_partition`.
-
-    Args:
-        windows: (B * number of windows, S, S, C).
-        size: (H, W) of the map before the partition.
-
-    Returns:
-        (B, H, W, C).
-    """
+    """Undo `window_partition` for a map of `size` (H, W): put together and cut the padding off."""
     window_size, C = windows.shape[1], windows.shape[-1]
     H, W = size
     # Not -(-H // window_size): ONNX divides whole numbers towards zero.

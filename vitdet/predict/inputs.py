@@ -15,7 +15,13 @@ import numpy as np
 import torch
 from PIL import Image
 
-from vitdet.data.images import IMAGE_SUFFIXES, UNREADABLE_SUFFIXES, is_deep, open_image, to_rgb
+from vitdet.data.images import (
+    IMAGE_SUFFIXES,
+    UNREADABLE_SUFFIXES,
+    header_of,
+    open_image,
+    to_rgb,
+)
 from vitdet.utils.checks import InputError
 
 VIDEO_SUFFIXES = frozenset(
@@ -166,7 +172,7 @@ def _picture(given: Any, name: str) -> Picture:
 
 
 def _of_pil(image: Image.Image, name: str) -> np.ndarray:
-    if is_deep(image.mode):  # convert() would cut values off at 255
+    if header_of(image).deep:  # convert() would cut values off at 255
         text = f"expected 8 bits a channel, got Pillow's mode {image.mode}. Scale it first."
         raise InputError(f"{name}: {text}")
     try:

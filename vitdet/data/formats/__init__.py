@@ -60,7 +60,7 @@ def find_data(
         splits: parts that are wanted; others are not read.
 
     Raises:
-        InputError: one line that says what was looked for and what was found.
+        InputError: what was looked for, and what was found.
     """
     folder = _opened(folder, "data")
     images = None if images is None else written(_opened(images, "--images"))

@@ -68,16 +68,10 @@ def _looks_right(path: Path, folder: Path) -> bool:
 def read(
     listing: Listing, files: list[Path], images: Path | None, splits: Collection[str]
 ) -> Found:
-    """Read the parts of a data set.
+    """Read the wanted parts of a data set, and data that are not split.
 
-    Args:
-        listing: of the folder; empty where the user named a file.
-        files: what `find` found.
-        images: folder of the images, where the user named it.
-        splits: the parts that are wanted, beside data that are not split.
-
-    Raises:
-        InputError: two files for one part, images that are not found, a file that is not json.
+    `listing` is of the folder, and empty where the user named a file; `files` is what `find` found,
+    `images` the folder of the images where the user named it.
     """
     folder, notes, by_split = listing.folder, list[str](), dict[str, Path]()
     for path in files:
@@ -257,7 +251,7 @@ def _unite(files: dict[str, Path], contents: dict[str, Json], notes: list[str]) 
         if missing:
             notes.append(f"{split} has no class {listed(missing)}: the classes of all parts count")
         if moved:
-            notes.append(f"{split} has other ids of {moved} classes: they are told by name")
+            notes.append(f"{split} has other ids of {moved} classes: they are matched by name")
         if missing or moved:  # an unknown id stays one, whatever the ids of other parts are
             new_ids = {number: ids[name] for number, name in table.items()}
             annotations = [

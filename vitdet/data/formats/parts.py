@@ -60,15 +60,16 @@ class Builder:
     """Puts a part together, image by image, from labels that are not in COCO's format."""
 
     def __init__(self, folder: Path, names: Sequence[str]) -> None:
-        self.folder = folder
+        self.folder = written(folder)
         categories = [{"id": i, "name": name} for i, name in enumerate(names, 1)]
         self.content: Json = {"images": [], "annotations": [], "categories": categories}
         self.problems: list[str] = []
 
     def add_image(self, path: Path) -> tuple[int, int] | None:
         """Add an image; return its (height, width), None where the file cannot be read."""
-        path, above = written(path), written(self.folder)
-        name = path.relative_to(above).as_posix() if path.is_relative_to(above) else str(path)
+        path = written(path)
+        inside = path.is_relative_to(self.folder)
+        name = path.relative_to(self.folder).as_posix() if inside else str(path)
         self.content["images"].append({"id": len(self.content["images"]) + 1, "file_name": name})
         try:
             return read_header(path).upright
@@ -161,8 +162,11 @@ def in_common(first: Iterable[str], second: Iterable[str]) -> int:
 
 def best(items: list[T], rank: Callable[[T], Any]) -> list[T]:
     """Return the items of the highest rank."""
-    ranks = [rank(each) for each in items] if len(items) > 1 else [0] * len(items)
-    return [each for each, its in zip(items, ranks, strict=True) if its == max(ranks)]
+    if len(items) <= 1:
+        return items
+    ranks = [rank(each) for each in items]
+    highest = max(ranks)
+    return [each for each, its in zip(items, ranks, strict=True) if its == highest]
 
 
 def real_paths(paths: Iterable[Path]) -> list[str]:

@@ -21,20 +21,20 @@ from torch.autograd.function import once_differentiable
 from vitdet.layers.linear import linear, transposed_product
 from vitdet.layers.positions import RelPos
 
+Tensor = torch.Tensor
+
 # Numbers in a block: 8 MiB. Measured with 4096 keys (benchmarks/attention.py): half as many cost
 # a quarter more time, twice as many the same.
 _BLOCK = 2**21
 
 
-def can_run(q: torch.Tensor, rel_pos: RelPos | None) -> bool:  # noqa: ARG001 (one signature for all)
+def can_run(q: Tensor, rel_pos: RelPos | None) -> bool:  # noqa: ARG001 (one signature for all)
     """Every type on a CPU; not under a compiler or a tracer, which would unroll all blocks."""
     plain = not torch.compiler.is_compiling() and not torch.jit.is_tracing()
     return plain and q.device.type == "cpu"
 
 
-def attention(
-    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, rel_pos: RelPos | None, scale: float
-) -> torch.Tensor:
+def attention(q: Tensor, k: Tensor, v: Tensor, rel_pos: RelPos | None, scale: float) -> Tensor:
     """Compute what `vitdet.layers.attention.eager` computes; see there for arguments and shapes."""
     B, N, L, _ = q.shape
     if B * N * L == 0:
@@ -55,12 +55,12 @@ class _Blocks(torch.autograd.Function):
     @staticmethod
     def forward(  # pyright: ignore[reportIncompatibleMethodOverride] (torch's takes anything)
         ctx: Any,
-        q: torch.Tensor,
-        k: torch.Tensor,
-        v: torch.Tensor,
-        h: torch.Tensor | None,
-        w: torch.Tensor | None,
-    ) -> torch.Tensor:
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        h: Tensor | None,
+        w: Tensor | None,
+    ) -> Tensor:
         out = v.new_empty(*q.shape[:2], v.shape[-1])
         logsumexp = q.new_empty(*q.shape[:2], 1)
         for pairs, rows in _block_slices(q.shape[0], q.shape[1], k.shape[1]):
@@ -77,8 +77,8 @@ class _Blocks(torch.autograd.Function):
     @once_differentiable
     @torch.autocast("cpu", enabled=False)
     def backward(  # pyright: ignore[reportIncompatibleMethodOverride]
-        ctx: Any, dout: torch.Tensor
-    ) -> tuple[torch.Tensor | None, ...]:
+        ctx: Any, dout: Tensor
+    ) -> tuple[Tensor | None, ...]:
         q, k, v, h, w, out, logsumexp = ctx.saved_tensors
         dq, dk, dv = torch.empty_like(q), torch.zeros_like(k), torch.zeros_like(v)
         dh = None if h is None else torch.empty_like(h)
@@ -109,13 +109,8 @@ def _block_slices(pairs: int, queries: int, keys: int) -> Iterator[tuple[slice, 
 
 
 def _scores(
-    q: torch.Tensor,
-    k: torch.Tensor,
-    h: torch.Tensor | None,
-    w: torch.Tensor | None,
-    pairs: slice,
-    rows: slice,
-) -> torch.Tensor:
+    q: Tensor, k: Tensor, h: Tensor | None, w: Tensor | None, pairs: slice, rows: slice
+) -> Tensor:
     """Return the biased scores (pairs, rows, L) of a block."""
     scores = _product(q[pairs, rows], k[pairs])
     if h is not None and w is not None:
@@ -125,12 +120,12 @@ def _scores(
     return scores
 
 
-def _product(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+def _product(a: Tensor, b: Tensor) -> Tensor:
     """Return a b^T for a (P, R, K) and b (P, S, K)."""
     return linear(a[0], b[0])[None] if a.shape[0] == 1 else torch.bmm(a, b.transpose(1, 2))
 
 
-def _product_of_transposed(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+def _product_of_transposed(a: Tensor, b: Tensor) -> Tensor:
     """Return a^T b for a (P, R, S) and b (P, R, K)."""
     if a.shape[0] == 1:
         return transposed_product(a[0], b[0])[None]

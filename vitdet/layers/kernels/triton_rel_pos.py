@@ -17,6 +17,8 @@ import torch
 
 from vitdet.layers.positions import RelPos
 
+Tensor = torch.Tensor
+
 PACKAGE = "triton"
 # Read when this file is imported, so that torch.compile sees constants.
 _INSTALLED = find_spec(PACKAGE) is not None
@@ -61,7 +63,7 @@ def _capable(index: int | None) -> bool:
     return torch.cuda.get_device_capability(index) >= (8, 0)
 
 
-def can_run(q: torch.Tensor, rel_pos: RelPos | None) -> bool:
+def can_run(q: Tensor, rel_pos: RelPos | None) -> bool:
     """With a bias in one type with q, heads of 16 to 128, and Triton for the device.
 
     On a CPU that is Triton's interpreter, asked for by TRITON_INTERPRET=1: slow, for tests.
@@ -78,9 +80,7 @@ def can_run(q: torch.Tensor, rel_pos: RelPos | None) -> bool:
     return q.device.type == "cuda" and _capable(q.device.index)
 
 
-def attention(
-    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, rel_pos: RelPos | None, scale: float
-) -> torch.Tensor:
+def attention(q: Tensor, k: Tensor, v: Tensor, rel_pos: RelPos | None, scale: float) -> Tensor:
     """Compute what `vitdet.layers.attention.eager` computes; see there for arguments and shapes."""
     assert rel_pos is not None, "can_run() wants a bias"
     return _forward(q, k, v, rel_pos.h, rel_pos.w, scale)[0]
@@ -92,7 +92,7 @@ def split_grid(height: int, width: int, keys: int) -> tuple[int, int]:
     return min(found, key=lambda tile: (-(-height // tile[0]) * -(-width // tile[1]), tile[0]))
 
 
-def _like_output(x: torch.Tensor) -> torch.Tensor:
+def _like_output(x: Tensor) -> Tensor:
     """Return an empty (B, N, L, D) that lies as (B, L, N, D), as what comes next reads it."""
     B, N, L, D = x.shape
     return x.new_empty(B, L, N, D).transpose(1, 2)
@@ -101,7 +101,7 @@ def _like_output(x: torch.Tensor) -> torch.Tensor:
 class _Launch:
     """What the programs have in common for one call."""
 
-    def __init__(self, q: torch.Tensor, h: torch.Tensor, w: torch.Tensor) -> None:
+    def __init__(self, q: Tensor, h: Tensor, w: Tensor) -> None:
         self.B, self.N, self.L, self.D = q.shape
         self.H, self.W = h.shape[-1], w.shape[-1]
         self.dtype, self.strides, self.card = q.dtype, q.stride()[:3], card(q.device)
@@ -115,7 +115,7 @@ class _Launch:
             tile = FLOAT32
         return tile, *split_grid(self.H, self.W, tile.keys)
 
-    def run(self, program: str, programs: int, tensors: list[torch.Tensor], *numbers: Any) -> None:
+    def run(self, program: str, programs: int, tensors: list[Tensor], *numbers: Any) -> None:
         """Run a program on B * N * `programs` tiles."""
         from vitdet.layers.kernels import triton_programs
 
@@ -139,7 +139,7 @@ class _Launch:
             )
 
 
-def _one_layout(tensors: list[torch.Tensor]) -> list[torch.Tensor]:
+def _one_layout(tensors: list[Tensor]) -> list[Tensor]:
     """Return q, k and v with the same strides and neighbouring channels, copied if need be."""
     strides = {x.stride() for x in tensors}
     if len(strides) == 1 and tensors[0].stride(-1) == 1:
@@ -155,13 +155,8 @@ def card(device: torch.device) -> str:
 
 @torch.library.custom_op("vitdet::rel_pos_attention", mutates_args=())
 def _forward(
-    q: torch.Tensor,
-    k: torch.Tensor,
-    v: torch.Tensor,
-    h: torch.Tensor,
-    w: torch.Tensor,
-    scale: float,
-) -> tuple[torch.Tensor, torch.Tensor]:
+    q: Tensor, k: Tensor, v: Tensor, h: Tensor, w: Tensor, scale: float
+) -> tuple[Tensor, Tensor]:
     """Return the output (B, N, L, D) and the logarithm of the sum of each query (B, N, L)."""
     q, k, v = _one_layout([q, k, v])
     launch = _Launch(q, h, w)
@@ -174,29 +169,23 @@ def _forward(
 
 
 @_forward.register_fake
-def _(
-    q: torch.Tensor,
-    k: torch.Tensor,  # noqa: ARG001 (the signature of the operator)
-    v: torch.Tensor,  # noqa: ARG001
-    h: torch.Tensor,  # noqa: ARG001
-    w: torch.Tensor,  # noqa: ARG001
-    scale: float,  # noqa: ARG001
-) -> tuple[torch.Tensor, torch.Tensor]:
+def _(q: Tensor, k: Tensor, v: Tensor, h: Tensor, w: Tensor, scale: float) -> tuple[Tensor, Tensor]:
+    del k, v, h, w, scale  # the signature is the operator's
     return _like_output(q), q.new_empty(q.shape[:3], dtype=torch.float32)
 
 
 @torch.library.custom_op("vitdet::rel_pos_attention_backward", mutates_args=())
 def _backward(
-    dout: torch.Tensor,
-    q: torch.Tensor,
-    k: torch.Tensor,
-    v: torch.Tensor,
-    h: torch.Tensor,
-    w: torch.Tensor,
-    out: torch.Tensor,
-    lse: torch.Tensor,
+    dout: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    h: Tensor,
+    w: Tensor,
+    out: Tensor,
+    lse: Tensor,
     scale: float,
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Return the gradients of q, k, v, h and w."""
     q, k, v = _one_layout([q, k, v])
     dout, out = (x.transpose(1, 2).contiguous() for x in (dout, out))  # (B, L, N, D)
@@ -220,30 +209,29 @@ def _backward(
 
 @_backward.register_fake
 def _(
-    dout: torch.Tensor,  # noqa: ARG001 (the signature of the operator)
-    q: torch.Tensor,
-    k: torch.Tensor,  # noqa: ARG001
-    v: torch.Tensor,  # noqa: ARG001
-    h: torch.Tensor,
-    w: torch.Tensor,
-    out: torch.Tensor,  # noqa: ARG001
-    lse: torch.Tensor,  # noqa: ARG001
-    scale: float,  # noqa: ARG001
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    dout: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    h: Tensor,
+    w: Tensor,
+    out: Tensor,
+    lse: Tensor,
+    scale: float,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    del dout, k, v, out, lse, scale
     dh = h.new_empty(*h.shape[:2], h.shape[3], h.shape[2]).transpose(-1, -2)
     dw = torch.empty_like(w, memory_format=torch.contiguous_format)
     return _like_output(q), _like_output(q), _like_output(q), dh, dw
 
 
-def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[torch.Tensor, torch.Tensor]) -> None:
+def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
     *tensors, ctx.scale = inputs
     ctx.save_for_backward(*tensors, *output)
     ctx.mark_non_differentiable(output[1])
 
 
-def _differentiate(
-    ctx: Any, dout: torch.Tensor, _: torch.Tensor
-) -> tuple[torch.Tensor | None, ...]:
+def _differentiate(ctx: Any, dout: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
     return *_backward(dout, *ctx.saved_tensors, ctx.scale), None
 
 
