@@ -47,9 +47,6 @@ def draw_instances(
         min_side: a smaller image is enlarged to this shorter side (pixels) before drawing, but to
             no more than 4096 pixels on its longer side.
 
-    Returns:
-        uint8 RGB (height, width, 3), the size of `image` times the enlargement.
-
     Raises:
         InputError: `image` is no uint8 RGB image, or longer than 65500 pixels.
     """

@@ -27,8 +27,8 @@ from vitdet.engine.losses import Batch, DetectorLoss, cut
 from vitdet.engine.parallel import (
     distributed,
     give_up_step,
-    is_shared_out,
-    shared_optimizer_state,
+    is_sharded,
+    shard_like,
     sync_buffers,
     without_sync,
 )
@@ -179,7 +179,7 @@ class Trainer:
         else:
             for buffer, value in zip(self.detector.buffers(), buffers, strict=False):
                 buffer.copy_(value)  # a forward pass has moved the statistics of BatchNorm
-            loss = self.loss if is_shared_out(self.detector) else self.detector_loss
+            loss = self.loss if is_sharded(self.detector) else self.detector_loss
             run = (loss, self.optimizer, batch, self.accumulate, self.seed, self.images_seen)
             self.bad_steps.meet(Step(*run, self.dtype, fault, self.check_each_step))
             self.optimizer.zero_grad(set_to_none=True)
@@ -354,14 +354,29 @@ class Trainer:
             )
         self._load_average(state, source)
         try:
-            moments = shared_optimizer_state(self.optimizer, saved["state"])
-            self.optimizer.load_state_dict({**mine, "state": moments})
+            self.optimizer.load_state_dict({**mine, "state": self._sharded(saved["state"])})
             if state["scaler"] and self.scaler.is_enabled():  # empty when the run had no fp16
                 self.scaler.load_state_dict(state["scaler"])
             self.bad_steps.met = list(state.get("bad_steps", ()))
         except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
             raise _strange(source, error) from error
         self.images_seen = state["images_seen"]
+
+    def _sharded(self, state: dict[int, dict[str, Any]]) -> dict[int, dict[str, Any]]:
+        """Return the moments of a saved optimizer, sharded as the parameters are.
+
+        They are copies: the tensors of a file are mapped, and the file is to go.
+        """
+        parameters = [each for group in self.optimizer.param_groups for each in group["params"]]
+        return {
+            index: {
+                name: shard_like(parameters[index], value).clone()
+                if isinstance(value, torch.Tensor)
+                else value
+                for name, value in moments.items()
+            }
+            for index, moments in state.items()
+        }
 
     def _load_average(self, state: dict[str, Any], source: str) -> None:
         """Continue the average of the weights; what a run began with, it goes on with."""

@@ -146,20 +146,22 @@ def _worse(before: float, x: torch.Tensor) -> float:
     return largest if math.isnan(largest) else max(before, largest)
 
 
+def _rows(report: Report, detector: bool) -> list[tuple[str, float, str]]:
+    """Return name, value and limit of what is compared."""
+    names = ("box", "score") if detector else ("feature",)
+    return [(f"{name} difference", getattr(report, name), name) for name in names]
+
+
 def _judge(report: Report, detector: bool) -> None:
     """List the limits that do not hold."""
-    checks = (
-        ("largest box difference (px)", report.box, LIMITS["box"]),
-        ("largest score difference", report.score, LIMITS["score"]),
-        ("largest feature difference", report.feature, LIMITS["feature"]),
-        ("detections of one alone", report.extra, 0),
-    )
-    for name, value, limit in checks:
-        if not value <= limit:
-            report.faults.append(f"{name} {value:.3g} > {limit:g}")
+    for name, value, key in _rows(report, detector):
+        if not value <= LIMITS[key]:
+            report.faults.append(f"largest {name} {value:.3g} > {LIMITS[key]:g}")
+    if report.extra:
+        report.faults.append(f"detections of one alone {report.extra} > 0")
     if report.mask_iou < LIMITS["mask_iou"] and report.mask_pixels > 1:
-        text = f"lowest mask IoU {report.mask_iou:.4f} < {LIMITS['mask_iou']:g}"
-        report.faults.append(text)
+        limit = LIMITS["mask_iou"]
+        report.faults.append(f"lowest mask IoU {report.mask_iou:.4f} < {limit:g}")
     if not (report.detections if detector else report.images):
         report.faults.append("nothing was found on any image, so nothing was compared")
 
@@ -170,16 +172,14 @@ def table(report: Report, detector: bool) -> list[str]:
     more = ", ..." if len(report.sizes) > 4 else ""
     lines = [f"images               {report.images} ({sizes}{more})"]
     if detector:
-        lines += [
-            f"detections           {report.detections}, {report.matched} found by both, "
-            f"{report.at_the_edge} at the edge, {report.extra} by one alone",
-            f"box difference       {report.box:.2e} px (limit {LIMITS['box']:g})",
-            f"score difference     {report.score:.2e} (limit {LIMITS['score']:g})",
-            f"lowest mask IoU      {report.mask_iou:.4f} (limit {LIMITS['mask_iou']:g})",
-        ]
-    else:
         lines.append(
-            f"feature difference   {report.feature:.2e} (limit {LIMITS['feature']:g}; "
-            f"largest number {report.feature_size:.3g})"
+            f"detections           {report.detections}, {report.matched} found by both, "
+            f"{report.at_the_edge} at the edge, {report.extra} by one alone"
         )
+    for name, value, key in _rows(report, detector):
+        unit = " px" if key == "box" else ""
+        lines.append(f"{name:<20} {value:.2e}{unit} (limit {LIMITS[key]:g})")
+    if detector:
+        limit = LIMITS["mask_iou"]
+        lines.append(f"lowest mask IoU      {report.mask_iou:.4f} (limit {limit:g})")
     return [*lines, *(f"does not hold        {fault}" for fault in report.faults)]

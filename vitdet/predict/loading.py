@@ -173,15 +173,12 @@ def recipe_of(
 def building(source: str | None) -> Iterator[None]:
     """Make one line of whatever fails while parts are built or run that a file's recipe names.
 
-    Args:
-        source: the file; None leaves errors as they are.
+    A source of None leaves errors as they are.
     """
     try:
         yield
-    except InputError:
-        raise
     except _FAILURES as error:
-        if source is None:
+        if source is None or isinstance(error, InputError):
             raise
         what = f"the recipe of {source}: its parts do not work ({type(error).__name__}: {error})"
         raise InputError(f"{what}. Use another file, or give its recipe.") from error

@@ -140,11 +140,7 @@ class Result:
         return self._masks
 
     def plot(self, *, min_side: int = MIN_SIDE) -> np.ndarray:
-        """Return the image with boxes, masks and labels, uint8 RGB.
-
-        Args:
-            min_side: a smaller image is enlarged to this shorter side (pixels), for the labels.
-        """
+        """Return the image with boxes, masks and labels, uint8 RGB; see `draw_instances`."""
         found = self.instances
         return draw_instances(self.image, found, self.class_names, 0.0, min_side=min_side)
 
@@ -213,7 +209,7 @@ class Result:
 
 
 def class_indexes(names: Sequence[str], class_names: Sequence[str]) -> list[int]:
-    """Return the indexes of the classes with these names; two classes may have one name.
+    """Return the indexes of the classes with these names, of several of one name all of them.
 
     Raises:
         InputError: a name that is no class, with the nearest one.
