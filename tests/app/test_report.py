@@ -186,44 +186,37 @@ def test_a_run_keeps_its_predictions_and_without_them_is_evaluated(tmp_path: Pat
     assert again.text == page.text
 
 
-def replaced(name: str, content: str | bytes):
-    def damage(folder: Path) -> None:
-        (folder / name).write_bytes(content if isinstance(content, bytes) else content.encode())
-
-    return damage
-
-
-AP_IS_TEXT = '{"checkpoint": "x", "results": {"bbox": {"AP": "high"}}}'
-CLASS_IS_LIST = '{"checkpoint": "x", "results": {"bbox": {"AP": 1, "per_class": {"a": []}}}}'
+NO_AP = (
+    *("{}", "[]", "3", '{"results": {"bbox": {}}}', '{"results": [1]}'),
+    '{"checkpoint": 1, "results": {"bbox": {"AP": 1}}}',
+    '{"checkpoint": "x", "results": {"bbox": [1]}}',
+    '{"checkpoint": "x", "results": {"bbox": {"AP": "high"}}}',
+    '{"checkpoint": "x", "results": {"bbox": {"AP": 1, "per_class": {"a": []}}}}',
+)
 
 
 @pytest.mark.parametrize(
-    ("damage", "text"),
+    ("name", "content", "text"),
     [
-        (lambda f: (f / "results.json").unlink(), "it has no results.json"),
-        (lambda f: (f / "config.yaml").unlink(), "it has no config.yaml"),
-        (replaced("results.json", "{"), "results.json: it is no json file"),
-        (replaced("results.json", b"\xff\xfe"), "results.json: it is no json file"),
-        (replaced("results.json", "[" * 100_000), "results.json: it is no json file"),
-        *(
-            (replaced("results.json", content), 'no AP under "results"')
-            for content in (
-                *("{}", "[]", "3", '{"results": {"bbox": {}}}', '{"results": [1]}'),
-                *('{"checkpoint": 1, "results": {"bbox": {"AP": 1}}}', AP_IS_TEXT, CLASS_IS_LIST),
-                '{"checkpoint": "x", "results": {"bbox": [1]}}',
-            )
-        ),
-        (replaced("metrics.json", "x\n{}\n"), "line 1: Expecting value"),
-        (replaced("metrics.json", "[1]\n{}\n"), "line 1: no numbers of a training"),
-        (replaced("metrics.json", '{"images_seen": "4"}\n{}\n'), "line 1: no numbers of"),
-        (replaced("environment.json", "[1]"), "environment.json: no names and versions"),
-        (replaced(KEPT, "{}"), "expected a list, got a dict"),
-        (replaced(KEPT, "[3]"), "result 0"),
-        (replaced(KEPT, '[{"image_id": 1}]'), "result 0"),
+        ("results.json", None, "it has no results.json"),
+        ("config.yaml", None, "it has no config.yaml"),
+        ("results.json", "{", "results.json: it is no json file"),
+        ("results.json", "\udcff", "results.json: it is no json file"),
+        ("results.json", "[" * 100_000, "results.json: it is no json file"),
+        *(("results.json", content, 'no AP under "results"') for content in NO_AP),
+        ("metrics.json", "x\n{}\n", "line 1: Expecting value"),
+        ("metrics.json", "[1]\n{}\n", "line 1: no numbers of a training"),
+        ("metrics.json", '{"images_seen": "4"}\n{}\n', "line 1: no numbers of"),
+        ("environment.json", "[1]", "environment.json: no names and versions"),
+        (KEPT, "{}", "expected a list, got a dict"),
+        (KEPT, "[3]", "result 0"),
+        (KEPT, '[{"image_id": 1}]', "result 0"),
     ],
 )
-def test_a_damaged_run_is_one_line(copy: Path, damage, text: str, capsys) -> None:
-    damage(copy)
+def test_a_damaged_run_is_one_line(copy: Path, name: str, content, text: str, capsys) -> None:
+    (copy / name).unlink(missing_ok=True)
+    if content is not None:
+        (copy / name).write_bytes(content.encode(errors="surrogateescape"))
     assert cli.main(["report", str(copy)]) == 2
     error = capsys.readouterr().err
     assert text in error

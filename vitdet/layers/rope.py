@@ -101,7 +101,7 @@ class Dinov3Rope:
 
 def _spread(rows: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
     """Return (H * W, 2 * C): those of a place's row (H, C), then those of its column (W, C)."""
-    shape = (len(rows), len(columns), rows.shape[1])
+    shape = (rows.shape[0], columns.shape[0], rows.shape[1])  # an export follows these, not len()
     both = (rows[:, None].expand(shape), columns[None].expand(shape))
     return torch.cat(both, dim=-1).flatten(0, 1)
 

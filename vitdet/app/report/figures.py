@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from detectron2.structures import Boxes, Instances
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogFormatter
 from PIL import Image, ImageDraw, ImageFont
 
 from vitdet.app.pages import jpeg, plot
@@ -36,16 +37,8 @@ _SIDE = 420  # pixels, shorter side of a picture
 _DISC = 11  # pixels, radius of a number's disc
 
 
-def lines(
-    curves: Mapping[str, tuple[Any, Any]],
-    *,
-    log: bool = False,
-    **axis: Any,
-) -> str:
-    """Return a plot as an address: {name: (x, y)}, more lines than colours differ in dashes.
-
-    `axis` goes to matplotlib: xlabel, ylabel, xlim, ylim.
-    """
+def lines(curves: Mapping[str, tuple[Any, Any]], *, log: bool = False, **axis: Any) -> str:
+    """Return a plot of {name: (x, y)} as an address; `axis` is matplotlib's xlabel and so on."""
     with mpl.rc_context(_STYLE):
         figure = Figure(figsize=(5.4, 3.2), layout="constrained")
         axes = figure.subplots()
@@ -57,19 +50,13 @@ def lines(
         if log:
             axes.set_yscale("log")
             axes.yaxis.set_major_formatter("{x:g}")  # matplotlib's own are formulas
-            axes.yaxis.set_minor_formatter("{x:g}")
+            axes.yaxis.set_minor_formatter(LogFormatter(minor_thresholds=(1, 0.4)))
         axes.legend(fontsize=8, loc="center left", bbox_to_anchor=(1.01, 0.5))
         return plot(figure)
 
 
 def exhibit(judged: Judged, record: Json, dataset: Any) -> Json:
-    """Return the pictures of an image, as addresses, and what is wrong in it, one text a mistake.
-
-    Args:
-        judged: the image.
-        record: its detectron2 record.
-        dataset: has `class_names` and `class_ids`.
-    """
+    """Return the pictures of an image, as addresses, and a text for each mistake in it."""
     names = dict(zip(dataset.class_ids, dataset.class_names, strict=True))
     name = str(judged.image["file_name"])
     try:

@@ -53,8 +53,8 @@ def sections(run: Run, iou_type: str, threshold: float, images: int) -> list[Jso
         _data(run, judged),
         {"title": "Recipe and versions", "recipe": run.recipe},
     ]
-    if run.environment:
-        found[-1]["tables"] = [(("", "version"), list(run.environment.items()), (1,))]
+    if run.versions:
+        found[-1]["tables"] = [(("", "version"), list(run.versions.items()), (1,))]
     return [section for section in found if len(section) > 1]
 
 

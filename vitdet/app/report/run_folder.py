@@ -30,7 +30,7 @@ class Run:
     results: dict[str, Json]  # percent: {"bbox": {"AP": ..., "per_class": ...}}; None for no number
     checkpoint: str  # that was evaluated
     metrics: list[dict[str, float]]  # the lines of metrics.json
-    environment: dict[str, str]  # versions
+    versions: dict[str, str]
     dataset: Any  # of the test
     predictions: list[Json]  # in COCO's format
 
@@ -66,16 +66,17 @@ def read_run(
         found = _predict(cfg, weights if weights.is_file() else Path(content["checkpoint"]), device)
     if not isinstance(found, list):
         raise InputError(f"predictions {kept}: expected a list, got a {type(found).__name__}.")
-    environment = _json(folder / "environment.json", {})
-    if not isinstance(environment, dict):
-        raise InputError(f"{folder / 'environment.json'}: no names and versions. Remove the file.")
+    environment = folder / "environment.json"
+    versions = _json(environment) if environment.is_file() else {}
+    if not isinstance(versions, dict):
+        raise InputError(f"{environment}: no names and versions. Remove the file.")
     return Run(
         cfg=cfg,
         recipe=config.read_text(encoding="utf-8"),
         results=content["results"],
         checkpoint=content["checkpoint"],
         metrics=_metrics(folder / "metrics.json"),
-        environment={str(name): str(value) for name, value in environment.items()},
+        versions={str(name): str(value) for name, value in versions.items()},
         dataset=dataset,
         predictions=found,
     )
@@ -95,9 +96,7 @@ def _predict(cfg: DictConfig, weights: Path, device: str) -> list[Json]:
         return _json(Path(temporary) / PREDICTIONS)
 
 
-def _json(path: Path, default: Any = None) -> Any:
-    if default is not None and not path.is_file():
-        return default
+def _json(path: Path) -> Any:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
