@@ -76,8 +76,8 @@ def signals_as_before() -> Generator[None, None, None]:
 
 
 PROCESSES = {
-    *("test_accumulation", "test_elastic", "test_ema", "test_fsdp", "test_kill", "test_launch"),
-    *("test_parallel", "test_resume", "test_signals", "test_train_net"),
+    *("test_accumulation", "test_bad_steps", "test_checkpoints", "test_ema", "test_fsdp"),
+    *("test_kill", "test_launch", "test_resume", "test_signals", "test_train_net"),
 }
 
 

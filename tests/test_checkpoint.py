@@ -10,7 +10,6 @@ import pickle
 import random
 import resource
 import time
-import warnings
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -23,7 +22,7 @@ from torch import nn
 
 from vitdet import checkpoint
 from vitdet.backbones.vit import ViT
-from vitdet.utils import safe_pickle
+from vitdet.utils import weights_files
 from vitdet.utils.checks import InputError
 
 ARRAYS = {
@@ -135,7 +134,6 @@ CRAFTED = {
     "object array": pickle.dumps({"w": np.array([1, "a"], dtype=object)}, protocol=2),
     "structured array": pickle.dumps({"w": np.zeros(2, dtype=[("a", "f4")])}, protocol=2),
     "text array": pickle.dumps({"w": np.array(["a"])}, protocol=2),
-    "array without data": b"}S'w'\ncnumpy.core.multiarray\n_reconstruct\n)Rs.",
     "a terabyte claimed": b"\x80\x04\x8e\x00\x00\x00\x00\x00\x01\x00\x00abc.",
     "shape and bytes differ": pickle.dumps(np.ones(4), 2).replace(b"K\x04\x85", b"K\x05\x85"),
     "persistent id": b"Pother\n.",
@@ -162,16 +160,16 @@ def _nested(opening: bytes, closing: bytes, count: int) -> bytes:
     return opening * count + closing * count
 
 
-_LIST_OF_DEEP = b"](" + b"N" + b"\x85" * 200_000 + b"e\x85R"
+_LIST_OF_DEEP = b"](" + b"N" + b"\x85" * 100_000 + b"e\x85R"
 # description of a content each, that a few bytes make costly or fatal for who reads it
 HOSTILE = {
-    "a key of deep tuples": b"}" + b"N" + b"\x85" * 200_000 + b"Ns.",
-    "keys of deep tuples": b"}(" + b"N" + b"\x85" * 200_000 + b"Nu.",
-    "a dictionary of deep tuples": b"(" + b"N" + b"\x85" * 200_000 + b"Nd.",
-    "deep tuples by marks": b"}" + _nested(b"(", b"t", 200_000) + b"Ns.",
+    "a key of deep tuples": b"}" + b"N" + b"\x85" * 100_000 + b"Ns.",
+    "keys of deep tuples": b"}(" + b"N" + b"\x85" * 100_000 + b"Nu.",
+    "a dictionary of deep tuples": b"(" + b"N" + b"\x85" * 100_000 + b"Nd.",
+    "deep tuples by marks": b"}" + _nested(b"(", b"t", 100_000) + b"Ns.",
     "a set of deep tuples": b"cbuiltins\nset\n" + _LIST_OF_DEEP + b".",
-    "a new set of deep tuples": b"\x8f(" + b"N" + b"\x85" * 200_000 + b"\x90.",
-    "a frozen set of deep tuples": b"(" + b"N" + b"\x85" * 200_000 + b"\x91.",
+    "a new set of deep tuples": b"\x8f(" + b"N" + b"\x85" * 100_000 + b"\x90.",
+    "a frozen set of deep tuples": b"(" + b"N" + b"\x85" * 100_000 + b"\x91.",
     "a counter of deep tuples": b"ccollections\nCounter\n" + _LIST_OF_DEEP + b".",
     "numbers that collide": b"}("
     + b"".join(_long((2**61 - 1) * i) + b"N" for i in range(20_000))
@@ -187,7 +185,7 @@ HOSTILE = {
     "shared lists": b"}X\x01\x00\x00\x00a]q\x01"
     + b"".join(b"0](h%ch%ceq%c" % (i, i, i + 1) for i in range(1, 60))
     + b"s.",
-    "steps without end": b"N0" * 400_000 + b"}.",
+    "steps without end": b"N0" * 150_000 + b"}.",
     "a list as a key": b"}]Ns.",
 }
 
@@ -226,14 +224,13 @@ CONTAINERS = {
 def test_hostile_pickle_is_one_line_in_bounded_time(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, file: str
 ) -> None:
-    monkeypatch.setattr(safe_pickle._Steps, "left", 600_000)  # that the test is short
+    monkeypatch.setattr(weights_files._Steps, "left", 250_000)  # that the test is short
     path = tmp_path / file
     path.write_bytes(CONTAINERS[file](HOSTILE[name]))
     started = time.process_time()
-    for trust in (False, True)[: 1 + (file == "a.pkl")]:
-        with pytest.raises(InputError, match=r"checkpoint .*/a\.\w+: ") as error:
-            checkpoint.read(path, trust=trust)
-        assert str(error.value).isprintable()
+    with pytest.raises(InputError, match=r"checkpoint .*/a\.\w+: ") as error:
+        checkpoint.read(path)
+    assert str(error.value).isprintable()
     assert time.process_time() - started < 20
 
 
@@ -250,45 +247,27 @@ def test_keys_that_files_have(tmp_path: Path) -> None:
         assert list(read["model"]) == list(state)
 
 
-APPENDED = {
-    "a few bytes": lambda whole: whole + b"x",
-    "more than a comment may have": lambda whole: whole + bytes(65_558),
-    "another archive": lambda whole: whole + _as_torch(b"}."),
-    "a comment": lambda whole: whole[:-2] + b"\3\0abc",
-    "an archive before it": lambda whole: _as_torch(b"}.") + whole,
-}
-
-
-@pytest.mark.parametrize("name", APPENDED)
-def test_an_archive_with_more_than_an_archive_is_damaged(tmp_path: Path, name: str) -> None:
+def test_what_is_read_is_as_the_checksums_say(tmp_path: Path) -> None:
+    """Also of an archive with something behind it or before it."""
     values, path = torch.linspace(1, 2, 64), tmp_path / "a.pth"
     torch.save({"w": values}, path)
-    whole = bytearray(path.read_bytes())
-    whole[whole.index(values.numpy().tobytes()) + 7] ^= 1  # torch.load would not see it
-    path.write_bytes(APPENDED[name](bytes(whole)))
-    with pytest.raises(InputError, match=r"a\.pth: it cannot be read"):
-        checkpoint.read(path)
-
-
-def test_an_archive_with_two_parts_of_one_name_is_damaged(tmp_path: Path) -> None:
-    path = tmp_path / "a.pth"
-    torch.save({"w": torch.ones(8)}, path)
-    for name in ("a/data/0", "A/DATA/0"):
-        whole = path.read_bytes()
-        with zipfile.ZipFile(path, "a") as archive, warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            archive.writestr(name, bytes(32))
-        with pytest.raises(InputError, match="two parts of one name"):
+    whole = path.read_bytes()
+    damaged = bytearray(whole)
+    damaged[whole.index(values.numpy().tobytes()) + 7] ^= 1  # torch.load does not see it
+    for before, after in ((b"", b""), (b"", b"x"), (_as_torch(b"}."), b"")):
+        path.write_bytes(before + whole + after)
+        assert torch.equal(checkpoint.read(path)["w"], values)
+        path.write_bytes(before + bytes(damaged) + after)
+        with pytest.raises(InputError, match="checksum of its part a/data/0 is wrong"):
             checkpoint.read(path)
-        path.write_bytes(whole)
 
 
-def test_archive_that_unpacks_to_more_than_itself(tmp_path: Path) -> None:
+def test_a_part_that_unpacks_to_more_than_itself(tmp_path: Path) -> None:
     path = tmp_path / "bomb.pth"
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("archive/data.pkl", b"\x80\x02}.")
         archive.writestr("archive/data/0", bytes(10_000_000))
-    with pytest.raises(InputError, match="it is compressed"):
+    with pytest.raises(InputError, match=r"data\.pkl is compressed"):
         checkpoint.read(path)
 
 
@@ -345,17 +324,6 @@ def test_flipped_bits_are_read_or_refused_in_one_line(tmp_path: Path, name: str)
             refused.append(str(error))
     assert len(refused) > 20
     assert not any("\n" in line for line in refused)
-
-
-def test_flipped_bit_in_the_data_of_a_torch_file(tmp_path: Path) -> None:
-    path = tmp_path / "a.pth"
-    values = torch.linspace(1, 2, 64)
-    torch.save({"w": values}, path)
-    whole = bytearray(path.read_bytes())
-    whole[whole.index(values.numpy().tobytes()) + 7] ^= 1
-    path.write_bytes(whole)
-    with pytest.raises(InputError, match="checksum of its part a/data/0 is wrong"):
-        checkpoint.read(path)
 
 
 # --- writing -----------------------------------------------------------------------------------
@@ -435,23 +403,27 @@ class _Heads(nn.Module):
         self.box_predictor = nn.ModuleDict({"cls_score": nn.Linear(4, classes + 1)})
 
 
-def test_load_weights_copies_every_value() -> None:
+def test_load_weights_copies_every_value_but_what_it_was_told_to_leave() -> None:
     source, model = tiny(), tiny()
     for parameter in source.parameters():
         nn.init.normal_(parameter)
-    checkpoint.load_weights(model, source.state_dict(), source="x.pth")
+    weights = source.state_dict()
+    checkpoint.load_weights(model, weights, source="x.pth")
     for name, value in model.state_dict().items():
-        assert torch.equal(value, source.state_dict()[name]), name
-
-
-def test_load_weights_leaves_what_it_was_told_to_leave() -> None:
-    model = tiny()
-    rel_pos = [name for name in model.state_dict() if "rel_pos" in name]
-    weights = tiny(use_rel_pos=False).state_dict()
-    with pytest.raises(InputError, match=r"8|4 missing \(blocks.0.attn.rel_pos_h"):
-        checkpoint.load_weights(model, weights, source="x.pth")
-    checkpoint.load_weights(model, weights, source="x.pth", initialised=rel_pos)
-    assert torch.equal(model.state_dict()["pos_embed"], weights["pos_embed"])
+        assert torch.equal(value, weights[name]), name
+    left = [name for name in weights if "rel_pos" in name]
+    fewer = {name: value + 1 for name, value in weights.items() if name not in left}
+    with pytest.raises(InputError, match=r"4 missing \(blocks.0.attn.rel_pos_h"):
+        checkpoint.load_weights(model, fewer, source="x.pth")
+    rows = "blocks.0.attn.qkv.bias"
+    checkpoint.load_weights(model, fewer, source="x.pth", initialised=[*left, f"{rows}[0,3-4]"])
+    for name, value in model.state_dict().items():
+        expected = weights[name] + (name not in left)
+        if name == rows:
+            expected[[0, 3, 4]] -= 1
+        torch.testing.assert_close(value, expected, rtol=0, atol=1e-6)
+    with pytest.raises(InputError, match="initialised: expected rows of a tensor in the file"):
+        checkpoint.load_weights(model, fewer, source="x", initialised=[*left, f"{rows}[99]"])
 
 
 @pytest.mark.parametrize(

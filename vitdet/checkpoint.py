@@ -2,30 +2,27 @@
 
 Four containers are read: torch files (.pth .pt .bin .ckpt), TorchScript archives under the same
 suffixes, .safetensors, and .pkl, the pickles of NumPy arrays of detectron2's model zoo. None of
-them can run code here: torch files go through `torch.load(weights_only=True)`, pickles through
-`vitdet.utils.safe_pickle`, archives through `vitdet.utils.torchscript`.
+them can run code here (`vitdet.utils.weights_files`).
 """
 
 from __future__ import annotations
 
-import argparse
 import json
 import pickle
 import re
 import struct
-import warnings
 import zipfile
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import safetensors
 import safetensors.torch
 import torch
 from torch import nn
 
-from vitdet.utils import safe_pickle, torchscript
-from vitdet.utils.checks import InputError, fail, nearest
+from vitdet.utils import weights_files
+from vitdet.utils.checks import InputError, nearest
 from vitdet.utils.files import replacing
 from vitdet.utils.state_dicts import compare_shapes, rows_of, some
 
@@ -34,8 +31,8 @@ TORCH_SUFFIXES = (".pth", ".pt", ".bin", ".ckpt")
 # What torch, pickle, NumPy and zipfile raise on damaged content, found by damaging files.
 _DAMAGE = (
     *(pickle.UnpicklingError, zipfile.BadZipFile, struct.error, EOFError, OSError, MemoryError),
-    *(RuntimeError, ValueError, TypeError, LookupError, AttributeError, ArithmeticError),
-    *(AssertionError, ImportError, RecursionError),
+    *(RuntimeError, TypeError, LookupError, AttributeError, ArithmeticError, AssertionError),
+    *(ImportError, ValueError, safetensors.SafetensorError),
 )
 FORMAT = 1  # of what this project writes beside the weights
 WEIGHTS = ("model", "ema")  # which a detector may take of a file
@@ -60,40 +57,58 @@ def read(path: str | Path, *, trust: bool = False) -> dict[str, Any]:
         InputError: no such file, unknown suffix, damaged, or more than tensors and plain values.
     """
     path = Path(path)
-    what = f"checkpoint {path}"
     if not path.is_file():
         got = "a folder" if path.is_dir() else "nothing there"
-        fail(what, expected="a file", got=got, remedy="Check the path.")
-    if not path.stat().st_size:
-        _damaged(path, "it is empty")
-    if path.suffix == ".safetensors":
-        content = _read_safetensors(path)
-    elif path.suffix == ".pkl":
-        content = _read_pickle(path)
-    elif path.suffix in TORCH_SUFFIXES:
-        content = _read_torch(path, trust=trust)
-    else:
-        known = " ".join((*TORCH_SUFFIXES, ".safetensors", ".pkl"))
-        got = path.suffix or "no suffix"
-        fail(what, expected=f"one of {known}", got=got, remedy="Name it after what it is.")
+        raise InputError(f"checkpoint {path}: expected a file, got {got}. Check the path.")
+    known = (*TORCH_SUFFIXES, ".safetensors", ".pkl")
+    if path.suffix not in known:
+        wanted = f"expected one of {' '.join(known)}, got {path.suffix or 'no suffix'}"
+        raise InputError(f"checkpoint {path}: {wanted}. Name it after what it is.")
+    try:
+        if not path.stat().st_size:
+            raise EOFError("it is empty")
+        if path.suffix == ".safetensors":
+            content = _read_safetensors(path)
+        elif trust and path.suffix != ".pkl" and not _is_script(path):
+            content = torch.load(path, map_location="cpu", weights_only=False)
+            weights_files.size_of(content, {})
+        else:
+            content = weights_files.load(path)
+    except InputError:
+        raise
+    except _DAMAGE as error:
+        reason = " ".join(str(error).split()).split(". ")[0][:200]
+        if not re.search(r"[a-z]{3}", reason):  # a bare number, or nothing
+            reason = f"damaged {reason}".strip()
+        text = f"checkpoint {path}: it cannot be read ({reason}). Check it, or download it again."
+        raise InputError(text) from error
     if not isinstance(content, dict):
-        got = type(content).__name__
-        fail(what, expected="a dictionary", got=got, remedy="Save a state dict instead.")
+        got = f"expected a dictionary, got {type(content).__name__}"
+        raise InputError(f"checkpoint {path}: {got}. Save a state dict instead.")
     return content
 
 
-def write(
-    path: str | Path,
-    content: Mapping[str, Any],
-    *,
-    before_rename: Callable[[Path], None] | None = None,
-) -> None:
+def _is_script(path: Path) -> bool:
+    """Whether it is a TorchScript archive, which torch.load would hand to torch.jit."""
+    if not zipfile.is_zipfile(path):
+        return False
+    with zipfile.ZipFile(path) as archive:
+        return any(name.endswith("/constants.pkl") for name in archive.namelist())
+
+
+def _read_safetensors(path: Path) -> dict[str, Any]:
+    with safetensors.safe_open(path, framework="pt", device="cpu") as file:
+        tensors = {name: file.get_tensor(name) for name in list(file.keys())}
+        about = (file.metadata() or {}).get("vitdet")
+    return tensors if about is None else {"model": tensors, "vitdet": json.loads(about)}
+
+
+def write(path: str | Path, content: Mapping[str, Any]) -> None:
     """Write `content` to a temporary file beside `path`, flush it to the disk, and rename it.
 
     Args:
         path: ends in .pth; or in .safetensors, for {"model": {name: tensor}, "vitdet": JSON}.
         content: the dictionary.
-        before_rename: called with the complete temporary file, to note what will stand at `path`.
 
     Raises:
         InputError: unknown suffix, missing folder, or the disk refuses. What stood at `path`
@@ -101,33 +116,21 @@ def write(
     """
     path = Path(path)
     check_writable(path)
-    extra = sorted(set(content) - {"model", "vitdet"})
-    if path.suffix == ".safetensors" and extra:
-        remedy = "Write it to a .pth file."
-        fail(f"output {path}", expected="model and vitdet only", got=extra, remedy=remedy)
     try:
         with replacing(path) as partial:
             if path.suffix == ".safetensors":
-                tensors, metadata = _safetensors_parts(content)
-                safetensors.torch.save_file(tensors, partial, metadata)
+                _write_safetensors(partial, content, path)
             else:
                 with partial.open("wb") as file:
                     torch.save(dict(content), file)
-            if before_rename is not None:
-                before_rename(partial)
     except (OSError, RuntimeError, safetensors.SafetensorError) as error:
-        cause = _first_os_error(error)
-        if cause is None and not isinstance(error, safetensors.SafetensorError):
+        cause: BaseException | None = error  # torch's writer raises another error on the disk's own
+        while not isinstance(cause, OSError | safetensors.SafetensorError | None):
+            cause = cause.__context__
+        if cause is None:
             raise
-        text = f"output {path}: it cannot be written ({cause or error}). Check space and rights "
-        raise InputError(f"{text}of its disk.") from error
-
-
-def _first_os_error(error: BaseException | None) -> OSError | None:
-    """The disk's own error: torch's zip writer raises a RuntimeError of its own on top of it."""
-    while error is not None and not isinstance(error, OSError):
-        error = error.__context__
-    return error
+        text = f"output {path}: it cannot be written ({cause}). Check space and rights of its disk."
+        raise InputError(text) from error
 
 
 def check_writable(path: str | Path) -> None:
@@ -135,12 +138,31 @@ def check_writable(path: str | Path) -> None:
     path = Path(path)
     if path.suffix not in (".pth", ".safetensors"):
         got = path.suffix or "no suffix"
-        fail(f"output {path}", expected=".pth or .safetensors", got=got, remedy="Rename it.")
+        raise InputError(f"output {path}: expected .pth or .safetensors, got {got}. Rename it.")
     if path.is_dir():
-        fail(f"output {path}", expected="a file name", got="a folder", remedy="Rename it.")
+        raise InputError(f"output {path}: expected a file name, got a folder. Rename it.")
     if not path.parent.is_dir():
-        remedy = f"Create it first: mkdir -p {path.parent}"
-        fail(f"folder of {path}", expected="an existing folder", got="none", remedy=remedy)
+        raise InputError(f"folder of {path}: it is not there. Create it: mkdir -p {path.parent}")
+
+
+def _write_safetensors(partial: Path, content: Mapping[str, Any], path: Path) -> None:
+    extra = sorted(set(content) - {"model", "vitdet"})
+    if extra:
+        got = f"expected model and vitdet only, got {extra}"
+        raise InputError(f"output {path}: {got}. Write it to a .pth file.")
+    tensors: dict[str, torch.Tensor] = {}
+    storages: set[int] = set()
+    for name, value in content["model"].items():
+        tensor = value.detach().cpu().contiguous()
+        storage = tensor.untyped_storage()
+        # The format knows no views: a tensor that shares its memory is written as a copy.
+        if storage.data_ptr() in storages or storage.nbytes() != tensor.nbytes:
+            tensor = tensor.clone()
+        storages.add(tensor.untyped_storage().data_ptr())
+        tensors[name] = tensor
+    # files for other projects have no part "vitdet"
+    about = {"vitdet": json.dumps(content["vitdet"])} if "vitdet" in content else {}
+    safetensors.torch.save_file(tensors, partial, {"format": "pt", **about})
 
 
 def weights_of(
@@ -155,19 +177,17 @@ def weights_of(
     """
     inner = content.get("model", content)
     if not isinstance(inner, dict) or not all(isinstance(v, torch.Tensor) for v in inner.values()):
-        remedy = "Convert it first: " + _CONVERT.format(source)
-        got = f"the keys {some(content)}"
-        fail(source, expected='{"model": {name: tensor}}', got=got, remedy=remedy)
+        got = f'expected {{"model": {{name: tensor}}}}, got the keys {some(content)}'
+        raise InputError(f"{source}: {got}. Convert it first: {_CONVERT.format(source)}")
     about = content.get("vitdet")
-    if isinstance(about, dict) and about.get("format", FORMAT) != FORMAT:
-        got = f"format {about['format']!r:.50}"
-        remedy = "It is of another version of vitdet: use that one."
-        fail(source, expected=f"format {FORMAT}", got=got, remedy=remedy)
-    names = about.get("initialised", []) if isinstance(about, dict) else []
+    about = about if isinstance(about, dict) else {}
+    if about.get("format", FORMAT) != FORMAT:
+        got = f"expected format {FORMAT}, got format {about['format']!r:.50}"
+        raise InputError(f"{source}: {got}. It is of another version of vitdet: use that one.")
+    names = about.get("initialised", [])
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-        remedy = "Convert the file again."
-        got = type(names).__name__ if not isinstance(names, list) else "other things"
-        fail(f"{source}: initialised", expected="a list of names", got=got, remedy=remedy)
+        text = "initialised: expected a list of names, got something else. Convert the file again."
+        raise InputError(f"{source}: {text}")
     return inner, names
 
 
@@ -184,15 +204,14 @@ def chosen(content: Mapping[str, Any], which: str, *, source: str) -> Mapping[st
     """
     if which not in WEIGHTS:
         remedy = "ema is the moving average of a run with train.ema_decay."
-        fail("weights", expected=" or ".join(WEIGHTS), got=repr(which), remedy=remedy)
+        raise InputError(f"weights: expected {' or '.join(WEIGHTS)}, got {which!r}. {remedy}")
     if which == "model":
         return content
     if AVERAGE not in content:
-        fail(
-            f"weights of {source}",
-            expected=f'a moving average of the weights ("{AVERAGE}"), as "ema" says',
-            got=f"only the keys {', '.join(map(str, list(content)[:8]))}",
-            remedy='Take "model" (train.eval_weights=model), or a run with train.ema_decay.',
+        got = f"only the keys {', '.join(map(str, list(content)[:8]))}"
+        raise InputError(
+            f'weights of {source}: expected a moving average ("{AVERAGE}"), as "ema" says, got '
+            f'{got}. Take "model" (train.eval_weights=model), or a run with train.ema_decay.'
         )
     return {**content, "model": content[AVERAGE]}
 
@@ -201,12 +220,10 @@ def check_trained(content: Mapping[str, Any], *, source: str) -> None:
     """Raise an InputError for weights that are meant to be trained first."""
     _, initialised = weights_of(content, source=source)
     if initialised:
-        fail(
-            f"weights of {source}",
-            expected="a trained detector",
-            got=f"a start of training: {len(initialised)} tensors ({initialised[0]}, ...) are left "
-            "to initialisation",
-            remedy="Train from it first, and take the checkpoint of that run.",
+        start = f"{len(initialised)} tensors ({initialised[0]}, ...) are left to initialisation"
+        raise InputError(
+            f"weights of {source}: expected a trained detector, got a start of training: {start}. "
+            "Train from it first, and take the checkpoint of that run."
         )
 
 
@@ -245,22 +262,24 @@ def check_fits(
     """Raise what `load_weights` raises; a model on the meta device will do."""
     target = {name: tuple(value.shape) for name, value in model.state_dict().items()}
     given = {name: tuple(value.shape) for name, value in state_dict.items()}
+    convert = _CONVERT.format(source)
     if not given.keys() & target.keys():
-        remedy = "Convert it first: " + _CONVERT.format(source)
-        got = f"{some(given)}" if given else "none"
-        fail(f"{source}: names", expected=f"some of {some(target)}", got=got, remedy=remedy)
+        got = f"expected some of {some(target)}, got {some(given) or 'none'}"
+        raise InputError(f"{source}: names: {got}. Convert it first: {convert}")
     remedy = "Use the recipe it was made for. For another image, window or position grid size "
-    remedy += "convert it: " + _CONVERT.format(source)
-    compare_shapes(given, target, source=source, remedy=remedy)
+    compare_shapes(given, target, source=source, remedy=f"{remedy}convert it: {convert}")
     allowed = set(initialised)
     missing = [name for name in target if name not in given and name not in allowed]
     unexpected = [name for name in given if name not in target]
     if missing or unexpected:
         parts = ((missing, "missing"), (unexpected, "unexpected"))
         got = " and ".join(f"{len(names)} {word} ({some(names)})" for names, word in parts if names)
-        expected = f"the model's {len(target)}"
-        remedy = _remedy(missing, unexpected, source)
-        fail(f"{source}: names", expected=expected, got=got, remedy=remedy)
+        remedy = f"Use the recipe the file was made for, or convert it: {convert}"
+        if missing and unexpected and (close := nearest(missing[0], unexpected)):
+            remedy = f"{close} may be {missing[0]}: convert the file: {convert}"
+        raise InputError(
+            f"{source}: names: expected the model's {len(target)}, got {got}. {remedy}"
+        )
 
 
 def _check_values(
@@ -271,14 +290,13 @@ def _check_values(
         theirs, ours = tensor.dtype, target[name].dtype
         if theirs != ours and not (ours.is_floating_point and theirs in _FLOATS):
             kind = "floating point numbers" if ours in _FLOATS else f"{ours}".split(".")[-1]
-            expected, got = f"{kind} as the model's", f"{theirs}".split(".")[-1]
+            got = f"expected {kind} as the model's, got {str(theirs).split('.')[-1]}"
             remedy = "Convert the weights to float32 in the program that wrote the file."
-            fail(f"{source}: {name}", expected=expected, got=got, remedy=remedy)
-        wrong = 0 if bool(tensor.isfinite().all()) else int((~tensor.isfinite()).sum())
-        if wrong:
-            expected, got = "finite weights", f"{wrong} values that are not finite"
+            raise InputError(f"{source}: {name}: {got}. {remedy}")
+        if not bool(tensor.isfinite().all()):
+            got = f"{int((~tensor.isfinite()).sum())} values that are not finite"
             remedy = "That training diverged: take an earlier checkpoint."
-            fail(f"{source}: {name}", expected=expected, got=got, remedy=remedy)
+            raise InputError(f"{source}: {name}: expected finite weights, got {got}. {remedy}")
 
 
 def _with_own_rows(
@@ -286,112 +304,12 @@ def _with_own_rows(
 ) -> dict[str, torch.Tensor]:
     """Return the state dict with the model's own values in the rows that `entries` name."""
     result, own = dict(state_dict), model.state_dict()
-    for entry in entries:
-        found = rows_of(entry)
-        if found is None:
-            continue
-        name, rows = found
+    for name, rows in filter(None, map(rows_of, entries)):
         if name not in result or not rows or rows[-1].stop > len(result[name]):
-            remedy = "Convert the file again."
-            expected = "rows of a tensor in the file"
-            fail(f"{source}: initialised", expected=expected, got=entry, remedy=remedy)
+            got = f"expected rows of a tensor in the file, got others of {name}"
+            raise InputError(f"{source}: initialised: {got}. Convert the file again.")
         tensor = result[name].clone()
         for each in rows:
             tensor[each.start : each.stop] = own[name][each.start : each.stop].to(tensor)
         result[name] = tensor
     return result
-
-
-def _remedy(missing: list[str], unexpected: list[str], source: str) -> str:
-    if missing and unexpected and (close := nearest(missing[0], unexpected)):
-        return f"{close} may be {missing[0]}: convert the file: {_CONVERT.format(source)}"
-    return f"Use the recipe the file was made for, or convert it: {_CONVERT.format(source)}"
-
-
-def _damaged(path: Path, why: object) -> NoReturn:
-    reason = " ".join(str(why).split()).split(". ")[0][:200]
-    if not re.search(r"[a-z]{3}", reason):  # a bare number, or nothing
-        reason = f"damaged {reason}".strip()
-    text = f"checkpoint {path}: it cannot be read ({reason}). Check it, or download it again."
-    raise InputError(text)
-
-
-def _refused(path: Path, wanted: str, remedy: str) -> NoReturn:
-    expected = "tensors and plain values only"
-    fail(f"checkpoint {path}", expected=expected, got=f"the class {wanted}", remedy=remedy)
-
-
-def _read_safetensors(path: Path) -> dict[str, Any]:
-    try:
-        with safetensors.safe_open(path, framework="pt", device="cpu") as file:
-            tensors = {name: file.get_tensor(name) for name in list(file.keys())}
-            about = (file.metadata() or {}).get("vitdet")
-        return tensors if about is None else {"model": tensors, "vitdet": json.loads(about)}
-    except (safetensors.SafetensorError, *_DAMAGE) as error:
-        _damaged(path, error)
-
-
-def _safetensors_parts(
-    content: Mapping[str, Any],
-) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
-    tensors: dict[str, torch.Tensor] = {}
-    storages: set[int] = set()
-    for name, value in content["model"].items():
-        tensor = value.detach().cpu().contiguous()
-        storage = tensor.untyped_storage()
-        # The format knows no views: a tensor that shares its memory is written as a copy.
-        if storage.data_ptr() in storages or storage.nbytes() != tensor.nbytes:
-            tensor = tensor.clone()
-        storages.add(tensor.untyped_storage().data_ptr())
-        tensors[name] = tensor
-    # files for other projects have no part "vitdet"
-    about = {"vitdet": json.dumps(content["vitdet"])} if "vitdet" in content else {}
-    return tensors, {"format": "pt", **about}
-
-
-def _read_pickle(path: Path) -> Any:
-    try:
-        return safe_pickle.load(path)
-    except safe_pickle.ForbiddenError as error:
-        remedy = "No flag opens such a .pkl file: ask for one of NumPy arrays alone, or a .pth."
-        _refused(path, str(error), remedy)
-    except _DAMAGE as error:
-        _damaged(path, error)
-
-
-def _starts_as_archive(path: Path) -> bool:
-    with path.open("rb") as file:
-        return file.read(4) == b"PK\3\4"  # torch looks at no more
-
-
-def _read_torch(path: Path, *, trust: bool) -> Any:
-    size = path.stat().st_size
-    try:
-        script, pickled = False, None
-        if _starts_as_archive(path):
-            script, pickled = torchscript.check_archive(path)
-        if script:
-            return safe_pickle.finish(torchscript.load(path), size)
-        if trust:
-            whole = torch.load(path, map_location="cpu", weights_only=False)
-            return safe_pickle.finish(whole, size)
-        safe_pickle.scan(path, pickled)
-        harmless = [(stand_in, name) for name, stand_in in safe_pickle.NUMPY.items()]
-        allowed = torch.serialization.safe_globals([argparse.Namespace, *harmless])
-        with allowed, warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # what torch warns of, it refuses next
-            whole = torch.load(path, map_location="cpu", weights_only=True)
-            return safe_pickle.finish(whole, size)
-    except InputError:
-        raise
-    except safe_pickle.ForbiddenError as error:
-        remedy = "Open it with torch.jit.load in a program of yours and save its state_dict()."
-        _refused(path, str(error), remedy)
-    except _DAMAGE as error:
-        wanted = re.search(r"GLOBAL (\S+)", str(error))
-        if wanted and not trust:
-            remedy = "Only if you trust its author: --trust opens it, and may run code of theirs."
-            _refused(path, wanted[1], remedy)
-        # torch puts the cause between pieces of advice that do not hold here
-        cause = str(error).rsplit("WeightsUnpickler error:", 1)[-1]
-        _damaged(path, cause.split("Check the documentation", 1)[0])

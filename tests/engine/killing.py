@@ -1,21 +1,19 @@
-"""A small training on drawn shapes for processes that are to be killed; a fork server imports it.
-
-Everything that a run needs is imported here once, so that a new process is there in milliseconds.
-"""
+"""A small training on drawn shapes, for processes that are to be killed."""
 
 from __future__ import annotations
 
-import multiprocessing
+import contextlib
 import os
 import time
 from contextlib import redirect_stdout
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
-import torch
 import torch.utils.tensorboard  # imported by the first run otherwise, in every process
 from detectron2.config import LazyCall as L
 from omegaconf import DictConfig
+from pair import as_new, fork_server
 from tiny_recipe import SIZE, CountingEvaluator, recipe
 
 from vitdet.data.augment import fixed_resize
@@ -27,6 +25,7 @@ from vitdet.engine.trainer import Trainer
 from vitdet.utils import files
 
 assert torch.utils.tensorboard
+PATIENCE = 300.0  # seconds for what takes one on an idle machine
 
 
 def shapes_recipe(folder: Path, shapes: Path, **options: Any) -> DictConfig:
@@ -55,9 +54,8 @@ def shapes_recipe(folder: Path, shapes: Path, **options: Any) -> DictConfig:
 
 def run(folder: str, shapes: str, told: Any, options: dict[str, Any]) -> None:
     """Begin or go on; `told` counts this process's steps, and what it flushed to the disk."""
-    multiprocessing.set_start_method("fork", force=True)  # not from this server too
+    as_new()
     os.setsid()  # with its helpers a process group of its own
-    torch.set_num_threads(1)
     step, flush = Trainer.step, files._flush
 
     def counted_step(self: Trainer, batch: list) -> None:
@@ -72,3 +70,63 @@ def run(folder: str, shapes: str, told: Any, options: dict[str, Any]) -> None:
     Trainer.step, files._flush = counted_step, counted_flush
     with Path(os.devnull).open("w") as nowhere, redirect_stdout(nowhere):  # it is in log.txt
         train(shapes_recipe(Path(folder), Path(shapes), **options), resume=True)
+
+
+class Runs:
+    """Processes that train in a folder."""
+
+    def __init__(self, folder: Path, shapes: Path, **options: Any) -> None:
+        self.folder, self.shapes, self.options = folder, shapes, options
+        self.start_seconds = 1.0  # until the first step, of the last process that took one
+        self.helpers: set[tuple[int, str]] = set()  # process id and start time
+
+    def start(self, **options: Any) -> BaseProcess:
+        self.told = fork_server().RawArray("i", 2)
+        arguments = (str(self.folder), str(self.shapes), self.told, {**self.options, **options})
+        process = fork_server().Process(target=run, args=arguments)
+        process.start()
+        self.started = time.monotonic()
+        return process
+
+    @property
+    def steps(self) -> int:
+        """Steps of the last process."""
+        return self.told[0]
+
+    def wait_for(self, process: BaseProcess, steps: int, flushes: int = 0) -> None:
+        """Wait for steps of a process, then for so many parts of what it writes."""
+        for which, count in ((0, steps), (1, flushes)):
+            goal = which * self.told[which] + count
+            wait_until(lambda w=which, g=goal: self.told[w] >= g, process.is_alive, 0.0005)
+
+    def note_helpers(self, process: BaseProcess) -> None:
+        """Remember the reading processes."""
+        with contextlib.suppress(FileNotFoundError):
+            self.helpers |= {(pid, born(pid)) for pid in children(process.pid)}
+
+    def left(self) -> list[int]:
+        """Reading processes that are still there."""
+        return [pid for pid, start in self.helpers if start and born(pid) == start]
+
+
+def wait_until(condition, goes_on=lambda: True, pause: float = 0.05) -> None:
+    """Wait for a condition, as long as something else holds."""
+    deadline = time.monotonic() + PATIENCE
+    while not condition():
+        assert goes_on()
+        assert time.monotonic() < deadline
+        time.sleep(pause)
+
+
+def children(pid: int) -> list[int]:
+    """Process ids of what a process has started."""
+    return [int(each) for each in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+def born(pid: int) -> str:
+    """Start time of a process that lives, in clock ticks; "" for none."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
+    except (FileNotFoundError, ProcessLookupError):
+        return ""
+    return "" if fields[0] in "ZX" else fields[19]

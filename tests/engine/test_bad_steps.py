@@ -7,8 +7,9 @@ import math
 from pathlib import Path
 
 import pytest
-import step_workers
+import ranks
 import torch
+from pair import in_pair
 from test_run import assert_same, numbers
 from test_variants import VARIANTS
 from tiny_recipe import detector_node, draw, recipe
@@ -18,7 +19,6 @@ from vitdet import checkpoint
 from vitdet.config import build_model
 from vitdet.engine.bad_steps import BadSteps, Step, examine
 from vitdet.engine.checkpoints import last_checkpoint
-from vitdet.engine.launch import launch
 from vitdet.engine.losses import DetectorLoss
 from vitdet.engine.run import train
 from vitdet.engine.trainer import HeadStatistics, NonFiniteLossError, Trainer
@@ -251,8 +251,8 @@ def test_an_overflow_of_fp16_is_no_bad_step_until_the_scale_is_used_up():
 def test_a_bad_image_of_one_process_makes_all_pass_over_the_step(tmp_path, parallel):
     """The result is that of one process, which has no one to agree with."""
     one, two = tmp_path / "one", tmp_path / "two"
-    step_workers.train_with_poison(str(one), 21)
-    launch(step_workers.train_with_poison, 2, args=(str(two), 21, parallel))
+    ranks.train_with_poison(str(one), 21)
+    in_pair(ranks.train_with_poison, str(two), 21, parallel)
     ours, theirs = (checkpoint.read(folder / "model_final.pth") for folder in (one, two))
     for name, weight in ours["model"].items():
         torch.testing.assert_close(theirs["model"][name], weight, rtol=0, atol=1e-6, msg=name)
@@ -272,4 +272,4 @@ def test_a_gradient_of_one_process_is_traced_to_it(tmp_path):
         match=r"got process 1: a gradient that is not finite \(gradient not finite in 1 "
         r"parameters: slow at lr 0\.1\) after 0 images",
     ):
-        launch(step_workers.bad_gradient_of_rank_1, 2, args=(str(tmp_path),))
+        in_pair(ranks.bad_gradient_of_rank_1, str(tmp_path))

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import pytest
+import ranks
 import torch
-import workers
+from pair import in_pair
 from test_run import assert_same, numbers, results_of
 from tiny_recipe import recipe
 from torch import nn
 
 from vitdet import checkpoint
 from vitdet.engine.ema import Ema
-from vitdet.engine.launch import launch
 from vitdet.engine.run import train
 from vitdet.engine.trainer import NonFiniteLossError, Trainer
 from vitdet.utils.checks import InputError
@@ -149,11 +149,11 @@ def test_an_average_that_is_not_finite_is_not_saved():
 @pytest.mark.slow
 def test_two_processes_have_the_average_of_one(tmp_path):
     one, two = tmp_path / "one", tmp_path / "two"
-    workers.train_even_batches(str(one), ema_decay=DECAY)
-    launch(workers.train_with_average, 2, args=(str(two), DECAY))
+    ranks.train_even_batches(str(one), ema_decay=DECAY)
+    in_pair(ranks.train_with_average, str(two), DECAY)
     ours, theirs = (checkpoint.read(folder / "model_final.pth") for folder in (one, two))
     for name, average in ours["ema_state"].items():
         torch.testing.assert_close(theirs["ema_state"][name], average, rtol=0, atol=1e-6, msg=name)
-    ranks = [torch.load(two / f"ema{rank}.pth") for rank in range(2)]
-    assert_same(ranks[0], ranks[1])
-    assert_same(ranks[0], dict(theirs["ema_state"]))
+    states = [torch.load(two / f"ema{rank}.pth") for rank in range(2)]
+    assert_same(states[0], states[1])
+    assert_same(states[0], dict(theirs["ema_state"]))

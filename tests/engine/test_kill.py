@@ -1,7 +1,7 @@
+"""Runs that are killed, or told to leave, at any moment end as one that nobody disturbed."""
+
 from __future__ import annotations
 
-import contextlib
-import multiprocessing
 import os
 import random
 import signal
@@ -10,72 +10,16 @@ from collections import Counter
 from collections.abc import Iterator
 from multiprocessing.process import BaseProcess
 from pathlib import Path
-from typing import Any
 
-import killing
 import pytest
-from test_launch import environment
+from killing import Runs, wait_until
 from test_run import assert_same, numbers
 
 from vitdet import checkpoint
 from vitdet.engine.checkpoints import BEST, FINAL, LAST, read_state
+from vitdet.engine.launch import PREEMPTED_STATUS
 
-PATIENCE = 300.0  # seconds for what takes one on an idle machine
-
-
-class Runs:
-    """Processes that train in a folder, forked where everything is imported already."""
-
-    def __init__(self, folder: Path, shapes: Path) -> None:
-        self.context: Any = multiprocessing.get_context("forkserver")
-        self.context.set_forkserver_preload(["killing"])
-        self.folder, self.shapes = folder, shapes
-        self.options: dict[str, Any] = {}  # of `train`
-        self.start_seconds = 1.0  # until the first step, of the last process that took one
-        self.helpers: set[tuple[int, str]] = set()  # process id and start time
-
-    def start(self, **options: Any) -> BaseProcess:
-        self.told = self.context.RawArray("i", 2)
-        options = {**self.options, **options}
-        arguments = (str(self.folder), str(self.shapes), self.told, options)
-        process = self.context.Process(target=killing.run, args=arguments)
-        process.start()
-        self.started = time.monotonic()
-        return process
-
-    @property
-    def steps(self) -> int:
-        """Steps of the last process."""
-        return self.told[0]
-
-    def wait_for(self, process: BaseProcess, steps: int, flushes: int = 0) -> None:
-        """Wait for steps of a process, then for so many parts of what it writes."""
-        deadline = time.monotonic() + PATIENCE
-        for which, count in ((0, steps), (1, flushes)):
-            goal = which * self.told[which] + count
-            while self.told[which] < goal:
-                assert process.is_alive()
-                assert time.monotonic() < deadline
-                time.sleep(0.0005)
-
-    def note_helpers(self, process: BaseProcess) -> None:
-        """Remember the reading processes."""
-        with contextlib.suppress(FileNotFoundError):
-            listed = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text()
-            self.helpers |= {(int(pid), born(int(pid))) for pid in listed.split()}
-
-    def left(self) -> list[int]:
-        """Reading processes that are still there."""
-        return [pid for pid, start in self.helpers if start and born(pid) == start]
-
-
-def born(pid: int) -> str:
-    """Start time of a process that lives, in clock ticks; "" for none."""
-    try:
-        fields = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
-    except (FileNotFoundError, ProcessLookupError):
-        return ""
-    return "" if fields[0] in "ZX" else fields[19]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(3000)]
 
 
 @pytest.fixture(scope="module")
@@ -84,15 +28,10 @@ def shapes(tmp_path_factory) -> Path:
 
 
 @pytest.fixture
-def runs(tmp_path, shapes, monkeypatch) -> Iterator[Runs]:
-    for name, value in environment().items():  # the fork server finds modules by it alone
-        monkeypatch.setenv(name, value)
+def runs(tmp_path, shapes) -> Iterator[Runs]:
     found = Runs(tmp_path / "run", shapes)
     yield found
-    deadline = time.monotonic() + PATIENCE
-    while found.left() and time.monotonic() < deadline:
-        time.sleep(0.1)
-    assert found.left() == []  # no orphan
+    wait_until(lambda: found.left() == [])  # no orphan
 
 
 def check_folder(folder: Path, pid: int | None) -> int:
@@ -126,8 +65,24 @@ def kill_at(runs: Runs, process: BaseProcess, moment: str, choose: random.Random
     process.join()
 
 
-@pytest.mark.slow
-@pytest.mark.timeout(3000)
+def check_against_undisturbed(runs: Runs, undisturbed: Runs, goal: int) -> None:
+    """Train both to the goal: they end with the same bits."""
+    for each in (runs, undisturbed):
+        process = each.start(num_images=goal)
+        process.join()
+        assert process.exitcode == 0
+        assert check_folder(each.folder, 0) == goal
+    for name in (FINAL, BEST):
+        ours, theirs = (read_state(each.folder / name) for each in (runs, undisturbed))
+        for key in ours.keys() - {"vitdet"}:
+            assert_same(ours[key], theirs[key], f"{name} {key}")
+    records = [
+        {line["images_seen"]: line for line in numbers(each.folder) if "bbox/AP" in line}
+        for each in (runs, undisturbed)
+    ]
+    assert records[0] == records[1]
+
+
 @pytest.mark.parametrize("kills", [15, pytest.param(100, marks=pytest.mark.nightly)])
 def test_kills_at_any_moment_change_nothing(runs, tmp_path, shapes, kills):
     choose, reached, images = random.Random(0), Counter[str](), 0
@@ -146,20 +101,23 @@ def test_kills_at_any_moment_change_nothing(runs, tmp_path, shapes, kills):
         assert images >= before + 2 * max(runs.steps - 2, 0)
     print(dict(reached), f"{images} images before the last process")
     assert min(reached[moment] for moment in ("start", "step", "write")) > kills // 20
+    check_against_undisturbed(runs, Runs(tmp_path / "undisturbed", shapes), images + 10)
 
-    options = {"num_images": images + 10}
-    undisturbed = Runs(tmp_path / "undisturbed", shapes)
-    for each in (runs, undisturbed):
-        process = each.start(**options)
+
+def test_signals_to_the_whole_group_save_and_leave(runs, tmp_path, shapes):
+    """Reading processes get them too, and go on reading until the trainer has saved."""
+    runs.options = {"checkpoint_every": 0}  # only what a signal makes
+    reached = 0
+    for each in (signal.SIGTERM, signal.SIGUSR1):
+        process = runs.start()
+        runs.wait_for(process, 2)
+        runs.note_helpers(process)
+        os.killpg(process.pid, each)
         process.join()
-        assert process.exitcode == 0
-        assert check_folder(each.folder, 0) == images + 10
-    for name in (FINAL, BEST):
-        ours, theirs = (read_state(each.folder / name) for each in (runs, undisturbed))
-        for key in ours.keys() - {"vitdet"}:
-            assert_same(ours[key], theirs[key], f"{name} {key}")
-    records = [
-        {line["images_seen"]: line for line in numbers(each.folder) if "bbox/AP" in line}
-        for each in (runs, undisturbed)
-    ]
-    assert records[0] == records[1]
+        assert process.exitcode == PREEMPTED_STATUS
+        before, reached = reached, check_folder(runs.folder, 0)
+        assert reached >= before + 4
+        log = (runs.folder / "log.txt").read_text()
+        assert f"{each.name} after {reached} images: saved model_{reached:09d}.pth" in log
+        assert f"model_{before:09d}.pth ({before} images seen)" in log or not before
+    check_against_undisturbed(runs, Runs(tmp_path / "undisturbed", shapes), reached + 4)

@@ -1,35 +1,27 @@
+"""Processes of a run: started, ended, told to end; by `launch`, the command line and torchrun."""
+
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
 import sys
-import time
+from datetime import timedelta
 from pathlib import Path
 
-import parallel_workers
 import pytest
+import ranks
 import torch
-import torch.multiprocessing as mp
-import workers
-from tiny_recipe import write_recipe
+from detectron2.config import LazyCall as L
+from killing import PATIENCE, born, children, wait_until
+from pair import PROJECT, environment, fork_server, in_pair
+from tiny_recipe import own_recipe, recipe, rectangles, write_recipe
 
 from vitdet import checkpoint
+from vitdet.engine.checkpoints import last_checkpoint, usable
 from vitdet.engine.launch import PREEMPTED_STATUS, launch
-from vitdet.utils.checks import InputError
-from vitdet.utils.signals import PREEMPTION
-
-PROJECT = Path(__file__).resolve().parents[2]
-
-
-def environment() -> dict[str, str]:
-    """The environment of a new python that finds the tiny recipe."""
-    paths = [str(PROJECT), str(Path(__file__).parent)]
-    return {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1"}
-
-
-def alive(pid_file: Path) -> bool:
-    return Path(f"/proc/{pid_file.read_text()}").exists()
+from vitdet.utils.checks import INTERRUPTED_STATUS, InputError
 
 
 def test_one_process_runs_here_and_returns():
@@ -59,116 +51,206 @@ def test_more_gpus_than_there_are(monkeypatch):
         launch(max, 4, args=(3, 4))
 
 
+def test_processes_that_do_not_come_are_one_line(monkeypatch, capsys):
+    monkeypatch.setattr("vitdet.engine.launch.TIMEOUT", timedelta(seconds=1))
+    monkeypatch.setattr("vitdet.engine.launch._is_first", lambda *_: True)
+    place = {"RANK": 1, "WORLD_SIZE": 2, "LOCAL_RANK": 1, "LOCAL_WORLD_SIZE": 2}
+    for name, value in {**place, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": 1}.items():
+        monkeypatch.setenv(name, str(value))
+    with pytest.raises(SystemExit) as ended:
+        launch(max, args=(3, 4))
+    assert ended.value.code == 2
+    said = capsys.readouterr().err
+    assert said.startswith("error: start of the run at 127.0.0.1, port 1: expected all processes")
+    assert said.count("\n") == 1
+
+
+# --- two processes of `launch` -------------------------------------------------------------------
+
+
 @pytest.mark.slow
 def test_two_processes_know_each_other(tmp_path):
-    launch(workers.report_ranks, 2, args=(str(tmp_path),))
+    launch(ranks.report_ranks, 2, args=(str(tmp_path),))
     texts = [(tmp_path / f"rank{rank}.txt").read_text() for rank in range(2)]
     assert texts == ["2 [(0, 0), (1, 1)]"] * 2
 
 
-@pytest.mark.slow
-def test_two_processes_train_to_the_weights_of_one(tmp_path):
-    """Same total batch, five steps of AdamW."""
-    one, two = tmp_path / "one", tmp_path / "two"
-    workers.train_even_batches(str(one), checkpoint_every=8)
-    launch(workers.train_even_batches, 2, args=(str(two),))
-    first = checkpoint.read(one / "model_000000008.pth")["model"]
-    ours = checkpoint.read(one / "model_final.pth")
-    theirs = checkpoint.read(two / "model_final.pth")
-    assert ours["images_seen"] == theirs["images_seen"] == 40
-    moved = [(ours["model"][name] - first[name]).abs().max().item() for name in first]
-    assert max(moved) > 1e-3  # the steps are large against the difference below
-    for name, weight in ours["model"].items():
-        torch.testing.assert_close(theirs["model"][name], weight, rtol=0, atol=1e-6, msg=name)
+ENDS = {
+    "error": (2, "error: image x.jpg: expected a JPEG, got text. Remove it.\n"),
+    "kill": (2, "error: process 1: expected to end normally, got SIGKILL. SIGKILL often means"),
+    "bug": (1, "ZeroDivisionError: a bug\n"),
+    "signal": (PREEMPTED_STATUS, ""),
+    "kill the launcher": (-signal.SIGKILL, ""),
+}
 
 
 @pytest.mark.slow
-def test_recomputed_blocks_change_nothing_in_two_processes(tmp_path):
-    """Stochastic depth draws the same numbers again when a block is computed once more."""
-    launch(parallel_workers.recomputed, 2, args=(str(tmp_path),))
-    kept, recomputed, still = (
-        checkpoint.read(tmp_path / name / "model_final.pth")["model"]
-        for name in ("kept", "recomputed", "without_depth")
+@pytest.mark.parametrize("how", ENDS)
+def test_when_one_process_ends_all_do(tmp_path, how):
+    """With the status and the line of the one that ended first."""
+    said, status = tmp_path / "said", ENDS[how][0]
+    words = (ranks.end_in, (how, str(tmp_path)), str(said))
+    launcher = fork_server().Process(target=ranks.launched, args=words)
+    launcher.start()
+    launcher.join(PATIENCE)
+    assert launcher.exitcode == status
+    assert ENDS[how][1] in said.read_text()
+    assert (said.read_text().count("\n") == bool(ENDS[how][1])) or how == "bug"
+    pids = [int((tmp_path / f"pid{rank}").read_text()) for rank in range(2)]
+    wait_until(lambda: not any(map(born, pids)))
+    if how == "signal":
+        assert all((tmp_path / f"left{rank}").exists() for rank in range(2))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("sent", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
+def test_a_signal_to_one_of_two_processes_ends_both(tmp_path, sent):
+    """They save, but one that is killed, which leaves what was saved before. ^C goes to all."""
+    out, said = tmp_path / "out", tmp_path / "said"
+    every = 4 if sent is signal.SIGKILL else 0
+    options = {"num_images": 100_000, "log_every": 1, "checkpoint_every": every}
+    words = (ranks.train_tiny, (str(out), options), str(said))
+    launcher = fork_server().Process(target=ranks.launched, args=words)
+    launcher.start()
+    awaited = out / ("last_checkpoint" if every else "metrics.json")
+    wait_until(lambda: awaited.exists() and awaited.read_text(), launcher.is_alive)
+    if sent is signal.SIGINT:
+        os.killpg(launcher.pid, sent)
+    else:
+        os.kill(children(launcher.pid)[1], sent)
+    launcher.join(PATIENCE)
+    found = usable(out)
+    assert found is not None
+    images = found.content["images_seen"]
+    if sent is signal.SIGKILL:
+        assert launcher.exitcode == 2
+        assert "error: process 1: expected to end normally, got SIGKILL" in said.read_text()
+        assert images > 0
+        return
+    expected = INTERRUPTED_STATUS if sent is signal.SIGINT else PREEMPTED_STATUS
+    assert launcher.exitcode == expected
+    assert said.read_text() == ("interrupted\n" if sent is signal.SIGINT else "")
+    assert last_checkpoint(out) == found.path
+    left = f"after {images} images: saved model_{images:09d}.pth, leaving with status {expected}"
+    assert left in (out / "log.txt").read_text()
+
+
+# --- torchrun and SLURM --------------------------------------------------------------------------
+
+
+def torchrun(config: Path, *arguments: str, restarts: int) -> subprocess.Popen[str]:
+    start = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    script = [str(PROJECT / "train_net.py"), "--config-file", str(config), *arguments]
+    words = [sys.executable, *start, "--max-restarts", str(restarts), *script]
+    return subprocess.Popen(
+        words, env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
     )
-    assert all(torch.equal(recomputed[name], weight) for name, weight in kept.items())
-    assert any(not torch.equal(still[name], weight) for name, weight in kept.items())
 
 
-@pytest.mark.slow
-def test_an_input_error_of_a_process_is_that_of_the_launch(tmp_path):
-    with pytest.raises(
-        InputError, match=r"^image x\.jpg: expected a JPEG, got text\. Remove it\.$"
-    ):
-        launch(workers.fail_on_rank_1, 2, args=(str(tmp_path),))
-    assert not any(alive(tmp_path / f"pid{rank}") for rank in range(2))
-
-
-@pytest.mark.slow
-def test_a_killed_process_ends_the_others(tmp_path):
-    with pytest.raises(
-        InputError, match=r"process 1: expected to end normally, got SIGKILL\. SIGKILL often means"
-    ):
-        launch(workers.die_on_rank_1, 2, args=(str(tmp_path),))
-    assert not any(alive(tmp_path / f"pid{rank}") for rank in range(2))
-
-
-@pytest.mark.slow
-def test_no_process_outlives_the_launcher(tmp_path):
-    start = f"launch(workers.kill_the_launcher, 2, args=({str(tmp_path)!r},))"
-    script = tmp_path / "start.py"
-    script.write_text(
-        "import workers\nfrom vitdet.engine.launch import launch\n"
-        f"if __name__ == '__main__':\n    {start}\n"
+def mortal(folder: Path, dies_at: int):
+    """A recipe whose rank 1 is killed once; there is a checkpoint after 8 images."""
+    folder.mkdir()
+    options = {"checkpoint_every": 8, "async_checkpoints": False, "ema_decay": 0.9}
+    cfg = recipe(folder / "out", **options)
+    cfg.dataloader.train = L(ranks.MortalLoader)(
+        dataset=L(rectangles)(), total_batch_size=4, folder=str(folder), dies_at=dies_at, seed=3
     )
-    command = [sys.executable, str(script)]
-    ended = subprocess.run(command, env=environment(), capture_output=True, check=False)
-    assert ended.returncode == -signal.SIGKILL
-    pids = [tmp_path / f"pid{rank}" for rank in range(2)]
-    deadline = time.monotonic() + 60
-    while any(alive(pid) for pid in pids) and time.monotonic() < deadline:
-        time.sleep(0.1)
-    assert not any(alive(pid) for pid in pids)
+    return cfg
 
 
 @pytest.mark.slow
-def test_a_signal_of_the_scheduler_reaches_every_process(tmp_path):
-    with pytest.raises(SystemExit) as ended:
-        launch(parallel_workers.leave_when_told, 2, args=(str(tmp_path),))
-    assert ended.value.code == PREEMPTED_STATUS == 75
-    assert all((tmp_path / f"left{rank}").exists() for rank in range(2))
-    assert not any(alive(tmp_path / f"pid{rank}") for rank in range(2))
-    # those that a scheduler repeats meanwhile do not change the status
-    for each in PREEMPTION:
-        assert signal.signal(each, signal.SIG_DFL) == signal.SIG_IGN
+def test_a_killed_worker_is_restarted_and_nothing_is_lost(tmp_path):
+    """The weights are those of two processes that nobody disturbed, and no torchrun started."""
+    killed, whole = tmp_path / "killed", tmp_path / "whole"
+    with torchrun(own_recipe(mortal(killed, 12), killed / "recipe.yaml"), restarts=2) as agent:
+        errors = agent.communicate(timeout=2 * PATIENCE)[1]
+    assert agent.returncode == 0, errors
+    assert (killed / "struck").exists()
+    assert "model_000000008.pth (8 images seen)" in (killed / "out/log.txt").read_text()
+    in_pair(ranks.train_config, mortal(whole, -1))
+    ours, theirs = (checkpoint.read(each / "out/model_final.pth") for each in (killed, whole))
+    for part in ("model", "ema_state"):
+        for name, value in theirs[part].items():
+            assert torch.equal(ours[part][name], value), name
+    pids = [int(each.name.removeprefix("pid")) for each in killed.glob("pid*")]
+    assert len(pids) == 4
+    assert not any(map(born, pids))
 
 
 @pytest.mark.slow
-def test_a_bug_keeps_its_traceback(tmp_path):
-    with pytest.raises(mp.ProcessRaisedException, match=r"crash_on_rank_0[\s\S]*a bug"):
-        launch(workers.crash_on_rank_0, 2, args=(str(tmp_path),))
+def test_a_wrong_input_is_said_once_however_many_restarts_are_left(tmp_path):
+    config = write_recipe(tmp_path / "recipe.yaml", tmp_path / "out")
+    with torchrun(config, "dataloader.train.total_batch_size=3", restarts=2) as agent:
+        errors = agent.communicate(timeout=2 * PATIENCE)[1]
+    assert agent.returncode != 0
+    (line,) = [line for line in errors.splitlines() if "total_batch_size" in line]
+    assert line.startswith(
+        "error: dataloader.train.total_batch_size: expected a multiple of the 2 processes, got 3."
+    )
+    assert "InputError" not in errors
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.slow
-def test_torchrun_and_num_gpus_give_the_same_weights(tmp_path):
-    config = write_recipe(tmp_path / "recipe.yaml", tmp_path / "out", num_images=8)
-    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    common = [str(PROJECT / "train_net.py"), "--config-file", str(config)]
-    commands = {
-        "torchrun": [*torchrun, *common],
-        "flag": [*common, "--num-gpus", "2"],
-    }
-    weights = {}
-    for name, command in commands.items():
-        out = tmp_path / name
-        done = subprocess.run(
-            [sys.executable, *command, f"train.output_dir={out}"],
-            env=environment(),
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        assert done.returncode == 0, done.stderr
-        weights[name] = checkpoint.read(out / "model_final.pth")["model"]
-    assert "no GPU: 2 processes on the CPU (gloo)" in done.stdout
-    for name, weight in weights["flag"].items():
-        assert torch.equal(weights["torchrun"][name], weight), name
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize("to", ["a worker", "torchrun"])
+def test_a_signal_under_torchrun_saves_and_ends_the_run(tmp_path, to):
+    """A restart would go on training where the machine is taken away; an orphan would, too."""
+    out = tmp_path / "out"
+    options = {"num_images": 100_000, "log_every": 1, "checkpoint_every": 0}
+    config = write_recipe(tmp_path / "recipe.yaml", out, **options)
+    metrics = out / "metrics.json"
+    with torchrun(config, "--resume", restarts=3) as agent:
+        try:
+            wait_until(
+                lambda: metrics.exists() and metrics.read_text(), lambda: agent.poll() is None
+            )
+            workers = {pid: born(pid) for pid in children(agent.pid)}
+            os.kill(min(workers) if to == "a worker" else agent.pid, signal.SIGUSR1)
+            agent.communicate(timeout=2 * PATIENCE)
+        finally:
+            agent.kill()
+    wait_until(lambda: not any(born(pid) == start for pid, start in workers.items()))
+    assert agent.returncode != 0
+    last = last_checkpoint(out)
+    assert last is not None
+    images = checkpoint.read(last)["images_seen"]
+    log = (out / "log.txt").read_text()
+    assert f"after {images} images: saved {last.name}, leaving with status 75" in log
+    assert log.count("starting from random weights") == 1  # it was not started again
+    assert "(4 images seen)" not in log
+
+
+SRUN = """#!/bin/bash
+# as SLURM: one task on one machine
+export SLURM_NNODES=1 SLURM_NODEID=0
+exec "${@:2}"
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_the_script_for_slurm_queues_a_preempted_run_again(tmp_path):
+    out, tools = tmp_path / "out", tmp_path / "tools"
+    tools.mkdir()
+    scontrol = f'#!/bin/bash\ntest $1 = show && echo 127.0.0.1 || echo "$@" > {tools}/asked\n'
+    python = f'#!/bin/bash\nexec {sys.executable} "$@"\n'
+    for name, text in (("srun", SRUN), ("scontrol", scontrol), ("python", python)):
+        (tools / name).write_text(text)
+        (tools / name).chmod(0o755)
+    config = write_recipe(tmp_path / "recipe.yaml", out, num_images=100_000, log_every=1)
+    env = {**environment(), "PATH": f"{tools}:{os.environ['PATH']}", "SLURM_GPUS_ON_NODE": "1"}
+    env |= {"SLURM_JOB_ID": "77", "SLURM_JOB_NODELIST": "here"}
+    script = ["bash", str(PROJECT / "docs/train.sbatch"), "--config-file", str(config)]
+    metrics = out / "metrics.json"
+    with subprocess.Popen(script, env=env, cwd=PROJECT, start_new_session=True) as job:
+        try:
+            wait_until(lambda: metrics.exists() and metrics.read_text(), lambda: job.poll() is None)
+            (step,) = children(job.pid)
+            os.kill(step, signal.SIGTERM)  # `--signal=TERM@120` is for the steps
+            assert job.wait(2 * PATIENCE) == 75
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(job.pid, signal.SIGKILL)
+    assert (tools / "asked").read_text() == "requeue 77\n"
+    assert last_checkpoint(out) is not None

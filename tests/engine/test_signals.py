@@ -1,25 +1,27 @@
+"""What a process makes of signals, and of a step that does not end."""
+
 from __future__ import annotations
 
-import os
+import logging
+import multiprocessing
 import signal
 import subprocess
 import sys
 import threading
-import time
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
+import ranks
 import torch
-from test_kill import PATIENCE, Runs, born, check_folder, runs, shapes  # noqa: F401 (fixtures)
-from test_launch import environment
-from test_run import assert_same
-from test_train_net import command
-from tiny_recipe import write_recipe
+from killing import born, wait_until
+from pair import fork_server
 
-from vitdet.engine.checkpoints import BEST, FINAL, LAST, last_checkpoint, read_state, usable
+from vitdet.engine.log import logging_to
 from vitdet.engine.signals import PREEMPTED_STATUS, Notice, Preempted, Preemption, noticed
 from vitdet.engine.trainer import Trainer
-from vitdet.utils.checks import INPUT_ERROR_STATUS, INTERRUPTED_STATUS
+from vitdet.utils.signals import hold_back, serve_parent
 
 
 def test_signals_only_leave_a_notice_within_the_block():
@@ -30,19 +32,16 @@ def test_signals_only_leave_a_notice_within_the_block():
             signal.raise_signal(each)
             assert notice.signal is each
     assert [signal.getsignal(each) for each in (signal.SIGTERM, signal.SIGUSR1)] == before
-
-
-def test_other_threads_leave_signals_alone():
     seen = []
 
-    def enter() -> None:
+    def enter() -> None:  # other threads leave signals alone
         with noticed() as notice:
             seen.append((notice.signal, signal.getsignal(signal.SIGTERM)))
 
     thread = threading.Thread(target=enter)
     thread.start()
     thread.join()
-    assert seen == [(None, signal.getsignal(signal.SIGTERM))]
+    assert seen == [(None, before[0])]
 
 
 def trainer_at(images_seen: int, num_images: int) -> Trainer:
@@ -78,97 +77,7 @@ def test_the_hook_saves_and_leaves(caplog):
         hook.after_train(trainer_at(8, 8))
 
 
-@pytest.mark.slow
-@pytest.mark.timeout(1800)
-def test_signals_to_the_whole_group_save_and_leave(runs, tmp_path, shapes):  # noqa: F811
-    """Reading processes get them too, and go on reading until the trainer has saved."""
-    runs.options = {"checkpoint_every": 0}  # only what a signal makes
-    reached = 0
-    for each in (signal.SIGTERM, signal.SIGUSR1):
-        process = runs.start()
-        runs.wait_for(process, 2)
-        runs.note_helpers(process)
-        os.killpg(process.pid, each)
-        process.join()
-        assert process.exitcode == PREEMPTED_STATUS
-        before, reached = reached, check_folder(runs.folder, 0)
-        assert reached >= before + 4
-        log = (runs.folder / "log.txt").read_text()
-        assert f"{each.name} after {reached} images: saved model_{reached:09d}.pth" in log
-        assert f"model_{before:09d}.pth ({before} images seen)" in log or not before
-    undisturbed = Runs(tmp_path / "undisturbed", shapes)
-    for folder in (runs, undisturbed):
-        process = folder.start(num_images=reached + 4)
-        process.join()
-        assert process.exitcode == 0
-    for name in (FINAL, BEST):
-        ours, theirs = (read_state(each.folder / name) for each in (runs, undisturbed))
-        for key in ours.keys() - {"vitdet"}:
-            assert_same(ours[key], theirs[key], f"{name} {key}")
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(1800)
-@pytest.mark.parametrize("sent", [signal.SIGTERM, signal.SIGKILL])
-def test_a_signal_to_one_of_two_processes_ends_both(tmp_path, sent):
-    """SIGTERM makes them save; one that is killed leaves what was saved before."""
-    out = tmp_path / "out"
-    every = 0 if sent is signal.SIGTERM else 4
-    options = {"num_images": 100_000, "log_every": 1, "checkpoint_every": every}
-    config = write_recipe(tmp_path / "recipe.yaml", out, **options)
-    awaited = out / ("metrics.json" if every == 0 else LAST)
-    running = subprocess.Popen(
-        command("--config-file", config, "--num-gpus", 2),
-        env=environment(),
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    try:
-        deadline = time.monotonic() + 4 * PATIENCE
-        while not awaited.exists() or not awaited.read_text():
-            assert running.poll() is None, running.communicate()[1]
-            assert time.monotonic() < deadline
-            time.sleep(0.05)
-        os.kill(trainers(running.pid)[1], sent)
-        errors = running.communicate(timeout=2 * PATIENCE)[1]
-    finally:
-        running.kill()
-        running.wait()
-    found = usable(out)
-    assert found is not None
-    images = found.content["images_seen"]
-    if sent is signal.SIGKILL:
-        assert running.returncode == 2, errors
-        assert "error: process 1: expected to end normally, got SIGKILL" in errors
-        assert images > 0
-        return
-    assert running.returncode == PREEMPTED_STATUS, errors
-    assert "Traceback" not in errors
-    last = last_checkpoint(out)
-    assert last == found.path
-    assert last.name == f"model_{images:09d}.pth"
-    assert f"after {images} images: saved {last.name}, leaving" in (out / "log.txt").read_text()
-
-
-def trainers(launcher: int) -> list[int]:
-    """Process ids that a launcher started to train, in the order of their ranks."""
-    children = Path(f"/proc/{launcher}/task/{launcher}/children").read_text().split()
-    lines = {int(pid): Path(f"/proc/{pid}/cmdline").read_text() for pid in children}
-    return sorted(pid for pid, line in lines.items() if "spawn_main" in line)
-
-
-def test_the_help_names_the_statuses():
-    shown = subprocess.run(command("--help"), capture_output=True, text=True, check=True).stdout
-    words = " ".join(shown.split())
-    for status, meaning in (
-        (0, "done"),
-        (INPUT_ERROR_STATUS, "something to repair"),
-        (PREEMPTED_STATUS, "told to leave (SIGTERM, SIGUSR1)"),
-        (INTERRUPTED_STATUS, "interrupted (^C; the first one saves too)"),
-    ):
-        assert f" {status} {meaning}" in words
-
+# --- processes that work for another one ---------------------------------------------------------
 
 PARENT = """
 import multiprocessing, os, signal, subprocess, sys, time
@@ -203,18 +112,77 @@ def help(ready):
 """
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("method", ["fork", "forkserver"])
 def test_helpers_outlive_signals_but_not_their_parent(tmp_path, method):
     """A fork server is the parent that the system names, and it lives as long as its helpers."""
     (tmp_path / "parent.py").write_text(PARENT)
     (tmp_path / "helping.py").write_text(HELPING)
     line = [sys.executable, str(tmp_path / "parent.py"), method]
-    done = subprocess.run(line, env=environment(), capture_output=True, text=True, check=False)
+    done = subprocess.run(line, capture_output=True, text=True, check=False)
     assert done.returncode == -signal.SIGKILL, done.stderr
     pids = [int(pid) for pid in done.stdout.split()]
     assert len(pids) == 2
-    deadline = time.monotonic() + PATIENCE
-    while any(map(born, pids)) and time.monotonic() < deadline:
-        time.sleep(0.01)
-    assert not any(map(born, pids))
+    wait_until(lambda: not any(map(born, pids)))
+
+
+def work(ready: Any, ended: Any) -> None:
+    """Start a thread as the import of a BLAS does, serve the parent, and go on until told."""
+    threading.Thread(target=ended.wait, daemon=True).start()
+    serve_parent()
+    ready.set()
+    ended.wait()
+
+
+def test_a_thread_of_an_import_does_not_swallow_the_signal():
+    context: Any = multiprocessing.get_context("fork")
+    ready, ended = context.Event(), context.Event()
+    with hold_back():
+        worker = context.Process(target=work, args=(ready, ended), daemon=True)
+        worker.start()
+    assert ready.wait(60)
+    worker.terminate()
+    worker.join(20)
+    alive = worker.is_alive()
+    worker.kill()
+    assert not alive
+    assert worker.exitcode == 0
+
+
+# --- a step that does not end, a terminal that takes nothing more --------------------------------
+
+
+@pytest.mark.parametrize("seconds", [0.0, 600.0])
+def test_a_step_that_does_not_end_is_a_line_and_a_status(tmp_path, seconds):
+    path, said = tmp_path / "stuck_rank0.txt", tmp_path / "said"
+    words = (str(tmp_path), seconds, str(said))
+    process = fork_server().Process(target=ranks.stuck, args=words)
+    process.start()
+    process.join(100)
+    if not seconds:
+        assert (process.exitcode, said.read_text()) == (0, "")
+        assert not path.exists()
+        return
+    assert process.exitcode == 2
+    assert said.read_text() == (
+        f"error: training: expected the end of a step within 0.5 s, got none. The stacks of rank 0 "
+        f"are in {path}: they say what it waits for. If it only needs longer, raise "
+        "train.step_timeout.\n"
+    )
+    assert "in batches" in path.read_text()
+
+
+def test_a_full_terminal_does_not_end_a_run(tmp_path, monkeypatch, capfd):
+    full = Path("/dev/full").open("w", buffering=1)  # noqa: SIM115  closing it fails, too
+    monkeypatch.setattr(sys, "stdout", full)
+    with logging_to() as log_to:
+        log_to(tmp_path / "log.txt")
+        for line in ("one", "two"):
+            logging.getLogger("vitdet.anything").info(line)
+    monkeypatch.undo()
+    with suppress(OSError):
+        full.close()
+    assert capfd.readouterr().err == ""
+    assert [line.split()[-1] for line in (tmp_path / "log.txt").read_text().splitlines()] == [
+        "one",
+        "two",
+    ]

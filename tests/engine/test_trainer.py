@@ -6,9 +6,9 @@ import logging
 import math
 
 import pytest
-import step_workers
+import ranks
 import torch
-import workers
+from pair import in_pair
 from test_run import numbers
 from test_variants import VARIANTS
 from tiny_recipe import detector_node, draw
@@ -16,7 +16,6 @@ from torch import nn
 
 from vitdet import checkpoint
 from vitdet.config import build_model
-from vitdet.engine.launch import launch
 from vitdet.engine.losses import DetectorLoss, cut
 from vitdet.engine.trainer import HeadStatistics, Hook, NonFiniteLossError, Trainer
 from vitdet.utils.checks import InputError
@@ -188,8 +187,8 @@ def test_step_and_run_in_parts_are_those_of_the_whole_batch(tmp_path, accumulate
     torch.testing.assert_close(step.grad_norm, norm)
 
     whole, parts = tmp_path / "whole", tmp_path / "parts"
-    workers.train_even_batches(str(whole))
-    workers.train_even_batches(str(parts), accumulate=accumulate)
+    ranks.train_even_batches(str(whole))
+    ranks.train_even_batches(str(parts), accumulate=accumulate)
     assert_same_model(whole, parts)
     for line, other_line in zip(numbers(whole), numbers(parts), strict=True):
         losses = {name: value for name, value in line.items() if name.startswith("loss_")}
@@ -205,14 +204,14 @@ def assert_same_model(*folders) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
 def test_parts_in_two_processes_have_the_weights_of_one_batch(tmp_path, parallel):
-    workers.train_even_batches(str(tmp_path / "whole"))
-    launch(step_workers.train_in_parts, 2, args=(str(tmp_path / "parts"), 2, parallel))
+    ranks.train_even_batches(str(tmp_path / "whole"))
+    in_pair(ranks.train_in_parts, str(tmp_path / "parts"), 2, parallel)
     assert_same_model(tmp_path / "whole", tmp_path / "parts")
 
 
 @pytest.mark.slow
 def test_gradients_travel_with_the_last_part_only(tmp_path):
-    launch(step_workers.count_reductions, 2, args=(str(tmp_path),))
+    in_pair(ranks.count_reductions, str(tmp_path))
     counts = [(tmp_path / f"rank{rank}.txt").read_text().split() for rank in range(2)]
     once, twice = counts[0]
     assert counts[1] == counts[0]

@@ -21,7 +21,7 @@ from torch.utils._pytree import tree_leaves
 
 from vitdet import checkpoint
 from vitdet.engine.losses import Batch, cut
-from vitdet.engine.parallel import give_up_step, is_shared_out
+from vitdet.engine.parallel import give_up_step, is_sharded
 from vitdet.utils.checks import InputError
 from vitdet.utils.distributed import all_gather_object, rank, world_size
 from vitdet.utils.env import seed_all, seed_from
@@ -118,7 +118,7 @@ class BadSteps:
             guilty = {number: every[number][1] for number in named}
         if path is not None and rank() in guilty:
             first = not self.met and rank() == min(guilty)  # weights once: they may be gigabytes
-            _write(path, step, text, weights=first and not is_shared_out(step.loss.detector))
+            _write(path, step, text, weights=first and not is_sharded(step.loss.detector))
         if not together:
             return text
         return "; ".join(f"process {number}: {line}" for number, line in guilty.items())
@@ -181,7 +181,7 @@ def examine(step: Step) -> tuple[str, bool]:
         What is not finite, in words, and whether anything was.
     """
     detector = step.loss.detector
-    sharded = is_shared_out(detector)
+    sharded = is_sharded(detector)
     learning = {name: p for name, p in detector.named_parameters() if p.requires_grad}
     bad = [n for n, p in learning.items() if sharded and not _finite(p.grad)]
     step.optimizer.zero_grad(set_to_none=True)  # gives the memory back for another one

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 import torch
 from torch import nn
 
-from vitdet.engine.parallel import shared_like
+from vitdet.engine.parallel import shard_like
 from vitdet.utils.checks import InputError
 
 
@@ -61,7 +61,7 @@ class Ema:
     def load(self, state: Mapping[str, torch.Tensor]) -> None:
         """Continue from the average of a checkpoint, with the same names and shapes."""
         for name, value in self.state.items():
-            value.copy_(shared_like(value, state[name]))
+            value.copy_(shard_like(value, state[name]))
 
     @contextmanager
     def applied(self) -> Iterator[None]:

@@ -1,4 +1,4 @@
-"""One model in several processes: a copy in each (DDP), or its weights shared out (FSDP2)."""
+"""One model in several processes: a copy in each (DDP), or its weights sharded (FSDP2)."""
 
 from __future__ import annotations
 
@@ -16,32 +16,9 @@ from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forwar
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 
-from vitdet.utils.checks import fail
 from vitdet.utils.distributed import is_main, world_size
 
 PARALLEL = ("ddp", "fsdp")  # train.parallel
-
-
-def check_parallel(parallel: str, compiled: bool) -> None:
-    """Check `train.parallel` and what does not go with it.
-
-    Raises:
-        InputError: an unknown value, or shared weights with what needs them whole.
-    """
-    if parallel not in PARALLEL:
-        fail(
-            "train.parallel",
-            expected=" or ".join(PARALLEL),
-            got=parallel,
-            remedy="fsdp shares the weights out over the processes.",
-        )
-    if parallel == "fsdp" and compiled:
-        fail(
-            "train.compile",
-            expected="none with train.parallel=fsdp",
-            got=compiled,
-            remedy="Set train.compile=False, or train.parallel=ddp.",
-        )
 
 
 def distributed(
@@ -129,7 +106,7 @@ def give_up_step(module: nn.Module) -> None:
 
 
 def shard(detector: nn.Module) -> None:
-    """Share the weights of a detector out over the processes, in place (FSDP2).
+    """Shard the weights of a detector over the processes, in place (FSDP2).
 
     Every process keeps its rows of each weight, of its gradient and of its optimizer state. A
     block's whole weights (of what the backbone calls `units`) are there only while it computes;
@@ -146,11 +123,22 @@ def shard(detector: nn.Module) -> None:
         for unit in units() if units is not None else ():
             fully_shard(unit, mesh=mesh)
     fully_shard(detector, mesh=mesh, reshard_after_forward=False)
-    detector.register_load_state_dict_pre_hook(_share_out)
+
+    def take_shards(module: nn.Module, state: dict[str, Any], prefix: str, *_: Any) -> None:
+        for name, parameter in module.named_parameters():
+            if prefix + name in state:
+                state[prefix + name] = shard_like(parameter, state[prefix + name])
+
+    detector.register_load_state_dict_pre_hook(take_shards)
+
+
+def is_sharded(detector: nn.Module) -> bool:
+    """Whether the detector went through `shard` in several processes."""
+    return isinstance(detector, FSDPModule)
 
 
 class ShardedLoss(nn.Module):
-    """The loss of a detector whose weights are shared out.
+    """The loss of a detector whose weights are sharded.
 
     FSDP2 fetches the weights when the forward of a module is called. The loss calls the detector's
     parts and never its forward, so here the loss becomes a second forward of the detector; its own
@@ -166,7 +154,7 @@ class ShardedLoss(nn.Module):
 
     @property
     def detector(self) -> Any:
-        """The detector, whose weights are shared out."""
+        """The detector, whose weights are sharded."""
         return self.loss.detector
 
     def forward(self, batch: Any) -> Any:
@@ -194,53 +182,37 @@ def gathered(detector: nn.Module) -> Iterator[None]:
             part.reshard()
 
 
-def is_shared_out(detector: nn.Module) -> bool:
-    """Whether the detector went through `shard` in several processes."""
-    return isinstance(detector, FSDPModule)
+def cpu_copy(state: Any) -> Any:
+    """Return a nested state with whole tensors on the CPU, which later steps cannot change.
 
-
-def whole(state: Any) -> Any:
-    """Return a nested state with whole tensors in the place of those that are shared out.
-
-    All processes must call it. The main process gets them on the CPU, the others without data.
-    What is not shared out stays as it is.
+    All processes must call it; only the main one gets tensors.
+    Tensors that share their memory share it in the copy, so that a file does not grow.
     """
-    if isinstance(state, DTensor):
-        full = state.full_tensor().detach()
-        return full.cpu() if is_main() else torch.empty_like(full, device="meta")
-    if isinstance(state, Mapping):
-        return {name: whole(value) for name, value in state.items()}
-    if isinstance(state, list | tuple):
-        return type(state)(whole(value) for value in state)
-    return state
+    return _copied(state, {})
 
 
-def shared_like(own: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
-    """Return this process's part of a whole tensor when `own` is one that is shared out."""
-    if not isinstance(own, DTensor) or isinstance(value, DTensor):
+def _copied(value: Any, made: dict[Any, torch.Tensor]) -> Any:
+    if isinstance(value, DTensor):
+        whole = value.full_tensor().detach()
+        return whole.cpu() if is_main() else None
+    if isinstance(value, torch.Tensor):
+        if not is_main():
+            return None
+        key = (value.device, value.data_ptr(), value.dtype, value.shape, value.stride())
+        if key not in made:
+            made[key] = value.detach().to("cpu", copy=True)
+        return made[key]
+    if isinstance(value, Mapping):
+        return {name: _copied(item, made) for name, item in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(_copied(item, made) for item in value)
+    return value
+
+
+def shard_like(own: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+    """Return this process's part of a whole tensor when `own` is sharded, else the tensor."""
+    if not isinstance(own, DTensor) or isinstance(value, DTensor) or value.shape != own.shape:
         return value
     value = value.to(own.device, own.dtype)
     # None: every process has the whole tensor, so none needs to send it
     return distribute_tensor(value, own.device_mesh, own.placements, src_data_rank=None)
-
-
-def shared_optimizer_state(
-    optimizer: torch.optim.Optimizer, state: Mapping[int, Mapping[str, Any]]
-) -> dict[int, dict[str, Any]]:
-    """Return the "state" of a saved optimizer with moments shared out as the parameters are."""
-    parameters = [each for group in optimizer.param_groups for each in group["params"]]
-    return {
-        index: {
-            name: shared_like(parameters[index], value)
-            if isinstance(value, torch.Tensor) and value.shape == parameters[index].shape
-            else value
-            for name, value in entries.items()
-        }
-        for index, entries in state.items()
-    }
-
-
-def _share_out(module: nn.Module, state: dict[str, Any], prefix: str, *_: Any) -> None:
-    for name, parameter in module.named_parameters():
-        if prefix + name in state:
-            state[prefix + name] = shared_like(parameter, state[prefix + name])

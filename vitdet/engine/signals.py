@@ -16,7 +16,7 @@ from pathlib import Path
 from types import FrameType
 
 from vitdet.engine.launch import PREEMPTED_STATUS
-from vitdet.engine.trainer import Trainer
+from vitdet.engine.trainer import Hook, Trainer
 from vitdet.utils.checks import INTERRUPTED_STATUS
 from vitdet.utils.distributed import any_rank, world_size
 from vitdet.utils.signals import PREEMPTION
@@ -70,8 +70,7 @@ def noticed() -> Iterator[Notice]:
     if threading.current_thread() is not threading.main_thread():
         yield notice  # Python lets no other thread handle signals
         return
-    numbers = (*PREEMPTION, signal.SIGINT)
-    before = {each: signal.signal(each, notice.take) for each in numbers}
+    before = {each: signal.signal(each, notice.take) for each in (*PREEMPTION, signal.SIGINT)}
     try:
         yield notice
     except Preempted:
@@ -83,7 +82,7 @@ def noticed() -> Iterator[Notice]:
             signal.signal(each, signal.SIG_DFL if handler is None else handler)
 
 
-class Preemption:
+class Preemption(Hook):
     """A hook that saves and leaves when a process of the run has got a signal.
 
     Args:
@@ -96,30 +95,18 @@ class Preemption:
         self.save = save
 
     def after_step(self, trainer: Trainer) -> None:
-        """Leave if any process was told to and training would go on.
-
-        Raises:
-            Preempted: after the checkpoint was written.
-        """
+        """Raise Preempted, with a checkpoint, if any process was told and training would go on."""
         if trainer.images_seen < trainer.num_images and any_rank(self.notice.signal is not None):
             self._leave(trainer, f"saved {self.save(trainer).name}")
 
     def after_train(self, trainer: Trainer) -> None:
-        """Leave before the evaluation; the last checkpoint was just written.
-
-        Raises:
-            Preempted: if any process was told to leave.
-        """
+        """Raise Preempted before the evaluation; the last checkpoint was just written."""
         if any_rank(self.notice.signal is not None):
             self._leave(trainer, "saved the last checkpoint")
 
     @contextmanager
     def evaluating(self, trainer: Trainer) -> Iterator[None]:
-        """Within the block, of which nothing is lost, a process alone leaves at once.
-
-        Raises:
-            Preempted: a signal came.
-        """
+        """Within the block, of which nothing is lost, a process alone leaves at once."""
         if world_size() == 1:
             self.notice.saved = lambda: self._leave(trainer, "saved before this evaluation")
         try:

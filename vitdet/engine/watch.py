@@ -10,11 +10,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TypeVar
 
-from vitdet.engine.trainer import Trainer
+from vitdet.engine.trainer import Hook, Trainer
 from vitdet.utils.checks import INPUT_ERROR_STATUS, one_line
 from vitdet.utils.distributed import rank
-
-_TICK = 1.0  # seconds between two looks at the step
 
 Batches = TypeVar("Batches")
 
@@ -23,23 +21,15 @@ def _print(text: str) -> None:
     print(f"error: {text}", file=sys.stderr, flush=True)
 
 
-_report: Callable[[str], object] = _print
+report: Callable[[str], object] = _print  # takes the line; `launch` sets its own in a process
 
 
-def report_with(report: Callable[[str], object]) -> None:
-    """Set who gets the line of a step that does not end; by default it goes to stderr."""
-    global _report  # noqa: PLW0603  of this process, which is about to end
-    _report = report
-
-
-class Watch:
-    """End the run when a step is not done within a time limit.
+class Watch(Hook):
+    """A hook that ends the run when a step is not done within a time limit.
 
     A file system that hangs, a process that is lost, a network that lets no data through: without
     it all ranks wait in silence. With it each writes the stacks of its threads to
-    `stuck_rank<r>.txt` in the output folder, says so in a line, and ends with status 2.
-
-    Use it as the first hook of the trainer, round the batches, and `stop` it at the end. What other
+    `stuck_rank<r>.txt` in the output folder, says so in a line, and ends with status 2. What other
     hooks do (evaluations, checkpoints) has no limit.
 
     Args:
@@ -63,19 +53,16 @@ class Watch:
             self._step += 1
 
     def after_step(self, trainer: Trainer) -> None:  # noqa: ARG002
-        """End the step."""
+        """End the step; the first hook to be called."""
         self._step += 1
-
-    def after_train(self, trainer: Trainer) -> None:
-        """Nothing is left to watch."""
 
     def stop(self) -> None:
         """End the watch."""
         self._done.set()
 
     def _watch(self, limit: float) -> None:
-        """Run in a thread. Its own looks are counted, so a run that was stopped may go on."""
-        tick = min(_TICK, limit / 4)
+        """Count the looks, in a thread: the time for which a run is suspended does not count."""
+        tick = min(1.0, limit / 4)
         step, waited = 0, 0.0
         while not self._done.wait(tick):
             waited = waited + tick if step == self._step and step % 2 else 0.0
@@ -95,5 +82,5 @@ class Watch:
                 faulthandler.dump_traceback(file, all_threads=True)
         except OSError as error:  # the disk may be what hangs
             text += f" ({path.name} could not be written: {error.strerror})"
-        _report(one_line(text))
+        report(one_line(text))
         os._exit(INPUT_ERROR_STATUS)

@@ -1,4 +1,4 @@
-"""Errors that a user can repair: one line saying what was expected, what came, and what to do."""
+"""Errors that a user can repair: one line saying what came and what to do."""
 
 from __future__ import annotations
 
@@ -14,7 +14,6 @@ from typing import NoReturn
 
 INPUT_ERROR_STATUS = 2
 INTERRUPTED_STATUS = 130  # what shells give for ^C: 128 + SIGINT
-_LONGEST_WORD = 1000
 
 
 class InputError(ValueError):
@@ -29,7 +28,7 @@ class InputError(ValueError):
 
 def one_line(text: str) -> str:
     """Return the text in one line: control characters as escapes, endless words cut short."""
-    words = (word if len(word) <= _LONGEST_WORD else f"{word[:100]}..." for word in text.split())
+    words = (word if len(word) <= 1000 else f"{word[:100]}..." for word in text.split())
     return printable(" ".join(words))
 
 
@@ -42,17 +41,7 @@ def printable(text: str) -> str:
 
 
 def fail(what: str, *, expected: object, got: object, remedy: str) -> NoReturn:
-    """Raise an InputError that names the thing, both values and the way out, in one line.
-
-    Args:
-        what: the thing that is wrong, with its place: a file, a config key, an annotation id.
-        expected: what would have been right.
-        got: what was found.
-        remedy: a full sentence that tells what to do.
-
-    Raises:
-        InputError: always.
-    """
+    """Raise an InputError that names the thing, both values and the way out, in one line."""
     raise InputError(f"{what}: expected {expected}, got {got}. {remedy}")
 
 
@@ -94,10 +83,10 @@ def exit_status(run: Callable[[], int]) -> int:
     except InputError as error:
         return _say(f"error: {error}", INPUT_ERROR_STATUS)
     except BrokenPipeError:
-        _leave_stdout()
+        _drop_stdout()
         return 0
     except OSError as error:
-        _leave_stdout()
+        _drop_stdout()
         return _say(f"error: {os_error_text(error)}", INPUT_ERROR_STATUS)
     except KeyboardInterrupt:
         if threading.current_thread() is threading.main_thread():
@@ -131,7 +120,7 @@ def _say(text: str, status: int) -> int:
     return status
 
 
-def _leave_stdout() -> None:
+def _drop_stdout() -> None:
     """Drop what stdout could not take: Python would try again at its end, with a traceback."""
     try:
         sys.stdout.flush()

@@ -11,19 +11,18 @@ import torch.distributed as dist
 from vitdet.utils.checks import InputError
 
 
-def active() -> bool:
-    """Whether a process group exists."""
+def _active() -> bool:
     return dist.is_available() and dist.is_initialized()
 
 
 def rank() -> int:
     """Number of this process, 0 without a group."""
-    return dist.get_rank() if active() else 0
+    return dist.get_rank() if _active() else 0
 
 
 def world_size() -> int:
     """Number of processes, 1 without a group."""
-    return dist.get_world_size() if active() else 1
+    return dist.get_world_size() if _active() else 1
 
 
 def is_main() -> bool:
@@ -50,12 +49,9 @@ def gather_object(item: Any) -> list[Any]:
     """Return every process's `item`, in the order of ranks, in the main process; [] in others."""
     if world_size() == 1:
         return [item]
-    if not is_main():
-        dist.gather_object(item)
-        return []
-    items: list[Any] = [None] * world_size()
+    items = [None] * world_size() if is_main() else None
     dist.gather_object(item, items)
-    return [item, *items[1:]]  # its own, not a copy
+    return [item, *items[1:]] if items else []  # its own, not a copy
 
 
 def reduce_mean(values: dict[str, torch.Tensor]) -> dict[str, float]:
@@ -79,22 +75,22 @@ def broadcast_object(item: Any) -> Any:
     return items[0]
 
 
-def main_only(look: Callable[[], Any]) -> Any:
-    """Return in every process what `look` returns in the main one, where alone it is called.
+def main_only(function: Callable[[], Any]) -> Any:
+    """Return in every process what `function` returns in the main one, where alone it is called.
 
     Raises:
         InputError: the one of the main process, in every process.
     """
-    found, failure = None, None
+    result, error = None, None
     if is_main():
         try:
-            found = look()
-        except InputError as error:
-            failure = str(error)
-    found, failure = broadcast_object((found, failure))
-    if failure is not None:
-        raise InputError(failure)
-    return found
+            result = function()
+        except InputError as raised:
+            error = str(raised)
+    result, error = broadcast_object((result, error))
+    if error is not None:
+        raise InputError(error)
+    return result
 
 
 def any_rank(flag: bool) -> bool:

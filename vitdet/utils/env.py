@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 _PACKAGES = ("torch", "torchvision", "numpy", "timm", "fvcore", "pycocotools", "faster-coco-eval")
+_States = tuple[tuple, dict, torch.Tensor, torch.Tensor | None]
 
 
 def seed_from(*numbers: int) -> int:
@@ -37,7 +38,6 @@ class RandomStream:
     def __init__(self, seed: int) -> None:
         self._seed = seed
         self._inside: _States | None = None
-        self._outside: _States | None = None
 
     def __enter__(self) -> None:
         self._outside = _states()
@@ -48,26 +48,20 @@ class RandomStream:
 
     def __exit__(self, *_: object) -> None:
         self._inside = _states()
-        assert self._outside is not None
         _restore(self._outside)
 
 
-def random_state(seed: int) -> RandomStream:
-    """Return a block that runs under `seed` (random, NumPy, torch) and restores the states."""
-    return RandomStream(seed)
-
-
-_States = tuple[object, object, torch.Tensor, torch.Tensor | None]
+random_state = RandomStream  # for a single block
 
 
 def _states() -> _States:
     cuda = torch.cuda.get_rng_state() if torch.cuda.is_initialized() else None
-    return random.getstate(), np.random.get_state(), torch.get_rng_state(), cuda
+    return random.getstate(), np.random.get_state(legacy=False), torch.get_rng_state(), cuda
 
 
 def _restore(states: _States) -> None:
-    random.setstate(states[0])  # pyright: ignore[reportArgumentType]
-    np.random.set_state(states[1])  # pyright: ignore[reportArgumentType]
+    random.setstate(states[0])
+    np.random.set_state(states[1])
     torch.set_rng_state(states[2])
     if states[3] is not None:
         torch.cuda.set_rng_state(states[3])
@@ -91,16 +85,10 @@ def _git_state() -> str:
     root = Path(__file__).resolve().parents[2]
     if not (root / ".git").exists():
         return "not a git checkout"
-    commands = (["rev-parse", "--short=12", "HEAD"], ["status", "--porcelain"])
-    answers = []
-    for command in commands:
-        try:
-            done = subprocess.run(
-                ["git", "-C", str(root), *command], capture_output=True, text=True, check=False
-            )
-        except FileNotFoundError:
-            return "git is not installed"
-        if done.returncode:
-            return "no commit yet"
-        answers.append(done.stdout.strip())
-    return answers[0] + (" with local changes" if answers[1] else "")
+    command = ["git", "-C", str(root), "describe", "--always", "--abbrev=12", "--exclude=*"]
+    try:
+        done = subprocess.run([*command, "--dirty= with local changes"], capture_output=True,
+                              text=True, check=False)  # fmt: skip
+    except FileNotFoundError:
+        return "git is not installed"
+    return done.stdout.strip() or "no commit yet"

@@ -25,8 +25,6 @@ T = TypeVar("T")
 # is not looked for in a folder that has this file.
 RESULT_MARKER = ".vitdet-results.json"
 
-_LEFTOVER = re.compile(r"\..+\.\d+\.partial")
-
 
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
@@ -79,11 +77,45 @@ def replacing(path: Path) -> Iterator[Path]:
         partial.unlink(missing_ok=True)
 
 
+def _flush(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
 def tidy(folder: Path) -> None:
     """Remove what killed processes left of `replacing` in a folder."""
     for path in list(folder.iterdir()):
-        if _LEFTOVER.fullmatch(path.name) and not path.is_dir():
+        if re.fullmatch(r"\..+\.\d+\.partial", path.name) and not path.is_dir():
             path.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Replace a small text file at once: a reader sees the old or the new one, never half.
+
+    Raises:
+        InputError: the disk refuses.
+    """
+    try:
+        with replacing(path) as partial:
+            partial.write_text(text, encoding="utf-8")
+    except OSError as error:
+        text = f"{path}: could not be written ({error}). Check disk and rights."
+        raise InputError(text) from error
+
+
+def link_or_copy(source: Path, path: Path) -> None:
+    """Give a file a second name, which outlives the first; links need no space.
+
+    Nothing here is ever written in place, so the two cannot change each other.
+    """
+    with replacing(path) as partial:
+        try:
+            os.link(source, partial)
+        except OSError:  # the file system has no links
+            shutil.copyfile(source, partial)
 
 
 def read_small(path: Path, parse: Callable[[str], T], default: T) -> T:
@@ -106,33 +138,6 @@ def read_small(path: Path, parse: Callable[[str], T], default: T) -> T:
     return default
 
 
-def link_or_copy(source: Path, path: Path) -> None:
-    """Give a file a second name, which outlives the first; links need no space.
-
-    Nothing here is ever written in place, so the two cannot change each other.
-    """
-    with replacing(path) as partial:
-        try:
-            os.link(source, partial)
-        except OSError:  # the file system has no links
-            shutil.copyfile(source, partial)
-
-
-def write_text(path: Path, text: str) -> None:
-    """Replace a small text file at once: a reader sees the old or the new one, never half.
-
-    Raises:
-        InputError: the disk refuses.
-    """
-    try:
-        with replacing(path) as partial:
-            partial.write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise InputError(
-            f"{path}: could not be written ({error}). Check disk and rights."
-        ) from error
-
-
 def make_way(folder: Path, names: Iterable[str]) -> None:
     """Give what is no file, and stands where one of `names` is to be, another name."""
     for path in (folder / name for name in names):
@@ -140,11 +145,3 @@ def make_way(folder: Path, names: Iterable[str]) -> None:
             other = path.with_name(f"{path.name}.was-no-file")
             path.rename(other)
             logger.warning("%s is no file: it is %s now", path, other.name)
-
-
-def _flush(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -5,8 +5,7 @@ from __future__ import annotations
 import logging
 import warnings
 
-# What dependencies say of their own code, which a user of this project cannot change. Each can go
-# when its source no longer says it.
+# Each can go when its source no longer says it.
 _NOISE = (
     r".*torch\.jit\.(script|trace|script_method).* is deprecated",  # fvcore, at import
     r"Importing from timm\.models\.layers is deprecated",  # detectron2, at import

@@ -7,7 +7,7 @@ import multiprocessing
 import os
 import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 PREEMPTION = (signal.SIGTERM, signal.SIGUSR1)  # what schedulers send before they take a machine
@@ -50,15 +50,22 @@ def serve_parent() -> None:
         signal.signal(each, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})  # kept for the thread that waits
     threading.Thread(target=_end_when_told, args=(parent.pid,), daemon=True).start()
-    threading.Thread(target=_end_after, args=(parent.join,), daemon=True).start()
+    end_after_parent(0)
+
+
+def end_after_parent(status: int) -> None:
+    """End this process with a status once the one that started it has ended, in whatever way."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+
+        def wait() -> None:
+            parent.join()
+            os._exit(status)
+
+        threading.Thread(target=wait, daemon=True).start()
 
 
 def _end_when_told(by: int) -> None:
     while signal.sigwaitinfo({signal.SIGTERM}).si_pid != by:
         pass
-    os._exit(0)
-
-
-def _end_after(wait: Callable[[], None]) -> None:
-    wait()
     os._exit(0)

@@ -6,17 +6,19 @@ import itertools
 import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
 
-from vitdet.utils.checks import InputError, fail, one_line
+from vitdet.utils.checks import InputError, one_line
 
 Shapes = Mapping[str, tuple[int, ...]]
 _BLOCK = re.compile(r"^(?:.*\.)?blocks\.(\d+)\.")
-_EMBED = re.compile(r"patch_embed\.proj\.weight$")
-_CLASSES = re.compile(r"box_predictor\.(\d+\.)?cls_score\.weight$")
 _ROWS = re.compile(r"(.+)\[(\d{1,9}(?:-\d{1,9})?(?:,\d{1,9}(?:-\d{1,9})?)*)\]$")
+_SIZE = "Use the recipe of its size."
 # (name, what its first dimension counts, entries that are not counted, remedy)
 _COUNTS = (
-    (_EMBED, "channels (embed_dim)", 0, "Use the recipe of its size."),
-    (_CLASSES, "classes", 1, "Use a recipe with its classes, or convert its backbone alone."),
+    (re.compile(r"patch_embed\.proj\.weight$"), "channels (embed_dim)", 0, _SIZE),
+    (
+        re.compile(r"box_predictor\.(\d+\.)?cls_score\.weight$"),
+        *("classes", 1, "Use a recipe with its classes, or convert its backbone alone."),
+    ),
 )
 
 
@@ -52,8 +54,7 @@ def rows_entry(name: str, rows: Sequence[int]) -> str:
     return f"{name}[{','.join(str(a) if a == b else f'{a}-{b}' for a, b in ends)}]"
 
 
-def block_count(names: Iterable[str]) -> int:
-    """Return how many transformer blocks the names speak of."""
+def _blocks(names: Iterable[str]) -> int:
     return len({found[1] for found in map(_BLOCK.match, names) if found})
 
 
@@ -65,33 +66,25 @@ def compare_sizes(given: Shapes, target: Shapes, *, source: str) -> None:
         target: {name: shape} of the model.
         source: the file, for the message.
     """
-    for pattern, what, spare, advice in _COUNTS:
+    for pattern, what, spare, remedy in _COUNTS:
         for name in filter(pattern.search, given):
-            shapes = given[name], target.get(name, given[name])
-            if not all(shapes):
-                continue  # no numbers at all: `compare_shapes` says so
-            have, want = (shape[0] - spare for shape in shapes)
-            if have != want:
-                raise InputError(f"{source}: file has {have} {what}, model {want}. {advice}")
-    blocks, wanted = block_count(given), block_count(target)
+            have, want = given[name], target.get(name, given[name])
+            if have and want and have[0] != want[0]:
+                numbers = f"file has {have[0] - spare} {what}, model {want[0] - spare}"
+                raise InputError(f"{source}: {numbers}. {remedy}")
+    blocks, wanted = _blocks(given), _blocks(target)
     if blocks and wanted and blocks != wanted:
-        advice = "Use the recipe of its size."
-        raise InputError(f"{source}: file has {blocks} blocks, model {wanted}. {advice}")
+        raise InputError(f"{source}: file has {blocks} blocks, model {wanted}. {_SIZE}")
 
 
 def compare_shapes(given: Shapes, target: Shapes, *, source: str, remedy: str) -> None:
     """Raise InputError when a name that both have has two shapes; sizes are named as sizes.
 
-    Args:
-        given: {name: shape} of the file, in the model's names.
-        target: {name: shape} of the model.
-        source: the file, for the message.
-        remedy: what to do when neither the size nor the number of classes is the cause.
+    Takes what `compare_sizes` takes, and what to do when no size is the cause.
     """
     compare_sizes(given, target, source=source)
     wrong = [name for name in given if name in target and given[name] != target[name]]
     if wrong:
-        name = wrong[0]
         more = f" (and of {len(wrong) - 1} more)" if len(wrong) > 1 else ""
-        expected, got = f"{target[name]} (model)", f"{given[name]} (file)"
-        fail(f"{source}: shape of {name}{more}", expected=expected, got=got, remedy=remedy)
+        shapes = f"expected {target[wrong[0]]} (model), got {given[wrong[0]]} (file)"
+        raise InputError(f"{source}: shape of {wrong[0]}{more}: {shapes}. {remedy}")

@@ -1,0 +1,80 @@
+"""Two ranks on this machine: processes forked where everything is imported already.
+
+A new interpreter needs seconds to import torch; a fork of the server needs milliseconds, and no
+call leaves anything to the next one.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+from collections.abc import Callable
+from functools import cache
+from multiprocessing import forkserver
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from detectron2.utils import comm
+
+from vitdet.utils.checks import InputError
+
+PROJECT = Path(__file__).resolve().parents[2]
+
+
+def environment() -> dict[str, str]:
+    """The environment of a new python that finds the tiny recipe."""
+    paths = [str(PROJECT), str(Path(__file__).parent)]
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1"}
+
+
+@cache
+def fork_server() -> Any:
+    """Return a context whose processes have imported what the tests of the engine need."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["ranks", "killing"])
+    before = dict(os.environ)
+    os.environ.update(environment())  # the server finds modules by it alone
+    forkserver.ensure_running()
+    os.environ.clear()
+    os.environ.update(before)
+    return context
+
+
+def as_new() -> None:
+    """Make a forked process like one of its own: its helpers are forked from it, one thread."""
+    multiprocessing.set_start_method("fork", force=True)
+    torch.set_num_threads(1)
+
+
+def in_pair(function: Callable[..., Any], *args: Any) -> None:
+    """Call a function of a module in two ranks (gloo); raise the InputError of one of them."""
+    context = fork_server()
+    errors = context.SimpleQueue()
+    with TemporaryDirectory() as folder:
+        words = [(rank, f"{folder}/store", errors, function, args) for rank in range(2)]
+        ranks = [context.Process(target=_rank, args=each) for each in words]
+        for each in ranks:
+            each.start()
+        for each in ranks:
+            each.join(500)
+            each.kill()
+    if not errors.empty():
+        raise InputError(errors.get())
+    assert [each.exitcode for each in ranks] == [0, 0]
+
+
+def _rank(
+    rank: int, store: str, errors: Any, function: Callable[..., Any], args: tuple[Any, ...]
+) -> None:
+    as_new()
+    group = {"store": dist.FileStore(store, 2), "rank": rank, "world_size": 2}
+    dist.init_process_group("gloo", **group)
+    comm.create_local_process_group(2)
+    try:
+        function(*args)
+    except InputError as error:
+        errors.put(str(error))
+    dist.destroy_process_group()

@@ -1,0 +1,366 @@
+"""What the ranks of the tests run (`pair.in_pair`, `launch`, torchrun); importable by them."""
+
+from __future__ import annotations
+
+import gc
+import json
+import multiprocessing
+import os
+import shutil
+import signal
+import sys
+import threading
+import time
+from functools import partial
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import tiny_recipe
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from detectron2.config import LazyCall as L
+from detectron2.structures import Boxes, Instances
+from detectron2.utils import comm
+from pair import as_new
+from tiny_recipe import SIZE, TrainLoader, detector_node, draw, recipe, rectangles
+from torch.distributed.algorithms.ddp_comm_hooks import default_hooks
+from torch.distributed.tensor import DTensor
+
+from vitdet.config import build_model
+from vitdet.data.augment import large_scale_jitter
+from vitdet.data.loaders import build_train_loader
+from vitdet.data.mapper import Mapper
+from vitdet.data.shapes import CLASSES, shapes_dataset
+from vitdet.engine import ema
+from vitdet.engine.checkpoints import usable
+from vitdet.engine.ema import Ema
+from vitdet.engine.launch import PREEMPTED_STATUS, launch
+from vitdet.engine.run import evaluate, train
+from vitdet.engine.trainer import Trainer
+from vitdet.evaluation import CocoEvaluator
+from vitdet.utils.checks import InputError, exit_status
+from vitdet.utils.distributed import all_gather_object, barrier, gather_object, is_main, rank
+
+# --- steps ---------------------------------------------------------------------------------------
+
+
+def train_even_batches(folder: str, **train_options: Any) -> None:
+    """Five steps of 8 images without stochastic depth, whatever the number of processes.
+
+    AdamW divides a gradient by its own size. With the default eps of 1e-8 one that is rounding
+    noise would move its weight by the learning rate, up or down as the order of a sum wills.
+    """
+    cfg = recipe(Path(folder), **{"num_images": 40, **train_options})
+    cfg.model.backbone.net.drop_path_rate = 0.0
+    cfg.optimizer.eps = 1e-4
+    cfg.dataloader.train.total_batch_size = 8
+    train(cfg)
+
+
+def train_in_parts(folder: str, accumulate: int, parallel: str) -> None:
+    """As `train_even_batches`, every process taking its images in parts."""
+    train_even_batches(folder, accumulate=accumulate, parallel=parallel)
+
+
+def train_with_average(folder: str, decay: float) -> None:
+    """As `train_even_batches`, and every process writes down its own average of the weights."""
+
+    class Recorded(Ema):
+        def update(self) -> None:
+            super().update()
+            torch.save(self.state, Path(folder) / f"ema{rank()}.pth")
+
+    Path(folder).mkdir(exist_ok=True)
+    ema.Ema = Recorded
+    train_even_batches(folder, ema_decay=decay)
+
+
+def train_with_poison(folder: str, position: int, parallel: str = "ddp") -> None:
+    """Five steps of 8 images, one of which is not a number, without stochastic depth."""
+    cfg = recipe(Path(folder), num_images=40, on_bad_step="skip", parallel=parallel)
+    cfg.model.backbone.net.drop_path_rate = 0.0
+    cfg.optimizer.eps = 1e-4
+    cfg.dataloader.train.update(total_batch_size=8, poison_at=position)
+    train(cfg)
+
+
+def bad_gradient_of_rank_1(_: str) -> None:
+    """The loss is finite in both processes, the gradient of process 1 is not."""
+    from test_bad_steps import batch_of, roots
+
+    roots().step(batch_of(1.0 - rank()))
+
+
+def count_reductions(folder: str) -> None:
+    """Write how many gradient buckets a step sends, of whole batches and of batches in parts."""
+    counts = []
+    for accumulate in (1, 2):
+        detector = build_model(detector_node())
+        optimizer = torch.optim.SGD(detector.parameters(), lr=0.0)
+        trainer = Trainer(detector, optimizer, lambda _: 1.0, accumulate=accumulate)
+        sent: list[int] = []
+
+        def hook(sent, bucket):  # torch refuses annotations that are text
+            sent.append(bucket.index())
+            return default_hooks.allreduce_hook(dist.group.WORLD, bucket)
+
+        trainer.loss.register_comm_hook(sent, hook)
+        trainer.run(iter([[draw(2 * rank()), draw(2 * rank() + 1)]]), 4)
+        counts.append(len(sent))
+    (Path(folder) / f"rank{rank()}.txt").write_text(" ".join(map(str, counts)))
+
+
+# --- the project's own loader --------------------------------------------------------------------
+
+
+def train_shapes(folder: str, data: str, num_images: int, resume: bool) -> None:
+    """Train on drawn shapes, all switches on; write down every image: `images.<rank>.jsonl`."""
+    original = Trainer.step
+
+    def step(self: Trainer, batch: list) -> None:
+        with (Path(folder) / f"images.{rank()}.jsonl").open("a") as file:
+            for record in batch:
+                name = Path(record["file_name"]).name
+                pixels = int(record["image"].long().sum())
+                file.write(json.dumps([record["position"], name, pixels]) + "\n")
+        original(self, batch)
+
+    options = {"checkpoint_every": 8, "ema_decay": 0.75, "accumulate": 2, "clip_grad_norm": 1.0}
+    cfg = recipe(Path(folder), num_images=num_images, **options)
+    cfg.dataloader.train = L(build_train_loader)(
+        dataset=L(shapes_dataset)(root=data, split="train", num_images=10, size=SIZE),
+        mapper=L(Mapper)(
+            augmentations=L(large_scale_jitter)(size=SIZE, min_scale=0.5, max_scale=1.5),
+            is_train=True,
+        ),
+        total_batch_size=4,
+        num_workers=2,
+        seed="${train.seed}",
+    )
+    cfg.dataloader.test.dataset = L(rectangles)(class_names=list(CLASSES))
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    Trainer.step = step
+    try:
+        train(cfg, resume=resume)
+    finally:
+        Trainer.step = original
+
+
+# --- DDP and FSDP2 -------------------------------------------------------------------------------
+
+
+def five_test_images() -> None:
+    """Have the processes test on three and two images."""
+    defaults = tiny_recipe.Rectangles.__init__.__defaults__
+    tiny_recipe.Rectangles.__init__.__defaults__ = (*defaults[:2], 5, *defaults[3:])
+
+
+def even(folder: Path, *, resume: bool = False, drop_path: float = 0.0, blocks=(), **options):
+    """Train four even steps with recomputed blocks and a moving average."""
+    cfg = recipe(folder, **{"num_images": 32, "checkpoint_every": 16, "ema_decay": 0.9, **options})
+    cfg.model.backbone.net.drop_path_rate = drop_path
+    cfg.model.backbone.net.checkpoint_blocks = list(blocks)
+    cfg.optimizer.eps = 1e-4
+    cfg.dataloader.train.total_batch_size = 8
+    train(cfg, resume=resume)
+
+
+def ddp_and_fsdp(folder: str) -> None:
+    """Runs of both kinds, and resumes from one to the other."""
+    root = Path(folder)
+    five_test_images()
+    even(root / "one", drop_path=0.3)
+    even(root / "recomputed", drop_path=0.3, blocks=(0, 1))
+    even(root / "free_ddp")
+    kinds: dict[str, dict[str, Any]] = {
+        "ddp": {"clip_grad_norm": 0.1},
+        "fsdp": {"clip_grad_norm": 0.1, "parallel": "fsdp", "accumulate": 2, "blocks": (0, 1)},
+    }
+    for name, options in kinds.items():
+        even(root / name, **options)
+        even(root / f"fp16_{name}", precision="fp16", num_images=16, parallel=name)
+    for source, target in (("ddp", "fsdp"), ("fsdp", "ddp"), ("fsdp", "fsdp")):
+        resumed = root / f"{source}_to_{target}"
+        if is_main():  # as the run was when it had seen 16 images
+            resumed.mkdir()
+            shutil.copy(root / source / "model_000000016.pth", resumed)
+            (resumed / "last_checkpoint").write_text("model_000000016.pth\n")
+        barrier()
+        even(resumed, resume=True, **kinds[target])
+
+
+class Gathered(tiny_recipe.CountingEvaluator):
+    """Counts the images and scores of all processes, in the main one."""
+
+    def evaluate(self) -> dict:
+        parts = gather_object((self.images, self.scores))
+        self.images, self.scores = (sum(part[place] for part in parts) for place in (0, 1))
+        return super().evaluate() if is_main() else {}
+
+
+def batch_norm(folder: str) -> None:
+    """Train with BatchNorm, as copies and sharded, and evaluate the last file once more.
+
+    Every process writes down the buffers of what it would save.
+    """
+    collect_results(folder)
+    original = Trainer.state_dict
+
+    def state_dict(self: Trainer) -> dict:
+        state = original(self)
+        names = {name for name, _ in self.detector.named_buffers()}
+        found = {
+            part: {
+                name: value.full_tensor() if isinstance(value, DTensor) else value.clone()
+                for name, value in state[part].items()
+                if name in names
+            }
+            for part in ("model", "ema_state")
+        }
+        torch.save(found, Path(self.folder) / f"{self.images_seen}_rank{rank()}.pth")
+        return state
+
+    Trainer.state_dict = state_dict
+    for parallel in ("ddp", "fsdp"):
+        root = Path(folder) / parallel
+        Trainer.folder = root
+        cfg = recipe(root, ema_decay=0.5, checkpoint_every=12, eval_every=12, parallel=parallel)
+        cfg.model.backbone.net.update(
+            global_block_indexes=[],
+            residual_block_indexes=[0, 1],
+            propagation="basic",
+            propagation_norm="BN",
+        )
+        cfg.dataloader.evaluator = L(Gathered)(dataset="${..test.dataset}")
+        trained = train(cfg)
+        for which in ("model", "ema"):
+            cfg.train.eval_weights = which
+            again = evaluate(cfg, resume=True)
+            if is_main():
+                (root / f"{which}.json").write_text(json.dumps([trained, again]))
+
+
+def collect_results(folder: str) -> None:
+    """Evaluate four images in two processes, and write down whose results each one holds."""
+    content = {"categories": [{"id": 1, "name": "a"}], "annotations": []}
+    content["images"] = [{"id": n, "height": 8, "width": 8} for n in range(4)]
+    file = Path(folder) / f"truth{rank()}.json"
+    file.write_text(json.dumps(content))
+    records = [{"image_id": n} for n in range(4)]
+    parts = {"name": "four", "class_names": ("a",), "class_ids": (1,), "records": records}
+    data = SimpleNamespace(**parts, json_file=file, style="coco", truth=None)
+    evaluator = CocoEvaluator(data)
+    for number in range(rank(), 4, 2):
+        found = Instances((8, 8), pred_boxes=Boxes(torch.ones(3, 4)), scores=torch.ones(3))
+        found.pred_classes = torch.zeros(3, dtype=torch.int64)
+        evaluator.process([{"image_id": number}], [{"instances": found}])
+    seen = []
+    evaluator._score = lambda truth, results, kind: seen.append(results) or {}
+    evaluator.evaluate()
+    dicts = [each for each in gc.get_objects() if type(each) is dict]
+    held = [each["image_id"] for each in dicts if {"score", "image_id"} <= each.keys()]
+    (Path(folder) / f"held{rank()}.json").write_text(json.dumps([sorted(set(held)), len(held)]))
+
+
+# --- ends ----------------------------------------------------------------------------------------
+
+
+class MortalLoader(TrainLoader):
+    """Rank 1 is killed when it asks for the image `dies_at`, once in the life of `folder`."""
+
+    def __init__(self, dataset, total_batch_size, folder, dies_at, seed=0, start=0):
+        super().__init__(dataset, total_batch_size, seed, start)
+        self.folder, self.dies_at = Path(folder), dies_at
+
+    def __iter__(self):
+        (self.folder / f"pid{os.getpid()}").touch()
+        struck = self.folder / "struck"
+        for number, batch in enumerate(super().__iter__()):
+            now = self.start + number * self.total == self.dies_at
+            if now and rank() == 1 and not struck.exists():
+                struck.touch()
+                os.kill(os.getpid(), signal.SIGKILL)
+            yield batch
+
+
+def report_usable(folder: str) -> None:
+    """Write down what this process would go on from, and what it knows about the others."""
+    try:
+        found = usable(Path(folder))
+        text = "none" if found is None else f"{found.path.name} {found.content['images_seen']}"
+    except InputError as error:
+        text = str(error)
+    (Path(folder) / f"rank{rank()}.txt").write_text(text)
+
+
+def report_ranks(folder: str) -> None:
+    """Write what each process knows about the others."""
+    gathered = all_gather_object((rank(), comm.get_local_rank()))
+    (Path(folder) / f"rank{rank()}.txt").write_text(f"{dist.get_world_size()} {gathered}")
+
+
+def end_in(how: str, folder: str) -> None:
+    """Let one of two ranks end in some way while the other waits."""
+    (Path(folder) / f"pid{rank()}").write_text(str(os.getpid()))
+    barrier()
+    launcher = multiprocessing.parent_process().pid
+    if how == "signal":  # of a scheduler; the launcher passes it on
+        told = threading.Event()
+        signal.signal(signal.SIGTERM, lambda *_: told.set())
+        barrier()
+        if rank() == 0:
+            os.kill(launcher, signal.SIGTERM)
+        told.wait()
+        (Path(folder) / f"left{rank()}").touch()
+        sys.exit(PREEMPTED_STATUS)
+    if rank() == 1:
+        if how == "error":
+            raise InputError("image x.jpg: expected a JPEG, got text. Remove it.")
+        if how == "bug":
+            raise ZeroDivisionError("a bug")
+        os.kill(launcher if how == "kill the launcher" else os.getpid(), signal.SIGKILL)
+    time.sleep(3600)
+
+
+def train_tiny(folder: str, options: dict[str, Any]) -> None:
+    """Train on rectangles."""
+    train(recipe(Path(folder), **options), resume=True)
+
+
+def train_config(cfg: Any) -> None:
+    """Train a recipe that is there."""
+    train(cfg)
+
+
+def launched(function, args: tuple, told: str) -> None:
+    """Launch two forked ranks from this forked process, and end with the status of a command."""
+    as_new()
+    os.setpgrp()
+    mp.start_processes = partial(_start, mp.start_processes)
+    sys.stderr = Path(told).open("w", buffering=1)  # noqa: SIM115
+    sys.exit(exit_status(lambda: launch(function, 2, args=args) or 0))
+
+
+def _start(start, *args: Any, start_method: str, **options: Any) -> Any:
+    return start(*args, start_method="fork", **options)
+
+
+def stuck(folder: str, seconds: float, told: str) -> None:
+    """Ask for a batch that does not come, or comes later than the limit in none of its steps."""
+    from vitdet.engine.watch import Watch
+
+    sys.stderr = Path(told).open("w", buffering=1)  # noqa: SIM115
+    watch = Watch(Path(folder), 0.5)
+
+    def batches():
+        yield from "abc"
+        time.sleep(seconds)
+        yield "d"
+
+    for _ in watch.over(batches()):
+        watch.after_step(None)
+        time.sleep(0.9)  # an evaluation has no limit
+    watch.stop()
+    (Path(folder) / "done").touch()
