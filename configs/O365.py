@@ -17,10 +17,8 @@ from vitdet.data.datasets import joined_dataset
 from .common.changes import THIRDS, eva02_l, eva02_steps, image_size
 from .common.data.coco import dataloader
 from .common.models.mask_rcnn_vitdet import model
-from .common.optim import optimizer
 from .common.rows import Recipes, Row, net, steps, training
-from .common.schedule import schedule
-from .common.train import train
+from .common.training import optimizer, schedule, train
 
 
 def boxes(parts: SimpleNamespace) -> None:

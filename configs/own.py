@@ -23,10 +23,8 @@ from vitdet.optim import Cosine
 from .common.changes import boxes_only, vit_l
 from .common.data.coco import dataloader
 from .common.models.mask_rcnn_vitdet import model
-from .common.optim import optimizer
 from .common.rows import Change, Recipes, Row
-from .common.schedule import schedule
-from .common.train import train
+from .common.training import optimizer, schedule, train
 from .mini.mask_rcnn_vitdet_coco_mini import SIZE as TINY
 from .mini.mask_rcnn_vitdet_coco_mini import dataloader as _tiny_data
 from .mini.mask_rcnn_vitdet_coco_mini import model as _tiny

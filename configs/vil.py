@@ -6,10 +6,9 @@ Source: microsoft/VisionLongformerForObjectDetection, README, with the YAML file
 its configs/; Tables 6 and 7 of the paper, and Sec. 4.4 for other kinds of attention. Images are 800
 pixels at most 1333 long; 3x recipes draw the shorter side from 640 to 800 in training. 1x: 90000
 iterations x 16 images = 12 x 118000, lr / 10 at 60000 and 80000; 3x: 270000, 180000 and 240000;
-warm-up 1000 iterations from 0.01. Training starts from the ImageNet classifier of
-vision-longformer, through converter.py. Norms, biases and positions decay like everything else:
-weight decay 0.05 and drop path are those of the README, its YAML files have 0.0001 and 0.0; Mask
-R-CNN's lr 2.5e-4 in 1x is that of the YAML files, 3x files have 1e-4.
+warm-up 1000 iterations from 0.01. Norms, biases and positions decay like everything else: weight
+decay 0.05 and drop path are those of the README, its YAML files have 0.0001 and 0.0; Mask R-CNN's
+lr 2.5e-4 in 1x is that of the YAML files, 3x files have 1e-4.
 
 A row counts parameters without the classifier that published backbones keep and nothing uses: 0.38
 M in ViL-Tiny, 0.77 M in the others. The README counts absolute positions where the models have
@@ -29,7 +28,7 @@ from .common.models.mask_rcnn_vil import model
 from .common.models.retinanet_vil import model as _retinanet
 from .common.rows import Change, Recipes, Row, net, steps
 from .common.rows import optimizer as rates
-from .common.train import train
+from .common.training import train
 
 BATCH = 16
 dataloader.train.total_batch_size = BATCH

@@ -171,8 +171,3 @@ def test_a_name_that_cannot_be_imported(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(tmp_path)
     with pytest.raises(KeyboardInterrupt):
         instantiate({"_target_": "interrupted_part.Part"})
-
-
-def test_the_common_recipe_has_the_values_that_hold_without_them():
-    common = load_config(Path(__file__).resolve().parents[1] / "configs/common/train.py").train
-    assert common == complete(OmegaConf.create({"reference_batch": 64, "num_images": "???"}))

@@ -16,9 +16,7 @@ Evaluate    python train_net.py --config-file configs/COCO/mask_rcnn_vitdet_b_10
 
 from ..common.data.coco import dataloader
 from ..common.models.mask_rcnn_vitdet import model
-from ..common.optim import optimizer
-from ..common.schedule import schedule
-from ..common.train import train
+from ..common.training import optimizer, schedule, train
 
 optimizer.layer_decay_rate = 0.7
 train.init_checkpoint = "weights/coco_mask_rcnn_vitdet_b_init.pth"

@@ -22,9 +22,6 @@ def placed(depth: int, where: str, count: int) -> list[int]:
 as_ablated = net(use_rel_pos=False)  # Tables 1 to 4 and 8
 
 
-# --- pyramid (Table 1, Fig. 2) ---------------------------------------------------------------
-
-
 def no_pyramid(parts: SimpleNamespace) -> None:
     """Leave one level, of the backbone's stride; the anchors of all levels stand on it."""
     model = parts.model
@@ -56,9 +53,6 @@ def fpn_stages(parts: SimpleNamespace) -> None:
     backbone.top_down = True
 
 
-# --- propagation (Tables 2 and 8) ------------------------------------------------------------
-
-
 no_propagation = net(global_block_indexes=[])  # windows only
 
 
@@ -87,9 +81,6 @@ def global_blocks(where: str, count: int) -> Change:
         node.global_block_indexes = placed(node.depth, where, count)
 
     return change
-
-
-# --- start (Tables 4, 10 and 11) -------------------------------------------------------------
 
 
 def epochs(count: int) -> Change:
@@ -124,9 +115,6 @@ def from_supervised(parts: SimpleNamespace) -> None:
     """
     parts.optimizer.update(lr=0.8 * parts.optimizer.lr, layer_decay_rate=None)
     epochs(50)(parts)
-
-
-# --- system level (Tables 6 and 7) -----------------------------------------------------------
 
 
 def system_level(parts: SimpleNamespace, size: int = 1280) -> None:

@@ -4,9 +4,7 @@ Their epochs go through the 117266 images of train2017 that have an object. All 
 images.
 """
 
-from .optim import optimizer
-from .schedule import schedule
-from .train import train
+from .training import optimizer, schedule, train
 
 EPOCH = 117_266
 

@@ -16,8 +16,7 @@ from vitdet.optim import Cosine
 
 from ..common.data.coco import dataloader
 from ..common.models.mask_rcnn_vitdet import model
-from ..common.optim import optimizer
-from ..common.train import train
+from ..common.training import optimizer, train
 
 model.backbone.net.update(
     img_size=128,
