@@ -32,7 +32,7 @@ from vitdet.engine.parallel import (
     sync_buffers,
     without_sync,
 )
-from vitdet.utils.checks import InputError, fail
+from vitdet.utils.checks import InputError
 from vitdet.utils.distributed import any_rank, world_size
 from vitdet.utils.env import seed_all
 from vitdet.utils.precision import autocast_dtype
@@ -331,11 +331,10 @@ class Trainer:
                 only one of state and trainer has an average of the weights.
         """
         if state["seed"] != self.seed:
-            fail(
-                f"train.seed for resuming {source}",
-                expected=f"{state['seed']}, with which the run began",
-                got=self.seed,
-                remedy=f"Add train.seed={state['seed']}, or start anew in another folder.",
+            raise InputError(
+                f"train.seed for resuming {source}: expected {state['seed']}, with which the run "
+                f"began, got {self.seed}. Add train.seed={state['seed']}, or start anew in another "
+                "folder."
             )
         mine = self.optimizer.state_dict()
         saved = state["optimizer"]
@@ -346,11 +345,10 @@ class Trainer:
         except (KeyError, TypeError) as error:
             raise _strange(source, error) from error
         if grouping[0] != grouping[1]:
-            fail(
-                f"optimizer state in {source}",
-                expected=f"{sum(grouping[0])} parameters in {len(grouping[0])} groups",
-                got=f"{sum(grouping[1])} in {len(grouping[1])}",
-                remedy="Resume with the optimizer settings of the run (see its config.yaml).",
+            raise InputError(
+                f"optimizer state in {source}: expected {sum(grouping[0])} parameters in "
+                f"{len(grouping[0])} groups, got {sum(grouping[1])} in {len(grouping[1])}. Resume "
+                "with the optimizer settings of the run (see its config.yaml)."
             )
         self._load_average(state, source)
         try:
@@ -381,14 +379,13 @@ class Trainer:
     def _load_average(self, state: dict[str, Any], source: str) -> None:
         """Continue the average of the weights; what a run began with, it goes on with."""
         if (self.ema is None) != (AVERAGE not in state):
-            fail(
-                f"train.ema_decay for resuming {source}",
-                expected="the run's: the file holds an average of the weights"
-                if self.ema is None
-                else "null: the file holds no average of the weights",
-                got="null" if self.ema is None else self.ema.decay,
-                remedy="Take the value of the run (see its config.yaml), or start a new run from "
-                "the file with train.init_checkpoint.",
+            expected = "null: the file holds no average of the weights"
+            if self.ema is None:
+                expected = "the run's: the file holds an average of the weights"
+            raise InputError(
+                f"train.ema_decay for resuming {source}: expected {expected}, got "
+                f"{'null' if self.ema is None else self.ema.decay}. Take the value of the run (see "
+                "its config.yaml), or start a new run from the file with train.init_checkpoint."
             )
         if self.ema is not None:
             self.ema.load(state[AVERAGE])
