@@ -39,77 +39,68 @@ Recipe = dict[str, Any]
 # --- attacks ----------------------------------------------------------------------------------
 
 
-def _at(path: str, value: Any) -> Callable[[Recipe, str], None]:
-    """Return the change that puts a value at a path; COMMAND in it touches the canary."""
-
-    def change(recipe: Recipe, command: str) -> None:
-        *parents, last = path.split(".") if path else [""]
-        node = recipe
-        for part in parents:
-            node = node[part]
-        node[last] = yaml.safe_load(json.dumps(value).replace("COMMAND", command))
-
-    return change
+def _set(recipe: Recipe, path: str, value: Any, command: str = "") -> Recipe:
+    """Return a copy with a value at a path; COMMAND in it touches the canary."""
+    found = copy.deepcopy(recipe)
+    *parents, last = path.split(".")
+    node = found
+    for part in parents:
+        node = node[part]
+    node[last] = yaml.safe_load(json.dumps(value).replace("COMMAND", command))
+    return found
 
 
 RUN = {"_target_": "os.system", "command": "COMMAND"}
 CREATE = "${oc.create:{_target_:os.system,command:'COMMAND'}}"
 MAPPER = "dataloader.test.mapper.image_format"
-NETWORK = {
-    "_target_": "vitdet.data.images.read_image",
-    "record": {"file_name": "http://HOST/x.jpg"},
-}
+FOREIGN = "torch.nn.attention._fa3._fa3_import_module"
+NETWORK = {"_target_": "vitdet.data.images.read_image"}
+NETWORK |= {"record": {"file_name": "http://HOST/x.jpg"}}
 SHAPES = {"_target_": "vitdet.data.shapes.shapes_dataset", "root": "FOLDER", "split": "val"}
 SHAPES |= {"num_images": 1}
+LARGE = {"_target_": "torch.nn.Linear", "in_features": 200_000, "out_features": 200_000}
 # the ones that run code, open a file or ask the network today, one of each kind
-RUNNING: dict[str, Callable[[Recipe, str], None]] = {
-    "a target": _at("model.anything", RUN),
-    "a target in a list": _at("model.pixel_mean", [1, [RUN]]),
-    "a target as a target": _at(MAPPER, {"_target_": RUN}),
-    "a target that is made": _at(
-        "model._target_", {"_target_": "pydoc.locate", "path": "os.system"}
-    ),
-    "a target in train": _at("train.seed", RUN),
-    "a target as the loader": _at("dataloader.test", RUN),
-    "a target as the evaluator": _at("dataloader.evaluator", RUN),
-    "oc.create": _at(MAPPER, CREATE),
-    "oc.create of the data": _at("dataloader.test.dataset", CREATE),
-    "oc.create in a key": _at("model", {CREATE: 1, "_target_": "detectron2.modeling.FPN"}),
-    "oc.env": _at("model.input_format", "${oc.env:TRUST_SECRET}"),
-    "a name that imports": _at(
-        MAPPER,
-        {"_target_": "torch.nn.attention._fa3._fa3_import_module", "module_path": "trust_canary"},
-    ),
-    "an image of the network": _at(MAPPER, NETWORK),
-    "a data set that is drawn": _at(MAPPER, SHAPES),
+RUNNING: dict[str, tuple[str, Any]] = {
+    "a target": ("model.anything", RUN),
+    "a target in a list": ("model.pixel_mean", [1, [RUN]]),
+    "a target as a target": (MAPPER, {"_target_": RUN}),
+    "a target that is made": ("model._target_", {"_target_": "pydoc.locate", "path": "os.system"}),
+    "a target in train": ("train.seed", RUN),
+    "a target as the loader": ("dataloader.test", RUN),
+    "a target as the evaluator": ("dataloader.evaluator", RUN),
+    "oc.create": (MAPPER, CREATE),
+    "oc.create of the data": ("dataloader.test.dataset", CREATE),
+    "oc.create in a key": ("model", {CREATE: 1, "_target_": "detectron2.modeling.FPN"}),
+    "oc.env": ("model.input_format", "${oc.env:TRUST_SECRET}"),
+    "a name that imports": (MAPPER, {"_target_": FOREIGN, "module_path": "trust_canary"}),
+    "an image of the network": (MAPPER, NETWORK),
+    "a data set that is drawn": (MAPPER, SHAPES),
 }
 SERVED = ("a target", "oc.create")  # serving starts a process
 # ... and what else a saved recipe could not have
-ODD: dict[str, Callable[[Recipe, str], None]] = {
-    "a known name in another place": _at("model.x", {"_target_": "vitdet.optim.adamw"}),
-    "a function beside the known ones": _at("model.x", {"_target_": "detectron2.layers.get_norm"}),
-    "a module": _at("model.x", {"_target_": "vitdet.heads"}),
-    "a target of no text": _at("model.x", {"_target_": 3}),
-    "a target of nothing": _at("model.x", {"_target_": None}),
-    "a class of torch": _at(
-        MAPPER, {"_target_": "torch.nn.Linear", "in_features": 200_000, "out_features": 200_000}
-    ),
-    "oc.decode": _at("model.input_format", "${oc.decode:${train.device}}"),
-    "oc.select": _at("train.device", "${oc.select:model}"),
-    "a relative reference": _at("model.input_format", "${.pixel_mean}"),
-    "an address": _at("dataloader.test.dataset.json", "http://example.org/a.json"),
-    "an address as a folder": _at("train.output_dir", "s3://bucket/a"),
-    "a path in the model": _at("model.input_format", "/etc/passwd"),
-    "a long text": _at("model.input_format", "x" * 5_000),
-    "a line break": _at("train.output_dir", "a\nb"),
-    "an escape": _at("dataloader.test.dataset.root", "\x1b[2J"),
-    "a large number": _at("model.backbone.square_pad", 10**9),
-    "a large size": _at("dataloader.test.mapper.augmentations.height", 100_000),
-    "many workers": _at("dataloader.test.num_workers", 10_000),
-    "a large float": _at("model.pixel_mean", [1e300]),
-    "depth": _at("model.backbone.net.depth", 100_000),
-    "a long list": _at("model.pixel_mean", [1.0] * 1_000),
-    "a key of two words": _at("model", {"a b": 1}),
+ODD: dict[str, tuple[str, Any]] = {
+    "a known name in another place": ("model.x", {"_target_": "vitdet.optim.adamw"}),
+    "a function beside the known ones": ("model.x", {"_target_": "detectron2.layers.get_norm"}),
+    "a module": ("model.x", {"_target_": "vitdet.heads"}),
+    "a target of no text": ("model.x", {"_target_": 3}),
+    "a target of nothing": ("model.x", {"_target_": None}),
+    "a class of torch": (MAPPER, LARGE),
+    "oc.decode": ("model.input_format", "${oc.decode:${train.device}}"),
+    "oc.select": ("train.device", "${oc.select:model}"),
+    "a relative reference": ("model.input_format", "${.pixel_mean}"),
+    "an address": ("dataloader.test.dataset.json", "http://example.org/a.json"),
+    "an address as a folder": ("train.output_dir", "s3://bucket/a"),
+    "a path in the model": ("model.input_format", "/etc/passwd"),
+    "a long text": ("model.input_format", "x" * 5_000),
+    "a line break": ("train.output_dir", "a\nb"),
+    "an escape": ("dataloader.test.dataset.root", "\x1b[2J"),
+    "a large number": ("model.backbone.square_pad", 10**9),
+    "a large size": ("dataloader.test.mapper.augmentations.height", 100_000),
+    "many workers": ("dataloader.test.num_workers", 10_000),
+    "a large float": ("model.pixel_mean", [1e300]),
+    "depth": ("model.backbone.net.depth", 100_000),
+    "a long list": ("model.pixel_mean", [1.0] * 1_000),
+    "a key of two words": ("model", {"a b": 1}),
 }
 LINE = "train:\n"
 # ... as text: what stands in `train`, and what becomes of the whole text
@@ -163,9 +154,8 @@ def test_an_attack_is_one_line_at_once(whole: str, name: str) -> None:
     if name in TEXTS:
         text = TEXTS[name](whole)
     else:
-        recipe = yaml.safe_load(whole)
-        (RUNNING | ODD)[name](recipe, "exit")
-        text = yaml.safe_dump(recipe, sort_keys=False)
+        changed = _set(yaml.safe_load(whole), *(RUNNING | ODD)[name], "exit")
+        text = yaml.safe_dump(changed, sort_keys=False)
     readers = [recipe_of_file] + [plain_recipe] * (name != "parts that are no groups")
     for read in readers:
         started = time.process_time()
@@ -215,9 +205,8 @@ def _texts(whole: str, canary: Path) -> dict[str, str]:
     """Return the recipe's text with each attack that would run."""
     found = {}
     for name, change in RUNNING.items():
-        recipe = yaml.safe_load(whole)
-        change(recipe, f"touch {canary}/ran")
-        text = yaml.safe_dump(recipe, sort_keys=False)
+        changed = _set(yaml.safe_load(whole), *change, f"touch {canary}/ran")
+        text = yaml.safe_dump(changed, sort_keys=False)
         found[name] = text.replace("FOLDER", str(canary / "drawn")).replace("HOST", "localhost:9")
     return found
 
@@ -364,19 +353,13 @@ def test_a_part_that_has_another_name_now_is_told(whole: str) -> None:
 
 
 def test_an_author_who_is_trusted_may_use_anything(whole: str) -> None:
-    recipe = yaml.safe_load(whole)
-    _at("model.anything", {"_target_": "os.getcwd", "x": "${train.seed}"})(recipe, "")
+    part = {"_target_": "os.getcwd", "x": "${train.seed}"}
+    recipe = _set(yaml.safe_load(whole), "model.anything", part)
     found = recipe_of_file(yaml.safe_dump(recipe), "a.pth", trust=True)
-    assert found["model"]["anything"] == {"_target_": "os.getcwd", "x": "${train.seed}"}
+    assert found["model"]["anything"] == part
     assert plain_recipe(yaml.safe_dump(recipe), "a.yaml", trust=True) == recipe
     with pytest.raises(InputError, match="could not determine a constructor"):
         plain_recipe("!!python/name:os.system", "a.yaml", trust=True)
-
-
-def _set(recipe: Recipe, path: str, value: Any) -> Recipe:
-    found = copy.deepcopy(recipe)
-    _at(path, value)(found, "")
-    return found
 
 
 @pytest.mark.parametrize(

@@ -109,7 +109,6 @@ def test_the_command_for_a_published_file(
     assert (first["initialised"] == 0) == (command.format in ("detectron2", "vil_det"))
     assert cli.main(["inspect", str(path)]) == 0
     text = capsys.readouterr().out
-    assert f"\nrecipe       --config-file {first['recipe']}" in text
-    assert (
-        f"\nconvert      python converter.py --source-model {path} --output-model OUT.pth" in text
-    )
+    words = f"--source-model {path} --output-model OUT.pth --config-file {first['recipe']}"
+    assert f"initialised: {first['recipe']}" in text
+    assert f"\n             python converter.py {words}" in text

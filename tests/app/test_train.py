@@ -42,7 +42,7 @@ def data(tmp_path: Path) -> Path:
     return folder
 
 
-def _told(capsys: Capture, data: Path, *words: str) -> str:
+def _printed(capsys: Capture, data: Path, *words: str) -> str:
     """What it prints, without the training itself."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(train, "launch", lambda *_, **__: None)
@@ -83,7 +83,7 @@ def test_a_size_is_a_recipe(
     if not masks:
         for path in (data / "labels").iterdir():
             path.write_text(f"{int(path.stem) % 2} 0.5 0.5 0.2 0.2\n")
-    cfg = _recipe(text := _told(capsys, data, "--size", size, "--epochs", "3"))
+    cfg = _recipe(text := _printed(capsys, data, "--size", size, "--epochs", "3"))
     assert f"({size}): {'boxes and masks' if masks else 'boxes'}\n" in text
     assert cfg.model.backbone.net.embed_dim == width
     assert cfg.model.backbone.square_pad == pixels
@@ -98,7 +98,7 @@ def test_a_size_is_a_recipe(
 
 def test_options_go_into_the_command(capsys: Capture, data: Path, tmp_path: Path) -> None:
     out = tmp_path / "a run"
-    text = _told(
+    text = _printed(
         capsys, data, "--out", str(out), "--batch", "4", "--seed", "7", "--num-gpus", "2",
         "--val-fraction", "0.5", "--resume", "train.log_every=3", "optimizer.lr=0.25",
     )  # fmt: skip
@@ -111,7 +111,7 @@ def test_options_go_into_the_command(capsys: Capture, data: Path, tmp_path: Path
     assert cfg.dataloader.train.dataset.json == str(out / "data" / "train.json")
     assert cfg.dataloader.test.dataset.json == str(out / "data" / "val.json")
     assert cfg.dataloader.test.dataset.images == str(data)
-    text = _told(capsys, data, "train.num_images=123")
+    text = _printed(capsys, data, "train.num_images=123")
     assert "length       123 images, 8 a step" in text
     assert _recipe(text).train.epochs is None
 
@@ -120,7 +120,7 @@ def test_a_folder_with_a_run_is_refused_before_its_data_are_written(
     capsys: Capture, data: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "run"
-    _told(capsys, data, "--out", str(out))
+    _printed(capsys, data, "--out", str(out))
     before = {path: path.read_bytes() for path in (out / "data").iterdir()}
     (out / "last_checkpoint").write_text("model_000000099.pth\n")
     (data / "labels/1.txt").unlink()
@@ -186,7 +186,7 @@ def test_weights_that_fit_are_taken_as_they_are(
     capsys: Capture, data: Path, tmp_path: Path, names: list[str] | None
 ) -> None:
     weights = _weights(tmp_path / "start.pth", names)
-    text = _told(capsys, data, "--weights", str(weights))
+    text = _printed(capsys, data, "--weights", str(weights))
     assert _recipe(text).train.init_checkpoint == str(weights)
     assert f"start        {weights}" in text
 
@@ -196,7 +196,7 @@ def test_a_detector_of_other_classes_gives_all_but_the_rows_of_those_not_in_comm
     capsys: Capture, data: Path, tmp_path: Path, names: list[str]
 ) -> None:
     weights = _weights(tmp_path / "theirs.pth", names)
-    text = _told(capsys, data, "--weights", str(weights), "--out", str(tmp_path / "run"))
+    text = _printed(capsys, data, "--weights", str(weights), "--out", str(tmp_path / "run"))
     start = Path(_recipe(text).train.init_checkpoint)
     assert start == tmp_path / "run" / "start.pth"
     content = checkpoint.read(start)
@@ -223,7 +223,7 @@ def test_of_a_file_of_others_the_backbone_is_taken(
     weights = _weights(tmp_path / "theirs.pth", None)
     state = checkpoint.read(weights)["model"]
     torch.save({"model": state}, weights)  # no note of ours
-    text = _told(capsys, data, "--weights", str(weights))
+    text = _printed(capsys, data, "--weights", str(weights))
     start = checkpoint.read(_recipe(text).train.init_checkpoint)
     assert {name.split(".")[0] for name in start["model"]} == {"backbone"}
     key = "backbone.net.blocks.0.attn.q_proj.weight"
@@ -281,13 +281,13 @@ def test_on_a_gpu_the_batch_is_halved_until_a_step_fits(
 
     monkeypatch.setattr(train, "_train", steps)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    cfg = _recipe(text := _told(capsys, data, "--size", "tiny", "--num-gpus", "2"))
+    cfg = _recipe(text := _printed(capsys, data, "--size", "tiny", "--num-gpus", "2"))
     assert tried == [4, 2, 1]
     assert text.count("batch        memory: no") == 2
     assert cfg.dataloader.train.total_batch_size == cfg.train.reference_batch == 2
     assert cfg.optimizer.lr == pytest.approx(5e-4 / 4)
     tried.clear()
-    _told(capsys, data, "--size", "tiny", "--batch", "4")
+    _printed(capsys, data, "--size", "tiny", "--batch", "4")
     assert tried == []
 
 

@@ -164,7 +164,10 @@ READ: dict[str, dict[str, tuple[Changes, str]]] = {
         "BOM": ({VAL: "\ufeff" + json.dumps(content("c.jpg"))}, "as UTF-8 with a byte order mark"),
         "UTF-16": ({VAL: json.dumps(content("c.jpg")).encode("utf-16")}, "is read as UTF-16"),
         "val lacks a class": (_category(id=9, name="cow"), "val has no class cow"),
-        "other ids": ({VAL: _other_ids}, "val has other ids of 2 classes: they are told by name"),
+        "other ids": (
+            {VAL: _other_ids},
+            "val has other ids of 2 classes: they are matched by name",
+        ),
         "only val has it": ({VAL: _with_owl}, "only val has objects of owl"),
         "Roboflow": ({TRAIN: _with_pets, VAL: _with_pets}, "left out: the category pets"),
         "Roboflow, name of a class": (
@@ -379,7 +382,7 @@ def test_parts_of_a_training_and_of_an_evaluation(tmp_path: Path) -> None:
     assert notes[-1] == "evaluated is val, of 1 images"
     # images of a json are found as for a training
     assert prepare_part(tmp_path / "train.json", run)[0][1] == str(tmp_path / "train")
-    # classes are told by their names, in the model's order
+    # classes are matched by their names, in the model's order
     annotations = prepare_part(tmp_path, run, class_names=("dog", "owl", "cat"))[0][0]
     written = json.loads(Path(annotations).read_text())
     assert [each["name"] for each in written["categories"]] == ["dog", "owl", "cat"]

@@ -134,83 +134,76 @@ class CountingEvaluator:
         return {"bbox": {**values, "per_class": dict.fromkeys(self.dataset.class_names, 1.0)}}
 
 
+def pooler():
+    return L(ROIPooler)(
+        output_size=4,
+        scales=(1 / 4, 1 / 8, 1 / 16, 1 / 32),
+        sampling_ratio=0,
+        pooler_type="ROIAlignV2",
+    )
+
+
+def matcher(thresholds: list[float], labels: list[int], low: bool):
+    return L(Matcher)(thresholds=thresholds, labels=labels, allow_low_quality_matches=low)
+
+
 def detector_node(drop_path_rate: float = 0.0, checkpoint_blocks: tuple[int, ...] = ()):
+    net = L(ViT)(
+        **dict(img_size=SIZE, patch_size=16, embed_dim=32, depth=2, num_heads=2, window_size=2),
+        **dict(global_block_indexes=(1,), use_rel_pos=True, pretrain_img_size=SIZE),
+        drop_path_rate=drop_path_rate,
+        checkpoint_blocks=checkpoint_blocks,
+    )
+    backbone = L(SimpleFeaturePyramid)(
+        net=net,
+        out_channels=32,
+        scale_factors=(4.0, 2.0, 1.0, 0.5),
+        top_block=L(LastLevelMaxPool)(),
+        square_pad=SIZE,
+    )
+    rpn = L(RPN)(
+        in_features=["p2", "p3", "p4", "p5", "p6"],
+        head=L(StandardRPNHead)(in_channels=32, num_anchors=3),
+        anchor_generator=L(DefaultAnchorGenerator)(
+            sizes=[[8], [16], [32], [48], [64]],
+            aspect_ratios=[0.5, 1.0, 2.0],
+            strides=[4, 8, 16, 32, 64],
+            offset=0.0,
+        ),
+        anchor_matcher=matcher([0.3, 0.7], [0, -1, 1], True),
+        box2box_transform=L(Box2BoxTransform)(weights=[1.0, 1.0, 1.0, 1.0]),
+        batch_size_per_image=32,
+        positive_fraction=0.5,
+        pre_nms_topk=(100, 50),
+        post_nms_topk=(50, 20),
+        nms_thresh=0.7,
+    )
+    shape = L(ShapeSpec)(channels=32, height=4, width=4)
+    roi_heads = L(StandardROIHeads)(
+        num_classes=2,
+        batch_size_per_image=16,
+        positive_fraction=0.25,
+        proposal_matcher=matcher([0.5], [0, 1], False),
+        box_in_features=["p2", "p3", "p4", "p5"],
+        box_pooler=pooler(),
+        box_head=L(FastRCNNConvFCHead)(input_shape=shape, conv_dims=[], fc_dims=[32]),
+        box_predictor=L(FastRCNNOutputLayers)(
+            input_shape=L(ShapeSpec)(channels=32),
+            test_score_thresh=0.0,
+            test_topk_per_image=10,
+            box2box_transform=L(Box2BoxTransform)(weights=(10, 10, 5, 5)),
+            num_classes="${..num_classes}",
+        ),
+        mask_in_features=["p2", "p3", "p4", "p5"],
+        mask_pooler=pooler(),
+        mask_head=L(MaskRCNNConvUpsampleHead)(
+            input_shape=shape, num_classes="${..num_classes}", conv_dims=[16, 16]
+        ),
+    )
     return L(GeneralizedRCNN)(
-        backbone=L(SimpleFeaturePyramid)(
-            net=L(ViT)(
-                img_size=SIZE,
-                patch_size=16,
-                embed_dim=32,
-                depth=2,
-                num_heads=2,
-                window_size=2,
-                global_block_indexes=(1,),
-                use_rel_pos=True,
-                drop_path_rate=drop_path_rate,
-                checkpoint_blocks=checkpoint_blocks,
-                pretrain_img_size=SIZE,
-            ),
-            out_channels=32,
-            scale_factors=(4.0, 2.0, 1.0, 0.5),
-            top_block=L(LastLevelMaxPool)(),
-            square_pad=SIZE,
-        ),
-        proposal_generator=L(RPN)(
-            in_features=["p2", "p3", "p4", "p5", "p6"],
-            head=L(StandardRPNHead)(in_channels=32, num_anchors=3),
-            anchor_generator=L(DefaultAnchorGenerator)(
-                sizes=[[8], [16], [32], [48], [64]],
-                aspect_ratios=[0.5, 1.0, 2.0],
-                strides=[4, 8, 16, 32, 64],
-                offset=0.0,
-            ),
-            anchor_matcher=L(Matcher)(
-                thresholds=[0.3, 0.7], labels=[0, -1, 1], allow_low_quality_matches=True
-            ),
-            box2box_transform=L(Box2BoxTransform)(weights=[1.0, 1.0, 1.0, 1.0]),
-            batch_size_per_image=32,
-            positive_fraction=0.5,
-            pre_nms_topk=(100, 50),
-            post_nms_topk=(50, 20),
-            nms_thresh=0.7,
-        ),
-        roi_heads=L(StandardROIHeads)(
-            num_classes=2,
-            batch_size_per_image=16,
-            positive_fraction=0.25,
-            proposal_matcher=L(Matcher)(
-                thresholds=[0.5], labels=[0, 1], allow_low_quality_matches=False
-            ),
-            box_in_features=["p2", "p3", "p4", "p5"],
-            box_pooler=L(ROIPooler)(
-                output_size=4,
-                scales=(1 / 4, 1 / 8, 1 / 16, 1 / 32),
-                sampling_ratio=0,
-                pooler_type="ROIAlignV2",
-            ),
-            box_head=L(FastRCNNConvFCHead)(
-                input_shape=L(ShapeSpec)(channels=32, height=4, width=4), conv_dims=[], fc_dims=[32]
-            ),
-            box_predictor=L(FastRCNNOutputLayers)(
-                input_shape=L(ShapeSpec)(channels=32),
-                test_score_thresh=0.0,
-                test_topk_per_image=10,
-                box2box_transform=L(Box2BoxTransform)(weights=(10, 10, 5, 5)),
-                num_classes="${..num_classes}",
-            ),
-            mask_in_features=["p2", "p3", "p4", "p5"],
-            mask_pooler=L(ROIPooler)(
-                output_size=4,
-                scales=(1 / 4, 1 / 8, 1 / 16, 1 / 32),
-                sampling_ratio=0,
-                pooler_type="ROIAlignV2",
-            ),
-            mask_head=L(MaskRCNNConvUpsampleHead)(
-                input_shape=L(ShapeSpec)(channels=32, width=4, height=4),
-                num_classes="${..num_classes}",
-                conv_dims=[16, 16],
-            ),
-        ),
+        backbone=backbone,
+        proposal_generator=rpn,
+        roi_heads=roi_heads,
         pixel_mean=[120.0, 120.0, 120.0],
         pixel_std=[60.0, 60.0, 60.0],
         input_format="RGB",
@@ -235,19 +228,8 @@ def recipe(output_dir: Path, **train):
                 num_images=train.get("num_images", 24), milestones=milestones, warmup=4
             ),
             "train": {
-                "output_dir": str(output_dir),
-                "init_checkpoint": "",
-                "seed": 3,
-                "device": "cpu",
-                "precision": "fp32",
-                "num_images": 24,
-                "checkpoint_every": 0,
-                "eval_every": 0,
-                "log_every": 2,
-                "keep_checkpoints": 5,
-                "clip_grad_norm": None,
-                "ema_decay": None,
-                "eval_weights": "model",
+                **{"output_dir": str(output_dir), "seed": 3, "device": "cpu", "precision": "fp32"},
+                **{"num_images": 24, "checkpoint_every": 0, "eval_every": 0, "log_every": 2},
                 "ddp": {},
                 **train,
             },

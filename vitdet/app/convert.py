@@ -54,26 +54,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     targets = "; ".join(f"{target.name}: {target.what}" for target in TARGETS.values())
     add("--source-model", type=Path, required=True, help="file to read")
     add("--output-model", type=Path, required=True, help=".pth or .safetensors")
-    text = "recipe to convert for; not needed with --target-format where names alone change"
-    add("--config-file", type=Path, help=text)
+    add("--config-file", type=Path, help="recipe to convert for; where names alone change, none")
     add("--report", type=Path, help="JSON file: what became of every key")
     add("--source-format", help=f"recognised when left out ({formats})")
     add_reading_arguments(parser)
     add("--backbone-only", **flag, help="leave out the file's pyramid and heads")
-    text = "allow the patch kernel to be resampled (bicubic) to the recipe's patch size"
-    add("--resize-patch-embed", **flag, help=text)
-    text = "multiply LayerScale into the layers before it, for a recipe without it"
-    add("--fold-layer-scale", **flag, help=text)
-    text = "leave out parts of the file's network that the model or target has no place for"
-    add("--allow-inexact", **flag, help=text)
-    text = "carry the class head over to these classes: COCO annotations, or a list of names"
-    add("--target-classes", **json_file, help=text)
-    text = "go on where no class is in common: the rows of all classes start anew"
-    add("--new-classes", **flag, help=text)
-    text = "the file's classes; not needed for checkpoints of ours, which hold their names"
-    add("--source-classes", **json_file, help=text)
-    text = "{new class: class of the file} for other spellings; also ignores case and _"
-    add("--class-table", **json_file, help=text)
+    add("--resize-patch-embed", **flag, help="resample the patch kernel (bicubic) to the recipe's")
+    add("--fold-layer-scale", **flag, help="multiply LayerScale into the layers before it")
+    add("--allow-inexact", **flag, help="leave out parts that the model or target has no place for")
+    add("--target-classes", **json_file, help="carry the head over to these: COCO json, or names")
+    add("--new-classes", **flag, help="go on where no class is in common: all rows start anew")
+    add("--source-classes", **json_file, help="the file's classes, where it does not hold them")
+    add("--class-table", **json_file, help="{new class: class of the file}; ignores case and _")
     add("--target-format", help=f"write another project's names ({targets})")
     text = "put before every written name (image_encoder. for a whole SAM)"
     add("--target-prefix", default="", metavar="TEXT", help=text)

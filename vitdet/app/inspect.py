@@ -60,15 +60,12 @@ def run(args: argparse.Namespace) -> int:
 def _without_data(content: Mapping[str, Any]) -> dict[str, Any]:
     """Return the content with its state dicts on the meta device, so that the data can go."""
 
-    def bare(value: Any) -> Any:
+    def bare(value: Any, deep: bool = True) -> Any:
+        if deep and isinstance(value, Mapping):
+            return {name: bare(each, False) for name, each in value.items()}
         return value.to("meta") if isinstance(value, torch.Tensor) else value
 
-    return {
-        key: {name: bare(each) for name, each in value.items()}
-        if isinstance(value, Mapping)
-        else bare(value)
-        for key, value in content.items()
-    }
+    return {key: bare(value) for key, value in content.items()}
 
 
 def _about(content: Mapping[str, Any], key: str) -> Any:
@@ -108,15 +105,13 @@ def _recipe_lines(content: Mapping[str, Any], found: Mapping[str, Any]) -> list[
     """Return the commands that convert the file, the one that leaves the least open first."""
     if isinstance(_about(content, "config"), str):
         return ["recipe       in the file: vitdet predict, val, export need no --config-file"]
-    lines = []
+    lines, file = [], ["--source-model", found["file"], "--output-model", "OUT.pth"]
     for fit in found["recipes"]:
         counts = [f"{fit[word]} {word}" for word in ("resized", "dropped", "initialised")]
         words = ["--config-file", fit["recipe"], *fit["options"]]
-        lines.append(f"recipe       {shlex.join(words)}: {', '.join(counts)}")
-    if not lines:
-        return ["recipe       none of docs/conversion.md takes it as it is"]
-    command = ["python", "converter.py", "--source-model", found["file"], "--output-model"]
-    return [*lines, f"convert      {shlex.join([*command, 'OUT.pth'])} and the words of a recipe"]
+        lines.append(f"recipe       {', '.join(counts)}: {shlex.join(words[1:])}")
+        lines.append(f"             python converter.py {shlex.join([*file, *words])}")
+    return lines or ["recipe       none of docs/conversion.md takes it as it is"]
 
 
 def _lines(found: Mapping[str, Any]) -> list[str]:

@@ -98,7 +98,7 @@ def _run(args: argparse.Namespace, place: Path) -> None:
         start = _start(args, place, recipe, data)
         overrides.insert(0, _setting("train.init_checkpoint", start))
     overrides = _fitting(args, recipe, overrides)
-    _tell(args, place, recipe, overrides, data)
+    _print_choices(args, place, recipe, overrides, data)
     launch(_train, args.num_gpus, args=(str(recipe), overrides, args.resume, args.dry_run))
 
 
@@ -239,7 +239,7 @@ def _start(args: argparse.Namespace, place: Path, recipe: Path, data: Prepared) 
     return str(output)
 
 
-def _tell(
+def _print_choices(
     args: argparse.Namespace, place: Path, recipe: Path, overrides: Sequence[str], data: Prepared
 ) -> None:
     cfg = load_config(recipe, overrides)

@@ -121,9 +121,8 @@ def read_table(path: str | Path) -> dict[str, str]:
     content = _read_json(Path(path), what)
     if not isinstance(content, dict) or not all(isinstance(v, str) for v in content.values()):
         got = "other values than text" if isinstance(content, dict) else type(content).__name__
-        example = 'Write it so: {"cellular_telephone": "cell phone"}.'
-        text = f"{what}: expected {{new class: class of the file}}, got {got}. {example}"
-        raise InputError(text)
+        text = f"{what}: expected {{new class: class of the file}}, got {got}. "
+        raise InputError(f'{text}Write it so: {{"cellular_telephone": "cell phone"}}.')
     return content
 
 
@@ -150,23 +149,17 @@ def match(
     for pair in table.items():
         for name, names, what in zip(pair, (new, old), ("new", "file's"), strict=True):
             if spell(name) not in names:
-                text = f"expected one of the {what} classes, got {name!r}. "
-                raise InputError(
-                    f"class table: {text}The table is {{new class: class of the file}}."
-                )
+                text = f"class table: expected one of the {what} classes, got {name!r}. The table"
+                raise InputError(f"{text} is {{new class: class of the file}}.")
     pairs = {spell(new): spell(old) for new, old in table.items()}
     rows = [old.get(pairs.get(name, name)) for name in map(spell, target)]
     return ClassMap(tuple(source), tuple(target), tuple(rows))
 
 
 def with_classes(shapes: Shapes, have: int, want: int) -> dict[str, tuple[int, ...]]:
-    """Return the shapes that a model would have with another number of classes.
+    """Return the shapes that a model with `have` classes would have with `want`.
 
-    Args:
-        shapes: {name: shape} of a model with `have` classes. With one class, four rows of a box
-            regressor may be one class's or everyone's: start from a model with two or more.
-        have: its number of classes.
-        want: the other number.
+    Start from two or more: four rows of a box regressor may be one class's or everyone's.
     """
     result = {name: tuple(shape) for name, shape in shapes.items()}
     for name, layout, repeats in _class_tensors(shapes, have):
@@ -175,13 +168,7 @@ def with_classes(shapes: Shapes, have: int, want: int) -> dict[str, tuple[int, .
 
 
 def check_count(shapes: Shapes, names: Collection[str], source: str) -> None:
-    """Raise InputError when the file's classifier is for another number of classes.
-
-    Args:
-        shapes: {name: shape} of the file, in any format's names.
-        names: of the file's classes.
-        source: the file, for the message.
-    """
+    """Raise InputError when a file, of any format, has a classifier for other than these names."""
     counts = {shape[0] - 1 for name, shape in shapes.items() if _CLASSIFIER.search(name) and shape}
     if len(counts) == 1 and counts != {len(names)}:
         raise InputError(

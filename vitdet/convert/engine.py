@@ -88,8 +88,8 @@ def convert(
     Args:
         content: what `vitdet.checkpoint.read` returned, or a state dict.
         target: {name: shape} of the model: a whole detector, a pyramid, or a backbone alone. None:
-            give the weights our names alone, for `export`; a format that computes weights needs
-            a model, and the options that follow have no meaning.
+            give the weights our names and nothing else, for `export`; a format that computes
+            weights needs a model.
         source_format: a name in `FORMATS`; None to recognise it.
         weights: the key of the file that holds the state dict ("ema_state"); None to find it.
         backbone_only: leave out the source's pyramid and heads, if it has them.

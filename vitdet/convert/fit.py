@@ -37,13 +37,9 @@ def fit(
         tensor: the file's.
         shape: the model's.
         resize_patch_embed: whether a kernel may be resampled (bicubic), as
-            baaivision/EVA does for its "p14to16" files.
+            baaivision/EVA does for its "p14to16" files; another patch size is an error else.
         source: the file, for messages.
-        grid: (H, W) of the model's absolute positions, None for a square.
-
-    Raises:
-        InputError: positions of the file that are no square grid, another patch size without the
-            option.
+        grid: (H, W) of the model's absolute positions, None for a square. A file's are square.
     """
     if tuple(tensor.shape) == shape:
         return tensor, []

@@ -183,12 +183,8 @@ def _windows(inside: Shapes, patch: int) -> dict[str, Any]:
         # one size for all blocks says nothing about windows
         return {"table_sides": sorted(sides)} if sides else {}
     window, whole = sorted(sides)
-    global_blocks = sorted(sides[whole])
-    return {
-        "window_size": window,
-        "global_block_indexes": global_blocks,
-        "img_size": whole * patch,
-    }
+    found = {"window_size": window, "global_block_indexes": sorted(sides[whole])}
+    return found | {"img_size": whole * patch}
 
 
 def _stages(inside: Shapes) -> dict[str, Any]:

@@ -24,28 +24,22 @@ from vitdet.utils.checks import InputError
 from vitdet.utils.state_dicts import some
 
 _OTHER = "other"  # a backbone that `KINDS` does not list: detectron2's own Swin and MViT
+_FOLD = "--config-file with a recipe without LayerScale and --fold-layer-scale multiply it in."
 _ADVICE = (
     (r"roi_heads|simfp", "--backbone-only leaves out pyramid and heads."),
-    (
-        r"\.ls[12]\.gamma$",
-        "LayerScale can be multiplied into the weights: --config-file with a recipe that has none, "
-        "and --fold-layer-scale.",
-    ),
+    (r"\.ls[12]\.gamma$", _FOLD),
 )
 
 
 @dataclass(frozen=True)
 class Target:
-    """A target format.
+    """A target format, its name (`--target-format`) and whose code reads these files.
 
     Attributes:
-        name: as in `--target-format`.
-        what: one line for people: whose code reads these files.
-        holds: for a kind of backbone (`KINDS`), the names inside it, without its root, that the
-            target has a place for: a regular expression.
+        holds: for a kind of backbone (`KINDS`), a regular expression of the names inside it,
+            without its root, that the target has a place for.
         names: (ours, theirs), as in `rules.renames`; other names are the same.
-        outside: the same for the pyramid and the heads, spelt as in a detectron2 detector
-            after "/".
+        outside: as `holds` for pyramid and heads, spelt as in a detectron2 detector after "/".
         drops: (names inside the backbone, why they may be left out).
         root: what stands before the backbone's names; None: every name stays as it is.
         nested_under: key that holds the state dict in torch files, "" for none.
@@ -173,11 +167,8 @@ def export(
 def nest(weights: Mapping[str, torch.Tensor], target_format: str, *, flat: bool) -> dict[str, Any]:
     """Return the content of a file with the weights where the target's reader looks for them.
 
-    Args:
-        weights: what `export` returned.
-        target_format: a name in `TARGETS`.
-        flat: whether the container has no nesting (safetensors): then the state dict stands under
-            "model", which is where `vitdet.checkpoint.write` takes it from.
+    In a container without nesting (`flat`: safetensors) they stand under "model", which is where
+    `vitdet.checkpoint.write` takes them from.
     """
     key = "model" if flat else TARGETS[target_format].nested_under
     return {key: dict(weights)} if key else dict(weights)

@@ -251,7 +251,7 @@ def _unite(files: dict[str, Path], contents: dict[str, Json], notes: list[str]) 
         if missing:
             notes.append(f"{split} has no class {listed(missing)}: the classes of all parts count")
         if moved:
-            notes.append(f"{split} has other ids of {moved} classes: they are told by name")
+            notes.append(f"{split} has other ids of {moved} classes: they are matched by name")
         if missing or moved:  # an unknown id stays one, whatever the ids of other parts are
             new_ids = {number: ids[name] for number, name in table.items()}
             annotations = [
