@@ -11,7 +11,7 @@ import torch
 from detectron2.structures import Boxes, BoxMode, Instances
 from PIL import Image
 
-from vitdet.drawing import contact_sheet, draw_instances, save_image
+from vitdet.drawing import draw_instances, save_image
 from vitdet.utils.checks import InputError
 
 GREY = 90
@@ -137,18 +137,6 @@ def test_small_images_are_enlarged_up_to_an_end(size, wanted):
 def test_other_images_are_refused(image, got):
     with pytest.raises(InputError, match=rf"image to draw on: .*up to 65500 pixels, got {got}"):
         draw_instances(image, [], [])
-
-
-def test_a_contact_sheet_has_its_pictures_in_rows():
-    red, blue = picture(100, 200), picture(50, 50)
-    red[:], blue[:] = (255, 0, 0), (0, 0, 255)
-    sheet = contact_sheet([[red, blue], [blue]], titles=["truth", "found"], cell_height=100)
-    assert sheet.shape == (28 + 3 * 8 + 200, 3 * 8 + 200 + 100, 3)
-    assert sheet[36 + 50, 8 + 100].tolist() == [255, 0, 0]
-    assert sheet[36 + 50, 8 + 200 + 8 + 50].tolist() == [0, 0, 255]
-    assert sheet[36 + 108 + 50, 8 + 50].tolist() == [0, 0, 255]
-    assert sheet[36 + 108 + 50, 8 + 200 + 8 + 50].tolist() == [255, 255, 255]
-    assert (sheet[8:30] < 128).any()  # the titles
 
 
 def test_saved_images_are_whole_or_not_there(tmp_path: Path):

@@ -1,4 +1,4 @@
-"""Pictures of instances: predictions or ground truth on an image, and sheets of such pictures."""
+"""Pictures of instances: predictions or ground truth on an image."""
 
 from __future__ import annotations
 
@@ -137,34 +137,6 @@ def _annotations(items: Any, names: Sequence[str], _: float, size: tuple[int, in
     if items and all("segmentation" in each for each in items):
         masks = [decode(encode_segmentation(each["segmentation"], size)) for each in items]
     return np.asarray(boxes, dtype=np.float64).reshape(-1, 4), masks, classes, labels
-
-
-def contact_sheet(
-    rows: Sequence[Sequence[np.ndarray]], *, titles: Sequence[str] = (), cell_height: int = 320
-) -> np.ndarray:
-    """Lay pictures (uint8 RGB, at least one) out in rows on white, under a title a column.
-
-    Every picture is resized to `cell_height` pixels, its shape kept.
-    """
-    margin, title = 8, 28 if titles else 0
-    cells = [[_resized(picture, cell_height) for picture in row] for row in rows]
-    columns = range(max(len(row) for row in cells))
-    widths = [max(row[c].width for row in cells if c < len(row)) for c in columns]
-    lefts = [margin + sum(widths[:c]) + margin * c for c in columns]
-    height = margin + title + len(cells) * (cell_height + margin)
-    sheet = Image.new("RGB", (lefts[-1] + widths[-1] + margin, height), "white")
-    for index, row in enumerate(cells):
-        for left, picture in zip(lefts, row, strict=False):
-            sheet.paste(picture, (left, margin + title + index * (cell_height + margin)))
-    pen = ImageDraw.Draw(sheet)
-    for left, text in zip(lefts, titles, strict=False):
-        pen.text((left, margin), text, fill="black", font=_font(18))
-    return np.asarray(sheet)
-
-
-def _resized(picture: np.ndarray, height: int) -> Image.Image:
-    width = max(1, round(picture.shape[1] * height / picture.shape[0]))
-    return Image.fromarray(picture).resize((width, height), Image.Resampling.LANCZOS)
 
 
 def save_image(image: np.ndarray, path: str | Path) -> None:

@@ -80,8 +80,10 @@ def evaluated(
     images = {i["id"]: i for i in truth["images"] if image_ids is None or i["id"] in image_ids}
     objects = ground_truth(truth, images, iou_type, style)
     _warn_of_many(objects, iou_type, max_dets, style)
-    if not encoded_here:
-        _check_results(results, images, {c["id"] for c in truth["categories"]}, iou_type)
+    categories = {category["id"] for category in truth["categories"]}
+    for place, result in enumerate([] if encoded_here else results):
+        if fault := _fault(result, images, categories, iou_type):
+            raise InputError(f"result {place}: expected {fault}")
     detections = [_detection(result, iou_type) for result in results]
     if style == "lvis":
         detections = _federated(detections, objects, images, max_dets)
@@ -298,14 +300,6 @@ def _detection(result: Json, iou_type: str) -> Json:
         return plain | {"bbox": box, "area": box[2] * box[3]}
     mask = result["segmentation"]
     return plain | {"segmentation": mask, "area": float(mask_util.area(mask))}
-
-
-def _check_results(
-    results: Any, images: dict[int, Json], categories: set[int], iou_type: str
-) -> None:
-    for place, result in enumerate(results):
-        if fault := _fault(result, images, categories, iou_type):
-            raise InputError(f"result {place}: expected {fault}")
 
 
 def _fault(result: Any, images: dict[int, Json], categories: set[int], kind: str) -> str | None:

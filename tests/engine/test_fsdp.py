@@ -18,8 +18,7 @@ from torch.nn.parallel import DistributedDataParallel
 from vitdet import checkpoint
 from vitdet.config import build_model
 from vitdet.engine import parallel
-from vitdet.engine.parallel import check_parallel, gathered, is_sharded, shard, without_sync
-from vitdet.utils.checks import InputError
+from vitdet.engine.parallel import gathered, is_sharded, shard, without_sync
 
 
 @pytest.fixture(scope="module")
@@ -103,15 +102,6 @@ def test_a_single_process_has_nothing_to_shard():
     assert {type(parameter) for parameter in detector.parameters()} == {nn.Parameter}
     with gathered(detector), without_sync(detector):
         pass
-
-
-def test_what_does_not_go_together_is_named():
-    check_parallel("ddp", True)
-    check_parallel("fsdp", False)
-    with pytest.raises(InputError, match=r"train\.parallel: expected ddp or fsdp, got zero\."):
-        check_parallel("zero", False)
-    with pytest.raises(InputError, match=r"Set train\.compile=False, or train\.parallel=ddp\."):
-        check_parallel("fsdp", True)
 
 
 # --- how gradients travel ------------------------------------------------------------------------

@@ -44,6 +44,7 @@ DATASET = SimpleNamespace(
         ({"precision": "fp8"}, r"train\.precision: expected auto or bf16 or fp16 or fp32, got fp8"),
         ({"on_bad_step": "ignore"}, r"train\.on_bad_step: expected stop or skip, got ignore"),
         ({"device": "tpu"}, r"train\.device: expected auto or cpu or cuda, got tpu"),
+        ({"parallel": "zero"}, r"train\.parallel: expected ddp or fsdp, got zero"),
         ({"parallel": "fsdp", "compile": True}, r"train\.compile: it does not go with .*fsdp"),
         ({"init_checkpoint": "???"}, r"recipe: expected a value for train\.init_checkpoint, got"),
         ({"accumulate": 3}, r"total_batch_size: expected a multiple of the 1 processes times tra"),
@@ -77,7 +78,6 @@ def test_a_part_is_no_recipe(tmp_path, command):
 def test_right_values_pass_and_keys_may_be_left_out(tmp_path):
     cfg = recipe(tmp_path, ema_decay=0.9, clip_grad_norm=1, ddp=None, seed=0, loggers=None)
     cfg.train.update(tags=["of an earlier version"], reference_batch=None)
-    del cfg.train["eval_weights"]
     found = check_recipe(cfg).train
     assert (found.clip_grad_norm, found.ddp, found.eval_weights) == (1.0, None, "model")
     assert "tags" not in found

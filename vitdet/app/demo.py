@@ -9,16 +9,18 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 from omegaconf import DictConfig
 
 from vitdet.config import instantiate, load_config
-from vitdet.drawing import contact_sheet, draw_instances, save_image
+from vitdet.drawing import draw_instances, save_image
 from vitdet.engine.launch import launch
 from vitdet.engine.run import train
 from vitdet.predict.predictor import Predictor
 from vitdet.utils.checks import exit_status
 
 RECIPE = Path("configs/mini/mask_rcnn_eva02_shapes.py")
+_SIDE = 320  # pixels of a picture
 NUM_PICTURES = 8
 
 
@@ -42,7 +44,7 @@ def _run(args: argparse.Namespace) -> int:
     results = json.loads((Path(cfg.train.output_dir) / "results.json").read_text())["results"]
     box, mask = results["bbox"]["AP"], results["segm"]["AP"]
     print(f"box AP {box:.1f}, mask AP {mask:.1f} after {time.perf_counter() - started:.0f} s")
-    print(f"predictions beside the truth: {picture}")
+    print(f"predictions, each right of the truth: {picture}")
     return 0
 
 
@@ -60,11 +62,12 @@ def draw(cfg: DictConfig) -> Path:
     pictures = []
     for record in records:
         found = predictor(record["file_name"])
-        truth = draw_instances(found.image, record["annotations"], predictor.class_names)
-        pictures += [truth, found.plot()]
-    rows = [pictures[first : first + 4] for first in range(0, len(pictures), 4)]
+        truth = record["annotations"]
+        drawn = draw_instances(found.image, truth, predictor.class_names, min_side=_SIDE)
+        pictures += [drawn, found.plot(min_side=_SIDE)]
+    rows = [np.hstack(pictures[first : first + 4]) for first in range(0, len(pictures), 4)]
     path = folder / "predictions.png"
-    save_image(contact_sheet(rows, titles=["truth", "prediction"] * 2), path)
+    save_image(np.vstack(rows), path)
     return path
 
 

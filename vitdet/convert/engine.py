@@ -293,7 +293,7 @@ def _make(
 
 def _grid(settings: Mapping[str, Any]) -> tuple[int, int] | None:
     """Return the (H, W) of a model's absolute positions, None where they are a square."""
-    size = settings.get("pretrain_img_size", settings.get("img_size"))
+    size = settings.get("pretrain_img_size") or settings.get("img_size")
     if not isinstance(size, Sequence) or "patch_size" not in settings:
         return None
     height, width = size

@@ -16,25 +16,9 @@ from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forwar
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 
-from vitdet.utils.checks import InputError
 from vitdet.utils.distributed import is_main, world_size
 
 PARALLEL = ("ddp", "fsdp")  # train.parallel
-
-
-def check_parallel(parallel: str, compiled: bool) -> None:
-    """Check `train.parallel` and what does not go with it.
-
-    Raises:
-        InputError: an unknown value, or sharded weights with what needs them whole.
-    """
-    if parallel not in PARALLEL:
-        raise InputError(f"train.parallel: expected {' or '.join(PARALLEL)}, got {parallel}.")
-    if parallel == "fsdp" and compiled:
-        raise InputError(
-            f"train.compile: expected none with train.parallel=fsdp, got {compiled}. Set "
-            "train.compile=False, or train.parallel=ddp."
-        )
 
 
 def distributed(

@@ -190,9 +190,8 @@ class Trainer:
     def _gradient(self, batch: Batch) -> tuple[StepRecord, str | None]:
         """Leave the gradient of the mean loss in the parameters.
 
-        Returns:
-            The step's record, and what is wrong: None for nothing, "" for a loss of another
-            process, which has passed over the step too.
+        Returns the step's record, and what is wrong: None for nothing, "" for another process's
+        loss.
         """
         nothing = torch.zeros((), device=self.device)
         record = StepRecord(nothing, (), file_names(batch), self._lr(), self.images_seen)
@@ -320,15 +319,10 @@ class Trainer:
     def load_state_dict(self, state: dict[str, Any], *, source: str) -> None:
         """Continue from `state_dict()`; weights are loaded by the caller, who knows their rules.
 
-        The learning rates and weight decays stay those of the config.
-
-        Args:
-            state: what `state_dict()` returned.
-            source: file name for error messages.
+        The learning rates and weight decays stay those of the config. `source` is for messages.
 
         Raises:
-            InputError: the state is of another seed, of an optimizer with other parameters, or
-                only one of state and trainer has an average of the weights.
+            InputError: another seed or optimizer, or only one of both has an average.
         """
         if state["seed"] != self.seed:
             raise InputError(
@@ -336,19 +330,18 @@ class Trainer:
                 f"began, got {self.seed}. Add train.seed={state['seed']}, or start anew in another "
                 "folder."
             )
-        mine = self.optimizer.state_dict()
-        saved = state["optimizer"]
+        mine, saved = self.optimizer.state_dict(), state["optimizer"]
         try:
-            grouping = [
+            ours, theirs = (
                 [len(group["params"]) for group in each["param_groups"]] for each in (mine, saved)
-            ]
+            )
         except (KeyError, TypeError) as error:
             raise _strange(source, error) from error
-        if grouping[0] != grouping[1]:
+        if ours != theirs:
             raise InputError(
-                f"optimizer state in {source}: expected {sum(grouping[0])} parameters in "
-                f"{len(grouping[0])} groups, got {sum(grouping[1])} in {len(grouping[1])}. Resume "
-                "with the optimizer settings of the run (see its config.yaml)."
+                f"optimizer state in {source}: expected {sum(ours)} parameters in {len(ours)} "
+                f"groups, got {sum(theirs)} in {len(theirs)}. Resume with the optimizer settings "
+                "of the run (see its config.yaml)."
             )
         self._load_average(state, source)
         try:
@@ -379,13 +372,15 @@ class Trainer:
     def _load_average(self, state: dict[str, Any], source: str) -> None:
         """Continue the average of the weights; what a run began with, it goes on with."""
         if (self.ema is None) != (AVERAGE not in state):
-            expected = "null: the file holds no average of the weights"
+            expected, got = "null: the file holds no average of the weights", "null"
             if self.ema is None:
                 expected = "the run's: the file holds an average of the weights"
+            else:
+                got = str(self.ema.decay)
             raise InputError(
-                f"train.ema_decay for resuming {source}: expected {expected}, got "
-                f"{'null' if self.ema is None else self.ema.decay}. Take the value of the run (see "
-                "its config.yaml), or start a new run from the file with train.init_checkpoint."
+                f"train.ema_decay for resuming {source}: expected {expected}, got {got}. Take the "
+                "value of the run (see its config.yaml), or start a new run from the file with "
+                "train.init_checkpoint."
             )
         if self.ema is not None:
             self.ema.load(state[AVERAGE])

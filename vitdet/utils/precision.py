@@ -11,15 +11,6 @@ from vitdet.utils.checks import InputError
 PRECISIONS = ("auto", "bf16", "fp16", "fp32")
 
 
-def check_precision(key: str, precision: str) -> None:
-    """Raise an InputError for a precision that there is not."""
-    if precision not in PRECISIONS:
-        raise InputError(
-            f"{key}: expected one of {', '.join(PRECISIONS)}, got {precision}. bf16 is the choice "
-            "for recent GPUs, fp32 for a CPU; auto chooses so."
-        )
-
-
 def autocast_dtype(precision: str, device: torch.device) -> torch.dtype | None:
     """Return the type that autocast uses, or None for no autocast.
 
@@ -31,7 +22,9 @@ def autocast_dtype(precision: str, device: torch.device) -> torch.dtype | None:
     Raises:
         InputError: another precision.
     """
-    check_precision("precision", precision)
+    if precision not in PRECISIONS:
+        names = ", ".join(PRECISIONS)
+        raise InputError(f"precision: expected one of {names}, got {precision}. auto chooses.")
     if precision == "auto":
         return torch.bfloat16 if _has_bfloat16(device) else None
     return {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision)
