@@ -220,8 +220,8 @@ def test_a_detector_of_other_classes_gives_all_but_the_rows_of_those_not_in_comm
 def test_of_a_file_of_others_the_backbone_is_taken(
     capsys: Capture, data: Path, tmp_path: Path
 ) -> None:
-    weights = _weights(tmp_path / "theirs.pth", None)
-    state = checkpoint.read(weights)["model"]
+    state = checkpoint.read(_weights(tmp_path / "ours.pth", None))["model"]
+    weights = tmp_path / "theirs.pth"
     torch.save({"model": state}, weights)  # no note of ours
     text = _printed(capsys, data, "--weights", str(weights))
     start = checkpoint.read(_recipe(text).train.init_checkpoint)
@@ -240,6 +240,7 @@ def test_weights_that_do_not_fit_are_a_line_that_says_so(
     assert error.startswith(where)
     assert str(weights) not in error.removeprefix(where)
     assert "file has 192 channels (embed_dim), model 384. Use the recipe of its size." in error
+    weights = tmp_path / "other.pth"
     torch.save({"layer.weight": torch.zeros(2, 3)}, weights)
     error = _error(capsys, data, "--weights", str(weights))
     assert f"--weights {weights}: it does not fit" in error

@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 import torch
 from detectron2.data.samplers import RepeatFactorTrainingSampler
+from torch.utils.data import _utils
 
 from vitdet.data import loaders
 from vitdet.data.augment import large_scale_jitter
@@ -191,6 +192,7 @@ def test_a_batch_that_shared_memory_has_no_room_for_is_one_line(shapes, monkeypa
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(loaders, "ForkingPickler", SimpleNamespace(dumps=full))
+    monkeypatch.setattr(_utils, "MP_STATUS_CHECK_INTERVAL", 0.5)  # seconds for a worker's end
     text = r"^reading of images: .* through shared memory \(.*No space.*\/dev\/shm .*num_workers=0"
     with pytest.raises(InputError, match=text):
         next(iter(_loader(shapes, num_workers=1)))
@@ -206,6 +208,7 @@ def test_a_worker_that_brings_nothing_is_an_error(shapes, monkeypatch, sent, tex
     would wait for the worker, which the watch of a training ends.
     """
     monkeypatch.setattr(loaders, "TIMEOUT", 1.0)
+    monkeypatch.setattr(_utils, "MP_STATUS_CHECK_INTERVAL", 0.5)
     monkeypatch.setattr(loaders, "ForkingPickler", SimpleNamespace(dumps=pickle.dumps))
     others = set(multiprocessing.active_children())
     batches = iter(_loader(shapes, num_workers=1))

@@ -10,7 +10,7 @@ from timm.layers import resample_abs_pos_embed
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
 from vitdet.layers.positions import cubic_spline_weights, resize_pos_embed, resize_rel_pos
-from vitdet.layers.rope import EvaRope, make_ropes, rotate
+from vitdet.layers.rope import Dinov3Rope, EvaRope, make_ropes, rotate
 from vitdet.utils.checks import InputError
 
 CPU = torch.device("cpu")
@@ -164,3 +164,16 @@ def test_products_depend_on_the_offset_alone():
 def test_heads_must_split_into_rows_columns_and_pairs():
     with pytest.raises(InputError, match=r"a head of a multiple of 4 channels, got 6\. Change"):
         make_ropes("eva02", 48 / 8, 16, (4, 4))
+
+
+@pytest.mark.parametrize("rope", [EvaRope(8, (4, 4), (4, 4)), Dinov3Rope(8)])
+def test_a_trace_follows_the_size_of_the_map(rope: EvaRope | Dinov3Rope) -> None:
+    """One exported file is for maps of any size."""
+
+    def cosines(x: torch.Tensor) -> torch.Tensor:
+        size = (x.shape[0], x.shape[1])
+        return rope(size, size, x.device).cos
+
+    traced = torch.jit.trace(cosines, torch.zeros(4, 6))
+    other = torch.zeros(3, 5)
+    torch.testing.assert_close(traced(other), cosines(other), rtol=0, atol=0)
