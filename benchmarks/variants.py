@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from common import Table, write
+from detectron2.config import LazyConfig
 
 from vitdet.config import build_model, load_config
 
@@ -41,7 +42,7 @@ class Run(NamedTuple):
 
 def names() -> list[str]:
     """Return the variants, the one that the others change first."""
-    found = sorted(path.stem for path in FOLDER.glob("*.py"))
+    found = LazyConfig.load(f"{FOLDER}.py", "recipes").rows
     return [FIRST, *(name for name in found if name != FIRST)]
 
 
@@ -77,7 +78,7 @@ def parameters(name: str) -> int:
 
 def row(name: str, runs: list[Run]) -> list[str]:
     """Return the cells of a variant's line of the table."""
-    cells = [f"[{name}](../../configs/mini/variants/{name}.py)"]
+    cells = [f"`{name}`"]
     for values in zip(*(run.scores for run in runs), strict=True):
         cell = f"{statistics.mean(values):.1f}"
         if len(values) > 1:

@@ -2,29 +2,59 @@
 
 from __future__ import annotations
 
-import ast
+import csv
 from functools import cache
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import torch
+from detectron2.config import LazyConfig
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
 from vitdet.config import build_model, load_config
 
 ROOT = Path(__file__).resolve().parents[1]
-NAMES = [
-    path.relative_to(ROOT / "configs").with_suffix("").as_posix()
-    for path in sorted((ROOT / "configs").rglob("*.py"))
-    # parts, and backbones for other projects (test_backbone_configs.py), are no recipes
-    if not {"common", "backbones"}.intersection(path.relative_to(ROOT).parts)
-]
+CONFIGS = ROOT / "configs"
+
+
+@cache
+def rows(family: str) -> dict[str, Any]:
+    """{name: row} of a table of recipes, such as "paper"."""
+    return LazyConfig.load(str(CONFIGS / f"{family}.py"), "recipes").rows
+
+
+TABLES = sorted({*(path.stem for path in CONFIGS.glob("*.py")), "mini/variants"})
+NAMES = sorted(
+    [f"{family}/{name}" for family in TABLES for name in rows(family)]
+    + [
+        path.relative_to(CONFIGS).with_suffix("").as_posix()
+        for path in CONFIGS.glob("*/*.py")
+        # parts, tables, and backbones for other projects (test_backbone_configs.py)
+        if path.parent.name not in ("common", "backbones") and path.stem != "variants"
+    ]
+)
+
+
+class Published(NamedTuple):
+    """Numbers of the source, a second time: AP as text, "" where there is none; parameters."""
+
+    box_ap: str
+    mask_ap: str
+    parameters: int
+
+
+with (ROOT / "tests/published.csv").open(newline="") as _file:
+    PUBLISHED = {
+        line["recipe"]: Published(line["box AP"], line["mask AP"], int(line["parameters"]))
+        for line in csv.DictReader(_file)
+    }
 
 
 @cache
 def recipe(name: str) -> DictConfig:
     """The recipe: do not change it. What its user has to give is "given"."""
-    path = ROOT / "configs" / f"{name}.py"
+    path = CONFIGS / f"{name}.py"
     missing = OmegaConf.missing_keys(load_config(path)) if name.startswith("own/") else ()
     return load_config(path, [f"{key}=given" for key in missing])
 
@@ -33,18 +63,6 @@ def recipe(name: str) -> DictConfig:
 def model_of(name: str) -> nn.Module:
     """Its model on the meta device: do not change it."""
     return build_model(recipe(name).model, device="meta")
-
-
-@cache
-def text_of(name: str) -> str:
-    """The recipe's file."""
-    return (ROOT / "configs" / f"{name}.py").read_text()
-
-
-@cache
-def header(name: str) -> str:
-    """Its docstring in one line."""
-    return " ".join((ast.get_docstring(ast.parse(text_of(name))) or "").split())
 
 
 def count(model: nn.Module) -> int:

@@ -80,7 +80,7 @@ def test_wrong_overrides(recipe, override, text):
 
 def test_files_that_do_not_load_are_named(recipe):
     with pytest.raises(
-        InputError, match=r"expected a file, got .*recipes.py. Did you mean .*recipe.py\?"
+        InputError, match=r"expected a recipe, got .*recipes.py. Did you mean .*recipe.py\?"
     ):
         load_config(recipe.with_name("recipes.py"))
     recipe.write_text("model = (")

@@ -110,28 +110,12 @@ def test_overrides_change_the_target_and_underscores_are_dashes(folder: Path, ru
 
 
 def test_weights_among_several(folder: Path, run: Run, capsys: pytest.CaptureFixture[str]) -> None:
-    average = {name: value + 1 for name, value in mae().items()}
-    path = folder / "two.pth"
+    path, average = folder / "two.pth", {name: value + 1 for name, value in mae().items()}
     torch.save({"model": mae(), "ema_state": average}, path)
-    assert run(source=path) == 0
-    note = "weights taken from 'model'; --weights takes another: ema_state"
-    assert note in capsys.readouterr().out
-    assert torch.equal(written(folder)["net.pos_embed"], mae()["pos_embed"])
     assert run("--weights", "ema_state", "--source-format=mae", source=path) == 0
     assert torch.equal(written(folder)["net.pos_embed"], mae()["pos_embed"] + 1)
     assert run("--weights", "ema", source=path) == 2
     assert "got 'ema', the file has model, ema_state" in capsys.readouterr().err
-
-
-def test_layer_scale_is_folded_on_demand(folder: Path, run: Run) -> None:
-    scales = {f"blocks.{i}.ls{k}.gamma": torch.full((16,), 2.0) for i in (0, 1) for k in (1, 2)}
-    path = folder / "dino.pth"
-    torch.save(mae() | scales, path)
-    assert run(source=path) == 1
-    assert outputs(folder) == []
-    assert run("--fold-layer-scale", source=path) == 0
-    for name in ("blocks.0.attn.proj.bias", "blocks.1.mlp.fc2.weight"):
-        assert torch.equal(written(folder)[f"net.{name}"], 2 * mae()[name])
 
 
 def test_a_recipe_that_computes_something_else(

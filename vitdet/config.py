@@ -50,11 +50,6 @@ def load_config(
             type than the one it replaces or than `train` has there.
     """
     path = Path(path)
-    if not path.is_file():
-        here = [str(p) for p in path.parent.glob("*.py")] if path.parent.is_dir() else []
-        close = nearest(str(path), here)
-        hint = f"Did you mean {close}?" if close else "Recipes lie under configs/."
-        raise InputError(f"--config-file: expected a file, got {path}. {hint}")
     cfg = _changed(_read(path, trust), overrides)
     if isinstance(cfg.get("train"), DictConfig):
         cfg.train = complete(cfg.train)
@@ -72,7 +67,41 @@ def _changed(cfg: DictConfig, overrides: Sequence[str]) -> DictConfig:
     return cfg
 
 
+def table_of(path: Path) -> tuple[Path, str] | None:
+    """Return the table that a recipe is a row of, and its name there, None for a recipe of its own.
+
+    configs/paper/t4_in1k_b.py is the row "t4_in1k_b" of configs/paper.py, which `recipes` holds
+    (configs/common/rows.py).
+    """
+    for folder in path.parents if path.suffix == ".py" and not path.is_file() else ():
+        if folder.name and (table := folder.with_name(f"{folder.name}.py")).is_file():
+            return table, path.relative_to(folder).with_suffix("").as_posix()
+    return None
+
+
+def _row(path: Path) -> DictConfig:
+    found = table_of(path)
+    recipes = None if found is None else _run(found[0], "recipes")
+    here = [str(p) for p in path.parent.glob("*.py")] if path.parent.is_dir() else []
+    if found is None or found[1] not in recipes.rows:
+        here += [str(path.parent / f"{name}.py") for name in recipes.rows] if recipes else []
+        close = nearest(str(path), here)
+        hint = f"Did you mean {close}?" if close else "Recipes lie under configs/."
+        raise InputError(f"--config-file: expected a recipe, got {path}. {hint}")
+    return OmegaConf.create(recipes(found[1]), flags={"allow_objects": True})
+
+
+def _run(path: Path, key: str | None = None) -> Any:
+    try:
+        return LazyConfig.load(str(path), key)
+    except (SyntaxError, ImportError, AssertionError, NameError) as error:
+        what = f"expected a recipe that loads, got {type(error).__name__}: {error}"
+        raise InputError(f"{path}: {what}. Correct the file.") from error
+
+
 def _read(path: Path, trust: bool) -> DictConfig:
+    if not path.is_file():
+        return _row(path)
     if path.suffix in (".yaml", ".yml"):
         try:
             text = path.read_text(encoding="utf-8")
@@ -81,12 +110,11 @@ def _read(path: Path, trust: bool) -> DictConfig:
         return OmegaConf.create(plain_recipe(text, str(path), trust=trust))
     if path.suffix != ".py":
         raise InputError(f"{path}: expected a .py or .yaml file. Recipes lie under configs/.")
-    try:
-        loaded = LazyConfig.load(str(path))
-    except (SyntaxError, ImportError, AssertionError, NameError) as error:
-        what = f"expected a recipe that loads, got {type(error).__name__}: {error}"
-        raise InputError(f"{path}: {what}. Correct the file.") from error
+    loaded = _run(path)
     assert isinstance(loaded, DictConfig)  # load() without keys returns the whole file
+    if "ROWS" in loaded:
+        row = path.with_suffix("") / f"{next(iter(loaded.ROWS))}.py"
+        raise InputError(f"--config-file: {path} is a table of recipes. Name a row, as {row}.")
     return loaded
 
 

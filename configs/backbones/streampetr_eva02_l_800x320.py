@@ -8,11 +8,8 @@ Parameters  333.02 M
 Output      p2 to p6, strides 4 to 64, 256 channels, of normalised RGB images (B, 3, 320, 800)
 Positions   windows of 16 x 16 tokens; the global blocks' windows are the short side, 320 / 16 = 20
             tokens; global_window_size=0 lets them see the whole 20 x 50 map
-Memory      every block is recomputed in the backward pass; benchmarks/checkpointing.py measures it
-Start       python converter.py --config-file configs/backbones/streampetr_eva02_l_800x320.py
-              --source-model eva02_L_coco_det_sys_o365.pth --weights model --output-model WEIGHTS
-            leaves simfp_6 and the convolution of simfp_5 at their initialisation: EVA-02 has none
-Use         model = build_model(load_config(FILE).model), then features = model(images)
+Start       eva02_L_coco_det_sys_o365.pth through converter.py --weights model; simfp_6 and the
+            convolution of simfp_5, which EVA-02 has not, stay at their initialisation
 Optimizer   layer-wise ("vit_wise"): 1e-4, decay 0.9 over 24 layers, 4 times the rate for the head
             and for the pyramid, which the published constructor puts into the head's groups; no
             weight decay of vectors. For a detector with this backbone as `img_backbone`:

@@ -29,13 +29,14 @@ from detectron2.modeling.backbone.vit import SimpleFeaturePyramid, ViT, get_vit_
 from detectron2.solver import WarmupParamScheduler
 from detectron2.solver.build import get_default_optimizer_params
 from fvcore.common.param_scheduler import MultiStepParamScheduler
-from test_real_data import shapes_recipe
-from tiny_recipe import SIZE, detector_node
+from tiny_recipe import SIZE, detector_node, recipe
 from torch import nn
 
 from vitdet import checkpoint
 from vitdet.config import instantiate
-from vitdet.data.loaders import ImageStream
+from vitdet.data.augment import large_scale_jitter
+from vitdet.data.loaders import ImageStream, build_train_loader
+from vitdet.data.mapper import Mapper
 from vitdet.data.shapes import CLASSES, shapes_dataset
 from vitdet.engine.run import train
 from vitdet.engine.trainer import Trainer
@@ -90,10 +91,17 @@ def our_steps(folder: Path, monkeypatch) -> tuple[list[State], list[dict[str, fl
         rates.append({name: lr[id(p)] for name, p in self.detector.named_parameters()})
 
     monkeypatch.setattr(Trainer, "step", recorded)
-    cfg = shapes_recipe(folder / "data", folder / "out", workers=0)
+    cfg = recipe(folder / "out")
     cfg.model = detector_node()
-    cfg.dataloader.train.update(total_batch_size=1)
-    cfg.dataloader.train.mapper.fast = False
+    cfg.dataloader.train = L(build_train_loader)(
+        dataset=L(shapes_dataset)(
+            root=str(folder / "data"), split="train", num_images=6, size=SIZE
+        ),
+        mapper=L(Mapper)(augmentations=L(large_scale_jitter)(size=SIZE), is_train=True, fast=False),
+        total_batch_size=1,
+        num_workers=0,
+        seed="${train.seed}",
+    )
     cfg.optimizer.lr = LR
     cfg.schedule.update(num_images=STEPS, milestones=MILESTONES, warmup=WARM_UP)
     cfg.train.update(num_images=STEPS, seed=SEED, init_checkpoint=str(folder / "init.pth"))

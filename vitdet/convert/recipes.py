@@ -18,10 +18,10 @@ WITHOUT_REL_POS = frozenset(
 
 @dataclass(frozen=True)
 class Command:
-    """The command for some files: a format, their published names, channels of the (first) blocks,
+    """The command for some files.
 
-    path of the recipe under configs/, options of converter.py, and changes to the recipe, which
-    train_net.py has to be given too.
+    `width` is the channels of the blocks, of the first stage where there are several. `recipe` is a
+    path under configs/, without suffix. train_net.py has to be given the `overrides` too.
     """
 
     format: str

@@ -43,10 +43,4 @@ def before_v07(model: DictConfig, aggregation: str = "attn") -> None:
     model.roi_heads.proposal_matcher.allow_low_quality_matches = True
 
 
-def boxes_only(model: DictConfig) -> None:
-    """Turn Mask R-CNN into Faster R-CNN: no mask head."""
-    for key in ("mask_in_features", "mask_pooler", "mask_head"):
-        model.roi_heads.pop(key)
-
-
 _set_norms(model, eps=1e-6, in_rpn=False)

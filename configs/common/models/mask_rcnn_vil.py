@@ -1,7 +1,7 @@
 """Mask R-CNN on ViL-Tiny with a feature pyramid network, images at most 1333 pixels long.
 
 Heads as detectron2's defaults: one hidden convolution in the RPN, two fully connected layers in the
-box head, no norm in pyramid and heads. The other sizes of ViL are `vil`'s.
+box head, no norm in pyramid and heads. Other sizes are in configs/vil.py.
 """
 
 from detectron2.config import LazyCall as L
@@ -11,12 +11,13 @@ from detectron2.modeling.backbone.fpn import LastLevelMaxPool
 from vitdet.backbones.msvit import MsViT
 
 from .mask_rcnn import model
-from .vil import tiny as _tiny
 
 model.backbone = L(FPN)(
     bottom_up=L(MsViT)(
         arch=None,  # or an ARCH string of the published code, and null for the lists below
-        **_tiny,
+        embed_dim=[48, 96, 192, 384],  # ViL-Tiny (Table 1); configs/vil.py has the other sizes
+        depth=[1, 1, 9, 1],
+        num_heads=[1, 3, 3, 6],
         patch_size=[4, 2, 2, 2],  # strides 4, 8, 16, 32
         num_global_tokens=[1, 1, 1, 0],
         attention=["vil", "vil", "vil", "vil"],

@@ -1,7 +1,7 @@
 """RetinaNet on ViL-Tiny with a feature pyramid network, images at most 1333 pixels long.
 
 The pyramid takes stages 2 to 4; P6 and P7 come from stage 4 itself, not from P5. Heads as
-detectron2's defaults. The other sizes of ViL are `vil`'s.
+detectron2's defaults.
 """
 
 from detectron2.config import LazyCall as L
