@@ -17,13 +17,7 @@ import pytest
 import torch
 
 from vitdet.utils import env, quiet
-from vitdet.utils.checks import InputError, exit_status, fail, nearest
-
-
-def test_an_error_is_one_line_with_expected_got_and_remedy():
-    with pytest.raises(InputError) as caught:
-        fail("file\nx", expected="a JPEG", got="text", remedy="Remove it.")
-    assert str(caught.value) == "file x: expected a JPEG, got text. Remove it."
+from vitdet.utils.checks import InputError, exit_status, nearest
 
 
 def _raise(error: BaseException) -> Callable[[], int]:

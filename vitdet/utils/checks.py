@@ -10,7 +10,6 @@ import sys
 import threading
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import NoReturn
 
 INPUT_ERROR_STATUS = 2
 INTERRUPTED_STATUS = 130  # what shells give for ^C: 128 + SIGINT
@@ -38,11 +37,6 @@ def printable(text: str) -> str:
     A terminal obeys some of them, and an encoding may not know a half of a surrogate pair.
     """
     return "".join(c if c.isprintable() or c == "\n" else ascii(c)[1:-1] for c in text)
-
-
-def fail(what: str, *, expected: object, got: object, remedy: str) -> NoReturn:
-    """Raise an InputError that names the thing, both values and the way out, in one line."""
-    raise InputError(f"{what}: expected {expected}, got {got}. {remedy}")
 
 
 def nearest(name: str, names: Iterable[str]) -> str | None:

@@ -17,14 +17,7 @@ RunLengths = dict[str, Any]
 
 
 def encode(masks: np.ndarray) -> list[RunLengths]:
-    """Encode masks, to the same text as pycocotools.mask.encode.
-
-    Args:
-        masks: bool (N, height, width).
-
-    Returns:
-        {"size": [height, width], "counts": text} for each.
-    """
+    """Encode masks (bool, (N, height, width)) to the same text as pycocotools.mask.encode."""
     size = (int(masks.shape[1]), int(masks.shape[2]))
     rows, columns = (np.logical_or.reduce(masks, axis=axis) for axis in (2, 1))
     found = []
@@ -36,13 +29,7 @@ def encode(masks: np.ndarray) -> list[RunLengths]:
 
 
 def encode_patch(patch: np.ndarray, corner: tuple[int, int], size: tuple[int, int]) -> RunLengths:
-    """Encode a mask of which only a part is given; the rest of its image is empty.
-
-    Args:
-        patch: bool (height, width).
-        corner: (top, left) of the patch in the image.
-        size: (height, width) of the image.
-    """
+    """Encode a mask in an image of `size`, given from its `corner` (top, left) on; bool."""
     ends = _ends(patch, corner, size[0])
     pixels = size[0] * size[1]
     counts = np.diff(ends, prepend=0, append=pixels)
@@ -53,12 +40,7 @@ def encode_patch(patch: np.ndarray, corner: tuple[int, int], size: tuple[int, in
 
 
 def encode_segmentation(segmentation: Any, size: tuple[int, int]) -> RunLengths:
-    """Return the mask of an annotation as the run lengths that pycocotools takes.
-
-    Args:
-        segmentation: polygons, or run lengths as numbers or as text, without fault.
-        size: (height, width) of the image in pixels.
-    """
+    """Return polygons, or run lengths as numbers or text, as those that pycocotools takes."""
     if isinstance(segmentation, list):
         return mask_util.merge(mask_util.frPyObjects(segmentation, *size))
     return compressed(segmentation)
@@ -121,13 +103,7 @@ def _extent(filled: np.ndarray) -> tuple[int, int]:
 
 
 def _ends(patch: np.ndarray, corner: tuple[int, int], height: int) -> np.ndarray:
-    """Where pixels change, counted down the columns of an image one after the other.
-
-    Args:
-        patch: bool (rows, columns), what the image shows from `corner` on; empty elsewhere.
-        corner: (top, left).
-        height: of the image.
-    """
+    """Where pixels change, counted down the columns of an image one after the other."""
     rows, columns = patch.shape
     # One pixel more below each column, which is not the object's: there every run has ended.
     part = np.zeros((columns, rows + 1), dtype=bool)
