@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 import torch
 from omegaconf import OmegaConf
 from torch import nn
 
 from vitdet.config import build_model, instantiate, load_config, save_config, set_num_classes
-from vitdet.settings import complete
 from vitdet.utils.checks import InputError
 
 RECIPE = """
