@@ -6,10 +6,9 @@
         --eval-only train.init_checkpoint=WEIGHTS
 
 configs/COCO/mask_rcnn_vitdet_b_100ep.py is the same of ViT-B as a file of its own, and the base of
-all these. Rows of detectron2 are ViTDet (arXiv 2203.16527), Tables 5 and 9, and detectron2
-projects/ViTDet, whose number of the model stands in the row; 1024 pixels, plain NMS, and the cost
-on 64 A100 with one image each. Rows of EVA-02 (arXiv 2303.11331; baaivision/EVA, EVA-02/det) have
-the name of the published config; their published runs compute the heads in float32.
+all these. Rows of detectron2 are ViTDet (arXiv 2203.16527), Tables 5 and 9, and projects/ViTDet,
+whose number of the model stands in the row: 1024 pixels, plain NMS; docs/recipes.md has their cost.
+Rows of EVA-02 (arXiv 2303.11331; baaivision/EVA, EVA-02/det) have the name of the published config.
 """
 
 from .COCO.mask_rcnn_vitdet_b_100ep import dataloader, model, optimizer, schedule, train
@@ -36,7 +35,6 @@ from .common.rows import MAE_H, MAE_L, Recipes, Row, steps
 EVA_B, EVA_L = "eva02_B_pt_in21k_p14to16.pt", "eva02_L_pt_m38m_p14to16.pt"
 SWIN_B, SWIN_L = (f"swin_{size}_patch4_window7_224_22k.pth" for size in ("base", "large"))
 MVIT_B, MVIT_L, MVIT_H = (f"MViTv2_{size}_in21k.pyth" for size in "BLH")
-
 
 ROWS = {
     "mask_rcnn_vitdet_l_100ep": Row(
@@ -91,7 +89,7 @@ ROWS = {
         "published with activation checkpointing, for which detectron2's MViT needs the package "
         "fairscale; with it add model.backbone.bottom_up.use_act_checkpoint=true",
     ),
-    # EVA-02: 60000 iterations x 128 images = 65.1 x 118000, cuts at 80 % and 90 %
+    # EVA-02 (published heads compute in float32): 60000 x 128 images = 65.1 x 118000
     "cascade_mask_rcnn_eva02_b_bsl": Row(
         "55.5/47.1", 141.12,
         "eva02_B_coco_bsl, eva2_coco_cascade_mask_rcnn_vitdet_b_4attn_1024_lrd0p7.py; its log: "

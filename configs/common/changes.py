@@ -141,13 +141,14 @@ def eva02_steps(images: int, lr: float, iterations: int, every: int = 5000) -> C
     return change
 
 
-def averaged(iterations: int) -> Change:
+def averaged(iterations: int, max_dets: int = 100) -> Change:
     """Go on from Objects365 at a constant rate, with a moving average that is evaluated."""
 
     def change(parts: SimpleNamespace) -> None:
         length, train = iterations * 64, parts.train
         parts.model.backbone.net.drop_path_rate = 0.3
         parts.optimizer.lr = 4e-5
+        parts.dataloader.evaluator.max_dets = max_dets
         train.update(num_images=length, ema_decay=0.9999, eval_weights="ema")
         train.checkpoint_every = train.eval_every = 5000 * 64
         parts.schedule = L(Constant)(num_images=length, warmup=length // 100, warmup_factor=0.001)

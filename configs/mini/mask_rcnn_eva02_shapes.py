@@ -5,7 +5,6 @@ Source      this project. The parts are those of EVA-02 (arXiv 2303.11331), as s
             in EVA's training. `make demo` trains it: from nothing and with few images it learns
             faster than the ViT.
 Schedule    12000 images = 3000 iterations x 4, cosine, warm-up 200 iterations
-Train       python train_net.py --config-file configs/mini/mask_rcnn_eva02_shapes.py --num-gpus 2
 """
 
 from detectron2.config import LazyCall as L

@@ -3,7 +3,6 @@
 Source      this project. The backbone is ViL-Tiny (arXiv 2103.15358) with a third of the blocks and
             narrower last stages; heads and data are those of mask_rcnn_vitdet_shapes.py.
 Schedule    12000 images = 3000 iterations x 4, cosine, warm-up 200 iterations
-Train       python train_net.py --config-file configs/mini/mask_rcnn_vil_shapes.py --num-gpus 2
 """
 
 from detectron2.config import LazyCall as L

@@ -4,7 +4,6 @@ Source      this project; the parts are those of ViTDet (arXiv 2203.16527), the 
 Data        coco-mini, 100 + 34 images with all 80 classes, in the folder that VITDET_COCO_MINI
             names. Too few images for an AP that means something: for overfitting and for trials.
 Schedule    8000 images = 1000 iterations x 8, cosine, warm-up 100 iterations
-Train       python train_net.py --config-file configs/mini/mask_rcnn_vitdet_coco_mini.py
 Overfit     add dataloader.train.dataset.num_images=8 dataloader.test.dataset.split=train
               dataloader.test.dataset.num_images=8
 """

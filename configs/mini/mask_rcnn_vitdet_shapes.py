@@ -5,7 +5,6 @@ Source      this project. The parts are those of ViTDet (arXiv 2203.16527); patc
             bottleneck of convolutions after every block (its Sec. 3, "cross-window propagation"),
             small batches and a short warm-up suit a training from nothing that sees few images.
 Schedule    15000 images = 3750 iterations x 4, cosine, warm-up 200 iterations
-Train       python train_net.py --config-file configs/mini/mask_rcnn_vitdet_shapes.py --num-gpus 2
 """
 
 from detectron2.config import LazyCall as L

@@ -3,7 +3,6 @@
 Source      this project. The backbone is that of mask_rcnn_vil_shapes.py, the head RetinaNet's
             (arXiv 1708.02002) with two narrow layers, on the strides 4, 8 and 16.
 Schedule    15000 images = 3750 iterations x 4, cosine, warm-up 200 iterations
-Train       python train_net.py --config-file configs/mini/retinanet_vil_shapes.py --num-gpus 2
 """
 
 from detectron2.config import LazyCall as L

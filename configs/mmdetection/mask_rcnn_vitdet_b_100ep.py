@@ -6,10 +6,6 @@ Parameters  110.90 M
 Schedule    184375 iterations x 64 images = 11.80 M images = 100 x 118000; lr / 10 at 163889
             (88.9%) and 177546 (96.3%); warm-up 250 iterations
 Start       mae_pretrain_vit_base.pth, through converter.py (docs/recipes.md)
-Train       python train_net.py --config-file configs/mmdetection/mask_rcnn_vitdet_b_100ep.py
-              --num-gpus 8 --num-machines 2 --machine-rank RANK --dist-url tcp://HOST:PORT
-Evaluate    python train_net.py --config-file configs/mmdetection/mask_rcnn_vitdet_b_100ep.py
-              --eval-only train.init_checkpoint=WEIGHTS
 Note        detectron2's recipe with an epsilon of 1e-5 in every LayerNorm. There, images are
             padded with grey (114) before normalisation; here with zeros after it.
 """

@@ -274,11 +274,11 @@ def test_what_no_one_waits_for_is_ended(monkeypatch) -> None:
     """A client that has waited too long, or leaves, does not hold the others up."""
     monkeypatch.setattr(Worker, "GRACE", 0.1)
     content = stored(scene())
-    for limits in (Limits(answer_seconds=0.3), Limits()):
+    for limits in (Limits(answer_seconds=1.0), Limits()):
         held = Held()
         with serving(held, limits) as url:
             process = url.worker._process
-            if limits.answer_seconds < 1:
+            if limits.answer_seconds == 1:
                 assert "It took too long. Try again in" in refused(post(url, content), 503)
             else:
                 with pytest.raises(httpx.ReadTimeout):
@@ -286,7 +286,8 @@ def test_what_no_one_waits_for_is_ended(monkeypatch) -> None:
             until(lambda process=process: not process.is_alive())
             held.go.value = 1
             until(lambda url=url: url.worker.taken == 0)
-            assert post(url, content).status_code == 200  # of a new process
+            # of a new process, which on a busy machine may be late once more
+            until(lambda url=url: post(url, content).status_code == 200)
 
 
 def test_the_server_ends_whatever_is_worked_on() -> None:

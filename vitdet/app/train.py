@@ -105,7 +105,7 @@ def _run(args: argparse.Namespace, place: Path) -> None:
 def recipe_of(size: str, *, masks: bool) -> Path:
     """Return the recipe of a size, with or without masks; an InputError where it is not there."""
     path = CONFIGS / f"{'mask' if masks else 'faster'}_rcnn_{SIZES[size]}.py"
-    if not path.is_file():
+    if not CONFIGS.with_suffix(".py").is_file():  # the table of which it is a row
         raise InputError(
             f"recipes of vitdet train: expected the file {path}, got nothing at this path. They "
             "are part of the project's checkout: install vitdet from it by `pip install "
