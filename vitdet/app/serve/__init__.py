@@ -6,6 +6,7 @@ import argparse
 import functools
 import multiprocessing
 import sys
+from typing import Any
 
 from vitdet.app.options import add_weights_arguments
 from vitdet.utils.checks import InputError
@@ -34,7 +35,7 @@ def run(args: argparse.Namespace) -> int:
     """
     try:
         from vitdet.app.serve.server import Limits, Server, build_app, is_loopback, listen
-        from vitdet.app.serve.worker import Worker, start
+        from vitdet.app.serve.worker import Worker
     except ModuleNotFoundError as error:
         text = f"vitdet serve: needs starlette and uvicorn ({error}). pip install starlette uvicorn"
         raise InputError(text) from error
@@ -52,7 +53,7 @@ def run(args: argparse.Namespace) -> int:
         raise InputError(f"--weights {args.weights}: there is no such file. Check the path.")
     limits = Limits(max_bytes=args.max_bytes, max_pixels=args.max_pixels)
     multiprocessing.set_forkserver_preload(["vitdet.app.serve.detect"])
-    worker = Worker(functools.partial(start, args), limits.waiting, limits.answer_seconds)
+    worker = Worker(functools.partial(_start, args), limits.waiting, limits.answer_seconds)
     try:
         with listen(args.host, args.port) as listening:
             about = worker.begin()
@@ -67,3 +68,11 @@ def run(args: argparse.Namespace) -> int:
     finally:
         worker.end()
     return 0
+
+
+def _start(args: argparse.Namespace) -> Any:
+    from vitdet.app.serve.detect import (
+        load,  # in the worker's process: the server needs no detector
+    )
+
+    return load(args)

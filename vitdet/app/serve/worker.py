@@ -7,7 +7,6 @@ import math
 import multiprocessing
 import signal
 import time
-from argparse import Namespace
 from collections.abc import Awaitable, Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from multiprocessing.connection import Connection
@@ -20,13 +19,6 @@ from vitdet.utils.checks import InputError
 Json = dict[str, Any]
 Answer = Callable[[bytes], tuple[int, bytes]]  # from an upload to a status of HTTP and JSON
 Start = Callable[[], tuple[Json, Answer]]  # loads the model; what is known of it, what answers
-
-
-def start(args: Namespace) -> tuple[Json, Answer]:
-    """Load the model of a command line, in the process: the server needs no detector."""
-    from vitdet.app.serve.detect import load
-
-    return load(args)
 
 
 class Worker:
