@@ -67,7 +67,7 @@ def covers(lengths: RunLengths, image_size: tuple[int, int]) -> bool:
         found = np.array(counts, dtype=object)
     else:
         return False
-    return found is not None and all(found >= 0) and sum(found.tolist()) == size[0] * size[1]
+    return found is not None and bool((found >= 0).all()) and found.sum() == size[0] * size[1]
 
 
 def _read_text(text: bytes) -> np.ndarray | None:
