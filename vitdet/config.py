@@ -81,14 +81,15 @@ def table_of(path: Path) -> tuple[Path, str] | None:
 
 def _row(path: Path) -> DictConfig:
     found = table_of(path)
-    recipes = None if found is None else _run(found[0], "recipes")
+    recipes: Any = found and _run(found[0], "recipes")
     here = [str(p) for p in path.parent.glob("*.py")] if path.parent.is_dir() else []
     if found is None or found[1] not in recipes.rows:
         here += [str(path.parent / f"{name}.py") for name in recipes.rows] if recipes else []
         close = nearest(str(path), here)
         hint = f"Did you mean {close}?" if close else "Recipes lie under configs/."
         raise InputError(f"--config-file: expected a recipe, got {path}. {hint}")
-    return OmegaConf.create(recipes(found[1]), flags={"allow_objects": True})
+    cfg: Any = OmegaConf.create(recipes(found[1]), flags={"allow_objects": True})
+    return cfg
 
 
 def _run(path: Path, key: str | None = None) -> Any:
