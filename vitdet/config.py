@@ -169,8 +169,8 @@ def _child(node: Any, part: str, where: str, key: str, *, optional: bool = False
 def _typed(key: str, old: Any, text: str) -> Any:
     """Read `text` as YAML and check it against the type of the value that it replaces."""
     value = _value(text)
-    if isinstance(value, str) and value.endswith("%") and key.endswith("_every"):
-        return value  # a share of the training
+    if isinstance(value, str) and key in ("train.checkpoint_every", "train.eval_every"):
+        return value  # a share of the training, or iterations (engine/recipe.py)
     if isinstance(old, str) and value is not None and not old.startswith("${"):
         return value if isinstance(value, str) else text
     kinds = {bool: (bool,), int: (int,), float: (int, float)}

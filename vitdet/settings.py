@@ -33,7 +33,7 @@ class Train:
     num_images: int = MISSING  # the length: images seen by all processes together
     epochs: float | None = None  # sets num_images to so many rounds of the data
     reference_batch: int | None = None  # the batch that optimizer.lr is for; the run says so
-    checkpoint_every: Any = 5000 * 64  # images, or a share of the training such as "10%"
+    checkpoint_every: Any = 5000 * 64  # images, "10%" of the training, "500 iterations"
     eval_every: Any = 5000 * 64  # the same
     log_every: int = 20  # iterations
     keep_checkpoints: int = 5

@@ -38,7 +38,10 @@ DATASET = SimpleNamespace(
         ({"num_images": 0}, r"train\.num_images: expected at least one image, got 0"),
         ({"epochs": 0}, r"train\.epochs: expected a number above 0 or null, got 0"),
         ({"eval_every": -1}, r"train\.eval_every: .* got -1\. 0 means never"),
-        ({"eval_every": "ten%"}, r'train\.eval_every: expected images or a share such as "10%"'),
+        (
+            {"eval_every": "ten%"},
+            r'train\.eval_every: expected images, "10%" of the training or "500',
+        ),
         ({"checkpoint_every": "2 epochs"}, r"train\.checkpoint_every: .* got '2 epochs'"),
         ({"eval_weights": "best"}, r"train\.eval_weights: expected model or ema, got best"),
         ({"precision": "fp8"}, r"train\.precision: expected auto or bf16 or fp16 or fp32, got fp8"),
@@ -93,6 +96,7 @@ def test_right_values_pass_and_keys_may_be_left_out(tmp_path):
     [
         ({"eval_every": 12, "checkpoint_every": 6}, False, (24, 6, 12)),
         ({"eval_every": "100%", "checkpoint_every": "12.5%"}, False, (24, 3, 24)),
+        ({"eval_every": "2 iterations", "checkpoint_every": "1 image"}, False, (24, 1, 8)),
         ({"eval_every": 12, "checkpoint_every": 0, "epochs": 2}, False, (10, 0, 5)),
         ({"eval_every": "50%", "checkpoint_every": 1, "epochs": 1.5}, True, (3, 1, 2)),
     ],

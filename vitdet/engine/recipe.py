@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import logging
 import math
+import re
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,8 @@ from vitdet.utils.precision import PRECISIONS
 
 logger = logging.getLogger(__name__)
 
-PERIODS = ("checkpoint_every", "eval_every")  # of `train`: images, or a share such as "10%"
+_PERIOD = re.compile(r"(\d+(?:\.\d+)?) *(%|iteration|image)s?")
+PERIODS = ("checkpoint_every", "eval_every")  # of `train`
 _CHOICES = {
     "device": ("auto", "cpu", "cuda"),
     "precision": PRECISIONS,
@@ -63,7 +64,7 @@ def check_recipe(cfg: DictConfig) -> DictConfig:
     if train.num_images < 1:
         raise InputError(f"train.num_images: expected at least one image, got {train.num_images}.")
     for key in PERIODS:
-        _images(key, train[key], 100)
+        _images(key, train[key], 100, 1)
     return cfg
 
 
@@ -104,7 +105,7 @@ def set_length(cfg: DictConfig, dataset: Any) -> None:
     Raises:
         InputError: epochs of no images.
     """
-    train = cfg.train
+    train, batch = cfg.train, cfg.dataloader.train.total_batch_size
     own = train.num_images
     if train.epochs is not None:
         epoch = images_an_epoch(cfg, dataset)
@@ -113,7 +114,7 @@ def set_length(cfg: DictConfig, dataset: Any) -> None:
         train.num_images = round(train.epochs * epoch)
         logger.info("%g epochs of %d images: %d images", train.epochs, epoch, train.num_images)
     for key in PERIODS:
-        images = _images(key, train[key], train.num_images)
+        images = _images(key, train[key], train.num_images, batch)
         if not isinstance(train[key], str):
             images *= train.num_images / own
         train[key] = max(round(images), 1) if images else 0
@@ -156,16 +157,15 @@ def lr_rules(cfg: DictConfig) -> str:
     )
 
 
-def _images(key: str, value: Any, length: int) -> float:
-    """Return the images of a period in a training of `length` images."""
+def _images(key: str, value: Any, length: int, batch: int) -> float:
+    """Return the images of a period in a training of `length` images, `batch` a step."""
     number = value
-    if isinstance(value, str) and value.endswith("%"):
-        with contextlib.suppress(ValueError):
-            number = float(value[:-1]) / 100 * length
+    if isinstance(value, str) and (found := _PERIOD.fullmatch(value)):
+        number = float(found[1]) * {"%": length / 100, "iteration": batch, "image": 1}[found[2]]
     plain = isinstance(number, int | float) and not isinstance(number, bool)
     if not plain or not 0 <= number < math.inf:
-        got = f'expected images or a share such as "10%", got {value!r}'
-        raise InputError(f"train.{key}: {got}. 0 means never.")
+        wanted = 'expected images, "10%" of the training or "500 iterations"'
+        raise InputError(f"train.{key}: {wanted}, got {value!r}. 0 means never.")
     return number
 
 
