@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import gc
 import json
 import logging
 import math
 from collections import Counter
-from collections.abc import Collection, Container
+from collections.abc import Collection, Container, Iterator
 from numbers import Number
 from pathlib import Path
 from typing import Any, Literal
@@ -22,6 +24,18 @@ logger = logging.getLogger(__name__)
 Style = Literal["coco", "lvis"]
 Json = dict[str, Any]
 _KEPT = ("image_id", "category_id", "score", "bbox", "segmentation")  # of a result
+
+
+@contextlib.contextmanager
+def _no_garbage_collection() -> Iterator[None]:
+    """Many small objects are made and none in a circle; looking for circles takes a quarter more."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
 
 
 def evaluate_results(
@@ -59,6 +73,7 @@ def evaluate_results(
     return metrics(evaluated(truth, found, iou_type, max_dets, style, image_ids), truth, style)
 
 
+@_no_garbage_collection()
 def evaluated(
     truth: Json,
     results: list[Json],
