@@ -28,7 +28,7 @@ _KEPT = ("image_id", "category_id", "score", "bbox", "segmentation")  # of a res
 
 @contextlib.contextmanager
 def _no_garbage_collection() -> Iterator[None]:
-    """Many small objects are made and none in a circle; looking for circles takes a quarter more."""
+    """Many small objects are made, none in a circle; looking for circles takes a quarter more."""
     enabled = gc.isenabled()
     gc.disable()
     try:
