@@ -85,6 +85,6 @@ def complete(train: DictConfig) -> DictConfig:
                 made = OmegaConf.merge(made, OmegaConf.masked_copy(train, key))
         except OmegaConfBaseException as error:
             reason = str(error).splitlines()[0]
-            raise InputError(f"train.{key}: {reason}. vitdet/config.py has its type.") from error
+            raise InputError(f"train.{key}: {reason}. vitdet/settings.py has its type.") from error
     assert isinstance(made, DictConfig)
     return made

@@ -1,4 +1,4 @@
-"""A recipe's values against each other, its length once the data are read, and its device."""
+"""A recipe's values against each other, and its length once the data are read."""
 
 from __future__ import annotations
 
