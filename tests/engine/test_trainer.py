@@ -18,6 +18,7 @@ from vitdet import checkpoint
 from vitdet.config import build_model
 from vitdet.engine.losses import DetectorLoss, cut
 from vitdet.engine.trainer import HeadStatistics, Hook, NonFiniteLossError, Trainer
+from vitdet.optim import adamw
 from vitdet.utils.checks import InputError
 from vitdet.utils.env import seed_all
 
@@ -94,6 +95,35 @@ def test_random_numbers_are_a_function_of_seed_and_images_seen():
     assert resumed.images_seen == 4
     assert torch.equal(resumed.detector.weight, whole.detector.weight)
     assert not torch.equal(other.detector.weight, whole.detector.weight)
+
+
+def adam_trainer(names: list[str]) -> Trainer:
+    """Parameters of one shape in two groups, in the order of the names."""
+    detector = Noisy()
+    for name in names:
+        detector.register_parameter(name, nn.Parameter(torch.full((2,), float(ord(name[0])))))
+    return Trainer(detector, adamw(detector, no_decay=["b", "d"]), lambda _: 1.0)
+
+
+def test_moments_follow_the_names_whatever_the_order_of_the_modules_was(tmp_path):
+    then, now = adam_trainer(["a", "b", "c", "d"]), adam_trainer(["d", "c", "b", "a"])
+    for name, parameter in then.detector.named_parameters():
+        parameter.grad = torch.full_like(parameter, float(ord(name[0])))
+    then.optimizer.step()
+    checkpoint.write(tmp_path / "then.pth", then.state_dict())
+    now.load_state_dict(checkpoint.read(tmp_path / "then.pth"), source="then.pth")
+    for name, parameter in now.detector.named_parameters():
+        mine, wanted = now.optimizer.state[parameter], 0.1 * ord(name[0])
+        assert mine["exp_avg"].unique().item() == pytest.approx(wanted), name
+        assert mine["step"] == 1
+    state = then.state_dict()
+    state["optimizer"]["state"][0]["exp_avg"] = torch.zeros(3)
+    with pytest.raises(InputError, match=r"something else \(ValueError: exp_avg of weight has the shape"):
+        adam_trainer(["a", "b", "c", "d"]).load_state_dict(state, source="then.pth")
+    own = adam_trainer(["d", "c", "b", "a"])
+    own.optimizer.param_groups.reverse()
+    with pytest.raises(InputError, match=r"in another order, and this optimizer one of its own"):
+        own.load_state_dict(then.state_dict(), source="then.pth")
 
 
 def test_the_gradient_is_clipped_as_a_whole():

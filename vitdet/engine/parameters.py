@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
@@ -156,3 +156,40 @@ def _part(detector: nn.Module, name: str) -> str | None:
     if layer > last:
         return "pyramid"
     return f"block_{layer - 1}" if layer in (1, last) else None
+
+
+def names_by_group(
+    detector: nn.Module, optimizer: torch.optim.Optimizer, model: Iterable[str], source: str
+) -> list[list[str]]:
+    """Return the names of an optimizer's parameters, group by group, as a file numbers them.
+
+    Args:
+        detector: whose parameters the optimizer has.
+        optimizer: of `vitdet.optim.adamw`, or one of your own.
+        model: names of the file's weights, in its order. An earlier version may have had the parts
+            of a backbone in another order, and `adamw` numbers them group by group in that order.
+        source: the file, for messages.
+
+    Raises:
+        InputError: another order, and an optimizer that does not follow the order of its model.
+    """
+    named = {id(parameter): name for name, parameter in detector.named_parameters()}
+    ours = [[named[id(each)] for each in group["params"]] for group in optimizer.param_groups]
+    group_of = {name: number for number, group in enumerate(ours) for name in group}
+
+    def grouped(order: Iterable[str]) -> list[list[str]]:
+        found: dict[int, list[str]] = {}
+        for name in order:
+            if name in group_of:
+                found.setdefault(group_of[name], []).append(name)
+        return list(found.values())
+
+    now, then = ([name for name in each if name in group_of] for each in (named.values(), model))
+    if now == then:
+        return ours
+    if grouped(now) != ours:
+        raise InputError(
+            f"optimizer state in {source}: its model has its parameters in another order, and this "
+            "optimizer one of its own. Start from the file with train.init_checkpoint."
+        )
+    return grouped(then)

@@ -32,6 +32,7 @@ from vitdet.engine.parallel import (
     sync_buffers,
     without_sync,
 )
+from vitdet.engine.parameters import names_by_group
 from vitdet.utils.checks import InputError
 from vitdet.utils.distributed import any_rank, world_size
 from vitdet.utils.env import seed_all
@@ -332,11 +333,11 @@ class Trainer:
             )
         mine, saved = self.optimizer.state_dict(), state["optimizer"]
         try:
-            ours, theirs = (
-                [len(group["params"]) for group in each["param_groups"]] for each in (mine, saved)
-            )
+            theirs = [len(group["params"]) for group in saved["param_groups"]]
         except (KeyError, TypeError) as error:
             raise _strange(source, error) from error
+        groups = names_by_group(self.detector, self.optimizer, state["model"], source)
+        ours = [len(group) for group in groups]
         if ours != theirs:
             raise InputError(
                 f"optimizer state in {source}: expected {sum(ours)} parameters in {len(ours)} "
@@ -345,7 +346,8 @@ class Trainer:
             )
         self._load_average(state, source)
         try:
-            self.optimizer.load_state_dict({**mine, "state": self._sharded(saved["state"])})
+            moments = self._moments(saved["state"], [name for group in groups for name in group])
+            self.optimizer.load_state_dict({**mine, "state": moments})
             if state["scaler"] and self.scaler.is_enabled():  # empty when the run had no fp16
                 self.scaler.load_state_dict(state["scaler"])
             self.bad_steps.met = list(state.get("bad_steps", ()))
@@ -353,21 +355,25 @@ class Trainer:
             raise _strange(source, error) from error
         self.images_seen = state["images_seen"]
 
-    def _sharded(self, state: dict[int, dict[str, Any]]) -> dict[int, dict[str, Any]]:
-        """Return the moments of a saved optimizer, sharded as the parameters are.
+    def _moments(self, state: dict[int, dict[str, Any]], names: list[str]) -> dict[int, Any]:
+        """Return the moments of the parameters of these names by our numbers, sharded as they are.
 
         They are copies: the tensors of a file are mapped, and the file is to go.
         """
-        parameters = [each for group in self.optimizer.param_groups for each in group["params"]]
-        return {
-            index: {
-                name: shard_like(parameters[index], value).clone()
-                if isinstance(value, torch.Tensor)
-                else value
-                for name, value in moments.items()
-            }
-            for index, moments in state.items()
-        }
+        named = dict(self.detector.named_parameters())
+        ours = [each for group in self.optimizer.param_groups for each in group["params"]]
+        numbers = {id(parameter): number for number, parameter in enumerate(ours)}
+        found: dict[int, Any] = {}
+        for index, moments in state.items():
+            parameter = named[names[index]]
+            made = found[numbers[id(parameter)]] = dict(moments)
+            for key, value in moments.items():
+                if not isinstance(value, torch.Tensor):
+                    continue
+                if value.ndim and value.shape != parameter.shape:
+                    raise ValueError(f"{key} of {names[index]} has the shape {tuple(value.shape)}")
+                made[key] = shard_like(parameter, value).clone()
+        return found
 
     def _load_average(self, state: dict[str, Any], source: str) -> None:
         """Continue the average of the weights; what a run began with, it goes on with."""
