@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
-import torch
 from detectron2.config import LazyConfig
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
