@@ -26,7 +26,7 @@ from PIL import Image
 from vitdet.app import cli
 from vitdet.app.serve import detect
 from vitdet.app.serve.detect import answering, describe, outline
-from vitdet.app.serve.server import Connection, Limits
+from vitdet.app.serve.server import Connection, Limits, _Uploads
 from vitdet.app.serve.worker import Worker
 from vitdet.predict.predictor import Predictor
 from vitdet.utils.run_lengths import decode as decode_mask
@@ -281,8 +281,10 @@ def test_what_no_one_waits_for_is_ended(monkeypatch) -> None:
             if limits.answer_seconds == 1:
                 assert "It took too long. Try again in" in refused(post(url, content), 503)
             else:
-                with pytest.raises(httpx.ReadTimeout):
-                    httpx.post(f"{url}/predict", content=content, timeout=0.3)
+                with connection(url) as leaving:
+                    head = f"Content-Type: image/png\r\nContent-Length: {len(content)}\r\n\r\n"
+                    leaving.sendall(HEAD + head.encode() + content)
+                    until(lambda url=url: url.worker.taken == 1)
             until(lambda process=process: not process.is_alive())
             held.go.value = 1
             until(lambda url=url: url.worker.taken == 0)
@@ -336,13 +338,18 @@ def test_slow_and_idle_clients_are_sent_away_and_hold_nobody_up(monkeypatch) -> 
             each.close()
 
 
-def test_uploads_on_their_way_do_not_fill_the_memory() -> None:
+def test_uploads_on_their_way_do_not_fill_the_memory(monkeypatch) -> None:
+    made = []
+    first_init = _Uploads.__init__
+    monkeypatch.setattr(
+        _Uploads, "__init__", lambda self, limits: made.append(self) or first_init(self, limits)
+    )
     with serving(limits=Limits(max_bytes=1000, waiting=2)) as url:
         head = HEAD + b"Content-Length: 999\r\n\r\n"
         with connection(url) as first, connection(url) as second, connection(url) as third:
             first.sendall(head + b"x" * 900)
             second.sendall(head + b"x" * 900)
-            time.sleep(0.2)
+            until(lambda: made[0]._free == 200)
             third.sendall(head + b"x" * 900)
             assert "Too many uploads are on their way" in everything(third)
             first.sendall(b"x" * 99)

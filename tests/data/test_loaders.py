@@ -3,10 +3,7 @@ from __future__ import annotations
 import errno
 import math
 import multiprocessing
-import os
-import pickle
 import random
-import signal
 from collections import Counter
 from itertools import islice
 from types import SimpleNamespace
@@ -198,26 +195,42 @@ def test_a_batch_that_shared_memory_has_no_room_for_is_one_line(shapes, monkeypa
         next(iter(_loader(shapes, num_workers=1)))
 
 
-@pytest.mark.parametrize(
-    ("sent", "text"), [("STOP", "timed out after 1.0"), ("KILL", "(is killed|exited)")]
-)
-def test_a_worker_that_brings_nothing_is_an_error(shapes, monkeypatch, sent, text):
+class Stuck:
+    """A mapper that waits for ever at the sixth image that its process reads."""
+
+    def __init__(self) -> None:
+        self.read = 0
+        self.waits = multiprocessing.Event()
+
+    def __call__(self, record):
+        self.read += 1
+        if self.read == 6:
+            self.waits.set()
+            multiprocessing.Event().wait()
+        return {"image_id": record["image_id"]}
+
+
+@pytest.mark.parametrize("killed", [False, True])
+def test_a_worker_that_brings_nothing_is_an_error(shapes, monkeypatch, killed):
     """torch's own; a training makes one line of it.
 
-    What the worker has sent before is whole in the queue here: taking a tensor out of shared memory
-    would wait for the worker, which the watch of a training ends.
+    The worker ends between two batches: half a batch in the queue is for the watch of a training.
     """
     monkeypatch.setattr(loaders, "TIMEOUT", 1.0)
     monkeypatch.setattr(_utils, "MP_STATUS_CHECK_INTERVAL", 0.5)
-    monkeypatch.setattr(loaders, "ForkingPickler", SimpleNamespace(dumps=pickle.dumps))
     others = set(multiprocessing.active_children())
-    batches = iter(_loader(shapes, num_workers=1))
-    next(batches)
+    mapper = Stuck()
+    loader = build_train_loader(shapes, mapper, total_batch_size=2, num_workers=1, seed=3)
+    batches = iter(loader)
+    assert [len(next(batches)) for _ in range(2)] == [2, 2]
     (worker,) = set(multiprocessing.active_children()) - others
     try:
-        os.kill(worker.pid, getattr(signal, f"SIG{sent}"))
+        assert mapper.waits.wait(60)
+        if killed:
+            worker.kill()
+        text = "(is killed|exited)" if killed else "timed out after 1.0"
         with pytest.raises(RuntimeError, match=rf"^DataLoader .*{text}"):
-            _ = [next(batches) for _ in range(9)]
+            next(batches)
     finally:
         worker.kill()
         worker.join()
