@@ -1,7 +1,8 @@
 """What tests of several folders share: the file of a small detector that is quick on a CPU.
 
 With several workers (`-n 2 --dist loadgroup`) the tests of a file stay together, for their
-fixtures, and so do those that start processes of their own, which would be too many at once.
+fixtures, so do those of the recipes, which are built once, and those that start processes of their
+own, which would be too many at once.
 """
 
 from __future__ import annotations
@@ -79,12 +80,16 @@ PROCESSES = {
     *("test_kill", "test_launch", "test_resume", "test_signals", "test_train_net"),
 }
 
+RECIPES = {"test_configs", "test_config_models", "test_published_lr", "test_recipes_page"}
+
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Keep together what should run in one worker."""
     for item in items:
         name = item.path.stem
-        group = "processes" if name in PROCESSES and item.get_closest_marker("slow") else name
+        group = "recipes" if name in RECIPES else name
+        if name in PROCESSES and item.get_closest_marker("slow"):
+            group = "processes"
         item.add_marker(pytest.mark.xdist_group(group))
 
 
