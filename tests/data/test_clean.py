@@ -14,9 +14,9 @@ import pytest
 from PIL import Image
 
 from vitdet.data.clean import Cleaned, clean
-from vitdet.data.entries import ImageFile
 from vitdet.data.findings import KINDS, notes_on, stop_at_faults
 from vitdet.data.images import Header
+from vitdet.data.labels import ImageFile
 from vitdet.data.masks import read_mask
 from vitdet.utils.checks import InputError
 from vitdet.utils.run_lengths import encode_segmentation

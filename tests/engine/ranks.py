@@ -351,7 +351,7 @@ def stuck(folder: str, seconds: float, told: str) -> None:
     from vitdet.engine.watch import Watch
 
     sys.stderr = Path(told).open("w", buffering=1)  # noqa: SIM115
-    watch = Watch(Path(folder), 0.5)
+    watch = Watch(Path(folder), 1.5)
 
     def batches():
         yield from "abc"
@@ -360,6 +360,6 @@ def stuck(folder: str, seconds: float, told: str) -> None:
 
     for _ in watch.over(batches()):
         watch.after_step(None)
-        time.sleep(0.9)  # an evaluation has no limit
+        time.sleep(1.8)  # an evaluation has no limit
     watch.stop()
     (Path(folder) / "done").touch()

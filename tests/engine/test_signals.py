@@ -164,7 +164,7 @@ def test_a_step_that_does_not_end_is_a_line_and_a_status(tmp_path, seconds):
         return
     assert process.exitcode == 2
     assert said.read_text() == (
-        f"error: training: expected the end of a step within 0.5 s, got none. The stacks of rank 0 "
+        f"error: training: expected the end of a step within 1.5 s, got none. The stacks of rank 0 "
         f"are in {path}: they say what it waits for. If it only needs longer, raise "
         "train.step_timeout.\n"
     )

@@ -10,11 +10,10 @@ from itertools import combinations
 from pathlib import Path
 
 from vitdet.data.clean import Cleaned, clean
-from vitdet.data.entries import ImageFile, file_name, where
 from vitdet.data.findings import KINDS, Finding, Json
 from vitdet.data.formats import Found
 from vitdet.data.images import ImageError, header_of, open_file, opened
-from vitdet.data.labels import Boxes
+from vitdet.data.labels import Boxes, ImageFile, file_name, where
 
 _LONG = 32  # times as long as high, or higher
 _ALPHA = {"RGBA", "LA", "PA", "La", "RGBa"}

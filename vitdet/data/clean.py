@@ -12,9 +12,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from vitdet.data.entries import Classes, ImageFile, Images, Style
 from vitdet.data.findings import Finding, Json, Log
-from vitdet.data.labels import Boxes, Labels
+from vitdet.data.labels import Boxes, Classes, ImageFile, Images, Labels, Style
 from vitdet.data.masks import shown
 from vitdet.utils.checks import InputError
 

@@ -20,10 +20,9 @@ import numpy as np
 from PIL import Image
 
 from vitdet.data.checking import Checked
-from vitdet.data.entries import ImageFile
 from vitdet.data.findings import BOXES, KINDS, Json
 from vitdet.data.images import TURN, open_file, open_image, opened
-from vitdet.data.labels import same_object
+from vitdet.data.labels import ImageFile, same_object
 from vitdet.utils.checks import InputError
 
 _LONGEST = 200  # bytes of a file name, which may be given a number too

@@ -46,7 +46,7 @@ def try_steps(cfg: DictConfig, trainer: Trainer, loader: Any, data: dict[str, Co
         cfg: the recipe, its lengths in images.
         trainer: with the weights that the training starts from.
         loader: of the training, beginning at `trainer.images_seen`.
-        data: counts of "train" and "test" (`vitdet.engine.record.counts`).
+        data: counts of "train" and "test" (`vitdet.engine.recipe.counts`).
 
     Raises:
         DoesNotFitError: the step needs more memory than the GPU, or this machine, has.
