@@ -31,7 +31,7 @@ NARROW = {
 # Packages from outside that low units do with, beside the standard library.
 OUTSIDE = {
     "utils": {"torch", "numpy", "pycocotools"},
-    "layers": {"torch", "numpy", "xformers", "triton"},
+    "layers": {"torch", "numpy", "xformers"},
     "postprocess": {"torch"},
     "optim": {"torch", "fvcore"},
     "checkpoint": {"torch", "numpy", "safetensors"},

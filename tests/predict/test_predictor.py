@@ -389,7 +389,7 @@ def test_files_that_are_refused(drawn_run, tmp_path):
     path = with_note(drawn_run, tmp_path / "plain.pth", **note)
     with pytest.raises(InputError, match=r'a moving average \("ema_state"\)'):
         Predictor.from_checkpoint(path, weights="ema")
-    with pytest.raises(InputError, match=r"weights: expected model or ema, got 'best'"):
+    with pytest.raises(InputError, match=r"weights: expected one of model, ema, got 'best'"):
         Predictor.from_checkpoint(path, weights="best")
     with pytest.raises(InputError, match=r"output .*plain\.pth: this is the input"):
         save_for_inference(path, path)
