@@ -22,7 +22,7 @@ from torch.nn.modules.module import (
 from vitdet import checkpoint
 from vitdet.config import (
     build_model,
-    config_of,
+    change,
     config_text,
     instantiate,
     load_config,
@@ -161,7 +161,8 @@ def recipe_of(
                 f"weights {source}: no recipe is in the file. Name the one that the weights are "
                 "for: config=..., or --config-file (`vitdet inspect FILE` tells which fit)."
             )
-        cfg = config_of(recipe_of_file(text, f"recipe in {source}", trust=trust), overrides)
+        plain = recipe_of_file(text, f"recipe in {source}", trust=trust)
+        cfg = change(OmegaConf.create(plain), overrides)
     if "model" not in cfg or not isinstance(OmegaConf.select(cfg, "dataloader.test"), DictConfig):
         keys = ", ".join(map(str, cfg))
         text = f"recipe of {source}: expected model and dataloader.test, got the keys {keys}"
