@@ -33,7 +33,7 @@ from vitdet.export.graph import Graph, example_image
 from vitdet.export.parity import Report, Run, compare
 from vitdet.predict.inputs import find_files, open_inputs
 from vitdet.predict.predictor import Predictor
-from vitdet.utils.quiet import quiet_dependencies
+from vitdet.utils.checks import quiet_dependencies
 
 COLUMNS = (
     *("part", "longest side", "images", "detections", "found by both", "at the edge"),

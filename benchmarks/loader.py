@@ -28,8 +28,8 @@ from vitdet.data.datasets import coco_mini
 from vitdet.data.images import read_reduced
 from vitdet.data.mapper import Mapper
 from vitdet.data.views import draw_view
+from vitdet.utils.checks import quiet_dependencies
 from vitdet.utils.env import random_state
-from vitdet.utils.quiet import quiet_dependencies
 
 Json = dict[str, Any]
 Map = Callable[[Json], Json]
