@@ -12,8 +12,8 @@ from collections.abc import Collection, Hashable
 from pathlib import Path
 from typing import Any
 
-from vitdet.data.clean import check_lists
 from vitdet.data.files import Listing, is_file, kind_of, list_files, read_bytes, read_json
+from vitdet.data.findings import check_lists
 from vitdet.data.formats.parts import (
     WHOLE,
     Found,
