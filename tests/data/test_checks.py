@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from other_formats import COCO_MINI
+from folders import COCO_MINI
 from PIL import Image
 
 from vitdet.data import images

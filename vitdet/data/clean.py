@@ -22,8 +22,8 @@ from typing import Any, Literal
 import numpy as np
 from PIL import Image
 
+from vitdet.data.files import Found
 from vitdet.data.findings import BOXES, KINDS, Finding, Json, Log, check_lists
-from vitdet.data.formats import Found
 from vitdet.data.images import TURN, ImageError, header_of, open_file, open_image, opened
 from vitdet.data.labels import (
     Boxes,
