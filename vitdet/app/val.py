@@ -13,12 +13,12 @@ from typing import Any
 from torch import nn
 
 from vitdet.app.options import add_predictor_arguments, load_predictor
+from vitdet.config import Train
 from vitdet.data.prepare import prepare_part
 from vitdet.engine.evaluate import TestSet, write_results
 from vitdet.engine.log import logging_to
 from vitdet.predict.loading import building, check_test_data
 from vitdet.predict.predictor import Predictor
-from vitdet.settings import Train
 from vitdet.utils.precision import PRECISIONS
 
 
