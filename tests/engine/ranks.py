@@ -32,9 +32,8 @@ from vitdet.data.augment import large_scale_jitter
 from vitdet.data.loaders import build_train_loader
 from vitdet.data.mapper import Mapper
 from vitdet.data.shapes import CLASSES, shapes_dataset
-from vitdet.engine import ema
+from vitdet.engine import parameters
 from vitdet.engine.checkpoints import usable
-from vitdet.engine.ema import Ema
 from vitdet.engine.launch import launch
 from vitdet.engine.run import evaluate, train
 from vitdet.engine.signals import Watch
@@ -67,13 +66,13 @@ def train_in_parts(folder: str, accumulate: int, parallel: str) -> None:
 def train_with_average(folder: str, decay: float) -> None:
     """As `train_even_batches`, and every process writes down its own average of the weights."""
 
-    class Recorded(Ema):
+    class Recorded(parameters.Ema):
         def update(self) -> None:
             super().update()
             torch.save(self.state, Path(folder) / f"ema{rank()}.pth")
 
     Path(folder).mkdir(exist_ok=True)
-    ema.Ema = Recorded
+    parameters.Ema = Recorded
     train_even_batches(folder, ema_decay=decay)
 
 
