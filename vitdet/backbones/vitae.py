@@ -12,7 +12,7 @@ from __future__ import annotations
 from typing import Any
 
 from vitdet.backbones.vit import PlainViT, ViT
-from vitdet.utils.signatures import passes_on
+from vitdet.utils.checks import passes_on
 
 _DEFAULTS: dict[str, Any] = {
     "use_rel_pos": True,

@@ -26,8 +26,7 @@ from vitdet.backbones.msvit.attention import (
 )
 from vitdet.backbones.msvit.stage import AttentionBlock, MlpBlock, Stage, StageEmbed, stages_of
 from vitdet.layers.parts import drop_path_rates
-from vitdet.utils.checks import InputError
-from vitdet.utils.signatures import passes_on
+from vitdet.utils.checks import InputError, passes_on
 
 _KINDS = {
     "vil": VilAttention,
