@@ -295,29 +295,22 @@ def test_full_attention_has_relative_positions_at_every_size(size, count):
         bias[:, :count, count:] = attn.g2l_relative_position_bias[0][:, :, None]
         bias[:, count:, :count] = attn.g2l_relative_position_bias[1][:, None]
     torch.testing.assert_close(attn(x, size), attend(attn, *heads(attn.qkv(x), 3), bias))
-    wide = attn(tokens_of(count, (9, 5)), (9, 5))
-    attn.rel_pos_resize = "interpolate"
-    assert not torch.equal(attn(tokens_of(count, (9, 5)), (9, 5)), wide)  # columns stretched too
 
 
 def test_tables_are_cropped_or_stretched():
     table = torch.arange(25.0).view(25, 1)  # S = 3
     square = table.view(1, 5, 5)
-    assert torch.equal(fit_offsets(table, (2, 3), "crop"), square[:, 1:4])
-    stretched = fit_offsets(table, (4, 3), "crop")  # rows are too few, columns fit
+    assert torch.equal(fit_offsets(table, (2, 3)), square[:, 1:4])
+    stretched = fit_offsets(table, (4, 3))  # rows are too few, columns fit
     assert stretched.shape == (1, 7, 5)
     torch.testing.assert_close(stretched[0, 3], square[0, 2])  # offset 0 stays in the middle
     torch.testing.assert_close(stretched[0, :, 2].diff()[1:-1], torch.full((4,), 5.0) * 5 / 7)
-    small = fit_offsets(table, (2, 2), "interpolate")
-    expected = F.interpolate(square[None], size=(3, 3), mode="bilinear", align_corners=False)
-    assert torch.equal(small, expected[0])
     line = torch.arange(4.0).view(1, 4, 1)
-    assert fit_axis(line, 2, "crop").flatten().tolist() == [0, 1]
-    assert fit_axis(line, 2, "interpolate").flatten().tolist() == [0.5, 2.5]
-    assert fit_axis(line, 8, "crop")[0, :3, 0].tolist() == [0, 0.25, 0.75]
+    assert fit_axis(line, 2).flatten().tolist() == [0, 1]
+    assert fit_axis(line, 8)[0, :3, 0].tolist() == [0, 0.25, 0.75]
     grid = torch.arange(9.0).view(9, 1)
-    assert fit_grid(grid, (2, 3), "crop").flatten().tolist() == [0, 1, 2, 3, 4, 5]
-    assert fit_grid(grid, (2, 6), "crop").shape == (12, 1)
+    assert fit_grid(grid, (2, 3)).flatten().tolist() == [0, 1, 2, 3, 4, 5]
+    assert fit_grid(grid, (2, 6)).shape == (12, 1)
     bias = dense_bias(torch.arange(15.0).view(1, 3, 5))  # 2 x 3 places: query minus key
     places = torch.cartesian_prod(torch.arange(2), torch.arange(3))
     offsets = places[:, None] - places[None] + torch.tensor([1, 2])
@@ -372,7 +365,7 @@ def test_linformer_takes_every_number_of_tokens():
     for size in ((6, 6), (3, 2), (6, 8)):
         x, fitted = tokens_of(1, size), []
         for projection in (attn.proj_k, attn.proj_v):
-            places = fit_grid(projection[1:], size, "crop")
+            places = fit_grid(projection[1:], size)
             fitted.append(torch.cat([projection[:1], places]))
         k, v = heads(attn.kv(x), 2)
         k, v = fitted[0].mT @ k, fitted[1].mT @ v
