@@ -133,5 +133,5 @@ def test_archives_by_hand(tmp_path: Path) -> None:
     for wanted in ("posix.system", "builtins.eval", "torch.jit.load"):
         name = "\n".join(wanted.rsplit(".", 1)).encode()
         call = b"c" + name + b"\n(X\x09\x00\x00\x00touch ran\x74R"
-        with pytest.raises(InputError, match=rf"got the class {wanted}.*torch\.jit\.load"):
+        with pytest.raises(InputError, match=f"got the class {wanted}"):
             read(path, module(call))

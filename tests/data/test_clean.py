@@ -14,9 +14,9 @@ import pytest
 from PIL import Image
 
 from vitdet.data.clean import Cleaned, clean
-from vitdet.data.entries import ImageFile
 from vitdet.data.findings import KINDS, notes_on, stop_at_faults
 from vitdet.data.images import Header
+from vitdet.data.labels import ImageFile
 from vitdet.data.masks import read_mask
 from vitdet.utils.checks import InputError
 from vitdet.utils.run_lengths import encode_segmentation
@@ -174,16 +174,18 @@ def test_what_is_wrong_stops_a_training_and_is_mended_or_left_out(tiny, kind, do
     assert _kinds(_clean(tiny, closer=True)) == []
 
 
-def test_equal_annotations_and_boxes_among_masks(tiny):
-    tiny.content["annotations"].append({**tiny.content["annotations"][1], "id": 99})
+def test_equal_annotations_many_objects_and_boxes_among_masks(tiny):
+    objects = tiny.content["annotations"]
+    objects.append({**objects[1], "id": 99})
     found = _clean(tiny, closer=True)
     assert _kinds(found) == ["repeated annotation"]
     assert len(found.content["annotations"]) == 4
-    tiny.content["annotations"].pop()
-    tiny.content["annotations"][0]["segmentation"] = []
-    (finding,) = _clean(tiny).findings
-    assert (finding.kind, finding.where) == ("object without mask", "1 of 3 objects")
-    assert len(_clean(tiny, without_mask="drop").content["annotations"]) == 3
+    bare = {**objects.pop(), "area": 60, "segmentation": []}
+    objects += [{**bare, "id": 100 + n, "bbox": [n / 10, 10, 12, 5]} for n in range(100)]
+    notes = {each.kind: each for each in _clean(tiny, closer=True).findings}
+    assert notes["many objects"].where == "image 1 (1.jpg)"
+    assert notes["object without mask"].where == "100 of 103 objects"
+    assert len(_clean(tiny, without_mask="drop").content["annotations"]) == 4
 
 
 @pytest.mark.parametrize("mode", ["corners", "fractions"])
@@ -207,11 +209,6 @@ def test_boxes_that_are_written_otherwise_are_asked_about(tiny, mode):
     assert kind not in [each.kind for each in _clean(tiny, boxes="xywh").findings]
 
 
-def test_a_box_over_the_edge_does_not_make_corners(tiny):
-    tiny.content["annotations"][0]["bbox"] = [1, 1, 45, 28]
-    assert _kinds(_clean(tiny)) == ["box over the edge"]
-
-
 SIZES = [
     *((size, NUMBER) for size in ((30.0, 40.0), ("30", "40"))),
     *((size, "missing size") for size in ((None, None), (0, 0), (-30, 40), (10**12, 40))),
@@ -233,13 +230,8 @@ def test_sizes_are_read_or_taken_from_the_files(tiny, size, kind, closer):
 def test_a_size_that_is_not_that_of_the_file(tiny):
     tiny.content["images"][1].update(height=31)  # image 1
     assert _kinds(_clean(tiny)) == []  # a training opens files when it shows them
-    found = _clean(tiny, closer=True)
-    assert _kinds(found) == ["wrong size"]
-    assert found.findings[0].done == "30 x 40, taken from the file"
-    header = Header("JPEG", "RGB", (30, 40), (40, 30), 6)
-    files = {f"{n}.jpg": ImageFile(header) for n in (1, 2, 3)}
-    turned = clean(tiny.content, tiny.images, SOURCE, files=files)
-    assert _kinds(turned).count("EXIF rotation") == 2
+    (found,) = (each for each in _clean(tiny, closer=True).findings if each.kind == "wrong size")
+    assert found.done == "30 x 40, taken from the file"
 
 
 def test_ids_of_words_become_numbers(tiny):
@@ -262,26 +254,14 @@ def test_ids_of_words_become_numbers(tiny):
 
 def test_files_that_are_not_there_take_their_objects_along(tiny):
     (tiny.images / "1.jpg").unlink()
-    (tiny.images / "2.jpg").unlink()
-    (tiny.images / "2.jpg").symlink_to("nowhere.jpg")
+    tiny.content["images"][2]["file_name"] = "\ud800\n.jpg"  # of image 2
     found = _clean(tiny)
-    lost = [(each.kind, each.where, each.lost) for each in found.findings]
-    assert lost == [
-        ("missing image", "image 1 (1.jpg)", 2),
-        ("missing image", "image 2 (2.jpg)", 1),
-    ]
-    assert "a link to a file that is not there" in found.findings[1].got
+    lost = [(each.kind, each.where[:7], each.lost) for each in found.findings]
+    assert lost == [("missing image", "image 1", 2), ("unreadable file", "image 2", 1)]
     assert [each["id"] for each in found.content["images"]] == [3]
     assert [each["id"] for each in found.content["annotations"]] == [14]
-
-
-@pytest.mark.parametrize("name", ["x" * 5000, "a\0.jpg", "\ud800.jpg", "1.jpg/a.jpg", "../images"])
-def test_names_of_no_file(tiny, name):
-    tiny.content["images"][0]["file_name"] = name
-    found = _clean(tiny)
-    with pytest.raises(InputError) as caught:
+    with pytest.raises(InputError, match="2 faults") as caught:
         stop_at_faults(SOURCE, found.findings)
-    assert "\n" not in str(caught.value)
     assert str(caught.value).isprintable()
 
 
@@ -293,18 +273,6 @@ def test_repeated_images_and_classes(tiny):
     assert [each["id"] for each in found.content["categories"]] == [7]
     assert {each["category_id"] for each in found.content["annotations"]} == {7}
     assert len(found.content["images"]) == 3
-
-
-def test_many_objects_are_noted(tiny):
-    tiny.content["annotations"] += [
-        {**tiny.content["annotations"][1], "id": 100 + n, "area": 60, "bbox": [n / 10, 10, 12, 5]}
-        for n in range(10, 110)
-    ]
-    for each in tiny.content["annotations"]:
-        each["segmentation"] = []
-    found = _clean(tiny, closer=True)
-    note = next(each for each in found.findings if each.kind == "many objects")
-    assert (note.where, note.got) == ("image 1 (1.jpg)", "102 objects")
 
 
 def test_values_of_any_depth_and_length_are_one_line(tiny):
@@ -320,25 +288,12 @@ def test_values_of_any_depth_and_length_are_one_line(tiny):
                 assert len(line) < 500
 
 
-@pytest.mark.parametrize("seed", range(4))
-def test_lengths_that_pycocotools_wrote_are_read(seed: int) -> None:
-    draw = np.random.default_rng(seed)
-    size = tuple(int(side) for side in draw.integers(1, 400, 2))
-    mask = draw.random(size) < draw.choice([0.001, 0.1, 0.5, 0.999])
-    flat = mask.ravel(order="F")
-    ends = np.flatnonzero(np.diff(flat)) + 1
-    lengths = np.diff(np.concatenate([[0], ends, [flat.size]])).tolist()
-    text = mask_util.encode(np.asfortranarray(mask.astype(np.uint8)))["counts"].decode("ascii")
-    for counts in (text, [0, *lengths] if flat[0] else lengths):
-        given = {"size": list(size), "counts": counts}
-        found = read_mask(given, (size[0], size[1]))
-        assert found.value is given
-        assert np.array_equal(mask_util.decode(found.encoded).astype(bool), mask)
-
-
 def test_polygons_may_leave_the_image_but_not_far(tmp_path: Path) -> None:
     assert read_mask([[-300, 5, 15, 5, 15, 15]], SIZE).problem == ""  # cut off at the edge
     assert read_mask([[401, 5, 15, 5, 15, 15]], SIZE).problem == "wrong mask"
+
+
+def test_more_pixels_than_run_lengths_can_count(tmp_path: Path) -> None:
     Image.new("RGB", (4, 4)).save(tmp_path / "a.png")
     content = {
         "images": [{"id": 1, "file_name": "a.png", "height": 10**6, "width": 10**6}],
@@ -348,5 +303,5 @@ def test_polygons_may_leave_the_image_but_not_far(tmp_path: Path) -> None:
         ],
         "categories": [{"id": 1, "name": "a"}],
     }
-    found = clean(content, tmp_path, SOURCE)  # more pixels than run lengths can count
+    found = clean(content, tmp_path, SOURCE)
     assert _kinds(found) == ["missing size", "wrong mask"]

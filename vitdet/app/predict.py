@@ -20,7 +20,7 @@ import cv2
 import numpy as np
 import torch
 
-from vitdet.app.options import add_predictor_arguments, load_predictor, make_folder
+from vitdet.app.options import add_predictor_arguments, load_predictor
 from vitdet.predict.predictor import (
     VIDEO_SUFFIXES,
     Predictor,
@@ -166,7 +166,7 @@ def _earlier(folder: Path) -> dict[str, str]:
 
 def note_names(folder: Path, outputs: dict[Path, Path]) -> None:
     """Make the folder and write into it which result is whose."""
-    make_folder(folder)
+    folder.mkdir(parents=True, exist_ok=True)
     inputs = {output.name: _absolute(path) for path, output in outputs.items()}
     write_text(folder / RESULT_MARKER, json.dumps(_earlier(folder) | inputs, indent=1) + "\n")
 
