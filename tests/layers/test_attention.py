@@ -56,6 +56,7 @@ def test_kernel_equals_eager(backend, case, with_rel_pos):
     kernel_cases.check(found, case.dtype, with_rel_pos)
 
 
+@pytest.mark.slow
 def test_auto_does_not_cut_a_compiled_graph():
     q, k, v = torch.randn(3, 1, 2, 6, 16)
     rel_pos = RelPos(torch.randn(1, 2, 6, 2), torch.randn(1, 2, 6, 3))
