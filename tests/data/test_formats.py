@@ -17,11 +17,10 @@ import pytest
 from folders import COCO_MINI, OBJECT, class_names, content, xml
 from PIL import Image
 
-from vitdet.data.checking import check_data
+from vitdet.data.clean import check_data, write_repaired
 from vitdet.data.datasets import coco_dataset
 from vitdet.data.formats import find_data
 from vitdet.data.prepare import prepare_data
-from vitdet.data.repair import write_repaired
 from vitdet.utils.checks import InputError
 
 Json = dict[str, Any]

@@ -11,9 +11,8 @@ from collections.abc import Collection
 from pathlib import Path
 
 from vitdet.data import files
-from vitdet.data.clean import check_lists
 from vitdet.data.files import WHOLE, Found, Listing, listed
-from vitdet.data.findings import Json
+from vitdet.data.findings import Json, check_lists
 from vitdet.data.labels import key_of
 from vitdet.utils.checks import InputError
 
