@@ -157,8 +157,9 @@ def _row(path: Path) -> DictConfig:
     """Return a row of a table: configs/paper/t4_in1k_b.py is "t4_in1k_b" of configs/paper.py."""
     here = [str(each) for each in path.parent.glob("*.py")] if path.parent.is_dir() else []
     for folder in path.parents if path.suffix == ".py" else ():
-        table, name = folder.with_suffix(".py"), path.relative_to(folder).with_suffix("")
-        if folder.name and table.is_file():
+        table = folder.with_name(f"{folder.name}.py") if folder.name else folder
+        name = path.relative_to(folder).with_suffix("")
+        if table.is_file():
             recipes = _run(table, "recipes")
             if name.as_posix() in recipes.rows:
                 row = recipes(name.as_posix())
