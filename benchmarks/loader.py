@@ -24,8 +24,8 @@ from detectron2.data import DatasetMapper
 from vitdet.data.augment import large_scale_jitter
 from vitdet.data.datasets import coco_mini
 from vitdet.data.mapper import Mapper
+from vitdet.utils.checks import quiet_dependencies
 from vitdet.utils.env import random_state
-from vitdet.utils.quiet import quiet_dependencies
 
 Json = dict[str, Any]
 Map = Callable[[Json], Json]

@@ -24,8 +24,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.instancenorm import _InstanceNorm
 
-from vitdet.utils.checks import InputError
-from vitdet.utils.signatures import passes_on
+from vitdet.utils.checks import InputError, passes_on
 
 # The norms whose weight decay `weight_decay_norm` sets: torch's own, as in the published training.
 # The channel LayerNorm of pyramid and heads is not among them and keeps `weight_decay`.

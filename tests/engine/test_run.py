@@ -22,7 +22,7 @@ from vitdet.engine.run import alone_in, evaluate, train
 from vitdet.engine.signals import Preempted
 from vitdet.engine.trainer import NonFiniteLossError, Trainer
 from vitdet.utils.checks import InputError
-from vitdet.utils.signals import PREEMPTION
+from vitdet.utils.distributed import PREEMPTION
 
 
 def stop_after(monkeypatch: pytest.MonkeyPatch, steps: int) -> None:
@@ -366,18 +366,12 @@ SMALL = ("log.txt", "metrics.json", "results.json", "environment.json", "run.jso
 DAMAGED = {"cut": b'{"a', "latin": b"\xff\xfe", "deep": b"[" * 100_000}
 
 
-@pytest.mark.parametrize("kind", [*DAMAGED, "folder", "fifo"])
+@pytest.mark.parametrize("kind", DAMAGED)
 def test_files_of_a_run_that_cannot_be_read_cost_themselves(undisturbed, tmp_path, kind):
     folder = tmp_path / "run"
     shutil.copytree(undisturbed, folder)
     for name in (*SMALL, "last_checkpoint"):
-        (folder / name).unlink()
-        if kind == "folder":
-            (folder / name).mkdir()
-        elif kind == "fifo":
-            os.mkfifo(folder / name)
-        else:
-            (folder / name).write_bytes(DAMAGED[kind])
+        (folder / name).write_bytes(DAMAGED[kind])
     train(recipe(folder, checkpoint_every=8, eval_every=16, num_images=28), resume=True)
     log = (folder / "log.txt").read_bytes().decode(errors="replace")
     assert "model_final.pth (24 images seen)" in log

@@ -17,10 +17,9 @@ from vitdet import checkpoint
 from vitdet.config import build_model, instantiate, set_num_classes
 from vitdet.engine import recipe
 from vitdet.engine.bad_steps import BadSteps
-from vitdet.engine.checkpoints import FINAL, LAST, Checkpoints, Found, last_checkpoint, usable
+from vitdet.engine.checkpoints import FINAL, Checkpoints, Found, last_checkpoint, usable
 from vitdet.engine.dry_run import try_steps
 from vitdet.engine.evaluate import (
-    PREDICTIONS,
     Evaluations,
     Results,
     TestSet,
@@ -29,23 +28,18 @@ from vitdet.engine.evaluate import (
     flatten,
     write_results,
 )
-from vitdet.engine.log import METRICS, Metrics, Progress, logging_to
+from vitdet.engine.log import Metrics, Progress, logging_to
 from vitdet.engine.parallel import shard
 from vitdet.engine.parameters import compile_blocks, freeze_blocks
-from vitdet.engine.signals import Preemption, noticed
+from vitdet.engine.signals import Signals, Watch
 from vitdet.engine.trainer import Trainer
-from vitdet.engine.watch import Watch
 from vitdet.utils.checks import InputError, os_error_text
 from vitdet.utils.distributed import main_only
 from vitdet.utils.env import seed_all
-from vitdet.utils.files import locked, make_way
+from vitdet.utils.files import locked
 from vitdet.utils.precision import pick_device
 
 logger = logging.getLogger(__name__)
-
-# What a run writes again and again, or goes on with, beside its checkpoints.
-_FILES = ("log.txt", METRICS, "config.yaml", "environment.json", "run.json", LAST)
-_RESULTS = ("log.txt", "results.json", PREDICTIONS)
 
 
 def train(cfg: DictConfig, *, resume: bool = False, dry_run: bool = False) -> Results:
@@ -72,7 +66,7 @@ def train(cfg: DictConfig, *, resume: bool = False, dry_run: bool = False) -> Re
     options, batch = cfg.train, cfg.dataloader.train.total_batch_size
     output_dir = Path(options.output_dir)
     _check_new(output_dir, resume)
-    with _one_line_errors(), noticed() as notice, logging_to() as log_to, ExitStack() as stack:
+    with _one_line_errors(), Signals() as signals, logging_to() as log_to, ExitStack() as stack:
         if is_there := not dry_run and output_dir.is_dir():
             stack.enter_context(alone_in(output_dir))
         dataset = build_dataset(cfg.dataloader.train.dataset)
@@ -93,7 +87,6 @@ def train(cfg: DictConfig, *, resume: bool = False, dry_run: bool = False) -> Re
         if not is_there:
             stack.enter_context(alone_in(output_dir))
             _check_new(output_dir, resume)
-        make_way(output_dir, _FILES + _RESULTS)
         log_to(output_dir / "log.txt")
         note = recipe.write_record(cfg, output_dir, dataset, data)
         del dataset  # the loader has its own copy, in one piece
@@ -107,14 +100,13 @@ def train(cfg: DictConfig, *, resume: bool = False, dry_run: bool = False) -> Re
             background=options.async_checkpoints,
         )
         checkpoints.resumed(previous)
-        preemption = Preemption(notice, checkpoints.save_now)
-        evaluate_now = partial(_evaluated, trainer, test, options, metrics, preemption)
+        signals.save = checkpoints.save_now
+        evaluate_now = partial(_evaluated, trainer, test, options, metrics, signals)
         evaluations = Evaluations(options, batch, checkpoints, evaluate_now)
         watch = Watch(output_dir, options.step_timeout)
         progress = Progress(metrics, every=options.log_every)
         # A checkpoint before all that takes long, so that a signal finds its work done.
-        hooks = [watch, progress, checkpoints, preemption, evaluations]
-        notice.training = True
+        hooks = [watch, progress, checkpoints, signals, evaluations]
         try:
             trainer.run(watch.over(iter(loader)), evaluations.before_train(trainer), hooks)
             results = evaluations.now(trainer)
@@ -156,7 +148,6 @@ def evaluate(cfg: DictConfig, *, resume: bool = False) -> Results:
         checkpoint.check_trained(content, source=str(source))
         _load_weights(detector, content, str(source), test.class_names)
         stack.enter_context(alone_in(output_dir))
-        make_way(output_dir, _RESULTS)
         log_to(output_dir / "log.txt")
         prefix = "" if which == "model" else "ema/"
         results = test.evaluate(detector, cfg.train.eval_precision, prefix)
@@ -302,10 +293,10 @@ def _load_weights(
 
 
 def _evaluated(
-    trainer: Trainer, test: TestSet, options: Any, metrics: Metrics, preemption: Preemption
+    trainer: Trainer, test: TestSet, options: Any, metrics: Metrics, signals: Signals
 ) -> Results:
     """Return the results of the weights, and of their moving average under names of its own."""
-    with preemption.evaluating(trainer):
+    with signals.evaluating(trainer):
         results = test.evaluate(trainer.detector, options.eval_precision)
         if trainer.ema is not None:
             with trainer.ema.applied():
