@@ -2,7 +2,6 @@
 
     python benchmarks/attention.py [--backward] [--dtype bfloat16] [--write]
     python benchmarks/attention.py --growth [--backward] [--write]
-    python benchmarks/attention.py --tiles [--write]
 
 A row is a window or global block of ViT-B (12 heads of 64): blocks x height x width in tokens.
 "no bias" is torch's fused attention without positions: the floor, on CUDA flash attention.
@@ -11,14 +10,14 @@ the rate of the matrix products that a pass needs (two forward, seven with the b
 that of one large product timed in the same rounds. "--growth" attends over whole images of 512 to
 2048 pixels, as 4096 tokens at 1024, each in a process of its own: ours, what the references do, and
 the floor; its last column is the power of the number of tokens with which time and memory grow.
-"--tiles" times the Triton kernel with other tiles (CUDA).
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Callable, Iterator
+import math
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -26,11 +25,9 @@ from common import (
     DTYPES,
     EXACT_MALLOC,
     MIB,
-    Found,
     MatrixProduct,
     Table,
     free_memory,
-    growth_table,
     in_own_process,
     in_turn,
     parser,
@@ -39,8 +36,7 @@ from common import (
     write,
 )
 
-from vitdet.layers.attention import KERNELS, attention
-from vitdet.layers.kernels.triton_rel_pos import TILES, Tile, card
+from vitdet.layers.attention import KERNELS, attention, can_run
 from vitdet.layers.positions import RelPos
 
 # (blocks, height, width): the 14 x 14 windows of a 1024 px image, whole images, a rectangle
@@ -97,7 +93,7 @@ def contenders(tensors: Tensors, args: argparse.Namespace) -> list[str]:
     qkv, h, w, _ = tensors
     q = qkv.permute(2, 0, 3, 1, 4)[0]
     with torch.set_grad_enabled(args.backward):
-        able = [name for name in KERNELS if KERNELS[name].can_run(q, RelPos(h, w))]
+        able = [name for name in KERNELS if can_run(name, q, RelPos(h, w))]
     return [FLOOR, *able]
 
 
@@ -191,59 +187,42 @@ def fits(name: str, args: argparse.Namespace, side: int) -> bool:
     return name != "eager" or (5 if args.backward else 3) * matrix < free_memory(args.device)
 
 
+def growth_table(
+    names: Mapping[str, str],
+    sides: Sequence[int],
+    measure: Callable[[str, int], tuple[float, float] | None],
+) -> list[str]:
+    """Return a table of the ms and MiB that `measure` gives, None for what does not fit."""
+    table = Table("", *(f"{side} px: ms, MiB" for side in sides), "power: ms, MiB")
+    for name, title in names.items():
+        found = {side: seen for side in sides if (seen := measure(name, side))}
+        cells = [
+            "{:.2f}, {:.0f}".format(*found[s]) if s in found else "does not fit" for s in sides
+        ]
+        first, last = min(found), max(found)
+        tokens = 2 * math.log(last / first)  # how much their logarithm grows
+        ends = zip(found[first], found[last], strict=True)
+        powers = [f"{math.log(b / a) / tokens:.2f}" for a, b in ends if a and b and tokens]
+        table.add(title, *cells, ", ".join(powers))
+    return table.lines
+
+
 def growth(args: argparse.Namespace) -> list[str]:
     """Return the table of image sizes."""
 
-    def measure(name: str, side: int) -> Found | None:
+    def measure(name: str, side: int) -> tuple[float, float] | None:
         if not fits(name, args, side):
             return None
         seconds, peak = measured(name, args, side)
         return 1e3 * seconds, peak
 
     names = {"auto": "vitdet", "eager": "L x L bias", FLOOR: FLOOR}
-    lines = growth_table(names, args.sides, measure, "ms, MiB")
+    lines = growth_table(names, args.sides, measure)
     free = process_memory("MemTotal", "/proc/meminfo") / MIB / 1024
     note = f"Memory is above the inputs. This machine has {free:.0f} GiB"
     if args.device == "cuda":
         note += f", its GPU {torch.cuda.mem_get_info()[1] / MIB / 1024:.0f}"
     return [*lines, "", f"{note}."]
-
-
-# --- tiles ---------------------------------------------------------------------------------------
-
-
-def candidates() -> Iterator[Tile]:
-    """Yield tiles worth a try."""
-    for queries, keys in ((64, 64), (128, 64), (64, 128), (128, 128)):
-        for warps in (4, 8):
-            yield from (Tile(queries, keys, warps, stages) for stages in (2, 3, 4))
-
-
-def tiles(args: argparse.Namespace) -> list[str]:
-    """Return the table of the Triton kernel's tiles, one program at a time."""
-    from triton.runtime.errors import OutOfResources
-
-    table = Table("size", "program", "tile", "ms", "over no bias", left=3)
-    for text in args.sizes:
-        tensors = inputs(parse_size(text), args)
-        for key, usual in list(TILES.items()):
-            if key[1:] != (card(tensors[0].device), 64):
-                continue
-            backward = args.backward or key[0] != "forward"
-            runs = {name: runner(name, tensors, backward) for name in (FLOOR, "triton_rel_pos")}
-            for tile in (usual, *(other for other in candidates() if other != usual)):
-                TILES[key] = tile
-                try:
-                    times = in_turn(runs, args.repeat, warm_up=2)
-                except OutOfResources:
-                    continue  # more shared memory or registers than the device has
-                seen = times["triton_rel_pos"]
-                words = f"{tile.queries} x {tile.keys}, {tile.warps} warps, {tile.stages} stages"
-                words += " (chosen)" if tile == usual else ""
-                ratio = f"{seen.ratio(times[FLOOR]):.2f}"
-                table.add(text, key[0], words, f"{1e3 * seen.median:.3f}", ratio)
-            TILES[key] = usual
-    return table.lines
 
 
 def parse() -> argparse.Namespace:
@@ -254,7 +233,6 @@ def parse() -> argparse.Namespace:
     made.add_argument("--backward", action="store_true", help="forward and backward")
     made.add_argument("--growth", action="store_true", help="several image sizes instead")
     made.add_argument("--sides", type=int, nargs="+", default=SIDES, help="of --growth")
-    made.add_argument("--tiles", action="store_true", help="tiles of the Triton kernel instead")
     made.add_argument("--one", help=argparse.SUPPRESS)
     return made.parse_args()
 
@@ -265,8 +243,8 @@ def main() -> None:
     if args.one:
         print(json.dumps(one(args.one, args)))
         return
-    mode = "growth" if args.growth else "tiles" if args.tiles else "kernels"
-    lines = {"growth": growth, "tiles": tiles, "kernels": compared}[mode](args)
+    mode = "growth" if args.growth else "kernels"
+    lines = growth(args) if args.growth else compared(args)
     if args.write:
         way = "forward and backward" if args.backward else "forward"
         what = f"attention_{mode}" + "_backward" * args.backward

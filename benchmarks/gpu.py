@@ -5,10 +5,10 @@
 
 First the tests of tests/gpu, which compare every kernel with eager on the device. Then attention
 with positions beside flash attention without any bias, forward and with its backward pass, and its
-growth with the image; ViT-B's backbone, detector and training step beside detectron2's; last the
-tiles of the Triton kernel. Every step is a benchmark with its own table and checks, in bfloat16,
-with its share of the rate of a large matrix product. One that fails does not stop the others. With
---write they write benchmarks/results/.
+growth with the image; ViT-B's backbone, detector and training step beside detectron2's. Every step
+is a benchmark with its own table and checks, in bfloat16, with its share of the rate of a large
+matrix product. One that fails does not stop the others. With --write they write
+benchmarks/results/.
 """
 
 from __future__ import annotations
@@ -46,8 +46,6 @@ def steps(tiny: bool) -> list[list[str]]:
         found.append(["backbone.py", *PEER, *BF16, *backward, *small, *net])
     for mode in ([], ["--train"]):
         found.append(["detector.py", *BF16, *mode, *small, *detector])
-    if not tiny:
-        found.append(["attention.py", "--tiles", *BF16, "--sizes", "1x64x64", "25x14x14"])
     return found
 
 

@@ -1,13 +1,13 @@
 """What tests of several folders share: the file of a small detector that is quick on a CPU.
 
 With several workers (`-n 2 --dist loadgroup`) the tests of a file stay together, for their
-fixtures, and so do those that start processes of their own, which would be too many at once.
+fixtures, so do those of the recipes, which are built once, and those that start processes of their
+own, which would be too many at once.
 """
 
 from __future__ import annotations
 
 import signal
-from collections import defaultdict
 from collections.abc import Generator
 from dataclasses import dataclass
 from pathlib import Path
@@ -80,12 +80,16 @@ PROCESSES = {
     *("test_kill", "test_launch", "test_resume", "test_signals", "test_train_net"),
 }
 
+RECIPES = {"test_configs", "test_config_models", "test_published_lr", "test_recipes_page"}
+
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Keep together what should run in one worker."""
     for item in items:
         name = item.path.stem
-        group = "processes" if name in PROCESSES and item.get_closest_marker("slow") else name
+        group = "recipes" if name in RECIPES else name
+        if name in PROCESSES and item.get_closest_marker("slow"):
+            group = "processes"
         item.add_marker(pytest.mark.xdist_group(group))
 
 
@@ -97,18 +101,3 @@ def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.Tes
         (name, text.encode(errors="backslashreplace").decode()) for name, text in report.sections
     ]
     return report
-
-
-def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """Print the largest difference of every golden family; the workers' reports bring them."""
-    families: dict[str, dict[str, float]] = defaultdict(lambda: defaultdict(float))
-    for report in terminalreporter.getreports("passed") + terminalreporter.getreports("failed"):
-        for name, value in report.user_properties:
-            if name == "golden":
-                for kind, difference in value[1].items():
-                    families[value[0]][kind] = max(families[value[0]][kind], difference)
-    if families:
-        terminalreporter.section("golden: largest differences")
-    for family, kinds in sorted(families.items()):
-        values = ", ".join(f"{kind} {value:.1e}" for kind, value in kinds.items())
-        terminalreporter.line(f"{family}: {values}")

@@ -7,7 +7,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import torch
+import pytest
 from detectron2.config import LazyConfig
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
@@ -34,6 +34,15 @@ NAMES = sorted(
         if path.parent.name not in ("common", "backbones") and path.stem != "variants"
     ]
 )
+
+
+_FIRST = {name.rpartition("/")[0]: name for name in reversed(NAMES)}  # of each family
+
+
+def each(names: list[str]) -> list[Any]:
+    """Parameters of a test: every recipe, all but the first of each family marked as slow."""
+    slow = pytest.mark.slow
+    return [pytest.param(n, marks=() if n in _FIRST.values() else slow) for n in names]
 
 
 class Published(NamedTuple):
@@ -68,8 +77,3 @@ def model_of(name: str) -> nn.Module:
 def count(model: nn.Module) -> int:
     """Number of parameters."""
     return sum(value.numel() for value in model.parameters())
-
-
-def shapes(model: nn.Module) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
-    """{name: (shape, dtype)} of a model's state."""
-    return {name: (tuple(value.shape), value.dtype) for name, value in model.state_dict().items()}

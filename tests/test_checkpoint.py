@@ -22,7 +22,6 @@ from torch import nn
 
 from vitdet import checkpoint
 from vitdet.backbones.vit import ViT
-from vitdet.utils import weights_files
 from vitdet.utils.checks import InputError
 
 ARRAYS = {
@@ -46,25 +45,19 @@ def tiny(**changes: Any) -> ViT:
 
 @pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
 def test_pickle_of_arrays_gives_their_values(tmp_path: Path, protocol: int) -> None:
-    content = {
-        "model": ARRAYS,
-        "__author__": "Detectron2 Model Zoo",
-        "ordered": collections.OrderedDict(same=ARRAYS["rows"]),
-        "pair": (np.float64(2.5), np.bool_(True)),
-    }
+    ordered = collections.OrderedDict(same=ARRAYS["rows"])
+    content = {"model": ARRAYS, "ordered": ordered, "pair": (np.float64(2.5), np.bool_(True))}
     path = tmp_path / "zoo.pkl"
     path.write_bytes(pickle.dumps(content, protocol=protocol))
     read = checkpoint.read(path)
     assert list(read["model"]) == list(ARRAYS)
     for name, array in ARRAYS.items():
         tensor = read["model"][name]
-        assert tensor.shape == array.shape
         assert tensor.dtype == torch.from_numpy(array.astype(array.dtype.newbyteorder("="))).dtype
-        assert tensor.numpy().tolist() == array.tolist()
+        assert (tensor.shape, tensor.numpy().tolist()) == (array.shape, array.tolist())
         assert tensor.is_contiguous()
     assert read["ordered"]["same"] is read["model"]["rows"]
     assert read["pair"] == (2.5, True)
-    assert read["__author__"] == "Detectron2 Model Zoo"
 
 
 def test_pickle_of_python_2(tmp_path: Path) -> None:
@@ -80,21 +73,23 @@ def test_pickle_of_python_2(tmp_path: Path) -> None:
     assert checkpoint.read(path)["w"].tolist() == [1.5, -2.0]
 
 
-def test_torch_file_with_plain_values(tmp_path: Path) -> None:
-    path = tmp_path / "weights.pth"
-    args = argparse.Namespace(lr=np.float64(1e-3), sizes=[np.int64(2)])
-    torch.save({"model": {"w": torch.ones(2)}, "args": args, "extra": ARRAYS["columns"]}, path)
+@pytest.mark.parametrize("suffix", [".pth", ".pt", ".bin", ".ckpt"])
+def test_torch_files(tmp_path: Path, suffix: str) -> None:
+    """Of both formats, with what trainings leave in them beside weights."""
+    content = {"state": {0: torch.ones(1), 7: {}}, None: 1, (1, "a"): 2, True: 3, 0.5: 4, b"x": 5}
+    content["model"] = nn.BatchNorm2d(2).state_dict()  # has an attribute of its own
+    content["args"] = argparse.Namespace(lr=np.float64(1e-3), sizes=[np.int64(2)])
+    content |= {"extra": ARRAYS["columns"], "counter": collections.Counter("aab")}
+    path = tmp_path / f"weights{suffix}"
+    torch.save(content, path, _use_new_zipfile_serialization=suffix != ".bin")
     read = checkpoint.read(path)
-    assert read["model"]["w"].tolist() == [1, 1]
+    assert list(read) == list(content)
+    assert list(read["state"]) == [0, 7]
+    for name, value in content["model"].items():
+        assert torch.equal(read["model"][name], value)
     assert (read["args"].lr, read["args"].sizes) == (1e-3, [2])
     assert read["extra"].tolist() == ARRAYS["columns"].tolist()
-
-
-@pytest.mark.parametrize("suffix", [".pth", ".pt", ".bin", ".ckpt"])
-def test_torch_suffixes(tmp_path: Path, suffix: str) -> None:
-    path = tmp_path / f"weights{suffix}"
-    torch.save({"w": torch.ones(2)}, path, _use_new_zipfile_serialization=suffix != ".bin")
-    assert checkpoint.read(path)["w"].tolist() == [1, 1]
+    assert read["counter"] == {"a": 2, "b": 1}
 
 
 # Every one of these would touch the file {ran} if it were run.
@@ -110,45 +105,22 @@ FORBIDDEN = {
 
 @pytest.mark.parametrize("name", FORBIDDEN)
 def test_pickle_with_a_forbidden_class_is_refused_by_name(tmp_path: Path, name: str) -> None:
-    ran = tmp_path / "ran"
-    path = tmp_path / "evil.pkl"
+    ran, path = tmp_path / "ran", tmp_path / "evil.pkl"
     path.write_bytes(FORBIDDEN[name].replace(b"{ran}", str(ran).encode()))
     for trust in (False, True):
-        with pytest.raises(InputError, match=f"the class {name}.*No flag opens"):
+        with pytest.raises(InputError, match=f"the class {name}.*no .pkl and no TorchScript"):
             checkpoint.read(path, trust=trust)
     assert not ran.exists()
 
 
 def test_torch_file_with_a_forbidden_class_names_the_flag(tmp_path: Path) -> None:
     path = tmp_path / "date.pth"
-    torch.save({"w": torch.ones(1), "when": datetime.date(2022, 3, 30)}, path)
-    with pytest.raises(InputError, match=r"got the class datetime.date\. .*--trust") as error:
-        checkpoint.read(path)
-    assert "\n" not in str(error.value)
-    assert checkpoint.read(path, trust=True)["when"].year == 2022
-
-
-CRAFTED = {
-    # BUILD on an allowed function would let a file change this program
-    "state for a function": b"cnumpy.core.multiarray\n_reconstruct\nN}S'x'\nK\x01s\x86b.",
-    "object array": pickle.dumps({"w": np.array([1, "a"], dtype=object)}, protocol=2),
-    "structured array": pickle.dumps({"w": np.zeros(2, dtype=[("a", "f4")])}, protocol=2),
-    "text array": pickle.dumps({"w": np.array(["a"])}, protocol=2),
-    "a terabyte claimed": b"\x80\x04\x8e\x00\x00\x00\x00\x00\x01\x00\x00abc.",
-    "shape and bytes differ": pickle.dumps(np.ones(4), 2).replace(b"K\x04\x85", b"K\x05\x85"),
-    "persistent id": b"Pother\n.",
-    "a ring of tuples": b"(K\x01]q\x00t.",
-}
-CRAFTED["deep"] = b"(" * 200 + b"t" * 200 + b"."
-
-
-@pytest.mark.parametrize("name", CRAFTED)
-def test_crafted_pickle_is_one_clear_line(tmp_path: Path, name: str) -> None:
-    path = tmp_path / "crafted.pkl"
-    path.write_bytes(CRAFTED[name])
-    with pytest.raises(InputError, match=r"checkpoint .*crafted\.pkl: ") as error:
-        checkpoint.read(path)
-    assert "\n" not in str(error.value)
+    for zipped in (True, False):
+        content = {"w": torch.ones(1), "when": datetime.date(2022, 3, 30)}
+        torch.save(content, path, _use_new_zipfile_serialization=zipped)
+        with pytest.raises(InputError, match=r"got the class datetime.date\. .*--trust"):
+            checkpoint.read(path)
+        assert checkpoint.read(path, trust=True)["when"].year == 2022
 
 
 def _long(number: int) -> bytes:
@@ -164,12 +136,10 @@ _LIST_OF_DEEP = b"](" + b"N" + b"\x85" * 100_000 + b"e\x85R"
 # description of a content each, that a few bytes make costly or fatal for who reads it
 HOSTILE = {
     "a key of deep tuples": b"}" + b"N" + b"\x85" * 100_000 + b"Ns.",
-    "keys of deep tuples": b"}(" + b"N" + b"\x85" * 100_000 + b"Nu.",
     "a dictionary of deep tuples": b"(" + b"N" + b"\x85" * 100_000 + b"Nd.",
     "deep tuples by marks": b"}" + _nested(b"(", b"t", 100_000) + b"Ns.",
     "a set of deep tuples": b"cbuiltins\nset\n" + _LIST_OF_DEEP + b".",
     "a new set of deep tuples": b"\x8f(" + b"N" + b"\x85" * 100_000 + b"\x90.",
-    "a frozen set of deep tuples": b"(" + b"N" + b"\x85" * 100_000 + b"\x91.",
     "a counter of deep tuples": b"ccollections\nCounter\n" + _LIST_OF_DEEP + b".",
     "numbers that collide": b"}("
     + b"".join(_long((2**61 - 1) * i) + b"N" for i in range(20_000))
@@ -185,8 +155,18 @@ HOSTILE = {
     "shared lists": b"}X\x01\x00\x00\x00a]q\x01"
     + b"".join(b"0](h%ch%ceq%c" % (i, i, i + 1) for i in range(1, 60))
     + b"s.",
-    "steps without end": b"N0" * 150_000 + b"}.",
     "a list as a key": b"}]Ns.",
+    "a terabyte claimed": b"\x8e\x00\x00\x00\x00\x00\x01\x00\x00abc.",
+    "an array of a terabyte": b"\x96\x00\x00\x00\x00\x00\x01\x00\x00abc.",
+    "a memo of gigabytes": b"Nr\xff\xff\xff\x7f.",
+    # BUILD on an allowed function would let a file change this program
+    "state for a function": b"cnumpy.core.multiarray\n_reconstruct\nN}S'x'\nK\x01s\x86b.",
+    "object array": pickle.dumps({"w": np.array([1, "a"], dtype=object)}, protocol=2)[2:],
+    "structured array": pickle.dumps({"w": np.zeros(2, dtype=[("a", "f4")])}, protocol=2)[2:],
+    "text array": pickle.dumps({"w": np.array(["a"])}, protocol=2)[2:],
+    "shape and bytes differ": pickle.dumps(np.ones(4), 2)[2:].replace(b"K\x04\x85", b"K\x05\x85"),
+    "persistent id": b"Pother\n.",
+    "deep tuples": b"(" * 200 + b"t" * 200 + b".",
 }
 
 
@@ -220,31 +200,14 @@ CONTAINERS = {
 
 
 @pytest.mark.parametrize("file", CONTAINERS)
-@pytest.mark.parametrize("name", HOSTILE)
-def test_hostile_pickle_is_one_line_in_bounded_time(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, file: str
-) -> None:
-    monkeypatch.setattr(weights_files._Steps, "left", 250_000)  # that the test is short
-    path = tmp_path / file
-    path.write_bytes(CONTAINERS[file](HOSTILE[name]))
-    started = time.process_time()
-    with pytest.raises(InputError, match=r"checkpoint .*/a\.\w+: ") as error:
-        checkpoint.read(path)
-    assert str(error.value).isprintable()
-    assert time.process_time() - started < 20
-
-
-def test_keys_that_files_have(tmp_path: Path) -> None:
-    content = {"state": {0: torch.ones(1), 7: {}}, None: 1, (1, "a"): 2, True: 3, 0.5: 4, b"x": 5}
-    state = nn.BatchNorm2d(2).state_dict()  # has an attribute of its own
-    for zipped in (True, False):
-        path = tmp_path / f"{zipped}.pth"
-        whole = {**content, "model": state, "options": argparse.Namespace(a=1)}
-        torch.save(whole, path, _use_new_zipfile_serialization=zipped)
-        read = checkpoint.read(path)
-        assert list(read) == list(whole)
-        assert list(read["state"]) == [0, 7]
-        assert list(read["model"]) == list(state)
+def test_hostile_pickle_is_one_line_in_bounded_time(tmp_path: Path, file: str) -> None:
+    path, started = tmp_path / file, time.process_time()
+    for description in HOSTILE.values():
+        path.write_bytes(CONTAINERS[file](description))
+        with pytest.raises(InputError, match=r"checkpoint .*/a\.\w+: ") as error:
+            checkpoint.read(path)
+        assert str(error.value).isprintable()
+    assert time.process_time() - started < 100  # a few; torch.load needs hours, or crashes
 
 
 def test_what_is_read_is_as_the_checksums_say(tmp_path: Path) -> None:
@@ -260,15 +223,6 @@ def test_what_is_read_is_as_the_checksums_say(tmp_path: Path) -> None:
         path.write_bytes(before + bytes(damaged) + after)
         with pytest.raises(InputError, match="checksum of its part a/data/0 is wrong"):
             checkpoint.read(path)
-
-
-def test_a_part_that_unpacks_to_more_than_itself(tmp_path: Path) -> None:
-    path = tmp_path / "bomb.pth"
-    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
-        archive.writestr("archive/data.pkl", b"\x80\x02}.")
-        archive.writestr("archive/data/0", bytes(10_000_000))
-    with pytest.raises(InputError, match=r"data\.pkl is compressed"):
-        checkpoint.read(path)
 
 
 def test_wrong_paths(tmp_path: Path) -> None:
@@ -314,7 +268,7 @@ def test_flipped_bits_are_read_or_refused_in_one_line(tmp_path: Path, name: str)
     whole = path.read_bytes()
     choose = random.Random(0)
     refused: list[str] = []
-    for _ in range(400):
+    for _ in range(200):
         damaged = bytearray(whole)
         damaged[choose.randrange(len(whole))] ^= 1 << choose.randrange(8)
         path.write_bytes(damaged)
@@ -322,7 +276,7 @@ def test_flipped_bits_are_read_or_refused_in_one_line(tmp_path: Path, name: str)
             assert isinstance(checkpoint.read(path), dict)
         except InputError as error:
             refused.append(str(error))
-    assert len(refused) > 20
+    assert len(refused) > 10
     assert not any("\n" in line for line in refused)
 
 
@@ -343,26 +297,6 @@ def test_written_content_comes_back(tmp_path: Path, suffix: str) -> None:
         assert torch.equal(read["model"][name], tensor)
         assert read["model"][name].dtype == tensor.dtype
     assert checkpoint.weights_of(read, source="x")[1] == ["a.b", "c"]
-    assert list(tmp_path.iterdir()) == [path]
-
-
-@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), KeyboardInterrupt()])
-def test_failed_write_leaves_the_old_file(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException
-) -> None:
-    path = tmp_path / "weights.pth"
-    checkpoint.write(path, {"model": {"w": torch.ones(1)}})
-    before = path.read_bytes()
-
-    def half(content: object, file: Any) -> None:
-        file.write(b"half of it")
-        raise error
-
-    monkeypatch.setattr(torch, "save", half)
-    expected = InputError if isinstance(error, OSError) else KeyboardInterrupt
-    with pytest.raises(expected, match=None if expected is KeyboardInterrupt else "No space left"):
-        checkpoint.write(path, {"model": {"w": torch.zeros(1)}})
-    assert path.read_bytes() == before
     assert list(tmp_path.iterdir()) == [path]
 
 
@@ -431,13 +365,11 @@ def test_load_weights_copies_every_value_but_what_it_was_told_to_leave() -> None
     [
         ({"embed_dim": 32}, r"file has 32 channels \(embed_dim\), model 16"),
         ({"depth": 3}, "file has 3 blocks, model 2"),
-        ({"depth": 1}, "file has 1 blocks, model 2"),
         (
             {"pretrain_img_size": 128},
             r"shape of pos_embed: expected \(1, 17, 16\) \(model\), got \(1, 65, 16\) \(file\)"
             r".*python converter\.py --source-model x\.pth",
         ),
-        ({"window_size": 3}, r"shape of blocks\.0\.attn\.rel_pos_h \(and of 3 more\)"),
         ({"mlp_ratio": 2}, r"shape of blocks\.0\.mlp\.fc1\.weight"),
         ({"layer_scale": True}, r"4 unexpected \(blocks\.0\.ls1\.gamma"),
     ],
@@ -453,12 +385,9 @@ def test_load_weights_names_the_cause(changes: dict[str, Any], message: str) -> 
         assert torch.equal(value, before[name])
 
 
-def test_load_weights_names_the_class_counts() -> None:
+def test_load_weights_names_class_counts_and_other_formats() -> None:
     with pytest.raises(InputError, match=r"x\.pth: file has 80 classes, model 1203\. "):
         checkpoint.load_weights(_Heads(1203), _Heads(80).state_dict(), source="x.pth")
-
-
-def test_load_weights_of_another_format_says_convert() -> None:
     with pytest.raises(InputError, match=r"Convert it first: python converter\.py"):
         checkpoint.load_weights(tiny(), {"encoder.w": torch.ones(1)}, source="x.pth")
 
@@ -475,34 +404,22 @@ def test_weights_of_finds_the_state_dict() -> None:
 
 ODD_VALUES: dict[str, tuple[Callable[[torch.Tensor], torch.Tensor], str]] = {
     "not a number": (lambda t: t * float("nan"), "expected finite weights, got 16 values that"),
-    "infinite": (
-        lambda t: t.index_fill(0, torch.tensor([3]), float("inf")),
-        "expected finite weights, got 1 values that",
-    ),
-    "int8": (
-        lambda t: t.to(torch.int8),
-        "expected floating point numbers as the model's, got int8",
-    ),
+    "int8": (lambda t: t.to(torch.int8), "floating point numbers as the model's, got int8"),
     "complex": (lambda t: t.to(torch.complex64), "expected .*, got complex64"),
     "float8": (lambda t: t.to(torch.float8_e4m3fn), "expected .*, got float8_e4m3fn"),
-    "bool": (lambda t: t.bool(), "expected .*, got bool"),
 }
 
 
 @pytest.mark.parametrize("name", ODD_VALUES)
-@pytest.mark.parametrize("half", [False, True])
-def test_weights_are_finite_numbers_or_refused(name: str, half: bool) -> None:
+def test_weights_are_finite_numbers_or_refused(name: str) -> None:
     change, message = ODD_VALUES[name]
-    model = tiny()
+    model, key = tiny(), "blocks.0.norm1.weight"
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    state = model.state_dict()
-    key = "blocks.0.norm1.weight"
-    state[key] = change(state[key].half() if half else state[key])
-    with pytest.raises(
-        InputError, match=rf"x\.pth: .*blocks\.0\.norm1\.weight.*{message}"
-    ) as error:
-        checkpoint.load_weights(model, state, source="x.pth")
-    assert "\n" not in str(error.value)
+    for half in (False, True):
+        state = model.state_dict()
+        state[key] = change(state[key].half() if half else state[key])
+        with pytest.raises(InputError, match=rf"x\.pth: .*blocks\.0\.norm1\.weight.*{message}"):
+            checkpoint.load_weights(model, state, source="x.pth")
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
 

@@ -15,7 +15,7 @@ ROOMS = (  # an import points to an earlier line only, or stays in its own packa
     {"utils"},
     {"layers", "postprocess", "scores"},
     {"backbones", "pyramid", "heads", "optim", "data", "evaluation", "drawing", "checkpoint"}
-    | {"convert", "plain_recipes", "settings"},
+    | {"convert", "plain_recipes"},
     {"config"},
     {"engine", "predict", "export"},
     {"app"},
@@ -24,20 +24,19 @@ LEVEL = {unit: level for level, units in enumerate(ROOMS) for unit in units}
 # Units that see less than what lies below them: recipes name their parts, so nobody imports those.
 NARROW = {
     "convert": ("utils", "layers.positions"),  # the two resizes
-    "config": ("utils", "plain_recipes", "settings"),
-    "engine": ("utils", "checkpoint", "config", "settings", "drawing"),
+    "config": ("utils", "plain_recipes"),
+    "engine": ("utils", "checkpoint", "config", "drawing"),
     "configs": ("layers", "backbones", "pyramid", "heads", "optim", "data", "evaluation"),
 }
 # Packages from outside that low units do with, beside the standard library.
 OUTSIDE = {
     "utils": {"torch", "numpy", "pycocotools"},
-    "layers": {"torch", "numpy", "xformers", "triton"},
+    "layers": {"torch", "numpy", "xformers"},
     "postprocess": {"torch"},
     "optim": {"torch", "fvcore"},
     "checkpoint": {"torch", "numpy", "safetensors"},
     "convert": {"torch", "numpy"},
     "plain_recipes": {"yaml"},
-    "settings": {"omegaconf"},
     "backbones": {"torch", "detectron2"},
     "configs": {"detectron2", "omegaconf"},
 }

@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import pytest
 
-from tests.recipes import NAMES, model_of, recipe
+from tests.recipes import NAMES, each, model_of, recipe
 from vitdet.config import instantiate
 from vitdet.optim import adamw
 
@@ -136,7 +136,7 @@ def check_rate_of_the_first_and_the_last_layer(name: str) -> None:
     assert min(rates) == pytest.approx(full if row.lowest is None else row.lowest, rel=1e-5)
 
 
-@pytest.mark.parametrize("name", PUBLISHED)
+@pytest.mark.parametrize("name", each(PUBLISHED))
 def test_rates(name: str) -> None:
     check_rate_at_every_milestone(name)
     check_rate_of_the_first_and_the_last_layer(name)

@@ -1,9 +1,4 @@
-"""Checkpoint files: read without running anything, write whole or not at all, load exactly.
-
-Four containers are read: torch files (.pth .pt .bin .ckpt), TorchScript archives under the same
-suffixes, .safetensors, and .pkl, the pickles of NumPy arrays of detectron2's model zoo. None of
-them can run code here (`vitdet.utils.weights_files`).
-"""
+"""Checkpoint files: read without running anything, write whole or not at all, load exactly."""
 
 from __future__ import annotations
 
@@ -12,7 +7,7 @@ import pickle
 import re
 import struct
 import zipfile
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,12 +16,9 @@ import safetensors.torch
 import torch
 from torch import nn
 
-from vitdet.utils import weights_files
-from vitdet.utils.checks import InputError, nearest
+from vitdet.utils.checks import InputError, check_word
 from vitdet.utils.files import replacing
-from vitdet.utils.state_dicts import compare_shapes, rows_of, some
-
-TORCH_SUFFIXES = (".pth", ".pt", ".bin", ".ckpt")
+from vitdet.utils.state_dicts import compare_shapes, load, rows_of, some
 
 # What torch, pickle, NumPy and zipfile raise on damaged content, found by damaging files.
 _DAMAGE = (
@@ -34,6 +26,7 @@ _DAMAGE = (
     *(RuntimeError, TypeError, LookupError, AttributeError, ArithmeticError, AssertionError),
     *(ImportError, ValueError, safetensors.SafetensorError),
 )
+SUFFIXES = (".pth", ".pt", ".bin", ".ckpt", ".safetensors", ".pkl")
 FORMAT = 1  # of what this project writes beside the weights
 WEIGHTS = ("model", "ema")  # which a detector may take of a file
 AVERAGE = "ema_state"  # moving average, as in EVA's published files (EVA-02/det, modeling/ema.py)
@@ -45,7 +38,8 @@ def read(path: str | Path, *, trust: bool = False) -> dict[str, Any]:
     """Return the whole content of a checkpoint file, tensors on the CPU, arrays as tensors.
 
     Args:
-        path: a file ending in .pth .pt .bin .ckpt (torch), .safetensors or .pkl (NumPy arrays).
+        path: torch's (.pth .pt .bin .ckpt), TorchScript under the same suffixes, .safetensors, or
+            .pkl: the pickles of NumPy arrays of detectron2's model zoo.
         trust: allow a torch file everything that pickle allows; opening it may then run code of
             its author. Other files are never trusted.
 
@@ -60,20 +54,14 @@ def read(path: str | Path, *, trust: bool = False) -> dict[str, Any]:
     if not path.is_file():
         got = "a folder" if path.is_dir() else "nothing there"
         raise InputError(f"checkpoint {path}: expected a file, got {got}. Check the path.")
-    known = (*TORCH_SUFFIXES, ".safetensors", ".pkl")
-    if path.suffix not in known:
-        wanted = f"expected one of {' '.join(known)}, got {path.suffix or 'no suffix'}"
+    if path.suffix not in SUFFIXES:
+        wanted = f"expected one of {' '.join(SUFFIXES)}, got {path.suffix or 'no suffix'}"
         raise InputError(f"checkpoint {path}: {wanted}. Name it after what it is.")
     try:
         if not path.stat().st_size:
             raise EOFError("it is empty")
-        if path.suffix == ".safetensors":
-            content = _read_safetensors(path)
-        elif trust and path.suffix != ".pkl" and not _is_script(path):
-            content = torch.load(path, map_location="cpu", weights_only=False)
-            weights_files.size_of(content, {})
-        else:
-            content = weights_files.load(path)
+        safe = path.suffix == ".safetensors"
+        content = _read_safetensors(path) if safe else load(path, trust=trust)
     except InputError:
         raise
     except _DAMAGE as error:
@@ -86,14 +74,6 @@ def read(path: str | Path, *, trust: bool = False) -> dict[str, Any]:
         got = f"expected a dictionary, got {type(content).__name__}"
         raise InputError(f"checkpoint {path}: {got}. Save a state dict instead.")
     return content
-
-
-def _is_script(path: Path) -> bool:
-    """Whether it is a TorchScript archive, which torch.load would hand to torch.jit."""
-    if not zipfile.is_zipfile(path):
-        return False
-    with zipfile.ZipFile(path) as archive:
-        return any(name.endswith("/constants.pkl") for name in archive.namelist())
 
 
 def _read_safetensors(path: Path) -> dict[str, Any]:
@@ -136,18 +116,15 @@ def write(path: str | Path, content: Mapping[str, Any]) -> None:
 def check_writable(path: str | Path) -> None:
     """Raise InputError unless `path` ends in .pth or .safetensors and its folder exists."""
     path = Path(path)
-    if path.suffix not in (".pth", ".safetensors"):
-        got = path.suffix or "no suffix"
+    if path.suffix not in (".pth", ".safetensors") or path.is_dir():
+        got = "a folder" if path.is_dir() else path.suffix or "no suffix"
         raise InputError(f"output {path}: expected .pth or .safetensors, got {got}. Rename it.")
-    if path.is_dir():
-        raise InputError(f"output {path}: expected a file name, got a folder. Rename it.")
     if not path.parent.is_dir():
         raise InputError(f"folder of {path}: it is not there. Create it: mkdir -p {path.parent}")
 
 
 def _write_safetensors(partial: Path, content: Mapping[str, Any], path: Path) -> None:
-    extra = sorted(set(content) - {"model", "vitdet"})
-    if extra:
+    if extra := sorted(set(content) - {"model", "vitdet"}):
         got = f"expected model and vitdet only, got {extra}"
         raise InputError(f"output {path}: {got}. Write it to a .pth file.")
     tensors: dict[str, torch.Tensor] = {}
@@ -170,10 +147,8 @@ def weights_of(
 ) -> tuple[dict[str, torch.Tensor], list[str]]:
     """Return (state dict, names left to initialisation) of what `read` returned.
 
-    The content is the state dict itself or holds it under "model".
-
     Raises:
-        InputError: there is no state dict in it.
+        InputError: the content neither is a state dict nor holds one under "model".
     """
     inner = content.get("model", content)
     if not isinstance(inner, dict) or not all(isinstance(v, torch.Tensor) for v in inner.values()):
@@ -202,16 +177,14 @@ def chosen(content: Mapping[str, Any], which: str, *, source: str) -> Mapping[st
     Raises:
         InputError: another word, or no average in the file.
     """
-    if which not in WEIGHTS:
-        remedy = "ema is the moving average of a run with train.ema_decay."
-        raise InputError(f"weights: expected {' or '.join(WEIGHTS)}, got {which!r}. {remedy}")
+    check_word("weights", which, WEIGHTS)
     if which == "model":
         return content
     if AVERAGE not in content:
-        got = f"only the keys {', '.join(map(str, list(content)[:8]))}"
         raise InputError(
             f'weights of {source}: expected a moving average ("{AVERAGE}"), as "ema" says, got '
-            f'{got}. Take "model" (train.eval_weights=model), or a run with train.ema_decay.'
+            f'only the keys {some(content, 8)}. Take "model" (train.eval_weights=model), or a run '
+            "with train.ema_decay."
         )
     return {**content, "model": content[AVERAGE]}
 
@@ -244,12 +217,21 @@ def load_weights(
             "name[0-3,7]": rows of a tensor for which the same holds.
 
     Raises:
-        InputError: a name or a shape differs. The line says why: another number of classes,
-            another size, another format.
+        InputError: a name or a shape differs, or a value is none. The line says why.
     """
     check_fits(model, state_dict, source=source, initialised=initialised)
-    _check_values(model.state_dict(), state_dict, source)
-    model.load_state_dict(_with_own_rows(model, state_dict, initialised, source), strict=False)
+    result, own = dict(state_dict), model.state_dict()
+    for name, tensor in state_dict.items():
+        _check_values(name, tensor, own[name].dtype, source)
+    for name, rows in filter(None, map(rows_of, initialised)):
+        if name not in result or not rows or rows[-1].stop > len(result[name]):
+            got = f"expected rows of a tensor in the file, got others of {name}"
+            raise InputError(f"{source}: initialised: {got}. Convert the file again.")
+        result[name] = result[name].clone()
+        for each in rows:
+            places = slice(each.start, each.stop)
+            result[name][places] = own[name][places].to(result[name])
+    model.load_state_dict(result, strict=False)
 
 
 def check_fits(
@@ -259,7 +241,7 @@ def check_fits(
     source: str,
     initialised: Collection[str] = (),
 ) -> None:
-    """Raise what `load_weights` raises; a model on the meta device will do."""
+    """Raise what `load_weights` raises of names and shapes; a model on the meta device will do."""
     target = {name: tuple(value.shape) for name, value in model.state_dict().items()}
     given = {name: tuple(value.shape) for name, value in state_dict.items()}
     convert = _CONVERT.format(source)
@@ -275,41 +257,18 @@ def check_fits(
         parts = ((missing, "missing"), (unexpected, "unexpected"))
         got = " and ".join(f"{len(names)} {word} ({some(names)})" for names, word in parts if names)
         remedy = f"Use the recipe the file was made for, or convert it: {convert}"
-        if missing and unexpected and (close := nearest(missing[0], unexpected)):
-            remedy = f"{close} may be {missing[0]}: convert the file: {convert}"
         raise InputError(
             f"{source}: names: expected the model's {len(target)}, got {got}. {remedy}"
         )
 
 
-def _check_values(
-    target: Mapping[str, torch.Tensor], given: Mapping[str, torch.Tensor], source: str
-) -> None:
-    """Raise InputError for numbers of another kind than the model's, and such that are none."""
-    for name, tensor in given.items():
-        theirs, ours = tensor.dtype, target[name].dtype
-        if theirs != ours and not (ours.is_floating_point and theirs in _FLOATS):
-            kind = "floating point numbers" if ours in _FLOATS else f"{ours}".split(".")[-1]
-            got = f"expected {kind} as the model's, got {str(theirs).split('.')[-1]}"
-            remedy = "Convert the weights to float32 in the program that wrote the file."
-            raise InputError(f"{source}: {name}: {got}. {remedy}")
-        if not bool(tensor.isfinite().all()):
-            got = f"{int((~tensor.isfinite()).sum())} values that are not finite"
-            remedy = "That training diverged: take an earlier checkpoint."
-            raise InputError(f"{source}: {name}: expected finite weights, got {got}. {remedy}")
-
-
-def _with_own_rows(
-    model: nn.Module, state_dict: Mapping[str, torch.Tensor], entries: Iterable[str], source: str
-) -> dict[str, torch.Tensor]:
-    """Return the state dict with the model's own values in the rows that `entries` name."""
-    result, own = dict(state_dict), model.state_dict()
-    for name, rows in filter(None, map(rows_of, entries)):
-        if name not in result or not rows or rows[-1].stop > len(result[name]):
-            got = f"expected rows of a tensor in the file, got others of {name}"
-            raise InputError(f"{source}: initialised: {got}. Convert the file again.")
-        tensor = result[name].clone()
-        for each in rows:
-            tensor[each.start : each.stop] = own[name][each.start : each.stop].to(tensor)
-        result[name] = tensor
-    return result
+def _check_values(name: str, tensor: torch.Tensor, ours: torch.dtype, source: str) -> None:
+    if tensor.dtype != ours and not (ours.is_floating_point and tensor.dtype in _FLOATS):
+        kind = "floating point numbers" if ours in _FLOATS else f"{ours}".split(".")[-1]
+        got = f"expected {kind} as the model's, got {str(tensor.dtype).split('.')[-1]}"
+        remedy = "Convert the weights to float32 in the program that wrote the file."
+        raise InputError(f"{source}: {name}: {got}. {remedy}")
+    if not bool(tensor.isfinite().all()):
+        got = f"{int((~tensor.isfinite()).sum())} values that are not finite"
+        remedy = "That training diverged: take an earlier checkpoint."
+        raise InputError(f"{source}: {name}: expected finite weights, got {got}. {remedy}")

@@ -1,4 +1,4 @@
-"""What every kernel is compared with eager on, here and in Triton's interpreter."""
+"""What every kernel is compared with eager on, here and on a GPU."""
 
 from __future__ import annotations
 

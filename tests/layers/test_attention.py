@@ -13,8 +13,8 @@ import torch
 
 from vitdet.backbones.vit import ViT
 from vitdet.layers import attention as door
-from vitdet.layers.attention import KERNELS, attention, automatic, eager
-from vitdet.layers.kernels import blocks
+from vitdet.layers import blocks
+from vitdet.layers.attention import attention, automatic, eager
 from vitdet.layers.positions import RelPos, rel_pos_terms
 from vitdet.utils.checks import InputError
 
@@ -56,6 +56,7 @@ def test_kernel_equals_eager(backend, case, with_rel_pos):
     kernel_cases.check(found, case.dtype, with_rel_pos)
 
 
+@pytest.mark.slow
 def test_auto_does_not_cut_a_compiled_graph():
     q, k, v = torch.randn(3, 1, 2, 6, 16)
     rel_pos = RelPos(torch.randn(1, 2, 6, 2), torch.randn(1, 2, 6, 3))
@@ -92,33 +93,23 @@ def test_unknown_backend_names_the_nearest():
     q = torch.zeros(1, 1, 4, 8)
     with pytest.raises(InputError, match=r"got 'sdap'\. Did you mean 'sdpa'\?"):
         attention(q, q, q, backend="sdap")
+    with pytest.raises(InputError, match=r"one of auto, .*, got 'triton_rel_pos'"):  # it was one
+        ViT(**SMALL, attention_backend="triton_rel_pos")
 
 
-@pytest.mark.parametrize(
-    ("package", "backend", "rel_pos"),
-    [("xformers", "xformers", False), ("triton", "triton_rel_pos", True)],
-)
-def test_a_kernel_that_cannot_run_is_told_when_building(package, backend, rel_pos, monkeypatch):
-    monkeypatch.setitem(sys.modules, package, None)
-    text = (
-        rf"attention backend '{backend}': expected the package {package}, got no such package\. "
-        rf"Run `pip install {package}`, or use backend 'auto'\."
-    )
+def test_xformers_is_checked_when_a_backbone_is_built(monkeypatch):
+    monkeypatch.setitem(sys.modules, "xformers", None)
+    text = r"attention backend 'xformers': there is no such package\. Run `pip install xformers`"
     with pytest.raises(InputError, match=text):
-        ViT(**SMALL, attention_backend=backend)
-    q = torch.zeros(1, 1, 4, 8)
-    with pytest.raises(InputError, match=text):
-        attention(q, q, q, backend=backend)
-    module = types.ModuleType(package)
-    module.__spec__ = ModuleSpec(package, None)
-    monkeypatch.setitem(sys.modules, package, module)
-    net = ViT(**SMALL, use_rel_pos=rel_pos, attention_backend=backend)
-    assert net.units()[0].attn.backend == backend
-    text = f"expected a backbone {'with' if rel_pos else 'without'} relative positions, got use_r"
-    with pytest.raises(InputError, match=text):
-        ViT(**SMALL, use_rel_pos=not rel_pos, attention_backend=backend)
-    with pytest.raises(InputError, match=r"expected inputs that it supports, got q .* on cpu, wi"):
-        attention(q, q, q, backend=backend)
+        ViT(**SMALL, attention_backend="xformers")
+    module = types.ModuleType("xformers")
+    module.__spec__ = ModuleSpec("xformers", None)
+    monkeypatch.setitem(sys.modules, "xformers", module)
+    net = ViT(**SMALL, attention_backend="xformers")
+    with pytest.raises(InputError, match=r"expected inputs that it supports, got q .* on cpu"):
+        net(torch.zeros(1, 3, 16, 16))
+    with pytest.raises(InputError, match="expected a backbone without relative positions"):
+        ViT(**SMALL, use_rel_pos=True, attention_backend="xformers")
 
 
 def test_xformers_is_given_its_own_layout_and_our_scale(monkeypatch):
@@ -162,9 +153,6 @@ def test_cut_anywhere(monkeypatch, size, with_rel_pos):
         results.append([out, *(each.grad for each in inputs)])
     for ours, expected in zip(*results, strict=True):
         torch.testing.assert_close(ours, expected, rtol=0, atol=1e-12)
-    few = q[:, :, :4]
-    got = attention(few, k, v, backend="blocks")
-    torch.testing.assert_close(got, eager(few, k, v, None, D**-0.5), rtol=0, atol=1e-12)
 
 
 def test_scores_far_from_zero_and_no_images():
@@ -174,14 +162,6 @@ def test_scores_far_from_zero_and_no_images():
     torch.testing.assert_close(got, eager(40 * q, k, v, rel_pos, 1.0))
     empty = torch.zeros(0, N, L, D)
     assert blocks.attention(empty, empty, empty, None, 1.0).shape == (0, N, L, D)
-
-
-def test_gradients_of_gradients_are_refused():
-    q, k, v, h, w = tensors()
-    out = blocks.attention(q, k, v, RelPos(h, w), 1.0)
-    (grad,) = torch.autograd.grad(out.square().sum(), q, create_graph=True)
-    with pytest.raises(RuntimeError, match="once_differentiable"):
-        grad.sum().backward()
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
@@ -205,4 +185,3 @@ def test_automatic_takes_blocks_with_positions_on_a_cpu():
     assert automatic(q, RelPos(h, w)) == "blocks"
     assert automatic(q.bfloat16(), RelPos(h.bfloat16(), w.bfloat16())) == "blocks"
     assert automatic(q, None) == automatic(q.to("meta"), RelPos(h.to("meta"), w)) == "sdpa"
-    assert {"eager", "sdpa", "blocks", "triton_rel_pos", "xformers"} == {*KERNELS}

@@ -1,23 +1,30 @@
-"""The annotations of a COCO content: read in every form, and mended or left out where wrong."""
+"""One pass's reading of a COCO content: images, classes and annotations, mended where wrong."""
 
 from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from itertools import count
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
-from vitdet.data.entries import Classes, Images, where
+from vitdet.data.files import is_file
 from vitdet.data.findings import Json, Log
-from vitdet.data.images import Size
+from vitdet.data.images import Header, ImageError, Size, read_header
 from vitdet.data.masks import Mask, as_text, number, read_box, read_mask, shown, whole
+from vitdet.utils.checks import InputError
 from vitdet.utils.run_lengths import mask_util
 
+Style = Literal["coco", "lvis"]
 Boxes = Literal["ask", "xywh", "corners", "fractions"]
 Box = list[int | float]
 
+_LARGEST = 1_000_000  # pixels of a side
+_MOST_PIXELS = 2**32  # that run lengths can count
 _TOLERANCE = 1.0  # pixels that a box may stick out by: rounding, and boxes that count from 1
 _TINY = 2.0  # pixels
 _MANY = 100  # objects of an image
@@ -27,6 +34,174 @@ _OVERLAP, _GAP = 0.6, 2.0
 _AREA_SHARE, _AREA_PIXELS = 0.3, 16.0
 # Boxes look like corners when so many fit as such, and so many stick out by so much of a side.
 _FIT, _STICK_OUT, _BY = 0.95, 0.1, 0.05
+
+
+@dataclass(frozen=True)
+class ImageFile:
+    """What the check knows of an image file: its header or its error, a digest of its bytes."""
+
+    header: Header | None = None
+    error: ImageError | None = None
+    digest: str = ""
+
+
+def file_name(image: Json, style: Style = "coco") -> str:
+    """Return the name of an image's file, or raise an InputError; LVIS has it in a URL only."""
+    if style == "lvis" and isinstance(image.get("coco_url"), str):
+        return "/".join(image["coco_url"].split("/")[-2:])
+    name = image.get("file_name")
+    if not isinstance(name, str) or not name:
+        got = shown(name) if "file_name" in image else "no such key"
+        add = ' (or use style="lvis")' if "coco_url" in image else ""
+        raise InputError(
+            f'image {shown(image.get("id"))}: expected the key "file_name", got {got}. Add it{add}.'
+        )
+    return name
+
+
+def where(key: int, name: Any) -> str:
+    """Return an image, for people."""
+    return f"image {key} ({str(name)[:200]})"
+
+
+# --- classes and images ---------------------------------------------------------------------------
+
+
+class Ids:
+    """Whole numbers for the ids of entries: `numbers` has one for each."""
+
+    def __init__(self, entries: list[Json]) -> None:
+        keys = [key_of(each.get("id")) for each in entries]
+        self._known: dict[Any, int] = {key: key for key in keys if isinstance(key, int)}
+        free = count(max(self._known.values(), default=0) + 1)
+        for key in keys:
+            if key is not None and key not in self._known:
+                self._known[key] = next(free)
+        self.numbers = [next(free) if key is None else self._known[key] for key in keys]
+
+    def find(self, given: Any) -> int | None:
+        """Return the number that an annotation means by an id, None for an unknown one."""
+        return self._known.get(key_of(given))
+
+
+def key_of(given: Any) -> Any:
+    """Return an id to compare by: 1, 1.0 and "1" are one; None where there is none."""
+    found = whole(given)
+    if found is not None:
+        return found
+    return None if given is None or isinstance(given, bool) else ("odd", shown(given))
+
+
+class Classes(Ids):
+    """The classes of a content: `kept` has one entry of each name, sorted by id.
+
+    `first` is {id of a class: id of the first class of that name}.
+    """
+
+    def __init__(self, given: list[Json], log: Log) -> None:
+        super().__init__(given)
+        self.first: dict[int, int] = {}
+        names: dict[str, int] = {}
+        classes: dict[int, Json] = {}
+        for place, (each, key) in enumerate(zip(given, self.numbers, strict=True)):
+            entry, name = dict(each), each.get("name")
+            log.where = f"class {shown(name)}"
+            if isinstance(name, int | float) and not isinstance(name, bool):
+                log.say("number in another form", f"the name {shown(name)}", "read as text")
+                entry["name"] = str(name)
+            elif not isinstance(name, str) or entry.get("id") is None:
+                wanted = "id" if isinstance(name, str) else "name"
+                got = shown(entry[wanted]) if wanted in entry else "no such key"
+                raise InputError(
+                    f'category number {place}: expected the key "{wanted}", got {got}. Add it.'
+                )
+            if key in classes:
+                raise InputError(f"categories: expected one id each, got 2 times {key}.")
+            log.put(entry, "id", key)
+            classes[key] = entry
+            self.first[key] = names.setdefault(entry["name"], key)
+            if self.first[key] != key:
+                got = f"the ids {self.first[key]} and {key}"
+                log.say("repeated category name", got, f"joined under {self.first[key]}")
+        if not classes:
+            raise InputError("categories: expected classes, got no category. Add them to the file.")
+        self.kept = [classes[key] for key in sorted(classes) if self.first[key] == key]
+
+
+class Images(Ids):
+    """The images of a content: `kept` is {id: (image, its (height, width))}, sorted by id.
+
+    `left_out` is {id: the place of its finding} of those whose file cannot be used.
+    """
+
+    def __init__(
+        self,
+        given: list[Json],
+        folder: Path,
+        style: Style,
+        files: Mapping[str, ImageFile] | None,
+        log: Log,
+    ) -> None:
+        super().__init__(given)
+        kept: dict[int, tuple[Json, Size]] = {}
+        self.left_out: dict[int, int] = {}
+        for entry, key in zip(given, self.numbers, strict=True):
+            name = file_name(entry, style)
+            log.image_id, log.where = key, where(key, name)
+            if key in kept or key in self.left_out:
+                log.say("repeated image id", shown(entry.get("id")), "the first stays")
+                continue
+            try:
+                size = _size(entry, folder / name, None if files is None else files[name], log)
+            except ImageError as error:
+                self.left_out[key] = len(log.found)
+                log.say(error.kind, str(error), "left out with its objects")
+            else:
+                read = {**entry, "height": size[0], "width": size[1]}
+                log.put(read, "id", key)
+                kept[key] = (read, size)
+        self.kept = dict(sorted(kept.items()))
+
+
+def _size(entry: Json, path: Path, file: ImageFile | None, log: Log) -> Size:
+    """Return the size that holds, of the file in a closer look, else of the labels.
+
+    Raises:
+        ImageError: the file cannot be used.
+    """
+    sides = (entry.get("height"), entry.get("width"))
+    given, got = _given(sides), f"{shown(sides[0])} x {shown(sides[1])} (height x width)"
+    if file is None:
+        size = given if given and is_file(path) else read_header(path).upright
+    elif file.header is not None:
+        stored, upright = file.header.stored, file.header.upright
+        size = stored if given == stored else upright
+        if given == stored != upright:
+            log.say("EXIF rotation", got, "stored without the rotation")
+    elif file.error and file.error.kind == "too many pixels" and given is not None:
+        log.say(file.error.kind, str(file.error))  # sound: nothing is left out
+        size = given
+    else:
+        assert file.error is not None
+        raise file.error
+    if given != size:
+        kind = "wrong size" if given else "missing size"
+        log.say(kind, got, f"{size[0]} x {size[1]}, taken from the file")
+    elif any(type(side) is not int for side in sides):
+        log.say("number in another form", got, "read as numbers")
+    return size
+
+
+def _given(sides: tuple[Any, Any]) -> Size | None:
+    """Return the size that the labels say, None where it is none that is possible."""
+    height, width = map(whole, sides)
+    if height is None or width is None or min(height, width) < 1:
+        return None
+    possible = max(height, width) <= _LARGEST and height * width < _MOST_PIXELS
+    return (height, width) if possible else None
+
+
+# --- annotations ----------------------------------------------------------------------------------
 
 
 class Labels:
@@ -44,7 +219,7 @@ class Labels:
 
     def read(self, given: list[Json], without_mask: Literal["keep", "drop"]) -> list[Json]:
         """Return the annotations that stay."""
-        self.free = max((whole(each.get("id")) or 0 for each in given), default=0)
+        self.free = count(max((whole(each.get("id")) or 0 for each in given), default=0) + 1)
         found = list(self._read(given))
         self.log.place = self.log.image_id = None
         objects = [each for each in found if not each.get("iscrowd")]
@@ -57,11 +232,11 @@ class Labels:
             if drop:
                 found = [each for each in found if each.get("segmentation") or each.get("iscrowd")]
         self._fit_of_boxes()
-        for key, count in self.counts.items() if self.closer else ():
-            if count > _MANY:
+        for key, objects_of in self.counts.items() if self.closer else ():
+            if objects_of > _MANY:
                 self.log.image_id = key
                 self.log.where = where(key, self.images.kept[key][0].get("file_name"))
-                self.log.say("many objects", f"{count} objects")
+                self.log.say("many objects", f"{objects_of} objects")
         return found
 
     def _read(self, given: list[Json]) -> Iterator[Json]:
@@ -113,8 +288,7 @@ class Labels:
         else:
             kind = "missing annotation id" if key is None else "repeated annotation id"
             log.say(kind, shown(entry.get("id")), "a new id")
-            self.free += 1
-            entry["id"] = self.free
+            entry["id"] = next(self.free)
         return True
 
     def _shape(self, entry: Json, size: Size) -> bool:
@@ -161,7 +335,6 @@ class Labels:
         return None if mask.encoded is None else mask_util.toBbox(mask.encoded).tolist()
 
     def _in_pixels(self, box: Box, size: Size) -> Box:
-        """Return a box as x, y, width, height in pixels."""
         self.lie.append((box, size))
         self.log.changed |= self.boxes in ("corners", "fractions")
         x, y, a, b = box
@@ -193,8 +366,7 @@ class Labels:
         off = abs(read - area) > max(_AREA_PIXELS, _AREA_SHARE * max(read, area))
         if read <= 0 or (off and not entry.get("iscrowd")):
             of_what = "box" if mask.encoded is None else "mask"
-            done = f"{area:g}, that of the {of_what}"
-            self.log.say("wrong area", f"area {shown(given)}", done)
+            self.log.say("wrong area", f"area {shown(given)}", f"{area:g}, that of the {of_what}")
             entry["area"] = area
         elif text:
             self.log.say("number in another form", f"area {shown(given)}", f"read as {read}")
@@ -236,18 +408,18 @@ class Labels:
 
     def _fit_of_boxes(self) -> None:
         """Say when the boxes are likely not x, y, width, height in pixels."""
-        count = len(self.lie)
-        if self.boxes != "ask" or not count:
+        total = len(self.lie)
+        if self.boxes != "ask" or not total:
             return
         boxes, sizes = (np.array(each, dtype=float) for each in zip(*self.lie, strict=True))
         start, end, sides = boxes[:, :2], boxes[:, 2:], sizes[:, ::-1]
         inside = (start >= -_TOLERANCE) & (end <= sides + _TOLERANCE) & (start < end)
         far = (start + end > sides * (1 + _BY) + 1).any(axis=1).sum()
         fit = inside.all(axis=1).sum()
-        self.log.where = f"{count} boxes"
+        self.log.where = f"{total} boxes"
         if boxes.min() >= 0 and boxes.max() <= 1 and sizes.min() > 4:
             self.log.say("fraction boxes", "no value above 1")
-        if (count >= 4 or far == count) and fit >= _FIT * count and far >= _STICK_OUT * count:
+        if (total >= 4 or far == total) and fit >= _FIT * total and far >= _STICK_OUT * total:
             got = f"{fit} that fit as corners, and {far} that stick far out"
             self.log.say("corner boxes", f"{got} of their images as x, y, width, height")
 

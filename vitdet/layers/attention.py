@@ -7,12 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from importlib.util import find_spec
-from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 
-from vitdet.layers.kernels import blocks, triton_rel_pos
+from vitdet.layers import blocks
 from vitdet.layers.positions import RelPos
 from vitdet.utils.checks import InputError, check_word
 
@@ -62,56 +61,41 @@ def xformers(q: Tensor, k: Tensor, v: Tensor, rel_pos: RelPos | None, scale: flo
     return memory_efficient_attention(q, k, v, scale=scale).transpose(1, 2)
 
 
-def _xformers_runs(q: Tensor, rel_pos: RelPos | None) -> bool:
-    types = (torch.float32, torch.float16, torch.bfloat16)
-    fits = q.device.type == "cuda" and q.dtype in types and rel_pos is None
-    return fits and find_spec("xformers") is not None
-
-
-class Kernel(NamedTuple):
-    """A kernel: `run` computes, `can_run` tells whether it can for these inputs.
-
-    `package` is the optional package that it needs, "" for none, `rel_pos` tells whether it can
-    compute with relative positions, and without.
-    """
-
-    run: Callable[[Tensor, Tensor, Tensor, RelPos | None, float], Tensor]
-    can_run: Callable[[Tensor, RelPos | None], bool] = lambda *_: True
-    package: str = ""
-    rel_pos: tuple[bool, ...] = (True, False)
-
-
-KERNELS: dict[str, Kernel] = {
-    "eager": Kernel(eager),
-    "blocks": Kernel(blocks.attention, blocks.can_run),
-    "sdpa": Kernel(sdpa),
-    "triton_rel_pos": Kernel(
-        triton_rel_pos.attention, triton_rel_pos.can_run, triton_rel_pos.PACKAGE, (True,)
-    ),
-    "xformers": Kernel(xformers, _xformers_runs, "xformers", (False,)),
+KERNELS: dict[str, Callable[[Tensor, Tensor, Tensor, RelPos | None, float], Tensor]] = {
+    "eager": eager,
+    "blocks": blocks.attention,
+    "sdpa": sdpa,
+    "xformers": xformers,
 }
 
 
-def check_backend(backend: str, *, rel_pos: bool | None = None) -> None:
+def can_run(name: str, q: Tensor, rel_pos: RelPos | None) -> bool:
+    """Whether the kernel of this name can compute with these inputs."""
+    if name == "blocks":
+        return blocks.can_run(q)
+    if name == "xformers":
+        types = (torch.float32, torch.float16, torch.bfloat16)
+        fits = q.device.type == "cuda" and q.dtype in types and rel_pos is None
+        return fits and find_spec("xformers") is not None
+    return name in KERNELS
+
+
+def check_backend(backend: str, *, rel_pos: bool = False) -> None:
     """Raise an InputError unless `backend` is "auto" or the name of a kernel that is installed.
 
-    Where `rel_pos` tells whether there are relative positions, the kernel must suit that. Backbones
-    call this when they are built, so that a training run does not stop at its first step.
+    Backbones call this when they are built, so that a training run does not stop at its first step;
+    `rel_pos` says whether they have relative positions.
     """
     check_word("attention backend", backend, ["auto", *KERNELS])
-    if backend == "auto":
-        return
-    kernel = KERNELS[backend]
-    if kernel.package and find_spec(kernel.package) is None:
+    if backend == "xformers" and find_spec("xformers") is None:
         raise InputError(
-            f"attention backend {backend!r}: expected the package {kernel.package}, got no such "
-            f"package. Run `pip install {kernel.package}`, or use backend 'auto'."
+            "attention backend 'xformers': there is no such package. Run `pip install xformers`, "
+            "or use backend 'auto'."
         )
-    if rel_pos is not None and rel_pos not in kernel.rel_pos:
+    if backend == "xformers" and rel_pos:
         raise InputError(
-            f"attention backend {backend!r}: expected a backbone "
-            f"{'without' if rel_pos else 'with'} relative positions, got use_rel_pos={rel_pos}. "
-            "Use backend 'auto'."
+            "attention backend 'xformers': expected a backbone without relative positions, got "
+            "use_rel_pos=True. Use backend 'auto'."
         )
 
 
@@ -122,7 +106,7 @@ def automatic(q: Tensor, rel_pos: RelPos | None) -> str:
     took 0.4 to 1 of sdpa's time without gradients and 0.34 to 0.77 with them, least for large maps.
     Without a bias neither was ahead, and sdpa was never slower than eager. No GPU was measured.
     """
-    return "blocks" if rel_pos is not None and blocks.can_run(q, rel_pos) else "sdpa"
+    return "blocks" if rel_pos is not None and blocks.can_run(q) else "sdpa"
 
 
 def attention(
@@ -152,11 +136,11 @@ def attention(
         InputError: no such kernel, or it cannot run for these inputs.
     """
     name = automatic(q, rel_pos) if backend == "auto" else backend
-    if name not in KERNELS or not KERNELS[name].can_run(q, rel_pos):
+    if not can_run(name, q, rel_pos):
         check_backend(backend)
         raise InputError(
             f"attention backend {name!r}: expected inputs that it supports, got q "
             f"{tuple(q.shape)} {q.dtype} on {q.device}, {'with' if rel_pos else 'without'} a "
             "position bias. Use backend 'auto' or 'eager'."
         )
-    return KERNELS[name].run(q, k, v, rel_pos, q.shape[-1] ** -0.5 if scale is None else scale)
+    return KERNELS[name](q, k, v, rel_pos, q.shape[-1] ** -0.5 if scale is None else scale)

@@ -28,7 +28,7 @@ Tensor = torch.Tensor
 _BLOCK = 2**21
 
 
-def can_run(q: Tensor, rel_pos: RelPos | None) -> bool:  # noqa: ARG001 (one signature for all)
+def can_run(q: Tensor) -> bool:
     """Every type on a CPU; not under a compiler or a tracer, which would unroll all blocks."""
     plain = not torch.compiler.is_compiling() and not torch.jit.is_tracing()
     return plain and q.device.type == "cpu"
