@@ -192,7 +192,7 @@ WRONG: dict[str, str] = {
     "expected a file of its own, got an input. ": "--output-model out/../mae.pth",
     "mkdir -p": "--output-model absent/vit.pth",
     "expected .pth or .safetensors, got .pkl": "--output-model vit.pkl",
-    "expected .pth or .safetensors, got no suffix": "--output-model out",
+    "output out: expected ": "--output-model out",
     "got an input. Choose": "--report mae.pth",
     "got an input. Choose another name": "--report out/vit.pth",
     "Did you mean model.net.embed_dim?": "model.net.embed_dims=32",

@@ -137,7 +137,7 @@ DAMAGED: list[tuple[str, str, bytes, str]] = [
     ("no data", ".pth", changed(bias=BIAS.to("meta")), "_rebuild_meta_tensor_no_storage"),
     ("a date", ".pth", saved({"model": MAE, "day": datetime.date(2022, 3, 30)}), "--trust opens"),
     ("a layer", ".pth", saved({"model": nn.Linear(1, 1)}), f"{CLASS}torch.nn.modules.linear."),
-    ("a deque", ".pkl", pickle.dumps({"x": collections.deque([1])}), "No flag opens such a .pkl"),
+    ("a deque", ".pkl", pickle.dumps({"x": collections.deque([1])}), f"{CLASS}collections.deque"),
     ("objects", ".pkl", pickle.dumps({"x": np.array([1, "a"], dtype=object)}), READ),
     ("a string of gigabytes", ".pkl", b"\x80\x04\x8e\x00\x00\x00\x00\x10\x00\x00\x00abc.", READ),
     (
@@ -153,7 +153,7 @@ DAMAGED: list[tuple[str, str, bytes, str]] = [
         for name in ("posix.system", "builtins.eval", "torch.load", "functools.partial")
     ),
     ("code", ".pth", edited(lambda p: p.update({"archive/data.pkl": call("posix.system")})), CLASS),
-    ("code in a script", ".pt", script(module(call("os.system")[2:-3])), "Open it with torch.jit"),
+    ("code in a script", ".pt", script(module(call("os.system")[2:-3])), f"{CLASS}os.system"),
     ("no module", ".pt", script(tensor()), READ),
     ("a storage that is missing", ".pt", script(module(tensor(key="7"))), READ),
     ("a storage of another size", ".pt", script(module(tensor(count=3))), READ),
