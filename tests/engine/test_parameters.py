@@ -177,39 +177,25 @@ compiles = pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor th
 @pytest.mark.parametrize(
     ("kind", "options"), [(ViT, {"use_rel_pos": True}), (EVA02ViT, {})], ids=["vit", "eva02"]
 )
-def test_graphs_stay_few_however_sizes_vary(kind: type[nn.Module], options: Any) -> None:
-    net, plain = (build(kind, drop_path_rate=0.3, **options) for _ in range(2))
+def test_graphs_stay_few_and_gradients_are_those_of_the_plain_net(kind, options) -> None:
+    net, plain = (build(kind, **options) for _ in range(2))
     counter = CompileCounterWithBackend("eager")
     assert compile_blocks(net, backend=counter) == 3
     for size in SIZES:
-        net(torch.randn(2, 3, *size))["last_feat"].sum().backward()
-    # windows without and with stochastic depth, global blocks with it: for one size, for all, and
-    # where a side divides into windows or has the length of the position tables
+        x = torch.randn(2, 3, *size)
+        for each in (net, plain):
+            each.zero_grad()
+            each(x)["last_feat"].square().sum().backward()
+        for (name, ours), theirs in zip(net.named_parameters(), plain.parameters(), strict=True):
+            if theirs.grad is not None:
+                torch.testing.assert_close(ours.grad, theirs.grad, rtol=1e-4, atol=1e-4, msg=name)
+    # windows and global blocks: for one size, for all, and where a side divides into windows or has
+    # the length of the position tables
     assert counter.frame_count <= 9
     made = counter.frame_count
-    for size in ((40, 72), (104, 56), (120, 120), (64, 88)):
+    for size in ((40, 72), (104, 56), (120, 120)):
         net(torch.randn(2, 3, *size))["last_feat"].sum().backward()
     assert counter.frame_count == made
-    net.eval()
-    plain.eval()
-    for size in SIZES[:3]:
-        x = torch.randn(1, 3, *size)
-        with torch.no_grad():
-            torch.testing.assert_close(net(x)["last_feat"], plain(x)["last_feat"])
-
-
-@compiles
-@pytest.mark.slow
-@pytest.mark.usefixtures("fresh_compiler")
-def test_gradients_and_names_are_those_of_the_plain_net() -> None:
-    net, plain = (build(ViT, use_rel_pos=True) for _ in range(2))
-    compile_blocks(net, backend="aot_eager")
-    x = torch.randn(1, 3, 64, 48)
-    for each in (net, plain):
-        each(x)["last_feat"].square().sum().backward()
     assert net.state_dict().keys() == plain.state_dict().keys()
-    for (name, ours), theirs in zip(net.named_parameters(), plain.parameters(), strict=True):
-        if theirs.grad is not None:
-            torch.testing.assert_close(ours.grad, theirs.grad, rtol=1e-4, atol=1e-4, msg=name)
     with pytest.raises(InputError, match=r"train\.compile: the backbone has no blocks"):
         compile_blocks(nn.Linear(2, 2))
