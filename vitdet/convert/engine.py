@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from vitdet.convert.fit import add_class_row, fit, fold
+from vitdet.convert.fit import add_class_row, fit, fold, split_distillation
 from vitdet.convert.formats import FORMATS
 from vitdet.convert.names import Names, Source, chosen, find_names, nests, shapes_of, unnest
 from vitdet.convert.report import Report, UnaccountedError
@@ -120,6 +120,7 @@ def convert(
         _leave_outside(given, report)
     if fold_layer_scale:
         report.notes += fold(given, names, target, source)
+    report.notes += split_distillation(given, source)
     report.notes += add_class_row(given, names, target, source)
     of_file = {names.in_model(name): tuple(each.tensor.shape) for name, each in given.items()}
     sizes = {name: shape for name, shape in of_file.items() if name is not None}

@@ -63,6 +63,25 @@ def batched(parts: Parts, shape: Shape) -> torch.Tensor:
     return tensor[(None,) * max(len(shape) - tensor.ndim, 0)]
 
 
+def positions(parts: Parts, shape: Shape) -> torch.Tensor:
+    """Return a class token or positions as (1, rows, C), from (C), (rows, C) or (1, H, W, C)."""
+    return batched([grid_to_rows(parts, shape)], shape)
+
+
+def kernel(parts: Parts, shape: Shape) -> torch.Tensor:
+    """Return a patch kernel (C, channels, P, P), from a linear layer's (C, P * P * channels) too.
+
+    The layer reads the rows of a patch, in each its pixels, in each their channels (SigLIP 2).
+    """
+    tensor = copy(parts, shape)
+    if tensor.ndim != 2:
+        return tensor
+    side = math.isqrt(tensor.shape[1] // shape[1])
+    if side * side * shape[1] != tensor.shape[1]:
+        return tensor
+    return tensor.unflatten(1, (side, side, shape[1])).permute(0, 3, 1, 2).contiguous()
+
+
 def zeros(parts: Parts, shape: Shape) -> torch.Tensor:
     """Return zeros where a file has no tensor, of the kind of its neighbour."""
     return copy(parts, shape).new_zeros(shape)

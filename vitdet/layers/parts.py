@@ -10,7 +10,7 @@ from torch import nn
 
 from vitdet.layers.linear import Linear
 
-Activation = Literal["gelu", "quick_gelu"]
+Activation = Literal["gelu", "gelu_tanh", "quick_gelu"]
 FeedForward = Literal["mlp", "swiglu", "swiglu_norm"]
 
 
@@ -47,20 +47,22 @@ class Mlp(nn.Module):
     Args:
         dim: channels of input and output.
         hidden_dim: channels between.
-        act_layer: "gelu", the exact one (erf), or "quick_gelu", x * sigmoid(1.702 x), of OpenAI's
-            CLIP (openai/CLIP, clip/model.py).
+        act_layer: "gelu", the exact one (erf), "gelu_tanh", its approximation (SigLIP), or
+            "quick_gelu", x * sigmoid(1.702 x), of OpenAI's CLIP (openai/CLIP, clip/model.py).
     """
 
     def __init__(self, dim: int, hidden_dim: int, act_layer: Activation = "gelu") -> None:
         super().__init__()
         self.fc1 = Linear(dim, hidden_dim)
         self.fc2 = Linear(hidden_dim, dim)
-        self.quick = act_layer == "quick_gelu"
+        self.act_layer = act_layer
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Map x (..., C) to (..., C)."""
         x = self.fc1(x)
-        return self.fc2(x * torch.sigmoid(1.702 * x) if self.quick else F.gelu(x))
+        if self.act_layer == "quick_gelu":
+            return self.fc2(x * torch.sigmoid(1.702 * x))
+        return self.fc2(F.gelu(x, approximate="tanh" if self.act_layer == "gelu_tanh" else "none"))
 
 
 class SwiGLU(nn.Module):
