@@ -44,7 +44,7 @@ COLUMNS = (
 
 def pictures(folder: Path | None, count: int) -> Iterator[np.ndarray]:
     """Yield photographs of a folder, or of coco-mini: uint8 RGB (height, width, 3)."""
-    files, _ = find_files(folder or coco_mini("train").image_root)
+    files, _ = find_files(folder or Path(coco_mini("train").records[0]["file_name"]).parent)
     found = [picture.pixels() for picture in open_inputs(files[:count])[1]]
     yield from found
 

@@ -23,11 +23,10 @@ import torch
 from common import Table, Times, parser, write
 from detectron2.data import DatasetMapper
 
-from vitdet.data.augment import large_scale_jitter
+from vitdet.data.augment import draw_view, large_scale_jitter
 from vitdet.data.datasets import coco_mini
 from vitdet.data.images import read_reduced
 from vitdet.data.mapper import Mapper
-from vitdet.data.views import draw_view
 from vitdet.utils.env import random_state
 from vitdet.utils.quiet import quiet_dependencies
 
@@ -126,7 +125,7 @@ def stages(mapper: Any, records: list[Json]) -> str:
     spent = {"read and decode": 0.0, "flip, resize and crop": 0.0, "draw the masks": 0.0}
     for seed, record in enumerate(records):
         with random_state(seed):
-            view = draw_view(mapper.augmentations, (record["height"], record["width"]))
+            view, _ = draw_view(mapper.augmentations, (record["height"], record["width"]))
         objects = [a["segmentation"] for a in record["annotations"] if not a["iscrowd"]]
         times = [time.process_time()]
         picture, reduction = read_reduced(record, view.shrink)

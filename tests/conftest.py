@@ -8,7 +8,6 @@ own, which would be too many at once.
 from __future__ import annotations
 
 import signal
-from collections import defaultdict
 from collections.abc import Generator
 from dataclasses import dataclass
 from pathlib import Path
@@ -102,18 +101,3 @@ def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.Tes
         (name, text.encode(errors="backslashreplace").decode()) for name, text in report.sections
     ]
     return report
-
-
-def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """Print the largest difference of every golden family; the workers' reports bring them."""
-    families: dict[str, dict[str, float]] = defaultdict(lambda: defaultdict(float))
-    for report in terminalreporter.getreports("passed") + terminalreporter.getreports("failed"):
-        for name, value in report.user_properties:
-            if name == "golden":
-                for kind, difference in value[1].items():
-                    families[value[0]][kind] = max(families[value[0]][kind], difference)
-    if families:
-        terminalreporter.section("golden: largest differences")
-    for family, kinds in sorted(families.items()):
-        values = ", ".join(f"{kind} {value:.1e}" for kind, value in kinds.items())
-        terminalreporter.line(f"{family}: {values}")

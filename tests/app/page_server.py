@@ -14,8 +14,7 @@ from detectron2.structures import Boxes, Instances
 from PIL import Image
 
 from vitdet.app.serve.detect import answering
-from vitdet.app.serve.server import Limits, Server, build_app, listen
-from vitdet.app.serve.worker import Worker
+from vitdet.app.serve.server import Limits, Server, Uploads, Worker, build_app, listen
 from vitdet.predict.inputs import Picture
 from vitdet.predict.results import Result
 
@@ -39,13 +38,13 @@ class Colours:
                 rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
                 box = [columns[0], rows[0], columns[-1] + 1, rows[-1] + 1]
                 found.append((channel, box, mask))
-        instances = Instances(image.shape[:2])
+        size = image.shape[:2]
         boxes = np.array([box for _, box, _ in found], dtype=np.float32).reshape(-1, 4)
-        instances.pred_boxes = Boxes(torch.from_numpy(boxes))
-        instances.scores = torch.tensor([SCORES[channel] for channel, _, _ in found])
-        instances.pred_classes = torch.tensor([c for c, _, _ in found], dtype=torch.int64)
-        masks = [mask for _, _, mask in found]
-        instances.pred_masks = torch.from_numpy(np.array(masks).reshape(-1, *image.shape[:2]))
+        masks = np.array([mask for *_, mask in found]).reshape(-1, *size)
+        instances = Instances(size, pred_boxes=Boxes(torch.from_numpy(boxes)))
+        instances.scores = torch.tensor([SCORES[channel] for channel, *_ in found])
+        instances.pred_classes = torch.tensor([c for c, *_ in found], dtype=torch.int64)
+        instances.pred_masks = torch.from_numpy(masks)
         return Result(Picture("image", array=image), instances, CLASSES, self.class_ids)
 
 
@@ -66,9 +65,10 @@ def stored(picture: Image.Image, kind: str = "PNG", **options: Any) -> bytes:
 
 
 class Served(str):
-    """The address of a server, and the process behind it."""
+    """The address of a server, and what is behind it."""
 
     worker: Worker
+    uploads: Uploads
 
 
 @contextmanager
@@ -82,19 +82,17 @@ def serving(
         torch.set_num_threads(1)  # a fork has no other threads
         return answering(predictor or Colours(), "colours.pth", limits.max_pixels)
 
-    worker = Worker(start, limits.waiting, limits.answer_seconds, method="fork")
-    app = build_app(worker, worker.begin(), limits, **options)
     listening = listen("127.0.0.1", 0)
-    server = Server(app, worker)
+    url = Served(f"http://127.0.0.1:{listening.getsockname()[1]}")
+    url.worker, url.uploads = Worker(start, limits, method="fork"), Uploads(limits)
+    server = Server(build_app(url.worker, url.uploads, **options), url.worker)
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
     thread.start()
     try:
-        url = Served(f"http://127.0.0.1:{listening.getsockname()[1]}")
-        url.worker = worker
         yield url
     finally:
         server.should_exit = True
         thread.join(20)
         listening.close()
-        worker.end()
+        url.worker.end()
         assert not thread.is_alive()

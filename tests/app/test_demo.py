@@ -12,24 +12,16 @@ from PIL import Image
 from vitdet import checkpoint
 from vitdet.app import demo
 
-SHORT = [
-    "schedule.warmup=4",
-    "train.num_images=8",
-    "train.checkpoint_every=4",
-    "dataloader.train.total_batch_size=4",
-    "dataloader.train.num_workers=0",
-    "dataloader.test.num_workers=0",
-    "dataloader.train.dataset.num_images=12",
-    "dataloader.test.dataset.num_images=8",
-]
-
 
 @pytest.mark.slow
 def test_demo_trains_evaluates_draws_and_goes_on_where_it_was(tmp_path, capsys):
     folder = tmp_path / "run"
-    places = [f"train.output_dir={folder}"]
-    places += [f"dataloader.{part}.dataset.root={tmp_path}/data" for part in ("train", "test")]
-    assert demo.main(["--num-processes", "1", *SHORT, *places]) == 0
+    words = ["--num-processes", "1", f"train.output_dir={folder}", "dataloader.train.num_workers=0"]
+    words += [f"dataloader.{part}.dataset.root={tmp_path}/data" for part in ("train", "test")]
+    words += ["train.num_images=8", "train.checkpoint_every=4", "schedule.warmup=4"]
+    words += ["dataloader.train.total_batch_size=4", "dataloader.test.num_workers=0"]
+    words += ["dataloader.train.dataset.num_images=12", "dataloader.test.dataset.num_images=8"]
+    assert demo.main(words) == 0
     said = capsys.readouterr().out
     assert "box AP" in said
     assert str(folder / "predictions.png") in said
@@ -39,7 +31,7 @@ def test_demo_trains_evaluates_draws_and_goes_on_where_it_was(tmp_path, capsys):
     results = json.loads((folder / "results.json").read_text())["results"]
     assert set(results) == {"bbox", "segm"}
     before = checkpoint.read(folder / "model_final.pth")
-    assert demo.main(["--num-processes", "1", *SHORT, *places]) == 0  # finished: only evaluates
+    assert demo.main(words) == 0  # finished: only evaluates
     after = checkpoint.read(folder / "model_final.pth")
     assert after["images_seen"] == before["images_seen"] == 8
     assert all(torch.equal(after["model"][name], value) for name, value in before["model"].items())
@@ -49,5 +41,4 @@ def test_a_wrong_override_is_one_line(capsys):
     assert demo.main(["train.num_image=8"]) == 2
     error = capsys.readouterr().err
     assert error.startswith("error: override 'train.num_image'")
-    assert "Did you mean train.num_images?" in error
     assert error.count("\n") == 1

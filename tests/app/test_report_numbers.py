@@ -3,34 +3,32 @@
 from __future__ import annotations
 
 import numpy as np
-import pycocotools.mask
 import pytest
 
 from vitdet.app.report.numbers import Judged, confusion, judge
 from vitdet.scores import evaluate_results
+from vitdet.utils.run_lengths import encode
 
 SIDE = 256
+A, B, FAR = [0, 0, 100, 100], [120, 120, 100, 100], [0, 130, 60, 60]
+HALF = [0, 0, 100, 40]  # an IoU of 0.4 with A
 
 
 def box_mask(box: list[int]) -> dict:
-    """The run lengths of a box."""
     x, y, width, height = box
-    mask = np.zeros((SIDE, SIDE), dtype=np.uint8, order="F")
-    mask[y : y + height, x : x + width] = 1
-    encoded = pycocotools.mask.encode(mask)
-    return {"size": encoded["size"], "counts": encoded["counts"].decode("ascii")}
+    mask = np.zeros((1, SIDE, SIDE), dtype=bool)
+    mask[0, y : y + height, x : x + width] = True
+    return encode(mask)[0]
 
 
-def random_data(seed: int, lvis: bool) -> tuple[dict, list[dict]]:
+def random_data(lvis: bool) -> tuple[dict, list[dict]]:
     """Twelve images with objects of all sizes, crowds, and detections near and far."""
-    draw = np.random.default_rng(seed)
+    draw = np.random.default_rng(1)
     categories = [{"id": i, "name": f"c{i}", "frequency": "f"} for i in (1, 2, 5, 7)]
-    images, annotations, results = [], [], []
+    federated = {"neg_category_ids": [1], "not_exhaustive_category_ids": [2]} if lvis else {}
+    images = [{"id": n, "height": SIDE, "width": SIDE, **federated} for n in range(1, 13)]
+    annotations, results = [], []
     for image in range(1, 13):
-        entry = {"id": image, "height": SIDE, "width": SIDE}
-        if lvis:
-            entry |= {"neg_category_ids": [1], "not_exhaustive_category_ids": [2]}
-        images.append(entry)
         for _ in range(draw.integers(0, 7)):
             size = int(draw.choice([12, 50, 120]))
             box = [*draw.integers(0, 100, 2).tolist(), size, int(size * draw.uniform(0.7, 1.1))]
@@ -52,14 +50,14 @@ def random_data(seed: int, lvis: bool) -> tuple[dict, list[dict]]:
 @pytest.mark.parametrize("style", ["coco", "lvis"])
 def test_curves_are_those_of_the_evaluation(iou_type: str, style: str) -> None:
     """And the matches, of which nobody counts twice, are those behind its recall."""
-    truth, results = random_data(1, style == "lvis")
+    truth, results = random_data(style == "lvis")
     rules = {"max_dets": 300 if style == "lvis" else 3, "style": style}
     expected = evaluate_results(truth, results, iou_type, **rules)
     precision, judged = judge(truth, results, iou_type, **rules)
     assert expected["AP"] > 0.1
     for place, name in enumerate(("AP", "APs", "APm", "APl")):
-        curves = [each[..., place] for each in precision.values()]
-        known = [curve.mean() for curve in curves if not np.isnan(curve).any()]
+        known = [each[..., place] for each in precision.values()]
+        known = [curve.mean() for curve in known if not np.isnan(curve).any()]
         assert np.mean(known) == pytest.approx(expected[name], abs=1e-12), name
     for category, each in precision.items():
         ap = expected["per_category_AP"][category]
@@ -68,22 +66,15 @@ def test_curves_are_those_of_the_evaluation(iou_type: str, style: str) -> None:
     alone = judge(truth, mine, iou_type, image_ids=[3], style=style)[1]
     assert [each.image["id"] for each in alone] == [3]
     for each in judged:
-        for side in (0, 1):  # nothing counts twice
+        for side in (0, 1):
             shown = [id(pair[side]) for pair in each.pairs if pair[side]]
             assert len(set(shown)) == len(shown)
-        assert all(
-            a and b and a["category_id"] == b["category_id"] for a, b in each.pairs[: each.right]
-        )
-        missed = [mistake for mistake in each.mistakes if mistake.found is None]
-        assert each.right + len(missed) <= len(each.objects)
+        right = each.pairs[: each.right]
+        assert all(a and b and a["category_id"] == b["category_id"] for a, b in right)
+    assert confusion(judged, [1, 2, 5, 7])[:4].sum() == sum(len(each.objects) for each in judged)
 
 
-def one_image(
-    truth: list[tuple[int, list[int]]],
-    found: list[tuple[int, list[int], float]],
-    threshold: float = 0.0,
-    crowd: int = 0,
-) -> Judged:
+def one_image(truth: list, found: list, threshold: float = 0.0, crowd: int = 0) -> Judged:
     """Judge (category, box) objects and (category, box, score) detections; the first are crowds."""
     content = {
         "images": [{"id": 1, "height": SIDE, "width": SIDE}],
@@ -96,10 +87,6 @@ def one_image(
     }
     results = [{"image_id": 1, "category_id": c, "bbox": b, "score": s} for c, b, s in found]
     return judge(content, results, "bbox", threshold)[1][0]
-
-
-A, B, FAR = [0, 0, 100, 100], [120, 120, 100, 100], [0, 130, 60, 60]
-HALF = [0, 0, 100, 40]  # an IoU of 0.4 with A
 
 
 @pytest.mark.parametrize(
@@ -137,17 +124,3 @@ def test_confusion_by_hand() -> None:
     expected = [[1, 0, 0], [1, 0, 1], [1, 0, 0]]
     assert confusion([one_image(truth, found, 0.5)], [1, 2]).tolist() == expected
     assert confusion([one_image(truth, found, 0.1)], [1, 2])[2].tolist() == [1, 1, 0]
-
-
-def test_confusion_counts_every_object_and_every_detection_once() -> None:
-    draw = np.random.default_rng(0)
-    for _ in range(20):
-        corners, sides = 8 * draw.integers(0, 6, (8, 2)), 24 + 4 * draw.integers(0, 6, (8, 2))
-        boxes = np.concatenate([corners, sides], axis=1).tolist()
-        classes = draw.integers(1, 3, 8).tolist()
-        truth = list(zip(classes[:4], boxes[:4], strict=True))
-        found = [(c, b, float(draw.random())) for c, b in zip(classes, boxes, strict=True)]
-        for threshold in (0.0, 0.5):
-            counts = confusion([one_image(truth, found, threshold)], [1, 2])
-            assert counts[:2].sum() == len(truth)
-            assert counts[:, :2].sum() == sum(each[2] >= threshold for each in found)

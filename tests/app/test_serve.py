@@ -15,7 +15,6 @@ import sys
 import time
 import zlib
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import httpx
 import numpy as np
@@ -26,19 +25,17 @@ from PIL import Image
 from vitdet.app import cli
 from vitdet.app.serve import detect
 from vitdet.app.serve.detect import answering, describe, outline
-from vitdet.app.serve.server import Connection, Limits, _Uploads
-from vitdet.app.serve.worker import Worker
+from vitdet.app.serve.server import Connection, Limits, Worker
 from vitdet.predict.predictor import Predictor
 from vitdet.utils.run_lengths import decode as decode_mask
 
-ROOT = Path(__file__).resolve().parents[2]
 RED, GREEN, BLUE = [16, 16, 48, 32], [96, 64, 48, 40], [8, 72, 32, 32]
+HEAD = b"POST /predict HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: close\r\n"
 
 
 @pytest.fixture(scope="module")
 def url():
-    limits = Limits(max_bytes=200_000, max_pixels=1_000_000)
-    with serving(limits=limits) as address:
+    with serving(limits=Limits(max_bytes=200_000, max_pixels=1_000_000)) as address:
         yield address
 
 
@@ -55,6 +52,28 @@ def refused(answer: httpx.Response, status: int) -> str:
     return content["error"]
 
 
+def connection(url: str) -> socket.socket:
+    host, port = url.removeprefix("http://").split(":")
+    return socket.create_connection((host, int(port)), timeout=60)
+
+
+def everything(sent: socket.socket) -> str:
+    answer = b""
+    try:
+        while part := sent.recv(65536):
+            answer += part
+    except ConnectionResetError:
+        pass
+    return answer.decode()
+
+
+def until(true) -> None:
+    end = time.monotonic() + 60
+    while not true():
+        assert time.monotonic() < end
+        time.sleep(0.01)
+
+
 # --- answers -----------------------------------------------------------------------------------
 
 
@@ -62,29 +81,23 @@ def test_an_upload_is_answered_in_pixels_of_the_picture(url: str) -> None:
     content = post(url, stored(scene())).json()
     assert (content["width"], content["height"]) == (160, 120)
     found = content["detections"]
-    assert [(d["class"], d["category_id"], d["score"]) for d in found] == [
-        ("red", 1, 0.9),
-        ("green", 5, 0.6),
-        ("blue", 7, 0.3),
-    ]
+    expected = [("red", 1, 0.9), ("green", 5, 0.6), ("blue", 7, 0.3)]
+    assert [(d["class"], d["category_id"], d["score"]) for d in found] == expected
     assert [d["bbox"] for d in found] == [RED, GREEN, BLUE]
     assert [d["area"] for d in found] == [48 * 32, 48 * 40, 32 * 32]
     mask = decode_mask(found[0]["segmentation"])
     assert mask.shape == (120, 160)
-    assert mask[16:48, 16:64].all()
-    assert mask.sum() == 48 * 32
+    assert mask[16:48, 16:64].sum() == mask.sum() == 48 * 32
     corners = np.array(found[0]["outlines"][0]).reshape(-1, 2)
     assert corners.min(axis=0) == pytest.approx([16, 16], abs=0.1)
     assert corners.max(axis=0) == pytest.approx([64, 48], abs=0.1)
 
 
-@pytest.mark.parametrize(
-    "kind", ["JPEG RGB", "JPEG CMYK", "WEBP RGB", "BMP RGB", "PNG RGBA", "PNG P", "PNG L", "PNG 1"]
-)
-def test_every_kind_of_file(url: str, kind: str) -> None:
-    name, mode = kind.split()
-    found = post(url, stored(scene().convert(mode), name)).json()["detections"]
-    assert [d["class"] for d in found] == ([] if mode in ("L", "1") else list(CLASSES))
+def test_every_kind_of_file(url: str) -> None:
+    for kind in ("JPEG", "WEBP", "BMP", "PNG"):
+        for mode in {"JPEG": ["CMYK"], "PNG": ["RGBA", "P", "L", "1"]}.get(kind, ["RGB"]):
+            found = post(url, stored(scene().convert(mode), kind)).json()["detections"]
+            assert [d["class"] for d in found] == ([] if mode in ("L", "1") else list(CLASSES))
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "WEBP"])
@@ -121,13 +134,13 @@ def test_large_pictures_are_looked_at_smaller(monkeypatch) -> None:
 
 
 def test_outlines_have_holes() -> None:
-    mask = np.zeros((40, 50), dtype=bool)
-    mask[5:30, 10:40] = True
-    mask[10:20, 20:30] = False
+    mask = np.zeros((40, 50), dtype=np.uint8)
+    mask[5:30, 10:40] = 1
+    mask[10:20, 20:30] = 0
     boxes = sorted([*line.min(axis=0), *line.max(axis=0)] for line in outline(mask))
     assert boxes[0] == pytest.approx([10, 5, 40, 30], abs=0.1)
     assert boxes[1] == pytest.approx([20, 10, 30, 20], abs=0.2)
-    assert outline(np.zeros((4, 4), dtype=bool)) == []
+    assert outline(np.zeros((4, 4), dtype=np.uint8)) == []
 
 
 def test_the_answer_is_the_predictors(drawn_run) -> None:
@@ -148,13 +161,9 @@ def test_the_answer_is_the_predictors(drawn_run) -> None:
 
 def header_of_png(width: int, height: int) -> bytes:
     """A PNG that says how large it is, and has next to no pixels."""
-
-    def chunk(kind: bytes, data: bytes) -> bytes:
-        crc = zlib.crc32(kind + data)
-        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", crc)
-
     size = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
-    parts = [chunk(b"IHDR", size), chunk(b"IDAT", zlib.compress(b"\0" * 100)), chunk(b"IEND", b"")]
+    chunks = [b"IHDR" + size, b"IDAT" + zlib.compress(b"\0" * 100), b"IEND"]
+    parts = [struct.pack(">I", len(c) - 4) + c + struct.pack(">I", zlib.crc32(c)) for c in chunks]
     return b"\x89PNG\r\n\x1a\n" + b"".join(parts)
 
 
@@ -169,19 +178,11 @@ def scans(count: int) -> bytes:
     ("content", "status", "text"),
     [
         (b"", 400, "The file is empty."),
-        (b"hello, I am no picture\n" * 40, 415, "no JPEG, PNG, WebP or BMP"),
         (b'{"image": "aGVsbG8="}', 415, "the file itself being the body"),
-        (stored(scene())[:-300], 400, "damaged or not complete"),
         (stored(scene(), "JPEG")[:900], 400, "damaged or not complete"),
-        (stored(scene(), "GIF"), 415, "no JPEG, PNG, WebP or BMP"),
         (stored(scene(), "TIFF"), 415, "no JPEG, PNG, WebP or BMP"),
         (stored(Image.new("I;16", (9, 9))), 415, "grey values of more than 8 bits"),
-        (
-            header_of_png(10_000, 10_000),
-            413,
-            "has 10000 x 10000 pixels (width x height), more than the limit of 1 million",
-        ),
-        (header_of_png(1001, 1000), 413, "has 1001 x 1000 pixels"),
+        (header_of_png(1001, 1000), 413, "has 1001 x 1000 pixels (width x height), more than the"),
         (scans(200), 413, "a progressive JPEG of more than 100 scans"),
         (b"x" * 200_001, 413, "The file is too large: 0.190735 MiB at most."),
     ],
@@ -197,8 +198,7 @@ def test_whatever_bytes_come_there_is_a_picture_or_a_message() -> None:
     exif[0x0112] = 3
     for turn in range(400):
         kind = ("JPEG", "PNG", "WEBP", "BMP")[turn % 4]
-        options = {} if kind == "BMP" else {"exif": exif}
-        bad = bytearray(stored(scene(60, 44), kind, **options))
+        bad = bytearray(stored(scene(60, 44), kind, **({} if kind == "BMP" else {"exif": exif})))
         for _ in range(draw.choice([1, 3, 20])):
             bad[draw.randrange(min(len(bad), draw.choice([64, 100_000])))] = draw.randrange(256)
         outcomes.add(answer(bytes(bad[: draw.choice([len(bad), draw.randrange(len(bad))])]))[0])
@@ -240,13 +240,6 @@ class Held(Colours):
         return super().__call__(image)
 
 
-def until(true) -> None:
-    end = time.monotonic() + 60
-    while not true():
-        assert time.monotonic() < end
-        time.sleep(0.01)
-
-
 def test_uploads_wait_their_turn_and_more_than_may_wait_are_sent_away() -> None:
     held = Held()
     pictures = []
@@ -256,7 +249,7 @@ def test_uploads_wait_their_turn_and_more_than_may_wait_are_sent_away() -> None:
         pictures.append(stored(Image.fromarray(picture)))
     with serving(held, Limits(waiting=7)) as url, ThreadPoolExecutor(8) as pool:
         answers = [pool.submit(post, url, picture) for picture in pictures]
-        until(lambda: url.worker.taken == 8)
+        until(lambda: len(url.worker.asked) == 8)
         late = post(url, pictures[0])
         assert "Too many pictures are waiting. Try again in" in refused(late, 503)
         assert int(late.headers["retry-after"]) >= 1
@@ -264,60 +257,41 @@ def test_uploads_wait_their_turn_and_more_than_may_wait_are_sent_away() -> None:
         held.go.value = 1
         found = [each.result().json()["detections"] for each in answers]
         assert [d[0]["bbox"] for d in found] == [[10 + 20 * p, 10, 15, 20] for p in range(8)]
-        until(lambda: url.worker.taken == 0)
+        until(lambda: not url.worker.asked)
         # a picture of which the process dies is an error, and the next one gets a new process
         assert "The server failed." in refused(post(url, stored(scene(160, 60))), 500)
         assert post(url, pictures[0]).status_code == 200
 
 
-def test_what_no_one_waits_for_is_ended(monkeypatch) -> None:
+@pytest.mark.parametrize("seconds", [1.0, 300.0])
+def test_what_no_one_waits_for_is_ended(seconds: float, monkeypatch) -> None:
     """A client that has waited too long, or leaves, does not hold the others up."""
     monkeypatch.setattr(Worker, "GRACE", 0.1)
-    content = stored(scene())
-    for limits in (Limits(answer_seconds=1.0), Limits()):
-        held = Held()
-        with serving(held, limits) as url:
-            process = url.worker._process
-            if limits.answer_seconds == 1:
-                assert "It took too long. Try again in" in refused(post(url, content), 503)
-            else:
-                with connection(url) as leaving:
-                    head = f"Content-Type: image/png\r\nContent-Length: {len(content)}\r\n\r\n"
-                    leaving.sendall(HEAD + head.encode() + content)
-                    until(lambda url=url: url.worker.taken == 1)
-            until(lambda process=process: not process.is_alive())
-            held.go.value = 1
-            until(lambda url=url: url.worker.taken == 0)
-            # of a new process, which on a busy machine may be late once more
-            until(lambda url=url: post(url, content).status_code == 200)
+    content, held = stored(scene()), Held()
+    with serving(held, Limits(answer_seconds=seconds)) as url:
+        process = url.worker.process
+        if seconds == 1:
+            assert "It took too long. Try again in" in refused(post(url, content), 503)
+        else:
+            with connection(url) as leaving:
+                head = f"Content-Type: image/png\r\nContent-Length: {len(content)}\r\n\r\n"
+                leaving.sendall(HEAD + head.encode() + content)
+                until(lambda: len(url.worker.asked) == 1)
+        until(lambda: not process.is_alive())
+        held.go.value = 1
+        until(lambda: not url.worker.asked)
+        # of a new process, which on a busy machine may be late once more
+        until(lambda: post(url, content).status_code == 200)
 
 
 def test_the_server_ends_whatever_is_worked_on() -> None:
     with ThreadPoolExecutor(1) as pool:
         with serving(Held()) as url:
-            process = url.worker._process
+            process = url.worker.process
             answer = pool.submit(post, url, stored(scene()))
-            until(lambda: url.worker.taken == 1)
+            until(lambda: len(url.worker.asked) == 1)
         assert not process.is_alive()
         assert "The server failed." in refused(answer.result(), 500)
-
-
-HEAD = b"POST /predict HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: close\r\n"
-
-
-def connection(url: str) -> socket.socket:
-    host, port = url.removeprefix("http://").split(":")
-    return socket.create_connection((host, int(port)), timeout=60)
-
-
-def everything(sent: socket.socket) -> str:
-    answer = b""
-    try:
-        while part := sent.recv(65536):
-            answer += part
-    except ConnectionResetError:
-        pass
-    return answer.decode()
 
 
 def test_slow_and_idle_clients_are_sent_away_and_hold_nobody_up(monkeypatch) -> None:
@@ -338,18 +312,13 @@ def test_slow_and_idle_clients_are_sent_away_and_hold_nobody_up(monkeypatch) -> 
             each.close()
 
 
-def test_uploads_on_their_way_do_not_fill_the_memory(monkeypatch) -> None:
-    made = []
-    first_init = _Uploads.__init__
-    monkeypatch.setattr(
-        _Uploads, "__init__", lambda self, limits: made.append(self) or first_init(self, limits)
-    )
+def test_uploads_on_their_way_do_not_fill_the_memory() -> None:
     with serving(limits=Limits(max_bytes=1000, waiting=2)) as url:
         head = HEAD + b"Content-Length: 999\r\n\r\n"
         with connection(url) as first, connection(url) as second, connection(url) as third:
             first.sendall(head + b"x" * 900)
             second.sendall(head + b"x" * 900)
-            until(lambda: made[0]._free == 200)
+            until(lambda: url.uploads.free == 200)
             third.sendall(head + b"x" * 900)
             assert "Too many uploads are on their way" in everything(third)
             first.sendall(b"x" * 99)
@@ -388,50 +357,30 @@ def test_the_page_and_its_files(url: str) -> None:
         policy = answer.headers["content-security-policy"]
         assert policy.startswith("default-src 'none'; script-src 'self';")
         assert answer.headers["x-content-type-options"] == "nosniff"
-        text = answer.text.replace("// ", "")
-        assert "//" not in text  # no address, only comments
+        assert "//" not in answer.text.replace("// ", "")  # no address, only comments
     known = httpx.get(f"{url}/model").json()
+    assert (known["name"], known["max_pixels"]) == ("colours.pth", 1_000_000)
     assert known["classes"] == list(CLASSES)
-    assert known["max_pixels"] == 1_000_000
-    assert known["name"] == "colours.pth"
     assert refused(httpx.get(f"{url}/predict"), 405) == "Method Not Allowed"
 
 
-@pytest.mark.parametrize(
-    ("headers", "status"),
-    [
-        (["Host: 127.0.0.1:80"], 200),
-        (["Host: localhost:9000"], 200),  # by a forwarded port
-        (["Host: [::1]:80"], 200),
-        (["Host: evil.example"], 403),  # a name that points here
-        (["Host: 127.0.0.1.evil.example"], 403),
-        (["Host: localhost.evil.example"], 403),
-        (["Host: 192.168.0.7"], 403),
-        (["Host: "], 403),
-        (["Host: localhost:1@evil.example"], 403),
-        (["Host: localhost:80:80"], 403),
-        (["Host: [::1].evil.example"], 403),
-        (["Host: localhost/x"], 403),
-        (["Host: localhost", "Origin: http://localhost"], 200),
-        (["Host: localhost:81", "Origin: http://localhost:81"], 200),
-        (["Host: localhost", "Origin: http://evil.example"], 403),
-        (["Host: localhost", "Origin: null"], 403),
-        (["Host: localhost:81", "Origin: http://localhost:82"], 403),
-        (["Host: localhost", "Sec-Fetch-Site: cross-site"], 403),
-        (["Host: localhost", "Sec-Fetch-Site: same-site"], 403),
-        (["Host: localhost", "Sec-Fetch-Site: none"], 200),
-        # no web sockets: a request as any other
-        (["Host: localhost", "Upgrade: websocket", "Sec-WebSocket-Key: eA=="], 200),
-    ],
-)
-def test_other_names_and_sites_are_sent_away(url: str, headers: list[str], status: int) -> None:
-    found, answer = raw(url, "/model", *headers)
-    assert found == status
-    assert ('"error"' in answer) == (status == 403)
-    assert "content-security-policy" in answer.lower()
-    if status == 403 and "Sec-Fetch" not in headers[-1]:
-        assert "proxy_set_header Host $http_host" in answer
-        assert "--host-name" in answer
+def test_other_names_and_sites_are_sent_away(url: str) -> None:
+    # a forwarded port; a name that points here; no web sockets: a request as any other
+    good = ("127.0.0.1:80", "localhost:9000", "[::1]:80", "localhost\r\nOrigin: http://localhost")
+    good += ("localhost:81\r\nOrigin: http://localhost:81", "localhost\r\nSec-Fetch-Site: none")
+    good += ("localhost\r\nUpgrade: websocket\r\nSec-WebSocket-Key: eA==",)
+    bad = ("evil.example", "127.0.0.1.evil.example", "localhost.evil.example", "192.168.0.7", "")
+    bad += ("localhost:1@evil.example", "localhost:80:80", "[::1].evil.example", "localhost/x")
+    bad += ("localhost\r\nOrigin: http://evil.example", "localhost\r\nOrigin: null")
+    bad += ("localhost:81\r\nOrigin: http://localhost:82",)
+    foreign = ("localhost\r\nSec-Fetch-Site: cross-site", "localhost\r\nSec-Fetch-Site: same-site")
+    for host in (*good, *bad, *foreign):
+        status, answer = raw(url, "/model", f"Host: {host}")
+        assert (host, status) == (host, 200 if host in good else 403)
+        assert ('"error"' in answer) == (status == 403)
+        assert "content-security-policy" in answer.lower()
+        is_explained = "--host-name" in answer and "proxy_set_header Host $http_host" in answer
+        assert is_explained == (host in bad)
 
 
 def test_a_server_for_the_network_goes_by_addresses_and_given_names() -> None:
@@ -446,33 +395,25 @@ def test_a_server_for_the_network_goes_by_addresses_and_given_names() -> None:
 # --- the command -------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("options", "text"),
-    [
-        (["--host", "0.0.0.0"], "--host 0.0.0.0: other machines reach this address"),
-        (["--host", "example.org"], "Add --allow-network if they shall"),
-        (["--max-bytes", "0"], "--max-bytes: expected 1 or more, got 0"),
-        (["--max-pixels", "-5"], "--max-pixels: expected 1 or more"),
-        ([], "no_such.pth: there is no such file"),
-    ],
-)
-def test_a_wrong_option_is_one_line(options: list[str], text: str, capsys, monkeypatch) -> None:
-    assert cli.main(["serve", "--weights", "no_such.pth", *options]) == 2
-    error = capsys.readouterr().err
-    assert text in error
-    assert error.count("\n") == 1
-
-
-def test_the_network_comes_with_a_warning_and_missing_packages_with_a_line(
-    capsys, monkeypatch
-) -> None:
-    words = ["serve", "--weights", "no_such.pth", "--host", "0.0.0.0", "--allow-network"]
-    assert cli.main(words) == 2
+def test_a_wrong_option_is_one_line(capsys, monkeypatch) -> None:
+    words = ["serve", "--weights", "no_such.pth", "--host"]
+    wrong = {
+        ("0.0.0.0",): "--host 0.0.0.0: other machines reach this address",
+        ("example.org",): "Add --allow-network if they shall",
+        ("::1", "--max-bytes", "0"): "--max-bytes 0 --max-pixels 50000000: both are 1 or more",
+        ("localhost",): "no_such.pth: there is no such file",
+    }
+    for options, text in wrong.items():
+        assert cli.main([*words, *options]) == 2
+        error = capsys.readouterr().err
+        assert text in error
+        assert error.count("\n") == 1
+    assert cli.main([*words, "0.0.0.0", "--allow-network"]) == 2
     first = capsys.readouterr().err.splitlines()[0]
     assert first.startswith("warning: every machine that reaches 0.0.0.0 can use this server")
     monkeypatch.delitem(sys.modules, "vitdet.app.serve.server")
     monkeypatch.setitem(sys.modules, "uvicorn", None)
-    assert cli.main(words) == 2
+    assert cli.main([*words, "localhost"]) == 2
     error = capsys.readouterr().err
     assert error.startswith("error: vitdet serve: needs starlette and uvicorn (")
     assert error.endswith("pip install starlette uvicorn\n")
@@ -486,7 +427,6 @@ def test_the_command_serves_and_ends_at_an_interrupt(drawn_run) -> None:
     words = ["serve", "--weights", str(drawn_run.weights), "--device", "cpu"]
     process = subprocess.Popen(
         [sys.executable, "-c", code, *words, "--port", "0"],
-        cwd=ROOT,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

@@ -7,7 +7,6 @@ from pathlib import Path
 import pytest
 import torch
 from detectron2.data import MetadataCatalog
-from detectron2.structures import BoxMode
 
 from vitdet.data.datasets import (
     coco_dataset,
@@ -24,21 +23,13 @@ def test_records_and_classes_come_from_the_file(tiny):
     from detectron2.data.datasets.coco import load_coco_json
 
     dataset = coco_dataset(tiny.json_file, tiny.images)
-    assert dataset.name == "instances"
-    assert dataset.class_names == ("cat", "dog")
-    assert dataset.class_ids == (3, 7)
-    assert dataset.num_classes == 2
-    assert [record["image_id"] for record in dataset.records] == [1, 2, 3]
-    first = dataset.records[0]
-    assert first["file_name"] == str(tiny.images / "1.jpg")
-    assert (first["height"], first["width"]) == (30, 40)
-    assert [a["category_id"] for a in first["annotations"]] == [0, 1]
-    assert first["annotations"][0]["bbox"] == [5, 5, 10, 8]
-    assert first["annotations"][0]["bbox_mode"] == BoxMode.XYWH_ABS
-    assert dataset.records[2]["annotations"][0]["iscrowd"] == 1
-    assert dataset.truth is None
+    assert (dataset.name, dataset.truth) == ("instances", None)
+    assert (dataset.class_names, dataset.class_ids) == (("cat", "dog"), (3, 7))
     theirs = load_coco_json(str(tiny.json_file), str(tiny.images), "tiny_by_detectron2")
     assert dataset.records == theirs
+    assert [record["image_id"] for record in subset(dataset, 2).records] == [1, 2]
+    with pytest.raises(InputError, match="expected 3 images with objects, got 2"):
+        subset(dataset, 3)  # image 3 has a crowd region only
 
 
 def test_faults_stop_or_are_left_out_of_training_and_evaluation(tiny, caplog):
@@ -97,7 +88,7 @@ def test_keep_takes_what_detectron2_takes(tiny):
     with pytest.raises(InputError, match="annotation 14: expected a category_id of its categories"):
         coco_dataset(tiny.write().json_file, tiny.images, check="keep")
     del objects[3]["category_id"]
-    with pytest.raises(InputError, match='annotations number 3: expected the key "category_id"'):
+    with pytest.raises(InputError, match="expected bbox, category_id, image_id in all annotations"):
         coco_dataset(tiny.write().json_file, tiny.images, check="keep")
 
 
@@ -133,10 +124,9 @@ def test_files_that_are_not_coco(tiny, change, text):
 
 
 def test_wrong_arguments_of_a_data_set(tiny):
-    with pytest.raises(InputError, match=r"image folder .*nowhere: expected a folder, got nothing"):
-        coco_dataset(tiny.json_file, tiny.images / "nowhere")
-    with pytest.raises(InputError, match=r"image folder .*: expected a folder, got a file"):
-        coco_dataset(tiny.json_file, tiny.json_file)
+    for folder, got in ((tiny.images / "nowhere", "nothing"), (tiny.json_file, "a file")):
+        with pytest.raises(InputError, match=f"image folder .*: expected a folder, got {got}"):
+            coco_dataset(tiny.json_file, folder)
     with pytest.raises(InputError, match='expected "error", "drop" or "keep", got \'yes\''):
         coco_dataset(tiny.json_file, tiny.images, check="yes")
 
@@ -171,12 +161,8 @@ def root(tiny, tmp_path, monkeypatch):
 
 
 def test_named_data_sets_lie_under_detectron2_datasets(root, tiny, tmp_path, monkeypatch):
-    with pytest.raises(
-        InputError,
-        match=r"data set coco_2017_val: expected its annotation file .*root/coco/annotations/"
-        r"instances_val2017\.json, got nothing at this path\. Set the environment variable "
-        r"DETECTRON2_DATASETS to the folder that holds .* and coco/val2017 \(it is .*root\)\.",
-    ):
+    text = r"expected its annotation file .*root/coco/annotations/instances_val2017\.json, got noth"
+    with pytest.raises(InputError, match=text + r".*DETECTRON2_DATASETS .* \(it is .*root\)"):
         named_dataset("coco_2017_val")
     tiny.json_file.rename(root / "coco" / "annotations" / "instances_val2017.json")
     dataset = named_dataset("coco_2017_val")
@@ -189,27 +175,21 @@ def test_named_data_sets_lie_under_detectron2_datasets(root, tiny, tmp_path, mon
     assert lvis.records[1]["not_exhaustive_category_ids"] == [7]
     monkeypatch.delenv("DETECTRON2_DATASETS")
     monkeypatch.chdir(tmp_path)
-    text = r"annotation file datasets/lvis/lvis_v1_train\.json, .*\(it is not set, so \./datasets\)"
-    with pytest.raises(InputError, match=text):
+    with pytest.raises(InputError, match=r"\(it is not set, so \./datasets\)"):
         named_dataset("lvis_v1_train")
     with pytest.raises(InputError, match=r"got 'coco_2017_vall'\. Did you mean coco_2017_val\?"):
         named_dataset("coco_2017_vall")
-    with pytest.raises(InputError, match=r"got 'zzz'\. Own data: use coco_dataset\(json="):
-        named_dataset("zzz")
 
 
 def test_objects365_has_names_of_its_own_and_may_be_joined(root):
     dataset = named_dataset("objects365_v2_val")
     assert dataset.class_names == ("cat", "dog")  # whatever the file has: no table is built in
-    assert dataset.style == "coco"
-    assert dataset.records[0]["image_id"] == 101
     first = dataset.records[0]["file_name"]
     assert Path(first).is_file()
     assert first.endswith("Objects365/images/v1/patch0/1.jpg")
     names = ["objects365_v2_train", "objects365_v2_val"]
     joined = joined_dataset(names)
     assert joined.name == "objects365_v2_train+objects365_v2_val"
-    assert [record["image_id"] for record in joined.records] == [1, 2, 3, 101, 102, 103]
     assert joined.records == [*named_dataset(names[0]).records, *dataset.records]
     assert (joined.class_names, joined.class_ids) == (("cat", "dog"), (3, 7))
     assert not joined.json_file.exists()  # an evaluation by one of the two would be wrong
@@ -218,8 +198,6 @@ def test_objects365_has_names_of_its_own_and_may_be_joined(root):
     dataset.json_file.write_text(json.dumps(content))
     with pytest.raises(InputError, match="got 2 in objects365_v2_train, 3 in objects365_v2_val"):
         joined_dataset(names)
-    with pytest.raises(InputError, match=r"joined data sets: expected some .*, got none"):
-        joined_dataset([])
 
 
 def test_federated_weights_are_those_of_detectron2():
@@ -233,14 +211,7 @@ def test_federated_weights_are_those_of_detectron2():
         federated_loss_weights("coco_2017_train")
 
 
-def test_subset_keeps_the_first_images_with_objects(tiny):
-    dataset = coco_dataset(tiny.json_file, tiny.images)
-    assert [record["image_id"] for record in subset(dataset, 2).records] == [1, 2]
-    with pytest.raises(InputError, match="expected 3 images with objects, got 2"):
-        subset(dataset, 3)  # image 3 has a crowd region only
-
-
-def test_coco_mini(tmp_path, monkeypatch):
+def test_coco_mini():
     try:
         dataset = coco_mini("val")
     except InputError as error:
@@ -251,6 +222,3 @@ def test_coco_mini(tmp_path, monkeypatch):
     assert sum(a["iscrowd"] for a in annotations) == 5
     assert dataset.class_names == tuple(MetadataCatalog.get("coco_2017_val").thing_classes)
     assert len(coco_mini("val", 8).records) == 8
-    monkeypatch.setenv("VITDET_COCO_MINI", str(tmp_path / "none"))
-    with pytest.raises(InputError, match=r"folder .*none, got nothing.*VITDET_COCO_MINI"):
-        coco_mini("val")

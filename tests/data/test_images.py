@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import os
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,8 +11,6 @@ import pytest
 from PIL import Image, ImageOps
 
 from vitdet.data.images import (
-    FORMATS,
-    IMAGE_SUFFIXES,
     MAX_SCANS,
     ImageError,
     open_image,
@@ -48,24 +45,18 @@ def test_images_are_turned_upright_once(kind):
     assert (header.stored, header.upright, header.orientation) == ((12, 20), (20, 12), 6)
 
 
-@pytest.mark.parametrize("orientation", range(1, 9))
-def test_every_orientation_is_that_of_pillow(orientation):
-    data = _bytes(PIXELS, "PNG", turn=orientation)
-    with Image.open(io.BytesIO(data)) as image:
-        expected = np.asarray(ImageOps.exif_transpose(image))
-    assert np.array_equal(np.asarray(open_image(data)), expected)
+def test_every_orientation_is_that_of_pillow():
+    for orientation in range(1, 9):
+        data = _bytes(PIXELS, "PNG", turn=orientation)
+        with Image.open(io.BytesIO(data)) as image:
+            expected = np.asarray(ImageOps.exif_transpose(image))
+        assert np.array_equal(np.asarray(open_image(data)), expected)
 
 
 def test_odd_exif_data_do_not_stop_a_sound_image():
     odd = _bytes(PIXELS, "JPEG", exif=b"Exif\0\0MM\0*\0\0\0\x08\xff\xff")
     assert open_image(odd).tobytes() == open_image(_bytes(PIXELS, "JPEG")).tobytes()
     assert np.asarray(open_image(_bytes(PIXELS, "PNG", turn=77))).tolist() == PIXELS.tolist()
-
-
-def test_suffixes_are_those_of_the_formats():
-    assert {".jpg", ".jfif", ".gif", ".avif", ".jp2", ".mpo", ".tif"} <= IMAGE_SUFFIXES
-    assert not {".eps", ".ps", ".pdf", ".fpx", ".wmf", ".heic", ".mpg"} & IMAGE_SUFFIXES
-    assert set(FORMATS) <= set(Image.OPEN)
 
 
 def _scans(count: int) -> bytes:
@@ -80,7 +71,6 @@ FILES = [
     (_bytes(PIXELS[..., 0], "JPEG")[:-40], "damaged image", r"not complete \(.*truncated"),
     (_bytes(PIXELS, "PNG")[:300], "damaged image", "damaged or not complete"),
     (b"", "damaged image", "empty file"),
-    (b"\xff\xd8", "unknown format|damaged image", "image"),
     (b"hello" * 20, "unknown format", "not an image in a format that is read .*as JPEG"),
     (POSTSCRIPT, "unknown format", "store it"),
     (b"\0\0\0\x18ftypheic" + bytes(40), "unknown format", "convert HEIC to JPEG"),
@@ -106,7 +96,7 @@ def test_files_that_are_no_image(tmp_path, case):
             read()
         assert str(caught.value).startswith(f"image {path}")
         assert "\n" not in str(caught.value)
-        assert caught.value.kind in kind.split("|")
+        assert caught.value.kind == kind
 
 
 def test_paths_that_are_no_file_are_never_waited_for(tmp_path):
@@ -159,14 +149,22 @@ def test_limits_and_formats_are_those_of_the_caller(monkeypatch):
 
 
 def test_a_size_that_is_not_the_annotations_names_exif(tmp_path):
-    path: Path = tmp_path / "a.jpg"
-    path.write_bytes(_bytes(PIXELS, "JPEG", turn=6))
-    record = {"file_name": str(path), "height": 20, "width": 12}
+    (tmp_path / "a.jpg").write_bytes(_bytes(PIXELS, "JPEG", turn=6))
+    record = {"file_name": str(tmp_path / "a.jpg"), "height": 20, "width": 12}
     assert read_image(record).shape == (20, 12, 3)
-    stored = {**record, "height": 12, "width": 20}
-    other = {**record, "height": 5}
-    for read in (read_image, lambda each: read_reduced(each, 1.0)):
-        with pytest.raises(InputError, match=r"EXIF data turn it.* vitdet data check FOLDER --fix"):
-            read(stored)
-        with pytest.raises(InputError, match=r"has 20 x 12 pixels .* say 5 x 12\. vitdet data"):
-            read(other)
+    with pytest.raises(InputError, match=r"EXIF data turn it.* vitdet data check FOLDER --fix"):
+        read_image({**record, "height": 12, "width": 20})
+    with pytest.raises(InputError, match=r"has 20 x 12 pixels .* say 5 x 12\. vitdet data"):
+        read_image({**record, "height": 5})
+
+
+@pytest.mark.parametrize("mode", ["L", "LA", "1", "P", "RGBA", "CMYK"])
+def test_other_modes(tmp_path, mode):
+    path = tmp_path / ("image.jpg" if mode in ("L", "CMYK") else "image.png")
+    Image.fromarray(np.kron(PIXELS, np.ones((8, 8, 1), np.uint8))).convert(mode).save(path)
+    record = {"file_name": str(path), "height": 96, "width": 160}
+    picture, reduction = read_reduced(record, 4.0)
+    assert (picture.mode, reduction) == ("RGB", 2 if path.suffix == ".jpg" else 1)
+    with Image.open(path) as image:
+        expected = image.convert("RGBA" if mode == "P" else mode).convert("RGB")
+    assert np.array_equal(read_image(record), np.asarray(expected))

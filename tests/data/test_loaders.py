@@ -91,30 +91,11 @@ def test_the_loader_leaves_the_random_state_alone(shapes):
     assert torch.equal(torch.get_rng_state(), states[2])
 
 
-def test_mapping_is_seeded_by_the_position(shapes):
-    def mapper(record):
-        return {"numbers": (random.random(), np.random.rand(), float(torch.rand(())))}
-
-    loader = build_train_loader(shapes, mapper, total_batch_size=2, seed=3, num_workers=0)
-    numbers = [item["numbers"] for batch in islice(loader, 3) for item in batch]
-    assert len(set(numbers)) == 6
-    random.seed(seed_from(3, 0))
-    assert numbers[0][0] == random.random()
-
-
 def test_repeat_factors_follow_the_formula():
     # class 0 in 10 of 10 images, class 1 in 4, class 2 in 1; threshold 0.9
     images = [(0, 2), *[(0, 1)] * 4, *[(0,)] * 5]
-    records = [
-        {"annotations": [{"category_id": c, "iscrowd": 0} for c in classes]} for classes in images
-    ]
-    loader = build_train_loader(
-        SimpleNamespace(name="data", records=records),
-        dict,
-        total_batch_size=1,
-        num_workers=0,
-        repeat_threshold=0.9,
-    )
+    records = [{"annotations": [{"category_id": each} for each in classes]} for classes in images]
+    loader = _loader(SimpleNamespace(name="data", records=records), repeat_threshold=0.9)
     expected = [math.sqrt(0.9 / 0.1), *[math.sqrt(0.9 / 0.4)] * 4, *[1.0] * 5]
     assert loader.batches.stream.repeat_factors.tolist() == pytest.approx(expected)
 
@@ -138,27 +119,25 @@ def test_repeats_are_rounded_at_random_as_in_detectron2():
 
 
 def test_images_without_objects_are_left_out(tiny):
-    dataset, options = coco_dataset(tiny.json_file, tiny.images), {"total_batch_size": 1}
+    dataset, mapper = coco_dataset(tiny.json_file, tiny.images), Mapper([], is_train=True)
     for keep, wanted in ((True, {1, 2}), (False, {1, 2, 3})):
-        mapper = Mapper([], is_train=True)
-        loader = build_train_loader(dataset, mapper, num_workers=0, filter_empty=keep, **options)
+        options = {"total_batch_size": 1, "num_workers": 0, "filter_empty": keep}
+        loader = build_train_loader(dataset, mapper, **options)
         assert {batch[0]["image_id"] for batch in islice(loader, 6)} == wanted
-    tiny.content["annotations"] = tiny.content["annotations"][3:]
-    dataset = coco_dataset(tiny.write().json_file, tiny.images)
-    with pytest.raises(InputError, match="images with objects to train on, got none among 3"):
-        build_train_loader(dataset, dict, num_workers=0, **options)
 
 
 def test_wrong_arguments_are_named(shapes, monkeypatch):
     for number in (-1, 1.5, True, "2"):
-        text = rf"num_workers: expected 0 or more .* got {number!r}\."
-        with pytest.raises(InputError, match=rf"dataloader\.train\.{text}"):
+        text = rf"\.num_workers: expected 0 or more .* got {number!r}\."
+        with pytest.raises(InputError, match=rf"dataloader\.train{text}"):
             _loader(shapes, num_workers=number)
-        with pytest.raises(InputError, match=rf"dataloader\.test\.{text}"):
+        with pytest.raises(InputError, match=rf"dataloader\.test{text}"):
             build_test_loader(shapes, TEST, num_workers=number)
-    records: Any = []
+    empty: Any = SimpleNamespace(name="none", records=[{"annotations": [{"iscrowd": 1}]}])
+    with pytest.raises(InputError, match="images with objects to train on, got none among 1"):
+        _loader(empty)
     with pytest.raises(InputError, match=r"expected a data set with records, got a list with"):
-        build_train_loader(records, TEST, num_workers=0, total_batch_size=1)
+        _loader([])
     with pytest.raises(InputError, match="data set none: expected at least one image, got none"):
         build_test_loader(SimpleNamespace(name="none", records=[]), dict)
     _as_process(monkeypatch, 0, 3)
@@ -174,12 +153,13 @@ def test_a_bad_image_is_one_line_also_from_a_worker(tiny, num_workers):
     damaged.write_bytes(damaged.read_bytes()[:-200])
     mapper = Mapper([], is_train=True)
     loader = build_train_loader(dataset, mapper, total_batch_size=2, num_workers=num_workers)
+    others = set(multiprocessing.active_children())
     with pytest.raises(InputError) as caught:
         next(iter(loader))
+    assert set(multiprocessing.active_children()) <= others  # though the error is still there
     text = str(caught.value)
     assert text.startswith(f"image {damaged}: damaged or not complete (")
     assert "\n" not in text
-    assert "Traceback" not in text
 
 
 def test_a_batch_that_shared_memory_has_no_room_for_is_one_line(shapes, monkeypatch):

@@ -160,7 +160,9 @@ class Loop(SimpleTrainer):
 
 
 def their_steps(model: nn.Module, data: Any) -> Recorded:
-    records = load_coco_json(str(data.json_file), str(data.image_root), "their_steps")
+    records = load_coco_json(
+        str(data.json_file), str(data.json_file.parent / "images"), "their_steps"
+    )
     rate = partial(get_vit_lr_decay_rate, num_layers=2, lr_decay_rate=0.7)
     groups = get_default_optimizer_params(
         model,

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -25,6 +25,7 @@ from .compare import Comparison, compare, loss_of
 
 Change = Callable[[nn.Module], None]
 Prepare = Callable[[str, torch.Tensor], torch.Tensor]
+Weights = tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]
 BOTH = (True, False)
 
 
@@ -55,26 +56,21 @@ MODES = [Mode("eager"), Mode("blocks"), Mode("sdpa"), Mode(checkpointed=True)]
 class Built:
     """A finished model: `call` maps the images to (outputs, extra), both by the case's names.
 
-    They may be more than the case stores. `parameters` gives for each parameter name of the case
-    the name of ours. Where the weights went through `converted`, `leaves` holds the tensors under
-    the case's names that gather gradients.
+    They may be more than the case stores. `weights` are the case's, by its names, and ours as
+    functions of them: the gradient of ours becomes that of the published parameter, whatever the
+    conversion does (scaling, joining).
     """
 
     model: nn.Module
     call: Callable[[list[torch.Tensor]], tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]]
-    parameters: dict[str, str]
+    weights: Weights = field(default_factory=lambda: ({}, {}))
     not_offered: frozenset[str] = frozenset()
-    leaves: Mapping[str, torch.Tensor] | None = None
 
 
 def run(built: Built, case: Case, mode: Mode, change: Change | None = None) -> Comparison:
     """Run a built case forward and backward and compare everything it stores.
 
-    Args:
-        built: the model.
-        case: the case.
-        mode: sets training mode.
-        change: applied to the model first; the self-test spoils it with this.
+    `change` is applied to the model first; the self-test spoils it with this.
     """
     for module in built.model.modules():
         # Blocks are checkpointed in training only; in training a detector would compute losses.
@@ -90,9 +86,18 @@ def run(built: Built, case: Case, mode: Mode, change: Change | None = None) -> C
         )
     outputs = {name: outputs[name] for name in case.info["outputs"]}
     loss_of(case, outputs).backward()
-    own = dict(built.model.named_parameters()) if built.leaves is None else built.leaves
-    names = built.parameters if built.leaves is None else {name: name for name in built.parameters}
-    gradients = {name: own[mine].grad for name, mine in names.items()}
+    leaves, ours = built.weights
+    reached = {n: p.grad for n, p in built.model.named_parameters() if p.grad is not None}
+    reached = {name: grad for name, grad in reached.items() if ours[name].requires_grad}
+    if reached:
+        torch.autograd.backward([ours[name] for name in reached], [*reached.values()])
+    none = case.info["parameters_without_grad"]
+    gradients = {
+        name: leaf.grad
+        for name, leaf in leaves.items()
+        if leaf.grad is not None or name in none or f"grad_norm/{name}" in case.arrays
+        if name not in case.info.get("aliases", ())
+    }
     input_gradients = [image.grad for image in images]
     return compare(case, outputs, extra, gradients, input_gradients, built.not_offered)
 
@@ -187,83 +192,50 @@ def pyramid_options(options: Options) -> dict[str, Any]:
 # --- weights -----------------------------------------------------------------------------------
 
 
-def load(case: Case, model: nn.Module, source_format: str) -> dict[str, str]:
-    """Load weights through `vitdet.convert`; return our parameter's name under the case's name."""
-    own = model.state_dict()
-    target = {name: tuple(value.shape) for name, value in own.items()}
-    state, report = convert(case.weights(), target, source_format=source_format)
-    buffers = case.info["buffers_not_filled"]
-    left = [name for name in report.initialised if list(own[name].shape) != buffers.get(name)]
-    if report.resized or left:
-        text = f"{case.name}: conversion resized {report.resized}, left {left}"
-        raise UnsupportedCase(text)
-    model.load_state_dict(own | state, strict=True)
-    parameters = {name for name, _ in model.named_parameters()}
-    used = {name: mine for name, mine in report.used.items() if mine in parameters}
-    assert sorted(used.values()) == sorted(parameters), "a name of ours is from none of the case"
-    return used
+def leaves_of(case: Case) -> dict[str, torch.Tensor]:
+    """Return the case's weights as leaves that gather gradients."""
+    leaves = case.weights()
+    return {name: x.requires_grad_(x.is_floating_point()) for name, x in leaves.items()}
 
 
-def converted(
+def put(
+    model: nn.Module, leaves: dict[str, torch.Tensor], weights: dict[str, torch.Tensor]
+) -> Weights:
+    """Put weights of our names, functions of the leaves, into the model."""
+    values = {name: value.detach() for name, value in weights.items()}
+    model.load_state_dict(model.state_dict() | values)
+    return leaves, weights
+
+
+def load(
     case: Case,
     model: nn.Module,
     source_format: str,
     prefix: str = "",
     beside: Mapping[str, torch.Tensor] | None = None,
     prepare: Prepare | None = None,
-) -> tuple[dict[str, str], dict[str, torch.Tensor]]:
-    """Put the case's weights through `vitdet.convert` into the model, with their gradients.
-
-    The model's parameters become functions of tensors that carry the case's names: a gradient norm
-    is then that of the published parameter, whatever the conversion does (scaling, joining).
+) -> Weights:
+    """Put the case's weights through `vitdet.convert` into the model.
 
     Args:
         case: the case.
-        model: ours; its parameters are replaced by plain tensors.
+        model: ours.
         source_format: name of the format.
         prefix: put before the case's names, to make them those of a detector.
         beside: weights of other parts, that a file needs and the case lacks, by the file's names.
         prepare: changes a weight of the case, given its name, before the conversion.
-
-    Returns:
-        (parameters, leaves) of `Built`.
     """
-    frozen = {name for name, value in model.named_parameters() if not value.requires_grad}
-    trained = {name for name, _ in model.named_parameters()}
+    leaves = leaves_of(case)
+    source = {prefix + n: prepare(n, value) if prepare else value for n, value in leaves.items()}
+    for name, shape in case.info["buffers_not_filled"].items():  # batches seen, tables of numbers
+        source.setdefault(prefix + name, torch.zeros(shape, dtype=torch.int64))
     target = {name: tuple(value.shape) for name, value in model.state_dict().items()}
-    leaves = case.weights() | {n: torch.from_numpy(value) for n, value in case.buffers.items()}
-    for name, shape in case.info["buffers_not_filled"].items():
-        leaves.setdefault(name, torch.zeros(shape, dtype=torch.int64))  # batches seen
-    for value in leaves.values():
-        value.requires_grad_(value.is_floating_point())
-    source = {prefix + n: prepare(n, v) if prepare else v for n, v in leaves.items()}
     state, report = convert(source | dict(beside or {}), target, source_format=source_format)
-    # What the file may hold beside: another name of the same tensor, tables of no tokens, and what
-    # the published code does not learn either.
-    spare = {*case.info["buffers_not_filled"], *case.info["parameters_without_grad"]}
-    spare |= {*case.info.get("aliases", {}), *(n for n, v in leaves.items() if not v.numel())}
-    surplus = set(report.dropped) - {prefix + name for name in spare}
     counters = ("num_batches_tracked", "num_redraws")
     left = [name for name in report.initialised if not name.endswith(counters)]
-    if report.resized or left or surplus:
-        raise UnsupportedCase(
-            f"{case.name}: conversion resized {report.resized}, left {left}, {surplus}"
-        )
-    for name, value in state.items():
-        module = model.get_submodule(name.rpartition(".")[0])
-        last = name.rpartition(".")[2]
-        if name in trained:
-            del module._parameters[last]
-            setattr(module, last, value.detach() if name in frozen else value)
-        else:
-            module._buffers[last] = value.detach()
-    used = {name: report.used.get(prefix + name, "") for name in leaves}
-    found = {name: mine for name, mine in used.items() if mine in trained}
-    found = {name: mine for name, mine in found.items() if name not in case.info.get("aliases", {})}
-    for name, value in leaves.items():  # tables of no tokens have an empty gradient
-        if not value.numel() and value.is_floating_point():
-            value.grad, found[name] = torch.zeros_like(value), name
-    return found, leaves
+    if report.resized or left:
+        raise UnsupportedCase(f"{case.name}: conversion resized {report.resized}, left {left}")
+    return put(model, leaves, state)
 
 
 # --- backbones ---------------------------------------------------------------------------------
@@ -273,8 +245,6 @@ class Recorder:
     """Keeps the tokens before block 0 and after every block of a ViT."""
 
     def __init__(self, vit: PlainViT) -> None:
-        self.tokens: list[torch.Tensor] = []
-        self._count = len(vit.blocks) + 1
         self.clear()
         vit.blocks[0].register_forward_pre_hook(lambda _, given: self._keep(0, given[0]))
         for i, block in enumerate(vit.blocks, 1):
@@ -282,16 +252,20 @@ class Recorder:
 
     def clear(self) -> None:
         """Forget, to record another run."""
-        self.tokens = [torch.empty(0)] * self._count
+        self._kept: dict[int, torch.Tensor] = {}
 
     def _keep(self, i: int, tokens: torch.Tensor) -> None:
-        if self.tokens[i].numel() == 0:  # checkpointing calls a block again in the backward pass
-            self.tokens[i] = tokens
+        self._kept.setdefault(i, tokens)  # checkpointing calls a block again in the backward pass
+
+    @property
+    def tokens(self) -> list[torch.Tensor]:
+        """All that was kept, in order."""
+        return [*self._kept.values()]
 
     def extra(self, case: Case) -> dict[str, torch.Tensor]:
         """Return the tokens by the names that the cases have, as sequences where they are."""
-        found = {f"blocks.{i}": tokens for i, tokens in enumerate(self.tokens[1:])}
-        found["tokens_with_pos"] = self.tokens[0]
+        found = {f"blocks.{i - 1}": tokens for i, tokens in self._kept.items()}
+        found["tokens_with_pos"] = self._kept[0]
         shapes = case.info["extra"]
         return {
             name: x.flatten(1, 2) if x.ndim > len(shapes.get(name, x.shape)) else x

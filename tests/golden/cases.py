@@ -1,4 +1,4 @@
-"""Golden cases: find them, read them, know which are built, and say no to what is not understood.
+"""Golden cases: find them, read them, and say no to what is not understood.
 
 A case is NAME.json (what was run) and NAME.npz (what came out) in a folder named after its family.
 The cases lie outside the project: in the folder VITDET_GOLDEN, by default ../shared/golden.
@@ -6,7 +6,6 @@ The cases lie outside the project: in the folder VITDET_GOLDEN, by default ../sh
 
 from __future__ import annotations
 
-import fnmatch
 import importlib.util
 import json
 import os
@@ -23,19 +22,9 @@ import torch
 PROJECT = Path(__file__).resolve().parents[2]
 DEFAULT_FOLDER = PROJECT.parent / "shared" / "golden"
 
-# Names of cases (family/name, as in fnmatch) that these tests build.
-BUILT = (
-    *("detectron2/*", "sam/*", "hf_vitdet/*", "timm/[!b]*"),
-    *("eva02_det/*", "eva01_det/*", "streampetr/*"),
-    *("vitae_vitdet/*", "easycv/*", "mmdet3_vitdet/*", "vil/*"),
-    *("lr_decay/vitae_*", "lr_decay/easycv_*", "lr_decay/mmdet3_*", "lr_decay/vil_*"),
-    *("lr_decay/detectron2_*", "lr_decay/eva02_*", "lr_decay/streampetr_*"),
-)
-
-# Everything else that may lie in the folder, and why it is not built. A family that is in neither
-# list makes `test_every_case_is_accounted_for` fail.
+# Cases that are not built, and why. Every other one is; what no builder knows fails.
 NOT_BUILT = {
-    "timm/beit_tokens*": "full bias table over all pairs of places, which no ViT of vitdet has",
+    "timm/beit_tokens": "full bias table over all pairs of places, which no ViT of vitdet has",
 }
 
 # What says something about the run; the others, below, are for the reader.
@@ -48,9 +37,7 @@ _JSON_KEYS = frozenset(
     | {"conversion", "target_keys_left_at_init", "model_keys_not_written", "output_top_level"}
     | {"output_shape_differs_from_model", "source_aliases", "source_integer_tensors"}
 )
-# The second format says the same in other places: `_normalised` moves it.
-_SECOND_KEYS = frozenset({"builder", "stored", "buffers_not_filled_note"})
-_LOSS = (
+LOSS = (
     "eval mode, gradients on; loss = sum over outputs k in listed order of "
     "(output_k * golden.image(1000 + k, output_k.shape)).sum()"
 )
@@ -65,11 +52,7 @@ class UnsupportedCase(Exception):  # noqa: N818 (it is the case that is unsuppor
 
 
 def folder() -> Path | None:
-    """Return the folder of the cases, None when the default one does not exist.
-
-    Raises:
-        FileNotFoundError: VITDET_GOLDEN names something that is not a folder.
-    """
+    """Return the folder of the cases, None when the default one does not exist."""
     named = os.environ.get("VITDET_GOLDEN")
     if named is None:
         return DEFAULT_FOLDER if DEFAULT_FOLDER.is_dir() else None
@@ -92,35 +75,10 @@ def discover(root: Path | None) -> list[str]:
     return sorted(path.relative_to(root).with_suffix("").as_posix() for path in files)
 
 
-def is_built(case: str) -> bool:
-    """Whether these tests build the case `family/name`."""
-    return any(fnmatch.fnmatchcase(case, pattern) for pattern in BUILT)
-
-
-def not_built(case: str) -> str | None:
-    """Return why the case is not built, None when it is.
-
-    Raises:
-        UnsupportedCase: neither BUILT nor NOT_BUILT knows it.
-    """
-    if is_built(case):
-        return None
-    for pattern, reason in NOT_BUILT.items():
-        if fnmatch.fnmatchcase(case, pattern):
-            return f"not built yet: {pattern}: {reason}"
-    raise UnsupportedCase(
-        f"golden case {case}: neither BUILT nor NOT_BUILT in {Path(__file__).name} knows it; "
-        "build it or list it with a reason"
-    )
-
-
 @cache
 def reader(root: Path) -> ModuleType:
     """Import golden.py, which makes weights and images, from beside the cases."""
-    places = [root / "golden.py", DEFAULT_FOLDER / "golden.py"]
-    found = next((place for place in places if place.is_file()), None)
-    if found is None:
-        raise FileNotFoundError(f"golden.py is in none of {[str(place) for place in places]}")
+    found = next(p for p in (root / "golden.py", DEFAULT_FOLDER / "golden.py") if p.is_file())
     spec = importlib.util.spec_from_file_location("golden_reader", found)
     assert spec is not None
     assert spec.loader is not None
@@ -152,11 +110,11 @@ class Case:
         return Options(self.info["config"], f"{self.name}: config")
 
     def weights(self) -> dict[str, torch.Tensor]:
-        """Return every filled tensor by the name that the published code gives it.
+        """Return every tensor that has a value by the name that the published code gives it.
 
-        Aliases are given too. Buffers that the case leaves as constructed have no value here.
+        Aliases are given too. Buffers that the case leaves as constructed have no value.
         """
-        filled = self.golden.fill(self.info["tensors"])
+        filled = self.golden.fill(self.info["tensors"]) | self.buffers
         tensors = {name: torch.from_numpy(value) for name, value in filled.items()}
         variances = [name for name in tensors if name.endswith(".running_var")]
         tensors |= {name: tensors[name].abs() + 0.5 for name in variances}
@@ -183,11 +141,7 @@ class Case:
 
 
 def read(root: Path, name: str) -> Case:
-    """Read a case that has both files.
-
-    Raises:
-        UnsupportedCase: the JSON file has keys or a loss that are not known.
-    """
+    """Read a case that has both files."""
     golden = reader(root)
     info, arrays = golden.load(root / name)
     buffers: dict[str, np.ndarray] = {}
@@ -196,7 +150,7 @@ def read(root: Path, name: str) -> Case:
     unknown = sorted(set(info) - _JSON_KEYS)
     if unknown:
         raise UnsupportedCase(f"{name}: unknown keys {unknown} at the top of the JSON file")
-    if not info.get("conversion") and not str(info["grad"]).startswith(_LOSS):
+    if not info.get("conversion") and not str(info["grad"]).startswith(LOSS):
         raise UnsupportedCase(f"{name}: unknown loss {info['grad']!r}")
     return Case(name, info, arrays, golden, buffers)
 
@@ -217,7 +171,7 @@ def _normalised(
             rest = f"grad_input/{inputs.index(rest.removeprefix('grad_input/'))}"
         return stats + rest.removeprefix("output/")
 
-    new = {k: value for k, value in info.items() if k not in _SECOND_KEYS}
+    new = {k: value for k, value in info.items() if k not in ("builder", "stored")}
     new |= {"subsampled": {"stride": {key(k): step for k, step in info["stored"]["step"].items()}}}
     new.setdefault("extra", {})
     new["float32_error"] = {key(k): value for k, value in info.get("float32_error", {}).items()}
@@ -225,7 +179,7 @@ def _normalised(
     if isinstance(grad, str) and grad.startswith("none: outputs are the"):
         new |= {"conversion": True, "parameters_without_grad": [], "loss": 0.0}
     elif isinstance(grad, dict) and grad["loss"] == _SECOND_LOSS:
-        new |= {"grad": _LOSS, "loss": grad["loss_value"]}
+        new |= {"grad": LOSS, "loss": grad["loss_value"]}
         new |= {"parameters_without_grad": grad["parameters_without_grad"]}
     else:
         raise UnsupportedCase(f"{name}: unknown loss {grad!r}")
@@ -234,8 +188,8 @@ def _normalised(
     return new, kept, buffers
 
 
-def read_table(root: Path, name: str) -> dict[str, Any]:
-    """Read a case of lr_decay, which is a JSON file alone."""
+def read_info(root: Path, name: str) -> dict[str, Any]:
+    """Read the JSON file of a case; one of lr_decay has no other."""
     return json.loads((root / name).with_suffix(".json").read_text())
 
 

@@ -15,6 +15,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -22,8 +23,8 @@ import torch
 from .cases import Case
 
 TOLERANCE = 1e-4
-PIXEL_TOLERANCE = 1e-5
-NORM_TOLERANCE = 1e-5
+_PIXEL_TOLERANCE = 1e-5
+_NORM_TOLERANCE = 1e-5
 _SMALL_NORM = 2.0
 # Of what the published code moves by in float32, stored in the case.
 _ROUNDING = 3.0
@@ -38,19 +39,13 @@ _PIXELS = re.compile(r"\b(anchors|boxes|proposals|decoded|final_boxes)(\.p\d+)?$
 Tensors = Mapping[str, torch.Tensor]
 
 
-@dataclass(frozen=True)
-class Difference:
-    """One compared key: the largest difference, where it is, and what it may be."""
+class Difference(NamedTuple):
+    """One compared key: the largest difference, what it may be, and where it is."""
 
     key: str
     largest: float
     tolerance: float
     place: str
-
-    @property
-    def failed(self) -> bool:
-        """Whether the difference is too large; a NaN is."""
-        return not self.largest <= self.tolerance
 
     def __str__(self) -> str:
         sizes = f"max difference {self.largest:.3g}, tolerance {self.tolerance:.3g}"
@@ -66,14 +61,9 @@ class Comparison:
 
     @property
     def failures(self) -> list[Difference]:
-        """The differences above their tolerances, largest excess first."""
-        failed = [each for each in self.differences if each.failed]
+        """The differences above their tolerances, and NaNs; largest excess first."""
+        failed = [each for each in self.differences if not each.largest <= each.tolerance]
         return sorted(failed, key=lambda each: -each.largest / max(each.tolerance, 1e-30))
-
-    def largest(self, pattern: str) -> float:
-        """Return the largest difference of the keys that match a regular expression."""
-        found = [each.largest for each in self.differences if re.match(pattern, each.key)]
-        return max(found, default=0.0)
 
     def text(self) -> str:
         """Return the failures, a line each."""
@@ -106,8 +96,7 @@ def compare(
     """
     result = Comparison(case.name)
     left = set(case.arrays) - {f"grad_norm/{name}" for name in gradients}
-    for name in not_offered:
-        left -= {f"extra/{name}", f"stats/extra/{name}"}
+    left -= {f"{start}extra/{name}" for name in not_offered for start in ("", "stats/")}
     values = dict(outputs) | {f"extra/{name}": value for name, value in extra.items()}
     for i, gradient in enumerate(input_gradients):
         key = "grad_input" if len(input_gradients) == 1 else f"grad_input/{i}"
@@ -146,7 +135,7 @@ def _compare_array(result: Comparison, case: Case, key: str, whole: np.ndarray) 
         stats = np.array([whole.mean(), whole.std(), np.abs(whole).max()])
     tolerance = max(TOLERANCE, _ROUNDING * case.info.get("float32_error", {}).get(key, 0.0))
     if _PIXELS.search(key):
-        tolerance = PIXEL_TOLERANCE * max(1.0, float(stats[2]))
+        tolerance = _PIXEL_TOLERANCE * max(1.0, float(stats[2]))
     stride = case.info["subsampled"]["stride"].get(key)
     if _RANKED.match(key):
         _compare_ranked(result, key, whole, expected, stride or 1, tolerance)
@@ -217,4 +206,4 @@ def _compare_norms(
             stored = float(case.arrays[key])
             # As a relative difference, so that keys can be compared with each other.
             difference = abs(got - stored) / max(stored, _SMALL_NORM)
-            result.add(key, difference, NORM_TOLERANCE, f"got {got:.7g}, stored {stored:.7g}")
+            result.add(key, difference, _NORM_TOLERANCE, f"got {got:.7g}, stored {stored:.7g}")

@@ -2,74 +2,51 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from detectron2.config import LazyCall, LazyConfig
 from detectron2.layers import ShapeSpec
 from detectron2.modeling.box_regression import Box2BoxTransform
 from detectron2.structures import Boxes, ImageList, Instances
 from omegaconf import DictConfig
+from torch import nn
 
 from vitdet.config import build_model
 from vitdet.layers.norms import channel_layer_norm
 
 from .build import Built, Mode, Recorder, load, pyramid_options, vit_options, whole_patches
 from .cases import PROJECT, Case, Options
-from .kinks import Kinks, in_float64
+from .compare import TOLERANCE
 from .plain import eva02_options
 
 MODELS = PROJECT / "configs" / "common" / "models"
 
 
-def mask_rcnn(is_cascade: bool) -> DictConfig:
-    """Return the project's model config, as it trains on COCO."""
-    model: Any = LazyConfig.load(str(MODELS / "mask_rcnn_vitdet.py"), "model")
-    if is_cascade:
-        cascade: Any = LazyConfig.load(str(MODELS / "cascade.py"), "cascade")
-        model.roi_heads = cascade(model.roi_heads)
-    return model
-
-
-def eva02_model(is_cascade: bool) -> DictConfig:
-    """Return the project's model config of EVA-02-B, as it trains on COCO."""
-    model: Any = LazyConfig.load(str(MODELS / "cascade_mask_rcnn_eva02.py"), "model")
-    if not is_cascade:
-        plain = mask_rcnn(is_cascade=False)
-        plain.backbone = model.backbone
-        return plain
-    return model
-
-
 def detector(case: Case, mode: Mode) -> Built:
-    """Build a Mask R-CNN or Cascade Mask R-CNN whose parts are called one by one."""
-    return _assemble(case, mode, "detectron2", mask_rcnn, vit_options)
-
-
-def eva02_detector(case: Case, mode: Mode) -> Built:
-    """Build an EVA-02 detector whose parts are called one by one."""
-    return _assemble(case, mode, "eva02", eva02_model, eva02_options)
-
-
-def _assemble(
-    case: Case,
-    mode: Mode,
-    source_format: str,
-    base: Callable[[bool], DictConfig],
-    net_options: Callable[[Options], dict[str, Any]],
-) -> Built:
-    config = case.config()
-    recipe = base(config.take("cascade") is not None)
+    """Build a Mask R-CNN or Cascade Mask R-CNN of detectron2 or EVA-02, called part by part."""
+    config, is_eva02 = case.config(), case.family == "eva02_det"
+    recipe: Any = LazyConfig.load(str(MODELS / "mask_rcnn_vitdet.py"), "model")
+    if is_eva02:
+        other: Any = LazyConfig.load(str(MODELS / "cascade_mask_rcnn_eva02.py"), "model")
+        recipe.backbone = other.backbone
+    if config.take("cascade") is not None:
+        cascade: Any = LazyConfig.load(str(MODELS / "cascade.py"), "cascade")
+        recipe.roi_heads = cascade(recipe.roi_heads)
+    net_options = eva02_options if is_eva02 else vit_options
     recipe.backbone.net.update(mode.of(net_options(config.section("net"))))
     _put_sizes(recipe, config)
     config.done()
     model: Any = build_model(recipe)
-    parameters = load(case, model, source_format)
+    weights = load(case, model, "eva02" if is_eva02 else "detectron2")
     parts = Parts(case, model, config, Recorder(model.backbone.net))
-    return Built(model, parts.call, parameters)
+    return Built(model, parts.call, weights)
 
 
 def _put_sizes(model: DictConfig, config: Options) -> None:
@@ -265,3 +242,72 @@ class Parts:
 def _proposals(boxes: list[Boxes], batch: ImageList) -> list[Instances]:
     sizes = batch.image_sizes
     return [Instances(s, proposal_boxes=each) for s, each in zip(sizes, boxes, strict=True)]
+
+
+# --- near ties ---------------------------------------------------------------------------------
+
+
+@contextmanager
+def in_float64(model: nn.Module) -> Iterator[None]:
+    """Run a block with a float32 model in float64 and with the eager attention."""
+    backends = {module: module.backend for module in model.modules() if hasattr(module, "backend")}
+    for module in backends:
+        module.backend = "eager"  # pyright: ignore[reportAttributeAccessIssue, reportArgumentType]
+    model.double()
+    with torch.no_grad():
+        yield
+    model.float()
+    for module, backend in backends.items():
+        module.backend = backend
+
+
+class Kinks:
+    """Keeps the inputs of every ReLU and maximum of one run, to decide the ties of a later one.
+
+    A ReLU whose input lies within rounding of zero, or a maximum of two values that nearly tie, has
+    one gradient on one side and another on the other, and two correct float32 computations may take
+    different sides: single gradients then differ by 1e-3. The stored results were made with inputs
+    for which the published code took the same sides in float32 and in float64. So a float64 run of
+    our model decides the ties, and only the ties: values further apart than the tolerance of an
+    output stay as they are.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self._kept: dict[str, list[torch.Tensor]] = {}
+        self.modules = {
+            name: module
+            for name, module in model.named_modules()
+            if isinstance(module, nn.ReLU | nn.MaxPool2d)
+        }
+        assert self.modules, "a detector has ReLUs"
+        assert not any(getattr(module, "inplace", False) for module in self.modules.values())
+
+    @contextmanager
+    def hooked(self, hook: Callable[[Kinks, str, nn.Module, Any, Any], Any]) -> Iterator[None]:
+        """Call a hook, `Kinks.keep` or `Kinks.decide`, after every one of them."""
+        handles = [
+            module.register_forward_hook(partial(hook, self, name))
+            for name, module in self.modules.items()
+        ]
+        yield
+        for handle in handles:
+            handle.remove()
+
+    def keep(self, name: str, _: nn.Module, given: Any, __: torch.Tensor) -> None:
+        """Keep the input, in the order of the calls."""
+        self._kept.setdefault(name, []).append(given[0])
+
+    def decide(
+        self, name: str, module: nn.Module, given: Any, output: torch.Tensor
+    ) -> torch.Tensor:
+        """Decide ties by the kept inputs; calls beyond the kept ones are left alone."""
+        if not self._kept.get(name):
+            return output
+        (x,), reference = given, self._kept[name].pop(0)
+        assert reference.shape == x.shape, f"{name}: another shape than in float64"
+        if isinstance(module, nn.MaxPool2d):
+            sizes = module.kernel_size, module.stride, module.padding
+            _, index = F.max_pool2d(reference, *sizes, return_indices=True)
+            chosen = x.flatten(2).gather(2, index.flatten(2)).view_as(output)
+            return torch.where(output - chosen < TOLERANCE, chosen, output)
+        return torch.where(reference.abs() < TOLERANCE, x * (reference > 0), output)

@@ -14,8 +14,9 @@ from .cases import Case, UnsupportedCase, read
 from .compare import Comparison, compare
 from .mmdet import heads
 
+Builder = Callable[[Case, Mode], Built]
 # {family: {"model" of the JSON file: builder}}
-BUILDERS: dict[str, dict[str, Callable[[Case, Mode], Built]]] = {
+BUILDERS: dict[str, dict[str, Builder]] = {
     "detectron2": {
         "ViT": plain.detectron2_vit,
         "SimpleFeaturePyramid": plain.detectron2_pyramid,
@@ -27,7 +28,7 @@ BUILDERS: dict[str, dict[str, Callable[[Case, Mode], Built]]] = {
     "eva02_det": {
         "ViT": plain.eva02_vit,
         "SimpleFeaturePyramid": plain.eva02_vit,
-        "GeneralizedRCNN": detectors.eva02_detector,
+        "GeneralizedRCNN": detectors.detector,
     },
     "eva01_det": {"ViT": plain.eva01_vit},
     "streampetr": {"EVAViT": plain.streampetr_vit},
@@ -52,7 +53,6 @@ BUILDERS: dict[str, dict[str, Callable[[Case, Mode], Built]]] = {
         "build_retinanet_msvit_fpn_backbone": vil.fpn,
     },
 }
-
 # family: function from a case of a conversion to its outputs, by the case's names
 CONVERSIONS: dict[str, Callable[[Case], dict[str, torch.Tensor]]] = {
     "vitae_vitdet": mmdet_nets.vitae_loaded,
@@ -71,16 +71,10 @@ def modes(info: dict[str, Any], every: list[Mode]) -> list[Mode]:
 
 
 def compare_case(root: Path, name: str, mode: Mode, change: Change | None = None) -> Comparison:
-    """Build the case `name` of the folder `root`, run it and compare.
+    """Build the case family/name of the folder `root`, run it and compare.
 
-    Args:
-        root: folder of the cases.
-        name: family/name.
-        mode: attention kernel or checkpointing.
-        change: applied to the finished model before it runs.
-
-    Raises:
-        UnsupportedCase: the case asks for something that vitdet does not have.
+    `change` is applied to the finished model before it runs. Raises UnsupportedCase where the case
+    asks for something that vitdet does not have.
     """
     case = read(root, name)
     if case.info.get("conversion"):

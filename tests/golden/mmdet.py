@@ -27,7 +27,7 @@ from vitdet.heads import rpn_head
 from vitdet.layers.norms import channel_layer_norm, group_norm
 from vitdet.pyramid import SimpleFeaturePyramid
 
-from .build import BOTH, SIZES, Built, Mode, converted, given
+from .build import BOTH, SIZES, Built, Mode, given, load
 from .cases import Case, Options, UnsupportedCase
 
 LEVELS = ("p2", "p3", "p4", "p5")
@@ -130,8 +130,8 @@ def heads(source_format: str) -> dict[str, Callable[[Case, Mode], Built]]:
             call = make(case, options, model)
             options.done()
             beside = toy_weights(model.get_submodule("backbone.net"))
-            parameters, leaves = converted(case, model, source_format, f"{part}.", beside)
-            return Built(model, lambda images: (call(images), {}), parameters, leaves=leaves)
+            weights = load(case, model, source_format, f"{part}.", beside)
+            return Built(model, lambda images: (call(images), {}), weights)
 
         return build
 

@@ -15,7 +15,7 @@ from vitdet.backbones.vitae_s import ViTAES
 from vitdet.convert import convert
 from vitdet.pyramid import SimpleFeaturePyramid
 
-from .build import Built, Mode, Prepare, converted, given, vit_options, whole_patches
+from .build import Built, Mode, Prepare, given, load, vit_options, whole_patches
 from .cases import Case, Options, UnsupportedCase
 from .mmdet import (
     RESAMPLING,
@@ -75,8 +75,7 @@ def backbone(case: Case, mode: Mode) -> Built:
         last = net(whole_patches(images[0], net.patch_size))["last_feat"]
         return dict.fromkeys(case.info["outputs"], last), outputs.values
 
-    parameters, leaves = converted(case, model, source_format, "backbone.", prepare=prepare)
-    return Built(model, call, parameters, leaves=leaves)
+    return Built(model, call, load(case, model, source_format, "backbone.", prepare=prepare))
 
 
 def pyramid(case: Case, mode: Mode) -> Built:
@@ -124,8 +123,7 @@ def pyramid(case: Case, mode: Mode) -> Built:
             last = net(whole_patches(last, net.patch_size))["last_feat"]
         return with_top([level(last) for level in model.levels()], top), outputs.values
 
-    parameters, leaves = converted(case, model, source_format, prefix, beside, prepare)
-    return Built(model, call, parameters, leaves=leaves)
+    return Built(model, call, load(case, model, source_format, prefix, beside, prepare))
 
 
 # --- ViTAE-Transformer/ViTDet ------------------------------------------------------------------
@@ -219,8 +217,7 @@ def _vitae(case: Case, net: LayeredBackbone, patch_size: int, prepare: Prepare |
         levels = [level(last) for level in model.levels()]
         return {f"out{i}": level for i, level in enumerate(levels)}, outputs.values
 
-    parameters, leaves = converted(case, model, "vitae", "backbone.", prepare=prepare)
-    return Built(model, call, parameters, leaves=leaves)
+    return Built(model, call, load(case, model, "vitae", "backbone.", prepare=prepare))
 
 
 def vitae_fpn(case: Case, _: Mode) -> Built:
@@ -257,8 +254,7 @@ def vitae_fpn(case: Case, _: Mode) -> Built:
         for place, module in places.items()
         for name, value in module.state_dict().items()
     }
-    parameters, leaves = converted(case, model, "vitae", "neck.", beside)
-    return Built(model, call, parameters, leaves=leaves)
+    return Built(model, call, load(case, model, "vitae", "neck.", beside))
 
 
 def vitae_loaded(case: Case) -> dict[str, torch.Tensor]:

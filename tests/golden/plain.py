@@ -23,11 +23,12 @@ from .build import (
     Mode,
     Recorder,
     check_gelu,
-    converted,
     given,
     global_blocks,
+    leaves_of,
     load,
     norm_eps,
+    put,
     pyramid_options,
     vit_options,
     whole_patches,
@@ -53,9 +54,8 @@ def built(
         extra = recorder.extra(case) | {f"hidden_states.{i}": each for i, each in enumerate(maps)}
         return outputs, extra | {"last_feat": maps[-1]} | more()
 
-    parameters = load(case, model or vit, source_format)
     neck = frozenset({"neck"} if source_format == "sam" else ())  # has no counterpart here
-    return Built(model or vit, call, parameters, neck)
+    return Built(model or vit, call, load(case, model or vit, source_format), neck)
 
 
 def detectron2_vit(case: Case, mode: Mode) -> Built:
@@ -204,14 +204,15 @@ def streampetr_vit(case: Case, mode: Mode) -> Built:
 
     if strange := [name for name in case.info["buffers_not_filled"] if ".freqs_" not in name]:
         raise UnsupportedCase(f"{case.name}: vitdet has no buffers {strange}")
-    model.load_state_dict({ours(name): value for name, value in case.weights().items()})
+    leaves = leaves_of(case)
+    weights = put(model, leaves, {ours(name): value for name, value in leaves.items()})
 
     def call(images: list[torch.Tensor]) -> Any:
         found = model(whole_patches(images[0], vit.patch_size))
         levels = {f"p{int(name[1:]) + shift}": x for name, x in found.items() if pyramid}
         return levels or {"out": found[vit.out_feature]}, recorder.extra(case)
 
-    return Built(model, call, {name: ours(name) for name in case.info["tensors"]})
+    return Built(model, call, weights)
 
 
 def _streampetr_pyramid(options: Options, vit: PlainViT) -> SimpleFeaturePyramid:
@@ -353,5 +354,4 @@ def _tokens(case: Case, vit: PlainViT, source_format: str) -> Built:
         tokens = tokens.flatten(1, 2) if tokens.ndim == 4 else tokens
         return {"tokens": tokens}, recorder.extra(case)
 
-    parameters, leaves = converted(case, vit, source_format)
-    return Built(vit, call, parameters, leaves=leaves)
+    return Built(vit, call, load(case, vit, source_format))

@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import pytest
 
 from .build import MODES, Mode
-from .cases import ABSENT, discover, folder, is_built, not_built, read_table
-from .compare import Comparison
+from .cases import ABSENT, NOT_BUILT, discover, folder, read_info
 from .families import compare_case, modes
 
 ROOT = folder()
-NAMES = discover(ROOT)
 pytestmark = pytest.mark.skipif(ROOT is None, reason=ABSENT)
 CASES = [
     (name, mode)
-    for name in NAMES
-    if ROOT is not None and is_built(name) and not name.startswith("lr_decay/")
-    for mode in modes(read_table(ROOT, name), MODES)
+    for name in discover(ROOT)
+    if ROOT is not None and not name.startswith("lr_decay/")
+    for mode in modes(read_info(ROOT, name), MODES)
 ]
 
 
@@ -27,15 +23,10 @@ def test_there_are_cases() -> None:
 
 
 @pytest.mark.parametrize(("name", "mode"), CASES, ids=[f"{name}-{mode}" for name, mode in CASES])
-def test_case(name: str, mode: Mode, record: Callable[[Comparison], None]) -> None:
+def test_case(name: str, mode: Mode) -> None:
     assert ROOT is not None
+    if name in NOT_BUILT:
+        pytest.skip(NOT_BUILT[name])
     comparison = compare_case(ROOT, name, mode)
-    record(comparison)
     if comparison.failures:
         pytest.fail(comparison.text(), pytrace=False)
-
-
-@pytest.mark.parametrize("name", [name for name in NAMES if not is_built(name)])
-def test_not_built_yet(name: str) -> None:
-    """Skip with the listed reason; a case that is in no list fails."""
-    pytest.skip(not_built(name) or "")

@@ -3,30 +3,342 @@
 from __future__ import annotations
 
 import fnmatch
+import re
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
 
 import pytest
+from omegaconf import DictConfig
+from torch import nn
 
+from vitdet.backbones.eva02 import EVA02ViT
+from vitdet.config import build_model, load_config
+from vitdet.convert.formats import FORMATS
+from vitdet.convert.names import find_names
 from vitdet.optim import parameter_table
+from vitdet.pyramid import SimpleFeaturePyramid
 
-from .cases import ABSENT, Options, UnsupportedCase, discover, folder, is_built, read_table
-from .lr_models import RECIPES, WITHOUT_RECIPE, build, recipe
+from .build import given, global_blocks
+from .cases import ABSENT, PROJECT, Options, UnsupportedCase, discover, folder, read_info
+from .vil import stage_arguments
 
 ROOT = folder()
-NAMES = [name for name in discover(ROOT) if name.startswith("lr_decay/") and is_built(name)]
+NAMES = [name for name in discover(ROOT) if name.startswith("lr_decay/")]
 
 _KEYS = {"what", "source", "notes", "config", "columns", "table", "not_in_optimizer"}
 _COLUMNS = ["lr multiplier", "weight decay"]
 
 
+@dataclass
+class Table:
+    """A model, the arguments of `parameter_table`, and {published name: ours} where they differ.
+
+    `recipe` is the project's recipe with the published optimizer, where there is one; `published`
+    are arguments of the optimizer that the table itself does not depend on.
+    """
+
+    model: nn.Module
+    arguments: dict[str, Any]
+    names: dict[str, str] = field(default_factory=dict)
+    recipe: DictConfig | None = None
+    published: dict[str, Any] = field(default_factory=dict)
+
+
+# --- detectron2 and EVA-02 ---------------------------------------------------------------------
+
+_EVA02 = "cascade_mask_rcnn_eva02"
+# file name of a published config: recipe of this project, where the two differ
+RECIPES = {
+    "eva2_coco_cascade_mask_rcnn_vitdet_b_4attn_1024_lrd0p7": f"COCO/{_EVA02}_b_bsl",
+    "eva2_coco_cascade_mask_rcnn_vitdet_l_4attn_1024_lrd0p8": f"COCO/{_EVA02}_l_bsl",
+    "eva2_coco_cascade_mask_rcnn_vitdet_b_6attn_win32_1536_lrd0p7": f"COCO/{_EVA02}_b_sys",
+    "eva2_coco_cascade_mask_rcnn_vitdet_l_8attn_win32_1536_lrd0p8": f"COCO/{_EVA02}_l_sys",
+    "eva2_o365_to_coco_cascade_mask_rcnn_vitdet_l_8attn_1536_lrd0p8": f"COCO/{_EVA02}_l_sys_o365",
+    "eva2_lvis_cascade_mask_rcnn_vitdet_b_4attn_1024_lrd0p7": f"LVIS/{_EVA02}_b_bsl",
+    "eva2_lvis_cascade_mask_rcnn_vitdet_l_4attn_1024_lrd0p8": f"LVIS/{_EVA02}_l_bsl",
+    "eva2_lvis_cascade_mask_rcnn_vitdet_l_8attn_win32_1536_lrd0p8": f"LVIS/{_EVA02}_l_sys",
+    "eva2_o365_to_lvis_cascade_mask_rcnn_vitdet_l_8attn_1536_lrd0p8": f"LVIS/{_EVA02}_l_sys_o365",
+    "eva2_o365_cascade_mask_rcnn_vitdet_l_8attn_1536_lrd0p8": "O365/cascade_rcnn_eva02_l",
+}
+
+
+def _recipe(name: str) -> DictConfig:
+    try:
+        return load_config(PROJECT / f"configs/{name}.py")
+    except ValueError as error:
+        raise UnsupportedCase(f"no recipe {name}") from error
+
+
+def _vitdet(config: Options, _: Iterable[str]) -> Table:
+    published = Path(config.take("config_file"))
+    same = f"{published.parent.name}/{published.stem}"
+    cfg = _recipe(RECIPES.get(published.stem, same))
+    depth = config.take("depth")
+    config.only("num_layers", (depth,))  # vitdet asks the backbone for its number of layers
+    _put_sizes(cfg, depth, config.take("embed_dim"))
+    cfg.model.backbone.net.global_block_indexes = global_blocks(config, "window_block_indexes")
+    overrides = config.section("overrides")
+    for name in overrides.values:
+        overrides.only(name, ({"weight_decay": 0.0},))
+    arguments = {
+        "layer_decay_rate": config.take("lr_decay_rate"),
+        "weight_decay": config.take("weight_decay"),
+        "weight_decay_norm": config.take("weight_decay_norm"),
+        "no_decay": list(overrides.values),
+    }
+    more = {"lr": config.take("base_lr"), "betas": config.take("betas")}
+    return Table(build_model(cfg.model, "meta"), arguments, {}, cfg, more)
+
+
+def _put_sizes(cfg: DictConfig, depth: int, width: int) -> None:
+    net = cfg.model.backbone.net
+    net.depth, net.embed_dim = depth, width
+    net.num_heads = 1  # names do not depend on it, and it divides every width
+    if "checkpoint_blocks" in net:
+        net.checkpoint_blocks = []
+
+
+# --- MMDetection's families --------------------------------------------------------------------
+
+
+def _mmdet(
+    cfg: DictConfig, rules: dict[str, Any], source_format: str, config: Options, keys: Iterable[str]
+) -> Table:
+    model = build_model(cfg.model, "meta")
+    target = {name: tuple(value.shape) for name, value in model.state_dict().items()}
+    names = find_names(FORMATS[source_format], dict.fromkeys(keys, ()), target, config.place)
+    ours = {key: names.in_model(names.of_file(key)[0]) or key for key in keys}
+    rules |= {"weight_decay": config.take("weight_decay"), "weight_decay_norm": None}
+    return Table(model, rules, ours, cfg, {"lr": config.take("base_lr")})
+
+
+def _vit(cfg: DictConfig, options: Options) -> int:
+    """Put the sizes of a case into the recipe's ViT or ViTAE-B; return its depth."""
+    net, depth = cfg.model.backbone.net, options.take("depth")
+    _put_sizes(cfg, depth, options.take("embed_dim"))
+    interval = options.take("interval", 3)
+    blocks = [i for i in range(depth) if (i + 1) % interval == 0]
+    if "window_block_indexes" in options.values:
+        blocks = global_blocks(options, "window_block_indexes")
+    conv = bool(net.get("residual_block_indexes"))
+    net.global_block_indexes = [] if conv else blocks
+    if conv:
+        net.residual_block_indexes = blocks
+    # No name or rule depends on them.
+    options.inert("img_size", "patch_size", "num_heads", "mlp_ratio", "qkv_bias", "qk_scale")
+    options.inert("drop_rate", "attn_drop_rate", "drop_path_rate", "window_size")
+    options.inert("pretrain_img_size", "pretrain_use_cls_token")
+    return depth
+
+
+def _vitae(config: Options, keys: Iterable[str]) -> Table:
+    options, rule = config.section("backbone"), config.section("paramwise_cfg")
+    num_layers = rule.take("num_layers")
+    if "token_dims" in options.values:
+        cfg = _recipe("vitae/mask_rcnn_vitae_s_100ep")
+        rule.only("layer_sep", ([0, 1, 2],))
+        net = cfg.model.backbone.net
+        net.embed_dims, net.token_dims = options.take("embed_dims"), options.take("token_dims")
+        net.depths = options.take("NC_depth", list(net.depths))
+        net.num_heads, net.groups = options.take("NC_heads"), options.take("NC_group")
+        net.global_block_indexes = options.take("globalBlock", list(net.global_block_indexes))
+        options.inert("img_size")
+        natural = sum(net.depths) + len(net.depths)
+    else:
+        kind = "vitae" if any(".PCM." in key for key in keys) else "vit"
+        cfg = _recipe(f"vitae/mask_rcnn_{kind}_b_100ep")
+        natural = _vit(cfg, options)
+    options.done()
+    rule.inert("custom_keys")  # never read
+    rules = {
+        "layer_decay_rate": rule.take("layer_decay_rate"),
+        "num_layers": None if num_layers == natural else num_layers,
+        "weight_decay_vectors": 0.0,
+        "no_decay": ["pos_embed", "cls_token", "rel_pos_"],
+    }
+    rule.done()
+    return _mmdet(cfg, rules, "vitae", config, keys)
+
+
+def _easycv(config: Options, keys: Iterable[str]) -> Table:
+    cfg = _recipe("easycv/mask_rcnn_vitdet_b_100ep")
+    options, rule = config.section("backbone"), config.section("paramwise_options")
+    rule.only("num_layers", (_vit(cfg, options),))
+    options.only("use_rel_pos", (True,))
+    options.only("use_abs_pos", (True,))
+    options.only("residual_block_indexes", ([],))
+    options.done()
+    _neck(config)
+    rules = {"layer_decay_rate": rule.take("layer_decay_rate")}
+    rules |= {"no_decay": list(cfg.optimizer.no_decay)}
+    rule.done()
+    return _mmdet(cfg, rules, "easycv", config, keys)
+
+
+def _neck(config: Options) -> None:
+    neck = config.section("neck")
+    neck.inert("in_channels", "out_channels", "scale_factors", "norm_cfg", "num_outs")
+    neck.done()
+
+
+def _easycv_old(config: Options, keys: Iterable[str]) -> Table:
+    """Build a detector of EasyCV before v0.7 with convolution propagation."""
+    options = config.section("backbone")
+    kind = options.only("aggregation", ("attn", "basicblock", "bottleneck", "conv"), "attn")
+    cfg = _recipe(f"easycv/mask_rcnn_vit_b_v06_{kind}_100ep")
+    _vit(cfg, options)
+    options.only("use_abs_pos_emb", (True,))
+    options.done()
+    _neck(config)
+    rule = config.section("paramwise_options")
+    for name in ("norm", "bias", "pos_embed", "cls_token"):
+        rule.only(name, ({"weight_decay": 0.0},))
+    rule.done()
+    rules = {"layer_decay_rate": None, "no_decay": list(cfg.optimizer.no_decay)}
+    return _mmdet(cfg, rules, "easycv_old", config, keys)
+
+
+def _mmdet3(config: Options, keys: Iterable[str]) -> Table:
+    cfg = _recipe("mmdetection/mask_rcnn_vitdet_b_100ep")
+    options, rule = config.section("backbone"), config.section("paramwise_cfg")
+    rule.only("num_layers", (_vit(cfg, options),))
+    rule.only("decay_type", ("layer_wise",))
+    options.done()
+    rules = {"layer_decay_rate": rule.take("decay_rate")}
+    rules |= {"no_decay": list(cfg.optimizer.no_decay)}
+    rule.done()
+    return _mmdet(cfg, rules, "mmdet3", config, keys)
+
+
+# --- StreamPETR and the Vision Longformer ------------------------------------------------------
+
+
+class _Head(nn.Module):
+    """The head of the case: one parameter of each kind."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.query_embed = nn.Embedding(2, 2)
+        self.fc = nn.Linear(2, 2)
+        self.norm = nn.LayerNorm(2)
+
+
+def _streampetr(config: Options, keys: Iterable[str]) -> Table:
+    """Build a backbone and a head as StreamPETR names them.
+
+    The published constructor names a group after the layer alone. Where the backbone holds the
+    pyramid, the pyramid's parameters and the head's share a group, and the rate is that of the one
+    that was registered first. Here both have a multiplier of their own.
+    """
+    rule, options = config.section("paramwise_cfg"), config.section("backbone")
+    rule.only("decay_type", ("vit_wise",))
+    names = ("img_size", "patch_size", "in_chans", "embed_dim", "depth", "num_heads", "mlp_ratio")
+    names += ("qkv_bias", "window_size", "global_window_size", "pretrain_img_size")
+    arguments = given(options, *names, rope_pretrain_grid="pt_hw_seq_len")
+    arguments["global_block_indexes"] = global_blocks(options, "window_block_indexes")
+    options.inert("drop_path_rate", "with_cp", "flash_attn")  # no parameter depends on them
+    net: nn.Module = EVA02ViT(**arguments)
+    if options.take("sim_fpn") is not None:
+        levels = options.section("sim_fpn")
+        levels.only("in_channels", (arguments["embed_dim"],))
+        scales, channels = levels.take("scale_factors"), levels.take("out_channels")
+        levels.only("out_indices", ([index + 2 for index in range(len(scales))],))
+        levels.done()
+        net = SimpleFeaturePyramid(
+            net, out_channels=channels, scale_factors=scales, downsample="conv"
+        )
+    options.done()
+    order, detector = config.take("registration_order"), nn.Module()
+    for name in order:
+        detector.add_module(name, {"img_backbone": net, "pts_bbox_head": _Head()}[name])
+    head, after = rule.take("head_decay_rate"), 1.0
+    if isinstance(net, SimpleFeaturePyramid):
+        head = after = 1.0 if order[0] == "img_backbone" else head
+    rules = {
+        "backbone": "img_backbone",
+        "layer_decay_rate": rule.take("decay_rate"),
+        "num_layers": rule.take("num_layers"),
+        "head_lr_multiplier": head,
+        "pyramid_lr_multiplier": after,
+        "weight_decay": config.take("weight_decay"),
+        "weight_decay_norm": None,
+        "weight_decay_vectors": 0.0,
+        "no_decay": [],
+    }
+    rule.done()
+    config.inert("base_lr")
+    # The published names count the levels from 2; ours are named after their stride.
+    text = " ".join(name for name, _ in detector.named_parameters())
+    finest = min((int(level) for level in re.findall(r"simfp_(\d)", text)), default=2)
+    root = "img_backbone.net." if isinstance(net, SimpleFeaturePyramid) else "img_backbone."
+
+    def ours(key: str) -> str:
+        level = re.match(r"img_backbone\.adapter\.simfp_(\d)(.*)", key)
+        if level:
+            return f"img_backbone.simfp_{int(level[1]) + finest - 2}{level[2]}"
+        return re.sub(r"^img_backbone\.", root, key)
+
+    return Table(detector, rules, {key: ours(key) for key in keys})
+
+
+def _vil(config: Options, _: Iterable[str]) -> Table:
+    """Build a detector with the stages of the case, and the classifier that ours leave out."""
+    file = config.take("config_file")
+    cfg = _recipe(f"vil/{'retinanet' if 'retina' in file else 'mask_rcnn'}_vil_small_3x")
+    fpn, vit = cfg.model.backbone, cfg.model.backbone.bottom_up
+    kinds = ("srformer", "performer", "linformer")
+    attn_type = next((kind for kind in kinds if kind in file), "longformerhand")
+    vit.update(stage_arguments(config.take("ARCH"), attn_type, "gformer" in file))
+    fpn.in_features = list(vit.out_features)
+    vit.update(num_classes=1000, out_features=[*vit.out_features, "head"])
+    multipliers = config.take("LR_MULTIPLIERS")
+    rules = {
+        "weight_decay": config.take("WEIGHT_DECAY"),
+        "weight_decay_norm": None,
+        "no_decay": [],
+        "lr_multipliers": {re.escape(part): value for part, value in multipliers.items()},
+    }
+    config.inert("BASE_LR")
+    return Table(build_model(cfg.model, "meta"), rules)
+
+
+# tables of optimizers that no recipe of this project has: backbones for another project, ...
+WITHOUT_RECIPE = (
+    "streampetr_*",
+    # The recipe has the depth of the training log.
+    "vitae_vitdet_vitae_s",
+    "vitae_vitdet_vitae_s_published_depth",
+    # The recipes have the weight decay of the README, the table that of the YAML file.
+    "vil_*",
+)
+
+# name of a table after "lr_decay/", as in fnmatch: how it is built
+TABLES: dict[str, Callable[[Options, Iterable[str]], Table]] = {
+    "detectron2_*": _vitdet,
+    "eva02_*": _vitdet,
+    "streampetr_*": _streampetr,
+    "vitae_vitdet_*": _vitae,
+    "easycv_layer_decay*": _easycv,
+    "easycv_old_*": _easycv_old,
+    "mmdet3_*": _mmdet3,
+    "vil_*": _vil,
+}
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_table_and_the_optimizer_of_the_recipe(name: str) -> None:
     assert ROOT is not None, ABSENT
-    info = read_table(ROOT, name)
+    info = read_info(ROOT, name)
     if set(info) - _KEYS or info["columns"] != _COLUMNS:
         raise UnsupportedCase(f"{name}: keys {sorted(info)}, columns {info['columns']}")
+    builder = next((TABLES[key] for key in TABLES if fnmatch.fnmatchcase(name[9:], key)), None)
+    if builder is None:
+        raise UnsupportedCase(f"{name}: known are {list(TABLES)}")
     config = Options(info["config"], f"{name}: config")
     left_out = info.get("not_in_optimizer", [])
-    table = build(name, config, [*info["table"], *left_out])
+    table = builder(config, [*info["table"], *left_out])
     config.done()
     found = parameter_table(table.model, **table.arguments)
     stored = {table.names.get(key, key): value for key, value in info["table"].items()}
@@ -40,14 +352,7 @@ def test_table_and_the_optimizer_of_the_recipe(name: str) -> None:
         if list(found[key]) != pytest.approx(value, rel=1e-9)
     }
     assert not wrong
-    if not any(fnmatch.fnmatchcase(name, pattern) for pattern in WITHOUT_RECIPE):
+    if not any(fnmatch.fnmatchcase(name[9:], pattern) for pattern in WITHOUT_RECIPE):
         assert table.recipe is not None
         for key, value in (table.arguments | table.published).items():
             assert table.recipe.optimizer[key] == value, key
-
-
-def test_every_published_config_of_eva02_has_a_recipe_of_its_own() -> None:
-    found = [recipe(f"projects/ViTDet/configs/any/{name}.py") for name in RECIPES]
-    assert len(found) == len(set(RECIPES.values())) == 10
-    with pytest.raises(UnsupportedCase, match="no recipe for the published config"):
-        recipe("projects/ViTDet/configs/COCO/unheard_of.py")

@@ -18,7 +18,7 @@ from vitdet.backbones.msvit.sliding_chunk import gather, sliding_chunk_attention
 from vitdet.backbones.msvit.stage import Stage, StageEmbed, stages_of
 from vitdet.convert import convert
 
-from .build import BOTH, Built, Mode, converted, given
+from .build import BOTH, Built, Mode, given, leaves_of, load, put
 from .cases import Case, Options, UnsupportedCase
 
 # attn_type of the published code: kind of our stages with s1
@@ -63,7 +63,7 @@ def operator(case: Case, mode: Mode) -> Built:
             extra |= {f"seen_mode{number}": real, f"padded_keys_seen_mode{number}": filling}
         return outputs, extra
 
-    return Built(nn.Identity(), call, {})
+    return Built(nn.Identity(), call)
 
 
 def seen(grid: ChunkGrid) -> tuple[torch.Tensor, torch.Tensor]:
@@ -99,7 +99,7 @@ def attention(case: Case, mode: Mode) -> Built:
     )
     options.done()
     model, aliases = VilAttention(stage, 0), case.info.get("aliases", {})
-    model.load_state_dict({k: v for k, v in case.weights().items() if k not in aliases})
+    leaves = {k: v for k, v in leaves_of(case).items() if k not in aliases}
 
     def call(inputs: list[torch.Tensor]) -> Any:
         outputs = {}
@@ -108,7 +108,7 @@ def attention(case: Case, mode: Mode) -> Built:
             outputs[f"shift{shift}"] = model(inputs[0], size)
         return outputs, {}
 
-    return Built(model, call, {name: name for name, _ in model.named_parameters()})
+    return Built(model, call, put(model, leaves, leaves))
 
 
 # --- the backbone ------------------------------------------------------------------------------
@@ -199,8 +199,7 @@ def backbone(case: Case, mode: Mode) -> Built:
         outputs = vit(images[0])
         return outputs | {"logits": outputs.get("head")}, tokens
 
-    parameters, leaves = converted(case, vit, "vil")
-    return Built(vit, call, parameters, leaves=leaves)
+    return Built(vit, call, load(case, vit, "vil"))
 
 
 def fpn(case: Case, mode: Mode) -> Built:
@@ -227,8 +226,8 @@ def fpn(case: Case, mode: Mode) -> Built:
         top = LastLevelP6P7(vit.output_shape()[last].channels, channels, last)
     model = FPN(vit, features, channels, norm="", top_block=top)
     tokens = Recorder(vit, "bottom_up.").tokens
-    parameters, leaves = converted(case, model, "vil")
-    return Built(model, lambda images: (model(images[0]), tokens), parameters, leaves=leaves)
+    weights = load(case, model, "vil")
+    return Built(model, lambda images: (model(images[0]), tokens), weights)
 
 
 def conversion(case: Case) -> dict[str, torch.Tensor]:

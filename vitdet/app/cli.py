@@ -13,21 +13,17 @@ from collections.abc import Sequence
 
 from vitdet.utils.checks import exit_status
 
-# Command -> one line for people, and what exit status 1 means, "" when there is none. The module of
-# the same name in `vitdet.app` has `add_arguments(parser)` and `run(args)`, which returns the exit
-# status; it is imported when the command is called.
+# Command -> one line for people, and what exit status 1 means, if anything. The module of the same
+# name in `vitdet.app` has `add_arguments(parser)` and `run(args)`, which returns the exit status.
 COMMANDS = {
-    "train": ("train a detector on your own images", ""),
+    "train": ("train a detector on your own images",),
     "data": ("check a data set: faults with pictures, and a repaired copy", "there are faults"),
     "predict": (
         "find objects in images, folders and videos, and draw them",
         "some of the images could not be read",
     ),
-    "val": ("evaluate a checkpoint: AP on its recipe's test set or on other data", ""),
-    "strip": (
-        "write a checkpoint's weights, class names and recipe alone, to predict with",
-        "",
-    ),
+    "val": ("evaluate a checkpoint: AP on its recipe's test set or on other data",),
+    "strip": ("write a checkpoint's weights, class names and recipe alone, to predict with",),
     "convert": (
         "convert weights for a recipe, to other classes, or to another project's names",
         "some keys of the file are unaccounted for, and nothing is written",
@@ -40,8 +36,8 @@ COMMANDS = {
         "write a detector as ONNX, compared with PyTorch",
         "the file does not find what the model finds, and is not written",
     ),
-    "report": ("write a page about a run: AP, curves, errors and the worst images", ""),
-    "serve": ("serve a page to which one gives an image, and sees what is found", ""),
+    "report": ("write a page about a run: AP, curves, errors and the worst images",),
+    "serve": ("serve a page to which one gives an image, and sees what is found",),
 }
 _MODULES = {"data": "data_check"}
 
@@ -51,19 +47,17 @@ def parse(words: Sequence[str]) -> argparse.Namespace:
 
     What is no option may stand before, between and behind the options.
     """
+    ends = "Exit status: 0 done{}; 2 an input is wrong."
     whole = argparse.ArgumentParser(
         prog="vitdet",
         description="Plain-ViT object detection and instance segmentation.",
-        epilog="Exit status: 0 done, 1 done and the answer is no, 2 an input is wrong.",
+        epilog=ends.format("; 1 done and the answer is no"),
     )
     parts = whole.add_subparsers(dest="command", metavar="COMMAND", required=True)
-    for name, (what, no) in COMMANDS.items():
-        part = parts.add_parser(
-            name,
-            help=what,
-            description=f"{what[0].upper()}{what[1:]}.",
-            epilog=f"Exit status: 0 done{f'; 1 {no}' if no else ''}; 2 an input is wrong.",
-        )
+    for name, (what, *no) in COMMANDS.items():
+        text = f"{what[0].upper()}{what[1:]}."
+        epilog = ends.format("".join(f"; 1 {each}" for each in no))
+        part = parts.add_parser(name, help=what, description=text, epilog=epilog)
         if words and words[0] == name:
             module = importlib.import_module(f"vitdet.app.{_MODULES.get(name, name)}")
             module.add_arguments(part)

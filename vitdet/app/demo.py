@@ -10,7 +10,6 @@ import time
 from pathlib import Path
 
 import numpy as np
-from omegaconf import DictConfig
 
 from vitdet.config import instantiate, load_config
 from vitdet.drawing import draw_instances, save_image
@@ -19,15 +18,14 @@ from vitdet.engine.run import train
 from vitdet.predict.predictor import Predictor
 from vitdet.utils.checks import exit_status
 
-RECIPE = Path("configs/mini/mask_rcnn_eva02_shapes.py")
-_SIDE = 320  # pixels of a picture
-NUM_PICTURES = 8
+RECIPE = "configs/mini/mask_rcnn_eva02_shapes.py"
+_SIDE, _PICTURES = 320, 8  # pixels of a picture, and how many
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the demo and return its exit status."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--config-file", default=str(RECIPE), help=f"default {RECIPE}")
+    parser.add_argument("--config-file", default=RECIPE, help=f"default {RECIPE}")
     # One process a core: on a CPU that is faster than one process with several threads.
     processes = max(1, min(2, os.cpu_count() or 1))
     parser.add_argument("--num-processes", type=int, default=processes, metavar="N")
@@ -40,35 +38,28 @@ def _run(args: argparse.Namespace) -> int:
     started = time.perf_counter()
     cfg = load_config(args.config_file, args.overrides)
     launch(_train, args.num_processes, args=(args.config_file, args.overrides))
-    picture = draw(cfg)
-    results = json.loads((Path(cfg.train.output_dir) / "results.json").read_text())["results"]
+    folder = Path(cfg.train.output_dir)
+    predictor = Predictor.from_checkpoint(
+        folder / "model_final.pth", precision="fp32", threshold=0.5
+    )
+    pictures = []  # held-out images: the truth, and the predictions
+    for record in instantiate(cfg.dataloader.test.dataset).records[:_PICTURES]:
+        found = predictor(record["file_name"])
+        truth = record["annotations"]
+        drawn = draw_instances(found.image, truth, predictor.class_names, min_side=_SIDE)
+        pictures += [drawn, found.plot(min_side=_SIDE)]
+    rows = [np.hstack(pictures[first : first + 4]) for first in range(0, len(pictures), 4)]
+    save_image(np.vstack(rows), folder / "predictions.png")
+    results = json.loads((folder / "results.json").read_text())["results"]
     box, mask = results["bbox"]["AP"], results["segm"]["AP"]
     print(f"box AP {box:.1f}, mask AP {mask:.1f} after {time.perf_counter() - started:.0f} s")
-    print(f"predictions, each right of the truth: {picture}")
+    print(f"predictions, each right of the truth: {folder / 'predictions.png'}")
     return 0
 
 
 def _train(config_file: str, overrides: list[str]) -> None:
     """Run in each process."""
     train(load_config(config_file, overrides), resume=True)
-
-
-def draw(cfg: DictConfig) -> Path:
-    """Draw the truth and the final model's predictions on held-out images; return the file."""
-    folder = Path(cfg.train.output_dir)
-    records = instantiate(cfg.dataloader.test.dataset).records[:NUM_PICTURES]
-    weights = folder / "model_final.pth"
-    predictor = Predictor.from_checkpoint(weights, precision="fp32", threshold=0.5)
-    pictures = []
-    for record in records:
-        found = predictor(record["file_name"])
-        truth = record["annotations"]
-        drawn = draw_instances(found.image, truth, predictor.class_names, min_side=_SIDE)
-        pictures += [drawn, found.plot(min_side=_SIDE)]
-    rows = [np.hstack(pictures[first : first + 4]) for first in range(0, len(pictures), 4)]
-    path = folder / "predictions.png"
-    save_image(np.vstack(rows), path)
-    return path
 
 
 if __name__ == "__main__":

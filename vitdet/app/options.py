@@ -74,36 +74,20 @@ def load_predictor(args: argparse.Namespace, **options: Any) -> Predictor:
     from vitdet.predict.predictor import Predictor
     from vitdet.predict.slicing import Slices
 
-    tta = slices = None
     try:
-        scales = tuple(map(float, args.tta_scales.split(","))) if args.tta_scales else (1.0,)
+        scales = tuple(map(float, (args.tta_scales or "1").split(",")))
     except ValueError as error:
         text = f"expected numbers such as 1,1.25, got {args.tta_scales}"
         raise InputError(f"--tta-scales: {text}") from error
-    if args.tta or args.tta_scales:
-        tta = TestTimeAugmentation(scales, flip=args.tta)
-    if args.slices is not None:
-        slices = Slices(args.slices, 0.25 if args.overlap is None else args.overlap)
-    elif args.overlap is not None:
+    if args.overlap is not None and args.slices is None:
         raise InputError("--overlap: expected --slices beside it, got none. Add it.")
+    overlap = 0.25 if args.overlap is None else args.overlap
     return Predictor.from_checkpoint(
         args.weights,
         **file_options(args),
         device=args.device,
         batch_size=args.batch_size,
-        tta=tta,
-        slices=slices,
+        tta=TestTimeAugmentation(scales, flip=args.tta) if args.tta or args.tta_scales else None,
+        slices=None if args.slices is None else Slices(args.slices, overlap),
         **options,
     )
-
-
-def make_folder(folder: Path) -> None:
-    """Make the folder of --out.
-
-    Raises:
-        InputError: it cannot be made.
-    """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"--out {folder}: {error.strerror}. Choose another one.") from error

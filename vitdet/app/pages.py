@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import math
 from pathlib import Path
 from typing import Any
 
@@ -13,22 +14,21 @@ from PIL import Image
 
 from vitdet.utils.checks import printable
 
-_FOLDER = Path(__file__).with_name("templates")
-
 
 def render(template: str, **values: Any) -> str:
-    """Fill a template. Whatever is in a name, it becomes text: no markup, no half characters."""
+    """Fill a template. Whatever is in a name becomes text; fractions have a digit, nan a dash."""
 
-    def plain(value: Any) -> Any:
+    def shown(value: Any) -> Any:
+        if isinstance(value, float):
+            return "-" if math.isnan(value) else f"{value:.1f}"
         odd = isinstance(value, str) and not value.isprintable()
-        return type(value)(printable(value)) if odd else value
+        return type(value)(printable(value)) if odd else value  # what is markup stays so
 
-    loader = jinja2.FileSystemLoader(_FOLDER)
     made = jinja2.Environment(
-        loader=loader,
+        loader=jinja2.FileSystemLoader(Path(__file__).with_name("templates")),
         autoescape=True,
         undefined=jinja2.Undefined,
-        finalize=plain,
+        finalize=shown,
         trim_blocks=True,
         lstrip_blocks=True,
     )
@@ -39,15 +39,15 @@ def jpeg(image: Image.Image, quality: int = 82) -> str:
     """Return a picture as an address of an <img>."""
     written = io.BytesIO()
     image.save(written, format="JPEG", quality=quality)
-    return _address("jpeg", written.getvalue())
+    return _address("jpeg", written)
 
 
 def plot(figure: Figure) -> str:
     """Return a plot as an address of an <img>."""
     written = io.BytesIO()
     figure.savefig(written, format="svg", metadata={"Date": None})
-    return _address("svg+xml", written.getvalue())
+    return _address("svg+xml", written)
 
 
-def _address(kind: str, content: bytes) -> str:
-    return f"data:image/{kind};base64,{base64.b64encode(content).decode('ascii')}"
+def _address(kind: str, written: io.BytesIO) -> str:
+    return f"data:image/{kind};base64,{base64.b64encode(written.getvalue()).decode('ascii')}"

@@ -21,7 +21,7 @@ import cv2
 import numpy as np
 import torch
 
-from vitdet.app.options import add_predictor_arguments, load_predictor, make_folder
+from vitdet.app.options import add_predictor_arguments, load_predictor
 from vitdet.predict.inputs import (
     VIDEO_SUFFIXES,
     Picture,
@@ -170,7 +170,7 @@ def _earlier(folder: Path) -> dict[str, str]:
 
 def note_names(folder: Path, outputs: dict[Path, Path]) -> None:
     """Make the folder and write into it which result is whose."""
-    make_folder(folder)
+    folder.mkdir(parents=True, exist_ok=True)
     inputs = {output.name: os.path.abspath(path) for path, output in outputs.items()}  # noqa: PTH100
     write_text(folder / RESULT_MARKER, json.dumps(_earlier(folder) | inputs, indent=1) + "\n")
 

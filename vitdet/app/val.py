@@ -12,7 +12,7 @@ from typing import Any
 
 from torch import nn
 
-from vitdet.app.options import add_predictor_arguments, load_predictor, make_folder
+from vitdet.app.options import add_predictor_arguments, load_predictor
 from vitdet.data.prepare import prepare_part
 from vitdet.engine.evaluate import TestSet, write_results
 from vitdet.engine.log import logging_to
@@ -45,7 +45,7 @@ def run(args: argparse.Namespace) -> int:
     predictor = load_predictor(args, overrides=args.overrides, threshold=0.0)
     cfg: Any = predictor.cfg
     predictor.precision = args.precision or cfg.train.get("eval_precision", Train.eval_precision)
-    make_folder(args.out)
+    args.out.mkdir(parents=True, exist_ok=True)
     if args.data is not None:
         cfg.dataloader.test.dataset = _dataset(args, predictor.class_names or ())
     elif not args.trust:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from detectron2.data import MetadataCatalog
@@ -29,9 +29,9 @@ logger = logging.getLogger(__name__)
 
 Check = Literal["error", "drop", "keep"]
 _KEYS = {
-    "images": ("id", "height", "width"),
-    "annotations": ("image_id", "category_id", "bbox"),
-    "categories": ("id", "name"),
+    "images": {"id", "height", "width"},
+    "annotations": {"image_id", "category_id", "bbox"},
+    "categories": {"id", "name"},
 }
 # name: (image folder, annotation file). File names in the published annotations begin with
 # "images/v1/" or "images/v2/" (baaivision/EVA, EVA-02/det, data/datasets/objects365.py).
@@ -50,16 +50,10 @@ class Dataset:
     class_ids: tuple[int, ...]  # category id in the annotation file of each class index
     records: list[Json] = field(repr=False)  # detectron2 dataset dicts, boxes XYWH in pixels
     json_file: Path  # evaluation reads its ground truth there
-    image_root: Path
     style: Style = "coco"  # whose rules hold in evaluation
     # what predictions are compared with where the file had to be read otherwise than it is written,
     # or entries were left out; None for what the file says
     truth: Json | None = field(default=None, repr=False)
-
-    @property
-    def num_classes(self) -> int:
-        """Number of classes."""
-        return len(self.class_names)
 
 
 def coco_dataset(
@@ -77,11 +71,9 @@ def coco_dataset(
         images: the folder that the file names are relative to.
         name: for tables; by default the json's name.
         style: "lvis" for LVIS rules: federated evaluation, file names from `coco_url`.
-        check: what to do with a box outside its image or empty, an empty mask, an unknown category
-            or image id, a missing image file and so on (`vitdet.data.findings`): "error" stops and
-            names the first, "drop" leaves them out and logs how many, "keep" looks at nothing that
-            detectron2 does not look at (an unknown category is an error all the same). What is only
-            written otherwise, such as numbers in quotes, is read and logged.
+        check: what to do with faults (`vitdet.data.findings`): "error" stops and names the first,
+            "drop" leaves them out and logs how many, "keep" looks at nothing that detectron2 does
+            not look at. What is only written otherwise, such as numbers in quotes, is read.
 
     Raises:
         InputError: one line saying which file and annotation, what was expected, and what to do.
@@ -103,7 +95,6 @@ def coco_dataset(
         class_ids=tuple(category["id"] for category in categories),
         records=_records(found, image_root, style, json_file),
         json_file=json_file,
-        image_root=image_root,
         style=style,
         truth=found.content if found.changed else None,
     )
@@ -114,27 +105,23 @@ def _read(json_file: Path, images: Path, style: Style, check: Check) -> Cleaned:
     if not isinstance(content, dict):
         raise InputError(
             f'annotation file {json_file}: expected an object with "images", "annotations" and '
-            f'"categories", got a {type(content).__name__}. A list is often a file of results; '
-            "give the annotations."
+            f'"categories", got a {type(content).__name__}. A list is often a file of results.'
         )
-    if check != "keep":
-        without_mask = "drop" if check == "drop" else "keep"
-        found = clean(content, images, json_file, style=style, without_mask=without_mask)
-        if check == "error":
-            stop_at_faults(json_file, found.findings)
-        for line in notes_on(found.findings):
-            logger.warning("%s: %s", json_file, line)
-        return found
-    content = {"annotations": [], **content}
-    check_lists(content, json_file)
-    for part, keys in _KEYS.items():
-        for place, entry in enumerate(content[part]):
-            if missing := [key for key in keys if key not in entry]:
-                raise InputError(
-                    f"annotation file {json_file}, {part} number {place}: expected the key "
-                    f'"{missing[0]}", got no such key. Convert the annotations to COCO\'s format.'
-                )
-    return Cleaned(content)
+    if check == "keep":
+        content = {"annotations": [], **content}
+        check_lists(content, json_file)
+        for part, keys in _KEYS.items():
+            if any(not keys <= entry.keys() for entry in content[part]):
+                text = f"annotation file {json_file}: expected {', '.join(sorted(keys))} in all "
+                raise InputError(f"{text}{part}. Convert the annotations to COCO's format.")
+        return Cleaned(content)
+    without_mask = "drop" if check == "drop" else "keep"
+    found = clean(content, images, json_file, style=style, without_mask=without_mask)
+    if check == "error":
+        stop_at_faults(json_file, found.findings)
+    for line in notes_on(found.findings):
+        logger.warning("%s: %s", json_file, line)
+    return found
 
 
 def _records(found: Cleaned, image_root: Path, style: Style, json_file: Path) -> list[Json]:
@@ -150,8 +137,8 @@ def _records(found: Cleaned, image_root: Path, style: Style, json_file: Path) ->
         if annotation["category_id"] not in class_index:
             raise InputError(
                 f"annotation file {json_file}, annotation {annotation.get('id')}: expected a "
-                f"category_id of its categories, got {annotation['category_id']!r}. Correct it, or "
-                'leave such annotations out with check="drop".'
+                f'category_id of its categories, got {annotation["category_id"]!r}; check="drop" '
+                "leaves such annotations out."
             )
         converted = {
             "category_id": class_index[annotation["category_id"]],
@@ -182,6 +169,11 @@ def _records(found: Cleaned, image_root: Path, style: Style, json_file: Path) ->
     ]
 
 
+def has_objects(record: dict[str, Any]) -> bool:
+    """Whether an image has annotations other than crowd regions."""
+    return any(not each.get("iscrowd", 0) for each in record.get("annotations", ()))
+
+
 def named_dataset(name: str) -> Dataset:
     """Return a data set by its usual name, such as "coco_2017_train".
 
@@ -192,9 +184,9 @@ def named_dataset(name: str) -> Dataset:
     Raises:
         InputError: unknown name (says the nearest), missing file or folder.
     """
-    known: dict[str, tuple[str, str]] = {}
     coco, lvis = builtin._PREDEFINED_SPLITS_COCO["coco"], builtin._PREDEFINED_SPLITS_LVIS.values()
-    for places in (coco, _OBJECTS365, *lvis):
+    known: dict[str, tuple[str, str]] = {**coco, **_OBJECTS365}
+    for places in lvis:
         known |= places
     if name not in known:
         close = nearest(name, known)
@@ -218,22 +210,17 @@ def named_dataset(name: str) -> Dataset:
 
 
 def joined_dataset(names: Sequence[str]) -> Dataset:
-    """Return several named data sets as one to train on; it has no annotation file to evaluate by.
+    """Return several named data sets of the same classes as one to train on.
 
-    Raises:
-        InputError: no names, other classes, or what `named_dataset` raises.
+    It has no annotation file to evaluate by.
     """
     parts = [named_dataset(name) for name in names]
     if len({(part.class_names, part.class_ids) for part in parts}) != 1:
-        sizes = ", ".join(f"{part.num_classes} in {part.name}" for part in parts) or "none"
+        sizes = ", ".join(f"{len(part.class_ids)} in {part.name}" for part in parts) or "none"
         raise InputError(f"joined data sets: expected some of the same classes, got {sizes}.")
-    name = "+".join(names)
-    return replace(
-        parts[0],
-        name=name,
-        records=[record for part in parts for record in part.records],
-        json_file=Path(f"{name} has no annotation file of its own"),
-    )
+    name, records = "+".join(names), [record for part in parts for record in part.records]
+    none = Path(f"{name} has no annotation file of its own")
+    return replace(parts[0], name=name, records=records, json_file=none)
 
 
 def coco_mini(split: Literal["train", "val"], num_images: int | None = None) -> Dataset:
@@ -241,17 +228,11 @@ def coco_mini(split: Literal["train", "val"], num_images: int | None = None) -> 
 
     It lies in the folder named by VITDET_COCO_MINI, by default `../shared/data/coco-mini` beside
     the project, and has 100 + 34 images; `num_images` takes the first that have objects.
-
-    Raises:
-        InputError: the folder is not there.
     """
     default = Path(__file__).resolve().parents[3] / "shared" / "data" / "coco-mini"
     root = Path(os.environ.get("VITDET_COCO_MINI", default))
     if not root.is_dir():
-        raise InputError(
-            f"data set coco_mini: expected the folder {root}, got nothing at this path. Set the "
-            "environment variable VITDET_COCO_MINI."
-        )
+        raise InputError(f"coco_mini: got nothing at {root}. Set VITDET_COCO_MINI to its folder.")
     json_file = root / "annotations" / f"instances_{split}.json"
     dataset = coco_dataset(json_file, root / split, f"coco_mini_{split}")
     return dataset if num_images is None else subset(dataset, num_images)
@@ -259,11 +240,7 @@ def coco_mini(split: Literal["train", "val"], num_images: int | None = None) -> 
 
 def subset(dataset: Dataset, num_images: int) -> Dataset:
     """Return the first `num_images` images that have objects; evaluation then counts only these."""
-    chosen = [
-        record
-        for record in dataset.records
-        if any(not annotation.get("iscrowd", 0) for annotation in record["annotations"])
-    ]
+    chosen = list(filter(has_objects, dataset.records))
     if len(chosen) < num_images:
         raise InputError(
             f"subset of {dataset.name}: expected {num_images} images with objects, got "
@@ -279,10 +256,7 @@ def federated_loss_weights(
 
     Classes are drawn as negatives with a chance proportional to (number of training images with
     the class) ** freq_power ("Probabilistic two-stage detection", Zhou et al. 2021, Sec. 5.3). The
-    counts are those built into detectron2; no file is read.
-
-    Raises:
-        InputError: detectron2 has no counts for this name.
+    counts are those built into detectron2.
     """
     if MetadataCatalog.get(dataset).get("class_image_count") is None:
         raise InputError(

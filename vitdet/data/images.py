@@ -1,7 +1,7 @@
 """Opening an image file: the only place that knows Pillow's errors, EXIF, depths and limits.
 
-Formats are named when a file is opened, so that none of Pillow's readers that start other programs
-(PostScript) or fetch other files is reached, whatever a file is called.
+Formats are named, so that none of Pillow's readers that start other programs (PostScript) or fetch
+other files is reached, whatever a file is called.
 """
 
 from __future__ import annotations
@@ -34,16 +34,11 @@ _MAX_SEGMENTS = 2000  # markers between the scans
 
 # What cameras and programs write and Pillow alone cannot read, with the way out.
 UNREADABLE_SUFFIXES = {
-    suffix: remedy
-    for suffixes, remedy in (
-        (".heic .heif .hif", "convert HEIC to JPEG (heif-convert, ImageMagick)"),
-        (".jxl", "convert JPEG XL to PNG or JPEG (djxl)"),
-        (".dng .cr2 .cr3 .nef .arw .orf .rw2 .raf", "develop raw photographs to JPEG (darktable)"),
-        (".svg .eps .ps .pdf", "draw vector graphics as PNG first"),
-        (".psd .xcf .tga .exr .hdr", "export it as PNG or JPEG"),
-        (".dcm .nii .npy .fits", "store its values as 8-bit PNG"),
-    )
-    for suffix in suffixes.split()
+    **dict.fromkeys((".heic", ".heif", ".hif"), "convert HEIC to JPEG (heif-convert, ImageMagick)"),
+    **dict.fromkeys((".dng", ".cr2", ".cr3", ".nef", ".arw"), "develop raw photographs to JPEG"),
+    **dict.fromkeys((".svg", ".eps", ".ps", ".pdf"), "draw vector graphics as PNG first"),
+    **dict.fromkeys((".jxl", ".psd", ".xcf", ".tga", ".exr", ".hdr"), "export it as PNG or JPEG"),
+    **dict.fromkeys((".dcm", ".nii", ".npy", ".fits"), "store its values as 8-bit PNG"),
 }
 # What Pillow raises for damaged files, in the header or while it decodes.
 _DAMAGED = (
@@ -73,17 +68,13 @@ class ImageError(InputError):
 
 
 class Header(NamedTuple):
-    """What the begin of a file says: Pillow's names of format and channels, sizes, orientation.
+    """What the begin of a file says."""
 
-    `stored` is the (height, width) of the pixels in the file, `upright` as they are seen;
-    `orientation` is EXIF's, 1 to 8; 1 where there is none that can be read.
-    """
-
-    format: str
+    format: str  # Pillow's name, as that of the channels
     mode: str
-    stored: Size
-    upright: Size
-    orientation: int
+    stored: Size  # of the pixels in the file
+    upright: Size  # as they are seen
+    orientation: int  # EXIF's, 1 to 8; 1 where there is none that can be read
 
     @property
     def deep(self) -> bool:
@@ -121,11 +112,7 @@ def open_image(
 
 
 def read_header(source: Source, *, name: str | None = None) -> Header:
-    """Read what the begin of a file says of its image; nothing is decoded.
-
-    Raises:
-        ImageError: as `open_image`, but for values of more than 8 bits and damage further on.
-    """
+    """Read what the begin of a file says; errors as of `open_image`, but for damage further on."""
     with opened(source, name, deep=True) as image:
         return header_of(image)
 
@@ -163,11 +150,18 @@ def read_reduced(record: dict[str, Any], shrink: float) -> tuple[Image.Image, in
     Raises:
         InputError: as `open_image`, or a size other than the record's.
     """
-    in_data = "height" in record
+    wanted = (record["height"], record["width"]) if "height" in record else None
     try:
         with opened(record["file_name"]) as image:
-            if in_data:
-                _check_size(record, header_of(image))
+            header = header_of(image)
+            if wanted and header.upright != wanted:
+                turned = "Its EXIF data turn it, and it was annotated as it is stored: "
+                raise InputError(
+                    f"image {record['file_name']}: has {header.upright[0]} x {header.upright[1]} "
+                    f"pixels (height x width), and the annotations say {wanted[0]} x {wanted[1]}. "
+                    f"{turned if header.stored == wanted else ''}vitdet data check FOLDER --fix "
+                    "NEW writes a copy that agrees."
+                )
             full, reduction = image.size, _reduction(image, shrink)
             if reduction > 1:
                 image.draft(None, (full[0] // reduction, full[1] // reduction))
@@ -175,7 +169,7 @@ def read_reduced(record: dict[str, Any], shrink: float) -> tuple[Image.Image, in
             return to_rgb(image), reduction
     except ImageError as error:
         way = " vitdet data check FOLDER --fix NEW writes a copy of the data without it."
-        raise ImageError(f"{error}{way if in_data else ''}", error.kind) from error
+        raise ImageError(f"{error}{way if wanted else ''}", error.kind) from error
 
 
 @contextmanager
@@ -321,23 +315,11 @@ def to_rgb(image: Image.Image) -> Image.Image:
 def _reduction(image: Image.Image, shrink: float) -> int:
     """Largest reduction that leaves pixels to spare.
 
-    An image with EXIF data may be turned, and then a side that the reduction does not divide would
-    have its incomplete last pixel first.
+    An image with EXIF data may be turned: then the incomplete last pixel of a side that the
+    reduction does not divide would be the first.
     """
     for reduction in (8, 4, 2):
         divides = "exif" not in image.info or not any(side % reduction for side in image.size)
         if divides and reduction * _SPARE <= shrink and min(image.size) >= reduction:
             return reduction
     return 1
-
-
-def _check_size(record: dict[str, Any], header: Header) -> None:
-    expected, upright = (record["height"], record["width"]), header.upright
-    if upright != expected:
-        turned = "Its EXIF data turn it, and it was annotated as it is stored: "
-        raise InputError(
-            f"image {record['file_name']}: has {upright[0]} x {upright[1]} pixels (height x "
-            f"width), and the annotations say {expected[0]} x {expected[1]}. "
-            f"{turned if header.stored == expected else ''}vitdet data check FOLDER --fix NEW "
-            "writes a copy that agrees."
-        )

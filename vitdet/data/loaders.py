@@ -1,8 +1,7 @@
 """Loaders whose stream of images is a pure function of (seed, position).
 
-A position counts images over all processes from the start of training, so a run that is stopped
-goes on with the image after the last one, and the stream depends neither on the number of workers
-nor on the number of processes.
+A position counts images over all processes from the start of training, so a stopped run goes on
+with the next image, and the stream depends neither on the number of workers nor of processes.
 """
 
 from __future__ import annotations
@@ -20,6 +19,7 @@ from detectron2.data.common import DatasetFromList
 from detectron2.data.samplers import RepeatFactorTrainingSampler
 from torch.utils import data
 
+from vitdet.data.datasets import has_objects
 from vitdet.utils import distributed
 from vitdet.utils.checks import InputError
 from vitdet.utils.env import random_state, seed_from
@@ -36,10 +36,9 @@ _EPOCH = 1  # keeps the seeds of epochs apart from those of positions
 class ImageStream:
     """Which image stands at which position.
 
-    Epoch e is a permutation that depends on (seed, e) alone. With repeat factors an image occurs
-    floor(factor) or floor(factor) + 1 times an epoch, the fraction being the chance of the extra
-    time, so epochs differ a little in length. `size` is the number of images, that of
-    `repeat_factors` too, which are at least 1; None shows each image once an epoch.
+    Epoch e is a permutation that depends on (seed, e) alone. With repeat factors (one of at least 1
+    for each of `size` images) an image occurs floor(factor) or floor(factor) + 1 times an epoch,
+    the fraction being the chance of the extra time, so epochs differ a little in length.
     """
 
     def __init__(self, size: int, seed: int, repeat_factors: torch.Tensor | None = None) -> None:
@@ -57,20 +56,15 @@ class ImageStream:
 
     def positions(self, start: int = 0) -> Iterator[tuple[int, int]]:
         """Yield (position, image index) without end, from position `start`."""
-        number, offset = 0, start
+        number, offset, position = 0, start, start
         if self.repeat_factors is None:
             number, offset = divmod(start, self.size)
-        indexes = self.epoch(number)
-        while offset >= len(indexes):
-            number, offset = number + 1, offset - len(indexes)
-            indexes = self.epoch(number)
-        position = start
         while True:
+            indexes = self.epoch(number)
             for index in indexes[offset:].tolist():
                 yield position, index
                 position += 1
-            number, offset = number + 1, 0
-            indexes = self.epoch(number)
+            number, offset = number + 1, max(0, offset - len(indexes))
 
 
 class Mapped(data.Dataset):
@@ -129,12 +123,16 @@ class Loader:
         )
         with hold_back():  # its workers start here
             iterator = iter(loader)
+        error = None
         for packed in iterator:
             batch = _unpacked(packed)
-            for item in batch:
-                if isinstance(item, InputError):
-                    raise item
+            error = next((each for each in batch if isinstance(each, InputError)), None)
+            if error is not None:
+                break
             yield batch
+        del iterator  # or the error's traceback would keep it, and torch wait for every worker
+        if error is not None:
+            raise error
 
     def __len__(self) -> int:
         """Number of batches of this process."""
@@ -154,10 +152,9 @@ def build_train_loader(
 ) -> Loader:
     """Return an endless iterable of lists of model inputs, one list an iteration.
 
-    Position p counts images over all processes. Batch k holds positions [k * T, (k + 1) * T) for a
-    total batch of T, counted from `start`; rank r of R takes the r-th of R equal parts. Before an
-    image is mapped, random, NumPy and torch are seeded by (seed, p), and their states restored
-    after, so augmentation depends on nothing else. Each input also gets `position`.
+    Batch k holds positions [k * T, (k + 1) * T) for a total batch of T, counted from `start`; rank
+    r of R takes the r-th of R equal parts. Before an image is mapped, random, NumPy and torch are
+    seeded by (seed, position), and their states restored after. Each input also gets `position`.
 
     Args:
         dataset: has `name` and `records`, which `mapper` turns into model inputs.
@@ -182,18 +179,14 @@ def build_train_loader(
         )
     _check(dataset, num_workers, "train")
     records = dataset.records
-    total = len(records)
     if filter_empty:
-        records = [
-            record
-            for record in records
-            if any(not each.get("iscrowd", 0) for each in record.get("annotations", ()))
-        ]
+        records = [record for record in records if has_objects(record)]
+        total = len(dataset.records)
         logger.info("%s: %d of %d images have objects", dataset.name, len(records), total)
     if not records:
         raise InputError(
             f"data set {dataset.name}: expected images with objects to train on, got none among "
-            f"{total} images. Check the annotation file (filter_empty=False keeps empty images)."
+            f"{len(dataset.records)} images. Check the annotation file."
         )
     of_records = RepeatFactorTrainingSampler.repeat_factors_from_category_frequency
     factors = None if repeat_threshold is None else of_records(records, repeat_threshold)
@@ -224,15 +217,12 @@ def build_test_loader(
 def _check(dataset: Any, num_workers: Any, part: str) -> None:
     """Raise an InputError for a data set or a number that a loader cannot use."""
     if not hasattr(dataset, "records"):
-        raise InputError(
-            f"dataloader.{part}.dataset: expected a data set with records, got a "
-            f"{type(dataset).__name__} without. Use coco_dataset, or a loader of your own."
-        )
+        got = type(dataset).__name__
+        text = f"dataloader.{part}.dataset: expected a data set with records, got a {got} without."
+        raise InputError(f"{text} Use coco_dataset, or a loader of your own.")
     if type(num_workers) is not int or num_workers < 0:
-        raise InputError(
-            f"dataloader.{part}.num_workers: expected 0 or more processes that read images, got "
-            f"{num_workers!r}. 0 reads in the training process itself."
-        )
+        text = f"dataloader.{part}.num_workers: expected 0 or more processes that read images, got "
+        raise InputError(f"{text}{num_workers!r}. 0 reads in the training process itself.")
 
 
 def _packed(items: list[Any]) -> bytes | InputError:
@@ -247,12 +237,11 @@ def _packed(items: list[Any]) -> bytes | InputError:
 
 
 def _unpacked(packed: Any) -> list[Any]:
-    if isinstance(packed, InputError):
-        raise packed
     try:
-        return pickle.loads(packed) if isinstance(packed, bytes) else packed
+        batch = pickle.loads(packed) if isinstance(packed, bytes) else packed
     except (OSError, RuntimeError) as error:
-        raise _no_room(error) from error
+        batch = _no_room(error)
+    return [batch] if isinstance(batch, InputError) else batch
 
 
 def _no_room(error: Exception) -> InputError:

@@ -12,8 +12,8 @@ from detectron2.data import detection_utils
 from detectron2.data import transforms as T
 from detectron2.structures import BitMasks, Boxes, BoxMode, Instances, PolygonMasks
 
-from vitdet.data.images import read_image, read_reduced
-from vitdet.data.views import View, draw_view
+from vitdet.data.augment import View, draw_view
+from vitdet.data.images import Size, read_image, read_reduced
 from vitdet.utils.checks import InputError
 
 _KEPT_KEYS = ("file_name", "image_id", "height", "width")
@@ -27,10 +27,6 @@ class Mapper:
     the instances, boxes are recomputed from the augmented masks where asked, and instances that
     the augmentation left without box or mask are dropped.
 
-    With `fast` the same random numbers give the same masks and boxes several times sooner, see
-    `vitdet.data.views`. Pixels are the same too, except in JPEG images of which less than a quarter
-    of each side's pixels is wanted: those are decoded at a reduced size.
-
     Args:
         augmentations: detectron2 augmentations or transforms, applied in order.
         is_train: whether instances are wanted.
@@ -38,7 +34,9 @@ class Mapper:
         use_masks: whether to make `gt_masks`; every annotation needs a segmentation then.
         mask_format: "bitmask" or "polygon" (polygon cannot hold run-length encodings).
         recompute_boxes: boxes that fit the augmented masks instead of augmented boxes.
-        fast: make only what the augmentations leave of image and objects. They may flip
+        fast: the same masks and boxes by the same random numbers, several times sooner. Pixels are
+            the same up to rounding, but in JPEG images of which less than a quarter of each side's
+            pixels is wanted: these are decoded at a reduced size. The augmentations may flip
             horizontally, resize and crop, in this order.
     """
 
@@ -75,26 +73,25 @@ class Mapper:
         wanted = self.is_train and "annotations" in record
         annotations = self._annotations(record) if wanted else None
         if self.fast:
-            view = draw_view(self.augmentations, (record["height"], record["width"]))
+            view, transforms = draw_view(self.augmentations, (record["height"], record["width"]))
             picture, reduction = read_reduced(record, view.shrink)
             planes = np.empty((3, *view.size), dtype=np.uint8)
             order = 1 if self.image_format == "RGB" else -1
             cv2.split(view.image(picture, reduction), list(planes)[::order])
-            if annotations is not None:
-                result["instances"] = self._seen(annotations, view)
         else:
             inputs = T.AugInput(read_image(record, self.image_format))
-            transforms = self.augmentations(inputs)
-            image = np.asarray(inputs.image)
-            planes = np.ascontiguousarray(image.transpose(2, 0, 1))
-            if annotations is not None:
-                size = (image.shape[0], image.shape[1])
-                result["instances"] = self._transformed(annotations, transforms, size)
+            view, transforms = None, self.augmentations(inputs)
+            planes = np.ascontiguousarray(np.asarray(inputs.image).transpose(2, 0, 1))
+        if annotations is not None and view is not None and self.mask_format == "bitmask":
+            result["instances"] = self._seen(annotations, view)
+        elif annotations is not None:
+            size = (planes.shape[1], planes.shape[2])
+            result["instances"] = self._transformed(annotations, transforms, size)
         result["image"] = torch.from_numpy(planes)
         return result
 
     def _transformed(
-        self, annotations: list[dict[str, Any]], transforms: T.TransformList, size: tuple[int, int]
+        self, annotations: list[dict[str, Any]], transforms: T.TransformList, size: Size
     ) -> Instances:
         """Return the objects by detectron2's own functions."""
         moved = detection_utils.transform_instance_annotations
@@ -106,7 +103,7 @@ class Mapper:
             instances.gt_masks = empty if self.mask_format == "bitmask" else PolygonMasks([])
         if self.recompute_boxes:
             instances.gt_boxes = instances.gt_masks.get_bounding_boxes()
-        return _shown(instances)
+        return _not_empty(instances)
 
     def _seen(self, annotations: list[dict[str, Any]], view: View) -> Instances:
         """Return what the view shows of the objects, of those of which it shows anything."""
@@ -117,54 +114,41 @@ class Mapper:
         classes = [each["category_id"] for each in annotations]
         instances.gt_classes = torch.tensor(classes, dtype=torch.int64)
         if not self.use_masks:
-            return _shown(instances)
-        segmentations = [each["segmentation"] for each in annotations]
-        if self.mask_format == "polygon":
-            moved = view.polygons(segmentations)
-            instances.gt_masks = PolygonMasks([[each.ravel() for each in parts] for parts in moved])
-            if self.recompute_boxes:
-                instances.gt_boxes = instances.gt_masks.get_bounding_boxes()
-            return _shown(instances)
-        patches = view.masks(segmentations)
+            return _not_empty(instances)
+        drawn = view.masks([each["segmentation"] for each in annotations])
         if self.recompute_boxes:
-            sides = np.array([patch.box for patch in patches], dtype=np.float32)
+            sides = np.array([box for box, _ in drawn], dtype=np.float32)
             instances.gt_boxes = Boxes(torch.from_numpy(sides.reshape(-1, 4)))
         # as filter_empty_instances, which would look at every pixel of every mask
-        shown = instances.gt_boxes.nonempty(threshold=_MIN_SIDE).numpy()
-        shown = shown & np.array([patch.pixels.size > 0 for patch in patches], dtype=bool)
-        places = np.flatnonzero(shown).tolist()
+        shown = instances.gt_boxes.nonempty(threshold=_MIN_SIDE).tolist()
+        places: Any = [n for n, (_, pixels) in enumerate(drawn) if shown[n] and pixels.size]
         instances = instances[places]
         filled = np.zeros((len(places), *view.size), dtype=bool)  # only objects are written to
         for mask, place in zip(filled, places, strict=True):
-            left, top, right, bottom = patches[place].box
-            mask[top:bottom, left:right] = patches[place].pixels
+            (left, top, right, bottom), pixels = drawn[place]
+            mask[top:bottom, left:right] = pixels
         instances.gt_masks = BitMasks(torch.from_numpy(filled))
         return instances
 
     def _annotations(self, record: dict[str, Any]) -> list[dict[str, Any]]:
         """Return shallow copies of the training objects, without masks where none are wanted."""
         left_out = {"keypoints"} if self.use_masks else {"keypoints", "segmentation"}
-        found = []
-        for each in record["annotations"]:
-            if each.get("iscrowd", 0):
-                continue
+        objects = [each for each in record["annotations"] if not each.get("iscrowd", 0)]
+        for each in objects if self.use_masks else ():
             mask = each.get("segmentation")
-            if self.use_masks and not mask:
+            got = None if mask else "no segmentation, and the model has a mask head"
+            if self.mask_format == "polygon" and isinstance(mask, dict):
+                got = 'run lengths, and mask_format="polygon"'
+            if got:
                 raise InputError(
-                    f"{record['file_name']}: an annotation of category {each['category_id']}: "
-                    "expected a segmentation, because the model has a mask head, got none. Add "
-                    "masks, or train boxes only (mapper.use_masks=False, no mask head)."
+                    f"{record['file_name']}: an annotation of category {each['category_id']} has "
+                    f'{got}. Add it, use "bitmask", or train boxes only (mapper.use_masks=False '
+                    "and a model without mask head)."
                 )
-            if self.use_masks and self.mask_format == "polygon" and isinstance(mask, dict):
-                raise InputError(
-                    f"{record['file_name']}: an annotation of category {each['category_id']}: "
-                    'expected a polygon, got a run-length encoding. Use mask_format="bitmask".'
-                )
-            found.append({key: value for key, value in each.items() if key not in left_out})
-        return found
+        return [{k: value for k, value in each.items() if k not in left_out} for each in objects]
 
 
-def _shown(instances: Instances) -> Instances:
+def _not_empty(instances: Instances) -> Instances:
     kept = detection_utils.filter_empty_instances(instances)
     assert isinstance(kept, Instances)  # a tuple only where its mask is asked for
     return kept

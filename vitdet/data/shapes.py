@@ -1,8 +1,7 @@
 """The embedded data set: shapes on textured backgrounds, drawn by seed, in COCO's format.
 
-It needs no download and is read by the ordinary loader. Six classes, any rotation, occlusion,
-partly outside the image, from small to large, and sometimes a crowd region: what a detector with
-masks has to cope with, in images small enough for a CPU.
+It needs no download. Six classes, any rotation, occlusion, partly outside the image, from small to
+large, and sometimes a crowd region, in images small enough for a CPU.
 """
 
 from __future__ import annotations
@@ -26,8 +25,6 @@ SPLITS = ("train", "val", "test")
 
 _VERSION = 1  # of the drawing; a change of it gives new folders instead of stale images
 _SMALLEST, _LARGEST = 10 / 128, 80 / 128  # extent of an object, relative to the image's side
-_MAX_OBJECTS = 8
-_CROWD_CHANCE = 0.12
 _LEAST_VISIBLE = 0.4  # part of an object that later ones leave visible
 _LEAST_PIXELS = 12 / 128**2  # visible area, relative to the image's
 _CONTRAST = 55.0  # least distance in RGB between an object and what it covers
@@ -42,8 +39,7 @@ class _Object:
     label: int
     visible: np.ndarray  # bool (size, size)
     area: int  # of the whole object, in pixels
-    outline: Polygons
-    crowd: bool = False
+    outline: Polygons  # none of a crowd region
 
 
 def shapes_dataset(
@@ -52,8 +48,8 @@ def shapes_dataset(
     """Return the drawn data set; draw it first where it is not there yet.
 
     Image i of a split depends on (seed, split, i) and the size alone, so a larger data set begins
-    with the smaller one. The images are drawn into a temporary folder that is renamed when it is
-    complete: an interrupted run leaves nothing half-written, and several processes may ask at once.
+    with the smaller one. An interrupted run leaves nothing half-written, and several processes may
+    ask at once.
 
     Args:
         root: folder for the drawn data sets.
@@ -85,10 +81,8 @@ def draw_image(
     """Draw an image uint8 RGB (size, size, 3), with annotations in COCO's format without ids."""
     draw = np.random.default_rng(seed_from(seed, SPLITS.index(split), index))
     image = _background(draw, size)
-    objects: list[_Object] = []
-    if draw.random() < _CROWD_CHANCE:
-        objects.append(_draw_crowd(draw, image))
-    for _ in range(int(draw.integers(1, _MAX_OBJECTS + 1))):
+    objects = [_draw_crowd(draw, image)] if draw.random() < 0.12 else []
+    for _ in range(int(draw.integers(1, 9))):
         _add_object(draw, image, objects)
     annotations = [_annotation(item, size) for item in objects]
     return np.clip(image + 0.5, 0, 255).astype(np.uint8), annotations
@@ -161,9 +155,8 @@ def _add_object(draw: Draw, image: np.ndarray, objects: list[_Object]) -> None:
         mask = coverage >= 128
         area = int(np.count_nonzero(mask))
         full, *holes = (abs(cv2.contourArea(part.astype(np.float32))) for part in outline)
-        if area < max(least, 0.3 * (full - sum(holes))):
-            continue  # too much of it is outside the image
-        if any(
+        outside = area < max(least, 0.3 * (full - sum(holes)))
+        if outside or any(
             np.count_nonzero(item.visible & ~mask) < max(least, _LEAST_VISIBLE * item.area)
             for item in objects
         ):
@@ -188,10 +181,10 @@ def _draw_crowd(draw: Draw, image: np.ndarray) -> _Object:
         outline = _place(draw, shape, extent, centre + draw.normal(0, 0.09 * size, 2))
         coverage = _coverage(outline, size)
         _paint(draw, image, coverage, np.clip(colour + draw.uniform(-20, 20, 3), 0, 255))
-        union |= ((coverage >= 128) * 255).astype(np.uint8)
+        union |= coverage >= 128
     grown = max(3, int(0.04 * size) | 1)
     region = cv2.morphologyEx(union, cv2.MORPH_CLOSE, np.ones((grown, grown), np.uint8)) > 0
-    return _Object(label, region, int(np.count_nonzero(region)), [], crowd=True)
+    return _Object(label, region, int(np.count_nonzero(region)), [])
 
 
 def _place(draw: Draw, shape: Polygons, extent: float, centre: np.ndarray) -> Polygons:
@@ -236,11 +229,10 @@ def _paint(draw: Draw, image: np.ndarray, coverage: np.ndarray, colour: np.ndarr
 
 def _annotation(item: _Object, size: int) -> dict[str, Any]:
     """COCO annotation: a polygon where the whole outline is visible, else run lengths."""
-    whole = not item.crowd and len(item.outline) == 1 and item.visible.sum() == item.area
+    whole = len(item.outline) == 1 and item.visible.sum() == item.area
     if whole and item.outline[0].min() >= 0 and item.outline[0].max() <= size:
-        points = np.round(item.outline[0], 2).reshape(-1).tolist()
-        segmentation: Any = [points]
-        encoded = mask_util.merge(mask_util.frPyObjects([points], size, size))
+        segmentation: Any = [np.round(item.outline[0], 2).reshape(-1).tolist()]
+        encoded = mask_util.merge(mask_util.frPyObjects(segmentation, size, size))
     else:
         encoded = mask_util.encode(np.asfortranarray(item.visible, dtype=np.uint8))
         segmentation = {"size": [size, size], "counts": encoded["counts"].decode("ascii")}
@@ -249,7 +241,7 @@ def _annotation(item: _Object, size: int) -> dict[str, Any]:
         "segmentation": segmentation,
         "bbox": mask_util.toBbox(encoded).tolist(),
         "area": float(mask_util.area(encoded)),
-        "iscrowd": int(item.crowd),
+        "iscrowd": int(not item.outline),
     }
 
 
@@ -260,21 +252,24 @@ def _regular(corners: int, radius: float = 0.5) -> np.ndarray:
 
 def _shape(label: int, draw: Draw) -> Polygons:
     """Return a shape of diameter 1 round the origin."""
-    name = CLASSES[label]
-    if name == "rectangle":
-        ratio = draw.uniform(0.45, 1.0)
-        half = np.array([1.0, ratio]) / (2 * np.hypot(1.0, ratio))
-        return [np.array([[-1, -1], [1, -1], [1, 1], [-1, 1]]) * half]
-    if name == "star":
-        points = _regular(10)
-        points[1::2] *= 0.45
-        return [points]
-    if name == "ring":
-        return [_regular(40), _regular(40, 0.5 * draw.uniform(0.5, 0.65))]
-    if name == "cross":
-        arm = draw.uniform(0.11, 0.16)
-        far = float(np.sqrt(0.25 - arm**2))
-        quarter = np.array([[far, -arm], [far, arm], [arm, arm]])
-        turn = np.array([[0, 1], [-1, 0]])  # row vectors, a quarter turn
-        return [np.concatenate([quarter @ np.linalg.matrix_power(turn, n) for n in range(4)])]
-    return [_regular({"circle": 40, "triangle": 3}[name])]
+    match CLASSES[label]:
+        case "rectangle":
+            ratio = draw.uniform(0.45, 1.0)
+            half = np.array([1.0, ratio]) / (2 * np.hypot(1.0, ratio))
+            return [np.array([[-1, -1], [1, -1], [1, 1], [-1, 1]]) * half]
+        case "star":
+            points = _regular(10)
+            points[1::2] *= 0.45
+            return [points]
+        case "ring":
+            return [_regular(40), _regular(40, 0.5 * draw.uniform(0.5, 0.65))]
+        case "cross":
+            arm = draw.uniform(0.11, 0.16)
+            far = float(np.sqrt(0.25 - arm**2))
+            quarter = np.array([[far, -arm], [far, arm], [arm, arm]])
+            turn = np.array([[0, 1], [-1, 0]])  # row vectors, a quarter turn
+            return [np.concatenate([quarter @ np.linalg.matrix_power(turn, n) for n in range(4)])]
+        case "circle":
+            return [_regular(40)]
+        case _:
+            return [_regular(3)]

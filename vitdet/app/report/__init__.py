@@ -31,24 +31,22 @@ def run(args: argparse.Namespace) -> int:
     Raises:
         InputError: a wrong option; a folder without a run; data that is not there.
     """
-    if not 0 <= args.threshold <= 1:
-        raise InputError(f"--threshold: expected a score from 0 to 1, got {args.threshold}.")
-    if args.images < 0:
-        raise InputError(f"--images: expected 0 or more, got {args.images}.")
-    # matplotlib and the engine are slow to import, and --help needs neither
-    from vitdet.app.pages import render
-    from vitdet.app.report.page import sections
-    from vitdet.app.report.run_folder import read_run
-    from vitdet.utils.files import write_text
-
+    if not 0 <= args.threshold <= 1 or args.images < 0:
+        got = f"--threshold {args.threshold:g} --images {args.images}"
+        raise InputError(f"{got}: a score is from 0 to 1, and images are 0 or more.")
     folder = args.run_folder.parent if args.run_folder.is_file() else args.run_folder
     out = args.out or folder / "report.html"
     if not out.parent.is_dir():
         raise InputError(f"--out {out}: there is no folder {out.parent}. Make it first.")
+    # matplotlib and the engine are slow to import, and --help needs neither
+    from vitdet.app.pages import render
+    from vitdet.app.report.page import NAMES, read_run, sections
+    from vitdet.utils.files import write_text
+
     found = read_run(folder, args.predictions, args.device, trust=args.trust)
-    about = f"{found.checkpoint} on {found.dataset.name}"
     parts = sections(found, args.iou_type, args.threshold, args.images)
-    title = folder.resolve().name
-    write_text(out, render("report.html", title=title, about=about, sections=parts))
+    values = {"about": f"{found.checkpoint} on {found.dataset.name}", "sections": parts}
+    values |= {"kind": NAMES[args.iou_type], "threshold": f"{args.threshold:g}"}
+    write_text(out, render("report.html", title=folder.resolve().name, **values))
     print(f"report: {out} ({out.stat().st_size / 1e6:.1f} MB)")
     return 0

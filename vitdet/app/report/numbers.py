@@ -81,23 +81,20 @@ def judge(
     judged = []
     for number, image in sorted(evaluator.cocoGt.imgs.items()):
         found = [e for e in evaluator.cocoDt.imgToAnns[number] if e["score"] >= threshold]
+        found.sort(key=lambda each: -each["score"])
         judged.append(_judge(image, evaluator.cocoGt.imgToAnns[number], found, iou_type))
     return precision, judged
 
 
 def _judge(image: Json, annotations: list[Json], found: list[Json], iou_type: str) -> Judged:
-    found = sorted(found, key=lambda each: -each["score"])
     objects = [each for each in annotations if not each["ignore"]]
     places = {each["id"]: place for place, each in enumerate(objects)}
-    free = np.ones(len(objects) + 1, dtype=bool)  # not found
-    missed = np.ones(len(objects), dtype=bool)  # and no mistake is about it
-    pairs: list[tuple[Json | None, Json | None]] = []
-    for each in found:
-        if each.get("gt_id") in places:
-            place = places[each["gt_id"]]
-            free[place] = missed[place] = False
-            pairs.append((objects[place], each))
-    right, mistakes = len(pairs), []
+    matched = [each for each in found if each.get("gt_id") in places]
+    pairs: list[Any] = [(objects[places[each["gt_id"]]], each) for each in matched]
+    free = np.ones(len(objects) + 1, dtype=bool)  # not found; the last is no object
+    free[[places[each["gt_id"]] for each in matched]] = False
+    missed = free[:-1].copy()  # and no mistake is about it
+    mistakes = []
     # of what has `lvis_mark` nobody knows whether it is right
     wrong = [each for each in found if "gt_id" not in each and not each.get("lvis_mark")]
     for each, overlaps in zip(wrong, _overlaps(wrong, objects, image, iou_type), strict=True):
@@ -111,17 +108,17 @@ def _judge(image: Json, annotations: list[Json], found: list[Json], iou_type: st
         free[near] &= not is_near
     mistakes += [Mistake("missed", None, objects[place]) for place in np.flatnonzero(missed)]
     pairs += [(objects[place], None) for place in np.flatnonzero(free[:-1])]
-    return Judged(image, objects, found, right, mistakes, pairs)
+    return Judged(image, objects, found, len(matched), mistakes, pairs)
 
 
 def _overlaps(found: list[Json], objects: list[Json], image: Json, iou_type: str) -> np.ndarray:
     """Return the IoU (found, objects + 1); the last column is 0, of no object."""
     overlaps = np.zeros((len(found), len(objects) + 1))
     if found and objects:
-        size = (image["height"], image["width"])
         shape = "bbox" if iou_type == "bbox" else "segmentation"
         true = [each[shape] for each in objects]
-        true = true if shape == "bbox" else [encode_segmentation(each, size) for each in true]
+        if iou_type == "segm":
+            true = [encode_segmentation(each, (image["height"], image["width"])) for each in true]
         crowd = [0] * len(objects)
         overlaps[:, :-1] = mask_util.iou([each[shape] for each in found], true, crowd)
     return overlaps
@@ -129,8 +126,8 @@ def _overlaps(found: list[Json], objects: list[Json], image: Json, iou_type: str
 
 def _mistake(found: Json, overlaps: np.ndarray, objects: list[Json]) -> Mistake:
     """Say what is wrong with a detection that is not right."""
-    same = [each["category_id"] == found["category_id"] for each in objects]
-    mine, others = overlaps * [*same, True], overlaps * ~np.array([*same, True])
+    same = np.array([*(e["category_id"] == found["category_id"] for e in objects), True])
+    mine, others = overlaps * same, overlaps * ~same
     at, beside = int(mine.argmax()), int(others.argmax())
     if BACKGROUND <= mine[at] < FOREGROUND:
         return Mistake("localisation", found, objects[at], mine[at])
@@ -145,9 +142,6 @@ def _mistake(found: Json, overlaps: np.ndarray, objects: list[Json]) -> Mistake:
 
 def confusion(judged: Sequence[Judged], class_ids: Sequence[int]) -> np.ndarray:
     """Count objects by what they are and what they are taken for.
-
-    Objects and detections that COCO's matches leave over are matched at an IoU of 0.5 whatever
-    their class, the best detection first.
 
     Returns:
         (classes + 1, classes + 1) int, classes in the order of `class_ids`: rows what it is,

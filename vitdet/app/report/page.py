@@ -1,27 +1,176 @@
-"""The sections of a report, which `templates/report.html` shows."""
+"""What a run left in its folder, and the sections that `templates/report.html` shows of it."""
 
 from __future__ import annotations
 
+import json
 import math
+import tempfile
 from collections import Counter
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
 
+import matplotlib as mpl
 import numpy as np
+import torch
+from detectron2.structures import Boxes, Instances
+from matplotlib.figure import Figure
+from matplotlib.ticker import LogFormatter
+from omegaconf import DictConfig
+from PIL import Image, ImageDraw, ImageFont
 
-from vitdet.app.report import figures
-from vitdet.app.report.numbers import KINDS, Json, Judged, confusion, judge
-from vitdet.app.report.run_folder import Run
+from vitdet import checkpoint
+from vitdet.app.pages import jpeg, plot
+from vitdet.app.report.numbers import KINDS, Json, Judged, Mistake, confusion, judge
+from vitdet.config import load_config
+from vitdet.data.images import read_image
+from vitdet.drawing import draw_instances
+from vitdet.engine.evaluate import PREDICTIONS, TestSet
+from vitdet.engine.run import evaluate
+from vitdet.predict.loading import building, check_size, check_test_data
 from vitdet.scores import read_truth
+from vitdet.utils.checks import InputError
+from vitdet.utils.run_lengths import decode
 
-_SIZES = ("all", "small", "medium", "large")
 _MOST = 6  # classes with the lowest AP, and with the highest, in a plot
 _MATRIX = 80  # classes of a confusion matrix
-_NAMES = {"bbox": "boxes", "segm": "masks"}
+NAMES = {"bbox": "boxes", "segm": "masks"}
 _AGREE = 0.05  # points of AP by which another machine may differ without a remark
 _RECALLS = np.linspace(0.0, 1.0, 101)
+# "Color Universal Design" (Okabe and Ito 2008), without black and the pale yellow
+_COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
+_DASHES = ("-", "--", ":", "-.")
+_STYLE: dict[Any, Any] = {
+    "font.size": 9,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.color": "#e4e7eb",
+    "legend.frameon": False,
+    "svg.hashsalt": "vitdet",  # the same file for the same numbers
+    "text.parse_math": False,  # names of classes are no formulas
+}
+_SIDE = 420  # pixels, shorter side of a picture
+_DISC = 11  # pixels, radius of a number's disc
 
 Curves = dict[str, np.ndarray]  # class -> precision (IoU, recall, size)
+
+
+# --- the folder of a run -------------------------------------------------------------------------
+
+
+class Run(NamedTuple):
+    """A run that was evaluated; empty is what its folder does not have."""
+
+    cfg: DictConfig
+    recipe: str  # the text of config.yaml
+    checkpoint: str  # that was evaluated
+    results: dict[str, dict[str, float]]  # percent: {"bbox": {"AP": ...}}; nan for no number
+    classes: dict[str, dict[str, float]]  # AP: {"bbox": {class: ...}}
+    metrics: list[dict[str, float]]  # the lines of metrics.json
+    versions: Json
+    dataset: Any  # of the test
+    predictions: list[Json]  # in COCO's format
+
+
+def read_run(folder: Path, predictions: Path | None, device: str, *, trust: bool) -> Run:
+    """Read a run's folder; evaluate its weights once more where it has no predictions.
+
+    Arguments are those of the command.
+
+    Raises:
+        InputError: a file that is missing or damaged, or data that is not there.
+    """
+    config, results = folder / "config.yaml", folder / "results.json"
+    for path in (config, results):
+        if not path.is_file():
+            raise InputError(
+                f"run {folder}: it has no {path.name}. Give train.output_dir of a run that was "
+                "evaluated: training ends with it, and train_net.py --eval-only --resume does it."
+            )
+    cfg = load_config(config, trust=trust)
+    if not trust:
+        check_test_data(cfg, str(config))
+    with building(str(config)):
+        dataset = TestSet(cfg).dataset
+    weights, scores, classes = _results(results)
+    environment = folder / "environment.json"
+    versions = _json(environment) if environment.is_file() else {}
+    if not isinstance(versions, dict):
+        raise InputError(f"{environment}: no names and versions. Remove the file.")
+    kept = predictions or folder / PREDICTIONS
+    if predictions or kept.is_file():
+        found = _json(kept)
+    else:  # a training names a file of the folder
+        inside = folder / weights
+        found = _predict(cfg, inside if inside.is_file() else weights, device)
+    if not isinstance(found, list):
+        raise InputError(f"predictions {kept}: expected a list, got a {type(found).__name__}.")
+    recipe, metrics = config.read_text(encoding="utf-8"), _metrics(folder / "metrics.json")
+    return Run(cfg, recipe, str(weights), scores, classes, metrics, versions, dataset, found)
+
+
+def _predict(cfg: DictConfig, weights: Path, device: str) -> list[Json]:
+    """Evaluate as the run did, in a folder of its own: nothing in the run's folder changes."""
+    cfg = cfg.copy()
+    state, _ = checkpoint.weights_of(checkpoint.read(weights), source=str(weights))
+    with building(str(weights)):
+        check_size(cfg.model, state, str(weights))
+    with tempfile.TemporaryDirectory(prefix="vitdet-report-") as temporary:
+        cfg.train.output_dir = temporary
+        cfg.train.init_checkpoint = str(weights)
+        cfg.train.device = device
+        evaluate(cfg)
+        return _json(Path(temporary) / PREDICTIONS)
+
+
+def _json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{path}: it is no json file ({error}). Write it again.") from error
+
+
+def _results(path: Path) -> tuple[Path, dict[str, dict[str, float]], dict[str, dict[str, float]]]:
+    """Return the weights that were evaluated, {task: numbers} and {task: AP of classes}."""
+    content = _json(path)
+    try:
+        weights, tasks = Path(content["checkpoint"]), content["results"].items()
+        scores = {task: _numbers(values) for task, values in tasks}
+        classes = {task: _numbers(values.get("per_class", {})) for task, values in tasks}
+        if not any(scores.values()):
+            raise ValueError
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        text = 'no AP under "results", as an evaluation writes it'
+        raise InputError(f"{path}: {text}. Evaluate the run again.") from error
+    return weights, scores, classes
+
+
+def _numbers(given: Json) -> dict[str, float]:
+    found = {name: value for name, value in given.items() if name != "per_class"}
+    return {name: math.nan if value is None else float(value) for name, value in found.items()}
+
+
+def _metrics(path: Path) -> list[dict[str, float]]:
+    """Read the numbers of a training; a kill may have cut the last line off."""
+    lines = path.read_bytes().decode(errors="replace").splitlines() if path.is_file() else []
+    found = []
+    for number, line in enumerate(lines, 1):
+        try:
+            content = json.loads(line)
+            values = {n: v for n, v in content.items() if isinstance(v, int | float)}
+            values["images_seen"] += 0
+        except (AttributeError, KeyError, ValueError, RecursionError) as error:
+            if number < len(lines):
+                text = "no numbers of a training. Remove the line."
+                raise InputError(f"{path}, line {number}: {text}") from error
+            continue
+        # what cannot be drawn is not a number
+        found.append({n: float(v) if abs(v) < 1e30 else math.nan for n, v in values.items()})
+    return found
+
+
+# --- sections ------------------------------------------------------------------------------------
 
 
 def sections(run: Run, iou_type: str, threshold: float, images: int) -> list[Json]:
@@ -41,14 +190,13 @@ def sections(run: Run, iou_type: str, threshold: float, images: int) -> list[Jso
         image_ids=[record["image_id"] for record in data.records],
     )
     curves = {n: precision[i] for n, i in zip(data.class_names, data.class_ids, strict=True)}
-    what = f"{_NAMES[iou_type]} with a score of at least {threshold:g}"
     found = [
         _ap(run, curves, iou_type),
-        _classes(run, judged, curves, iou_type),
-        _curves(curves, iou_type),
-        _errors(judged, what),
-        _confusion(run, judged, what),
-        _worst(run, judged, images, what),
+        _classes(run, judged, curves),
+        _curves(curves),
+        _errors(judged),
+        _confusion(run, judged),
+        _worst(run, judged, images),
         _training(run.metrics),
         _data(run, judged),
         {"title": "Recipe and versions", "recipe": run.recipe},
@@ -60,20 +208,19 @@ def sections(run: Run, iou_type: str, threshold: float, images: int) -> list[Jso
 
 def _ap(run: Run, curves: Curves, iou_type: str) -> Json:
     tiles = [
-        (_number(values.get(key)), f"{key} of {_NAMES.get(task, task)}")
+        (values.get(key, math.nan), f"{key} of {NAMES.get(task, task)}")
         for task, values in run.results.items()
         for key in ("AP", "AP50")
     ]
-    columns = [key for key in next(iter(run.results.values())) if key != "per_class"]
-    rows = [[task, *(_number(v.get(key)) for key in columns)] for task, v in run.results.items()]
+    columns = list(next(iter(run.results.values())))
+    rows = [[task, *(v.get(key, math.nan) for key in columns)] for task, v in run.results.items()]
     section: Json = {"title": "Average precision", "tiles": tiles}
     section["tables"] = [(("", *columns), rows)]
     known = [ap for curve in curves.values() if not math.isnan(ap := curve[..., 0].mean())]
     now = 100 * sum(known) / len(known) if known else math.nan
     # predictions may be those of the moving average
-    said = [
-        v["AP"] for t, v in run.results.items() if t.endswith(iou_type) and v.get("AP") is not None
-    ]
+    said = [v["AP"] for task, v in run.results.items() if task.endswith(iou_type) and "AP" in v]
+    said = [ap for ap in said if not math.isnan(ap)]
     if said and not any(abs(now - ap) <= _AGREE for ap in said):
         text = f"The predictions that this page shows have an AP of {now:.2f}, results.json says "
         text += f"{said[0]:.2f}: they come from other weights, data or arithmetic."
@@ -81,88 +228,72 @@ def _ap(run: Run, curves: Curves, iou_type: str) -> Json:
     return section
 
 
-def _classes(run: Run, judged: Sequence[Judged], curves: Curves, iou_type: str) -> Json:
+def _classes(run: Run, judged: Sequence[Judged], curves: Curves) -> Json:
     objects = Counter(each["category_id"] for image in judged for each in image.objects)
-    head = ["class", "objects", *(f"AP of {_NAMES.get(task, task)}" for task in run.results)]
-    head += ["", "AP50", *(f"AP {size}" for size in _SIZES[1:])]
+    head = ["class", "objects", *(f"AP of {NAMES.get(task, task)}" for task in run.results)]
+    head += ["", "AP50", "AP small", "AP medium", "AP large"]
     rows = []
     for name, category in zip(run.dataset.class_names, run.dataset.class_ids, strict=True):
-        said = [values.get("per_class", {}).get(name) for values in run.results.values()]
-        ap, *sizes = 100 * curves[name].mean(axis=(0, 1))
-        ap50 = 100 * curves[name][0, :, 0].mean()
+        said = [values.get(name, math.nan) for values in run.classes.values()]
+        ap, *sizes = (100 * curves[name].mean(axis=(0, 1))).tolist()
+        ap50 = float(100 * curves[name][0, :, 0].mean())
         bar = 0 if math.isnan(ap) else round(ap)
-        cells = [name, objects[category], *map(_number, said), bar]
-        rows.append((ap, [*cells, *map(_number, (ap50, *sizes))]))
-    rows.sort(key=lambda row: math.inf if math.isnan(row[0]) else row[0])
-    text = f"From the lowest AP of {_NAMES[iou_type]}, which AP50 and sizes are of, too. Small is "
-    text += "up to 32 x 32 pixels, medium to 96 x 96. A dash: no such object."
+        row = [name, objects[category], *said, bar, ap50, *sizes]
+        rows.append((math.inf if math.isnan(ap) else ap, row))
+    rows.sort(key=lambda row: row[0])
     table = (head, [row for _, row in rows], (), 2 + len(run.results))
-    return {"title": "Classes", "text": text, "tables": [table]}
+    return {"title": "Classes", "tables": [table]}
 
 
-def _curves(curves: Curves, iou_type: str) -> Json:
+def _curves(curves: Curves) -> Json:
     counted = {n: curve[..., 0] for n, curve in curves.items() if not np.isnan(curve[..., 0]).any()}
     if not counted:
         return {"title": "Precision and recall"}
     mean = np.mean(list(counted.values()), axis=0)
     names = sorted(counted, key=lambda name: counted[name].mean())
-    text = "each class"
     if len(names) > 2 * _MOST:
         names = [*names[:_MOST], *names[-_MOST:]]
-        text = f"the {_MOST} classes with the lowest AP and the {_MOST} with the highest"
     over_all = {"IoU 0.50": mean[0], "IoU 0.75": mean[5], "mean of 0.50 to 0.95": mean.mean(0)}
     plots = {"Mean over classes": over_all, "Classes": {name: counted[name][0] for name in names}}
     axis: Any = {"xlabel": "recall", "ylabel": "precision", "xlim": (0, 1), "ylim": (0, 1.02)}
     drawn = [
-        (title, figures.lines({name: (_RECALLS, y) for name, y in shown.items()}, **axis))
+        (title, lines({name: (_RECALLS, y) for name, y in shown.items()}, **axis))
         for title, shown in plots.items()
     ]
-    text = f"Of {_NAMES[iou_type]}. Left the mean over classes; right {text} at an IoU of 0.50."
-    return {"title": "Precision and recall", "text": text, "figures": drawn}
+    return {"title": "Precision and recall", "figures": drawn}
 
 
-def _errors(judged: Sequence[Judged], what: str) -> Json:
+def _errors(judged: Sequence[Judged]) -> Json:
     counts = Counter(mistake.kind for image in judged for mistake in image.mistakes)
     rows = [[kind, counts[kind], meaning] for kind, meaning in KINDS.items()]
-    text = f"Of {what}, at an IoU of 0.50 (TIDE, Bolya et al. 2020)."
-    table = (("kind", "count", "a detection that is"), rows, (2,))
-    return {"title": "Kinds of errors", "text": text, "tables": [table]}
+    return {
+        "title": "Kinds of errors",
+        "tables": [(("kind", "count", "a detection that is"), rows, (2,))],
+    }
 
 
-def _confusion(run: Run, judged: Sequence[Judged], what: str) -> Json:
+def _confusion(run: Run, judged: Sequence[Judged]) -> Json:
     names = [*run.dataset.class_names, "background"]
     counts = confusion(judged, run.dataset.class_ids)
     wrong = [(n, i, j) for (i, j), n in np.ndenumerate(counts) if n and i != j]
     wrong.sort(key=lambda each: (-each[0], names[each[1]], names[each[2]]))
     rows = [[names[i], names[j], n] for n, i, j in wrong[:10]]
-    text = f"{what.capitalize()}, matched at an IoU of 0.50, first within a class, then whatever "
-    text += "the class. The row background holds detections of nothing, the column background "
-    text += "objects that were not found. Colour is the share of the row."
-    section: Json = {"title": "Confusion", "text": text}
+    section: Json = {"title": "Confusion"}
     if len(names) <= _MATRIX + 1:
-        shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
-        cells = [
-            [(n, round(100 * share)) for n, share in zip(*row, strict=True)]
-            for row in zip(counts.tolist(), shares.tolist(), strict=True)
-        ]
+        shares = 80 * counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+        cells = np.stack([counts, shares.round()], axis=2).astype(int).tolist()
         section["matrix"] = {"names": names, "rows": list(zip(names, cells, strict=True))}
     return section | {"tables": [(("true", "found", "most often"), rows, (1,))] if rows else []}
 
 
-def _worst(run: Run, judged: Sequence[Judged], images: int, what: str) -> Json:
+def _worst(run: Run, judged: Sequence[Judged], images: int) -> Json:
     """Of equals those with fewer right detections come first."""
     records = {record["image_id"]: record for record in run.dataset.records}
     chosen = sorted(judged, key=lambda each: (-len(each.mistakes), each.right))[:images]
     shown = [
-        figures.exhibit(each, records[each.image["id"]], run.dataset)
-        for each in chosen
-        if each.mistakes
+        _exhibit(each, records[each.image["id"]], run.dataset) for each in chosen if each.mistakes
     ]
-    if not shown:
-        return {"title": "Worst images"}
-    text = f"The images with the most mistakes among {what}. Numbers in the pictures are those of "
-    text += "the list; missed objects have theirs in the picture of the truth."
-    return {"title": "Worst images", "text": text, "images": shown}
+    return {"title": "Worst images"} | ({"images": shown} if shown else {})
 
 
 def _training(metrics: Sequence[dict[str, float]]) -> Json:
@@ -185,7 +316,7 @@ def _training(metrics: Sequence[dict[str, float]]) -> Json:
             continue  # the evaluation at the end alone is no curve
         axis: Any = {"xlabel": "images seen", "ylabel": title.lower(), "xlim": (0, None)}
         if curves:
-            drawn.append((title, figures.lines(curves, log=title == "Losses", **axis)))
+            drawn.append((title, lines(curves, log=title == "Losses", **axis)))
     return {"title": "Training"} | ({"figures": drawn} if drawn else {})
 
 
@@ -205,5 +336,89 @@ def _data(run: Run, judged: Sequence[Judged]) -> Json:
     return {"title": "Data", "tables": [(("test data", run.dataset.name), rows, (1,))]}
 
 
-def _number(value: float | None) -> str:
-    return "-" if value is None or math.isnan(value) else f"{value:.1f}"
+# --- plots and pictures --------------------------------------------------------------------------
+
+
+def lines(curves: Mapping[str, tuple[Any, Any]], *, log: bool = False, **axis: Any) -> str:
+    """Return a plot of {name: (x, y)} as an address; `axis` is matplotlib's xlabel and so on."""
+    with mpl.rc_context(_STYLE):
+        figure = Figure(figsize=(5.4, 3.2), layout="constrained")
+        axes = figure.subplots()
+        for place, (name, (x, y)) in enumerate(curves.items()):
+            colour, dash = _COLOURS[place % 6], _DASHES[place // 6 % 4]
+            marker = "o" if len(x) < 12 else None
+            axes.plot(x, y, label=name, color=colour, linestyle=dash, marker=marker, ms=4)
+        axes.set(**axis)
+        if log:
+            axes.set_yscale("log")
+            axes.yaxis.set_major_formatter("{x:g}")  # matplotlib's own are formulas
+            axes.yaxis.set_minor_formatter(LogFormatter(minor_thresholds=(1, 0.4)))
+        axes.legend(fontsize=8, loc="center left", bbox_to_anchor=(1.01, 0.5))
+        return plot(figure)
+
+
+def _exhibit(judged: Judged, record: Json, dataset: Any) -> Json:
+    """Return truth and predictions of an image as addresses, and a text for each mistake."""
+    name = str(judged.image["file_name"])
+    try:
+        image = read_image(record)
+    except InputError as error:  # of this image alone
+        return {"name": name, "error": str(error)}
+    found = _instances(judged, list(dataset.class_ids))
+    pictures = []
+    for what, shown in (("truth", record["annotations"]), ("prediction", found)):
+        drawn = draw_instances(image, shown, dataset.class_names, 0.0, min_side=_SIDE)
+        marks = {
+            number: (mistake.found or mistake.truth or {})["bbox"]
+            for number, mistake in enumerate(judged.mistakes, 1)
+            if (mistake.found is None) == (what == "truth")
+        }
+        pictures.append((what, jpeg(_marked(drawn, marks, drawn.shape[0] / image.shape[0]))))
+    names = dict(zip(dataset.class_ids, dataset.class_names, strict=True))
+    notes = [_note(mistake, names) for mistake in judged.mistakes]
+    return {"name": name, "pictures": pictures, "notes": notes}
+
+
+def _instances(judged: Judged, class_ids: list[int]) -> Instances:
+    boxes = torch.tensor([each["bbox"] for each in judged.found]).reshape(-1, 4)
+    boxes[:, 2:] += boxes[:, :2]
+    found = Instances((judged.image["height"], judged.image["width"]), pred_boxes=Boxes(boxes))
+    found.scores = torch.tensor([each["score"] for each in judged.found])
+    places = [class_ids.index(each["category_id"]) for each in judged.found]
+    found.pred_classes = torch.tensor(places, dtype=torch.int64)
+    if judged.found and all("segmentation" in each for each in judged.found):
+        masks = [decode(each["segmentation"]) for each in judged.found]
+        found.pred_masks = torch.from_numpy(np.stack(masks))
+    return found
+
+
+def _note(mistake: Mistake, names: Mapping[int, str]) -> str:
+    """Say a mistake in words."""
+    kind, found, truth, overlap = mistake
+    true = names[truth["category_id"]] if truth else ""
+    if found is None:
+        return f"missed: {true}"
+    texts = {
+        "localisation": f"of the {true}, IoU {overlap:.2f} only",
+        "classification": f"is a {true}",
+        "duplicate": f"the {true} was found already",
+        "both": f"IoU {overlap:.2f} with a {true}",
+        "background": "nothing is there",
+    }
+    return f"{kind}: {names[found['category_id']]} {found['score']:.0%}, {texts[kind]}"
+
+
+def _marked(picture: np.ndarray, marks: Mapping[int, Sequence[float]], scale: float) -> Image.Image:
+    """Put a number at the upper right corner of each box XYWH, below those that are there."""
+    image = Image.fromarray(picture)
+    pen, font = ImageDraw.Draw(image), ImageFont.load_default(15)
+    taken: list[tuple[float, float]] = []
+    for number, (x, y, width, _) in marks.items():
+        right = min(max((x + width) * scale, _DISC), image.width - _DISC)
+        top = min(max(y * scale, _DISC), image.height - _DISC)
+        while any(abs(right - a) < 2 * _DISC and abs(top - b) < 2 * _DISC for a, b in taken):
+            top += 2 * _DISC
+        taken.append((right, top))
+        pen.circle((right, top), _DISC, fill="#1f2933", outline="white", width=2)
+        pen.text((right, top), str(number), fill="white", font=font, anchor="mm")
+    return image

@@ -8,7 +8,7 @@ import multiprocessing
 import sys
 from typing import Any
 
-from vitdet.app.options import add_weights_arguments
+from vitdet.app.options import add_weights_arguments, file_options
 from vitdet.utils.checks import InputError
 
 
@@ -34,15 +34,21 @@ def run(args: argparse.Namespace) -> int:
         InputError: a wrong option, weights that cannot be used, an address that is taken.
     """
     try:
-        from vitdet.app.serve.server import Limits, Server, build_app, is_loopback, listen
-        from vitdet.app.serve.worker import Worker
+        from vitdet.app.serve.server import (
+            Limits,
+            Server,
+            Uploads,
+            Worker,
+            build_app,
+            is_loopback,
+            listen,
+        )
     except ModuleNotFoundError as error:
         text = f"vitdet serve: needs starlette and uvicorn ({error}). pip install starlette uvicorn"
         raise InputError(text) from error
-    for name in ("max_bytes", "max_pixels"):
-        if getattr(args, name) < 1:
-            option = f"--{name.replace('_', '-')}"
-            raise InputError(f"{option}: expected 1 or more, got {getattr(args, name)}.")
+    if args.max_bytes < 1 or args.max_pixels < 1:
+        got = f"--max-bytes {args.max_bytes} --max-pixels {args.max_pixels}"
+        raise InputError(f"{got}: both are 1 or more.")
     if not is_loopback(args.host):
         if not args.allow_network:
             text = "other machines reach this address, without password and encryption. Add "
@@ -53,26 +59,25 @@ def run(args: argparse.Namespace) -> int:
         raise InputError(f"--weights {args.weights}: there is no such file. Check the path.")
     limits = Limits(max_bytes=args.max_bytes, max_pixels=args.max_pixels)
     multiprocessing.set_forkserver_preload(["vitdet.app.serve.detect"])
-    worker = Worker(functools.partial(_start, args), limits.waiting, limits.answer_seconds)
-    try:
-        with listen(args.host, args.port) as listening:
-            about = worker.begin()
-            app = build_app(worker, about, limits, args.host_name, not args.allow_network)
-            where = f"[{args.host}]" if ":" in args.host else args.host
-            port = listening.getsockname()[1]
-            print(f"serving http://{where}:{port}/ (^C ends it)", flush=True)
-            try:
-                Server(app, worker).run(sockets=[listening])
-            except KeyboardInterrupt:  # the server has closed its connections before it says so
-                print("ended", flush=True)
-    finally:
-        worker.end()
+    with listen(args.host, args.port) as listening:
+        worker = Worker(functools.partial(_start, args), limits)
+        is_open = args.allow_network
+        app = build_app(worker, Uploads(limits), args.host_name, loopback_only=not is_open)
+        where = f"[{args.host}]" if ":" in args.host else args.host
+        print(f"serving http://{where}:{listening.getsockname()[1]}/ (^C ends it)", flush=True)
+        try:
+            Server(app, worker).run(sockets=[listening])
+        except KeyboardInterrupt:  # the server has closed its connections before it says so
+            print("ended", flush=True)
+        finally:
+            worker.end()
     return 0
 
 
 def _start(args: argparse.Namespace) -> Any:
-    from vitdet.app.serve.detect import (
-        load,  # in the worker's process: the server needs no detector
-    )
+    """Load the model, in the worker's process: the server needs no detector."""
+    from vitdet.app.serve.detect import Predictor, answering
 
-    return load(args)
+    options = {**file_options(args), "device": args.device, "threshold": 0.0}
+    predictor = Predictor.from_checkpoint(args.weights, **options)
+    return answering(predictor, args.weights.name, args.max_pixels)

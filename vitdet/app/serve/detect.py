@@ -5,20 +5,19 @@ from __future__ import annotations
 import base64
 import io
 import json
-from argparse import Namespace
-from pathlib import Path
+from collections.abc import Callable
+from typing import Any
 
 import cv2
 import numpy as np
 from PIL import Image
 
-from vitdet.app.options import file_options
-from vitdet.app.serve.worker import Answer, Json
 from vitdet.data.images import ImageError, open_image, read_header
 from vitdet.predict.predictor import Predictor
 from vitdet.utils.checks import InputError
 from vitdet.utils.run_lengths import encode, mask_util
 
+Json = dict[str, Any]
 # A picture of more pixels is made smaller before the detector sees it: all its masks, a byte a
 # pixel each, are in memory at once. The largest published recipes look at 1536 x 1536.
 WORK_PIXELS = 4_000_000
@@ -28,31 +27,19 @@ _STATUS = {"unknown format": 415, "more than 8 bits": 415}
 _STATUS |= {"too many pixels": 413, "too many scans": 413}
 
 
-def load(args: Namespace) -> tuple[Json, Answer]:
-    """Load the model of a command line; see `answering`.
+def answering(
+    predictor: Predictor, name: str, max_pixels: int
+) -> tuple[Json, Callable[[bytes], tuple[int, bytes]]]:
+    """Return what the page shows of a model, and what turns an upload into a status and JSON.
 
-    Raises:
-        InputError: weights that cannot be used.
-    """
-    options = {**file_options(args), "device": args.device, "threshold": 0.0}
-    predictor = Predictor.from_checkpoint(args.weights, **options)
-    return answering(predictor, Path(args.weights).name, args.max_pixels)
-
-
-def answering(predictor: Predictor, name: str, max_pixels: int) -> tuple[Json, Answer]:
-    """Return what the page shows of a model, and what turns an uploaded file into an answer.
-
-    The answer is as `describe` says, or {"error": one line}. Where a browser might show the file in
+    The JSON is as `describe` says, or {"error": one line}. Where a browser might show the file in
     another orientation, it has the upright picture too, as `picture`: JPEG in base64.
     """
-    about = {"name": name, "device": str(predictor.device), "classes": list(predictor.class_names)}
-    about["class_ids"] = list(predictor.class_ids)
 
     def answer(content: bytes) -> tuple[int, bytes]:
-        status, found = 200, {}
         try:
             image = open_image(content, formats=_FORMATS, max_pixels=max_pixels)
-            found = describe(predictor, image)
+            status, found = 200, describe(predictor, image)
             if read_header(content).orientation != 1:
                 written = io.BytesIO()
                 image.save(written, format="JPEG", quality=95)
@@ -65,7 +52,8 @@ def answering(predictor: Predictor, name: str, max_pixels: int) -> tuple[Json, A
             found = {"error": text}
         return status, json.dumps(found).encode()
 
-    return about, answer
+    about = {"name": name, "device": str(predictor.device), "classes": list(predictor.class_names)}
+    return about | {"class_ids": list(predictor.class_ids)}, answer
 
 
 def describe(predictor: Predictor, image: Image.Image) -> Json:
@@ -84,29 +72,27 @@ def describe(predictor: Predictor, image: Image.Image) -> Json:
     masks = result.instances.pred_masks.numpy() if result.has_masks else ()
     found = []
     for place, each in enumerate(result.to_coco(0)):
-        box = np.round((np.array(each["bbox"]).reshape(2, 2) * scale).reshape(-1), 2).tolist()
-        entry = {key: each[key] for key in ("category_id", "segmentation") if key in each}
-        entry |= {"class": result.names[place], "score": round(each["score"], 4), "bbox": box}
-        entry["area"] = round(box[2] * box[3], 1)
+        box = np.round(np.array(each["bbox"]) * np.tile(scale, 2), 2).tolist()
+        entry = {"class": result.names[place], "category_id": each["category_id"], "bbox": box}
+        entry |= {"score": round(each["score"], 4), "area": round(box[2] * box[3], 1)}
         if len(masks):
-            lines = [np.round(line * scale, 2).ravel().tolist() for line in outline(masks[place])]
+            mask, lengths = masks[place].astype(np.uint8), each["segmentation"]
+            lines = [np.round(line * scale, 2).ravel().tolist() for line in outline(mask)]
             if size != image.size:
-                mask = cv2.resize(
-                    masks[place].astype(np.uint8), image.size, interpolation=cv2.INTER_NEAREST
-                )
-                (entry["segmentation"],) = encode(mask[None].astype(bool))
-            area = int(mask_util.area(entry["segmentation"]))
-            entry |= {"outlines": lines, "area": area}
+                large = cv2.resize(mask, image.size, interpolation=cv2.INTER_NEAREST)
+                (lengths,) = encode(large[None].astype(bool))
+            area = int(mask_util.area(lengths))
+            entry |= {"segmentation": lengths, "outlines": lines, "area": area}
         found.append(entry)
     return {"width": image.width, "height": image.height, "detections": found}
 
 
 def outline(mask: np.ndarray) -> list[np.ndarray]:
-    """Trace the edges of a mask (height, width) as lines (points, 2) x, y; pixel 0 is from 0 to 1.
+    """Trace the edges of a mask, uint8 (height, width), as lines (points, 2) x, y.
 
-    OpenCV goes through the centres of the pixels at the edge, so small objects are enlarged first.
+    Pixel 0 is from 0 to 1. OpenCV goes through the centres of the pixels at the edge, so small
+    objects are enlarged first.
     """
-    mask = mask.astype(np.uint8)
     x, y, width, height = cv2.boundingRect(mask)
     finer = int(np.clip(_FINE // max(width, height, 1), 1, 8))
     part = mask[y : y + height, x : x + width].repeat(finer, axis=0).repeat(finer, axis=1)

@@ -1,13 +1,19 @@
-"""The web server: a page, what the page needs to know, and `POST /predict`; who may ask."""
+"""The web server: a page and `POST /predict`, who may ask, and the process that detects."""
 
 from __future__ import annotations
 
 import asyncio
 import ipaddress
+import math
+import multiprocessing
 import re
+import signal
 import socket
-from collections.abc import Callable, Collection
+import time
+from collections.abc import Awaitable, Callable, Collection
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from multiprocessing import connection
 from pathlib import Path
 from typing import Any
 
@@ -15,23 +21,17 @@ import uvicorn
 from starlette.applications import Starlette
 from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
-from starlette.middleware import Middleware
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from vitdet.app.serve.worker import Worker
 from vitdet.utils.checks import InputError
 
-_FOLDER = Path(__file__).parents[1] / "templates"
 # The only files that are ever sent, read once; no part of an address becomes a path.
-_FILES = {
-    "/": ("serve.html", "text/html; charset=utf-8"),
-    "/serve.css": ("serve.css", "text/css; charset=utf-8"),
-    "/serve.js": ("serve.js", "text/javascript; charset=utf-8"),
-}
+_FILES = {"/": "serve.html", "/serve.css": "serve.css", "/serve.js": "serve.js"}
+_KINDS = {".html": "text/html", ".css": "text/css", ".js": "text/javascript"}
 _HEADERS = [
     (  # the page runs its own files only, and reaches nothing but this server
         "Content-Security-Policy",
@@ -51,6 +51,9 @@ _PROXY = (
     "proxy_set_header Host $http_host;)."
 )
 
+# Loads the model; returns what is known of it, and what gives a status and JSON for an upload.
+Start = Callable[[], tuple[dict[str, Any], Callable[[bytes], tuple[int, bytes]]]]
+
 
 @dataclass(frozen=True)
 class Limits:
@@ -63,24 +66,144 @@ class Limits:
     waiting: int = 16  # uploads that may wait while one is worked on
 
 
+# --- the process that detects --------------------------------------------------------------------
+
+
+class Worker:
+    """One picture at a time, in a process of its own, which can be ended in the midst of it.
+
+    A few pictures may wait, and no one waits for ever. What nobody waits for any more may end in a
+    few seconds; else the process is ended, and the next picture starts a new one.
+
+    Args:
+        start: called in the process.
+        limits: of the waiting.
+        method: of multiprocessing.
+
+    Raises:
+        InputError: the model cannot be used.
+    """
+
+    GRACE = 5.0  # seconds
+
+    def __init__(self, start: Start, limits: Limits, method: str = "forkserver") -> None:
+        self._start, self._limits = start, limits
+        self._context: Any = multiprocessing.get_context(method)
+        self._turns = ThreadPoolExecutor(1)
+        self.asked: set[Future[tuple[int, bytes]]] = set()  # what waits or is worked on
+        self._ended = False
+        self._last = 1.0  # seconds that the latest took
+        self.process: Any = None
+        self.about = self._begin()  # what the page shows of the model
+
+    def _begin(self) -> dict[str, Any]:
+        self._mine, theirs = self._context.Pipe()
+        given = (self._start, self._mine, theirs)
+        self.process = self._context.Process(target=_work, args=given, daemon=True)
+        self.process.start()
+        theirs.close()
+        try:
+            error, about = self._mine.recv()
+        except EOFError:
+            error, about = "detector: its process died at its start, see above.", {}
+        if error:
+            self._kill()
+            raise InputError(error)
+        return about
+
+    def end(self) -> None:
+        """End the process, whatever it does; there will be no other."""
+        self._ended = True
+        self._kill()
+        self._turns.shutdown(wait=False)
+
+    async def answer(
+        self, content: bytes, left: Callable[[], Awaitable[None]]
+    ) -> tuple[int, bytes]:
+        """Return the status and the JSON for an upload; `left` returns when its client has left.
+
+        Raises:
+            HTTPException: too many wait, it took too long, or the process died of it.
+        """
+        if len(self.asked) > self._limits.waiting:
+            raise self._busy("Too many pictures are waiting.")
+        asked = self._turns.submit(self._exchange, content)
+        self.asked.add(asked)
+        asked.add_done_callback(self.asked.discard)
+        answer, gone = asyncio.wrap_future(asked), asyncio.ensure_future(left())
+        first, seconds = asyncio.FIRST_COMPLETED, self._limits.answer_seconds
+        try:
+            await asyncio.wait({answer, gone}, timeout=seconds, return_when=first)
+            if answer.done():
+                return answer.result()
+            answer.cancel()
+            asyncio.get_running_loop().call_later(self.GRACE, self._give_up, asked)
+            raise self._busy("It took too long.")
+        finally:
+            gone.cancel()
+
+    def _give_up(self, asked: Future[Any]) -> None:
+        if not asked.done():
+            self._kill()
+
+    def _exchange(self, content: bytes) -> tuple[int, bytes]:
+        begun = time.perf_counter()
+        try:
+            if self.process is None and not self._ended:
+                self._begin()
+            self._mine.send_bytes(content)
+            return self._mine.recv()
+        except (EOFError, OSError) as error:  # the process died, or was ended
+            self._kill()
+            raise HTTPException(500, "The server failed. Its log tells more.") from error
+        finally:
+            self._last = time.perf_counter() - begun
+
+    def _kill(self) -> None:
+        process, self.process = self.process, None
+        if process is not None:
+            process.kill()
+            process.join()
+
+    def _busy(self, text: str) -> HTTPException:
+        wait = max(1, math.ceil(self._last * len(self.asked)))
+        return HTTPException(503, f"{text} Try again in {wait} s.", {"Retry-After": str(wait)})
+
+
+def _work(start: Start, theirs: connection.Connection, parent: connection.Connection) -> None:
+    """Answer uploads until the parent ends."""
+    theirs.close()  # else this process would never see that the parent has gone
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # ^C is for the parent, which ends this process
+    try:
+        about, answer = start()
+    except InputError as error:
+        parent.send((str(error), None))
+        return
+    parent.send(("", about))
+    while True:
+        try:
+            content = parent.recv_bytes()
+        except EOFError:
+            return
+        parent.send(answer(content))
+
+
+# --- requests ------------------------------------------------------------------------------------
+
+
 def build_app(
-    worker: Worker,
-    about: dict[str, Any],
-    limits: Limits,
-    names: Collection[str] = (),
-    loopback_only: bool = True,
-) -> Starlette:
+    worker: Worker, uploads: Uploads, names: Collection[str] = (), *, loopback_only: bool = True
+) -> ASGIApp:
     """Return the application.
 
     Args:
-        worker: from an uploaded file to what the page draws; it has begun.
-        about: what the page shows of the model.
-        limits: of the requests.
+        worker: from an uploaded file to what the page draws.
+        uploads: reads the files.
         names: hosts by which it may be called besides "localhost" and addresses.
         loopback_only: whether of the addresses only loopback ones count.
     """
-    known = about | {"max_bytes": limits.max_bytes, "max_pixels": limits.max_pixels}
-    uploads = _Uploads(limits)
+    limits = uploads.limits
+    known = worker.about | {"max_bytes": limits.max_bytes, "max_pixels": limits.max_pixels}
 
     async def model(_: Request) -> JSONResponse:
         return JSONResponse(known)
@@ -94,18 +217,18 @@ def build_app(
         status, answer = await worker.answer(content, left)
         return Response(answer, status, media_type="application/json")
 
-    def file(name: str, kind: str) -> Callable[[Request], Response]:
-        content = (_FOLDER / name).read_bytes()
-        return lambda _: Response(content, media_type=kind)
-
-    files = [Route(path, file(*of)) for path, of in _FILES.items()]
-    app = Starlette(
-        routes=[*files, Route("/model", model), Route("/predict", predict, methods=["POST"])],
-        middleware=[Middleware(_Guard, names=names, loopback_only=loopback_only)],
-        exception_handlers={HTTPException: _error, Exception: _error},
-    )
+    routes = [Route("/model", model), Route("/predict", predict, methods=["POST"])]
+    routes += [Route(address, _file(name)) for address, name in _FILES.items()]
+    handlers: Any = {HTTPException: _error, Exception: _error}
+    app = Starlette(routes=routes, exception_handlers=handlers)
     app.router.redirect_slashes = False  # to the host that a client names
-    return app
+    return _guarded(app, {"localhost", *map(str.lower, names)}, loopback_only)
+
+
+def _file(name: str) -> Callable[[Request], Response]:
+    path = Path(__file__).parents[1] / "templates" / name
+    content, kind = path.read_bytes(), f"{_KINDS[path.suffix]}; charset=utf-8"
+    return lambda _: Response(content, media_type=kind)
 
 
 def _error(_: Request, error: Exception) -> JSONResponse:
@@ -115,37 +238,86 @@ def _error(_: Request, error: Exception) -> JSONResponse:
     return JSONResponse({"error": "The server failed. Its log tells more."}, 500)
 
 
-class _Guard:
-    """Answers 403 to requests that do not come from the server's own page.
+class Uploads:
+    """Reads the bodies of requests, up to a limit for each and one for all on their way."""
+
+    def __init__(self, limits: Limits) -> None:
+        self.limits = limits
+        self.free = limits.max_bytes * limits.waiting
+
+    async def read(self, request: Request) -> bytes:
+        """Return a body.
+
+        Raises:
+            HTTPException: it is too large, too slow or empty, or too many come at once.
+        """
+        seconds = self.limits.body_seconds
+        if request.headers.get("content-type", "").startswith("multipart/"):
+            text = "Send the file itself as the body, and no form: curl --data-binary @photo.jpg"
+            raise HTTPException(415, f"{text} ADDRESS")
+        content = bytearray()
+        try:
+            await asyncio.wait_for(self._read(request, content), seconds)
+        except asyncio.TimeoutError as error:
+            text = f"The upload did not arrive within {seconds:g} seconds."
+            raise HTTPException(408, text) from error
+        except ClientDisconnect as error:
+            raise HTTPException(400, "The upload was broken off.") from error
+        finally:
+            self.free += len(content)
+        if not content:
+            raise HTTPException(400, "The file is empty.")
+        return bytes(content)
+
+    async def _read(self, request: Request, content: bytearray) -> None:
+        """Reading stops at the limit, whatever the header announced."""
+        most = self.limits.max_bytes
+        size = int(request.headers.get("content-length", "0"))  # uvicorn lets numbers in alone
+        parts = request.stream()
+        while size <= most and (part := await anext(parts, None)) is not None:
+            content += part
+            size = max(size, len(content))
+            self.free -= len(part)
+            if self.free < 0:
+                raise HTTPException(503, "Too many uploads are on their way. Try again.")
+        if size > most:
+            text = f"The file is too large: {most / 2**20:g} MiB at most."
+            raise HTTPException(413, text, {"Connection": "close"})
+
+
+# --- who may ask ---------------------------------------------------------------------------------
+
+
+def _guarded(app: ASGIApp, names: Collection[str], loopback_only: bool) -> ASGIApp:
+    """Answer 403 to requests that do not come from the server's own page."""
+
+    async def guarded(scope: Scope, receive: Receive, send: Send) -> None:
+        wrong = _wrong(Headers(scope=scope), names, loopback_only)
+        answer = JSONResponse({"error": wrong}, 403) if wrong else app
+        await answer(scope, receive, send)
+
+    return guarded
+
+
+def _wrong(headers: Headers, names: Collection[str], loopback_only: bool) -> str:
+    """Say what is wrong with where a request comes from, "" for nothing.
 
     A site can let its name point to this machine (DNS rebinding); then the Host header tells the
     name. An address as host cannot be a rebound name. A site can post a form here; then Origin or
     Sec-Fetch-Site tells it. (Starlette's TrustedHostMiddleware has no word for "any address".)
     """
-
-    def __init__(self, app: ASGIApp, names: Collection[str], loopback_only: bool) -> None:
-        self._app = app
-        self._names = {"localhost", *(name.lower() for name in names)}
-        self._is_mine = is_loopback if loopback_only else _address
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        wrong = self._wrong(Headers(scope=scope))
-        app = JSONResponse({"error": wrong}, 403) if wrong else self._app
-        await app(scope, receive, send)
-
-    def _wrong(self, headers: Headers) -> str:
-        """Say what is wrong with where a request comes from, "" for nothing."""
-        host = headers.get("host", "").strip().lower()
-        found = _HOST.fullmatch(host)
-        name = (found[1] or found[2]) if found else "another name"
-        if found is None or not (name in self._names or self._is_mine(name)):
-            return f"This server is not known by the name {name}. {_PROXY}"
-        origin = headers.get("origin", f"http://{host}").lower()
-        if origin not in (f"http://{host}", f"https://{host}"):
-            return f"Requests of other sites are not answered. {_PROXY}"
-        if headers.get("sec-fetch-site", "none") not in ("same-origin", "none"):
-            return "Requests of other sites are not answered."
-        return ""
+    host = headers.get("host", "").strip().lower()
+    found = _HOST.fullmatch(host)
+    name = (found[1] or found[2]) if found else ""
+    is_mine = is_loopback(name) if loopback_only else _address(name)
+    if not (name in names or is_mine):
+        return f"This server is not known by the name {name or 'that is given'}. {_PROXY}"
+    origin = headers.get("origin", f"http://{host}").lower()
+    if origin not in (f"http://{host}", f"https://{host}"):
+        return f"Requests of other sites are not answered. {_PROXY}"
+    if headers.get("sec-fetch-site", "none") not in ("same-origin", "none"):
+        return "Requests of other sites are not answered."
+    return ""
 
 
 def _address(host: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
@@ -161,46 +333,7 @@ def is_loopback(host: str) -> bool:
     return host == "localhost" or (found is not None and found.is_loopback)
 
 
-class _Uploads:
-    """Reads the bodies of requests, up to a limit for each and one for all on their way."""
-
-    def __init__(self, limits: Limits) -> None:
-        self._limits = limits
-        self._free = limits.max_bytes * limits.waiting
-
-    async def read(self, request: Request) -> bytes:
-        """Return the body; reading stops at the limit, whatever the header announced."""
-        seconds = self._limits.body_seconds
-        if request.headers.get("content-type", "").startswith("multipart/"):
-            text = "Send the file itself as the body, and no form: curl --data-binary @photo.jpg"
-            raise HTTPException(415, f"{text} ADDRESS")
-        content = bytearray()
-        try:
-            await asyncio.wait_for(self._read(request, content), seconds)
-        except asyncio.TimeoutError as error:
-            text = f"The upload did not arrive within {seconds:g} seconds."
-            raise HTTPException(408, text) from error
-        except ClientDisconnect as error:
-            raise HTTPException(400, "The upload was broken off.") from error
-        finally:
-            self._free += len(content)
-        if not content:
-            raise HTTPException(400, "The file is empty.")
-        return bytes(content)
-
-    async def _read(self, request: Request, content: bytearray) -> None:
-        most = self._limits.max_bytes
-        size = int(request.headers.get("content-length", "0"))  # uvicorn lets numbers in alone
-        parts = request.stream()
-        while size <= most and (part := await anext(parts, None)) is not None:
-            content += part
-            size = max(size, len(content))
-            self._free -= len(part)
-            if self._free < 0:
-                raise HTTPException(503, "Too many uploads are on their way. Try again.")
-        if size > most:
-            text = f"The file is too large: {most / 2**20:g} MiB at most."
-            raise HTTPException(413, text, {"Connection": "close"})
+# --- connections ---------------------------------------------------------------------------------
 
 
 def listen(host: str, port: int) -> socket.socket:
@@ -244,7 +377,7 @@ class Connection(H11Protocol):
 class Server(uvicorn.Server):
     """uvicorn's; its `run(sockets=[...])` returns after ^C, whatever is worked on."""
 
-    def __init__(self, app: Starlette, worker: Worker) -> None:
+    def __init__(self, app: ASGIApp, worker: Worker) -> None:
         config = uvicorn.Config(
             app,
             http=Connection,
