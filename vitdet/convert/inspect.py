@@ -77,12 +77,20 @@ def describe(
         "parameters": sum(tensor.numel() for tensor in tensors),
         "bytes": sum(tensor.numel() * tensor.element_size() for tensor in tensors),
         "dtypes": dict(dtypes.most_common()),
-        "backbone": _backbone({k: v for k, v in inner.items() if not k.startswith("/")}),
+        "backbone": _backbone({k: v for k, v in inner.items() if not k.startswith("/")}, fmt),
         "pyramid": [f"p{level}" for level in levels],
         "head": _head(inner),
         **lists,
         "notes": notes,
     }
+
+
+def backbone_shapes(
+    content: Mapping[str, Any], fmt: str, *, weights: str | None = None, source: str = "source"
+) -> dict[str, Shape]:
+    """Return {name in the backbone, as ours: shape} of a file; arguments as of `describe`."""
+    inner, _ = _inner(shapes_of(unnest(content, source, weights)[0]), fmt)
+    return {name: shape for name, shape in inner.items() if not name.startswith("/")}
 
 
 def _inner(shapes: Shapes, format_name: str) -> tuple[dict[str, Shape], str]:
@@ -103,9 +111,11 @@ def _at(shape: Shape, index: int) -> int:
     return shape[index] if -len(shape) <= index < len(shape) else 0
 
 
-def _backbone(inside: Shapes) -> dict[str, Any]:
+def _backbone(inside: Shapes, fmt: str) -> dict[str, Any]:
     try:
         kind = kind_of(inside)[0]
+        if fmt and len(FORMATS[fmt].kinds) == 1:  # q, k and v may be apart in the file alone
+            kind = next(each for each in KINDS if each.name == FORMATS[fmt].kinds[0])
         found: dict[str, Any] = {"kind": kind.name, "what": kind.what}
     except InputError:
         found = {}
