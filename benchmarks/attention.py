@@ -16,7 +16,8 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -24,11 +25,9 @@ from common import (
     DTYPES,
     EXACT_MALLOC,
     MIB,
-    Found,
     MatrixProduct,
     Table,
     free_memory,
-    growth_table,
     in_own_process,
     in_turn,
     parser,
@@ -188,17 +187,37 @@ def fits(name: str, args: argparse.Namespace, side: int) -> bool:
     return name != "eager" or (5 if args.backward else 3) * matrix < free_memory(args.device)
 
 
+def growth_table(
+    names: Mapping[str, str],
+    sides: Sequence[int],
+    measure: Callable[[str, int], tuple[float, float] | None],
+) -> list[str]:
+    """Return a table of the ms and MiB that `measure` gives, None for what does not fit."""
+    table = Table("", *(f"{side} px: ms, MiB" for side in sides), "power: ms, MiB")
+    for name, title in names.items():
+        found = {side: seen for side in sides if (seen := measure(name, side))}
+        cells = [
+            "{:.2f}, {:.0f}".format(*found[s]) if s in found else "does not fit" for s in sides
+        ]
+        first, last = min(found), max(found)
+        tokens = 2 * math.log(last / first)  # how much their logarithm grows
+        ends = zip(found[first], found[last], strict=True)
+        powers = [f"{math.log(b / a) / tokens:.2f}" for a, b in ends if a and b and tokens]
+        table.add(title, *cells, ", ".join(powers))
+    return table.lines
+
+
 def growth(args: argparse.Namespace) -> list[str]:
     """Return the table of image sizes."""
 
-    def measure(name: str, side: int) -> Found | None:
+    def measure(name: str, side: int) -> tuple[float, float] | None:
         if not fits(name, args, side):
             return None
         seconds, peak = measured(name, args, side)
         return 1e3 * seconds, peak
 
     names = {"auto": "vitdet", "eager": "L x L bias", FLOOR: FLOOR}
-    lines = growth_table(names, args.sides, measure, "ms, MiB")
+    lines = growth_table(names, args.sides, measure)
     free = process_memory("MemTotal", "/proc/meminfo") / MIB / 1024
     note = f"Memory is above the inputs. This machine has {free:.0f} GiB"
     if args.device == "cuda":

@@ -1,15 +1,13 @@
 """Time the plain ViT against other projects' with the same weights: in turn, one table.
 
     python benchmarks/backbone.py --peers [--size 1024] [--batch 1] [--backward] [--write]
-    python benchmarks/backbone.py --growth --peers detectron2 [--write]
 
 Before timing, the maps of tokens are compared in float32, with --backward also the gradients of the
 images and the norm of all gradients. GFLOP/s counts for everybody the matrix products that
 detectron2's backbone computes, padding of windows included, and "share" is that over the rate of
 one matrix product, the first layer of an MLP, timed in the same rounds: the faster of two ways to
 compute it. Peak memory is what a process of its own takes above the weights, gradients of the
-weights included. "--growth" runs images of 512 to 2048 pixels, each in a process of its own; its
-last column is the power of the number of tokens with which time and memory grow.
+weights included.
 """
 
 from __future__ import annotations
@@ -24,12 +22,9 @@ from common import (
     DTYPES,
     EXACT_MALLOC,
     MIB,
-    Found,
     MatrixProduct,
     Table,
     count_flops,
-    free_memory,
-    growth_table,
     in_own_process,
     in_turn,
     parser,
@@ -38,7 +33,6 @@ from common import (
 )
 from peers import OURS, PEERS, Peer, Sizes
 
-SIDES = (512, 768, 1024, 1536, 2048)
 # name: whether it is written as a convolution, for which a CPU has another library
 PRODUCTS = {"matrix product": False, "the same as a convolution": True}
 
@@ -127,34 +121,20 @@ def matrix_products(sizes: Sizes, args: argparse.Namespace) -> dict[str, MatrixP
 # --- one process each ----------------------------------------------------------------------------
 
 
-def one(name: str, args: argparse.Namespace) -> dict[str, float]:
-    """Return the peak above the weights in MiB, and the median seconds of `repeat` more runs."""
+def one(name: str, args: argparse.Namespace) -> float:
+    """Return the peak above the weights in MiB."""
     dtype = DTYPES[args.dtype]
     peer = contender(name, args)
     peer.net.to(dtype)
-    run = step(peer, images(args).to(dtype), args.backward)
-    found = {"peak": peak_memory(run, args.device) / MIB}
-    if args.repeat:
-        found["seconds"] = in_turn({name: run}, args.repeat, warm_up=0)[name].median
-    return found
+    return peak_memory(step(peer, images(args).to(dtype), args.backward), args.device) / MIB
 
 
-def measured(
-    name: str, args: argparse.Namespace, size: int, *, exact: bool = True
-) -> dict[str, float]:
-    """Run `one` in a fresh process, for its memory with exact accounts."""
-    words = [__file__, "--one", name, "--size", str(size), "--model", args.model]
+def measured(name: str, args: argparse.Namespace) -> float:
+    """Run `one` in a fresh process with exact accounts of memory."""
+    words = [__file__, "--one", name, "--size", str(args.size), "--model", args.model]
     words += ["--batch", str(args.batch), "--dtype", args.dtype, "--device", args.device]
-    words += ["--threads", str(args.threads), "--repeat", "0" if exact else str(args.repeat)]
-    words += ["--backward"] if args.backward else []
-    return in_own_process(*words, environment=EXACT_MALLOC if exact else {})
-
-
-def fits(name: str, args: argparse.Namespace, size: int) -> bool:
-    """Whether three L x L matrices a head fit into memory, which is what the peers hold."""
-    sizes = peers.MODELS[args.model](size)
-    matrix = sizes.num_heads * (size / sizes.patch_size) ** 4 * DTYPES[args.dtype].itemsize
-    return name == OURS or 3.5 * args.batch * matrix < free_memory(args.device)
+    words += ["--threads", str(args.threads), *["--backward"] * args.backward]
+    return in_own_process(*words, environment=EXACT_MALLOC)
 
 
 # --- tables --------------------------------------------------------------------------------------
@@ -187,24 +167,11 @@ def compared(args: argparse.Namespace) -> list[str]:
             *(name, f"{seen.median:.3f}", seen.range(digits=3)),
             *(f"{seen.ratio(times[OURS]):.2f}", seen.ratio_range(times[OURS])),
             *(f"{reached / 1e9:.0f}", f"{reached / max(rates.values()):.2f}"),
-            f"{measured(name, args, args.size)['peak']:.0f}",
+            f"{measured(name, args):.0f}",
             f"{differences[name]:.1g}" if name in differences else "",
         )
     notes = f"{work / 1e9:.1f} GFLOP. A difference is a share of the largest entry."
     return [*table.lines, "", notes]
-
-
-def growth(args: argparse.Namespace) -> list[str]:
-    """Return the table of sizes."""
-
-    def measure(name: str, side: int) -> Found | None:
-        if not fits(name, args, side):
-            return None
-        seconds = measured(name, args, side, exact=False)["seconds"]
-        return seconds, measured(name, args, side)["peak"]
-
-    names = {name: name for name in (OURS, *args.peers)}
-    return growth_table(names, args.sides, measure, "s, MiB")
 
 
 def parse() -> argparse.Namespace:
@@ -216,8 +183,6 @@ def parse() -> argparse.Namespace:
     made.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     made.add_argument("--backward", action="store_true", help="forward and backward")
     made.add_argument("--peers", nargs="*", choices=PEERS, metavar="NAME", help="none named: all")
-    made.add_argument("--growth", action="store_true", help="several sizes instead")
-    made.add_argument("--sides", type=int, nargs="+", default=SIDES, help="of --growth")
     made.add_argument("--one", choices=[OURS, *PEERS], help=argparse.SUPPRESS)
     args = made.parse_args()
     args.peers = list(PEERS) if args.peers == [] else args.peers or []
@@ -230,10 +195,10 @@ def main() -> None:
     if args.one:
         print(json.dumps(one(args.one, args)))
         return
-    lines = growth(args) if args.growth else compared(args)
+    lines = compared(args)
     if args.write:
         way = "forward and backward" if args.backward else "forward"
-        what = f"backbone_{args.model}" + ("_growth" if args.growth else f"_{args.size}")
+        what = f"backbone_{args.model}" + f"_{args.size}"
         what += f"_batch{args.batch}" * (args.batch > 1) + "_backward" * args.backward
         what += f"_{args.dtype}" * (args.dtype != "float32")
         about = f"ViT-{args.model.upper()} with relative positions, {way}, batch {args.batch}, "

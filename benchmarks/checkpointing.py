@@ -15,7 +15,7 @@ from functools import partial
 from typing import Any
 
 import torch
-from common import DTYPES, EXACT_MALLOC, MIB, Table, in_own_process, peak_memory, write
+from common import DTYPES, EXACT_MALLOC, MIB, Table, in_own_process, parser, peak_memory, write
 from torch import nn
 
 from vitdet.backbones.eva02 import EVA02ViT
@@ -68,22 +68,22 @@ def one(args: argparse.Namespace, every: int) -> float:
 
 
 def parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--backbone", choices=BACKBONES, default="eva02_b")
-    parser.add_argument("--size", type=int, nargs=2, default=[512, 512], metavar=("H", "W"))
-    parser.add_argument("--batch", type=int, default=1)
-    parser.add_argument("--every", type=int, nargs="+", default=[0, 2, 1], help="0: none")
-    parser.add_argument("--dtype", choices=DTYPES, default="float32")
-    parser.add_argument("--attention", default="auto", help="kernel of attention")
+    made = parser(__doc__)
+    made.add_argument("--backbone", choices=BACKBONES, default="eva02_b")
+    made.add_argument("--size", type=int, nargs=2, default=[512, 512], metavar=("H", "W"))
+    made.add_argument("--batch", type=int, default=1)
+    made.add_argument("--every", type=int, nargs="+", default=[0, 2, 1], help="0: none")
+    made.add_argument("--dtype", choices=DTYPES, default="float32")
+    made.add_argument("--attention", default="auto", help="kernel of attention")
     cuda = torch.cuda.is_available()
-    parser.add_argument("--device", default="cuda" if cuda else "cpu")
-    parser.add_argument("--write", action="store_true", help="write benchmarks/results/")
-    parser.add_argument("--one", type=int, help=argparse.SUPPRESS)
-    return parser.parse_args()
+    made.add_argument("--device", default="cuda" if cuda else "cpu")
+    made.add_argument("--one", type=int, help=argparse.SUPPRESS)
+    return made.parse_args()
 
 
 def main() -> None:
     args = parse()
+    torch.set_num_threads(args.threads)
     if args.one is not None:
         print(json.dumps(one(args, args.one)))
         return

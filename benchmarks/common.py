@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import datetime
 import json
-import math
 import os
 import platform
 import re
@@ -202,37 +201,6 @@ class Table:
         """Add a line and print it."""
         self.lines.append(f"| {' | '.join(map(str, cells))} |")
         print(self.lines[-1], flush=True)
-
-
-Found = tuple[float, float]  # what is measured at a size: time, MiB
-
-
-def growth_table(
-    names: Mapping[str, str],
-    sides: Sequence[int],
-    measure: Callable[[str, int], Found | None],
-    units: str,
-) -> list[str]:
-    """Return a table of images of several sizes, and how time and memory grow with the tokens.
-
-    Args:
-        names: contender -> its title.
-        sides: pixels.
-        measure: gives seconds and MiB of a contender at a side, None where it does not fit.
-        units: of both, "s, MiB" for example.
-    """
-    table = Table("", *(f"{side} px: {units}" for side in sides), f"power: {units}")
-    for name, title in names.items():
-        found = {side: seen for side in sides if (seen := measure(name, side))}
-        cells = [
-            "{:.2f}, {:.0f}".format(*found[s]) if s in found else "does not fit" for s in sides
-        ]
-        first, last = min(found), max(found)
-        tokens = 2 * math.log(last / first)  # how much their logarithm grows
-        ends = zip(found[first], found[last], strict=True)
-        powers = [f"{math.log(b / a) / tokens:.2f}" for a, b in ends if a and b and tokens]
-        table.add(title, *cells, ", ".join(powers))
-    return table.lines
 
 
 def parser(doc: str | None, *, repeat: int = 5, threads: int = 2) -> argparse.ArgumentParser:

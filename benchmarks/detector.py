@@ -48,8 +48,8 @@ from torch import nn
 from vitdet.config import build_model, instantiate, load_config
 from vitdet.engine.losses import DetectorLoss
 from vitdet.engine.trainer import Trainer
+from vitdet.utils.checks import quiet_dependencies
 from vitdet.utils.env import random_state, seed_from
-from vitdet.utils.quiet import quiet_dependencies
 
 ROOT = Path(__file__).resolve().parents[1]
 OURS, THEIRS = "vitdet", "detectron2"

@@ -29,7 +29,7 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from vitdet.scores import evaluate_results
-from vitdet.utils.quiet import quiet_dependencies
+from vitdet.utils.checks import quiet_dependencies
 from vitdet.utils.run_lengths import encode, mask_util
 
 Json = dict[str, Any]

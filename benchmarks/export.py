@@ -1,14 +1,11 @@
 """Compare exported detectors in onnxruntime with PyTorch: what they find, and how long they take.
 
     python benchmarks/export.py [--weights FILE] [--images FOLDER] [--write]
-    python benchmarks/export.py --real-size [--images FOLDER] [--num-images 2] [--write]
 
-The first takes a trained detector, exports it once for images of any size (without padding to a
-square) and runs it on real photographs at several sizes. The second takes a ViT-B Mask R-CNN of the
-published size, at 1024 pixels; its weights are random, with a predictor that is sure of its
-classes, so that there are 100 objects an image. Both run one image after the other in both
-runtimes, in the image's turn; PyTorch runs the model itself with the kernels it takes on a CPU. By
-default with one thread, in seconds of the processor, which other programs disturb least.
+It takes a trained detector, exports it once for images of any size (without padding to a square)
+and runs it on real photographs at several sizes, one image after the other in both runtimes, in the
+image's turn; PyTorch runs the model itself with the kernels it takes on a CPU. By default with one
+thread, in seconds of the processor, which other programs disturb least.
 """
 
 from __future__ import annotations
@@ -23,21 +20,19 @@ from typing import Any
 import numpy as np
 import torch
 from common import Table, parser, write
-from detector import OURS, detector
 from detectron2.data import transforms as T
 from torch import nn
 
+from vitdet import export
 from vitdet.data.datasets import coco_mini
-from vitdet.export import onnx_file
+from vitdet.export import LIMITS, Report, Run, compare
 from vitdet.export.graph import Graph, example_image
-from vitdet.export.parity import Report, Run, compare
-from vitdet.predict.inputs import find_files, open_inputs
-from vitdet.predict.predictor import Predictor
-from vitdet.utils.quiet import quiet_dependencies
+from vitdet.predict.predictor import Predictor, find_files, open_inputs
+from vitdet.utils.checks import quiet_dependencies
 
 COLUMNS = (
     *("part", "longest side", "images", "detections", "found by both", "at the edge"),
-    *("by one alone", "box (px)", "score", "mask IoU", "feature", "torch s", "onnxruntime s"),
+    *("by one alone", "box (px)", "score", "mask (1 - IoU)", "level", "torch s", "onnxruntime s"),
     "torch / onnxruntime",
 )
 
@@ -82,16 +77,15 @@ def row(table: Table, side: int, report: Report, timed: Timed) -> None:
     """Add a line to the table."""
     whole = timed.graph.detector
     counts = (report.detections, report.matched, report.at_the_edge, report.extra)
-    differences = (f"{report.box:.1e}", f"{report.score:.1e}", f"{report.mask_iou:.4f}")
+    largest = report.largest
     table.add(
         "detector" if whole else "backbone",
         side,
-        report.images,
+        len(report.sizes),
         *(counts if whole else "----"),
-        *(differences if whole else "---"),
-        "-" if whole else f"{report.feature:.1e}",
-        f"{timed.torch_seconds / report.images:.2f}",
-        f"{timed.file_seconds / report.images:.2f}",
+        *(f"{largest[name]:.1e}" if name in largest else "-" for name in LIMITS),
+        f"{timed.torch_seconds / len(report.sizes):.2f}",
+        f"{timed.file_seconds / len(report.sizes):.2f}",
         f"{timed.torch_seconds / timed.file_seconds:.2f}",
     )
 
@@ -103,8 +97,8 @@ def measure(model: nn.Module, part: str, sides: list[int], folder: Path, count: 
     graph = Graph(model, part)
     with tempfile.TemporaryDirectory() as place:
         out = Path(place) / "model.onnx"
-        onnx_file.write(graph, out, example_image(graph))
-        run = onnx_file.load(out)
+        export.write(graph, out, example_image(graph))
+        run = export.load(out)
         for side in sides:
             images = [resized(pixels, side) for pixels in pictures(folder, count)]
             if count > 1:
@@ -121,32 +115,27 @@ def main() -> None:
     args = arguments()
     torch.set_num_threads(args.threads)
     quiet_dependencies()
-    if args.real_size:
-        model: nn.Module = detector(OURS, tiny=False).eval()
-        what, about = "export_vit_b", "ViT-B Mask R-CNN, random weights, padded to 1024 x 1024"
-    else:
-        settings = ["model.backbone.square_pad=0"]
-        loaded = Predictor.from_checkpoint(args.weights, overrides=settings, device="cpu")
-        model = loaded.detector
-        what, about = "export", f"Trained detector ({args.what}), one file for all sizes"
-    sides = args.sizes or ([1024] if args.real_size else [512, 768, 1024])
+    settings = ["model.backbone.square_pad=0"]
+    loaded = Predictor.from_checkpoint(args.weights, overrides=settings, device="cpu")
     lines: list[str] = []
     for part in args.parts:
-        lines += [*measure(model, part, sides, args.images, args.num_images), ""]
+        lines += [*measure(loaded.detector, part, args.sizes, args.images, args.num_images), ""]
     if args.write:
+        about = f"Trained detector ({args.what}), one file for all sizes"
         about += ", ONNX in onnxruntime against PyTorch on real photographs of coco-mini. Largest "
-        about += "differences over all images (lowest IoU); seconds of the processor an image."
-        write(what, about, lines[:-1])
+        about += "differences of all images (masks: 1 - IoU); seconds of the processor an image."
+        write("export", about, lines[:-1])
 
 
 def arguments() -> argparse.Namespace:
     made = parser(__doc__, repeat=1, threads=1)
     made.add_argument("--weights", type=Path, default=Path("output/overfit/model_final.pth"))
     made.add_argument("--what", default="ViT of 192 channels, 6 blocks", help="words about it")
-    made.add_argument("--real-size", action="store_true", help="ViT-B of random weights instead")
     made.add_argument("--images", type=Path, metavar="FOLDER", help="default: coco-mini")
     made.add_argument("--num-images", type=int, default=20)
-    made.add_argument("--sizes", type=int, nargs="+", help="longest sides in pixels")
+    made.add_argument(
+        "--sizes", type=int, nargs="+", default=[512, 768, 1024], help="longest sides"
+    )
     made.add_argument("--parts", nargs="+", default=["detector", "backbone"])
     return made.parse_args()
 

@@ -5,8 +5,7 @@
 Images are those of coco-mini that have objects. Image number i of round r is augmented under the
 same seed by each mapper, so all make the same flips, scales and crops. Before timing, boxes and
 masks are compared with detectron2's. One process, one thread; times are CPU time, which other work
-on the machine disturbs less than the clock. "handed over" adds a copy of all tensors, as a loader's
-worker makes one when it gives them to the training process.
+on the machine disturbs less than the clock.
 """
 
 from __future__ import annotations
@@ -18,17 +17,15 @@ from importlib import metadata
 from typing import Any
 
 import cv2
-import numpy as np
 import torch
 from common import Table, Times, parser, write
 from detectron2.data import DatasetMapper
 
-from vitdet.data.augment import draw_view, large_scale_jitter
+from vitdet.data.augment import large_scale_jitter
 from vitdet.data.datasets import coco_mini
-from vitdet.data.images import read_reduced
 from vitdet.data.mapper import Mapper
+from vitdet.utils.checks import quiet_dependencies
 from vitdet.utils.env import random_state
-from vitdet.utils.quiet import quiet_dependencies
 
 Json = dict[str, Any]
 Map = Callable[[Json], Json]
@@ -88,55 +85,20 @@ def compare(todo: dict[str, Map], records: list[Json]) -> str:
     )
 
 
-def copied(result: Json) -> list[torch.Tensor]:
-    instances = result["instances"]
-    return [
-        result["image"].clone(),
-        instances.gt_boxes.tensor.clone(),
-        instances.gt_masks.tensor.clone(),
-    ]
-
-
-def measure(
-    todo: dict[str, Map], records: list[Json], repeat: int
-) -> dict[str, tuple[Times, Times]]:
-    """Return for each mapper its seconds an image in each round, and those with a copy."""
-    seen: dict[str, tuple[list[float], list[float]]] = {name: ([], []) for name in todo}
+def measure(todo: dict[str, Map], records: list[Json], repeat: int) -> dict[str, Times]:
+    """Return for each mapper its seconds an image in each round."""
+    seen: dict[str, list[float]] = {name: [] for name in todo}
     for number in range(repeat):
-        alone, handed = dict.fromkeys(todo, 0.0), dict.fromkeys(todo, 0.0)
+        seconds = dict.fromkeys(todo, 0.0)
         for place, record in enumerate(records):
             for name, mapper in todo.items():  # in turn, so that drift hits all alike
                 with random_state(number * len(records) + place):
                     started = time.process_time()
-                    result = mapper(record)
-                    mapped = time.process_time()
-                    copied(result)
-                    ended = time.process_time()
-                alone[name] += (mapped - started) / len(records)
-                handed[name] += (ended - started) / len(records)
-        for name in todo:
-            seen[name][0].append(alone[name])
-            seen[name][1].append(handed[name])
-    return {name: (Times(tuple(a)), Times(tuple(b))) for name, (a, b) in seen.items()}
-
-
-def stages(mapper: Any, records: list[Json]) -> str:
-    """Return where the fast mapper's time goes: reading, resizing, drawing masks."""
-    spent = {"read and decode": 0.0, "flip, resize and crop": 0.0, "draw the masks": 0.0}
-    for seed, record in enumerate(records):
-        with random_state(seed):
-            view, _ = draw_view(mapper.augmentations, (record["height"], record["width"]))
-        objects = [a["segmentation"] for a in record["annotations"] if not a["iscrowd"]]
-        times = [time.process_time()]
-        picture, reduction = read_reduced(record, view.shrink)
-        times.append(time.process_time())
-        view.image(picture, reduction)
-        times.append(time.process_time())
-        view.masks(objects)
-        times.append(time.process_time())
-        for name, duration in zip(spent, np.diff(times), strict=True):
-            spent[name] += 1e3 * duration / len(records)
-    return ", ".join(f"{name} {value:.1f} ms" for name, value in spent.items())
+                    mapper(record)
+                    seconds[name] += (time.process_time() - started) / len(records)
+        for name, values in seen.items():
+            values.append(seconds[name])
+    return {name: Times(tuple(values)) for name, values in seen.items()}
 
 
 def main() -> None:
@@ -149,27 +111,23 @@ def main() -> None:
     cv2.setNumThreads(0)
     records = images()[: args.images]
     names = ("jitter", "mapper", "ms an image", "range", "images/s", "ratio", "range")
-    table = Table(*names, "handed over", left=2)
+    table = Table(*names, left=2)
     notes = []
     for scales, limits in SCALES.items():
         todo = mappers(args.size, limits)
         notes.append(f"Jitter {scales}, {compare(todo, records)}")
         seen = measure(todo, records, args.repeat)
-        for name, (alone, handed) in seen.items():
+        for name, each in seen.items():
             table.add(
-                *(scales, name, f"{1e3 * alone.median:.1f}", alone.range(1e3, 1)),
-                f"{1 / alone.median:.0f}",
-                *(f"{seen[THEIRS][0].ratio(alone):.2f}", seen[THEIRS][0].ratio_range(alone)),
-                f"{seen[THEIRS][1].ratio(handed):.2f}",
+                *(scales, name, f"{1e3 * each.median:.1f}", each.range(1e3, 1)),
+                f"{1 / each.median:.0f}",
+                *(f"{seen[THEIRS].ratio(each):.2f}", seen[THEIRS].ratio_range(each)),
             )
-        notes.append(f"Of fast=True: {stages(todo[FAST], records)}.")
     print("\n".join(notes))
     if args.write:
         about = f"Large-scale jitter at {args.size} px on {len(records)} images of coco-mini, CPU "
         about += f"time, median of {args.repeat} rounds. Ratios are detectron2's time over this\n"
-        about += (
-            f"one's, round by round; in the last column with a copy of the tensors.\n{versions()}."
-        )
+        about += f"one's, round by round.\n{versions()}."
         write("loader", about, [*table.lines, "", *notes])
 
 

@@ -25,7 +25,7 @@ from vitdet.data.images import read_image
 from vitdet.predict.augmentation import TestTimeAugmentation
 from vitdet.predict.slicing import Slices
 from vitdet.scores import evaluate_results, read_truth
-from vitdet.utils.quiet import quiet_dependencies
+from vitdet.utils.checks import quiet_dependencies
 from vitdet.utils.run_lengths import decode, encode_patch, encode_segmentation
 
 Json = dict[str, Any]

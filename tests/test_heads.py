@@ -223,20 +223,6 @@ def test_training_is_detectron2s(kind):
         assert torch.equal(value, losses[1][name])
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_boxes_that_are_not_finite_are_left_out(kind):
-    module = built(tiny_node(kind), OURS[kind], use_soft_nms=True)
-    boxes, scores = torch.tensor([[0.0, 0, 9, 9], [0, 0, 9, float("nan")]]), torch.full((2, 4), 0.4)
-    boxes = boxes if kind == "cascade" else boxes.repeat(1, 3)
-    (found,) = module.detections([boxes], [scores], [SIZE])
-    assert found.pred_boxes.tensor.tolist() == [[0, 0, 9, 9]] * 3
-    (none,) = module.detections([boxes[:0]], [scores[:0]], [SIZE])
-    assert len(none) == 0
-    options = {"override_score_thresh": 1.0, "maskness_thresh": 0.5}
-    module = built(tiny_node(kind), OURS[kind], use_soft_nms=True, **options)
-    assert [len(image) for image in run(module)] == [0, 0]
-
-
 def test_wrong_numbers_are_found_when_the_heads_are_built():
     with pytest.raises(InputError, match="soft-NMS method: expected one of linear, gaussian, hard"):
         built(tiny_node("standard"), OURS["standard"], method="naive")

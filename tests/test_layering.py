@@ -15,7 +15,7 @@ ROOMS = (  # an import points to an earlier line only, or stays in its own packa
     {"utils"},
     {"layers", "postprocess", "scores"},
     {"backbones", "pyramid", "heads", "optim", "data", "evaluation", "drawing", "checkpoint"}
-    | {"convert", "plain_recipes", "settings"},
+    | {"convert", "plain_recipes"},
     {"config", "weights"},
     {"engine", "predict", "export"},
     {"app"},
@@ -24,9 +24,9 @@ LEVEL = {unit: level for level, units in enumerate(ROOMS) for unit in units}
 # Units that see less than what lies below them: recipes name their parts, so nobody imports those.
 NARROW = {
     "convert": ("utils", "layers.positions"),  # the two resizes
-    "config": ("utils", "plain_recipes", "settings"),
+    "config": ("utils", "plain_recipes"),
     "weights": ("utils", "checkpoint"),
-    "engine": ("utils", "checkpoint", "config", "settings", "drawing"),
+    "engine": ("utils", "checkpoint", "config", "drawing"),
     "configs": ("layers", "backbones", "pyramid", "heads", "optim", "data", "evaluation"),
 }
 # Packages from outside that low units do with, beside the standard library.
@@ -38,7 +38,6 @@ OUTSIDE = {
     "checkpoint": {"torch", "numpy", "safetensors"},
     "convert": {"torch", "numpy"},
     "plain_recipes": {"yaml"},
-    "settings": {"omegaconf"},
     "backbones": {"torch", "detectron2"},
     "configs": {"detectron2", "omegaconf"},
 }

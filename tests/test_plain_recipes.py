@@ -345,13 +345,6 @@ def test_nothing_of_the_training_and_no_output_folder_is_taken_out_of_a_file(who
     assert found["model"] == recipe["model"]
 
 
-def test_a_part_that_has_another_name_now_is_told(whole: str) -> None:
-    recipe = yaml.safe_load(whole)
-    recipe["model"]["backbone"]["net"]["_target_"] = "vitdet.backbones.eva01.EVA01ViT"
-    with pytest.raises(InputError, match=r"It is vitdet.backbones.vit.ViT now: convert the file"):
-        recipe_of_file(yaml.safe_dump(recipe), "old.pth")
-
-
 def test_an_author_who_is_trusted_may_use_anything(whole: str) -> None:
     part = {"_target_": "os.getcwd", "x": "${train.seed}"}
     recipe = _set(yaml.safe_load(whole), "model.anything", part)

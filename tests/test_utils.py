@@ -16,8 +16,8 @@ import numpy as np
 import pytest
 import torch
 
-from vitdet.utils import env, quiet
-from vitdet.utils.checks import InputError, exit_status, nearest
+from vitdet.utils import env
+from vitdet.utils.checks import InputError, exit_status, nearest, quiet_dependencies
 
 
 def _raise(error: BaseException) -> Callable[[], int]:
@@ -111,12 +111,13 @@ def test_random_state_repeats_inside_and_restores_outside():
 def test_only_the_listed_warnings_of_dependencies_are_quiet():
     with warnings.catch_warnings(record=True) as seen:
         warnings.simplefilter("always")
-        quiet.quiet_dependencies()
+        quiet_dependencies()
         warnings.warn("torch.meshgrid: in an upcoming release, it will", stacklevel=1)
         warnings.warn("something new", stacklevel=1)
     assert [str(warning.message) for warning in seen] == ["something new"]
 
 
+@pytest.mark.slow
 def test_importing_the_package_prints_nothing():
     code = "import vitdet, vitdet.engine.run, vitdet.predict.predictor"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)

@@ -10,7 +10,7 @@ import importlib
 import importlib.util
 from typing import TYPE_CHECKING, Any
 
-from vitdet.utils.quiet import quiet_dependencies
+from vitdet.utils.checks import quiet_dependencies
 
 __version__ = "0.1.0"
 

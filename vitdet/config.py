@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-import importlib
 import inspect
-from collections.abc import Callable, Sequence
-from dataclasses import fields
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from pydoc import ErrorDuringImport
 from typing import Any
@@ -14,18 +13,100 @@ from typing import Any
 import torch
 import yaml
 from detectron2.config import LazyConfig
-from detectron2.utils.registry import locate
-from omegaconf import DictConfig, ListConfig, OmegaConf
+from detectron2.utils.registry import _convert_target_to_string, locate
+from omegaconf import MISSING, DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
 from vitdet.plain_recipes import plain_recipe
-from vitdet.settings import Train, complete
 from vitdet.utils.checks import InputError, nearest
 from vitdet.utils.files import write_text
 
 KEYS = ("model", "dataloader", "optimizer", "schedule", "train")  # of a recipe to train
+
+
+@dataclass
+class EarlyStopping:
+    """`train.early_stopping`: stop after evaluations in a row without improvement."""
+
+    metric: str = MISSING  # such as "bbox/AP"
+    patience: int = MISSING  # evaluations
+    min_delta: float = 0.0  # less than so much above the best (percent for AP) is no improvement
+
+
+@dataclass
+class Train:
+    """`train` of a recipe: every key, its type, and what holds where a recipe leaves it out."""
+
+    output_dir: str = "./output"
+    init_checkpoint: str | None = ""  # weights written by converter.py; none: random
+    seed: int = 0
+    device: str = "auto"
+    precision: str = "fp16"
+    eval_precision: str = "fp32"  # as detectron2 and EVA evaluate, so as published AP
+    num_images: int = MISSING  # the length: images seen by all processes together
+    epochs: float | None = None  # sets num_images to so many rounds of the data
+    reference_batch: int | None = None  # the batch that optimizer.lr is for; the run says so
+    checkpoint_every: Any = 5000 * 64  # images, "10%" of the training, "500 iterations"
+    eval_every: Any = 5000 * 64  # the same
+    log_every: int = 20  # iterations
+    keep_checkpoints: int = 5
+    async_checkpoints: bool = True  # written during the next steps from a copy on the CPU
+    best_metric: str | None = None  # such as "bbox/AP": keep the best weights, model_best.pth
+    early_stopping: EarlyStopping | None = None
+    clip_grad_norm: float | None = None
+    ema_decay: float | None = None  # of a moving average of the weights, evaluated too
+    eval_weights: str = "model"  # what --eval-only takes of a file: "model" or "ema"
+    compile: bool = False  # torch.compile of the backbone's blocks
+    accumulate: int = 1  # parts in which a process takes its images of a step, to save memory
+    freeze_blocks: int = 0  # so many blocks, and the embeddings before them, do not learn
+    on_bad_step: str = "stop"  # a loss or gradient that is not finite: "stop" or "skip"
+    max_bad_steps: int = 10  # then the run stops all the same
+    loggers: list[str] | None = field(default_factory=list)  # "wandb" (an extra of the package)
+    allow_changed_data: bool = False  # let --resume go on with other data than the run's
+    parallel: str = "ddp"  # or "fsdp": weights and optimizer sharded over the processes
+    step_timeout: float | None = 1800.0  # seconds a step may take before the run ends; None: never
+    # Of DistributedDataParallel. fp16_compression: gradients travel between GPUs as fp16 with
+    # precision="fp16", which has a loss scale, as bf16 with "bf16", and as they are with "fp32".
+    ddp: dict[str, Any] | None = field(default_factory=lambda: {"fp16_compression": True})
+
+
+# Of recipes that earlier versions saved; they changed no weights, and are passed over.
+_FORMER_KEYS = ("looks_every", "sharded_checkpoints", "hash_images", "tags", "first_step_timeout")
+
+
+def complete(train: DictConfig) -> DictConfig:
+    """Return `train` of a recipe with the types of `Train` and with what it leaves out.
+
+    Raises:
+        InputError: an unknown key or a value of another type.
+    """
+    made: Any = OmegaConf.structured(Train)
+    known = [each.name for each in fields(Train)]
+    if train.get("ddp") is not None:
+        made.ddp = {}  # what is given takes its place and does not join it
+    for key in map(str, train):
+        if key in _FORMER_KEYS:
+            continue
+        if key not in known:
+            raise InputError(f"train.{key}: there is no such key. {_hint(key, known)}")
+        try:
+            if OmegaConf.is_missing(train, key):  # merging would take the default
+                made[key] = MISSING
+            else:
+                made = OmegaConf.merge(made, OmegaConf.masked_copy(train, key))
+        except OmegaConfBaseException as error:
+            reason = str(error).splitlines()[0]
+            raise InputError(f"train.{key}: {reason}. vitdet/config.py has its type.") from error
+    return made
+
+
+def _hint(name: str, names: Iterable[Any], prefix: str = "") -> str:
+    known = [str(each) for each in names]
+    close = nearest(name, known)
+    return f"Did you mean {prefix}{close}?" if close else f"It has {', '.join(known) or 'no keys'}."
+
 
 # --- reading -------------------------------------------------------------------------------------
 
@@ -49,8 +130,7 @@ def load_config(
         InputError: no such file, it does not load, a key that does not exist, a value of another
             type than the one it replaces or than `train` has there.
     """
-    path = Path(path)
-    cfg = _changed(_read(path, trust), overrides)
+    cfg = _changed(_read(Path(path), trust), overrides)
     if isinstance(cfg.get("train"), DictConfig):
         cfg.train = complete(cfg.train)
     return cfg
@@ -130,40 +210,32 @@ def _override(cfg: DictConfig, override: str) -> None:
     node: Any = cfg
     for depth, part in enumerate(parents):
         node = _child(node, part, ".".join(parents[:depth]), key)
-    old = _child(node, last, ".".join(parents), key, optional=True)
-    value = _typed(key, old, text)
-    index: Any = int(last) if isinstance(node, ListConfig) else last
+    # an argument of the node's callable, or a key of `train`, may be left out of the recipe
+    unset = arguments(node) if isinstance(node, DictConfig) else {}
+    if parents == ["train"]:
+        unset = {each.name: getattr(Train, each.name, None) for each in fields(Train)}
+    given = isinstance(node, ListConfig) or last in list(node) or last not in unset
+    old = _child(node, last, ".".join(parents), key, unset) if given else unset[last]
     OmegaConf.set_struct(node, False)
-    node[index] = value
+    index: Any = int(last) if isinstance(node, ListConfig) else last
+    node[index] = _typed(key, old, text)
 
 
-def _child(node: Any, part: str, where: str, key: str, *, optional: bool = False) -> Any:
-    """Return the value of `part` in `node`, or raise naming the nearest key.
-
-    With `optional` an argument of the node's callable that is not set yet gives its default, and so
-    does a key of `train` that a recipe may leave out.
-    """
+def _child(node: Any, part: str, where: str, key: str, unset: Iterable[str] = ()) -> Any:
+    """Return the value of `part` in `node`, or raise naming the nearest key."""
     names: list[str] = []
     if isinstance(node, ListConfig):
-        if part.isdigit() and int(part) < len(node):
+        names = [str(place) for place in range(len(node))]
+        if part in names:
             return node[int(part)]
-        names = [str(i) for i in range(len(node))]
     elif isinstance(node, DictConfig):
-        if part in node.keys():  # noqa: SIM118 (a value left open, "???", is not `in` the node)
+        if part in list(node):  # a value left open, "???", is not `in` the node itself
             return None if OmegaConf.is_missing(node, part) else node[part]
-        known = arguments(node)
-        if where == "train":
-            known = {each.name: getattr(Train, each.name, None) for each in fields(Train)}
-        if optional and part in known:
-            return known[part]
-        names = [str(name) for name in {**dict.fromkeys(node), **known} if name != "_target_"]
-    prefix = f"{where}." if where else ""
-    close = nearest(part, names)
-    hint = f"Did you mean {prefix}{close}?"
-    if not close:
-        hint = f"It has: {', '.join(sorted(names)) or 'no keys'}."
-    place = where or "the recipe"
-    raise InputError(f"override {key!r}: expected a key of {place}, got {part!r}. {hint}")
+        known = {**dict.fromkeys(node), **arguments(node), **dict.fromkeys(unset)}
+        names = [str(name) for name in known if name != "_target_"]
+    hint = _hint(part, names, f"{where}." if where else "")
+    expected = f"expected a key of {where or 'the recipe'}, got {part!r}"
+    raise InputError(f"override {key!r}: {expected}. {hint}")
 
 
 def _typed(key: str, old: Any, text: str) -> Any:
@@ -173,16 +245,13 @@ def _typed(key: str, old: Any, text: str) -> Any:
         return value  # a share of the training, or iterations (engine/recipe.py)
     if isinstance(old, str) and value is not None and not old.startswith("${"):
         return value if isinstance(value, str) else text
-    kinds = {bool: (bool,), int: (int,), float: (int, float)}
-    for kind, allowed in kinds.items():
-        if type(old) is not kind or value is None or type(value) in allowed:
-            continue
-        if kind is int and type(value) is float and value.is_integer():
-            return int(value)
-        expected = f"expected {kind.__name__}, as the recipe's {old!r}"
+    if type(old) is int and type(value) is float and value.is_integer():
+        return int(value)
+    kinds = {bool: (bool,), int: (int,), float: (int, float), ListConfig: (list,)}
+    if value is not None and type(value) not in kinds.get(type(old), (type(value),)):
+        kind = type(old).__name__.removesuffix("Config").lower()
+        expected = f"expected {kind}, as the recipe's {old!r}"
         raise InputError(f"override {key!r}: {expected}, got {text!r}.")
-    if isinstance(old, ListConfig) and not isinstance(value, list) and value is not None:
-        raise InputError(f"override {key!r}: expected a list, got {text!r}. Write [a, b, ...].")
     return value
 
 
@@ -201,13 +270,7 @@ def _value(text: str) -> Any:
 
 
 def save_config(cfg: DictConfig, path: str | Path) -> None:
-    """Write the recipe, interpolations resolved, as YAML that `load_config` reads again.
-
-    The file appears whole or not at all.
-
-    Raises:
-        InputError: a value that YAML cannot hold, or a disk that refuses.
-    """
+    """Write the recipe, interpolations resolved, as YAML that `load_config` reads again."""
     write_text(Path(path), config_text(cfg))
 
 
@@ -233,20 +296,9 @@ def _plain(node: Any, key: str) -> Any:
     if node is None or isinstance(node, bool | int | float | str):
         return node
     if key.endswith("_target_") and callable(node):
-        return _dotted_name(node)
+        return _convert_target_to_string(node)
     expected = "expected numbers, text, lists, or a LazyCall, which can be saved"
     raise InputError(f"config value {key}: {expected}, got {node!r}.")
-
-
-def _dotted_name(target: Callable[..., Any]) -> str:
-    """Return the shortest module path under which `target` can be imported again."""
-    module, name = target.__module__, target.__qualname__
-    parts = module.split(".")
-    for end in range(1, len(parts)):
-        short = ".".join(parts[:end])
-        if getattr(importlib.import_module(short), name, None) is target:
-            return f"{short}.{name}"
-    return f"{module}.{name}"
 
 
 # --- building ------------------------------------------------------------------------------------
@@ -255,9 +307,7 @@ def _dotted_name(target: Callable[..., Any]) -> str:
 def arguments(node: DictConfig) -> dict[str, Any]:
     """Return {argument: default} of the callable that a LazyCall node describes."""
     target = node.get("_target_")
-    if isinstance(target, str):
-        target = _located(target)
-    return {} if target is None else _arguments(target)
+    return {} if target is None else _arguments(_located(target))
 
 
 def _arguments(target: Callable[..., Any]) -> dict[str, Any]:
@@ -266,16 +316,16 @@ def _arguments(target: Callable[..., Any]) -> dict[str, Any]:
     return {p.name: None if p.default is p.empty else p.default for p in found if p.kind in by_name}
 
 
-def _located(name: str) -> Any:
+def _located(target: Any) -> Any:
     """Return what a dotted name stands for; it may be imported for that."""
     try:
-        return locate(name)
+        return locate(target) if isinstance(target, str) else target
     except ErrorDuringImport as error:  # pydoc, which detectron2 asks, wraps ^C in it
         if isinstance(error.value, KeyboardInterrupt):
             raise KeyboardInterrupt from None
         raise
     except ImportError as error:
-        expected = f"_target_: expected a name that can be imported, got {name}"
+        expected = f"_target_: expected a name that can be imported, got {target}"
         raise InputError(f"{expected} ({error}). Correct it, or install its package.") from error
 
 
@@ -301,17 +351,13 @@ def instantiate(node: Any, **parts: Any) -> Any:
         str(key): instantiate(node[key]) for key in node if key not in parts and key != "_target_"
     }
     given |= parts
-    target = node["_target_"]
-    if isinstance(target, str):
-        target = _located(target)
+    target = _located(node["_target_"])
     try:
         inspect.signature(target).bind(**given)
     except TypeError as error:
         names = _arguments(target)
         unknown = next((name for name in given if name not in names), "")
-        close = nearest(unknown, names)
-        hint = f"Did you mean {close}?" if close else f"It has {', '.join(names)}."
-        name = getattr(target, "__name__", target)
+        name, hint = getattr(target, "__name__", target), _hint(unknown, names)
         raise InputError(f"recipe, arguments of {name}: {error}. {hint}") from error
     except ValueError:  # of a callable written in C nothing is known
         pass
@@ -322,17 +368,15 @@ class _LinspaceOnCpu(TorchFunctionMode):
     """Keep torch.linspace on the CPU.
 
     detectron2's Swin and MViT take drop path rates out of a linspace with `.item()` in their
-    constructors, which a meta tensor cannot give. Can go when they use Python numbers.
+    constructors, which a meta tensor cannot give.
     """
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None
     ) -> Any:
         """Call `func`, on the CPU if it is linspace."""
-        kwargs = dict(kwargs or {})
-        if func is torch.linspace:
-            kwargs["device"] = "cpu"
-        return func(*args, **kwargs)
+        where = {"device": "cpu"} if func is torch.linspace else {}
+        return func(*args, **{**(kwargs or {}), **where})
 
 
 def build_model(model: DictConfig, device: str | torch.device = "cpu") -> nn.Module:
@@ -353,18 +397,14 @@ def set_num_classes(cfg: DictConfig, num_classes: int) -> None:
     """
     heads = cfg.model.roi_heads if "roi_heads" in cfg.model else cfg.model
     heads.num_classes = num_classes
-    _set_where_given(heads, num_classes)
-
-
-def _set_where_given(node: Any, num_classes: int) -> None:
-    if isinstance(node, DictConfig):
-        if "num_classes" in node:
+    nodes = [heads]
+    while nodes:
+        node = nodes.pop()
+        if isinstance(node, DictConfig) and "num_classes" in node:
             node.num_classes = num_classes
-        for name in node:
-            _set_where_given(node._get_node(name), num_classes)
-    elif isinstance(node, ListConfig):
-        for place in range(len(node)):
-            _set_where_given(node._get_node(place), num_classes)
+        if isinstance(node, DictConfig | ListConfig):
+            places = list(node) if isinstance(node, DictConfig) else range(len(node))
+            nodes += [node._get_node(place) for place in places]
 
 
 def backbone_settings(model: Any) -> dict[str, Any]:

@@ -2,9 +2,7 @@
 
 Layer-wise lr decay: a parameter of layer i of n learns at rate ** (n + 1 - i) of the base rate
 (ViTDet, Appendix A.2; facebookresearch/detectron2, modeling/backbone/vit.py get_vit_lr_decay_rate
-and solver/build.py get_default_optimizer_params). StreamPETR's "vit_wise" rule, in which the head
-learns faster than the base rate, is `head_lr_multiplier` (NVlabs/OmniDrive,
-layer_decay_optimizer_constructor.py), its "backbone x 0.1" is `backbone_lr_multiplier`.
+and solver/build.py get_default_optimizer_params).
 """
 
 from __future__ import annotations
@@ -26,8 +24,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.instancenorm import _InstanceNorm
 
-from vitdet.utils.checks import InputError
-from vitdet.utils.signatures import passes_on
+from vitdet.utils.checks import InputError, passes_on
 
 # The norms whose weight decay `weight_decay_norm` sets: torch's own, as in the published training.
 # The channel LayerNorm of pyramid and heads is not among them and keeps `weight_decay`.
@@ -70,20 +67,16 @@ def parameter_table(
         weight_decay_vectors: for 1-D parameters and those named bias; None for no such rule.
         no_decay: regular expressions; a name in which one is found gets no weight decay.
         layer_decay_rate: factor from a layer to the one before it, None for one rate everywhere.
-        num_layers: layers that the rate counts, None for those of the backbone. A smaller number
-            gives the last layers more than the full rate, a larger one all layers less. What comes
-            after the layers keeps the full rate.
-        backbone: name of the submodule that is the backbone. What lies outside is the head. "" when
-            the model is a backbone alone.
-        backbone_lr_multiplier: for the layers of the backbone; for all of it when it does not know
-            its layers.
+        num_layers: layers that the rate counts, None for those of the backbone. What comes after
+            the layers keeps the full rate.
+        backbone: name of the submodule that is the backbone; "" when the model is one alone.
+        backbone_lr_multiplier: for the layers of the backbone, all of it when it knows none
+            (StreamPETR's "backbone x 0.1").
         pyramid_lr_multiplier: for what comes after the layers within the backbone: pyramid,
             propagation blocks, last norm.
-        head_lr_multiplier: for everything outside the backbone.
+        head_lr_multiplier: for everything outside the backbone (the "vit_wise" rule of
+            NVlabs/OmniDrive, layer_decay_optimizer_constructor.py).
         lr_multipliers: {regular expression: multiplier}; searched in the name.
-
-    Returns:
-        {name: Setting}, in the order of `model.named_parameters()`.
 
     Raises:
         InputError: layer decay for a backbone that does not know its layers, no submodule of the
@@ -178,13 +171,9 @@ def adamw(
         InputError: no model, no parameter to train, or what `parameter_table` raises.
     """
     if model is None:
-        raise InputError(
-            "optimizer.model: expected the detector, got nothing. Set cfg.optimizer.model before "
-            "instantiating; vitdet.engine does."
-        )
-    table = parameter_table(model, **rules)
+        raise InputError("optimizer.model: expected the detector, got none. Set it first.")
     members: dict[Setting, list[nn.Parameter]] = {}
-    for name, setting in table.items():
+    for name, setting in parameter_table(model, **rules).items():
         members.setdefault(setting, []).append(model.get_parameter(name))
     groups = []
     for setting, parameters in members.items():
@@ -192,8 +181,8 @@ def adamw(
         groups.append({"params": parameters, **rates, **setting._asdict()})
     if not groups:
         raise InputError("model: expected parameters to train, got none. Unfreeze some.")
-    # One pass over all numbers; on a CPU torch's other forms go tensor by tensor (a small model's
-    # step: 11 ms, fused 2 ms). Models without data (--print-groups) have none.
+    # On a CPU torch's other forms go tensor by tensor (a small model's step: 11 ms, fused 2 ms).
+    # Models without data (--print-groups) have none.
     fused = all(parameter.device.type != "meta" for parameter in model.parameters())
     return torch.optim.AdamW(groups, lr=lr, betas=(betas[0], betas[1]), eps=eps, fused=fused)
 
@@ -203,6 +192,14 @@ class _AfterWarmup(CompositeParamScheduler):
 
     Lengths are in images and only say what share of `num_images` they are, so a shorter training
     has the same curve.
+
+    Args:
+        num_images: images of the training that the other lengths are parts of.
+        warmup: length of the warm-up.
+        warmup_factor: multiplier at the first image.
+
+    Raises:
+        InputError: a warm-up that is longer than the training.
     """
 
     def __init__(
@@ -231,18 +228,7 @@ class _AfterWarmup(CompositeParamScheduler):
 
 
 class MultiStep(_AfterWarmup):
-    """Linear warm-up, then a constant rate cut by `gamma` at every milestone.
-
-    Args:
-        num_images: images of the training that the other lengths are parts of.
-        milestones: where the rate is cut, growing.
-        warmup: length of the warm-up.
-        warmup_factor: multiplier at the first image.
-        gamma: factor of every cut.
-
-    Raises:
-        InputError: milestones out of order or outside the training, warm-up longer than it.
-    """
+    """Linear warm-up, then a constant rate cut by `gamma` at every one of growing milestones."""
 
     def __init__(
         self,
@@ -265,10 +251,7 @@ class MultiStep(_AfterWarmup):
 
 
 class Cosine(_AfterWarmup):
-    """Linear warm-up, then half a cosine down to zero (Loshchilov and Hutter, "SGDR", Eq. 5).
-
-    Arguments and errors are those of `MultiStep`.
-    """
+    """Linear warm-up, then half a cosine to zero (Loshchilov and Hutter, "SGDR", Eq. 5)."""
 
     def __init__(self, num_images: float, warmup: float = 0, warmup_factor: float = 0.001) -> None:
         schedule = CosineParamScheduler(1, 0)
@@ -276,7 +259,7 @@ class Cosine(_AfterWarmup):
 
 
 class Constant(_AfterWarmup):
-    """Linear warm-up, then one rate to the end. Arguments and errors are those of `MultiStep`."""
+    """Linear warm-up, then one rate to the end."""
 
     def __init__(self, num_images: float, warmup: float = 0, warmup_factor: float = 0.001) -> None:
         super().__init__(ConstantParamScheduler(1), num_images, warmup, warmup_factor)

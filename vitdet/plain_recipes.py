@@ -61,20 +61,23 @@ PARTS = {
 # Recipes of configs/ have at most 8,400 characters, 900 nodes, 7 levels, lists of 24 and, for sizes
 # and counts, numbers of 4,000. Greater ones only cost time and memory.
 _MAX_CHARACTERS, _MAX_NODES, _MAX_LEVELS, _MAX_LIST = 100_000, 5_000, 16, 200
-_MAX_NUMBER = {"model": 20_000, "mapper": 8_192, "dataset": 20_000, "loader": 100_000}
-_MAX_BY_KEY = {"num_workers": 64, "size": 2_048, "seed": 2**63}
-_COUNTS = re.compile(r"depths?|num_(heads|blocks|layers|convs?|fc|stages)")
-_MAX_COUNT = 256
+_MAX_NUMBERS = (  # the first whose expression is the path
+    (r"model\.(.*\.)?(depths?|num_(heads|blocks|layers|convs?|fc|stages))", 256),
+    (r"model\b.*", 20_000),
+    (r"dataloader\.\w+\.mapper\b.*", 8_192),
+    (r"dataloader\..*\.num_workers", 64),
+    (r"dataloader\..*\.seed", 2**63),
+    (r"dataloader\..*\.dataset\.size", 2_048),
+    (r"dataloader\.\w+\.dataset\b.*", 20_000),
+    (r"dataloader\b.*", 100_000),
+    (r".*", 10**13),  # images of a training, its seed
+)
 _WORD = re.compile(r"[\w.-]{0,100}", re.ASCII)
 _PATHS = ("json", "images", "root", "name", "names", "output_dir")
 
 # Recipes saved before a part moved: its name then, its name now.
 MOVED: dict[str, str] = {}
 
-_RENAMED = {
-    "vitdet.backbones.eva01.EVA01ViT": "It is vitdet.backbones.vit.ViT now: convert the file for "
-    "configs/common/models/cascade_mask_rcnn_eva01.py (converter.py), and name that recipe.",
-}
 _REMEDY = (
     "Only if you trust its author: --trust (trust=True) builds it, and may run code of theirs. A "
     "recipe of your own with parts of your own is a .py file."
@@ -102,14 +105,7 @@ def recipe_of_file(text: str, source: str, *, trust: bool = False) -> dict[str, 
     """Return what predicting and evaluating need of the recipe in a checkpoint, as plain data.
 
     No output folder is in it; of what it says about the training numbers and words are left.
-
-    Args:
-        text: as `vitdet.config.config_text` writes it.
-        source: the file, for messages.
-        trust: leave paths and parts as they are.
-
-    Raises:
-        InputError: as `plain_recipe`; no model or no test data in it.
+    Arguments and errors are those of `plain_recipe`.
     """
     whole = _parsed(text, source, trust)
     model, loaders, train = (whole.get(key) for key in ("model", "dataloader", "train"))
@@ -125,12 +121,8 @@ def recipe_of_file(text: str, source: str, *, trust: bool = False) -> dict[str, 
     _check(needed, (), source)
     if isinstance(data.get("evaluator"), dict):
         data["evaluator"].pop("output_dir", None)
-    needed["train"] = {
-        key: value
-        for key, value in train.items()
-        if not isinstance(value, str | list | dict) or (isinstance(value, str) and _is_word(value))
-    }
-    return needed
+    words = {k: v for k, v in train.items() if not isinstance(v, str) or _WORD.fullmatch(v)}
+    return needed | {"train": {k: v for k, v in words.items() if not isinstance(v, list | dict)}}
 
 
 class _Loader(yaml.SafeLoader):
@@ -158,37 +150,27 @@ def _parsed(text: str, source: str, trust: bool) -> dict[str, Any]:
     try:
         if len(text) > _MAX_CHARACTERS:
             raise ValueError(f"it has {len(text)} characters")
+        for name, now in MOVED.items():
+            text = re.sub(rf"\b{re.escape(name)}\b", now, text)
         content = yaml.load(text, yaml.SafeLoader if trust else _Loader)
         if not isinstance(content, dict):
             raise ValueError(f"{type(content).__name__} at the top, not a mapping")
     except _NO_YAML as error:
         what = f"expected a recipe that loads, got {type(error).__name__}: {error}"
         raise InputError(f"{source}: {what}. Correct the file, or give another recipe.") from error
-    return _with_names_of_today(content)
-
-
-def _with_names_of_today(node: Any) -> Any:
-    """Return the node with the parts of MOVED under their names of today."""
-    if isinstance(node, list):
-        return [_with_names_of_today(value) for value in node]
-    if not isinstance(node, dict):
-        return node
-    moved = {key: _with_names_of_today(value) for key, value in node.items()}
-    if isinstance(target := moved.get("_target_"), str):
-        moved["_target_"] = MOVED.get(target, target)
-    return moved
+    return content
 
 
 def _check(node: Any, path: tuple[str, ...], source: str) -> None:
     """Check what stands at `path`; the depth is bounded already."""
     if isinstance(node, dict):
         for key, value in node.items():
-            if not isinstance(key, str) or not _is_word(key):
+            if not isinstance(key, str) or not _WORD.fullmatch(key):
                 _refuse(source, path, "keys that are words", f"{key!r:.100}")
-            if key == "_target_":
-                _check_target(value, path, source)
-            else:
-                _check(value, (*path, key), source)
+            _check(value, (*path, key), source)
+            if key == "_target_" and str(value) not in PARTS.get(_place(path), ()):
+                what = "parts of this vitdet and detectron2 only, those that configs/ has there"
+                _refuse(source, path, what, str(value)[:200])
     elif isinstance(node, list):
         if len(node) > _MAX_LIST:
             _refuse(source, path, f"at most {_MAX_LIST} items", str(len(node)))
@@ -203,17 +185,10 @@ def _check(node: Any, path: tuple[str, ...], source: str) -> None:
 def _check_number(number: Any, path: tuple[str, ...], source: str) -> None:
     if not isinstance(number, int | float):
         _refuse(source, path, "numbers, text and lists", type(number).__name__)
-    if not abs(number) <= (limit := _limit(path)):  # nor is it a number when it is none at all
+    most = next(most for each, most in _MAX_NUMBERS if re.fullmatch(each, ".".join(path)))
+    if not abs(number) <= most:  # nor is it a number when it is none at all
         got = f"{number:.6g}" if isinstance(number, float) else "a greater one"
-        _refuse(source, path, f"a number up to {limit}", got)
-
-
-def _check_target(target: Any, path: tuple[str, ...], source: str) -> None:
-    if not isinstance(target, str) or target not in PARTS.get(_place(path), ()):
-        where = ".".join(path) or "its top"
-        what = f"parts of this vitdet and detectron2 only, those that configs/ has at {where}"
-        remedy = _RENAMED.get(str(target), _REMEDY)
-        raise InputError(f"{source}: expected {what}, got {str(target)[:200]}. {remedy}")
+        _refuse(source, path, f"a number up to {most}", got)
 
 
 def _check_text(text: str, path: tuple[str, ...], source: str) -> None:
@@ -221,27 +196,13 @@ def _check_text(text: str, path: tuple[str, ...], source: str) -> None:
         _refuse(source, path, "values, and nothing that is looked up when it is built", text[:100])
     place = _place(path)
     free = place in ("train", "optimizer") or (place != "model" and path[-1] in _PATHS)
-    if free and text.isprintable() and "://" not in text and len(text) < 4096:
-        return
-    if not _is_word(text):
+    plain = text.isprintable() and "://" not in text and len(text) < 4096
+    if not (free and plain) and not _WORD.fullmatch(text):
         _refuse(source, path, "a word", repr(text[:100]))
 
 
 def _refuse(source: str, path: tuple[str, ...], expected: str, got: str) -> NoReturn:
     raise InputError(f"{source}: {'.'.join(path)}: expected {expected}, got {got}. {_REMEDY}")
-
-
-def _is_word(text: str) -> bool:
-    return _WORD.fullmatch(text) is not None
-
-
-def _limit(path: tuple[str, ...]) -> int:
-    place = _place(path)
-    if place == "model" and path and _COUNTS.fullmatch(path[-1]):
-        return _MAX_COUNT
-    if place in ("dataset", "loader") and path[-1] in _MAX_BY_KEY:
-        return _MAX_BY_KEY[path[-1]]
-    return _MAX_NUMBER.get(place, 10**13)  # images of a training, a seed
 
 
 def _place(path: tuple[str, ...]) -> str:

@@ -153,10 +153,11 @@ def test_a_run_keeps_its_predictions_and_without_them_is_evaluated(tmp_path: Pat
         ("results.json", [None], "it has no results.json"),
         ("config.yaml", [None], "it has no config.yaml"),
         ("results.json", ["{", "\udcff", "[" * 100_000], "results.json: it is no json file"),
+        ("results.json", ["[]"], "expected a dict, got a list"),
         (
             "results.json",
             [
-                *("{}", "[]", "3", '{"results": [1]}', '{"checkpoint": "x", "results": {"b": {}}}'),
+                *("{}", '{"results": [1]}', '{"checkpoint": "x", "results": {"b": {}}}'),
                 '{"checkpoint": 1, "results": {"bbox": {"AP": 1}}}',
                 '{"checkpoint": "x", "results": {"bbox": {"AP": "high"}}}',
                 '{"checkpoint": "x", "results": {"bbox": {"AP": 1, "per_class": {"a": []}}}}',
@@ -164,7 +165,7 @@ def test_a_run_keeps_its_predictions_and_without_them_is_evaluated(tmp_path: Pat
             'no AP under "results"',
         ),
         ("metrics.json", ["x\n{}\n", "[1]\n{}\n", '{"lr": 1}\n{}\n'], "line 1: no numbers of a"),
-        ("environment.json", ["[1]"], "environment.json: no names and versions"),
+        ("environment.json", ["[1]"], "environment.json: expected a dict, got a list"),
         (KEPT, ["{}"], "expected a list, got a dict"),
         (KEPT, ["[3]", '[{"image_id": 1}]'], "result 0"),
     ],

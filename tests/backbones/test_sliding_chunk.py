@@ -8,8 +8,11 @@ import pytest
 import torch
 
 from vitdet.backbones.msvit import sliding_chunk
-from vitdet.backbones.msvit.grid import NEIGHBOURS, ChunkGrid
-from vitdet.backbones.msvit.sliding_chunk import sliding_chunk_attention
+from vitdet.backbones.msvit.sliding_chunk import (
+    NEIGHBOURS,
+    ChunkGrid,
+    sliding_chunk_attention,
+)
 
 BACKENDS = {"strips": 0.015, "autograd": 0.03}  # error of a gradient in bfloat16, over its norm
 HEADS, DIM = 2, 4

@@ -1,4 +1,4 @@
-"""Tiny data sets in the three formats, and changes to them in a few words."""
+"""Folders of data in each format, as small as they can be, and changes to them."""
 
 from __future__ import annotations
 
@@ -15,6 +15,10 @@ from PIL import Image
 # "to:TARGET" (a link), "img:" (an image), "pipe:".
 Changes = dict[str, str | bytes | Callable[[Any], Any] | None]
 
+PROJECT = Path(__file__).resolve().parents[2]
+COCO_MINI = Path(
+    os.environ.get("VITDET_COCO_MINI", PROJECT.parent / "shared" / "data" / "coco-mini")
+)
 SIZE = (40, 20)  # width, height of all images
 LINE = "1 0.5 0.5 0.5 0.5"
 BOX = "<bndbox><xmin>1</xmin><ymin>2</ymin><xmax>10</xmax><ymax>20</ymax></bndbox>"
@@ -73,9 +77,8 @@ def _change(folder: Path, path: Path, value: Any) -> None:
 def coco(folder: Path) -> None:
     for name in ("train/a.jpg", "train/b.jpg", "val/c.jpg"):
         image(folder / name)
-    change(
-        folder, {TRAIN: json.dumps(content("a.jpg", "b.jpg")), VAL: json.dumps(content("c.jpg"))}
-    )
+    texts = {TRAIN: json.dumps(content("a.jpg", "b.jpg")), VAL: json.dumps(content("c.jpg"))}
+    change(folder, texts)
 
 
 def yolo(folder: Path) -> None:
@@ -88,8 +91,8 @@ def yolo(folder: Path) -> None:
 def voc(folder: Path) -> None:
     for name in "abc":
         image(folder / f"JPEGImages/{name}.jpg")
-        xml = f"<annotation>\n{OBJECT}\n</annotation>"
-        change(folder, {f"Annotations/{name}.xml": xml})
+        text = f"<annotation>\n{OBJECT}\n</annotation>"
+        change(folder, {f"Annotations/{name}.xml": text})
 
 
 FORMS = {"coco": coco, "yolo": yolo, "voc": voc}

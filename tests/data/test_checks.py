@@ -1,11 +1,13 @@
-"""Faults of image files and between parts are found, and mended in a copy alone."""
+"""`vitdet data check`: faults of files and between parts are found, and mended in a copy alone."""
 
 from __future__ import annotations
 
+import base64
 import errno
 import io
 import json
 import os
+import re
 import shutil
 from collections import Counter
 from collections.abc import Callable
@@ -14,13 +16,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-from other_formats import COCO_MINI
+from folders import COCO_MINI
 from PIL import Image
 
+from vitdet.app import cli
 from vitdet.data import images
-from vitdet.data.checking import Checked, check_data
+from vitdet.data.clean import Checked, check_data, write_repaired
 from vitdet.data.formats import find_data
-from vitdet.data.repair import write_repaired
 from vitdet.utils.checks import InputError
 
 _SEED = iter(range(10**6))
@@ -33,7 +35,6 @@ class Data:
         self.folder = folder
         self.contents: dict[str, Any] = {}
         for split in ("train", "val"):
-            (folder / split).mkdir(parents=True)
             categories = [{"id": 1, "name": "cat"}]
             self.contents[split] = {"images": [], "annotations": [], "categories": categories}
             self.add(f"{split}.png", split=split)
@@ -44,50 +45,52 @@ class Data:
         data: bytes | None = None,
         *,
         split: str = "train",
-        number: int | None = None,
         size: tuple[int, int] = (30, 40),
     ) -> Path:
-        """Add an image file and its entry; without data a PNG of noise."""
+        """Add an image file and its entry, numbered from 0; without data a PNG of noise."""
         content = self.contents[split]
-        key = number or 100 * len(self.contents) + len(content["images"])
-        height, width = size
+        key, (height, width) = len(content["images"]), size
         image = {"id": key, "file_name": name, "height": height, "width": width}
         content["images"].append(image)
-        label = {"id": len(content["annotations"]) + 1, "image_id": key, "category_id": 1}
         box = [width // 4, height // 4, width // 2, height // 2]
-        content["annotations"].append({**label, "bbox": box, "area": box[2] * box[3]})
+        label = {"id": key + 1, "image_id": key, "category_id": 1, "bbox": box}
+        content["annotations"].append({**label, "area": box[2] * box[3]})
         path = self.folder / split / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(_noise(size) if data is None else data)
         return path
 
-    def check(self, **options: Any) -> Checked:
+    def write(self) -> None:
         (self.folder / "annotations").mkdir(exist_ok=True)
         for split, content in self.contents.items():
             path = self.folder / "annotations" / f"instances_{split}.json"
             path.write_text(json.dumps(content))
+
+    def check(self, **options: Any) -> Checked:
+        self.write()
         return check_data(find_data(self.folder), **options)
+
+    def command(self, *words: object) -> int:
+        self.write()
+        return cli.main(["data", "check", str(self.folder), *map(str, words)])
 
 
 def _noise(
-    size: tuple[int, int] = (30, 40), kind: str = "PNG", mode: str = "RGB", **options: Any
+    size: tuple[int, int] = (30, 40), kind: str = "PNG", mode: str = "RGB", turn: int = 1
 ) -> bytes:
-    draw = np.random.default_rng(next(_SEED))
-    pixels = draw.integers(0, 255, (*size, 3), dtype=np.uint8)
-    if mode == "I;16":
-        image = Image.fromarray(pixels[..., 0].astype(np.uint16) * 200)
-    else:
-        image = Image.fromarray(pixels).convert(mode)
-    if "turn" in options:
-        exif = options["exif"] = Image.Exif()
-        exif[0x0112] = options.pop("turn")
+    pixels = np.random.default_rng(next(_SEED)).integers(0, 255, (*size, 3), dtype=np.uint8)
+    deep = mode == "I;16"
+    image = Image.fromarray(pixels[..., 0].astype(np.uint16) * 200 if deep else pixels)
+    image = image if deep else image.convert(mode)
+    exif = Image.Exif()
+    exif[0x0112] = turn
     buffer = io.BytesIO()
-    image.save(buffer, format=kind, **options)
+    image.save(buffer, format=kind, progressive=True, **({"exif": exif} if turn > 1 else {}))
     return buffer.getvalue()
 
 
 def _scans() -> bytes:
-    data = _noise(kind="JPEG", progressive=True)
+    data = _noise(kind="JPEG")
     last = data.rindex(b"\xff\xda")
     return data[:-2] + data[last:-2] * images.MAX_SCANS + data[-2:]
 
@@ -115,45 +118,40 @@ def data(tmp_path: Path) -> Data:
     return Data(tmp_path / "data")
 
 
-# name of the file, what is in its place, kind, whether the image is in the copy
-FILES: list[tuple[str, Callable[[Path], Any] | bytes, str, bool]] = [
-    ("a.png", lambda _: None, "missing image", False),
-    ("a.png", lambda path: path.symlink_to("b"), "missing image", False),
-    ("a.png", lambda path: path.symlink_to("a.png"), "unreadable file", False),
-    ("a.png", lambda path: path.symlink_to("/dev/zero"), "not a file", False),
-    ("a.png", Path.mkdir, "not a file", False),
-    ("a.png", os.mkfifo, "not a file", False),
-    ("a.png", b"no image at all", "unknown format", False),
-    ("a.jpg", b"%!PS-Adobe-3.0\n", "unknown format", False),
-    ("a.jpg", _noise(kind="JPEG")[:-200], "damaged image", False),
-    ("a.png", _noise()[:400], "damaged image", False),
-    ("a.jpg", _scans(), "too many scans", False),
-    ("a.jpg", _noise(), "wrong extension", True),
-    ("a.png", _noise(mode="I;16"), "more than 8 bits", True),
-    ("a.jpg", _noise(kind="JPEG", turn=6), "EXIF rotation", True),
-    ("a.png", _noise(turn=8), "EXIF rotation", True),
-    ("a.tif", _noise(kind="TIFF", turn=6), "EXIF rotation", True),
-    ("a.jpg", _noise((40, 30), "JPEG", turn=6), "turned by EXIF", True),
-    ("a.png", _noise((31, 41)), "wrong size", True),
-    ("a.jpg", _noise(kind="JPEG", mode="CMYK"), "CMYK image", True),
-    ("a.png", _noise(mode="RGBA"), "transparent image", True),
-    ("a.png", _noise(mode="L"), "grey image", True),
+# name of the file, what is in its place, kind, its name in the copy
+FILES: list[tuple[str, Callable[[Path], Any] | bytes, str, str]] = [
+    ("a.png", lambda _: None, "missing image", ""),
+    ("a.png", lambda path: path.symlink_to("a.png"), "unreadable file", ""),
+    ("a.png", lambda path: path.symlink_to("/dev/zero"), "not a file", ""),
+    ("a.png", Path.mkdir, "not a file", ""),
+    ("a.png", os.mkfifo, "not a file", ""),
+    ("a.jpg", b"%!PS-Adobe-3.0\n", "unknown format", ""),
+    ("a.jpg", _noise(kind="JPEG")[:-200], "damaged image", ""),
+    ("a.png", _noise()[:400], "damaged image", ""),
+    ("a.jpg", _scans(), "too many scans", ""),
+    ("a.jpg", _noise(), "wrong extension", "a.png"),
+    ("a.png", _noise(mode="I;16"), "more than 8 bits", "a.png"),
+    ("a.jpg", _noise(kind="JPEG", turn=6), "EXIF rotation", "a.png"),
+    ("a.png", _noise(turn=8), "EXIF rotation", "a.png"),
+    ("a.tif", _noise(kind="TIFF", turn=6), "EXIF rotation", "a.png"),
+    ("a.jpg", _noise((40, 30), "JPEG", turn=6), "turned by EXIF", "a.jpg"),
+    ("a.png", _noise((31, 41)), "wrong size", "a.png"),
 ]
 
 
-@pytest.mark.parametrize(("name", "what", "kind", "stays"), FILES)
-def test_files_of_every_kind(data: Data, tmp_path: Path, name, what, kind, stays) -> None:
+@pytest.mark.parametrize(("name", "what", "kind", "expected"), FILES)
+def test_files_of_every_kind(data: Data, tmp_path: Path, name, what, kind, expected) -> None:
     path, copy = data.add(name), tmp_path / "copy"
     path.unlink()
     path.write_bytes(what) if isinstance(what, bytes) else what(path)
     checked = data.check()
     assert _kinds(checked) == [kind]
-    assert write_repaired(checked, copy) == ({} if stays else {kind: 1})
+    assert write_repaired(checked, copy) == ({} if expected else {kind: 1})
     assert check_data(find_data(copy)).faults == []
     entries = [each for each in _labels(copy)["images"] if each["file_name"] != "train.png"]
-    assert len(entries) == stays
+    assert [each["file_name"] for each in entries] == [expected] * bool(expected)
     for entry in entries:
-        written = copy / "train" / entry["file_name"]
+        written = copy / "train" / expected
         shown = images.open_image(written)
         assert (shown.height, shown.width) == (entry["height"], entry["width"])
         if kind == "EXIF rotation":  # the pixels as they are stored
@@ -163,7 +161,6 @@ def test_files_of_every_kind(data: Data, tmp_path: Path, name, what, kind, stays
         elif kind == "more than 8 bits":
             assert np.asarray(shown).max() == 255
         else:
-            assert entry["file_name"] == ("a.png" if kind == "wrong extension" else name)
             assert written.read_bytes() == path.read_bytes()
             assert written.stat().st_nlink == path.stat().st_nlink == 1
 
@@ -182,56 +179,51 @@ def test_large_images_are_sound(data: Data, tmp_path: Path, monkeypatch) -> None
     assert written.read_bytes() == (data.folder / "train/train.png").read_bytes()
 
 
-def test_long_images_are_named(data: Data) -> None:
-    data.add("strip.png", size=(2, 120))
-    assert _kinds(data.check()) == ["tiny object", "elongated image"]
-
-
 def test_one_image_twice_is_joined_with_its_objects(data: Data, tmp_path: Path) -> None:
-    first = data.add("a.png", number=1)
-    data.add("a.png", first.read_bytes(), number=2)
-    data.add("b.png", first.read_bytes(), number=3)
+    first = data.add("a.png")
+    data.add("a.png", first.read_bytes())
+    data.add("b.png", first.read_bytes())
     # only b.png has it
     data.contents["train"]["annotations"][-1].update(bbox=[1, 1, 10, 15], area=150)
     data.add("of_val.png", (data.folder / "val/val.png").read_bytes())
+    data.add("strip.png", size=(2, 120))
     checked, copy = data.check(), tmp_path / "copy"
-    assert sorted(_kinds(checked)) == ["image in two parts", "repeated file", "same image twice"]
+    kinds = ["tiny object", *["same image twice"] * 2, "elongated image", "image in two parts"]
+    assert _kinds(checked) == kinds
     assert checked.findings[-1][1].got == "the bytes of val.png of val"
     assert write_repaired(checked, copy) == {"image in two parts": 1}  # it leaves training
     content = _labels(copy)
-    assert {each["file_name"] for each in content["images"]} == {"a.png", "train.png"}
     boxes = [each["bbox"] for each in content["annotations"] if each["image_id"] == 1]
     assert boxes == [[10, 7, 20, 15], [1, 1, 10, 15]]
-    assert sorted(each.name for each in (copy / "train").iterdir()) == ["a.png", "train.png"]
+    names = ["a.png", "strip.png", "train.png"]
+    assert sorted(each["file_name"] for each in content["images"]) == names
+    assert sorted(each.name for each in (copy / "train").iterdir()) == names
 
 
 def test_names_that_meet_in_the_copy(data: Data, tmp_path: Path) -> None:
     """Files that get a new name, and others that have it: each is there, nothing else changes."""
     outside = tmp_path / "elsewhere"
     outside.mkdir()
-    names = {
-        1: "photo.jpg",  # a PNG, which wants to be photo.png
-        2: "photo.png",
-        3: "photo_1.png",
-        4: "Photo.PNG",  # equal where letters have no case
-        5: "PHOTO.jpg",  # a PNG too
-        6: "deep.tif",  # 16 bits, which become deep.png
-        7: "deep.png",
-        8: "../elsewhere/y.png",
-        9: "8_y.png",
-        10: str(outside / "z.png"),
-        11: "10_z.png",
-        12: "n" * 246 + ".png",
-        13: "12_" + "n" * 40 + ".png",
-        14: "a/b.png",
-        15: "A.png/c.png",
-        16: "e\u0301.png",  # one letter in two ways
-        17: "\u00e9.png",
-    }
+    names = [
+        "photo.jpg",  # number 1; a PNG, which wants to be photo.png
+        "photo.png",
+        "1_photo.png",
+        "Photo.PNG",  # equal where letters have no case
+        "PHOTO.jpg",  # a PNG too
+        "deep.tif",  # 16 bits, which become deep.png
+        "deep.png",
+        "../elsewhere/y.png",
+        "8.png",
+        str(outside / "z.png"),
+        "n" * 246 + ".png",
+        "a/b.png",
+        "A/b.png",
+        "e\u0301.png",  # one letter in two ways
+        "\u00e9.png",
+    ]
     (data.folder / "elsewhere").symlink_to(outside)
-    for number, name in names.items():
-        deep = _noise(kind="TIFF", mode="I;16") if name == "deep.tif" else None
-        data.add(name, deep, number=number)
+    for name in names:
+        data.add(name, _noise(kind="TIFF", mode="I;16") if name == "deep.tif" else None)
     checked = data.check()
     before = _state(tmp_path)
     assert write_repaired(checked, tmp_path / "copy") == {}
@@ -241,43 +233,53 @@ def test_names_that_meet_in_the_copy(data: Data, tmp_path: Path) -> None:
     found = {each["id"]: each["file_name"] for each in _labels(copy)["images"]}
     assert len({name.casefold() for name in found.values()}) == len(found) == len(names) + 1
     assert all(len(os.fsencode(name)) < 256 and ".." not in name for name in found.values())
-    for number in (2, 3, 7, 9, 11, 13, 14):
-        assert found[number] == names[number]  # those that may keep theirs do
-    for number, name in names.items():
-        if number != 6:
+    for number, name in enumerate(names, 1):
+        if name in ("photo.png", "1_photo.png", "deep.png", "8.png", "a/b.png"):
+            assert found[number] == name  # those that may keep theirs do
+        if name != "deep.tif":
             original = (data.folder / "train" / name).read_bytes()
             assert (copy / "train" / found[number]).read_bytes() == original, name
     assert check_data(find_data(copy)).faults == []
     shutil.rmtree(copy)
 
 
-def test_places_that_are_refused(data: Data, tmp_path: Path, monkeypatch) -> None:
-    checked = data.check()
-    write_repaired(checked, tmp_path / "copy")
+def test_places_that_are_refused(data: Data, tmp_path: Path, monkeypatch, capsys) -> None:
+    assert data.command("--fix", tmp_path / "copy") == 0
     (tmp_path / "link").symlink_to(tmp_path / "copy")
     (tmp_path / "file").write_text("a file")
     before = _state(tmp_path)
-    for output in (data.folder, data.folder / "copy", tmp_path, data.folder / "train/x"):
-        with pytest.raises(InputError, match=r"expected a folder apart from the data, got one"):
-            write_repaired(checked, output)
-    for output in (tmp_path / "copy", tmp_path / "link", tmp_path / "file"):
-        with pytest.raises(InputError, match="expected a new folder, got one with content"):
-            write_repaired(checked, output)
-    with pytest.raises(InputError, match=r"--fix .*file/copy: could not be written \(Not a d"):
-        write_repaired(checked, tmp_path / "file/copy")
+    apart, new = "expected a folder apart from the data", "expected a new folder, got one with"
+    page = "expected a new file apart from the data, got"
+    table = (
+        *(("--fix", data.folder / inside, apart) for inside in (".", "copy", "..", "train/x")),
+        *(("--fix", tmp_path / name, new) for name in ("copy", "link", "file")),
+        ("--fix", tmp_path / "file/copy", "could not be written (Not a directory)"),
+        ("--out", data.folder / "page.html", page),
+        ("--out", data.folder / "train/train.png", page),
+        ("--out", tmp_path / "file", page),
+        ("--out", tmp_path / "none/page.html", "none"),
+        ("--images", tmp_path / "none", "none"),
+    )
+    capsys.readouterr()
+    for option, path, text in table:
+        assert data.command(option, path) == 2
+        error = capsys.readouterr().err
+        assert text in error
+        assert error.count("\n") == 1
 
     def full(*_: Any) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(shutil, "copyfileobj", full)
     with pytest.raises(InputError, match=r"--fix .*third: could not be written \(No space left"):
-        write_repaired(checked, tmp_path / "third")
-    assert _state(tmp_path) == before
+        write_repaired(data.check(), tmp_path / "third")
+    assert {**_state(tmp_path), **_state(data.folder / "annotations")}.keys() == before.keys()
+    assert _state(data.folder / "train").items() <= before.items()
 
 
 def test_corner_boxes_are_asked_about(data: Data, tmp_path: Path) -> None:
     for number in range(1, 6):
-        data.add(f"{number}.png", number=number)
+        data.add(f"{number}.png")
     for content in data.contents.values():
         for each in content["annotations"]:
             each["bbox"] = [20, 15, 39, 29]
@@ -295,6 +297,71 @@ def test_clean_data_have_notes_only() -> None:
     found = check_data(find_data(COCO_MINI))
     assert found.faults == []
     counts = {"crowd region": 14, "tiny object": 2, "image without annotations": 2}
-    assert Counter(_kinds(found)) == {**counts, "grey image": 1}
-    grey = next(each for each in found.findings if each[1].kind == "grey image")
-    assert (grey[0], grey[1].image_id) == ("train", 86)
+    assert Counter(_kinds(found)) == counts
+
+
+# --- the command's words and page -----------------------------------------------------------------
+
+
+def test_text_json_and_what_a_copy_loses(data: Data, tmp_path: Path, capsys) -> None:
+    assert data.command() == 0
+    assert capsys.readouterr().out.splitlines() == [
+        "data         COCO json: train 1 images, 1 objects; val 1 images, 1 objects",
+        "result       no faults",
+    ]
+    data.add("gone.png").unlink()
+    data.add("empty.png")
+    objects = data.contents["train"]["annotations"]
+    objects[0]["bbox"], objects[2]["bbox"] = [30, 5, 100, 8], [5, 5, 0, 8]
+    assert data.command("--fix", tmp_path / "copy") == 1
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[:2] == [
+        "data         COCO json: train 3 images, 3 objects; val 1 images, 1 objects",
+        "fault        1 x missing image: no such file",
+    ]
+    assert (
+        f"{'':15}train, annotation 1 of image 0 (train.png): [30, 5, 100, 8] in an image of 40 x "
+        "30; --fix: clipped"
+    ) in lines
+    assert lines[-4:] == [
+        "result       4 faults in 3 images",
+        f"repaired     all changes are listed in {tmp_path / 'copy/repairs.json'}",
+        "lost         1 images (1 x missing image)",
+        "lost         2 objects (1 x missing image, 1 x empty box)",
+    ]
+    assert [each["bbox"] for each in _labels(tmp_path / "copy")["annotations"]] == [[30, 5, 10, 8]]
+    repairs = json.loads((tmp_path / "copy/repairs.json").read_text())
+    assert (repairs[1]["kind"], repairs[1]["done"]) == ("box over the edge", "clipped")
+    assert data.command("--json") == 1
+    found = json.loads(capsys.readouterr().out)
+    assert found["faults"] == 4
+    assert found["parts"]["val"] == {"images": 1, "annotations": 1}
+    assert found["classes"] == {"train": {"cat": 1}, "val": {"cat": 1}}
+    over = found["findings"]["box over the edge"]
+    assert (over["severity"], over["count"]) == ("fault", 1)
+    assert (over["examples"][0]["image_id"], over["examples"][0]["split"]) == (0, "train")
+
+
+def test_the_page_has_pictures_and_no_addresses(data: Data, tmp_path: Path, capsys) -> None:
+    data.contents["train"]["annotations"][0].update(bbox=[30, 5, 100, 8], area=80)
+    for content in data.contents.values():
+        content["categories"][0]["name"] = "\x1b[31m<b>cat\ud800\n"
+    assert data.command("--out", tmp_path / "page.html") == 1
+    text = (tmp_path / "page.html").read_text(encoding="utf-8")
+    out = capsys.readouterr().out
+    assert f"page         {tmp_path / 'page.html'}" in out
+    assert all(line.isprintable() for line in out.splitlines())
+    assert not re.search(r"https?://|<script|<link rel=\"[^i]|@import|url\(|\x1b|<b>", text)
+    assert "<h1>1 faults: " in text
+    plain = re.sub(r"<[^>]+>\s*", "|", text)
+    assert r"&lt;b&gt;cat\ud800" in plain
+    assert "||1||1||" in plain  # objects of train and val
+    assert "|train||1||40 x 30||40 x 30||1||1||0||" in plain
+    (example,) = re.findall(r'src="data:image/jpeg;base64,([^"]+)"', text)
+    picture = Image.open(io.BytesIO(base64.b64decode(example))).convert("RGB")
+    assert picture.size == (240 + 32, 180 + 32)
+    # the box reaches from 30 of 40 pixels to the edge of the picture
+    row: list[Any] = [picture.getpixel((x, 16 + 5 * 6)) for x in range(272)]
+    red = [x for x, pixel in enumerate(row) if pixel[0] > 150 and max(pixel[1:]) < 90]
+    assert min(red) == pytest.approx(16 + 30 * 6, abs=4)
+    assert max(red) >= picture.width - 6

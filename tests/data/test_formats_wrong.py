@@ -46,9 +46,8 @@ WRONG: dict[str, dict[str, tuple[Changes, str]]] = {
         "class": (labels("2 .5 .5 .5 .5"), r"a\.txt, line 2: .*number from 0 to 1, got 2"),
         "fraction": (labels("0.5 .5 .5 .5 .5"), "expected a class number from 0 to 1, got 0.5"),
         "too few": (labels("0 .5 .5 .5"), "expected a class and x y width height, .*got 4 numbers"),
-        "score": (labels("0 .5 .5 .5 .5 .9"), "got 6 numbers.*the score of a prediction"),
+        "score": (labels("0 .5 .5 .5 .5 .9"), "got 6 numbers .a sixth is a score;"),
         "nan": (labels("0 .5 nan .5 .5"), "line 2: expected finite numbers .*got '0 .5 nan .5 .5'"),
-        "decimal comma": (labels("0 0,5 .5 .5 .5"), "blanks between them, .*got '0 0,5 .5"),
         "pixels": (labels("0 20 10 10 10"), "parts of the image's sides, 0 to 1, got 20 .pix"),
         "name": (labels("cat .5 .5 .5 .5"), "that of the class and not its name, got 'cat"),
         "key points": (labels(POSE.format(v="", w="")), r"3 key points.*`kpt_shape: \[3, 2\]`"),
@@ -59,10 +58,10 @@ WRONG: dict[str, dict[str, tuple[Changes, str]]] = {
             "5 x 2 numbers, as .*got 11 numbers",
         ),
         "wrong kpt_shape": (described("kpt_shape: 3\nnames: [a, b]"), "kpt_shape: expected"),
-        "no names": (described(""), r"data\.yaml: names: expected \[name.*got no such key"),
+        "no names": (described(""), r"data\.yaml: names: expected \[name.*got .no such key"),
         "gap": (described("names: {0: a, 2: b}"), r"names: expected \[name.*got \{'0': 'a', '2'"),
         "nc": (described("nc: 3\nnames: [a]\n"), "expected 3 names, as nc says, got 1"),
-        "name twice": (described("names: [a, a]\n"), "that differ, got 'a' 2 times"),
+        "name twice": (described("names: [a, a]\n"), "that differ, got 'a' twice"),
         "no folder": (_yaml("train: q\nnames: [a]"), "train: expected a folder.*nothing at q"),
         "lost in a list": (_yaml("train: [images/train, q]\nnames: [a]"), "train: nothing at q"),
         "no yaml": (_yaml("train: [\nnames: [a]"), r"data\.yaml: expected YAML, got text that"),
@@ -78,15 +77,13 @@ WRONG: dict[str, dict[str, tuple[Changes, str]]] = {
             r"l\.txt, line 3: expected an image file, got q\.jpg",
         ),
         "two of a name": ({"images/train/a.png": "img:"}, r"got a\.jpg and a\.png"),
-        "pipe": ({A_TXT: "pipe:"}, r"a\.txt: expected a file, got a pipe"),
-        "yaml is a pipe": ({"data.yaml": "pipe:"}, r"data\.yaml: expected a file, got a pipe"),
+        "pipe": ({A_TXT: "pipe:"}, r"a\.txt: expected a file, got a folder, pipe"),
         "dead link": ({A_TXT: "to:/nowhere"}, "a link that leads nowhere"),
         "no classes": ({"data.yaml": None}, r"There are \d x \.txt in labels/train/, and no na"),
     },
     "voc": {
         "no box": (xml("<object><name>cat</name></object>"), r"a\.xml: expected <bndbox>.*got no"),
         "oriented": (xml("<object><name>cat</name><robndbox/></object>"), "got oriented boxes"),
-        "no name": (xml(OBJECT.replace("cat", "")), "expected <name> in <object>, got none"),
         "no side": (xml(OBJECT.replace("ymin", "y")), r"in <ymin> of <bndbox>, got no such elem"),
         "no number": (xml(OBJECT.replace("20", "x")), "a number in <ymax> of <bndbox>, got 'x'"),
         "polygon": (
@@ -100,12 +97,10 @@ WRONG: dict[str, dict[str, tuple[Changes, str]]] = {
         "empty": ({A_XML: ""}, r"a\.xml: expected complete xml, .*got an empty file"),
         "entities": (xml("&b;", DTD), "got declarations"),
         "unknown encoding": (xml(OBJECT, DECLARED.format("x-none")), "or what it declares.*x-none"),
-        "no text encoding": (xml(OBJECT, DECLARED.format("hex")), "or what it declares"),
         "other bytes": (
             xml(OBJECT.replace("cat", "é"), encoding="latin-1"),
             "expected complete xml, in UTF",
         ),
-        "pipe": ({A_XML: "pipe:"}, r"a\.xml: expected a file, got a pipe"),
         "no image": ({"JPEGImages/a.jpg": None}, r"a\.xml: expected an image a\.\*.*got none in"),
         "one image twice": (
             {"JPEGImages/a.jpg": None} | xml(f"<filename>b.jpg</filename>{OBJECT}"),
@@ -120,12 +115,10 @@ WRONG: dict[str, dict[str, tuple[Changes, str]]] = {
         "LFS": ({VAL: "version https://git-lfs.github.com/spec/v1"}, "Git LFS.*git lfs pull"),
         "web page": ({VAL: "\n<!DOCTYPE html><html>"}, "got a web page"),
         "archive": ({VAL: b"PK\x03\x04xx"}, "got an archive .unpack"),
-        "empty": ({VAL: ""}, "got an empty file"),
         "zeros": ({VAL: b"\x00" * 99}, "got only zero bytes"),
         "deep": ({VAL: OPEN + "[" * 200_000}, "nested too deep"),
         "endless number": ({VAL: OPEN + "1" * 5000}, "expected json, got text that is not"),
-        "pipe": ({VAL: "pipe:"}, r"val\.json: expected a file, got a pipe"),
-        "device": ({VAL: "to:/dev/zero"}, r"val\.json: expected a file, got a device"),
+        "pipe": ({VAL: "pipe:"}, r"val\.json: expected a file, got a folder, pipe"),
         "circle": ({VAL: "to:instances_val.json"}, "a link that leads nowhere"),
         "no list": ({TRAIN: lambda c: c.update(annotations=3)}, 'list "annotations" of .*got 3'),
         "no images": ({"*/*.jpg": None}, r"expected a folder that holds a\.jpg.*--images"),
@@ -161,12 +154,6 @@ def test_is_an_error_of_one_line(tmp_path: Path, form: str, kind: str) -> None:
         find_data(tmp_path)
     assert re.search(wanted, str(caught.value)), str(caught.value)
     assert "\n" not in str(caught.value)
-
-
-def test_xml_however_deep_is_read(tmp_path: Path) -> None:
-    FORMS["voc"](tmp_path)
-    change(tmp_path, xml("<a>" * 200_000 + "</a>" * 200_000 + OBJECT))
-    assert len(find_data(tmp_path).parts["all"].content["annotations"]) == 3
 
 
 FOREIGN = {

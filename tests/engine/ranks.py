@@ -22,7 +22,6 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from detectron2.config import LazyCall as L
 from detectron2.structures import Boxes, Instances
-from detectron2.utils import comm
 from pair import as_new
 from tiny_recipe import SIZE, TrainLoader, detector_node, draw, recipe, rectangles
 from torch.distributed.algorithms.ddp_comm_hooks import default_hooks
@@ -33,15 +32,15 @@ from vitdet.data.augment import large_scale_jitter
 from vitdet.data.loaders import build_train_loader
 from vitdet.data.mapper import Mapper
 from vitdet.data.shapes import CLASSES, shapes_dataset
-from vitdet.engine import ema
+from vitdet.engine import parameters
 from vitdet.engine.checkpoints import usable
-from vitdet.engine.ema import Ema
-from vitdet.engine.launch import PREEMPTED_STATUS, launch
+from vitdet.engine.launch import launch
 from vitdet.engine.run import evaluate, train
+from vitdet.engine.signals import Watch
 from vitdet.engine.trainer import Trainer
 from vitdet.evaluation import CocoEvaluator
-from vitdet.utils.checks import InputError, exit_status
-from vitdet.utils.distributed import all_gather_object, barrier, gather_object, is_main, rank
+from vitdet.utils.checks import PREEMPTED_STATUS, InputError, exit_status
+from vitdet.utils.distributed import barrier, gather_object, hold_back, is_main, rank, serve_parent
 
 # --- steps ---------------------------------------------------------------------------------------
 
@@ -67,13 +66,13 @@ def train_in_parts(folder: str, accumulate: int, parallel: str) -> None:
 def train_with_average(folder: str, decay: float) -> None:
     """As `train_even_batches`, and every process writes down its own average of the weights."""
 
-    class Recorded(Ema):
+    class Recorded(parameters.Ema):
         def update(self) -> None:
             super().update()
             torch.save(self.state, Path(folder) / f"ema{rank()}.pth")
 
     Path(folder).mkdir(exist_ok=True)
-    ema.Ema = Recorded
+    parameters.Ema = Recorded
     train_even_batches(folder, ema_decay=decay)
 
 
@@ -295,12 +294,6 @@ def report_usable(folder: str) -> None:
     (Path(folder) / f"rank{rank()}.txt").write_text(text)
 
 
-def report_ranks(folder: str) -> None:
-    """Write what each process knows about the others."""
-    gathered = all_gather_object((rank(), comm.get_local_rank()))
-    (Path(folder) / f"rank{rank()}.txt").write_text(f"{dist.get_world_size()} {gathered}")
-
-
 def end_in(how: str, folder: str) -> None:
     """Let one of two ranks end in some way while the other waits."""
     (Path(folder) / f"pid{rank()}").write_text(str(os.getpid()))
@@ -349,10 +342,8 @@ def _start(start, *args: Any, start_method: str, **options: Any) -> Any:
 
 def stuck(folder: str, seconds: float, told: str) -> None:
     """Ask for a batch that does not come, or comes later than the limit in none of its steps."""
-    from vitdet.engine.watch import Watch
-
     sys.stderr = Path(told).open("w", buffering=1)  # noqa: SIM115
-    watch = Watch(Path(folder), 1.5)
+    watch = Watch(Path(folder), 0.5)
 
     def batches():
         yield from "abc"
@@ -361,6 +352,48 @@ def stuck(folder: str, seconds: float, told: str) -> None:
 
     for _ in watch.over(batches()):
         watch.after_step(None)
-        time.sleep(1.8)  # an evaluation has no limit
+        time.sleep(0.9)  # an evaluation has no limit
     watch.stop()
     (Path(folder) / "done").touch()
+
+
+def helper(pipe: Any, threads: bool) -> None:
+    """Serve the parent, with a thread as the import of a BLAS starts one; answer in the pipe."""
+    if threads:
+        threading.Thread(target=threading.Event().wait, daemon=True).start()
+    serve_parent()
+    while True:
+        pipe.send(os.getpid())
+        pipe.recv()
+
+
+def parent_of_helpers(method: str, told: str) -> None:
+    """Start helpers; they outlive signals but for those of this process. Then be killed."""
+    context = multiprocessing.get_context(method)
+    context.set_forkserver_preload(["ranks"])
+    pipes, helpers = [], []
+    with hold_back():
+        for threads in (False, True):
+            ours, theirs = context.Pipe()
+            helpers.append(context.Process(target=helper, args=(theirs, threads), daemon=True))
+            helpers[-1].start()
+            pipes.append(ours)
+    pids = [pipe.recv() for pipe in pipes]
+    sender = context.Process(target=send, args=(pids, (signal.SIGTERM, signal.SIGUSR1)))
+    sender.start()
+    sender.join()
+    send(pids, (signal.SIGUSR1, signal.SIGINT))
+    for pipe in pipes:
+        pipe.send("are you there?")
+        pipe.recv()
+    helpers[1].terminate()
+    helpers[1].join()
+    Path(told).write_text(f"{pids[0]} {helpers[1].exitcode}")
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def send(pids: list[int], numbers: tuple[int, ...]) -> None:
+    """Send signals to processes."""
+    for pid in pids:
+        for number in numbers:
+            os.kill(pid, number)

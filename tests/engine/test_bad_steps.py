@@ -10,18 +10,17 @@ import pytest
 import ranks
 import torch
 from pair import in_pair
-from test_run import assert_same, numbers
+from test_run import assert_same
 from test_variants import VARIANTS
 from tiny_recipe import detector_node, draw, recipe
 from torch import nn
 
 from vitdet import checkpoint
 from vitdet.config import build_model
-from vitdet.engine.bad_steps import BadSteps, Step, examine
+from vitdet.engine.bad_steps import BadSteps
 from vitdet.engine.checkpoints import last_checkpoint
-from vitdet.engine.losses import DetectorLoss
 from vitdet.engine.run import train
-from vitdet.engine.trainer import HeadStatistics, NonFiniteLossError, Trainer
+from vitdet.engine.trainer import NonFiniteLossError, Trainer
 from vitdet.utils.checks import InputError
 from vitdet.utils.env import seed_all
 
@@ -55,32 +54,24 @@ def roots(policy: str = "stop", limit: int = 10, **options) -> Trainer:
     return Trainer(detector, optimizer, lambda _: 1.0, bad_steps=bad_steps, **options)
 
 
-def with_batchnorm() -> nn.Module:
+def real_trainer(variant: str = "", bad_steps: BadSteps | None = None, **options) -> Trainer:
     seed_all(0)
-    node = detector_node()
-    VARIANTS["basic with BatchNorm"](node)
-    return build_model(node).train()
-
-
-def real_trainer(folder: Path, **options) -> Trainer:
-    seed_all(0)
-    detector = build_model(detector_node(drop_path_rate=0.5))
+    node = detector_node(drop_path_rate=0.5)
+    if variant:
+        VARIANTS[variant](node)
+    detector = build_model(node)
     optimizer = torch.optim.SGD(detector.parameters(), lr=0.01)
-    bad_steps = BadSteps(folder=folder / "bad_steps")
     return Trainer(detector, optimizer, lambda _: 1.0, seed=5, bad_steps=bad_steps, **options)
-
-
-# --- what is named and written ------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("accumulate", [1, 2])
 def test_the_first_module_that_is_not_finite_is_named_and_the_file_holds_the_step(
     tmp_path, accumulate
 ):
-    trainer = real_trainer(tmp_path, accumulate=accumulate)
+    trainer = real_trainer(bad_steps=BadSteps(folder=tmp_path), accumulate=accumulate)
     trainer.run(iter([[draw(0), draw(1)]]), 2)
     trainer.detector.roi_heads.box_head.fc1.weight.data[0] = 3e38  # still finite
-    path = tmp_path / "bad_steps" / "000000002.pth"
+    path = tmp_path / "000000002.pth"
     with pytest.raises(
         NonFiniteLossError,
         match=rf"got loss_.*\(first not finite: the output of {FC1}\) after 2 images at lr 0\.01 "
@@ -93,27 +84,21 @@ def test_the_first_module_that_is_not_finite_is_named_and_the_file_holds_the_ste
     assert (content["images_seen"], content["seed"], content["autocast"]) == (2, 5, "")
     for image, position in zip(content["images"], (2, 3), strict=True):
         original = draw(position)
-        for key in ("file_name", "image_id", "position", "height", "width"):
-            assert image[key] == original[key]
-        assert torch.equal(image["image"], original["image"])
-        ours, truth = image["instances"], original["instances"]
-        assert ours["image_size"] == list(truth.image_size)
+        ours, truth = image.pop("instances"), original.pop("instances")
+        assert_same(image, original)
         assert torch.equal(ours["gt_boxes"], truth.gt_boxes.tensor)
         assert torch.equal(ours["gt_masks"], truth.gt_masks.tensor)
         assert torch.equal(ours["gt_classes"], truth.gt_classes)
 
 
-def test_weights_that_are_not_finite_are_told(tmp_path):
-    trainer = real_trainer(tmp_path)
+def test_weights_and_gradients_that_are_not_finite_are_named():
+    trainer = real_trainer()
     trainer.detector.backbone.net.blocks[1].norm2.weight.data[3] = math.nan
     with pytest.raises(
         NonFiniteLossError,
         match=r"the output of backbone\.net\.blocks\.1\.norm2, its own weights are not finite\)",
     ):
         trainer.run(iter([[draw(0)]]), 1)
-
-
-def test_a_gradient_that_is_not_finite_is_named():
     trainer = roots()
     with pytest.raises(
         NonFiniteLossError,
@@ -122,31 +107,12 @@ def test_a_gradient_that_is_not_finite_is_named():
     ):
         trainer.step(batch_of(0.0))
     assert trainer.detector.slow.tolist() == trainer.detector.fast.tolist() == [1.0, 1.0]
-    trainer = roots()
-    trainer.detector.slow.data.fill_(1e-38)
-    trainer.detector.fast.register_hook(lambda gradient: gradient * 3e38)
-    with pytest.raises(NonFiniteLossError, match=r"every number of it is finite, its norm is not"):
-        trainer.step(batch_of(1.0))
 
 
-def test_a_finite_batch_gives_nothing_and_changes_nothing():
-    detector = with_batchnorm()
-    before = {name: value.clone() for name, value in detector.state_dict().items()}
-    optimizer, loss = torch.optim.SGD(detector.parameters()), DetectorLoss(detector, seed=5)
-    with HeadStatistics():
-        found = examine(Step(loss, optimizer, [draw(0), draw(1)], 2, 1, 0, None, "", True))
-    assert found == ("finite when the batch was run once more", False)
-    assert_same(dict(detector.state_dict()), before)
-    assert all(parameter.grad is None for parameter in detector.parameters())
-
-
-# --- stop and skip -------------------------------------------------------------------------------
-
-
-def test_a_skipped_step_leaves_all_but_the_count():
-    trainer = roots("skip", ema_decay=0.5)
+def test_a_skipped_step_leaves_all_but_the_count_and_too_many_stop_the_run():
+    trainer = roots("skip", limit=2, ema_decay=0.5)
     trainer.step(batch_of(1.0))
-    before = trainer.state_dict()
+    before, after = trainer.state_dict(), {}
     before = json.loads(json.dumps(before, default=lambda value: value.tolist()))
     trainer.step(batch_of(0.0))
     after = json.loads(json.dumps(trainer.state_dict(), default=lambda value: value.tolist()))
@@ -154,37 +120,34 @@ def test_a_skipped_step_leaves_all_but_the_count():
     (line,) = after.pop("bad_steps")
     assert "slow at lr 0.1" in line
     assert after == before  # weights, buffers, moments, average
-    assert len(trainer.window.steps) == 1
     trainer.step(batch_of(1.0))
     assert len(trainer.window.steps) == 2
     assert trainer.detector.fast.tolist() != before["model"]["fast"]
-
-
-def test_too_many_bad_steps_stop_the_run_with_the_list():
-    with pytest.raises(InputError, match=r"train\.max_bad_steps: expected 0 or more, got -1"):
-        BadSteps("skip", limit=-1)
-    trainer = roots("skip", limit=2)
     trainer.step(batch_of(0.0))
-    trainer.step(batch_of(0.0))
-    with pytest.raises(
-        NonFiniteLossError,
-        match=r"3 bad steps, more than train\.max_bad_steps=2: .* after 0 images .*after 1 images "
-        r".*after 2 images",
-    ):
+    text = r"3 bad steps, more than train\.max_bad_steps=2: .* after 1 images .*after 4 images"
+    with pytest.raises(NonFiniteLossError, match=text):
         trainer.step(batch_of(0.0))
 
 
-def run_with_poison(folder: Path, *, resume: bool = False, at: int = 9, **options) -> dict:
+def test_batchnorm_keeps_its_statistics_over_a_skipped_step():
+    trainer = real_trainer("basic with BatchNorm", BadSteps("skip"))
+    before = {name: value.clone() for name, value in trainer.detector.state_dict().items()}
+    poisoned = {**draw(0), "image": draw(0)["image"].float() * math.nan}
+    trainer.run(iter([[poisoned]]), 1)
+    assert_same(dict(trainer.detector.state_dict()), before)
+
+
+def run_with_poison(folder: Path, *, resume: bool = False, **options) -> dict:
     """6 steps of 4 images; image 9, in the third, is not a number."""
     cfg = recipe(folder, **{"checkpoint_every": 8, "ema_decay": 0.75, **options})
-    cfg.dataloader.train.poison_at = at
+    cfg.dataloader.train.poison_at = 9
     train(cfg, resume=resume)
     return checkpoint.read(folder / "model_final.pth")
 
 
+@pytest.mark.slow
 def test_a_run_passes_over_a_bad_step_and_resumes_to_the_same_bits_and_count(tmp_path):
     whole = run_with_poison(tmp_path / "whole", on_bad_step="skip")
-    assert whole["images_seen"] == 24
     (line,) = whole["bad_steps"]
     assert "rectangle_9.jpg (id 9)" in line
     assert "the output of backbone.net.patch_embed.proj" in line
@@ -195,14 +158,6 @@ def test_a_run_passes_over_a_bad_step_and_resumes_to_the_same_bits_and_count(tmp
     for key in ("ema_state", "images_seen", "seed"):
         assert_same(parts[key], whole[key], key)
     assert [each.replace("parts", "whole") for each in parts["bad_steps"]] == whole["bad_steps"]
-    options = {"on_bad_step": "skip", "max_bad_steps": 1, "num_images": 28}
-    with pytest.raises(NonFiniteLossError, match=r"2 bad steps, .*rectangle_9\.jpg.*rectangle_26"):
-        run_with_poison(tmp_path / "parts", resume=True, at=26, **options)
-
-
-def test_a_bad_last_step_ends_the_run(tmp_path):
-    assert run_with_poison(tmp_path, at=23, on_bad_step="skip", log_every=1)["images_seen"] == 24
-    assert [line["images_seen"] for line in numbers(tmp_path)] == [4, 8, 12, 16, 20, 24]
 
 
 def test_stop_writes_the_batch_and_keeps_the_checkpoint(tmp_path):
@@ -211,18 +166,6 @@ def test_stop_writes_the_batch_and_keeps_the_checkpoint(tmp_path):
     assert last_checkpoint(tmp_path) == tmp_path / "model_000000008.pth"
     content = checkpoint.read(tmp_path / "bad_steps" / "000000008.pth")
     assert [image["position"] for image in content["images"]] == [8, 9, 10, 11]
-    saved = checkpoint.read(tmp_path / "model_000000008.pth")
-    assert_same(content["model"], saved["model"])
-
-
-def test_batchnorm_keeps_its_statistics_over_a_skipped_step():
-    detector = with_batchnorm()
-    optimizer = torch.optim.SGD(detector.parameters(), lr=0.01)
-    trainer = Trainer(detector, optimizer, lambda _: 1.0, bad_steps=BadSteps("skip"))
-    before = {name: value.clone() for name, value in detector.state_dict().items()}
-    poisoned = {**draw(0), "image": draw(0)["image"].float() * math.nan}
-    trainer.run(iter([[poisoned]]), 1)
-    assert_same(dict(detector.state_dict()), before)
 
 
 def test_an_overflow_of_fp16_is_no_bad_step_until_the_scale_is_used_up():
@@ -243,9 +186,6 @@ def test_an_overflow_of_fp16_is_no_bad_step_until_the_scale_is_used_up():
         trainer.next_window()
 
 
-# --- several processes ---------------------------------------------------------------------------
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
 def test_a_bad_image_of_one_process_makes_all_pass_over_the_step(tmp_path, parallel):
@@ -261,15 +201,10 @@ def test_a_bad_image_of_one_process_makes_all_pass_over_the_step(tmp_path, paral
     assert "rectangle_21.jpg" in line
     assert "process 0" not in line
     assert [path.name for path in (two / "bad_steps").iterdir()] == ["000000016.rank1.pth"]
-    content = checkpoint.read(two / "bad_steps" / "000000016.rank1.pth")
-    assert ("model" in content) == (parallel == "ddp")  # no process has all sharded weights
 
 
 @pytest.mark.slow
-def test_a_gradient_of_one_process_is_traced_to_it(tmp_path):
-    with pytest.raises(
-        InputError,
-        match=r"got process 1: a gradient that is not finite \(gradient not finite in 1 "
-        r"parameters: slow at lr 0\.1\) after 0 images",
-    ):
+def test_a_gradient_that_is_not_finite_names_the_images_of_all_processes(tmp_path):
+    text = r"process 0: a gradient .*slow at lr 0\.1\).*image_1.*process 1: .*image_0"
+    with pytest.raises(InputError, match=text):
         in_pair(ranks.bad_gradient_of_rank_1, str(tmp_path))

@@ -11,7 +11,7 @@ from tiny_recipe import recipe
 from torch import nn
 
 from vitdet import checkpoint
-from vitdet.engine.ema import Ema
+from vitdet.engine.parameters import Ema
 from vitdet.engine.run import train
 from vitdet.engine.trainer import NonFiniteLossError, Trainer
 from vitdet.utils.checks import InputError
@@ -58,25 +58,7 @@ def test_average_by_hand_and_applied_within_the_block_only():
     assert ema.state["weight"].tolist() == [5.75, 5.75]
 
 
-def test_average_equals_its_closed_form_over_many_steps():
-    model, steps, decay = Model(), 50, 0.9
-    ema = Ema(model, decay)
-    history = torch.randn(steps, 2, generator=torch.Generator().manual_seed(0))
-    for row in history:
-        model.weight.data.copy_(row)
-        ema.update()
-    factors = (1 - decay) * decay ** torch.arange(steps - 1, -1, -1.0, dtype=torch.float64)
-    torch.testing.assert_close(ema.state["weight"].double(), factors @ history.double())
-
-
-@pytest.mark.parametrize("decay", [1.0, -0.1])
-def test_a_decay_outside_its_range(decay):
-    with pytest.raises(
-        InputError, match=rf"train\.ema_decay: expected 0 <= decay < 1.*got {decay}"
-    ):
-        Ema(Model(), decay)
-
-
+@pytest.mark.slow
 def test_a_run_averages_every_step_and_nothing_else_changes(tmp_path, monkeypatch):
     """Against weights written down after every step of a run without average and evaluations.
 
@@ -117,7 +99,7 @@ def test_a_run_averages_every_step_and_nothing_else_changes(tmp_path, monkeypatc
         averaged = {key for key in line if key.startswith("ema/")}
         assert {key: value for key, value in line.items() if key not in averaged} == other
         assert averaged == ({"ema/bbox/AP", "ema/bbox/AP50"} if "bbox/AP" in line else set())
-    assert "\n ema/bbox    6.00" in (tmp_path / "with" / "log.txt").read_text()
+    assert "\nema/bbox  6.00" in (tmp_path / "with" / "log.txt").read_text()
 
 
 def test_the_average_begins_with_the_weights_that_the_run_begins_with_and_goes_on(tmp_path):
@@ -129,8 +111,8 @@ def test_the_average_begins_with_the_weights_that_the_run_begins_with_and_goes_o
         expected = (before["model"][name] + after["model"][name]) / 2
         torch.testing.assert_close(average, expected, rtol=1e-6, atol=1e-8, msg=name)
     for folder, decay, text in (
-        ("b", None, r"expected the run's: the file holds an average of the weights, got null"),
-        ("a", DECAY, r"expected null: the file holds no average of the weights, got 0\.75"),
+        ("b", None, r"the file holds an average of the weights, got None"),
+        ("a", DECAY, r"the file holds no average of the weights, got 0\.75"),
     ):
         with pytest.raises(InputError, match=r"train\.ema_decay for resuming .*" + text):
             train(recipe(tmp_path / folder, num_images=8, ema_decay=decay), resume=True)

@@ -1,10 +1,10 @@
-"""What an evaluation says while it runs, and what it makes of any evaluator and model."""
+"""Evaluations: any evaluator and model, the best weights, the end of a run that gets no better."""
 
 from __future__ import annotations
 
 import json
-import logging
 import math
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -13,28 +13,30 @@ import pytest
 import torch
 from detectron2.config import LazyCall as L
 from detectron2.structures import Boxes, Instances
+from omegaconf import OmegaConf
+from test_run import assert_same, numbers, stop_after
 from tiny_recipe import recipe
 from torch import nn
 
+from vitdet import checkpoint
+from vitdet.config import complete
+from vitdet.data.shapes import shapes_dataset
 from vitdet.engine import evaluate as module
-from vitdet.engine.evaluate import ap_table, build_dataset, flatten, run_evaluator
+from vitdet.engine.checkpoints import BEST, FINAL
+from vitdet.engine.evaluate import (
+    Evaluations,
+    ap_table,
+    build_dataset,
+    check_metrics,
+    flatten,
+    run_evaluator,
+)
 from vitdet.engine.run import evaluate, train
+from vitdet.evaluation import CocoEvaluator
 from vitdet.utils.checks import InputError
 
-
-def test_a_long_evaluation_says_how_far_it_is(monkeypatch, caplog):
-    times = iter([0.0, 5.0, 25.0, 30.0, 50.0, *range(60, 95, 7), 0.0, 1.0, 2.0])
-    monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=lambda: next(times)))
-    batches = [[{"image_id": number}] for number in range(4)]
-    with caplog.at_level(logging.INFO, "vitdet"):
-        assert list(module._logged(batches)) == batches
-        assert list(module._logged(iter(batches))) == batches  # of unknown length
-        assert list(module._logged([[], []])) == [[], []]  # a short one says nothing
-    assert [record.getMessage() for record in caplog.records] == [
-        "evaluated 2/4 batches  eta 0:00:25",
-        "evaluated 4/4 batches  eta 0:00:00",
-        "evaluated 3 batches",
-    ]
+OPTIONS = {"checkpoint_every": 8, "eval_every": 4, "keep_checkpoints": 1}
+STOPPING = {"metric": "bbox/AP", "patience": 2}  # 6.0 each time
 
 
 class Detector(nn.Module):
@@ -71,29 +73,24 @@ def run(results: Any, detector: Detector | None = None) -> tuple[Any, list]:
     return run_evaluator(detector or Detector(), batches, evaluator, "fp32"), evaluator.seen
 
 
-@pytest.mark.parametrize(
-    ("given", "expected", "left_out"),
-    [
-        (None, {}, ""),
-        ({"accuracy": 0.5}, {"results": {"accuracy": 0.5}}, ""),
-        ({"PQ": torch.tensor(2.0), "n": 3}, {"results": {"PQ": 2.0, "n": 3.0}}, ""),
-        (
-            {"panoptic_seg": {"PQ": 1.5, "per_class": {"a": np.float64(2)}}},
-            {"panoptic_seg": {"PQ": 1.5, "per_class": {"a": 2.0}}},
-            "",
-        ),
-        (
-            {"sem_seg": {"mIoU": np.float32(1), "matrix": np.zeros((2, 2))}, "file": "x.json"},
-            {"sem_seg": {"mIoU": 1.0}, "results": {}},
-            "results that are no numbers are left out: sem_seg/matrix, file/file",
-        ),
-    ],
-)
-def test_results_of_any_evaluator(given, expected, left_out, caplog):
-    found, _ = run(given)
-    assert found == expected
-    assert [record.getMessage() for record in caplog.records] == [left_out] * bool(left_out)
-    json.dumps(found)
+def test_results_of_any_evaluator(caplog):
+    named = {"PQ": 1.5, "per_class": {"a": np.float64(2)}, "matrix": np.zeros((2, 2))}
+    for given, expected in (
+        (None, {}),
+        ({"PQ": torch.tensor(2.0), "n": 3}, {"results": {"PQ": 2.0, "n": 3.0}}),
+        ({"panoptic_seg": named}, {"panoptic_seg": {"PQ": 1.5, "per_class": {"a": 2.0}}}),
+    ):
+        found, _ = run(given)
+        assert json.loads(json.dumps(found)) == expected
+    assert "result matrix is no number: left out" in caplog.messages
+    mixed = {"bbox": {"AP": 12.345, "APs": math.nan, "AR1": 3.0, "per_class": {"a": 1.0}}}
+    mixed |= {"panoptic_seg": {"PQ": 40.0}}
+    assert [line.split() for line in ap_table(mixed).splitlines()] == [
+        ["AP", "APs", "PQ"],
+        ["bbox", "12.35", "nan"],
+        ["panoptic_seg", "40.00"],
+    ]
+    assert flatten(mixed) == {"bbox/AP": 12.345, "bbox/AR1": 3.0, "panoptic_seg/PQ": 40.0}
 
 
 def test_outputs_of_other_models_arrive_in_float32():
@@ -105,21 +102,6 @@ def test_outputs_of_other_models_arrive_in_float32():
     _, (output,) = run({}, detector)
     assert output["sem_seg"].dtype == output["instances"].scores.dtype == torch.float32
     assert output["panoptic_seg"] == (torch.tensor([1]), [{"id": 1}])
-    assert detector.outputs["sem_seg"] is half
-
-
-def test_the_table_has_the_numbers_of_every_task():
-    aps = {"AP": 12.345, "APs": math.nan, "AR1": 3.0, "per_class": {"a": 1.0}}
-    mixed = {"bbox": aps, "panoptic_seg": {"PQ": 40.0, "a_long_name": 1.0}}
-    assert ap_table(mixed).splitlines() == [
-        "                   AP     APs      PQ a_long_name",
-        "         bbox   12.35     nan",
-        " panoptic_seg                   40.00        1.00",
-    ]
-    assert ap_table({"bbox": aps}).splitlines()[1] == "    bbox   12.35     nan"
-    assert ap_table({}) == "(no results)"
-    names = {"bbox/AP": 12.345, "bbox/AR1": 3.0, "panoptic_seg/PQ": 40.0}
-    assert flatten(mixed) == {**names, "panoptic_seg/a_long_name": 1.0}
 
 
 class Flat(Evaluator):
@@ -134,16 +116,11 @@ def no_records() -> Any:
 
 def test_a_run_with_an_evaluator_and_data_of_another_kind(tmp_path, monkeypatch):
     """And it evaluates in float32, whatever it trains in."""
-    text = r"data set: a list has no name and no class_names\. Use .*coco_dataset\(json, images\)"
+    text = r"data set: a list has no name and class_names\. Use .*coco_dataset\(json, images\)"
     with pytest.raises(InputError, match=text):
         build_dataset(L(list)())
     used = []
-
-    def seen(detector: nn.Module, batch: list, dtype: torch.dtype | None) -> list:
-        used.append(dtype)
-        return []
-
-    monkeypatch.setattr(module, "infer", seen)
+    monkeypatch.setattr(module, "infer", lambda *given: used.append(given[-1]) or [])
     best = {"eval_every": 4, "best_metric": "results/accuracy"}
     cfg = recipe(tmp_path, num_images=8, precision="bf16", **best)
     cfg.dataloader.evaluator = L(Flat)(dataset="${..test.dataset}")
@@ -158,3 +135,120 @@ def test_a_run_with_an_evaluator_and_data_of_another_kind(tmp_path, monkeypatch)
     used.clear()
     assert evaluate(cfg, resume=True) == {"results": {"accuracy": 0.5}}
     assert set(used) == {torch.bfloat16}
+
+
+# --- the best weights, and an early end ----------------------------------------------------------
+
+
+def evaluated(folder: Path) -> dict[int, float]:
+    lines = [line for line in numbers(folder) if "bbox/AP" in line]
+    return {line["images_seen"]: line["bbox/AP50"] for line in lines}
+
+
+def test_the_best_weights_are_kept_and_said(tmp_path):
+    train(recipe(tmp_path, **OPTIONS, best_metric="bbox/AP50"))
+    values = evaluated(tmp_path)
+    assert list(values) == [4, 8, 12, 16, 20, 24]
+    best = max(values, key=lambda images: values[images])
+    content = checkpoint.read(tmp_path / BEST)
+    assert content["images_seen"] == best
+    assert {"model", "optimizer", "seed", "vitdet"} <= content.keys()
+    log = (tmp_path / "log.txt").read_text()
+    said = f"best bbox/AP50 so far: {values[best]:.4f} after {best} images"
+    assert said in log
+    assert "best bbox/AP50 so far" not in log.split(said)[1]
+    # the one of the best step may be gone by now, the best itself is not
+    assert [path.name for path in tmp_path.glob("model_0*")] == ["model_000000020.pth"]
+
+
+def test_a_resumed_run_knows_the_best_of_before(tmp_path):
+    """Also when it ended between evaluation and link, and when the metric is new."""
+    a, b = tmp_path / "a", tmp_path / "b"
+    for folder, options in ((a, {}), (b, {"eval_every": 4})):  # 6.0 each time: the first is best
+        train(recipe(folder, num_images=8, **options))
+        train(recipe(folder, num_images=12, best_metric="bbox/AP"), resume=True)
+    assert checkpoint.read(a / BEST)["images_seen"] == 8
+    assert (list(evaluated(a)), list(evaluated(b))) == ([8, 12], [4, 8, 12])
+    assert not (b / BEST).exists()
+
+
+@pytest.mark.slow
+def test_a_run_without_improvement_ends_early_and_normally(tmp_path, monkeypatch):
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    results = train(recipe(whole, **OPTIONS, early_stopping=STOPPING))
+    assert results["bbox"]["AP"] == 6.0
+    content = checkpoint.read(whole / FINAL)
+    assert content["images_seen"] == 12
+    assert list(evaluated(whole)) == [4, 8, 12]
+    assert (
+        "early stopping: 2 evaluations without bbox/AP more than 0 above 6.0000 (after 4 images)"
+    ) in (whole / "log.txt").read_text()
+    stop_after(monkeypatch, 2)
+    with pytest.raises(KeyboardInterrupt):
+        train(recipe(parts, **OPTIONS, early_stopping=STOPPING))
+    for _ in range(2):  # stopped it is, also when resumed once more
+        train(recipe(parts, **OPTIONS, early_stopping=STOPPING), resume=True)
+        ours = checkpoint.read(parts / FINAL)
+        for key in ("model", "optimizer", "images_seen"):
+            assert_same(ours[key], content[key], key)
+    train(recipe(parts, **OPTIONS, early_stopping=STOPPING | {"patience": 3}), resume=True)
+    assert checkpoint.read(parts / FINAL)["images_seen"] == 16
+
+
+@pytest.mark.parametrize(
+    ("values", "patience", "min_delta", "stops_after"),
+    [
+        ([1, 2, 3, 4, 5], 1, 0, None),
+        ([1, 1], 1, 0, 2),
+        ([3, 2, 3.1, 3, 3.1, 9], 2, 0, 5),
+        ([1, 1.4, 1.8, 2.2], 2, 0.5, None),  # 1.8 is 0.8 above the best that counted
+        ([1, 1.4, 1.5, 2.2], 2, 0.5, 3),
+        ([None, None], 2, 0, 2),
+    ],
+)
+def test_when_to_stop(values, patience, min_delta, stops_after, caplog):
+    stopping = {"metric": "segm/AP", "patience": patience, "min_delta": min_delta}
+    options = complete(OmegaConf.create({"early_stopping": stopping}))
+    found: Any = Evaluations(options, 4, None, dict)  # type: ignore[arg-type]
+    stopped = None
+    for number, value in enumerate(values, start=1):
+        found.values[number] = {} if value is None else {"segm/AP": float(value)}
+        if stopped is None and found._stop():
+            stopped = number
+    assert stopped == stops_after
+    assert ("none had a number" in caplog.text) == (values == [None, None])
+
+
+@pytest.mark.parametrize("masks", [False, True])
+def test_the_evaluator_knows_its_names_before_it_has_results(tmp_path, masks):
+    dataset = shapes_dataset(tmp_path, "val", num_images=2, size=64)
+    evaluator = CocoEvaluator(dataset)
+    fields = {"pred_boxes": Boxes(torch.tensor([[1.0, 1, 30, 30]])), "scores": torch.ones(1)}
+    fields["pred_classes"] = torch.zeros(1, dtype=torch.long)
+    if masks:
+        fields["pred_masks"] = torch.ones(1, 64, 64, dtype=torch.bool)
+    outputs = [{"instances": Instances((64, 64), **fields)}] * 2
+    evaluator.process([{"image_id": record["image_id"]} for record in dataset.records], outputs)
+    results = evaluator.evaluate()
+    found = [f"{task}/{key}" for task, each in results.items() for key in each]
+    found = [name for name in found if not name.endswith("/per_class")]
+    assert evaluator.metric_names[: len(found)] == found
+    assert len(evaluator.metric_names) == len(found) * (1 if masks else 2)
+
+    def check(evaluator: object, **options: Any) -> None:
+        check_metrics(complete(OmegaConf.create(options)), evaluator)
+
+    check(evaluator, best_metric="segm/APm", early_stopping=STOPPING)
+    check(object(), best_metric="anything")  # says nothing
+    check(evaluator, best_metric="ema/segm/AP", ema_decay=0.5)
+    for name in ("bbox/APx", "AP", "ema/bbox/AP"):
+        text = rf"train\.best_metric: .*got {name}\. Did you mean bbox/"
+        with pytest.raises(InputError, match=text):
+            check(evaluator, best_metric=name)
+
+
+def test_a_metric_without_a_number_is_said(tmp_path):
+    train(recipe(tmp_path, num_images=4, best_metric="bbox/APs"))  # nan
+    text = "train.best_metric=bbox/APs: the evaluation after 4 images gives no number for it"
+    assert text in (tmp_path / "log.txt").read_text()
+    assert not (tmp_path / BEST).exists()

@@ -17,7 +17,7 @@ from test_run import assert_same, numbers
 
 from vitdet import checkpoint
 from vitdet.engine.checkpoints import BEST, FINAL, LAST, read_state
-from vitdet.engine.launch import PREEMPTED_STATUS
+from vitdet.utils.checks import PREEMPTED_STATUS
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(3000)]
 

@@ -20,8 +20,8 @@ from tiny_recipe import own_recipe, recipe, rectangles, write_recipe
 
 from vitdet import checkpoint
 from vitdet.engine.checkpoints import last_checkpoint, usable
-from vitdet.engine.launch import PREEMPTED_STATUS, launch
-from vitdet.utils.checks import INTERRUPTED_STATUS, InputError
+from vitdet.engine.launch import launch
+from vitdet.utils.checks import INTERRUPTED_STATUS, PREEMPTED_STATUS, InputError
 
 
 def test_one_process_runs_here_and_returns():
@@ -32,23 +32,16 @@ def test_one_process_runs_here_and_returns():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ((-1,), r"--num-gpus: expected 0 to 0, .*got -1"),
+        ((4,), r"--num-gpus: expected 0 to 2, the GPUs of this machine, got 4"),
         ((1, 2, 2, "tcp://localhost:1"), r"--machine-rank: expected 0 to 1 for --num-machines 2"),
         ((1, 2, 0, "auto"), r"--dist-url: expected tcp://HOST:PORT of machine 0, got auto"),
-        ((1, 2, 0, "file:///x"), r"--dist-url: expected tcp://HOST:PORT of machine 0, got file:"),
     ],
 )
-@pytest.mark.skipif(torch.cuda.is_available(), reason="texts of a machine without a GPU")
-def test_wrong_arguments_are_named(arguments, message):
-    with pytest.raises(InputError, match=message):
-        launch(max, *arguments, args=(3, 4))
-
-
-def test_more_gpus_than_there_are(monkeypatch):
+def test_wrong_arguments_are_named(monkeypatch, arguments, message):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    with pytest.raises(InputError, match=r"--num-gpus: expected 0 to 2, the GPUs .* got 4\. Lower"):
-        launch(max, 4, args=(3, 4))
+    with pytest.raises(InputError, match=message):
+        launch(max, *arguments, args=(3, 4))
 
 
 def test_processes_that_do_not_come_are_one_line(monkeypatch, capsys):
@@ -61,18 +54,13 @@ def test_processes_that_do_not_come_are_one_line(monkeypatch, capsys):
         launch(max, args=(3, 4))
     assert ended.value.code == 2
     said = capsys.readouterr().err
-    assert said.startswith("error: start of the run at 127.0.0.1, port 1: expected all processes")
+    assert said.startswith(
+        "error: start of the run at 127.0.0.1, port 1: expected all processes, got:"
+    )
     assert said.count("\n") == 1
 
 
 # --- two processes of `launch` -------------------------------------------------------------------
-
-
-@pytest.mark.slow
-def test_two_processes_know_each_other(tmp_path):
-    launch(ranks.report_ranks, 2, args=(str(tmp_path),))
-    texts = [(tmp_path / f"rank{rank}.txt").read_text() for rank in range(2)]
-    assert texts == ["2 [(0, 0), (1, 1)]"] * 2
 
 
 ENDS = {

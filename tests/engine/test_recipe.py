@@ -1,7 +1,9 @@
-"""A recipe's values against each other, and its length once the data are read."""
+"""A recipe's values and lengths, and where the lines and numbers of a run go."""
 
 from __future__ import annotations
 
+import importlib.util
+import json
 import logging
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,9 +14,10 @@ from omegaconf import OmegaConf
 from tiny_recipe import recipe
 
 from vitdet.config import load_config
-from vitdet.engine.recipe import check_recipe, images_an_epoch, lr_rules, set_length
-from vitdet.engine.record import set_absolute_paths
+from vitdet.engine.log import Metrics, gradient_norm, logging_to
+from vitdet.engine.recipe import check_recipe, images_an_epoch, set_absolute_paths, set_length
 from vitdet.engine.run import evaluate, train
+from vitdet.engine.trainer import StepRecord
 from vitdet.utils.checks import InputError
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
@@ -24,35 +27,32 @@ DATASET = SimpleNamespace(
 )
 
 
-@pytest.mark.parametrize(
-    ("values", "text"),
-    [
-        ({"log_evry": 3}, r"train\.log_evry: there is no such key\. Did you mean log_every\?"),
-        ({"seed": "x"}, r"train\.seed: Value 'x' of type 'str' could not be converted to Integer"),
-        ({"seed": 1.5}, r"train\.seed: Value '1\.5' of type 'float' could not"),
-        ({"seed": None}, r"train\.seed: Incompatible value 'None'"),
-        ({"clip_grad_norm": True}, r"train\.clip_grad_norm: Value 'True' of type 'bool' could not"),
-        ({"ddp": ["a"]}, r"train\.ddp: "),
-        ({"loggers": "wandb"}, r"train\.loggers: Invalid value assigned"),
-        ({"num_images": "2 iterations"}, r"train\.num_images: Value '2 iterations'"),
-        ({"num_images": 0}, r"train\.num_images: expected at least one image, got 0"),
-        ({"epochs": 0}, r"train\.epochs: expected a number above 0 or null, got 0"),
-        ({"eval_every": -1}, r"train\.eval_every: .* got -1\. 0 means never"),
-        (
-            {"eval_every": "ten%"},
-            r'train\.eval_every: expected images, "10%" of the training or "500',
-        ),
-        ({"checkpoint_every": "2 epochs"}, r"train\.checkpoint_every: .* got '2 epochs'"),
-        ({"eval_weights": "best"}, r"train\.eval_weights: expected model or ema, got best"),
-        ({"precision": "fp8"}, r"train\.precision: expected auto or bf16 or fp16 or fp32, got fp8"),
-        ({"on_bad_step": "ignore"}, r"train\.on_bad_step: expected stop or skip, got ignore"),
-        ({"device": "tpu"}, r"train\.device: expected auto or cpu or cuda, got tpu"),
-        ({"parallel": "zero"}, r"train\.parallel: expected ddp or fsdp, got zero"),
-        ({"parallel": "fsdp", "compile": True}, r"train\.compile: it does not go with .*fsdp"),
-        ({"init_checkpoint": "???"}, r"recipe: expected a value for train\.init_checkpoint, got"),
-        ({"accumulate": 3}, r"total_batch_size: expected a multiple of the 1 processes times tra"),
-    ],
-)
+STOP = {"metric": "bbox/AP", "patience": 2}
+WRONG = [
+    ({"log_evry": 3}, r"train\.log_evry: there is no such key\. Did you mean log_every\?"),
+    ({"seed": "x"}, r"train\.seed: Value 'x' of type 'str' could not be converted to Integer"),
+    ({"seed": None}, r"train\.seed: Incompatible value 'None'"),
+    ({"clip_grad_norm": True}, r"train\.clip_grad_norm: Value 'True' of type 'bool' could not"),
+    ({"loggers": "wandb"}, r"train\.loggers: Invalid value assigned"),
+    ({"loggers": ["wandbb"]}, r"train\.loggers: expected \[wandb\] or \[\], got 'wandbb"),
+    ({"num_images": 0}, r"train\.num_images: expected 1 or more, got 0"),
+    ({"epochs": 0}, r"train\.epochs: expected a number above 0 or null, got 0"),
+    ({"eval_every": -1}, r"train\.eval_every: .* got -1\. 0 means never"),
+    ({"eval_every": "ten%"}, r'train\.eval_every: expected images, "10%" of the training or "500'),
+    ({"checkpoint_every": "2 epochs"}, r"train\.checkpoint_every: .* got '2 epochs'"),
+    ({"precision": "fp8"}, r"train\.precision: expected auto or bf16 or fp16 or fp32, got fp8"),
+    ({"parallel": "fsdp", "compile": True}, r"train\.compile: it does not go with .*fsdp"),
+    ({"init_checkpoint": "???"}, r"recipe: expected a value for train\.init_checkpoint, got"),
+    ({"accumulate": 3}, r"total_batch_size: expected a multiple of the 1 processes times tra"),
+    ({"ema_decay": 1.0}, r"train\.ema_decay: expected 0 <= decay < 1, .*got 1\.0"),
+    ({"early_stopping": STOP | {"patiense": 2}}, r"Key 'patiense' not in 'EarlyStopping'"),
+    ({"early_stopping": {"metric": "a"}}, r"a value for train\.early_stopping\.patience"),
+    ({"early_stopping": STOP | {"patience": 0}}, r"expected a patience of at least 1 and .*: 0,"),
+    ({"early_stopping": STOP}, r"train\.early_stopping: no evaluation, as train\.eval_every is 0"),
+]
+
+
+@pytest.mark.parametrize(("values", "text"), WRONG)
 def test_a_wrong_value_is_one_line_before_anything_starts(tmp_path, values, text):
     cfg = recipe(tmp_path / "out")
     cfg.train.update(values)
@@ -68,14 +68,13 @@ def test_a_gpu_that_is_not_there(tmp_path):
         train(recipe(tmp_path / "out", device="cuda"))
 
 
-@pytest.mark.parametrize("command", [train, evaluate])
-def test_a_part_is_no_recipe(tmp_path, command):
+def test_a_part_is_no_recipe(tmp_path):
     cfg = recipe(tmp_path / "out")
     del cfg["train"], cfg["schedule"]
-    with pytest.raises(
-        InputError, match=r"recipe to train or evaluate: expected .*, got no schedule, train\."
-    ):
-        command(cfg)
+    text = r"recipe to train or evaluate: expected .*, got no schedule, train\."
+    for command in (train, evaluate):
+        with pytest.raises(InputError, match=text):
+            command(cfg)
 
 
 def test_right_values_pass_and_keys_may_be_left_out(tmp_path):
@@ -111,13 +110,14 @@ def test_epochs_and_shares_become_images(tmp_path, values, filter_empty, expecte
 
 def test_rules_for_another_batch(tmp_path, caplog):
     cfg = check_recipe(recipe(tmp_path, reference_batch=4))
-    assert lr_rules(cfg) == ""
-    cfg.dataloader.train.total_batch_size = 16
     caplog.set_level(logging.INFO)
     set_length(cfg, DATASET)
+    assert caplog.messages == []
+    cfg.dataloader.train.total_batch_size = 16
+    set_length(cfg, DATASET)
     assert caplog.messages == [
-        "a step has 16 images, and the recipe is made for 4; optimizer.lr=0.001 is left as it is. "
-        "If that is the rate for 4, the linear rule has 0.004, the square-root rule 0.002"
+        "a step has 16 images, the recipe is made for 4: optimizer.lr=0.001 is left as it is (the "
+        "linear rule has 0.004, the square-root rule 0.002)"
     ]
 
 
@@ -132,3 +132,55 @@ def test_a_run_knows_where_its_data_lie(tmp_path, monkeypatch):
     wanted = {"json": f"{tmp_path}/a.json", "images": f"{tmp_path}/images", "name": "images"}
     assert cfg.dataloader.train.dataset == wanted
     assert cfg.dataloader.test.dataset == named
+
+
+# --- where lines and numbers go ------------------------------------------------------------------
+
+
+def test_a_resume_drops_later_lines(tmp_path):
+    options = SimpleNamespace(output_dir=tmp_path, loggers=[])
+    with Metrics(options, 0, about={}) as metrics:
+        metrics.write(4, {"a": 2.0})
+        metrics.write(8, {"a": 3.0, "bbox/AP": 4.0})
+        metrics.write(12, {"a": 5.0})
+    with (tmp_path / "metrics.json").open("a") as file:
+        file.write('{"images_seen": 8, "cut')  # by a kill
+    with Metrics(options, 8, about={}) as metrics:
+        metrics.write(12, {"a": 6.0})
+    lines = [json.loads(line) for line in (tmp_path / "metrics.json").read_text().splitlines()]
+    assert [(line["images_seen"], line["a"]) for line in lines] == [(4, 2.0), (8, 3.0), (12, 6.0)]
+
+
+def test_the_gradient_norm_is_the_mean_of_the_finite_ones():
+    def step(norm: float | None) -> StepRecord:
+        given = None if norm is None else torch.tensor(norm)
+        return StepRecord(torch.zeros(0), (), [], 0.1, 0, given)
+
+    assert gradient_norm([step(1.0), step(3.0), step(float("inf"))]) == {"grad_norm": 2.0}
+    assert gradient_norm([step(float("inf"))]) == gradient_norm([step(None)]) == {}
+
+
+def test_lines_go_to_the_terminal_and_to_the_file(tmp_path, capsys):
+    with logging_to() as log_to:
+        logging.getLogger("vitdet.anything").info("a line\x1b[2J")
+        log_to(tmp_path / "log.txt")
+    printed = capsys.readouterr().out
+    assert printed.endswith("a line\\x1b[2J\n")  # a terminal would obey it
+    assert (tmp_path / "log.txt").read_text() == printed
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not importlib.util.find_spec("wandb"), reason="wandb is not installed")
+def test_wandb_offline_keeps_config_and_points_and_a_resume_goes_on(tmp_path, monkeypatch):
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    train(recipe(tmp_path, num_images=8, loggers=["wandb"]))
+    identity = json.loads((tmp_path / "loggers.json").read_text())["wandb"]
+    train(recipe(tmp_path, num_images=16, loggers=["wandb"]), resume=True)
+    assert json.loads((tmp_path / "loggers.json").read_text()) == {"wandb": identity}
+    folders = sorted((tmp_path / "wandb").glob("offline-run-*"))
+    assert len(folders) == 2
+    assert all(folder.name.endswith(identity) for folder in folders)
+    content = b"".join((folder / f"run-{identity}.wandb").read_bytes() for folder in folders)
+    for text in (b"total_loss", b"bbox/AP", b"lr/block_0", b"layer_decay_rate"):
+        assert text in content, text

@@ -7,8 +7,6 @@ import json
 import os
 import shutil
 import signal
-import subprocess
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -24,7 +22,7 @@ from vitdet.engine.run import alone_in, evaluate, train
 from vitdet.engine.signals import Preempted
 from vitdet.engine.trainer import NonFiniteLossError, Trainer
 from vitdet.utils.checks import InputError
-from vitdet.utils.signals import PREEMPTION
+from vitdet.utils.distributed import PREEMPTION
 
 
 def stop_after(monkeypatch: pytest.MonkeyPatch, steps: int) -> None:
@@ -99,9 +97,10 @@ def test_a_run_leaves_its_record(undisturbed):
     }
     assert len(list(undisturbed.glob("events.out.tfevents.*"))) == 1
     assert (undisturbed / "last_checkpoint").read_text() == "model_final.pth\n"
+    assert f"process {os.getpid()} on " in (undisturbed / "run.lock").read_text()
     content = checkpoint.read(undisturbed / FINAL)
     state = {"model", "optimizer", "scaler", "images_seen", "seed"}
-    assert set(content) == state | {"evaluations", "vitdet"}
+    assert set(content) == state | {"vitdet"}
     assert (content["images_seen"], content["seed"]) == (24, 3)
     assert content["vitdet"]["class_names"] == ["dark", "light"]
     assert content["vitdet"]["config"] == (undisturbed / "config.yaml").read_text()
@@ -132,8 +131,10 @@ def test_metrics_hold_each_loss_and_learning_rate_and_the_log_its_lines(undistur
 # --- going on ------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("steps", [3, 4])  # in the middle of a period, and right after a checkpoint
-@pytest.mark.parametrize("kind", KINDS)
+# in the middle of a period, or right after a checkpoint
+@pytest.mark.parametrize(
+    ("kind", "steps"), [("plain", 3), ("parts", 4), ("average", 3), ("best", 4)]
+)
 def test_a_resumed_run_ends_with_the_same_bits(runs, tmp_path, monkeypatch, kind, steps):
     stop_after(monkeypatch, steps)
     with pytest.raises(KeyboardInterrupt):
@@ -149,21 +150,13 @@ def test_a_resumed_run_ends_with_the_same_bits(runs, tmp_path, monkeypatch, kind
 
 
 def test_a_finished_run_is_continued_when_it_gets_longer(tmp_path):
-    train(recipe(tmp_path / "short", num_images=16))
-    train(recipe(tmp_path / "short", num_images=20), resume=True)
-    train(recipe(tmp_path / "long", num_images=20))
-    long, short = (checkpoint.read(tmp_path / n / FINAL) for n in ("long", "short"))
-    assert long["model"].keys() == short["model"].keys()
-    assert short["images_seen"] == long["images_seen"] == 20
-
-
-def test_only_the_newest_checkpoints_stay(tmp_path):
     (tmp_path / ".model_000000008.pth.123.partial").touch()  # of a killed process
-    train(recipe(tmp_path, checkpoint_every=4, keep_checkpoints=2))
-    assert sorted(path.name for path in tmp_path.glob("model_*")) == [
-        *("model_000000016.pth", "model_000000020.pth", FINAL)
-    ]
-    assert list(tmp_path.glob(".*")) == []
+    for length in (16, 20):
+        options = {"checkpoint_every": 4, "keep_checkpoints": 2, "num_images": length}
+        train(recipe(tmp_path, **options), resume=True)
+    assert checkpoint.read(tmp_path / FINAL)["images_seen"] == 20
+    names = sorted(path.name for path in tmp_path.glob("*model_*"))
+    assert names == ["model_000000008.pth", "model_000000012.pth", FINAL]
 
 
 def test_a_folder_that_holds_a_run_is_not_overwritten(undisturbed):
@@ -235,16 +228,6 @@ def test_evaluation_alone_gives_the_results_of_the_training(runs, tmp_path, whic
     assert evaluate(recipe(runs["plain"]), resume=True)["bbox"]["AP50"] == stored["bbox"]["AP50"]
 
 
-@pytest.mark.parametrize("precision", ["bf16", "fp16"])
-def test_low_precision_runs_to_the_end(tmp_path, precision):
-    results = train(recipe(tmp_path, num_images=8, precision=precision))
-    assert results["bbox"]["AP"] == 6.0
-    state = checkpoint.read(tmp_path / FINAL)["model"]
-    assert {value.dtype for value in state.values() if value.is_floating_point()} == {torch.float32}
-    slow = "train.precision=fp16 is slow on a CPU" in (tmp_path / "log.txt").read_text()
-    assert slow == (precision == "fp16")
-
-
 # --- refused before anything is written ----------------------------------------------------------
 
 
@@ -279,15 +262,10 @@ def test_a_checkpoint_that_does_not_fit_is_refused(undisturbed, tmp_path):
         evaluate(recipe(tmp_path / "out", eval_weights="ema", **start))
     with pytest.raises(InputError, match=r"weights to evaluate: expected train\.init_checkpoint="):
         evaluate(recipe(tmp_path / "out"))
-    assert not (tmp_path / "out").exists()
-
-
-def test_training_and_test_classes_must_agree(tmp_path):
     cfg = recipe(tmp_path / "out")
     cfg.dataloader.test.dataset.class_names = ["light", "dark"]
-    with pytest.raises(
-        InputError, match=r"classes of the test data rectangles: expected those of the training"
-    ):
+    text = r"classes of the test data rectangles: expected those of the training"
+    with pytest.raises(InputError, match=text):
         train(cfg)
     assert not (tmp_path / "out").exists()
 
@@ -323,8 +301,9 @@ def test_no_checkpoint_is_written_after_a_nan(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("options", [{"eval_every": 12}, {"eval_every": 12, "checkpoint_every": 8}])
-def test_an_evaluation_that_is_cut_off_has_a_checkpoint_of_its_step(tmp_path, monkeypatch, options):
+def test_an_evaluation_that_is_cut_off_has_a_checkpoint_of_its_step(tmp_path, monkeypatch):
+    options = {"eval_every": 12, "checkpoint_every": 8}
+
     def cut_off(_: object) -> dict:
         raise OSError(errno.ENOSPC, "No space left on device", "predictions.json")
 
@@ -383,71 +362,32 @@ def test_interrupts_while_data_are_read_and_while_training(tmp_path, monkeypatch
     assert last_checkpoint(tmp_path / "out").name == "model_000000004.pth"
 
 
-HOLDER = """
-import sys, time
-from pathlib import Path
-from vitdet.utils.files import locked
-with locked(Path(sys.argv[1])):
-    print("held", flush=True)
-    time.sleep(600)
-"""
-
-
-def test_a_run_is_alone_in_its_folder(tmp_path):
-    for name in ("a", "c"):
-        (tmp_path / name).mkdir()
-    (tmp_path / "b").symlink_to("a")
-    words = [sys.executable, "-c", HOLDER, str(tmp_path / "a")]
-    with subprocess.Popen(words, stdout=subprocess.PIPE, text=True) as process:
-        assert process.stdout is not None
-        assert process.stdout.readline() == "held\n"
-        for spelling in ("a", "b", "./c/../a"):
-            with pytest.raises(InputError, match=rf"another run is .*process {process.pid} on"):
-                train(recipe(tmp_path / spelling), resume=True)
-        assert [path.name for path in (tmp_path / "a").iterdir()] == ["run.lock"]
-        process.kill()
-    train(recipe(tmp_path / "b", num_images=4))
-    assert f"process {os.getpid()} on " in (tmp_path / "a" / "run.lock").read_text()
-
-
 SMALL = ("log.txt", "metrics.json", "results.json", "environment.json", "run.json", "config.yaml")
-DAMAGED = {"cut": b'{"a', "number": b"7", "latin": b"\xff\xfe", "deep": b"[" * 100_000}
+DAMAGED = {"cut": b'{"a', "latin": b"\xff\xfe", "deep": b"[" * 100_000}
 
 
-@pytest.mark.parametrize("kind", [*DAMAGED, "folder", "fifo"])
+@pytest.mark.parametrize("kind", DAMAGED)
 def test_files_of_a_run_that_cannot_be_read_cost_themselves(undisturbed, tmp_path, kind):
     folder = tmp_path / "run"
     shutil.copytree(undisturbed, folder)
     for name in (*SMALL, "last_checkpoint"):
-        (folder / name).unlink()
-        if kind == "folder":
-            (folder / name).mkdir()
-        elif kind == "fifo":
-            os.mkfifo(folder / name)
-        else:
-            (folder / name).write_bytes(DAMAGED[kind])
+        (folder / name).write_bytes(DAMAGED[kind])
     train(recipe(folder, checkpoint_every=8, eval_every=16, num_images=28), resume=True)
     log = (folder / "log.txt").read_bytes().decode(errors="replace")
     assert "model_final.pth (24 images seen)" in log
-    final = checkpoint.read(folder / FINAL)
-    assert final["images_seen"] == 28
-    assert [each["images_seen"] for each in final["evaluations"]] == [16]
+    assert checkpoint.read(folder / FINAL)["images_seen"] == 28
     assert (folder / "last_checkpoint").read_text() == "model_final.pth\n"
 
 
-@pytest.mark.parametrize(
-    ("key", "value", "text"),
-    [
+def test_a_checkpoint_of_other_types_is_one_line(undisturbed, tmp_path):
+    name = "model_000000016.pth"
+    (tmp_path / "last_checkpoint").write_text(name)
+    for key, value, text in (
         ("images_seen", "24", r"expected int, got str in images_seen"),
         ("images_seen", -4, r"its name does not fit its -4 images seen"),
         ("optimizer", {"param_groups": 3}, r"expected the state of an optimizer .*TypeError"),
-        ("evaluations", 7, r"its evaluations are no list of results"),
-    ],
-)
-def test_a_checkpoint_of_other_types_is_one_line(undisturbed, tmp_path, key, value, text):
-    name = "model_000000016.pth"
-    checkpoint.write(tmp_path / name, {**checkpoint.read(undisturbed / name), key: value})
-    (tmp_path / "last_checkpoint").write_text(name)
-    with pytest.raises(InputError, match=text) as caught:
-        train(recipe(tmp_path, num_images=20), resume=True)
-    assert "\n" not in str(caught.value)
+    ):
+        checkpoint.write(tmp_path / name, {**checkpoint.read(undisturbed / name), key: value})
+        with pytest.raises(InputError, match=text) as caught:
+            train(recipe(tmp_path, num_images=20), resume=True)
+        assert "\n" not in str(caught.value)

@@ -2,25 +2,25 @@
 
 from __future__ import annotations
 
-import logging
 import math
+import re
 
 import pytest
 import ranks
 import torch
 from pair import in_pair
-from test_run import numbers
 from test_variants import VARIANTS
 from tiny_recipe import detector_node, draw
 from torch import nn
 
 from vitdet import checkpoint
 from vitdet.config import build_model
-from vitdet.engine.losses import DetectorLoss, cut
+from vitdet.engine.losses import DetectorLoss
 from vitdet.engine.trainer import HeadStatistics, Hook, NonFiniteLossError, Trainer
 from vitdet.optim import adamw
 from vitdet.utils.checks import InputError
 from vitdet.utils.env import seed_all
+from vitdet.utils.precision import autocast_dtype
 
 
 class Noisy(nn.Module):
@@ -118,7 +118,7 @@ def test_moments_follow_the_names_whatever_the_order_of_the_modules_was(tmp_path
         assert mine["step"] == 1
     state = then.state_dict()
     state["optimizer"]["state"][0]["exp_avg"] = torch.zeros(3)
-    with pytest.raises(InputError, match=r"\(ValueError: exp_avg of weight has the shape \(3,\)"):
+    with pytest.raises(InputError, match=r"exp_avg of weight has the shape \(3,\)"):
         adam_trainer(["a", "b", "c", "d"]).load_state_dict(state, source="then.pth")
     own = adam_trainer(["d", "c", "b", "a"])
     own.optimizer.param_groups.reverse()
@@ -140,15 +140,24 @@ def test_the_gradient_is_clipped_as_a_whole():
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
 def test_low_precision_trains_with_weights_in_fp32(precision):
     trainer = real_trainer(0.01, precision=precision)
-    detector = trainer.detector
-    before = {name: p.detach().clone() for name, p in detector.named_parameters()}
+    name = "backbone.net.patch_embed.proj.weight"
+    before = trainer.detector.get_parameter(name).detach().clone()
     trainer.run(iter([[draw(0), draw(1)], [draw(2), draw(3)]]), 4)
     losses = [step.losses for step in trainer.window.steps]
     assert all(values.isfinite().all() for values in losses)
-    assert {p.dtype for p in detector.parameters()} == {losses[0].dtype} == {torch.float32}
-    name = "backbone.net.patch_embed.proj.weight"
-    assert not torch.equal(detector.get_parameter(name), before[name])
+    assert {p.dtype for p in trainer.detector.parameters()} == {losses[0].dtype} == {torch.float32}
+    assert not torch.equal(trainer.detector.get_parameter(name), before)
     assert bool(trainer.state_dict()["scaler"]) == (precision == "fp16")
+
+
+@pytest.mark.parametrize(("native", "expected"), [(True, torch.bfloat16), (False, None)])
+def test_auto_takes_bf16_only_where_the_processor_has_it(monkeypatch, native, expected):
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: native)
+    cpu = torch.device("cpu")
+    assert autocast_dtype("auto", cpu) is expected
+    assert autocast_dtype("bf16", cpu) is torch.bfloat16  # what is asked for by name is done
+    with pytest.raises(InputError, match=r"one of auto, bf16, fp16, fp32, got fp8\. auto"):
+        autocast_dtype("fp8", cpu)
 
 
 def test_a_loss_that_is_not_finite_stops_before_the_weights_change():
@@ -164,7 +173,7 @@ def test_a_loss_that_is_not_finite_stops_before_the_weights_change():
     assert "\n" not in str(caught.value)
     assert torch.equal(trainer.detector.weight, before)
     trainer.detector.fault = FloatingPointError("Predicted boxes or scores contain Inf/NaN.")
-    text = r"contain Inf/NaN \(the proposals are not finite\) after 1 images at lr 0\.11 .* image_3"
+    text = r"contain Inf/NaN after 1 images at lr 0\.11 .* image_3"
     with pytest.raises(NonFiniteLossError, match=text):  # detectron2's own report
         trainer.step(batch_of(3.0))
 
@@ -173,9 +182,7 @@ def test_head_statistics_do_not_wait_for_the_device():
     with HeadStatistics() as statistics:
         # The value of a meta tensor cannot be had, so a conversion would raise.
         statistics.put_scalar("count", torch.empty((), device="meta"))
-        statistics.put_scalar("accuracy", 0.5, smoothing_hint=False)
-    assert statistics.latest_values["accuracy"] == 0.5
-    assert set(statistics.latest_values) == {"count", "accuracy"}
+    assert set(statistics.latest_values) == {"count"}
 
 
 def test_what_a_resume_does_not_change():
@@ -202,7 +209,7 @@ def one_step(accumulate: int) -> tuple[Trainer, dict[str, torch.Tensor]]:
 
 
 @pytest.mark.parametrize("accumulate", [2, 4])
-def test_step_and_run_in_parts_are_those_of_the_whole_batch(tmp_path, accumulate):
+def test_a_step_in_parts_is_that_of_the_whole_batch(accumulate):
     trainer, gradients = one_step(1)
     other, parts = one_step(accumulate)
     assert parts.keys() == gradients.keys()
@@ -216,27 +223,19 @@ def test_step_and_run_in_parts_are_those_of_the_whole_batch(tmp_path, accumulate
     norm = torch.stack([gradient.norm() for gradient in gradients.values()]).norm()
     torch.testing.assert_close(step.grad_norm, norm)
 
-    whole, parts = tmp_path / "whole", tmp_path / "parts"
-    ranks.train_even_batches(str(whole))
-    ranks.train_even_batches(str(parts), accumulate=accumulate)
-    assert_same_model(whole, parts)
-    for line, other_line in zip(numbers(whole), numbers(parts), strict=True):
-        losses = {name: value for name, value in line.items() if name.startswith("loss_")}
-        assert {name: other_line.get(name) for name in losses} == pytest.approx(losses, abs=1e-5)
 
-
-def assert_same_model(*folders) -> None:
+@pytest.mark.slow
+@pytest.mark.parametrize("parallel", ["", "ddp", "fsdp"])
+def test_parts_have_the_weights_of_one_batch_also_in_two_processes(tmp_path, parallel):
+    ranks.train_even_batches(str(tmp_path / "whole"))
+    if parallel:
+        in_pair(ranks.train_in_parts, str(tmp_path / "parts"), 2, parallel)
+    else:
+        ranks.train_even_batches(str(tmp_path / "parts"), accumulate=4)
+    folders = [tmp_path / "whole", tmp_path / "parts"]
     whole, parts = (checkpoint.read(folder / "model_final.pth")["model"] for folder in folders)
     for name, weight in whole.items():
         torch.testing.assert_close(parts[name], weight, rtol=0, atol=1e-6, msg=name)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
-def test_parts_in_two_processes_have_the_weights_of_one_batch(tmp_path, parallel):
-    ranks.train_even_batches(str(tmp_path / "whole"))
-    in_pair(ranks.train_in_parts, str(tmp_path / "parts"), 2, parallel)
-    assert_same_model(tmp_path / "whole", tmp_path / "parts")
 
 
 @pytest.mark.slow
@@ -248,51 +247,18 @@ def test_gradients_travel_with_the_last_part_only(tmp_path):
     assert twice == once != "0"
 
 
-def test_parts_that_do_not_add_up_are_refused(caplog):
-    batch = [{"position": position} for position in range(4)]
-    assert cut(batch, 2) == [batch[:2], batch[2:]]
-    with pytest.raises(InputError, match=r"train\.accumulate: expected a divisor of 4, .*, got 3"):
-        cut(batch, 3)
+def test_parts_that_do_not_add_up_are_refused_or_said(caplog):
     loss = DetectorLoss(Noisy())  # stands for RetinaNet, FCOS and PanopticFPN
     loss.check_parts(1)
-    for parts, text in (
-        (0, "expected 1 or more, got 0"),
-        (2, "expected 1 for Noisy, whose losses are normalised by all images of a pass: .*, got 2"),
-    ):
-        with pytest.raises(InputError, match=rf"train\.accumulate: {text}"):
-            loss.check_parts(parts)
+    text = "expected 1 for Noisy, whose losses are normalised by all images of a pass: .*, got 2"
+    with pytest.raises(InputError, match=rf"train\.accumulate: {text}"):
+        loss.check_parts(2)
     node = detector_node()
     DetectorLoss(build_model(node)).check_parts(2)
     assert caplog.records == []
     VARIANTS["basic with BatchNorm"](node)
     node.backbone.square_pad = 0
-    with caplog.at_level(logging.WARNING):
-        DetectorLoss(build_model(node)).check_parts(2)
-    norms, padding = (each.getMessage() for each in caplog.records)
-    assert "train.accumulate=2: backbone.net.blocks.0.residual." in norms
-    assert "normalises over the images of a part" in norms
-    assert "square_pad is 0" in padding
-
-
-def test_half_the_images_at_a_time_keep_half_as_much():
-    """What autograd keeps for the backward pass, as far as it grows with the images."""
-    kept = {}
-    for accumulate in (1, 2):
-        trainer, _ = one_step(accumulate)
-        forward, sizes = trainer.detector_loss.forward, []
-
-        def counted(part: list, forward=forward, sizes=sizes) -> dict[str, torch.Tensor]:
-            sizes.append(0)
-
-            def pack(tensor: torch.Tensor) -> torch.Tensor:
-                sizes[-1] += tensor.nbytes if tensor.shape[:1] == (len(part),) else 0
-                return tensor
-
-            with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-                return forward(part)
-
-        trainer.detector_loss.forward = counted
-        trainer.run(iter([[draw(position) for position in range(4)]]), 8)
-        assert len(sizes) == accumulate
-        kept[accumulate] = max(sizes)
-    assert kept[2] == pytest.approx(kept[1] / 2, rel=0.01)
+    DetectorLoss(build_model(node)).check_parts(2)
+    (line,) = caplog.messages
+    norm = r"train\.accumulate=2: backbone\.net\.blocks\.0\.residual\.\S+ and \S+square_pad=0 sees"
+    assert re.match(norm, line)

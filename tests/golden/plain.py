@@ -10,8 +10,7 @@ from typing import Any
 import torch
 
 from vitdet.backbones.eva02 import EVA02ViT
-from vitdet.backbones.plain import PlainViT
-from vitdet.backbones.vit import ViT
+from vitdet.backbones.vit import PlainViT, ViT
 from vitdet.layers.rope import make_ropes
 from vitdet.pyramid import SimpleFeaturePyramid
 

@@ -19,7 +19,7 @@ from vitdet.backbones.vit import PlainViT
 from vitdet.layers import parts as parts_module
 from vitdet.layers import positions as positions_module
 from vitdet.layers.norms import ChannelLayerNorm
-from vitdet.layers.windows import window_partition, window_reverse
+from vitdet.layers.parts import window_partition, window_reverse
 
 from .build import Mode, vit_options
 from .cases import ABSENT, Case, Options, UnsupportedCase, discover, folder

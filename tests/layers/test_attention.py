@@ -56,6 +56,7 @@ def test_kernel_equals_eager(backend, case, with_rel_pos):
     kernel_cases.check(found, case.dtype, with_rel_pos)
 
 
+@pytest.mark.slow
 def test_auto_does_not_cut_a_compiled_graph():
     q, k, v = torch.randn(3, 1, 2, 6, 16)
     rel_pos = RelPos(torch.randn(1, 2, 6, 2), torch.randn(1, 2, 6, 3))
@@ -152,9 +153,6 @@ def test_cut_anywhere(monkeypatch, size, with_rel_pos):
         results.append([out, *(each.grad for each in inputs)])
     for ours, expected in zip(*results, strict=True):
         torch.testing.assert_close(ours, expected, rtol=0, atol=1e-12)
-    few = q[:, :, :4]
-    got = attention(few, k, v, backend="blocks")
-    torch.testing.assert_close(got, eager(few, k, v, None, D**-0.5), rtol=0, atol=1e-12)
 
 
 def test_scores_far_from_zero_and_no_images():
@@ -164,14 +162,6 @@ def test_scores_far_from_zero_and_no_images():
     torch.testing.assert_close(got, eager(40 * q, k, v, rel_pos, 1.0))
     empty = torch.zeros(0, N, L, D)
     assert blocks.attention(empty, empty, empty, None, 1.0).shape == (0, N, L, D)
-
-
-def test_gradients_of_gradients_are_refused():
-    q, k, v, h, w = tensors()
-    out = blocks.attention(q, k, v, RelPos(h, w), 1.0)
-    (grad,) = torch.autograd.grad(out.square().sum(), q, create_graph=True)
-    with pytest.raises(RuntimeError, match="once_differentiable"):
-        grad.sum().backward()
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])

@@ -5,8 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections import Counter
-from collections.abc import Iterator
+from collections import Counter, defaultdict
 from pathlib import Path
 from typing import Any, get_args
 
@@ -14,13 +13,12 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from vitdet.app.pages import jpeg, render
-from vitdet.data.checking import Checked, check_data
+from vitdet.data.clean import Checked, check_data, check_output, write_repaired
 from vitdet.data.findings import KINDS, Finding
 from vitdet.data.formats import FORMATS, find_data
 from vitdet.data.images import open_image
 from vitdet.data.labels import Boxes
 from vitdet.data.masks import read_box
-from vitdet.data.repair import check_output, write_repaired
 from vitdet.utils.checks import InputError, one_line
 from vitdet.utils.files import write_text
 
@@ -57,11 +55,16 @@ def run(args: argparse.Namespace) -> int:
         InputError: data that cannot be read at all, or an output that cannot be written.
     """
     data = find_data(args.data, args.format, args.images)
-    folders = [part.images for part in data.parts.values()]
     if args.fix:  # before the work rather than after it
-        check_output(data.folder, folders, args.fix)
-    if args.out:
-        _check_page(args.out, [data.folder, *folders])
+        check_output(data, args.fix)
+    if args.out:  # never a file of the data, or one that is no page
+        folders = [data.folder, *(part.images for part in data.parts.values())]
+        inside = any(args.out.resolve().is_relative_to(folder.resolve()) for folder in folders)
+        if inside or (args.out.exists() and args.out.suffix.lower() not in (".html", ".htm")):
+            got = "one inside the data" if inside else "a file that is no page"
+            raise InputError(
+                f"--out {args.out}: expected a new file apart from the data, got {got}."
+            )
     checked = check_data(data, None if args.json else _progress, boxes=args.boxes)
     if args.out:
         write_text(args.out, _page(checked))
@@ -72,7 +75,7 @@ def run(args: argparse.Namespace) -> int:
     if not args.fix:
         return 1 if checked.faults else 0
     lost = write_repaired(checked, args.fix)
-    lines = [f"repaired     all changes are listed in {args.fix / 'repairs.json'}"]
+    print(f"repaired     all changes are listed in {args.fix / 'repairs.json'}", file=beside)
     images = Counter(
         each.kind for _, each in checked.findings if each.done == "left out with its objects"
     )
@@ -81,21 +84,20 @@ def run(args: argparse.Namespace) -> int:
     for what, kinds in losses:
         if kinds:
             reasons = ", ".join(f"{count} x {kind}" for kind, count in kinds.items())
-            lines.append(f"lost         {sum(kinds.values())} {what} ({reasons})")
+            print(f"lost         {sum(kinds.values())} {what} ({reasons})", file=beside)
     again = check_data(find_data(args.fix))
-    left = Counter(each.kind for _, each in again.faults)
-    lines += [f"still        {count} x {kind}" for kind, count in left.items()]
-    print(*lines, sep="\n", file=beside, flush=True)
+    for kind, count in Counter(each.kind for _, each in again.faults).items():
+        print(f"still        {count} x {kind}", file=beside)
     return 1 if again.faults or any(kinds for _, kinds in losses) else 0
 
 
-def _check_page(path: Path, folders: list[Path]) -> None:
-    """Stop where the page would replace a file of the data, or one that is no page."""
-    inside = any(path.resolve().is_relative_to(folder.resolve()) for folder in folders)
-    other = path.exists() and path.suffix.lower() not in (".html", ".htm")
-    if inside or other:
-        got = "one inside the data" if inside else "a file that is no page"
-        raise InputError(f"--out {path}: expected a new file apart from the data, got {got}.")
+def _by_kind(checked: Checked) -> dict[str, list[tuple[str, Finding]]]:
+    """Return the findings of each kind, faults first, then the most frequent."""
+    found: dict[str, list[tuple[str, Finding]]] = defaultdict(list)
+    for each in checked.findings:
+        found[each[1].kind].append(each)
+    order = sorted(found, key=lambda kind: (KINDS[kind].severity != "fault", -len(found[kind])))
+    return {kind: found[kind] for kind in order}
 
 
 def _as_json(checked: Checked) -> dict[str, Any]:
@@ -116,7 +118,7 @@ def _as_json(checked: Checked) -> dict[str, Any]:
                 "count": len(found),
                 "examples": [{"split": part, **each._asdict()} for part, each in found[:_IN_JSON]],
             }
-            for kind, found in checked.by_kind().items()
+            for kind, found in _by_kind(checked).items()
         },
     }
 
@@ -128,7 +130,7 @@ def _text(checked: Checked) -> str:
     ]
     lines = [f"data         {checked.data.format}: {'; '.join(parts)}"]
     lines += [f"data         {one_line(note)}" for note in checked.data.notes]
-    for kind, found in checked.by_kind().items():
+    for kind, found in _by_kind(checked).items():
         about = KINDS[kind]
         lines.append(f"{about.severity:<12} {len(found)} x {kind}: {about.text}")
         for split, each in found[:_EXAMPLES]:
@@ -151,7 +153,7 @@ def _progress(seen: int, total: int) -> None:
 
 def _page(checked: Checked) -> str:
     """Return the page as HTML."""
-    kinds = checked.by_kind()
+    kinds = _by_kind(checked)
     rows = [
         (KINDS[kind].severity, len(found), kind, KINDS[kind].text) for kind, found in kinds.items()
     ]
@@ -193,11 +195,11 @@ def _parts(checked: Checked) -> tuple[Any, ...]:
 
 def _classes(checked: Checked) -> tuple[Any, ...]:
     """Return the objects of each class, the most frequent first."""
-    counts = {split: _class_counts(checked, split) for split in checked.cleaned}
-    total: Counter[str] = sum(map(Counter, counts.values()), Counter())
+    counts = {split: Counter(_class_counts(checked, split)) for split in checked.cleaned}
+    total = sum(counts.values(), Counter())
     most = max(total.values(), default=1)
     rows = [
-        (name, *(of_split.get(name, 0) for of_split in counts.values()), 100 * count // most)
+        (name, *(of_split[name] for of_split in counts.values()), 100 * count // most)
         for name, count in total.most_common(_CLASSES)
     ]
     return ("class", *counts, ""), rows, (), len(counts) + 1
@@ -207,32 +209,24 @@ def _example(checked: Checked, split: str, finding: Finding) -> tuple[str | None
     """Return a picture of a finding, if its image can be shown, and a caption."""
     caption = f"{split}, {finding.where}: got {finding.got}"
     caption += f"; in a repaired copy: {finding.done}" if finding.done else ""
-    images = checked.cleaned[split].content["images"]
-    names = (each["file_name"] for each in images if each["id"] == finding.image_id)
+    part, content = checked.data.parts[split], checked.cleaned[split].content
+    names = (x["file_name"] for x in content["images"] if x["id"] == finding.image_id)
     name = next(names, "")
     header = checked.files[split][name].header if name else None
     if header is None or header.deep:
         return None, caption
-    image = open_image(checked.data.parts[split].images / name)
+    if finding.place is None:  # all boxes of the image, else that of the annotation, as it is given
+        found = [x["bbox"] for x in content["annotations"] if x["image_id"] == finding.image_id]
+    else:
+        found = [read_box(part.content["annotations"][finding.place].get("bbox"))]
+    image = open_image(part.images / name)
     scale = _SIDE / max(image.size)
     small = image.resize([max(1, round(side * scale)) for side in image.size])
     canvas = Image.new("RGB", [side + 2 * _MARGIN for side in small.size], (225, 225, 225))
     canvas.paste(small, (_MARGIN, _MARGIN))
     limit = np.array(canvas.size) - 1
-    for box, colour in _boxes(checked, split, finding):
+    for box in filter(None, found):
         corners = np.array([box[:2], np.add(box[:2], np.maximum(box[2:], 0))]) * scale + _MARGIN
         ends = np.clip(corners, 0, limit).ravel().tolist()
-        ImageDraw.Draw(canvas).rectangle(ends, outline=colour, width=2)
+        ImageDraw.Draw(canvas).rectangle(ends, outline="#e00020", width=2)
     return jpeg(canvas), caption
-
-
-def _boxes(checked: Checked, split: str, finding: Finding) -> Iterator[tuple[Any, str]]:
-    """Yield the box of the annotation that was found, as it was given, else those of the image."""
-    if finding.place is None:
-        for each in checked.cleaned[split].content["annotations"]:
-            if each["image_id"] == finding.image_id:
-                yield each["bbox"], "#ffb000"
-        return
-    given = checked.data.parts[split].content["annotations"][finding.place]
-    if box := read_box(given.get("bbox")):
-        yield box, "#e00020"

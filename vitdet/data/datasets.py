@@ -17,9 +17,9 @@ from detectron2.data.datasets import builtin
 from detectron2.data.detection_utils import get_fed_loss_cls_weights
 from detectron2.structures import BoxMode
 
-from vitdet.data.clean import Cleaned, check_lists, clean
+from vitdet.data.clean import Cleaned, clean
 from vitdet.data.files import read_json
-from vitdet.data.findings import Json, notes_on, stop_at_faults
+from vitdet.data.findings import Json, check_lists, notes_on, stop_at_faults
 from vitdet.data.labels import Style, file_name
 from vitdet.data.masks import is_polygon
 from vitdet.utils.checks import InputError, nearest

@@ -1,8 +1,7 @@
-"""What lies in a folder of data, and the one reader of its small files.
+"""What lies in a folder of data: its files, their names, and parts of a data set as COCO dicts.
 
-Such folders hold links that lead nowhere or in circles, pipes, names that are no text, results of
-earlier runs, and files that are not what their names say. Nothing of it hangs or ends in a
-traceback: it is left out and counted, or is an error of one line.
+Links in circles, pipes, names that are no text, results of earlier runs, files that are not what
+their names say: nothing hangs; it is left out and counted, or is an error of one line.
 """
 
 from __future__ import annotations
@@ -10,22 +9,41 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 import stat
-from collections import Counter
-from collections.abc import Callable
+import unicodedata
+from collections import Counter, defaultdict
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import cache
+from itertools import takewhile
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
+from urllib.parse import unquote
 
-from vitdet.data.images import IMAGE_SUFFIXES, UNREADABLE_SUFFIXES
+from vitdet.data.findings import Json
+from vitdet.data.images import IMAGE_SUFFIXES, UNREADABLE_SUFFIXES, ImageError, Size, read_header
 from vitdet.utils.checks import InputError, one_line
 from vitdet.utils.files import RESULT_MARKER
 
+T = TypeVar("T")
+
 MAX_TEXT = 64 << 20  # bytes of a list, a yaml, an xml or a file of labels
-_MAX_VISITS = 8  # of one folder, by several links
+WHOLE = "all"  # the name of the only part of a data set that is not split
+SPLITS = ("train", "val", "test")
+_SPLIT = re.compile(
+    r"(?<![a-z])(?:(?P<train>train(?:ing|val)?)|(?P<test>test(?:ing|dev)?)|"
+    r"(?P<val>val(?:id|idation|idate)?|dev|eval(?:uation)?))(?:set)?(?![a-z])"
+)
 _LABELS = {".json", ".xml", ".yaml", ".yml", ".txt"}
-_SPECIAL = {stat.S_IFDIR: "a folder", stat.S_IFIFO: "a pipe", stat.S_IFSOCK: "a socket"}
-_ARCHIVES = (b"PK\x03\x04", b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"7z\xbc\xaf", b"Rar!")
+_STARTS = {  # of files, in lower case
+    (b"<!doctype html", b"<html"): "a web page (download the file itself)",
+    (b"version https://git-lfs",): "a pointer of Git LFS in its place (run `git lfs pull`)",
+    (b"pk\x03\x04", b"\x1f\x8b", b"bzh", b"\xfd7zxz", b"7z\xbc\xaf", b"rar!"): (
+        "an archive (unpack it and give the folder)"
+    ),
+    (b"\x89png", b"\xff\xd8\xff"): "an image",
+}
 # Files that belong to a data set or to its tools and are no images that somebody may miss.
 _NO_IMAGES = {
     *(".txt", ".xml", ".json", ".jsonl", ".yaml", ".yml", ".csv", ".tsv", ".md", ".names", ".data"),
@@ -33,29 +51,11 @@ _NO_IMAGES = {
     *(".pth", ".safetensors", ".lock"),
 }
 
-
-def _or_false(test: Callable[[Path], bool]) -> Callable[[Path], bool]:
-    def safe(path: Path) -> bool:
-        try:
-            return test(path)
-        except OSError:  # a name that is too long, a folder that may not be read
-            return False
-
-    return safe
+# Unlike pathlib's these are False for a name that is too long or a folder that may not be read.
+exists, is_file, is_link = os.path.exists, os.path.isfile, os.path.islink
 
 
-exists, is_file, is_link = map(_or_false, (Path.exists, Path.is_file, Path.is_symlink))
-
-
-def written(path: Path) -> Path:
-    """Return the absolute path as it is written: without "..", links are not followed."""
-    plain = Path(os.path.normpath(path.absolute()))
-    return plain if exists(plain) or not exists(path) else path.resolve()
-
-
-def home(text: str) -> Path:
-    """Return a path in which ~ stands for a home folder, where there is one of this user."""
-    return Path(os.path.expanduser(text))  # noqa: PTH111 - Path.expanduser stops without one
+# --- small files ----------------------------------------------------------------------------------
 
 
 def read_bytes(path: Path, limit: float = math.inf) -> bytes:
@@ -63,17 +63,14 @@ def read_bytes(path: Path, limit: float = math.inf) -> bytes:
     try:
         status = path.stat()
         regular = stat.S_ISREG(status.st_mode)
-        data = path.read_bytes() if regular and status.st_size <= limit else b""
+        if regular and status.st_size <= limit:
+            return path.read_bytes()
     except (OSError, ValueError) as error:  # ValueError: no name of a file, such as one with a zero
         got = error.strerror if isinstance(error, OSError) else error
-        link = " (a link that leads nowhere)" if is_link(path) else ""
-        raise InputError(f"{path}: expected a file that can be read, got {got}{link}.") from error
-    if not regular:
-        got = _SPECIAL.get(stat.S_IFMT(status.st_mode), "a device")
-        raise InputError(f"{path}: expected a file, got {got}. Check the path.")
-    if status.st_size > limit:
-        raise InputError(f"{path}: expected at most {limit} bytes of text, got {status.st_size}.")
-    return data
+        got = "a link that leads nowhere" if is_link(path) else got
+        raise InputError(f"{path}: expected a file that can be read, got {got}.") from error
+    got = f"more than {limit} bytes" if regular else "a folder, pipe or device"
+    raise InputError(f"{path}: expected a file, got {got}. Check the path.")
 
 
 def read_text(path: Path, limit: int = MAX_TEXT) -> str:
@@ -87,11 +84,7 @@ def read_text(path: Path, limit: int = MAX_TEXT) -> str:
 
 
 def read_json(path: Path) -> tuple[Any, str]:
-    """Return what a json file holds, and its encoding: "utf-8" where any program reads it.
-
-    Raises:
-        InputError: it cannot be read, or is no json.
-    """
+    """Return what a json file holds, and its encoding: "utf-8" where any program reads it."""
     data = read_bytes(path)
     encoding = json.detect_encoding(data[:4])
     try:
@@ -107,13 +100,10 @@ def kind_of(data: bytes) -> str | None:
     start = data[:2000].lstrip().lower()
     if not start.strip(b"\x00"):
         return "only zero bytes (an incomplete copy)" if start else "an empty file"
-    if start.startswith((b"<!doctype html", b"<html")):
-        return "a web page (download the file itself)"
-    if start.startswith(b"version https://git-lfs"):
-        return "a pointer of Git LFS in its place (run `git lfs pull`)"
-    if data.startswith(_ARCHIVES) or data[257:262] == b"ustar":
-        return "an archive (unpack it and give the folder)"
-    return "an image" if data.startswith((b"\x89PNG", b"\xff\xd8\xff")) else None
+    return next((kind for starts, kind in _STARTS.items() if start.startswith(starts)), None)
+
+
+# --- the files of a folder ------------------------------------------------------------------------
 
 
 @dataclass
@@ -148,73 +138,243 @@ class Listing:
 def list_files(folder: Path) -> Listing:
     """List the files below a folder; links to folders are followed, hidden names passed over.
 
-    What is no data is left out and counted (`_reason`); an OSError where the folder itself cannot
-    be read. What has the name of a file of labels stays, whatever it is: reading it says what is
-    wrong.
+    What is no data is left out and counted; an OSError where the folder itself cannot be read. What
+    has the name of a file of labels stays, whatever it is: reading it says what is wrong. Each
+    folder is looked at once, however many links lead to it.
     """
-    found, visits, real = Listing(folder), Counter[Any](), folder.resolve()
-    todo = [(folder, frozenset(_identity(each.stat()) for each in (real, *real.parents)))]
-    while todo:
-        place, above = todo.pop()
-        entries = _entries(place, found)
-        results = read_json(place / RESULT_MARKER)[0] if RESULT_MARKER in entries else {}
-        for name in sorted(entries):
-            if name.startswith(".") or name == "__MACOSX":
-                continue
-            reason, identity = _reason(entries[name], results)
-            visits[identity] += identity is not None
-            if identity in above or visits[identity] > _MAX_VISITS:
-                reason = "folder that links lead to again"
-            if reason:
-                found.left_out[reason] += 1
-            elif identity is None:
-                found.files.append(place / name)
-            else:
-                todo.append((place / name, above | {identity}))
+    found, real = Listing(folder), folder.resolve()
+    seen = {_identity(each) for each in (real, *real.parents)}
+
+    def unreadable(error: OSError) -> None:
+        if Path(error.filename) == folder:
+            raise error
+        found.left_out["folder that cannot be read"] += 1
+
+    def stays(path: Path, results: Any) -> bool:
+        hidden = path.name.startswith(".") or path.name == "__MACOSX"
+        if reason := "" if hidden else _reason(path, results):
+            found.left_out[reason] += 1
+        return not (hidden or reason)
+
+    for text, folders, names in os.walk(folder, onerror=unreadable, followlinks=True):
+        place = Path(text)
+        of_run = "config.yaml" in names and not {"run.json", "last_checkpoint"}.isdisjoint(names)
+        if of_run and place != folder:
+            found.left_out["folder of a run"] += 1
+            folders.clear()
+            continue
+        results = read_json(place / RESULT_MARKER)[0] if RESULT_MARKER in names else {}
+        found.files += [place / name for name in names if stays(place / name, results)]
+        inside = [name for name in sorted(folders) if stays(place / name, {})]
+        folders.clear()
+        for name in inside:
+            if (identity := _identity(place / name)) not in seen:
+                seen.add(identity)
+                folders.append(name)
     found.files.sort()
     return found
 
 
-def _entries(place: Path, found: Listing) -> dict[str, os.DirEntry[str]]:
-    """Return what lies in a folder by name; {} where the folder is left out."""
-    try:
-        with os.scandir(place) as inside:
-            entries = {each.name: each for each in inside}
-    except OSError:
-        if place == found.folder:
-            raise
-        found.left_out["folder that cannot be read"] += 1
-        return {}
-    run = "config.yaml" in entries and entries.keys() & {"run.json", "last_checkpoint"}
-    if run and place != found.folder:
-        found.left_out["folder of a run"] += 1
-        return {}
-    return entries
-
-
-def _identity(status: os.stat_result) -> tuple[int, int]:
+def _identity(path: Path) -> tuple[int, int]:
+    status = path.stat()
     return status.st_dev, status.st_ino
 
 
-def _reason(entry: os.DirEntry[str], results: Any) -> tuple[str, tuple[int, int] | None]:
-    """Return why something is left out ("" for what stays), and the identity of a folder.
+def _reason(path: Path, results: Any) -> str:
+    """Return why something is left out, "" for what stays.
 
     `results` is {name of a result without suffix: its input} as `vitdet predict` notes it.
     """
-    path = Path(entry.path)
     labels = path.suffix.lower() in _LABELS
     try:
-        entry.name.encode()
-        status = entry.stat()
+        path.name.encode()
+        mode = path.stat().st_mode
     except UnicodeEncodeError:
-        return "name that is no UTF-8", None
+        return "name that is no UTF-8"
     except OSError:
-        reason = "link that leads nowhere" if entry.is_symlink() else "file that cannot be read"
-        return "" if labels else reason, None
-    if stat.S_ISDIR(status.st_mode):
-        return "", _identity(status)
-    if not stat.S_ISREG(status.st_mode):
-        return "" if labels else "pipe, socket or device", None
+        reason = "link that leads nowhere" if is_link(path) else "file that cannot be read"
+        return "" if labels else reason
+    if not stat.S_ISREG(mode):
+        return "" if labels or stat.S_ISDIR(mode) else "pipe, socket or device"
     source = results.get(path.stem) if isinstance(results, dict) else None
     result = isinstance(source, str) and Path(source) != path.absolute()
-    return "result of vitdet" if result else "", None
+    return "result of vitdet" if result else ""
+
+
+# --- parts of a data set --------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Part:
+    """One part of a data set, as a COCO dict."""
+
+    split: str  # "train", "val" or "test"; WHOLE where the data are not split
+    content: Json = field(repr=False)  # COCO's three lists
+    images: Path  # the folder that file names are relative to
+    source: Path  # the file or folder that it was read from, for people
+    json_file: Path | None = None  # on the disk, with exactly this content
+    problems: tuple[str, ...] = ()  # what a training stops at, and a check goes on with
+
+    def real_files(self) -> set[str]:
+        """Return the paths of the images, with the links to their folders followed."""
+        names = (image.get("file_name") for image in self.content["images"])
+        texts = (name for name in names if isinstance(name, str) and "\x00" not in name)
+        return set(real_paths(self.images / name for name in texts))
+
+
+@dataclass(frozen=True)
+class Found:
+    """A data set. Notes say what was found otherwise than it is written, and what was left out."""
+
+    folder: Path
+    format: str  # its name, for people
+    parts: dict[str, Part]  # by split
+    notes: tuple[str, ...] = ()
+
+
+class Builder:
+    """Puts a part together, image by image, from labels that are not in COCO's format."""
+
+    def __init__(self, folder: Path, names: Sequence[str]) -> None:
+        self.folder = written(folder)
+        categories = [{"id": i, "name": name} for i, name in enumerate(names, 1)]
+        self.content: Json = {"images": [], "annotations": [], "categories": categories}
+        self.problems: list[str] = []
+
+    def add_image(self, path: Path) -> Size | None:
+        """Add an image; return its (height, width), None where the file cannot be read."""
+        path, images = written(path), self.content["images"]
+        inside = path.is_relative_to(self.folder)
+        name = path.relative_to(self.folder).as_posix() if inside else str(path)
+        images.append({"id": len(images) + 1, "file_name": name})
+        try:
+            return read_header(path).upright
+        except ImageError as error:
+            self.problems.append(str(error))
+            return None
+
+    def add_objects(self, size: Size, objects: Iterable[Json]) -> None:
+        """Give the last image its size and its objects."""
+        image, annotations = self.content["images"][-1], self.content["annotations"]
+        image["height"], image["width"] = size
+        for each in objects:
+            annotations.append({"id": len(annotations) + 1, "image_id": image["id"], **each})
+
+    def part(self, split: str, source: Path) -> Part:
+        """Return the part."""
+        return Part(split, self.content, self.folder, source, problems=tuple(self.problems))
+
+
+def split_of(name: str) -> str | None:
+    """Return "train", "val" or "test" where a file's or folder's name says so, else None."""
+    found = _SPLIT.search(re.sub(r"(?<=[a-z])(?=[A-Z])", " ", name).lower())
+    return None if found is None else found.lastgroup
+
+
+def split_of_path(path: Path, folder: Path) -> str | None:
+    """Return the part that a file is for: by its own name, else by its folders' below `folder`."""
+    names = (path.stem, *reversed(path.relative_to(folder).parts[:-1]))
+    return next((split for name in names if (split := split_of(name))), None)
+
+
+def only_wanted(parts: dict[str, T], splits: Collection[str]) -> dict[str, T]:
+    """Return the parts that are asked for, or all where there is none of these."""
+    return {split: parts[split] for split in parts if split in (WHOLE, *splits)} or parts
+
+
+# --- paths as they are written --------------------------------------------------------------------
+
+
+def written(path: Path) -> Path:
+    """Return the absolute path as it is written: without "..", links are not followed."""
+    plain_path = Path(os.path.normpath(path.absolute()))
+    return plain_path if exists(plain_path) or not exists(path) else path.resolve()
+
+
+def home(text: str) -> Path:
+    """Return a path in which ~ stands for a home folder, where there is one of this user."""
+    return Path(os.path.expanduser(text))  # noqa: PTH111 - Path.expanduser stops without one
+
+
+def real_paths(paths: Iterable[Path]) -> list[str]:
+    """Return paths with the links to their folders followed; each folder is looked at once."""
+    real = cache(os.path.realpath)
+    return [f"{real(folder)}/{base}" for folder, base in map(os.path.split, paths)]
+
+
+def spellings(name: str) -> list[tuple[str, ...]]:
+    """Return the parts of a path as they may be meant, the likeliest first.
+
+    Backslashes, drive letters, `file://` and what Label Studio puts before the name are understood,
+    and percent signs are decoded where the name as it stands is not there.
+    """
+    found = []
+    for text in (name, unquote(name)):
+        path = text.rpartition("?d=")[2].rpartition("://")[2].replace("\\", "/")
+        parts = tuple(each for each in path.split("/") if each not in ("", ".", ".."))
+        parts = parts[1:] if parts and parts[0].endswith(":") else parts
+        if parts and parts not in found:
+            found.append(parts)
+    return found
+
+
+def by_names(
+    names: Iterable[str], paths: Iterable[Path], split: str | None = None
+) -> dict[str, list[Path]]:
+    """Return the files that names may mean: none, one, or several that are as good.
+
+    The longest common end of two paths tells which is meant.
+    """
+    known: dict[str, list[Path]] = defaultdict(list)
+    for path in paths:
+        known[plain(path.name)].append(path)
+
+    def find(name: str) -> list[Path]:
+        named = ((parts, known.get(plain(parts[-1]), [])) for parts in spellings(name))
+        parts, hits = next((each for each in named if each[1]), (("",), []))
+
+        def rank(path: Path) -> tuple[int, bool, bool]:
+            common = in_common(reversed(path.parts), reversed(parts))
+            return common, path.name == parts[-1], split in map(split_of, path.parts[:-1])
+
+        return best(hits, rank)
+
+    return {name: find(name) for name in names}
+
+
+def plain(name: str) -> str:
+    """A name to compare by: one form of Unicode (NFC), no difference of case."""
+    return unicodedata.normalize("NFC", name).casefold()
+
+
+def in_common(first: Iterable[str], second: Iterable[str]) -> int:
+    """Return how many names at the begin of two paths are the same."""
+    pairs = zip(map(plain, first), map(plain, second), strict=False)
+    return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
+
+
+def best(items: list[T], rank: Callable[[T], Any]) -> list[T]:
+    """Return the items of the highest rank."""
+    ranks = [rank(each) for each in items]
+    highest = max(ranks, default=None)
+    return [each for each, its in zip(items, ranks, strict=True) if its == highest]
+
+
+# --- for people -----------------------------------------------------------------------------------
+
+
+def left_out(what: str, why: str, paths: Iterable[Path], folder: Path) -> list[str]:
+    """Return a line on files that are not used, if there are any."""
+    rest = sorted(paths)
+    first = os.path.relpath(rest[0], folder) if rest else ""
+    return [f"left out: {counted(len(rest), what)} {why} (first: {first})"] if rest else []
+
+
+def listed(items: Sequence[object], most: int = 8) -> str:
+    """Return the first items of a list, for people."""
+    return ", ".join(map(str, items[:most])) + (", ..." if len(items) > most else "")
+
+
+def counted(count: int, what: str) -> str:
+    """Return a number of things: "1 image", "2 images"."""
+    return f"{count} {what}" + ("" if count == 1 else "es" if what.endswith("s") else "s")

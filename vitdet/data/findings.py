@@ -78,8 +78,7 @@ KINDS: dict[str, Kind] = {
     "wrong extension": Kind("the file's name says another format"),
     "wrong size": Kind("another size than the labels say"),
     "EXIF rotation": Kind("labelled as stored, but shown turned by EXIF"),
-    "repeated file": Kind("two entries of one file"),
-    "same image twice": Kind("files of the same bytes"),
+    "same image twice": Kind("two entries of one file, or files of the same bytes"),
     "image in two parts": Kind("seen in training and in evaluation"),
     # notes
     "object without mask": Kind("others have one: only boxes are trained", "note"),
@@ -88,9 +87,6 @@ KINDS: dict[str, Kind] = {
     "elongated image": Kind("scaled down, its shorter side nearly vanishes", "note"),
     "crowd region": Kind("no training object, not counted in evaluation", "note"),
     "tiny object": Kind("a side of less than 2 pixels", "note"),
-    "grey image": Kind("one channel; read as three equal ones", "note"),
-    "CMYK image": Kind("made for print; read as RGB, colours may differ", "note"),
-    "transparent image": Kind("an alpha channel, which is not looked at", "note"),
     "turned by EXIF": Kind("read as it is shown, as labels should be", "note"),
 }
 BOXES = {"corner boxes": "corners", "fraction boxes": "fractions"}  # kind: answer of --boxes
@@ -122,12 +118,20 @@ class Log:
             entry[key] = value
 
 
-def stop_at_faults(source: Path, findings: Iterable[Finding]) -> None:
-    """Stop at the first fault that a training stops at.
+def notes_on(findings: Iterable[Finding]) -> list[str]:
+    """Return a line for each kind of finding, with the first of it."""
+    by_kind: dict[str, list[Finding]] = {}
+    for each in findings:
+        by_kind.setdefault(each.kind, []).append(each)
+    return [
+        f"{len(found)} x {kind} ({KINDS[kind].text}), the first: {found[0].where}: {found[0].got}"
+        + (f"; {found[0].done}" if found[0].done else "")
+        for kind, found in by_kind.items()
+    ]
 
-    Raises:
-        InputError: one line with how many there are of each kind, and the first.
-    """
+
+def stop_at_faults(source: Path, findings: Iterable[Finding]) -> None:
+    """Raise an InputError where a training stops: how many faults of each kind, and the first."""
     faults = [each for each in findings if KINDS[each.kind].stops]
     if not faults:
         return
@@ -142,13 +146,13 @@ def stop_at_faults(source: Path, findings: Iterable[Finding]) -> None:
     )
 
 
-def notes_on(findings: Iterable[Finding]) -> list[str]:
-    """Return a line for each kind of finding, with the first of it."""
-    by_kind: dict[str, list[Finding]] = {}
-    for each in findings:
-        by_kind.setdefault(each.kind, []).append(each)
-    return [
-        f"{len(found)} x {kind} ({KINDS[kind].text}), the first: {found[0].where}: {found[0].got}"
-        + (f"; {found[0].done}" if found[0].done else "")
-        for kind, found in by_kind.items()
-    ]
+def check_lists(content: Json, source: Path) -> None:
+    """Raise an InputError where one of COCO's three lists is not there, or is none of objects."""
+    for key in ("images", "annotations", "categories"):
+        entries = content.get(key)
+        if not isinstance(entries, list) or not all(isinstance(each, dict) for each in entries):
+            got = "the keys " + ", ".join(map(str, content)) if entries is None else shown(entries)
+            raise InputError(
+                f'annotation file {source}: expected a list "{key}" of objects (COCO format), got '
+                f"{got or 'none'}. Convert the annotations to COCO's format."
+            )

@@ -71,7 +71,7 @@ class Ids:
     """Whole numbers for the ids of entries: `numbers` has one for each."""
 
     def __init__(self, entries: list[Json]) -> None:
-        keys = [_key(each.get("id")) for each in entries]
+        keys = [key_of(each.get("id")) for each in entries]
         self._known: dict[Any, int] = {key: key for key in keys if isinstance(key, int)}
         free = count(max(self._known.values(), default=0) + 1)
         for key in keys:
@@ -81,10 +81,10 @@ class Ids:
 
     def find(self, given: Any) -> int | None:
         """Return the number that an annotation means by an id, None for an unknown one."""
-        return self._known.get(_key(given))
+        return self._known.get(key_of(given))
 
 
-def _key(given: Any) -> Any:
+def key_of(given: Any) -> Any:
     """Return an id to compare by: 1, 1.0 and "1" are one; None where there is none."""
     found = whole(given)
     if found is not None:

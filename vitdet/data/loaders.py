@@ -22,8 +22,8 @@ from torch.utils import data
 from vitdet.data.datasets import has_objects
 from vitdet.utils import distributed
 from vitdet.utils.checks import InputError
+from vitdet.utils.distributed import hold_back, serve_parent
 from vitdet.utils.env import random_state, seed_from
-from vitdet.utils.signals import hold_back, serve_parent
 
 logger = logging.getLogger(__name__)
 

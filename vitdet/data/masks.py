@@ -71,31 +71,21 @@ def read_box(given: Any) -> list[int | float] | None:
 
 
 class Mask(NamedTuple):
-    """A mask as it was read.
+    """A mask as it was read."""
 
-    Attributes:
-        value: polygons [[x1, y1, x2, y2, ...], ...] or run lengths {"size", "counts"}; what was
-            given itself where it needed no change; None without a mask.
-        encoded: its compressed run lengths, for pycocotools; None without a mask.
-        problem: "" or the kind of fault: "wrong mask", "empty mask".
-        got: what was found instead.
-    """
-
+    # polygons [[x1, y1, x2, y2, ...], ...] or run lengths {"size", "counts"}; what was given itself
+    # where it needed no change; None without a mask
     value: Any = None
-    encoded: Any = None
-    problem: str = ""
-    got: str = ""
+    encoded: Any = None  # its compressed run lengths, for pycocotools; None without a mask
+    problem: str = ""  # the kind of fault: "wrong mask", "empty mask"
+    got: str = ""  # what was found instead
 
 
 def read_mask(given: Any, size: tuple[int, int]) -> Mask:
     """Read a segmentation: polygons in any nesting, run lengths in any form, or none.
 
     What is returned without a problem pycocotools can draw: it checks nothing itself, and would
-    take all memory or write beyond its own.
-
-    Args:
-        given: the value in the file.
-        size: (height, width) of the image in pixels.
+    take all memory or write beyond its own. `size` is the (height, width) of the image in pixels.
     """
     if given in _EMPTY:
         return Mask()
@@ -119,8 +109,7 @@ def _polygons(parts: list[Any], given: Any, size: tuple[int, int]) -> tuple[Any,
     # pycocotools walks along every edge, also where it is millions of pixels outside
     if any(max(map(abs, part)) > _FAR * max(size) for part in parts):
         return None, f"{shown(given)}, points far outside the image of {size[1]} x {size[0]}"
-    same = isinstance(given, list) and len(given) == len(parts)
-    same = same and all(a is b for a, b in zip(given, parts, strict=True))
+    same = isinstance(given, list) and [id(part) for part in given] == [id(part) for part in parts]
     return (given if same else parts), ""
 
 
@@ -132,9 +121,7 @@ def _run_lengths(parts: list[Any], size: tuple[int, int]) -> tuple[Any, str]:
         sides, counts = read.get("size", list(size)), _parsed(read.get("counts"))
         if numbers(sides) != list(size):
             return None, f"run lengths of size {shown(sides)}, not {list(size)} (height, width)"
-        if isinstance(counts, bytes):
-            counts = counts.decode("ascii", "replace")
-        elif isinstance(counts, list | tuple) and set(map(type, counts)) != {int}:
+        if isinstance(counts, list) and set(map(type, counts)) != {int}:
             counts = list(map(whole, counts))
         lengths = {"size": list(size), "counts": counts}
         if (isinstance(counts, str) and not counts.isascii()) or not covers(lengths, size):

@@ -13,10 +13,9 @@ from typing import Any
 import numpy as np
 
 from vitdet.data.clean import clean
-from vitdet.data.files import is_file, read_json
-from vitdet.data.findings import KINDS, notes_on, stop_at_faults
-from vitdet.data.formats import WHOLE, Found, Part, find_data
-from vitdet.data.formats.parts import Json, counted, listed
+from vitdet.data.files import WHOLE, Found, Part, counted, is_file, listed, read_json
+from vitdet.data.findings import KINDS, Json, notes_on, stop_at_faults
+from vitdet.data.formats import find_data
 from vitdet.utils.checks import InputError, one_line
 from vitdet.utils.files import RESULT_MARKER, write_text
 

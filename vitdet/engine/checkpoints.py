@@ -167,7 +167,6 @@ class Checkpoints(Hook):
         total_batch_size: images a step over all processes.
         note: stored under "vitdet": class names, the config as text, versions.
         background: write while training goes on; else every step waits until all is written.
-        beside: gives what else a resume needs, {name: plain values}.
     """
 
     def __init__(
@@ -179,7 +178,6 @@ class Checkpoints(Hook):
         total_batch_size: int,
         note: dict[str, Any],
         background: bool = True,
-        beside: Callable[[], dict[str, Any]] = dict,
     ) -> None:
         self.output_dir = output_dir
         self.every = every
@@ -187,7 +185,6 @@ class Checkpoints(Hook):
         self.total_batch_size = total_batch_size
         self.note = note
         self.background = background
-        self.beside = beside
         self.newest: str | None = None  # name of the one of this very step, if there is one
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoints")
         self._jobs: deque[Future[None]] = deque()
@@ -249,7 +246,7 @@ class Checkpoints(Hook):
         trainer.check_finite()
         trainer.check_weights()
         self._finish()
-        state = cpu_copy({**trainer.state_dict(), **self.beside(), "vitdet": self.note})
+        state = cpu_copy({**trainer.state_dict(), "vitdet": self.note})
         images_seen = trainer.images_seen
         self._submit(lambda: self._write(name, state, images_seen))
         self.newest = name

@@ -14,7 +14,7 @@ from torch.utils._pytree import tree_leaves
 
 from vitdet.engine.bad_steps import BadSteps
 from vitdet.engine.log import max_memory
-from vitdet.engine.record import Counts
+from vitdet.engine.recipe import Counts
 from vitdet.engine.trainer import Hook, Trainer
 from vitdet.utils.checks import InputError
 from vitdet.utils.distributed import all_gather_object, is_main, world_size
@@ -46,7 +46,7 @@ def try_steps(cfg: DictConfig, trainer: Trainer, loader: Any, data: dict[str, Co
         cfg: the recipe, its lengths in images.
         trainer: with the weights that the training starts from.
         loader: of the training, beginning at `trainer.images_seen`.
-        data: counts of "train" and "test" (`vitdet.engine.record.counts`).
+        data: counts of "train" and "test" (`vitdet.engine.recipe.counts`).
 
     Raises:
         DoesNotFitError: the step needs more memory than the GPU, or this machine, has.
@@ -70,30 +70,27 @@ def try_steps(cfg: DictConfig, trainer: Trainer, loader: Any, data: dict[str, Co
     trainer.check_finite()
     found = all_gather_object((max_memory(trainer.device), clock.ends[1] - clock.ends[0]))
     memory, seconds = (max(each) for each in zip(*found, strict=True))
-    if is_main():
-        steps = max(0, -(-(cfg.train.num_images - start) // batch))
-        count = sum(parameter.numel() for parameter in trainer.detector.parameters())
-        source = cfg.train.init_checkpoint or "random weights"
-        minutes = round(steps * seconds / 60)
-        lines = [
-            *(_data(name, each) for name, each in data.items()),
-            f"model        {type(trainer.detector).__name__}, {count / 1e6:.2f} M parameters, "
-            f"from {'the last checkpoint' if start else source}",
-            f"step         {batch} images in {world_size()} process{'es' * (world_size() > 1)}, "
-            f"{seconds:.3g} s, images read included",
-            f"memory       {memory / _GIB:.2f} GiB {_of(trainer.device)}",
-            f"length       {steps} steps, about {minutes // 60} h {minutes % 60:02d} min without "
-            "evaluations",
-            *_notes(batch, data),
-        ]
-        print(*lines, sep="\n", flush=True)
     _check_disk(cfg, trainer)
-    if is_main():
-        print("dry run      done; nothing was kept", flush=True)
-
-
-def _data(name: str, data: Counts) -> str:
-    return f"{name:<12} {data['images'] or 0} images, {data['objects'] or 0} objects"
+    if not is_main():
+        return
+    steps = max(0, -(-(cfg.train.num_images - start) // batch))
+    count = sum(parameter.numel() for parameter in trainer.detector.parameters())
+    source = "the last checkpoint" if start else cfg.train.init_checkpoint or "random weights"
+    minutes = round(steps * seconds / 60)
+    for name, each in data.items():
+        print(f"{name:<12} {each['images'] or 0} images, {each['objects'] or 0} objects")
+    print(
+        f"model        {type(trainer.detector).__name__}, {count / 1e6:.2f} M parameters, "
+        f"from {source}\n"
+        f"step         {batch} images in {world_size()} process{'es' * (world_size() > 1)}, "
+        f"{seconds:.3g} s, images read included\n"
+        f"memory       {memory / _GIB:.2f} GiB {_of(trainer.device)}\n"
+        f"length       {steps} steps, about {minutes // 60} h {minutes % 60:02d} min without "
+        "evaluations"
+    )
+    if 0 < (images := data["train"]["images"] or 0) < batch:
+        print(f"note         a step of {batch} images is larger than the data, {images} images")
+    print("dry run      done; nothing was kept", flush=True)
 
 
 def _of(device: torch.device) -> str:
@@ -101,15 +98,6 @@ def _of(device: torch.device) -> str:
         total = torch.cuda.get_device_properties(device).total_memory
         return f"of the {total / _GIB:.1f} GiB of a GPU, at the most"
     return "in a process, at the most (resident set)"
-
-
-def _notes(batch: int, data: dict[str, Counts]) -> list[str]:
-    notes, images = [], data["train"]["images"] or 0
-    if 0 < images < batch:
-        notes.append(f"a step of {batch} images is larger than the data, {images} images")
-    if data["test"]["images"] and not data["test"]["objects"]:
-        notes.append("no object in the test data, so AP will be no number")
-    return [f"note         {note}" for note in notes]
 
 
 def _check_disk(cfg: DictConfig, trainer: Trainer) -> None:

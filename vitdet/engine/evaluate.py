@@ -1,36 +1,38 @@
-"""Evaluation: a detector's predictions on the test data, an evaluator's results, their table."""
+"""Evaluation: predictions on the test data, an evaluator's results; when, and what follows."""
 
 from __future__ import annotations
 
 import json
 import logging
 import math
-import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Mapping
 from numbers import Real
 from pathlib import Path
 from typing import Any
 
 import torch
-from detectron2.structures import Boxes, Instances
+from detectron2.structures import Instances
+from detectron2.utils.logger import log_every_n_seconds
 from omegaconf import DictConfig
+from tabulate import tabulate
 from torch import nn
 
 from vitdet.config import instantiate
-from vitdet.engine.log import clock
+from vitdet.engine.checkpoints import Checkpoints, due
+from vitdet.engine.log import IMAGES, read_metrics
 from vitdet.engine.losses import check_image_sizes
 from vitdet.engine.parallel import gathered
-from vitdet.utils.checks import InputError
-from vitdet.utils.distributed import is_main
+from vitdet.engine.trainer import Hook, Trainer
+from vitdet.utils.checks import InputError, nearest
+from vitdet.utils.distributed import broadcast_object, is_main
 from vitdet.utils.files import write_text
 from vitdet.utils.precision import autocast_dtype
 
 logger = logging.getLogger(__name__)
 
 Results = dict[str, dict[str, Any]]  # task -> metric -> value, and {name: value} of its classes
-FLAT = "results"  # the task of an evaluator whose results name none: {"accuracy": 0.5}
 PREDICTIONS = "coco_instances_results.json"  # beside results.json, named as detectron2 does
-PROGRESS_EVERY = 20.0  # seconds between two lines of a long evaluation
+_PROGRESS_EVERY = 20  # seconds between two lines of a long evaluation
 
 
 def build_dataset(node: DictConfig) -> Any:
@@ -40,10 +42,9 @@ def build_dataset(node: DictConfig) -> Any:
         InputError: it has not got them, as detectron2's lists of records have not.
     """
     dataset = instantiate(node)
-    missing = [name for name in ("name", "class_names") if not hasattr(dataset, name)]
-    if missing:
+    if not hasattr(dataset, "name") or not hasattr(dataset, "class_names"):
         raise InputError(
-            f"data set: a {type(dataset).__name__} has no {' and no '.join(missing)}. Use "
+            f"data set: a {type(dataset).__name__} has no name and class_names. Use "
             "vitdet.data.datasets.coco_dataset(json, images), or a class of your own that has them."
         )
     return dataset
@@ -116,61 +117,39 @@ def run_evaluator(detector: nn.Module, loader: Any, evaluator: Any, precision: s
 
     Returns:
         What the evaluator does, {task: {metric: number or {class: number}}}; numbers without a task
-        stand under "results". What is no number is left out.
+        stand under "results". What is no number is left out, and said.
     """
     device = next(detector.parameters()).device
     dtype = autocast_dtype(precision, device)
     was_training = detector.training
+    total = len(loader) if hasattr(loader, "__len__") else "?"  # one of your own may not know
     detector.eval()
     evaluator.reset()
     try:
         with gathered(detector):
-            for batch in _logged(loader):
+            for number, batch in enumerate(loader, start=1):
                 evaluator.process(batch, infer(detector, batch, dtype))
+                far = f"evaluated {number}/{total} batches"
+                log_every_n_seconds(logging.INFO, far, _PROGRESS_EVERY, name=__name__)
     finally:
         detector.train(was_training)
-    return _by_task(evaluator.evaluate() or {})
+    found = _numbers(evaluator.evaluate() or {})
+    flat = {name: value for name, value in found.items() if not isinstance(value, dict)}
+    tasks = {name: value for name, value in found.items() if isinstance(value, dict)}
+    return tasks | ({"results": flat} if flat else {})
 
 
-def _by_task(found: Mapping[str, Any]) -> Results:
-    results: Results = {}
-    left_out = []
-    for task, values in found.items():
-        of, named = (task, values) if isinstance(values, Mapping) else (FLAT, {task: values})
-        numbers = {str(metric): _number(value) for metric, value in named.items()}
-        left_out += [f"{task}/{metric}" for metric, value in numbers.items() if value is None]
-        good = {metric: value for metric, value in numbers.items() if value is not None}
-        results.setdefault(str(of), {}).update(good)
-    if left_out:
-        logger.warning("results that are no numbers are left out: %s", ", ".join(left_out))
-    return results
-
-
-def _number(value: Any) -> float | dict[str, float] | None:
-    """A number, or numbers by class, as Python's own; None for anything else."""
-    if isinstance(value, Mapping):
-        numbers = {str(name): _number(each) for name, each in value.items()}
-        return {name: each for name, each in numbers.items() if isinstance(each, float)}
-    if isinstance(value, torch.Tensor) and value.numel() == 1:
-        value = value.item()
-    return float(value) if isinstance(value, Real) else None
-
-
-def _logged(loader: Any) -> Iterator[list[dict[str, Any]]]:
-    """Pass the batches of this process through; the main one logs how far it is."""
-    started = logged = time.monotonic()
-    # a loader of one's own may not know its length
-    total = len(loader) if hasattr(loader, "__len__") else None
-    for number, batch in enumerate(loader, start=1):
-        yield batch
-        now = time.monotonic()
-        if is_main() and now - logged >= PROGRESS_EVERY:
-            logged = now
-            far = f"{number} batches"
-            if total is not None:
-                left = (now - started) / number * (total - number)
-                far = f"{number}/{total} batches  eta {clock(left)}"
-            logger.info("evaluated %s", far)
+def _numbers(values: Mapping[Any, Any]) -> dict[str, Any]:
+    """Return numbers, and numbers in mappings, as Python's own."""
+    found: dict[str, Any] = {}
+    for name, value in values.items():
+        if isinstance(value, Mapping):
+            found[str(name)] = _numbers(value)
+        elif isinstance(value, Real) or (isinstance(value, torch.Tensor) and value.numel() == 1):
+            found[str(name)] = float(value)
+        else:
+            logger.warning("result %s is no number: left out", name)
+    return found
 
 
 @torch.inference_mode()
@@ -197,8 +176,6 @@ def _in_fp32(output: Any) -> Any:
         return output.float() if output.dtype in (torch.bfloat16, torch.float16) else output
     if isinstance(output, Instances):
         return Instances(output.image_size, **_in_fp32(output.get_fields()))
-    if isinstance(output, Boxes):
-        return Boxes(_in_fp32(output.tensor))
     if isinstance(output, dict):
         return {key: _in_fp32(value) for key, value in output.items()}
     if type(output) in (list, tuple):
@@ -208,20 +185,12 @@ def _in_fp32(output: Any) -> Any:
 
 def ap_table(results: Results) -> str:
     """Return the numbers of each task, of those with AP (percent) the APs, as a table."""
-    if not results:
-        return "(no results)"
-    rows = {}
+    rows = []
     for task, values in results.items():
         numbers = {key: value for key, value in values.items() if isinstance(value, Real)}
         aps = {key: value for key, value in numbers.items() if key.startswith("AP")}
-        rows[task] = {key: f"{value:.2f}" for key, value in (aps or numbers).items()}
-    columns = list(dict.fromkeys(key for row in rows.values() for key in row))
-    first = max(8, *(len(task) + 1 for task in rows))
-    lines = ["".join([" " * first, *(f"{key:>{max(8, len(key) + 1)}}" for key in columns)])]
-    for task, row in rows.items():
-        cells = (f"{row.get(key, ''):>{max(8, len(key) + 1)}}" for key in columns)
-        lines.append(f"{task:>{first}}{''.join(cells)}")
-    return "\n".join(line.rstrip() for line in lines)
+        rows.append({"": task, **(aps or numbers)})
+    return tabulate(rows, "keys", "plain", floatfmt=".2f") or "(no results)"
 
 
 def flatten(results: Results) -> dict[str, float]:
@@ -232,3 +201,122 @@ def flatten(results: Results) -> dict[str, float]:
         for key, value in values.items()
         if isinstance(value, int | float) and math.isfinite(value)
     }
+
+
+# --- during a training ---------------------------------------------------------------------------
+
+
+class Evaluations(Hook):
+    """Evaluate every so many images, keep the best weights, and stop when nothing improves.
+
+    A checkpoint of the same step is written first, so whatever ends the evaluation loses nothing,
+    and the best weights are a second name of one. What is best, and when to stop, are functions of
+    all results in metrics.json: a resumed run decides as one that never stopped. The higher a
+    metric the better. An evaluation without a number for it (no object of that kind) counts as no
+    improvement.
+
+    Args:
+        train: the recipe's, periods in images.
+        total_batch_size: images a step over all processes.
+        checkpoints: of the run.
+        evaluate: evaluates, prints, writes metrics; back to training mode.
+    """
+
+    def __init__(
+        self,
+        train: Any,
+        total_batch_size: int,
+        checkpoints: Checkpoints,
+        evaluate: Callable[[], Results],
+    ) -> None:
+        self.train = train
+        self.total_batch_size = total_batch_size
+        self.checkpoints = checkpoints
+        self.evaluate = evaluate
+        self.values: dict[int, dict[str, float]] = {}  # images seen -> {"bbox/AP": ...}
+        self._latest: Results | None = None  # of the last step, if it was evaluated
+
+    def before_train(self, trainer: Trainer) -> int:
+        """Return until where to train, after a resume to a step whose evaluation was not done."""
+        images, goal = trainer.images_seen, self.train.num_images
+        lines = broadcast_object(read_metrics(Path(self.train.output_dir)) if is_main() else [])
+        for line in lines:
+            if "total_loss" not in line and line[IMAGES] <= images:  # no step's
+                self.values[line.pop(IMAGES)] = line
+        if images in self.values:
+            self._keep_best(images)  # the run may have ended before that was done
+        elif 0 < images < goal and due(trainer, self.train.eval_every, self.total_batch_size):
+            self.now(trainer)
+        return images if self._stop() else goal
+
+    def after_step(self, trainer: Trainer) -> None:
+        """Evaluate when it is due and training goes on (the end has its own evaluation)."""
+        self._latest = None
+        if trainer.images_seen >= trainer.num_images:
+            return
+        if due(trainer, self.train.eval_every, self.total_batch_size):
+            self.now(trainer)
+            if self._stop():
+                trainer.num_images = trainer.images_seen
+
+    def now(self, trainer: Trainer) -> Results:
+        """Return the results of this moment's weights; one evaluation a step is enough."""
+        if self._latest is None:
+            self.checkpoints.ensure(trainer)
+            self._latest = self.evaluate()
+            # Only the main process has numbers, and all must decide alike.
+            self.values[trainer.images_seen] = broadcast_object(flatten(self._latest))
+            self._keep_best(trainer.images_seen)
+        return self._latest
+
+    def _keep_best(self, images: int) -> None:
+        """Keep the weights of this moment if their evaluation is above all before it."""
+        metric = self.train.best_metric
+        if metric is None:
+            return
+        found = {n: each.get(metric, -math.inf) for n, each in self.values.items()}
+        before = max((other for n, other in found.items() if n < images), default=-math.inf)
+        if found[images] == -math.inf:
+            logger.warning(
+                "train.best_metric=%s: the evaluation after %d images gives no number for it (the "
+                "test data may have nothing of the kind), so these weights are not the best",
+                *(metric, images),
+            )
+        elif found[images] > before:
+            text = "best %s so far: %.4f after %d images (before: %s)"
+            said = "none" if before == -math.inf else f"{before:.4f}"
+            logger.info(text, metric, found[images], images, said)
+            self.checkpoints.keep_best()
+
+    def _stop(self) -> bool:
+        """Whether to stop after these results, which is said."""
+        stopping = self.train.early_stopping
+        if stopping is None:
+            return False
+        best, best_at, since = -math.inf, 0, 0
+        for images, values in sorted(self.values.items()):
+            value = values.get(stopping.metric, -math.inf)
+            since += 1
+            if value > best + stopping.min_delta:
+                best, best_at, since = value, images, 0
+        if since < stopping.patience:
+            return False
+        text = "early stopping: %d evaluations without %s more than %g above %s"
+        above = f"{best:.4f} (after {best_at} images)" if best_at else "nothing: none had a number"
+        logger.warning(text, since, stopping.metric, stopping.min_delta, above)
+        return True
+
+
+def check_metrics(train: Any, evaluator: object) -> None:
+    """Raise an InputError for metrics of a recipe that an evaluator says it does not give."""
+    names = list(getattr(evaluator, "metric_names", ()))
+    names += [f"ema/{name}" for name in names if train.ema_decay is not None]
+    wanted = {"best_metric": train.best_metric}
+    if train.early_stopping is not None:
+        wanted["early_stopping.metric"] = train.early_stopping.metric
+    for key, name in wanted.items():
+        if name is not None and names and name not in names:
+            raise InputError(
+                f"train.{key}: expected a metric of the evaluation ({', '.join(names)}), got "
+                f"{name}. Did you mean {nearest(name, names) or names[0]}?"
+            )

@@ -11,8 +11,7 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
-from multiprocessing.process import BaseProcess
-from typing import Any, NoReturn
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -20,22 +19,22 @@ import torch.multiprocessing as mp
 from detectron2.utils import comm
 from torch.multiprocessing.spawn import ProcessException, ProcessExitedException
 
-from vitdet.engine import watch
 from vitdet.utils.checks import (
     INPUT_ERROR_STATUS,
     INTERRUPTED_STATUS,
+    PREEMPTED_STATUS,
     InputError,
     open_streams,
 )
-from vitdet.utils.signals import PREEMPTION, end_after_parent, end_with_parent
+from vitdet.utils.distributed import PREEMPTION, end_after_parent, end_with_parent
 
 TIMEOUT = timedelta(minutes=30)  # of the start, and of every exchange between the processes
 LAUNCHER_GONE_STATUS = 3
-PREEMPTED_STATUS = 75  # stopped by a signal after saving; what sysexits.h calls "try again"
+Main = Callable[..., Any]
 
 
 def launch(
-    main: Callable[..., Any],
+    main: Main,
     num_gpus: int = 1,
     num_machines: int = 1,
     machine_rank: int = 0,
@@ -71,7 +70,7 @@ def launch(
     store = _store(host, port, serve=True) if machine_rank == 0 else None
     address = host, store.port if store else port
     group = {"rank": machine_rank * processes, "world_size": processes * num_machines}
-    _spawn(main, args, processes, address, group)
+    _spawn(processes, main, args, address, group)
     return None
 
 
@@ -122,11 +121,7 @@ def _store(host: str, port: int, *, serve: bool = False) -> dist.TCPStore:
 
 
 def _run(
-    main: Callable[..., Any],
-    args: Sequence[Any],
-    local_rank: int,
-    local_size: int,
-    group: dict[str, Any],
+    main: Main, args: Sequence[Any], local_rank: int, local_size: int, group: dict[str, Any]
 ) -> Any:
     """Call `main(*args)` in this process as a rank of the run; `group` is for torch."""
     cuda = torch.cuda.is_available()
@@ -152,18 +147,18 @@ def _run(
 # --- torchrun ------------------------------------------------------------------------------------
 
 
-def _under_torchrun(main: Callable[..., Any], args: Sequence[Any]) -> Any:
+def _under_torchrun(main: Main, args: Sequence[Any]) -> Any:
     end_with_parent()
     torchrun = os.getppid()
     try:
         names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_PORT")
-        rank, world_size, local_rank, local_size, port = (int(os.environ[name]) for name in names)
+        rank, world_size, *local, port = (int(os.environ[name]) for name in names)
         served = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
         store = _store(os.environ["MASTER_ADDR"], port, serve=rank == 0 and not served)
         # torchrun's store outlives a start: addresses of the one before are not to be read again
         store = dist.PrefixStore(f"start {_attempt()} of {world_size}", store)
         group = {"store": store, "rank": rank, "world_size": world_size}
-        return _run(main, args, local_rank, local_size, group)
+        return _run(main, args, *local, group=group)
     except InputError as error:
         if _is_first("error", str(error)):
             print(f"error: {error}", file=sys.stderr, flush=True)
@@ -201,16 +196,11 @@ def _is_first(*words: str) -> bool:
 # --- processes of our own ------------------------------------------------------------------------
 
 
-def _spawn(
-    main: Callable[..., Any],
-    args: Sequence[Any],
-    processes: int,
-    address: tuple[str, int],
-    group: dict[str, Any],
-) -> None:
+def _spawn(processes: int, *words: Any) -> None:
+    """Start processes, pass signals on to them, and end as they do."""
     spawn = mp.get_context("spawn")
     errors, interrupted = spawn.SimpleQueue(), spawn.RawValue("b", 0)
-    words = (main, args, processes, address, group, errors, interrupted)
+    words = (processes, errors, interrupted, *words)
     logging.getLogger(mp.spawn.__module__).setLevel(logging.ERROR)  # it tells whom it ends
     with _handling({signal.SIGINT: signal.SIG_IGN}):  # inherited, until they can act on it
         context: Any = mp.start_processes(
@@ -232,45 +222,40 @@ def _spawn(
             while not context.join():  # the others are ended with the first that fails
                 pass
     except ProcessException as error:
-        _explain(error, context.processes, errors, interrupted=interrupted.value, passed=passed)
+        statuses = {process.exitcode for process in context.processes}
+        if interrupted.value or INTERRUPTED_STATUS in statuses:
+            raise KeyboardInterrupt from error
+        said = None if errors.empty() else errors.get()
+        if said is None and passed:  # before they had learned what to do then
+            sys.exit(PREEMPTED_STATUS)
+        raise _cause(error, said, statuses) from error
     finally:
         if passed:  # schedulers repeat them, and this process is to end with its own status
             for number in PREEMPTION:
                 signal.signal(number, signal.SIG_IGN)
 
 
-def _explain(
-    error: ProcessException,
-    processes: Sequence[BaseProcess],
-    errors: Any,
-    *,
-    interrupted: bool,
-    passed: Sequence[int],
-) -> NoReturn:
-    """Raise what the end of the first process means."""
-    statuses = {process.exitcode for process in processes}
-    if interrupted or INTERRUPTED_STATUS in statuses:
-        raise KeyboardInterrupt from error
-    if not errors.empty():  # it is the cause, whichever process ended first
-        raise InputError(errors.get()) from error
-    if PREEMPTED_STATUS in statuses or passed:  # or before they had learned what to do then
-        sys.exit(PREEMPTED_STATUS)
+def _cause(error: ProcessException, said: str | None, statuses: set[int]) -> BaseException:
+    """Return what the end of the first process means."""
+    if said is not None:  # it is the cause, whichever process ended first
+        return InputError(said)
+    for status in (PREEMPTED_STATUS, INPUT_ERROR_STATUS):
+        if status in statuses:  # it has said why
+            return SystemExit(status)
     if not isinstance(error, ProcessExitedException):
-        raise error
-    raise InputError(
-        f"process {error.error_index}: expected to end normally, got "
-        f"{error.signal_name or f'exit status {error.exit_code}'}. SIGKILL often means too little "
-        "memory: lower dataloader.train.total_batch_size or the number of workers."
-    ) from error
+        return error
+    ended = error.signal_name or f"exit status {error.exit_code}"
+    return InputError(
+        f"process {error.error_index}: expected to end normally, got {ended}. SIGKILL often means "
+        "too little memory: lower dataloader.train.total_batch_size or the number of workers."
+    )
 
 
 @contextmanager
 def _handling(handlers: dict[signal.Signals, Any]) -> Iterator[None]:
     """Have signals handled so within the block, in the main thread, the only one that can."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
+    main = threading.current_thread() is threading.main_thread()
+    before = {each: signal.signal(each, handlers[each]) for each in handlers if main}
     try:
         yield
     finally:
@@ -280,13 +265,13 @@ def _handling(handlers: dict[signal.Signals, Any]) -> Iterator[None]:
 
 def _child(
     local_rank: int,
-    main: Callable[..., Any],
-    args: Sequence[Any],
     local_size: int,
-    address: tuple[str, int],
-    group: dict[str, Any],
     errors: Any,
     interrupted: Any,
+    main: Main,
+    args: Sequence[Any],
+    address: tuple[str, int],
+    group: dict[str, Any],
 ) -> None:
     open_streams()
     os.setpgrp()  # a terminal sends ^C to its whole group; here it comes from the launcher alone
@@ -297,7 +282,6 @@ def _child(
     if not torch.cuda.is_available():
         # Each process would otherwise start a thread for every core of the machine.
         torch.set_num_threads(max(1, torch.get_num_threads() // local_size))
-    watch.report = errors.put
     try:
         place = {"store": _store(*address), "rank": group["rank"] + local_rank}
         _run(main, args, local_rank, local_size, group | place)

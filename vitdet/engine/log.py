@@ -12,6 +12,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from datetime import timedelta
 from logging.handlers import MemoryHandler
 from pathlib import Path
 from typing import Any
@@ -94,13 +95,6 @@ class _Terminal(logging.StreamHandler):
             super().handleError(record)
 
 
-def clock(seconds: float) -> str:
-    """Return a time as "h:mm:ss"."""
-    minutes, rest = divmod(round(max(seconds, 0)), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02d}:{rest:02d}"
-
-
 # --- numbers -------------------------------------------------------------------------------------
 
 
@@ -125,10 +119,7 @@ class Metrics:
     Args:
         options: `train` of the recipe: `output_dir` and `loggers`.
         images_seen: where the run begins or goes on.
-        about: the run's record (`vitdet.engine.record.write`), which W&B gets.
-
-    Raises:
-        InputError: W&B refuses (no login, no connection).
+        about: the run's record (`vitdet.engine.recipe.write_record`), which W&B gets.
     """
 
     def __init__(self, options: Any, images_seen: int, *, about: Mapping[str, Any]) -> None:
@@ -247,7 +238,7 @@ class Progress(Hook):
             "data %.3f s  %d MB",
             trainer.images_seen,
             trainer.num_images,
-            clock((trainer.num_images - trainer.images_seen) / speed),
+            timedelta(seconds=round((trainer.num_images - trainer.images_seen) / speed)),
             values["total_loss"],
             "  ".join(f"{name.removeprefix('loss_')} {loss:.4g}" for name, loss in losses.items()),
             *(values[name] for name in ("lr", "lr_lowest", "images_per_second", "data_seconds")),

@@ -1,12 +1,10 @@
 """The losses of a detector as a mean over images, whatever the batch or the number of processes.
 
 detectron2 normalises each loss by what one process sees (sampled anchors, foreground boxes), so
-its value depends on how many images share a process. The published ViTDet recipes had one image a
-GPU (facebookresearch/detectron2 projects/ViTDet, 64 images on 64 GPUs). Here every loss is
-normalised by its own image, and proposals are sampled under that image's own random state. A batch,
-the same batch spread over processes, and gradient accumulation then have the same loss, the same
-sampled proposals and the same gradient. The layers of the heads see the whole batch; only sampling
-and losses go image by image.
+its value depends on how many images share a process; the published ViTDet recipes had one image a
+GPU. Here every loss is normalised by its own image, and proposals are sampled under that image's
+own random state, so a batch, the same batch spread over processes, and gradient accumulation have
+the same gradient. The layers see the whole batch; only sampling and losses go image by image.
 """
 
 from __future__ import annotations
@@ -63,8 +61,6 @@ class DetectorLoss(nn.Module):
         Raises:
             InputError: the detector's losses are normalised by what one pass holds.
         """
-        if parts < 1:
-            raise InputError(f"train.accumulate: expected 1 or more, got {parts}.")
         if parts == 1:
             return
         if not by_image(self.detector):
@@ -73,19 +69,11 @@ class DetectorLoss(nn.Module):
                 "are normalised by all images of a pass: parts of a batch would not add up to the "
                 f"batch, got {parts}. Lower the batch, or spread it over more processes."
             )
-        names = [name for name, m in self.detector.named_modules() if isinstance(m, _BatchNorm)]
-        if names:
-            logger.warning(
-                "train.accumulate=%d: %s normalises over the images of a part, so the step is that "
-                "of as many processes, not of one batch",
-                *(parts, names[0]),
-            )
-        if not square_size(self.detector):
-            logger.warning(
-                "train.accumulate=%d: each part is padded to its own largest image, as "
-                "model.backbone.square_pad is 0, so the step is not quite that of the whole batch",
-                parts,
-            )
+        changes = [n for n, m in self.detector.named_modules() if isinstance(m, _BatchNorm)][:1]
+        changes += ["model.backbone.square_pad=0"] if not square_size(self.detector) else []
+        if changes:
+            text = "train.accumulate=%d: %s sees the images of a part, not those of the whole batch"
+            logger.warning(text, parts, " and ".join(changes))
 
     def forward(self, batch: Batch) -> Losses:
         """Return named scalar losses.
@@ -134,36 +122,19 @@ def by_image(detector: Any) -> bool:
     )
 
 
-def cut(batch: Batch, parts: int) -> list[Batch]:
-    """Return the batch in equal parts.
-
-    Raises:
-        InputError: it does not divide.
-    """
-    if len(batch) % parts:
-        raise InputError(
-            f"train.accumulate: expected a divisor of {len(batch)}, the images of a process in a "
-            f"step, got {parts}. Change it or dataloader.train.total_batch_size."
-        )
-    size = len(batch) // parts
-    return [batch[first : first + size] for first in range(0, len(batch), size)]
-
-
 def check_image_sizes(detector: nn.Module, batch: Batch) -> None:
     """Raise an InputError for an image larger than the square that the backbone pads to.
 
-    detectron2's ImageList (structures/image_list.py) cuts such an image off without a word. Can go
-    when it does not.
+    detectron2's ImageList (structures/image_list.py) cuts such an image off without a word.
     """
     square = square_size(detector)
     for record in batch if square else ():
         height, width = record["image"].shape[-2:]
         if max(height, width) > square:
             raise InputError(
-                f"image {record.get('file_name', '(without a file name)')}: expected at most "
-                f"{square} x {square} pixels (model.backbone.square_pad), got {height} x {width}. "
-                "Resize to less in the mapper's augmentations, or set square_pad to 0: then the "
-                "model pads to what the images need."
+                f"image {record.get('file_name', '(without a name)')}: expected at most {square} x "
+                f"{square} pixels (model.backbone.square_pad), got {height} x {width}. Resize to "
+                "less in the mapper's augmentations, or set square_pad to 0."
             )
 
 

@@ -1,16 +1,19 @@
-"""The parameters of a detector: which learn, how fast, and the compiled blocks that they are in."""
+"""The parameters of a detector: which learn, how fast, their moments, average, compiled blocks."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from omegaconf import DictConfig, OmegaConf
+from tabulate import tabulate
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from vitdet.config import build_model, instantiate
+from vitdet.engine.parallel import shard_like
 from vitdet.utils.checks import InputError
 
 # Compiled versions of the one function that all blocks share: window or global attention, with or
@@ -22,14 +25,9 @@ _VERSIONS = 64
 def freeze_blocks(detector: nn.Module, blocks: int) -> list[str]:
     """Stop the embeddings (patches, positions) and the first `blocks` blocks from learning.
 
-    Their parameters get no gradient, so a step keeps nothing of them for the backward pass. Call
-    it before optimizer, average and parallel wrapper are made. BatchNorm among them keeps its
-    running statistics and uses them. Names of weights stay; propagation blocks, which no
-    pretraining has, learn on. Stochastic depth stays as the recipe says.
-
-    Args:
-        detector: its `backbone` tells the layer of a parameter (`vitdet.backbones.base`).
-        blocks: 0 freezes nothing, not even the embeddings.
+    Call it before optimizer, average and parallel wrapper are made. BatchNorm among them uses its
+    running statistics. Propagation blocks, which no pretraining has, learn on. 0 freezes nothing,
+    not even the embeddings.
 
     Returns:
         The names of the frozen parameters.
@@ -57,14 +55,11 @@ def freeze_blocks(detector: nn.Module, blocks: int) -> list[str]:
         for each in names:
             own[each].requires_grad_(False)
         if names and isinstance(module, _BatchNorm):
-            _keep_statistics(module)
+            module.eval()
+            norm: Any = module
+            norm.train = lambda *_, norm=norm: norm  # what trains the whole detector passes by
         frozen += [f"backbone.{each}" for each in names]
     return frozen
-
-
-def _keep_statistics(norm: Any) -> None:
-    norm.eval()
-    norm.train = lambda *_: norm  # what trains or evaluates the whole detector passes by
 
 
 def compile_blocks(model: nn.Module, **options: Any) -> int:
@@ -95,12 +90,9 @@ def compile_blocks(model: nn.Module, **options: Any) -> int:
 def group_lines(cfg: DictConfig) -> Iterator[str]:
     """Yield a table of every parameter: name, shape, lr, weight decay; then how many there are.
 
-    Model and optimizer are those that the recipe describes, on the meta device. The lr is the one
-    that the schedule multiplies. A parameter that the optimizer does not have is "frozen". The
-    number of classes is the recipe's, as no data set is read.
-
-    Raises:
-        InputError: no optimizer, and what building the model or the optimizer raises.
+    Model and optimizer are those that the recipe describes, on the meta device, with the number of
+    classes of the recipe. The lr is the one that the schedule multiplies. A parameter that the
+    optimizer does not have is "frozen".
     """
     if "optimizer" not in cfg:
         keys = ", ".join(map(str, cfg))
@@ -113,14 +105,14 @@ def group_lines(cfg: DictConfig) -> Iterator[str]:
         for group in optimizer.param_groups
         for parameter in group["params"]
     }
-    rows = [("name", "shape", "lr", "weight decay")]
-    rows += [
+    rows = [
         (name, " x ".join(map(str, value.shape)), *found.get(id(value), ("frozen", "-")))
         for name, value in model.named_parameters()
     ]
-    widths = [max(len(row[column]) for row in rows) for column in range(4)]
-    for name, shape, lr, decay in rows:
-        yield f"{name:{widths[0]}}  {shape:>{widths[1]}}  {lr:>{widths[2]}}  {decay:>{widths[3]}}"
+    head = ("name", "shape", "lr", "weight decay")
+    right = ("left", *["right"] * 3)
+    table = tabulate(rows, head, "plain", disable_numparse=True, colalign=right)
+    yield from table.splitlines()
     trained = [value.numel() for value in model.parameters() if id(value) in found]
     every = [value.numel() for value in model.parameters()]
     yield (
@@ -158,38 +150,117 @@ def _part(detector: nn.Module, name: str) -> str | None:
     return f"block_{layer - 1}" if layer in (1, last) else None
 
 
-def names_by_group(
-    detector: nn.Module, optimizer: torch.optim.Optimizer, model: Iterable[str], source: str
-) -> list[list[str]]:
-    """Return the names of an optimizer's parameters, group by group, as a file numbers them.
+def moments_of(
+    detector: nn.Module, optimizer: torch.optim.Optimizer, content: Mapping[str, Any], source: str
+) -> dict[int, Any]:
+    """Return the moments in a checkpoint by the numbers of our parameters, sharded as they are.
 
-    Args:
-        detector: whose parameters the optimizer has.
-        optimizer: of `vitdet.optim.adamw`, or one of your own.
-        model: names of the file's weights, in its order. An earlier version may have had the parts
-            of a backbone in another order, and `adamw` numbers them group by group in that order.
-        source: the file, for messages.
+    A file numbers its parameters group by group in the order of its model. An earlier version may
+    have had the parts of a backbone in another order, so they are found by name. They are copies:
+    the tensors of a file are mapped, and the file is to go.
 
     Raises:
-        InputError: another order, and an optimizer that does not follow the order of its model.
+        InputError: other parameters or groups, or another order of an optimizer of one's own.
     """
-    named = {id(parameter): name for name, parameter in detector.named_parameters()}
+    parameters = dict(detector.named_parameters())
+    named = {id(parameter): name for name, parameter in parameters.items()}
     ours = [[named[id(each)] for each in group["params"]] for group in optimizer.param_groups]
     group_of = {name: number for number, group in enumerate(ours) for name in group}
 
     def grouped(order: Iterable[str]) -> list[list[str]]:
         found: dict[int, list[str]] = {}
         for name in order:
-            if name in group_of:
-                found.setdefault(group_of[name], []).append(name)
+            found.setdefault(group_of[name], []).append(name)
         return list(found.values())
 
-    now, then = ([name for name in each if name in group_of] for each in (named.values(), model))
-    if now == then:
-        return ours
-    if grouped(now) != ours:
+    now, then = ([n for n in each if n in group_of] for each in (parameters, content["model"]))
+    if now != then and grouped(now) != ours:
         raise InputError(
             f"optimizer state in {source}: its model has its parameters in another order, and this "
             "optimizer one of its own. Start from the file with train.init_checkpoint."
         )
-    return grouped(then)
+    theirs, saved = ours if now == then else grouped(then), content["optimizer"]
+    counts = [len(group["params"]) for group in saved["param_groups"]]
+    if counts != [len(group) for group in theirs]:
+        raise InputError(
+            f"optimizer state in {source}: expected {len(group_of)} parameters in {len(theirs)} "
+            f"groups, got {sum(counts)} in {len(counts)}. Resume with the optimizer settings of "
+            "the run (see its config.yaml)."
+        )
+    numbers = {name: number for number, name in enumerate(name for each in ours for name in each)}
+    names = [name for group in theirs for name in group]
+    found: dict[int, Any] = {}
+    for index, moments in saved["state"].items():
+        name, made = names[index], dict(moments)
+        found[numbers[name]] = made
+        for key, value in made.items():
+            if not isinstance(value, torch.Tensor):
+                continue
+            if value.ndim and value.shape != parameters[name].shape:
+                shape = f"{key} of {name} has the shape {tuple(value.shape)}"
+                raise InputError(f"optimizer state in {source}: {shape}. Take another checkpoint.")
+            made[key] = shard_like(parameters[name], value).clone()
+    return found
+
+
+class Ema:
+    """average <- decay * average + (1 - decay) * weights, once a step.
+
+    Everything in the state dict is averaged, also buffers, so that it is a whole model; what is
+    not a floating-point number is copied. Every process has the same average of the parameters;
+    that of BatchNorm's statistics differs until `Trainer.state_dict` gives all the main one's.
+
+    Args:
+        module: the model; the average starts as a copy of its weights.
+        decay: 0 <= decay < 1; 0.9999 in the recipes of EVA-02.
+
+    Raises:
+        InputError: a decay outside its range.
+    """
+
+    def __init__(self, module: nn.Module, decay: float) -> None:
+        if not 0 <= decay < 1:
+            raise InputError(
+                f"train.ema_decay: expected 0 <= decay < 1, or null for no average, got {decay}."
+            )
+        self.module = module
+        self.decay = decay
+        self.state: dict[str, torch.Tensor] = {}
+        self.restart()
+
+    @torch.no_grad()
+    def restart(self) -> None:
+        """Begin with the weights as they are now."""
+        self.state = {name: value.clone() for name, value in self.module.state_dict().items()}
+
+    @torch.no_grad()
+    def update(self) -> None:
+        """Take in the weights of one more step."""
+        pairs: dict[type, list[tuple[torch.Tensor, torch.Tensor]]] = {}
+        for name, value in self.module.state_dict().items():
+            if value.is_floating_point():  # parameters that are sharded are of another type
+                pairs.setdefault(type(value), []).append((self.state[name], value))
+            else:
+                self.state[name].copy_(value)
+        for of_type in pairs.values():
+            averages, values = zip(*of_type, strict=True)
+            torch._foreach_lerp_(averages, values, 1 - self.decay)
+
+    @torch.no_grad()
+    def load(self, state: Mapping[str, torch.Tensor]) -> None:
+        """Continue from the average of a checkpoint, with the same names and shapes."""
+        for name, value in self.state.items():
+            value.copy_(shard_like(value, state[name]))
+
+    @contextmanager
+    def applied(self) -> Iterator[None]:
+        """Give the model the averaged weights within the block; afterwards it has its own again."""
+        own = self.module.state_dict()
+        kept = {name: value.clone() for name, value in own.items()}
+        try:
+            for name, value in own.items():
+                value.copy_(self.state[name])
+            yield
+        finally:
+            for name, value in own.items():
+                value.copy_(kept[name])

@@ -1,30 +1,36 @@
-"""A recipe's values against each other, and its length once the data are read."""
+"""What a recipe says: values against each other, lengths, data; and what a run keeps of it."""
 
 from __future__ import annotations
 
 import copy
+import json
 import logging
 import math
 import re
+import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
 from vitdet import checkpoint
-from vitdet.config import KEYS, arguments
+from vitdet.config import KEYS, arguments, complete, config_text
 from vitdet.engine.bad_steps import POLICIES
 from vitdet.engine.log import check_loggers
 from vitdet.engine.parallel import PARALLEL
-from vitdet.settings import complete
 from vitdet.utils.checks import InputError
-from vitdet.utils.distributed import world_size
+from vitdet.utils.distributed import is_main, world_size
+from vitdet.utils.env import describe
+from vitdet.utils.files import write_text
 from vitdet.utils.precision import PRECISIONS
 
 logger = logging.getLogger(__name__)
 
+Counts = dict[str, Any]  # of a data set
+
 _PERIOD = re.compile(r"(\d+(?:\.\d+)?) *(%|iteration|image)s?")
-PERIODS = ("checkpoint_every", "eval_every")  # of `train`
+_PERIODS = ("checkpoint_every", "eval_every")  # of `train`
 _CHOICES = {
     "device": ("auto", "cpu", "cuda"),
     "precision": PRECISIONS,
@@ -33,6 +39,7 @@ _CHOICES = {
     "on_bad_step": POLICIES,
     "parallel": PARALLEL,
 }
+_LEAST = {"num_images": 1, "accumulate": 1, "max_bad_steps": 0}
 
 
 def check_recipe(cfg: DictConfig) -> DictConfig:
@@ -53,24 +60,43 @@ def check_recipe(cfg: DictConfig) -> DictConfig:
             f"recipe: expected a value for {', '.join(missing)}, got ???. Give it as "
             f"{missing[0]}=VALUE on the command line."
         )
+    _check_train(train)
+    check_loggers(train.loggers)
+    return cfg
+
+
+def _missing(node: Any, key: str) -> list[str]:
+    """Names of the values that a recipe leaves open."""
+    if node == "???":
+        return [key.removeprefix(".")]
+    parts = node.items() if isinstance(node, dict) else ()
+    parts = enumerate(node) if isinstance(node, list) else parts
+    return [name for part, value in parts for name in _missing(value, f"{key}.{part}")]
+
+
+def _check_train(train: DictConfig) -> None:
     for key, allowed in _CHOICES.items():
         if train[key] not in allowed:
             raise InputError(f"train.{key}: expected {' or '.join(allowed)}, got {train[key]}.")
-    check_loggers(train.loggers)
+    for key, least in _LEAST.items():
+        if train[key] < least:
+            raise InputError(f"train.{key}: expected {least} or more, got {train[key]}.")
     if train.parallel == "fsdp" and train.compile:
         raise InputError("train.compile: it does not go with train.parallel=fsdp: set one of them.")
     if train.epochs is not None and not 0 < train.epochs < math.inf:
         raise InputError(f"train.epochs: expected a number above 0 or null, got {train.epochs}.")
-    if train.num_images < 1:
-        raise InputError(f"train.num_images: expected at least one image, got {train.num_images}.")
-    for key in PERIODS:
-        _images(key, train[key], 100, 1)
-    return cfg
+    _ = [_images(key, train[key], 100, 1) for key in _PERIODS]
+    stop = train.early_stopping
+    if stop is not None and (stop.patience < 1 or not 0 <= stop.min_delta < math.inf):
+        wanted = "expected a patience of at least 1 and a min_delta of at least 0"
+        raise InputError(f"train.early_stopping: {wanted}, got {dict(stop)}.")
+    if stop is not None and train.eval_every in (0, "0%"):
+        raise InputError("train.early_stopping: no evaluation, as train.eval_every is 0.")
 
 
 def check_batch(cfg: DictConfig) -> None:
     """Raise an InputError for a batch that the processes cannot share equally."""
-    total, parts = cfg.dataloader.train.total_batch_size, max(cfg.train.accumulate, 1)
+    total, parts = cfg.dataloader.train.total_batch_size, cfg.train.accumulate
     if total <= 0 or total % (world_size() * parts):
         times = f" times train.accumulate={parts}" if parts > 1 else ""
         raise InputError(
@@ -96,6 +122,9 @@ def check_files(cfg: DictConfig) -> None:
                 )
 
 
+# --- lengths -------------------------------------------------------------------------------------
+
+
 def set_length(cfg: DictConfig, dataset: Any) -> None:
     """Set the images of the training and of its periods in the recipe.
 
@@ -113,13 +142,12 @@ def set_length(cfg: DictConfig, dataset: Any) -> None:
             raise InputError(f"train.epochs: {train.epochs} of {epoch} images is no image.")
         train.num_images = round(train.epochs * epoch)
         logger.info("%g epochs of %d images: %d images", train.epochs, epoch, train.num_images)
-    for key in PERIODS:
+    for key in _PERIODS:
         images = _images(key, train[key], train.num_images, batch)
         if not isinstance(train[key], str):
             images *= train.num_images / own
         train[key] = max(round(images), 1) if images else 0
-    if text := lr_rules(cfg):
-        logger.info("%s", text)
+    _say_lr_rules(cfg)
 
 
 def images_an_epoch(cfg: DictConfig, dataset: Any) -> int:
@@ -138,23 +166,20 @@ def images_an_epoch(cfg: DictConfig, dataset: Any) -> int:
     )
 
 
-def lr_rules(cfg: DictConfig) -> str:
-    """Return what the usual rules make of the learning rate for another batch, "" for the same.
+def _say_lr_rules(cfg: DictConfig) -> None:
+    """Say what the usual rules make of the learning rate for another batch; nothing changes.
 
     `train.reference_batch` is the batch that the recipe's lr is for. The linear rule is that of
     "Accurate, Large Minibatch SGD" (Goyal et al. 2017); the square root is usual with Adam ("On the
-    SDEs and Scaling Rules for Adaptive Gradient Algorithms", Malladi et al. 2022). Nothing changes.
+    SDEs and Scaling Rules for Adaptive Gradient Algorithms", Malladi et al. 2022).
     """
     batch, reference = cfg.dataloader.train.total_batch_size, cfg.train.reference_batch
     lr = cfg.optimizer.get("lr")
-    if not reference or batch == reference or not isinstance(lr, int | float):
-        return ""
-    share = batch / reference
-    return (
-        f"a step has {batch} images, and the recipe is made for {reference}; optimizer.lr={lr:g} "
-        f"is left as it is. If that is the rate for {reference}, the linear rule has "
-        f"{lr * share:.3g}, the square-root rule {lr * math.sqrt(share):.3g}"
-    )
+    if reference and batch != reference and isinstance(lr, int | float):
+        text = "a step has %d images, the recipe is made for %d: optimizer.lr=%g is left as it is"
+        text += " (the linear rule has %.3g, the square-root rule %.3g)"
+        share = batch / reference
+        logger.info(text, batch, reference, lr, lr * share, lr * math.sqrt(share))
 
 
 def _images(key: str, value: Any, length: int, batch: int) -> float:
@@ -169,13 +194,88 @@ def _images(key: str, value: Any, length: int, batch: int) -> float:
     return number
 
 
-def _missing(node: Any, key: str) -> list[str]:
-    """Names of the values that a recipe leaves open ("???")."""
-    if node == "???":
-        return [key]
-    if isinstance(node, list):
-        node = dict(enumerate(node))
-    if not isinstance(node, dict):
-        return []
-    prefix = f"{key}." if key else ""
-    return [name for part in node for name in _missing(node[part], f"{prefix}{part}")]
+# --- data, and the run's record ------------------------------------------------------------------
+
+
+def counts(dataset: Any) -> Counts:
+    """Return name, class names, and the numbers of images and objects of a data set.
+
+    A data set of another project may be without `records`: the numbers are None then.
+    """
+    records = getattr(dataset, "records", None)
+    known = isinstance(records, Sequence)
+    return {
+        "name": str(dataset.name),
+        "class_names": list(dataset.class_names),
+        "images": len(records) if known else None,
+        "objects": sum(len(each.get("annotations", ())) for each in records) if known else None,
+    }
+
+
+def check_data(
+    data: Mapping[str, Counts], content: Mapping[str, Any], source: str, *, allow: bool
+) -> None:
+    """Stop a resume with other data than those that the run began with; `allow` says so only.
+
+    Args:
+        data: counts of "train" and "test" now. Class names are compared with the weights.
+        content: of the checkpoint.
+        source: its name.
+        allow: `train.allow_changed_data`.
+
+    Raises:
+        InputError: names what changed.
+    """
+    about = content.get("vitdet")
+    before = about.get("data", {}) if isinstance(about, Mapping) else {}
+    changes = "; ".join(
+        f"{part} data: {before[part][key]} {key}, now {data[part][key]}"
+        for part in data
+        for key in ("images", "objects")
+        if part in before and before[part][key] != data[part][key]
+    )
+    if changes and not allow:
+        raise InputError(
+            f"data for resuming {source}: expected those with which the run began, got {changes}. "
+            "Give it the same data, go on all the same with train.allow_changed_data=true, or "
+            "start another run from the file with train.init_checkpoint."
+        )
+    if changes:
+        logger.warning("the data changed since %s: %s", source, changes)
+
+
+def set_absolute_paths(cfg: DictConfig) -> None:
+    """Let a recipe say where its data lie from whatever folder it is read later."""
+    for part in ("train", "test"):
+        node = cfg.dataloader[part].dataset
+        for key in ("json", "images"):
+            value = node.get(key) if isinstance(node, DictConfig) else None
+            if isinstance(value, str) and Path(value).exists():
+                node[key] = str(Path(value).absolute())
+
+
+def write_record(
+    cfg: DictConfig, output_dir: Path, dataset: Any, data: Mapping[str, Counts]
+) -> dict[str, Any]:
+    """Write config.yaml, environment.json and run.json; return what checkpoints keep of them.
+
+    Args:
+        cfg: the recipe, its lengths in images.
+        output_dir: folder of the run.
+        dataset: has `class_names`, and `class_ids` where its classes have numbers of their own.
+        data: counts of "train" and "test".
+    """
+    names = list(dataset.class_names)
+    note = {
+        "class_names": names,
+        "class_ids": list(getattr(dataset, "class_ids", range(1, len(names) + 1))),
+        "config": config_text(cfg),
+        "environment": describe(),
+        "data": dict(data),
+    }
+    if is_main():
+        about = {"command": sys.argv, "seed": cfg.train.seed, "data": data}
+        write_text(output_dir / "config.yaml", note["config"])
+        for name, content in (("environment", note["environment"]), ("run", about)):
+            write_text(output_dir / f"{name}.json", json.dumps(content, indent=1) + "\n")
+    return note

@@ -3,45 +3,43 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from functools import partial
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
+from torch import nn
 
 from vitdet import checkpoint
 from vitdet.config import build_model, instantiate, set_num_classes
-from vitdet.engine import recipe, record
+from vitdet.engine import recipe
 from vitdet.engine.bad_steps import BadSteps
-from vitdet.engine.best import Evaluations
-from vitdet.engine.checkpoints import FINAL, LAST, Checkpoints, Found, last_checkpoint, usable
+from vitdet.engine.checkpoints import FINAL, Checkpoints, Found, last_checkpoint, usable
 from vitdet.engine.dry_run import try_steps
 from vitdet.engine.evaluate import (
-    PREDICTIONS,
+    Evaluations,
     Results,
     TestSet,
     build_dataset,
+    check_metrics,
     flatten,
     write_results,
 )
-from vitdet.engine.log import METRICS, Metrics, Progress, logging_to
+from vitdet.engine.log import Metrics, Progress, logging_to
 from vitdet.engine.parallel import shard
 from vitdet.engine.parameters import compile_blocks, freeze_blocks
-from vitdet.engine.signals import Preemption, noticed
+from vitdet.engine.signals import Signals, Watch
 from vitdet.engine.trainer import Trainer
-from vitdet.engine.watch import Watch
 from vitdet.utils.checks import InputError, os_error_text
 from vitdet.utils.distributed import main_only
 from vitdet.utils.env import seed_all
-from vitdet.utils.files import locked, make_way
+from vitdet.utils.files import locked
 from vitdet.utils.precision import pick_device
 
 logger = logging.getLogger(__name__)
-
-# What a run writes again and again, or goes on with, beside its checkpoints.
-_FILES = ("log.txt", METRICS, "config.yaml", "environment.json", "run.json", LAST)
-_RESULTS = ("log.txt", "results.json", PREDICTIONS)
 
 
 def train(cfg: DictConfig, *, resume: bool = False, dry_run: bool = False) -> Results:
@@ -65,22 +63,22 @@ def train(cfg: DictConfig, *, resume: bool = False, dry_run: bool = False) -> Re
     """
     cfg = recipe.check_recipe(cfg)
     recipe.check_batch(cfg)
-    evaluations = Evaluations(cfg.train, cfg.dataloader.train.total_batch_size)
-    output_dir = Path(cfg.train.output_dir)
+    options, batch = cfg.train, cfg.dataloader.train.total_batch_size
+    output_dir = Path(options.output_dir)
     _check_new(output_dir, resume)
-    with _one_line_errors(), noticed() as notice, logging_to() as log_to, ExitStack() as stack:
+    with _one_line_errors(), Signals() as signals, logging_to() as log_to, ExitStack() as stack:
         if is_there := not dry_run and output_dir.is_dir():
             stack.enter_context(alone_in(output_dir))
         dataset = build_dataset(cfg.dataloader.train.dataset)
         test = TestSet(cfg, expected_classes=tuple(dataset.class_names))
-        evaluations.check_evaluator(test.evaluator)
+        check_metrics(options, test.evaluator)
         recipe.set_length(cfg, dataset)
         set_num_classes(cfg, len(dataset.class_names))
-        record.set_absolute_paths(cfg)
+        recipe.set_absolute_paths(cfg)
         OmegaConf.set_readonly(cfg, True)
         trainer = _build_trainer(cfg)
-        data = {"train": record.counts(dataset), "test": record.counts(test.dataset)}
-        previous = _load(trainer, cfg, data, evaluations, resume=resume)
+        data = {"train": recipe.counts(dataset), "test": recipe.counts(test.dataset)}
+        previous = _load(trainer, cfg, data, resume=resume)
         loader = instantiate(cfg.dataloader.train, dataset=dataset, start=trainer.images_seen)
         if dry_run:
             try_steps(cfg, trainer, loader, data)
@@ -89,29 +87,26 @@ def train(cfg: DictConfig, *, resume: bool = False, dry_run: bool = False) -> Re
         if not is_there:
             stack.enter_context(alone_in(output_dir))
             _check_new(output_dir, resume)
-        make_way(output_dir, _FILES + _RESULTS)
         log_to(output_dir / "log.txt")
-        note = record.write(cfg, output_dir, dataset, data)
+        note = recipe.write_record(cfg, output_dir, dataset, data)
         del dataset  # the loader has its own copy, in one piece
-        metrics = stack.enter_context(Metrics(cfg.train, trainer.images_seen, about=note))
+        metrics = stack.enter_context(Metrics(options, trainer.images_seen, about=note))
         checkpoints = Checkpoints(
             output_dir,
-            every=cfg.train.checkpoint_every,
-            keep=cfg.train.keep_checkpoints,
-            total_batch_size=cfg.dataloader.train.total_batch_size,
+            every=options.checkpoint_every,
+            keep=options.keep_checkpoints,
+            total_batch_size=batch,
             note=note,
-            background=cfg.train.async_checkpoints,
-            beside=evaluations.state_dict,
+            background=options.async_checkpoints,
         )
         checkpoints.resumed(previous)
-        preemption = Preemption(notice, checkpoints.save_now)
-        evaluations.checkpoints = checkpoints
-        evaluations.evaluate = lambda: _evaluated(trainer, test, cfg.train, metrics, preemption)
-        watch = Watch(output_dir, cfg.train.step_timeout)
-        progress = Progress(metrics, every=cfg.train.log_every)
+        signals.save = checkpoints.save_now
+        evaluate_now = partial(_evaluated, trainer, test, options, metrics, signals)
+        evaluations = Evaluations(options, batch, checkpoints, evaluate_now)
+        watch = Watch(output_dir, options.step_timeout)
+        progress = Progress(metrics, every=options.log_every)
         # A checkpoint before all that takes long, so that a signal finds its work done.
-        hooks = [watch, progress, checkpoints, preemption, evaluations]
-        notice.training = True
+        hooks = [watch, progress, checkpoints, signals, evaluations]
         try:
             trainer.run(watch.over(iter(loader)), evaluations.before_train(trainer), hooks)
             results = evaluations.now(trainer)
@@ -151,9 +146,8 @@ def evaluate(cfg: DictConfig, *, resume: bool = False) -> Results:
         source, content = previous or _read(Path(cfg.train.init_checkpoint))
         content = checkpoint.chosen(content, which, source=str(source))
         checkpoint.check_trained(content, source=str(source))
-        record.load_weights(detector, content, str(source), test.class_names)
+        _load_weights(detector, content, str(source), test.class_names)
         stack.enter_context(alone_in(output_dir))
-        make_way(output_dir, _RESULTS)
         log_to(output_dir / "log.txt")
         prefix = "" if which == "model" else "ema/"
         results = test.evaluate(detector, cfg.train.eval_precision, prefix)
@@ -257,16 +251,11 @@ def _build_trainer(cfg: DictConfig) -> Trainer:
 
 
 def _load(
-    trainer: Trainer,
-    cfg: DictConfig,
-    data: dict[str, record.Counts],
-    evaluations: Evaluations,
-    *,
-    resume: bool,
+    trainer: Trainer, cfg: DictConfig, data: dict[str, recipe.Counts], *, resume: bool
 ) -> Path | None:
-    """Fill a new trainer, and the results of evaluations, from the last checkpoint of the run.
+    """Fill a new trainer from the last checkpoint of the run, and return its path.
 
-    Without one the weights are those of `train.init_checkpoint`. Returns that checkpoint's path.
+    Without one the weights are those of `train.init_checkpoint`.
     """
     previous = usable(Path(cfg.train.output_dir))
     if resume and previous is None:
@@ -276,20 +265,38 @@ def _load(
         return None
     source, content = previous or _read(Path(cfg.train.init_checkpoint))
     if previous is not None:
-        record.check_data(data, content, str(source), allow=cfg.train.allow_changed_data)
-    record.load_weights(trainer.detector, content, str(source), data["train"]["class_names"])
+        recipe.check_data(data, content, str(source), allow=cfg.train.allow_changed_data)
+    _load_weights(trainer.detector, content, str(source), data["train"]["class_names"])
     if previous is not None:
         trainer.load_state_dict(content, source=str(source))
-        evaluations.load_state_dict(content, trainer.images_seen)
     logger.info("loaded %s (%d images seen)", source, trainer.images_seen)
     return None if previous is None else source
 
 
+def _load_weights(
+    detector: nn.Module, content: Mapping[str, Any], source: str, class_names: Iterable[str]
+) -> None:
+    """Load the weights of a file's content exactly; its class names, if any, must be ours."""
+    state, initialised = checkpoint.weights_of(content, source=source)
+    checkpoint.load_weights(detector, state, source=source, initialised=initialised)
+    about = content.get("vitdet")
+    theirs = about.get("class_names") if isinstance(about, dict) else None
+    if theirs is not None and list(theirs) != list(class_names):
+        pairs = zip_longest(theirs, class_names, fillvalue="no class")
+        first = next((a, b) for a, b in pairs if a != b)
+        raise InputError(
+            f"class names of {source}: expected those of the data set, {first[1]} among them, got "
+            f"{first[0]} in its place. Use the data set that the file was trained on; to start "
+            "another training from these weights, pass them through converter.py, which drops the "
+            "names."
+        )
+
+
 def _evaluated(
-    trainer: Trainer, test: TestSet, options: Any, metrics: Metrics, preemption: Preemption
+    trainer: Trainer, test: TestSet, options: Any, metrics: Metrics, signals: Signals
 ) -> Results:
     """Return the results of the weights, and of their moving average under names of its own."""
-    with preemption.evaluating(trainer):
+    with signals.evaluating(trainer):
         results = test.evaluate(trainer.detector, options.eval_precision)
         if trainer.ema is not None:
             with trainer.ema.applied():

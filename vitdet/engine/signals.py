@@ -1,33 +1,37 @@
-"""Preemption: SIGTERM, SIGUSR1 and ^C end a run after its step, with a checkpoint and a status.
-
-A scheduler sends one of them some time before it takes the machine away. The process only takes
-note; after the step, if any process of the run was told, all of them save and leave. A second ^C
-ends the process at once.
-"""
+"""What ends a run before its time: SIGTERM, SIGUSR1 and ^C, or a step that does not end."""
 
 from __future__ import annotations
 
+import faulthandler
 import logging
+import os
 import signal
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
+from typing import Any, TypeVar
 
-from vitdet.engine.launch import PREEMPTED_STATUS
 from vitdet.engine.trainer import Hook, Trainer
-from vitdet.utils.checks import INTERRUPTED_STATUS
-from vitdet.utils.distributed import any_rank, world_size
-from vitdet.utils.signals import PREEMPTION
+from vitdet.utils.checks import (
+    INPUT_ERROR_STATUS,
+    INTERRUPTED_STATUS,
+    PREEMPTED_STATUS,
+    one_line,
+)
+from vitdet.utils.distributed import PREEMPTION, any_rank, rank, world_size
 
 logger = logging.getLogger(__name__)
+
+Batches = TypeVar("Batches")
 
 
 class Preempted(SystemExit):
     """The run was asked to leave and has saved; the status of the process is 75, or 130 for ^C."""
 
-    def __init__(self, text: str, status: int = PREEMPTED_STATUS) -> None:
+    def __init__(self, text: str, status: int) -> None:
         super().__init__(status)
         self.text = text
 
@@ -35,88 +39,71 @@ class Preempted(SystemExit):
         return self.text
 
 
-class Notice:
-    """The signal that came, None before.
+class Signals(Hook):
+    """A hook that saves and leaves when a process of the run has got a signal.
+
+    Within a `with` block, in a main thread, signals are only noted, and acted on after the step; a
+    second ^C ends the process at once. After a preemption SIGTERM and SIGUSR1 are ignored:
+    schedulers repeat them, and the process is to end with its own status.
 
     Attributes:
-        training: whether there is something to save; before that, ^C ends the process at once.
-        saved: set while everything is on its way to the disk already (an evaluation): called when
-            a signal comes.
+        signal: the last that came.
+        save: writes a checkpoint of this moment and returns its path when it is on the disk. None
+            before the training: there is nothing to save, and ^C ends the process at once.
     """
 
     def __init__(self) -> None:
         self.signal: signal.Signals | None = None
-        self.training = False
-        self.saved: Callable[[], None] | None = None
+        self.save: Callable[[Trainer], Path] | None = None
+        self._saved: Callable[[], None] | None = None  # called at once while all is saved
+        self._before: dict[signal.Signals, Any] = {}
+
+    def __enter__(self) -> Signals:
+        if threading.current_thread() is threading.main_thread():  # no other can handle signals
+            numbers = (*PREEMPTION, signal.SIGINT)
+            self._before = {each: signal.signal(each, self.take) for each in numbers}
+        return self
+
+    def __exit__(self, _: object, error: BaseException | None, __: object) -> None:
+        ignored = PREEMPTION if isinstance(error, Preempted) else ()
+        for each, handler in self._before.items():
+            # None: whoever set it was not Python
+            before = signal.SIG_DFL if handler is None else handler
+            signal.signal(each, signal.SIG_IGN if each in ignored else before)
 
     def take(self, number: int, _: FrameType | None) -> None:
         """Handle a signal."""
         again = self.signal is signal.SIGINT
         self.signal = signal.Signals(number)
-        if number == signal.SIGINT and (again or not self.training):
+        if number == signal.SIGINT and (again or self.save is None):
             raise KeyboardInterrupt
-        if self.saved is not None:
-            self.saved()
-
-
-@contextmanager
-def noticed() -> Iterator[Notice]:
-    """Within the block, in a main thread, SIGTERM, SIGUSR1 and ^C only leave a notice.
-
-    After a preemption SIGTERM and SIGUSR1 are ignored: schedulers repeat them, and the process is
-    to end with its own status.
-    """
-    notice = Notice()
-    if threading.current_thread() is not threading.main_thread():
-        yield notice  # Python lets no other thread handle signals
-        return
-    before = {each: signal.signal(each, notice.take) for each in (*PREEMPTION, signal.SIGINT)}
-    try:
-        yield notice
-    except Preempted:
-        before |= dict.fromkeys(PREEMPTION, signal.SIG_IGN)
-        raise
-    finally:
-        for each, handler in before.items():
-            # None: whoever set it was not Python
-            signal.signal(each, signal.SIG_DFL if handler is None else handler)
-
-
-class Preemption(Hook):
-    """A hook that saves and leaves when a process of the run has got a signal.
-
-    Args:
-        notice: of this process.
-        save: writes a checkpoint of this moment and returns its path when it is on the disk.
-    """
-
-    def __init__(self, notice: Notice, save: Callable[[Trainer], Path]) -> None:
-        self.notice = notice
-        self.save = save
+        if self._saved is not None:
+            self._saved()
 
     def after_step(self, trainer: Trainer) -> None:
         """Raise Preempted, with a checkpoint, if any process was told and training would go on."""
-        if trainer.images_seen < trainer.num_images and any_rank(self.notice.signal is not None):
+        if trainer.images_seen < trainer.num_images and any_rank(self.signal is not None):
+            assert self.save is not None, "set before the training"
             self._leave(trainer, f"saved {self.save(trainer).name}")
 
     def after_train(self, trainer: Trainer) -> None:
         """Raise Preempted before the evaluation; the last checkpoint was just written."""
-        if any_rank(self.notice.signal is not None):
+        if any_rank(self.signal is not None):
             self._leave(trainer, "saved the last checkpoint")
 
     @contextmanager
     def evaluating(self, trainer: Trainer) -> Iterator[None]:
         """Within the block, of which nothing is lost, a process alone leaves at once."""
         if world_size() == 1:
-            self.notice.saved = lambda: self._leave(trainer, "saved before this evaluation")
+            self._saved = lambda: self._leave(trainer, "saved before this evaluation")
         try:
             yield
         finally:
-            self.notice.saved = None
+            self._saved = None
 
     def _leave(self, trainer: Trainer, what: str) -> None:
-        told = "a signal" if self.notice.signal is None else self.notice.signal.name
-        interrupted = any_rank(self.notice.signal is signal.SIGINT)
+        told = "a signal" if self.signal is None else self.signal.name
+        interrupted = any_rank(self.signal is signal.SIGINT)
         status = INTERRUPTED_STATUS if interrupted else PREEMPTED_STATUS
         text = (
             f"{told} after {trainer.images_seen} images: {what}, leaving with status {status}; "
@@ -124,3 +111,64 @@ class Preemption(Hook):
         )
         logger.info("%s", text)
         raise Preempted(text, status)
+
+
+class Watch(Hook):
+    """A hook that ends the run when a step is not done within a time limit.
+
+    A file system that hangs, a process that is lost, a network that lets no data through: without
+    it all ranks wait in silence. With it each writes the stacks of its threads to
+    `stuck_rank<r>.txt` in the output folder, says so in a line, and ends with status 2. What other
+    hooks do (evaluations, checkpoints) has no limit, nor has the time for which a run is suspended.
+
+    Args:
+        output_dir: folder of the run.
+        limit: seconds of this process from a batch asked for to the end of its step; None for none.
+    """
+
+    def __init__(self, output_dir: Path, limit: float | None) -> None:
+        self.output_dir = output_dir
+        self.limit = limit
+        self._step = 0  # even between steps
+        self._done = threading.Event()
+
+    def over(self, batches: Iterator[Batches]) -> Iterator[Batches]:
+        """Return the same batches; a step begins where one is asked for."""
+        if self.limit is not None:
+            threading.Thread(target=self._watch, args=(self.limit,), daemon=True).start()
+        self._step += 1
+        for batch in batches:
+            yield batch
+            self._step += 1
+
+    def after_step(self, trainer: Trainer) -> None:  # noqa: ARG002
+        """End the step; the first hook to be called."""
+        self._step += 1
+
+    def stop(self) -> None:
+        """End the watch."""
+        self._done.set()
+
+    def _watch(self, limit: float) -> None:
+        tick = min(1.0, limit / 4)
+        step, waited = 0, 0.0
+        while not self._done.wait(tick):
+            waited = waited + tick if step == self._step and step % 2 else 0.0
+            step = self._step
+            if waited >= limit:
+                self._end(limit)
+
+    def _end(self, limit: float) -> None:
+        path = self.output_dir / f"stuck_rank{rank()}.txt"
+        text = (
+            f"training: expected the end of a step within {limit:g} s, got none. The stacks of "
+            f"rank {rank()} are in {path}: they say what it waits for. If it only needs longer, "
+            "raise train.step_timeout."
+        )
+        try:
+            with path.open("w", encoding="utf-8") as file:
+                faulthandler.dump_traceback(file, all_threads=True)
+        except OSError as error:  # the disk may be what hangs
+            text += f" ({path.name} could not be written: {error.strerror})"
+        print(one_line(f"error: {text}"), file=sys.stderr, flush=True)
+        os._exit(INPUT_ERROR_STATUS)

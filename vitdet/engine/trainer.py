@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -14,28 +14,26 @@ from torch import nn
 from torch.distributed.tensor import DTensor
 
 from vitdet.checkpoint import AVERAGE
-from vitdet.engine import ema
+from vitdet.engine import parameters
 from vitdet.engine.bad_steps import (
     BadSteps,
     NonFiniteLossError,
-    Step,
+    bad_gradients,
     file_names,
-    step_seed,
+    first_bad_output,
     step_text,
 )
-from vitdet.engine.losses import Batch, DetectorLoss, cut
+from vitdet.engine.losses import Batch, DetectorLoss
 from vitdet.engine.parallel import (
     distributed,
     give_up_step,
     is_sharded,
-    shard_like,
     sync_buffers,
     without_sync,
 )
-from vitdet.engine.parameters import names_by_group
 from vitdet.utils.checks import InputError
-from vitdet.utils.distributed import any_rank, world_size
-from vitdet.utils.env import seed_all
+from vitdet.utils.distributed import any_rank, rank, world_size
+from vitdet.utils.env import seed_all, seed_from
 from vitdet.utils.precision import autocast_dtype
 
 _SMALLEST_SCALE = 1.0  # of fp16's loss; it begins at 65536 and halves at every overflow
@@ -99,8 +97,8 @@ class Trainer:
         accumulate: parts in which a process takes its images of a step, one after the other, to
             save memory. Step and losses are those of the whole batch.
         bad_steps: what follows a loss or gradient that is not finite; by default the run stops.
-        ema_decay: of a moving average of the weights (`vitdet.engine.ema`), None for none. It
-            starts from the weights with which `run` begins at the first image.
+        ema_decay: of a moving average of the weights (`vitdet.engine.parameters.Ema`), None for
+            none. It starts from the weights with which `run` begins at the first image.
         ddp: arguments for DistributedDataParallel when there are several processes, and
             `fp16_compression` (see `vitdet.engine.parallel.distributed`).
     """
@@ -126,7 +124,7 @@ class Trainer:
         self.clip_grad_norm = clip_grad_norm
         self.accumulate = accumulate
         self.bad_steps = bad_steps or BadSteps()
-        self.ema = None if ema_decay is None else ema.Ema(detector, ema_decay)
+        self.ema = None if ema_decay is None else parameters.Ema(detector, ema_decay)
         self.device = next(detector.parameters()).device
         self.dtype = autocast_dtype(precision, self.device)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.dtype == torch.float16)
@@ -166,7 +164,7 @@ class Trainer:
 
     def step(self, batch: Batch) -> None:
         """Take one step with this process's part of the batch, unless it is a bad one."""
-        seed_all(step_seed(self.seed, self.images_seen))
+        seed_all(seed_from(self.seed, rank(), self.images_seen))
         multiplier = self.schedule(self.images_seen)
         for group in self.optimizer.param_groups:
             group["lr"] = group["initial_lr"] * multiplier
@@ -178,12 +176,9 @@ class Trainer:
         if fault is None:
             self.window.steps.append(record)
         else:
+            self._give_up(batch, record, fault)
             for buffer, value in zip(self.detector.buffers(), buffers, strict=False):
                 buffer.copy_(value)  # a forward pass has moved the statistics of BatchNorm
-            loss = self.loss if is_sharded(self.detector) else self.detector_loss
-            run = (loss, self.optimizer, batch, self.accumulate, self.seed, self.images_seen)
-            self.bad_steps.meet(Step(*run, self.dtype, fault, self.check_each_step))
-            self.optimizer.zero_grad(set_to_none=True)
         images = len(batch) * world_size()
         self.images_seen += images
         self.window.images += images
@@ -196,7 +191,7 @@ class Trainer:
         """
         nothing = torch.zeros((), device=self.device)
         record = StepRecord(nothing, (), file_names(batch), self._lr(), self.images_seen)
-        parts = cut(batch, self.accumulate)
+        parts = self._parts(batch)
         for number, part in enumerate(parts, start=1):
             with nullcontext() if number == len(parts) else without_sync(self.loss):
                 loss, fault = self._loss(part, record, share=1 / len(parts))
@@ -208,12 +203,17 @@ class Trainer:
                 self.scaler.scale(loss).backward()
         return record, None
 
+    def _parts(self, batch: Batch) -> list[Batch]:
+        assert len(batch) % self.accumulate == 0, "the loader shares a batch out equally"
+        size = len(batch) // self.accumulate
+        return [batch[first : first + size] for first in range(0, len(batch), size)]
+
     def _loss(
         self, part: Batch, record: StepRecord, share: float
     ) -> tuple[torch.Tensor | None, str | None]:
         """Return the part's share in the loss of the step, and what is wrong with it."""
         try:
-            with torch.autocast(self.device.type, self.dtype, enabled=self.dtype is not None):
+            with self._autocast():
                 losses = self.loss(part)
         except FloatingPointError as error:  # detectron2's proposals found a NaN before us
             if not self.check_each_step:
@@ -230,15 +230,15 @@ class Trainer:
     def _update(self, record: StepRecord) -> str | None:
         """Move weights and average along the gradient; return why not, None when they moved."""
         self.scaler.unscale_(self.optimizer)
-        parameters = list(self.detector.parameters())
-        norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+        weights = list(self.detector.parameters())
+        norm = nn.utils.get_total_norm([p.grad for p in weights if p.grad is not None])
         record.grad_norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
         # fp16 overflows now and then: its scaler passes over the step by itself.
         fp16 = self.scaler.is_enabled()
         if self.check_each_step and not fp16 and not bool(record.grad_norm.isfinite()):
             return ""
         if self.clip_grad_norm is not None:
-            nn.utils.clip_grads_with_norm_(parameters, self.clip_grad_norm, norm)
+            nn.utils.clip_grads_with_norm_(weights, self.clip_grad_norm, norm)
         self.scaler.step(self.optimizer)
         self.scaler.update()
         if self.check_each_step and fp16 and (fault := self._scale_fault()):
@@ -246,6 +246,30 @@ class Trainer:
         if self.ema is not None:
             self.ema.update()
         return None
+
+    def _give_up(self, batch: Batch, record: StepRecord, fault: str) -> None:
+        """Report a bad step; its batch is run once more under the same random numbers for that."""
+        gradients = bad_gradients(self.detector, self.optimizer)
+        self.optimizer.zero_grad(set_to_none=True)
+        loss = self.loss if is_sharded(self.detector) else self.detector_loss
+
+        def forward() -> None:
+            seed_all(seed_from(self.seed, rank(), self.images_seen))
+            for part in self._parts(batch):
+                with self._autocast(), suppress(FloatingPointError):
+                    loss(part)
+                give_up_step(loss)
+
+        # Where not all processes know of the step, none can wait for the others' weights.
+        alone = not self.check_each_step
+        output = "" if alone and world_size() > 1 else first_bad_output(self.detector, forward)
+        what, found = fault or "a gradient that is not finite", output or gradients
+        what += f" ({found})" if found else ""
+        text = step_text(what, self.images_seen, record.lr, record.files)
+        about = {"images_seen": self.images_seen, "seed": self.seed, "accumulate": self.accumulate}
+        about["autocast"] = "" if self.dtype is None else str(self.dtype).removeprefix("torch.")
+        guilty = None if alone else bool(fault or output)
+        self.bad_steps.meet(text, batch, about, guilty=guilty)
 
     def _scale_fault(self) -> str:
         """Say so when fp16 overflows whatever the scale of the loss; "" when it does not."""
@@ -287,6 +311,9 @@ class Trainer:
         self.check_finite()
         window, self.window = self.window, Window()
         return window
+
+    def _autocast(self) -> torch.autocast:
+        return torch.autocast(self.device.type, self.dtype, enabled=self.dtype is not None)
 
     def _lr(self) -> float:
         return max(group["lr"] for group in self.optimizer.param_groups)
@@ -331,73 +358,33 @@ class Trainer:
                 f"began, got {self.seed}. Add train.seed={state['seed']}, or start anew in another "
                 "folder."
             )
-        mine, saved = self.optimizer.state_dict(), state["optimizer"]
-        try:
-            theirs = [len(group["params"]) for group in saved["param_groups"]]
-        except (KeyError, TypeError) as error:
-            raise _strange(source, error) from error
-        groups = names_by_group(self.detector, self.optimizer, state["model"], source)
-        ours = [len(group) for group in groups]
-        if ours != theirs:
-            raise InputError(
-                f"optimizer state in {source}: expected {sum(ours)} parameters in {len(ours)} "
-                f"groups, got {sum(theirs)} in {len(theirs)}. Resume with the optimizer settings "
-                "of the run (see its config.yaml)."
-            )
         self._load_average(state, source)
+        mine = self.optimizer.state_dict()
         try:
-            moments = self._moments(saved["state"], [name for group in groups for name in group])
+            moments = parameters.moments_of(self.detector, self.optimizer, state, source)
             self.optimizer.load_state_dict({**mine, "state": moments})
             if state["scaler"] and self.scaler.is_enabled():  # empty when the run had no fp16
                 self.scaler.load_state_dict(state["scaler"])
             self.bad_steps.met = list(state.get("bad_steps", ()))
-        except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
-            raise _strange(source, error) from error
+        except (LookupError, TypeError, AttributeError) as error:
+            raise InputError(
+                f"checkpoint {source}: expected the state of an optimizer and a loss scaler as "
+                f"torch saves it, got something else ({type(error).__name__}: {error}). Take the "
+                "one before it, or start from its weights with train.init_checkpoint."
+            ) from error
         self.images_seen = state["images_seen"]
-
-    def _moments(self, state: dict[int, dict[str, Any]], names: list[str]) -> dict[int, Any]:
-        """Return the moments of the parameters of these names by our numbers, sharded as they are.
-
-        They are copies: the tensors of a file are mapped, and the file is to go.
-        """
-        named = dict(self.detector.named_parameters())
-        ours = [each for group in self.optimizer.param_groups for each in group["params"]]
-        numbers = {id(parameter): number for number, parameter in enumerate(ours)}
-        found: dict[int, Any] = {}
-        for index, moments in state.items():
-            parameter = named[names[index]]
-            made = found[numbers[id(parameter)]] = dict(moments)
-            for key, value in moments.items():
-                if not isinstance(value, torch.Tensor):
-                    continue
-                if value.ndim and value.shape != parameter.shape:
-                    raise ValueError(f"{key} of {names[index]} has the shape {tuple(value.shape)}")
-                made[key] = shard_like(parameter, value).clone()
-        return found
 
     def _load_average(self, state: dict[str, Any], source: str) -> None:
         """Continue the average of the weights; what a run began with, it goes on with."""
         if (self.ema is None) != (AVERAGE not in state):
-            expected, got = "null: the file holds no average of the weights", "null"
-            if self.ema is None:
-                expected = "the run's: the file holds an average of the weights"
-            else:
-                got = str(self.ema.decay)
+            has = "no average" if AVERAGE not in state else "an average"
             raise InputError(
-                f"train.ema_decay for resuming {source}: expected {expected}, got {got}. Take the "
-                "value of the run (see its config.yaml), or start a new run from the file with "
-                "train.init_checkpoint."
+                f"train.ema_decay for resuming {source}: the file holds {has} of the weights, got "
+                f"{None if self.ema is None else self.ema.decay}. Take the value of the run (see "
+                "its config.yaml), or start a new run from the file with train.init_checkpoint."
             )
         if self.ema is not None:
             self.ema.load(state[AVERAGE])
-
-
-def _strange(source: str, error: Exception) -> InputError:
-    return InputError(
-        f"checkpoint {source}: expected the state of an optimizer and a loss scaler as torch saves "
-        f"it, got something else ({type(error).__name__}: {error}). Take the one before it, or "
-        "start from its weights with train.init_checkpoint."
-    )
 
 
 def _terms(names: Sequence[str], losses: torch.Tensor) -> str:

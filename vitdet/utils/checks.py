@@ -1,17 +1,24 @@
-"""Errors that a user can repair: one line saying what came and what to do."""
+"""What a user reads: errors in one line, names of arguments, no warnings of dependencies."""
 
 from __future__ import annotations
 
 import difflib
 import io
+import logging
 import os
 import signal
 import sys
 import threading
+import warnings
 from collections.abc import Callable, Iterable
+from inspect import Parameter, signature
 from pathlib import Path
+from typing import Any, TypeVar
+
+_Function = TypeVar("_Function", bound=Callable[..., Any])
 
 INPUT_ERROR_STATUS = 2
+PREEMPTED_STATUS = 75  # stopped by a signal after saving; what sysexits.h calls "try again"
 INTERRUPTED_STATUS = 130  # what shells give for ^C: 128 + SIGINT
 
 
@@ -52,10 +59,8 @@ def check_word(what: str, word: object, known: Iterable[object]) -> None:
         return
     names = [str(each) for each in words]
     meant = nearest(str(word), names)
-    raise InputError(
-        f"{what}: expected one of {', '.join(names)}, got {word!r}. "
-        + (f"Did you mean {meant!r}?" if meant else "Take one of these.")
-    )
+    remedy = f"Did you mean {meant!r}?" if meant else "Take one of these."
+    raise InputError(f"{what}: expected one of {', '.join(names)}, got {word!r}. {remedy}")
 
 
 def exit_status(run: Callable[[], int]) -> int:
@@ -120,3 +125,43 @@ def _drop_stdout() -> None:
         sys.stdout.flush()
     except OSError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+
+
+def passes_on(source: Callable[..., Any], **defaults: Any) -> Callable[[_Function], _Function]:
+    """Show the arguments of `source` in the place of a function's **arguments.
+
+    `help` and the check of a recipe's calls then know their names, types and defaults. `defaults`
+    are those that differ.
+    """
+
+    def decorate(function: _Function) -> _Function:
+        own = signature(function)
+        named = [each for each in own.parameters.values() if each.kind is not Parameter.VAR_KEYWORD]
+        passed = [
+            each.replace(kind=Parameter.KEYWORD_ONLY, default=defaults.get(name, each.default))
+            for name, each in signature(source).parameters.items()
+            if name not in own.parameters
+        ]
+        vars(function)["__signature__"] = own.replace(parameters=[*named, *passed])
+        return function
+
+    return decorate
+
+
+# Each can go when its source no longer says it.
+_NOISE = (
+    r".*torch\.jit\.(script|trace|script_method).* is deprecated",  # fvcore, at import
+    r"Importing from timm\.models\.layers is deprecated",  # detectron2, at import
+    r"pkg_resources is deprecated",  # detectron2, at import
+    r"torch\.meshgrid: in an upcoming release",  # detectron2's anchors
+    r"The given NumPy array is not writable",  # detectron2's masks
+    r"Grad strides do not match bucket view strides",  # DistributedDataParallel, of 1x1 kernels
+)
+
+
+def quiet_dependencies() -> None:
+    """Leave the known warnings of dependencies out of what a user reads; all others stay."""
+    for message in _NOISE:
+        warnings.filterwarnings("ignore", message=message)
+    # detectron2's image lists make recent torch log a line about tracing
+    logging.getLogger("torch.fx._symbolic_trace").setLevel(logging.ERROR)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import platform
 import random
+import shutil
 import subprocess
 from importlib import metadata
 from pathlib import Path
@@ -77,18 +78,11 @@ def describe() -> dict[str, str]:
             found[name] = "not installed"
     found["device"] = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
     found["threads"] = str(torch.get_num_threads())
-    found["git"] = _git_state()
-    return found
-
-
-def _git_state() -> str:
     root = Path(__file__).resolve().parents[2]
-    if not (root / ".git").exists():
-        return "not a git checkout"
-    command = ["git", "-C", str(root), "describe", "--always", "--abbrev=12", "--exclude=*"]
-    try:
-        done = subprocess.run([*command, "--dirty= with local changes"], capture_output=True,
-                              text=True, check=False)  # fmt: skip
-    except FileNotFoundError:
-        return "git is not installed"
-    return done.stdout.strip() or "no commit yet"
+    words = ["git", "-C", str(root), "describe", "--always", "--abbrev=12", "--exclude=*"]
+    found["git"] = "not a git checkout"
+    if (root / ".git").exists() and shutil.which("git"):
+        words.append("--dirty= with local changes")
+        done = subprocess.run(words, capture_output=True, text=True, check=False)
+        found["git"] = done.stdout.strip() or "no commit yet"
+    return found

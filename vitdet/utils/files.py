@@ -9,8 +9,7 @@ import os
 import re
 import shutil
 import socket
-import stat
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeVar
@@ -125,23 +124,12 @@ def read_small(path: Path, parse: Callable[[str], T], default: T) -> T:
     warning, and the default.
     """
     try:
-        if not stat.S_ISREG(path.stat().st_mode):
+        if not path.exists():
+            return default
+        if not path.is_file():
             raise ValueError("it is no file")
         return parse(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return default
-    except (OSError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError) as error:
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
         reason = error
-    except RecursionError:
-        reason = "it is nested too deeply"
     logger.warning("%s cannot be read (%s): going on without it", path, reason)
     return default
-
-
-def make_way(folder: Path, names: Iterable[str]) -> None:
-    """Give what is no file, and stands where one of `names` is to be, another name."""
-    for path in (folder / name for name in names):
-        if path.exists() and not path.is_file():
-            other = path.with_name(f"{path.name}.was-no-file")
-            path.rename(other)
-            logger.warning("%s is no file: it is %s now", path, other.name)

@@ -12,12 +12,9 @@ PRECISIONS = ("auto", "bf16", "fp16", "fp32")
 
 
 def autocast_dtype(precision: str, device: torch.device) -> torch.dtype | None:
-    """Return the type that autocast uses, or None for no autocast.
+    """Return the type that autocast uses on a device, or None for no autocast.
 
-    Args:
-        precision: "bf16", "fp16", "fp32", or "auto": bf16 where the device multiplies in bf16
-            itself, else fp32.
-        device: where the run computes.
+    "auto" is bf16 where the device multiplies in bf16 itself, else fp32.
 
     Raises:
         InputError: another precision.

@@ -276,7 +276,7 @@ class _Unpickler(pickle._Unpickler):
 
     def _mapping(self, items: Any = ()) -> collections.OrderedDict[Any, Any]:
         """Stand for OrderedDict, to which Python 2 gave its pairs, and for Counter."""
-        made = collections.OrderedDict[Any, Any]()
+        made: collections.OrderedDict[Any, Any] = collections.OrderedDict()
         for key, value in items.items() if isinstance(items, dict) else items:
             made[self._key(key)] = value
         return made

@@ -36,7 +36,7 @@ _MOST = 6  # classes with the lowest AP, and with the highest, in a plot
 _MATRIX = 80  # classes of a confusion matrix
 NAMES = {"bbox": "boxes", "segm": "masks"}
 _AGREE = 0.05  # points of AP by which another machine may differ without a remark
-_RECALLS = np.linspace(0.0, 1.0, 101)
+_RECALLS = np.linspace(0.0, 1.0, 101)  # COCO's
 # "Color Universal Design" (Okabe and Ito 2008), without black and the pale yellow
 _COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
 _DASHES = ("-", "--", ":", "-.")
@@ -95,17 +95,13 @@ def read_run(folder: Path, predictions: Path | None, device: str, *, trust: bool
         dataset = TestSet(cfg).dataset
     weights, scores, classes = _results(results)
     environment = folder / "environment.json"
-    versions = _json(environment) if environment.is_file() else {}
-    if not isinstance(versions, dict):
-        raise InputError(f"{environment}: no names and versions. Remove the file.")
+    versions = _json(environment, dict) if environment.is_file() else {}
     kept = predictions or folder / PREDICTIONS
     if predictions or kept.is_file():
-        found = _json(kept)
+        found = _json(kept, list)
     else:  # a training names a file of the folder
         inside = folder / weights
         found = _predict(cfg, inside if inside.is_file() else weights, device)
-    if not isinstance(found, list):
-        raise InputError(f"predictions {kept}: expected a list, got a {type(found).__name__}.")
     recipe, metrics = config.read_text(encoding="utf-8"), _metrics(folder / "metrics.json")
     return Run(cfg, recipe, str(weights), scores, classes, metrics, versions, dataset, found)
 
@@ -121,19 +117,23 @@ def _predict(cfg: DictConfig, weights: Path, device: str) -> list[Json]:
         cfg.train.init_checkpoint = str(weights)
         cfg.train.device = device
         evaluate(cfg)
-        return _json(Path(temporary) / PREDICTIONS)
+        return _json(Path(temporary) / PREDICTIONS, list)
 
 
-def _json(path: Path) -> Any:
+def _json(path: Path, kind: type) -> Any:
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
         raise InputError(f"{path}: it is no json file ({error}). Write it again.") from error
+    if not isinstance(content, kind):
+        got = type(content).__name__
+        raise InputError(f"{path}: expected a {kind.__name__}, got a {got}. Write it again.")
+    return content
 
 
 def _results(path: Path) -> tuple[Path, dict[str, dict[str, float]], dict[str, dict[str, float]]]:
-    """Return the weights that were evaluated, {task: numbers} and {task: AP of classes}."""
-    content = _json(path)
+    """Return the weights that were evaluated, {task: numbers}, {task: AP of classes}."""
+    content = _json(path, dict)
     try:
         weights, tasks = Path(content["checkpoint"]), content["results"].items()
         scores = {task: _numbers(values) for task, values in tasks}
@@ -202,7 +202,7 @@ def sections(run: Run, iou_type: str, threshold: float, images: int) -> list[Jso
         {"title": "Recipe and versions", "recipe": run.recipe},
     ]
     if run.versions:
-        found[-1]["tables"] = [(("", "version"), list(run.versions.items()), (1,))]
+        found[-1]["tables"] = [(("", "version"), run.versions.items(), (1,))]
     return [section for section in found if len(section) > 1]
 
 
@@ -214,8 +214,8 @@ def _ap(run: Run, curves: Curves, iou_type: str) -> Json:
     ]
     columns = list(next(iter(run.results.values())))
     rows = [[task, *(v.get(key, math.nan) for key in columns)] for task, v in run.results.items()]
-    section: Json = {"title": "Average precision", "tiles": tiles}
-    section["tables"] = [(("", *columns), rows)]
+    table = (("", *columns), rows)
+    section: Json = {"title": "Average precision", "tiles": tiles, "tables": [table]}
     known = [ap for curve in curves.values() if not math.isnan(ap := curve[..., 0].mean())]
     now = 100 * sum(known) / len(known) if known else math.nan
     # predictions may be those of the moving average
@@ -266,10 +266,8 @@ def _curves(curves: Curves) -> Json:
 def _errors(judged: Sequence[Judged]) -> Json:
     counts = Counter(mistake.kind for image in judged for mistake in image.mistakes)
     rows = [[kind, counts[kind], meaning] for kind, meaning in KINDS.items()]
-    return {
-        "title": "Kinds of errors",
-        "tables": [(("kind", "count", "a detection that is"), rows, (2,))],
-    }
+    table = (("kind", "count", "a detection that is"), rows, (2,))
+    return {"title": "Kinds of errors", "tables": [table]}
 
 
 def _confusion(run: Run, judged: Sequence[Judged]) -> Json:
@@ -298,12 +296,9 @@ def _worst(run: Run, judged: Sequence[Judged], images: int) -> Json:
 
 def _training(metrics: Sequence[dict[str, float]]) -> Json:
     names = list(dict.fromkeys(name for line in metrics for name in line))
-    rates = [name for name in ("lr", "lr_lowest") if name in names]
-    if all(line.get("lr") == line.get("lr_lowest") for line in metrics):
-        rates = rates[:1]  # no layer-wise decay
     groups = {
         "Losses": [name for name in names if name.startswith(("total_loss", "loss_"))],
-        "Learning rate": rates,
+        "Learning rate": [name for name in names if name in ("lr", "lr_lowest")],
         "AP of evaluations": [name for name in names if name.endswith("/AP")],
     }
     drawn = []
@@ -324,16 +319,16 @@ def _data(run: Run, judged: Sequence[Judged]) -> Json:
     areas = np.array([each["area"] for image in judged for each in image.objects])
     sizes = np.bincount(np.digitize(areas, [32**2, 96**2]), minlength=3).tolist()
     sides = Counter((each.image["height"], each.image["width"]) for each in judged).most_common(3)
-    rows = [
-        ["images", len(judged)],
-        ["without an object", sum(not each.objects for each in judged)],
-        ["objects", f"{len(areas)}, {len(areas) / max(len(judged), 1):.1f} an image"],
-        ["small, medium, large", ", ".join(map(str, sizes))],
-        ["classes", len(run.dataset.class_names)],
-        ["commonest sizes", ", ".join(f"{h} x {w} ({n})" for (h, w), n in sides)],
-        ["annotations", run.dataset.json_file],
-    ]
-    return {"title": "Data", "tables": [(("test data", run.dataset.name), rows, (1,))]}
+    rows = {
+        "images": len(judged),
+        "without an object": sum(not each.objects for each in judged),
+        "objects": f"{len(areas)}, {len(areas) / max(len(judged), 1):.1f} an image",
+        "small, medium, large": ", ".join(map(str, sizes)),
+        "classes": len(run.dataset.class_names),
+        "commonest sizes": ", ".join(f"{h} x {w} ({n})" for (h, w), n in sides),
+        "annotations": run.dataset.json_file,
+    }
+    return {"title": "Data", "tables": [(("test data", run.dataset.name), rows.items(), (1,))]}
 
 
 # --- plots and pictures --------------------------------------------------------------------------

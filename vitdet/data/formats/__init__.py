@@ -14,35 +14,23 @@ from dataclasses import replace
 from pathlib import Path
 from urllib.parse import unquote
 
-from vitdet.data.files import (
-    Listing,
-    exists,
-    home,
-    is_link,
-    kind_of,
-    list_files,
-    read_bytes,
-    written,
-)
+from vitdet.data import files
+from vitdet.data.files import SPLITS, WHOLE, Found, Listing, Part, counted, exists, listed
 from vitdet.data.formats import coco, voc, yolo
-from vitdet.data.formats.parts import SPLITS, WHOLE, Found, Part, counted, listed
 from vitdet.utils.checks import InputError
 
-__all__ = ["FORMATS", "WHOLE", "Found", "Part", "find_data"]
+__all__ = ["FORMATS", "Found", "Part", "find_data"]
 
 FORMATS = {"coco": coco, "yolo": yolo, "voc": voc}
 _MAX_LOOKED_AT = 20  # files of other tools, to name the tool
-
-# Labels of other tools by keys of their json, and the way out.
-_TOOLS = (
-    ((b'"shapes"', b'"imagePath"'), "labelme: convert it by labelme's labelme2coco.py"),
-    ((b'"objects"', b'"tags"'), "Supervisely: export it as COCO"),
-    ((b'"shape_attributes"',), "VGG Image Annotator: export it as COCO"),
-    ((b'"coordinates"', b'"annotation'), "CreateML: export it as COCO"),
-    ((b'"result"', b'"from_name"'), "Label Studio: export it as COCO"),
-    ((b'"box2d"',), "BDD100K (Scalabel): convert it by bdd100k.label.to_coco"),
-    ((b'"score"', b'"image_id"'), "results of a detector: give the annotations"),
-)
+_TOOLS = {  # labels of other tools, by keys of their json
+    (b'"shapes"', b'"imagePath"'): "labelme: convert it by labelme's labelme2coco.py",
+    (b'"objects"', b'"tags"'): "Supervisely: export it as COCO",
+    (b'"shape_attributes"',): "VGG Image Annotator: export it as COCO",
+    (b'"coordinates"', b'"annotation'): "CreateML: export it as COCO",
+    (b'"result"', b'"from_name"'): "Label Studio: export it as COCO",
+    (b'"score"', b'"image_id"'): "results of a detector: give the annotations",
+}
 
 
 def find_data(
@@ -63,22 +51,22 @@ def find_data(
         InputError: what was looked for, and what was found.
     """
     folder = _opened(folder, "data")
-    images = None if images is None else written(_opened(images, "--images"))
+    images = None if images is None else files.written(_opened(images, "--images"))
     if images is not None and not images.is_dir():
         raise InputError(f"--images {images}: expected a folder, got a file. Give its folder.")
     if folder.is_dir():
-        listing = list_files(folder)
-        name, files = _format(listing, form)
-        found = FORMATS[name].read(listing, files, images, splits)
+        listing = files.list_files(folder)
+        name, paths = _format(listing, form)
+        found = FORMATS[name].read(listing, paths, images, splits)
     elif folder.suffix.lower() in (".yaml", ".yml") and form in (None, "yolo"):
         found = yolo.read(Listing(folder.parent), [folder], images, splits)
     else:
-        data = read_bytes(folder)
+        data = files.read_bytes(folder)
         begin = data[:2000].strip(b"\xff\xfe\xef\xbb\xbf\x00 \r\n\t")[:1]
-        if kind_of(data) is not None or begin not in (b"{", b"["):
+        if (kind := files.kind_of(data)) or begin not in (b"{", b"["):
             raise InputError(
                 f"data {folder}: expected a folder, a json in COCO's format or a data.yaml, got "
-                f"{kind_of(data) or 'another file'}. Give the folder of the data."
+                f"{kind or 'another file'}. Give the folder of the data."
             )
         found = coco.read(Listing(folder.parent), [folder], images, SPLITS)
     if WHOLE in found.parts and {"train", "val"} & set(found.parts):
@@ -96,14 +84,14 @@ def _opened(path: Path, what: str) -> Path:
     text = str(path)
     if text.startswith("file:/"):
         text = unquote(re.sub(r"^file:/+", "/", text))
-    found = home(text)
+    found = files.home(text)
     if exists(found):
         return found
-    likely = next((x for x in (text.strip(), text.replace("\\", "/")) if exists(Path(x))), None)
+    likely = next((x for x in (text.strip(), text.replace("\\", "/")) if exists(x)), None)
     remedy = "Check the path." if likely is None else f"Did you mean {likely!r}?"
     if re.match(r"[a-z0-9+]+:/", text):
         remedy = "Download it first, and give the folder."
-    got = "a link that leads nowhere" if is_link(found) else "nothing at this path"
+    got = "a link that leads nowhere" if files.is_link(found) else "nothing at this path"
     raise InputError(f"{what}: expected a folder {found}, got {got}. {remedy}")
 
 
@@ -111,25 +99,25 @@ def _format(listing: Listing, form: str | None) -> tuple[str, list[Path]]:
     """Return the format of a folder, and the files that tell it."""
     folder = listing.folder
     wanted = FORMATS if form is None else {form: FORMATS[form]}
-    found = {name: files for name, each in wanted.items() if (files := each.find(listing))}
-    if not found:
-        entries = sorted(path for path in folder.iterdir() if not path.name.startswith("."))
-        kinds = Counter(path.suffix.lower() or "no suffix" for path in entries if path.is_file())
-        got = [f"{path.name}/" for path in entries if path.is_dir()][:8]
-        got += [f"{count} x {kind}" for kind, count in kinds.most_common(8)]
-        hints = [f"{hint[0].upper()}{hint[1:]}." for hint in dict.fromkeys(_hints(listing))]
-        hints = hints or ["Give the folder that holds these, or convert the labels to one of them."]
-        raise InputError(
-            f"data folder {folder}: expected {' or '.join(x.LOOKED_FOR for x in wanted.values())}, "
-            f"got {', '.join(got) or 'an empty folder'}. {' '.join(hints[:3])}"
-        )
-    if len(found) > 1:
+    found = {name: paths for name, each in wanted.items() if (paths := each.find(listing))}
+    if len(found) == 1:
+        return found.popitem()
+    if found:
         got = (f"{FORMATS[x].NAME} ({found[x][0].relative_to(folder)})" for x in found)
         raise InputError(
             f"data folder {folder}: expected labels of one format, got {' and '.join(got)}. "
             f"Choose with --format {' or --format '.join(found)}."
         )
-    return next(iter(found.items()))
+    entries = sorted(path for path in folder.iterdir() if not path.name.startswith("."))
+    kinds = Counter(path.suffix.lower() or "no suffix" for path in entries if path.is_file())
+    got = [f"{path.name}/" for path in entries if path.is_dir()][:8]
+    got += [f"{count} x {kind}" for kind, count in kinds.most_common(8)]
+    hints = list(dict.fromkeys(_hints(listing)))[:3]
+    hints = hints or ["Give the folder that holds these, or convert the labels to one of them."]
+    raise InputError(
+        f"data folder {folder}: expected {' or '.join(x.LOOKED_FOR for x in wanted.values())}, "
+        f"got {', '.join(got) or 'an empty folder'}. {' '.join(hints)}"
+    )
 
 
 def _hints(listing: Listing) -> Iterator[str]:
@@ -137,18 +125,18 @@ def _hints(listing: Listing) -> Iterator[str]:
     folder = listing.folder
     for path in listing.of(".yaml", ".yml"):
         if path.parent != folder and path.stem.lower() in ("data", "dataset"):
-            yield f"there is {path.relative_to(folder)}: give {path.parent}"
+            yield f"There is {path.relative_to(folder)}: give {path.parent}."
     for path in listing.of(".json")[:_MAX_LOOKED_AT]:
-        data = read_bytes(path)
-        if (kind := kind_of(data)) is not None:
-            yield f"{path.name} is {kind}"
-        for keys, tool in _TOOLS:
+        data = files.read_bytes(path)
+        if (kind := files.kind_of(data)) is not None:
+            yield f"{path.name} is {kind}."
+        for keys, tool in _TOOLS.items():
             if all(key in data for key in keys):
-                yield f"the json files are of {tool}"
+                yield f"The json files are of {tool}."
     for place, count in Counter(path.parent for path in listing.of(".txt")).most_common(1):
         yield (
-            f"there are {count} x .txt in {place.relative_to(folder)}/, and no names of classes: "
-            "write a classes.txt, one name a line, or a data.yaml"
+            f"There are {count} x .txt in {place.relative_to(folder)}/, and no names of classes: "
+            "write a classes.txt, one name a line, or a data.yaml."
         )
 
 

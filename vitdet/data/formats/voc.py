@@ -22,22 +22,10 @@ from xml.etree.ElementTree import Element
 
 import numpy as np
 
-from vitdet.data.files import MAX_TEXT, Listing, kind_of, list_files, read_bytes, read_text
-from vitdet.data.formats.parts import (
-    WHOLE,
-    Builder,
-    Found,
-    Index,
-    Json,
-    best,
-    counted,
-    in_common,
-    only_wanted,
-    plain,
-    split_of,
-    split_of_path,
-)
-from vitdet.data.images import IMAGE_SUFFIXES, opened
+from vitdet.data import files
+from vitdet.data.files import WHOLE, Builder, Found, Listing, counted
+from vitdet.data.findings import Json
+from vitdet.data.images import IMAGE_SUFFIXES, Size, opened
 from vitdet.utils.checks import InputError
 from vitdet.utils.run_lengths import encode
 
@@ -67,31 +55,33 @@ class _Document(NamedTuple):
 
 def find(listing: Listing) -> list[Path]:
     """Return the xml files of a folder, [] where there is none of this format."""
-    files = listing.of(".xml")
-    return files if any(map(_is_voc, files[:3])) else []
+    paths = listing.of(".xml")
+    return paths if any(map(_is_voc, paths[:3])) else []
 
 
 def _is_voc(path: Path) -> bool:
     """Whether the file may be of Pascal VOC: it has such a root, or is broken."""
-    head = read_bytes(path, MAX_TEXT)[:2000].replace(b"\x00", b"")
-    return re.search(rb"<annotation[\s/>]", head) is not None or kind_of(head) is not None
+    head = files.read_bytes(path, files.MAX_TEXT)[:2000].replace(b"\x00", b"")
+    return re.search(rb"<annotation[\s/>]", head) is not None or files.kind_of(head) is not None
 
 
 def read(
-    listing: Listing, files: list[Path], images: Path | None, splits: Collection[str]
+    listing: Listing, paths: list[Path], images: Path | None, splits: Collection[str]
 ) -> Found:
     """Read the parts of a data set: see `coco.read`. A file that is wrong is named."""
     folder, notes = listing.folder, listing.notes()
-    by_split = _lists(folder, files, notes)
-    wanted = only_wanted(by_split, splits)
-    pictures = listing if images is None else list_files(images)
-    paths = [path for path in pictures.images() if path.parent.name not in _MASKS]
-    documents = _documents(folder, wanted, paths)
+    by_split = _lists(folder, paths, notes)
+    wanted = files.only_wanted(by_split, splits)
+    pictures = listing if images is None else files.list_files(images)
+    photos = [path for path in pictures.images() if path.parent.name not in _MASKS]
+    documents = _documents(folder, wanted, photos)
     everything = [document for part in documents.values() for document in part]
     items = [(each.path, item) for each in everything for item in each.objects]
-    names = _names(folder, items)
-    first = 1 if all(min(_box(*each)[:2]) >= 1 for each in items) else 0
-    if first == 0:
+    if not items:
+        raise InputError(f"data folder {folder}: expected objects, got none in its xml files.")
+    names = sorted({_name(*each) for each in items})
+    first = int(all(min(_box(*each)[:2]) >= 1 for each in items))
+    if not first:
         notes.append("a box begins at 0, so all are read as counted from 0")
     with_objects = [each.masks.is_file() for each in everything if each.objects]
     if any(with_objects) and not all(with_objects):
@@ -111,10 +101,9 @@ def read(
         parts[split] = builder.part(split, part[0].path.parent)
     if hidden:
         notes.append(f"left out: {counted(hidden, 'object')} hidden by others in {_MASKS[0]}")
-    unused = set(paths) - {each.image for each in everything}
-    if unused and len(wanted) == len(by_split):
-        count, bare = counted(len(unused), "image"), min(unused)
-        notes.append(f"left out: {count} without xml (first: {bare.name})")
+    if len(wanted) == len(by_split):
+        rest = set(photos).difference(each.image for each in everything)
+        notes += files.left_out("image", "without xml", rest, folder)
     return Found(folder, NAME, parts, tuple(notes))
 
 
@@ -122,13 +111,13 @@ def read(
 
 
 def _split(path: Path, folder: Path) -> str | None:
-    return split_of_path(path.parent / "-", folder)
+    return files.split_of_path(path.parent / "-", folder)
 
 
-def _lists(folder: Path, files: list[Path], notes: list[str]) -> dict[str, list[Path]]:
+def _lists(folder: Path, paths: list[Path], notes: list[str]) -> dict[str, list[Path]]:
     """Return the xml files of each part: as ImageSets/Main says, else as their folders say."""
     by_split: dict[str, list[Path]] = defaultdict(list)
-    for path in files:
+    for path in paths:
         by_split[_split(path, folder) or WHOLE].append(path)
     bases = {_base(path, folder) for path in by_split.get(WHOLE, [])}
     if len(bases) > 1:
@@ -139,16 +128,15 @@ def _lists(folder: Path, files: list[Path], notes: list[str]) -> dict[str, list[
     sets = bases.pop() / "ImageSets"
     sets = sets / "Main" if (sets / "Main").is_dir() else sets
     lists = {
-        name: list(_listed(path, files))
+        name: list(_listed(path, paths))
         for name in ("train", "val", "test", "trainval")
         if (path := sets / f"{name}.txt").exists()
     }
-    rest = set(files).difference(*lists.values())
+    rest = set(paths).difference(*lists.values()) if lists else set()
     both = lists.pop("trainval", None)
     if both and "train" not in lists:
         lists["train" if lists else WHOLE] = both
-    if lists and rest:
-        notes.append(f"left out: {counted(len(rest), 'xml file')} that no list of ImageSets names")
+    notes += files.left_out("xml file", "that no list of ImageSets names", rest, folder)
     return lists or dict(by_split)
 
 
@@ -159,14 +147,14 @@ def _base(path: Path, folder: Path) -> Path:
     return next(named, path.parent.parent)
 
 
-def _listed(path: Path, files: list[Path]) -> Iterator[Path]:
+def _listed(path: Path, paths: list[Path]) -> Iterator[Path]:
     """Yield the xml files that a list names, by lines such as `a`, `a 1`, `a.jpg` or a path."""
-    by_stem = {plain(each.stem): each for each in files}
-    for count, line in enumerate(read_text(path).splitlines(), 1):
+    by_stem = {files.plain(each.stem): each for each in paths}
+    for count, line in enumerate(files.read_text(path).splitlines(), 1):
         text = line.strip().replace("\\", "/")
         names = [each.rpartition("/")[2].strip() for each in (text, text.rpartition(" ")[0])]
         names += [Path(name).stem for name in names if Path(name).suffix.lower() in _SUFFIXES]
-        found = [by_stem[plain(name)] for name in names if plain(name) in by_stem]
+        found = [by_stem[files.plain(name)] for name in names if files.plain(name) in by_stem]
         yield from found[:1]
         if text and not found:
             raise InputError(f"{path}, line {count}: expected the name of an xml, got {text!r}.")
@@ -176,32 +164,33 @@ def _documents(
     folder: Path, parts: dict[str, list[Path]], images: list[Path]
 ) -> dict[str, list[_Document]]:
     """Read the xml files, and find the image of each: of its own name, else as <filename> says."""
-    index, used = Index(images), dict[Path, Path]()
     stems: dict[str, list[Path]] = defaultdict(list)
     for each in images:
-        stems[plain(each.stem)].append(each)
+        stems[files.plain(each.stem)].append(each)
+    used: dict[Path, Path] = {}
 
     def document(path: Path) -> _Document:
         root = _read_xml(path)
-        given = _word(root, "filename") or path.stem
-        hits = stems.get(plain(path.stem)) or index.find(given) or stems[plain(Path(given).stem)]
+        given = [(path.stem,), *files.spellings(_word(root, "filename"))]
+        names = (files.plain(Path(each[-1]).stem) for each in (path.parts, *given))
+        hits = next((stems[name] for name in names if name in stems), [])
         split = _split(path, folder)
 
         def rank(image: Path) -> tuple[Any, ...]:
             return (
-                in_common(reversed(image.parent.parts), reversed(path.parent.parts)),
-                in_common(image.parent.parts, path.parent.parts),
-                split is not None and split in map(split_of, image.parent.parts),
+                files.in_common(reversed(image.parent.parts), reversed(path.parent.parts)),
+                files.in_common(image.parent.parts, path.parent.parts),
+                split is not None and split in map(files.split_of, image.parent.parts),
                 image.stem == path.stem,
-                image.name == given,
+                files.in_common(reversed(image.parts), reversed(given[-1])),
             )
 
-        hits = best(hits, rank)
+        hits = files.best(hits, rank)
         if len(hits) != 1:
             got = " and ".join(map(str, hits[:2])) or "none in the data folder"
             raise InputError(
-                f"{path}: expected an image {path.stem}.* (or {given}, as <filename> says), got "
-                f"{got}. Add the image, or name its folder by --images."
+                f"{path}: expected an image {path.stem}.* (or {given[-1][-1]}, as <filename> says)"
+                f", got {got}. Add the image, or name its folder by --images."
             )
         if (other := used.setdefault(hits[0], path)) != path:
             raise InputError(f"{path}: expected an image of its own, got that of {other}.")
@@ -213,7 +202,7 @@ def _documents(
 # --- contents -------------------------------------------------------------------------------------
 
 
-def _size(document: _Document, builder: Builder) -> tuple[int, int] | None:
+def _size(document: _Document, builder: Builder) -> Size | None:
     """Add the image; return its (height, width), of the xml if it says one."""
     size, node = builder.add_image(document.image), document.root.find("size")
     if node is None:
@@ -229,15 +218,6 @@ def _size(document: _Document, builder: Builder) -> tuple[int, int] | None:
     return given
 
 
-def _names(folder: Path, items: list[tuple[Path, Element]]) -> list[str]:
-    if not items:
-        raise InputError(f"data folder {folder}: expected objects, got none in its xml files.")
-    for path, item in items:
-        if not _word(item, "name"):
-            raise InputError(f"{path}: expected <name> in <object>, got none. Add the class.")
-    return sorted({_word(item, "name") for _, item in items})
-
-
 def _object(path: Path, item: Element, names: list[str], first: int, builder: Builder) -> Json:
     left, top, right, bottom = box = _box(path, item)
     if left > right or top > bottom:
@@ -247,7 +227,7 @@ def _object(path: Path, item: Element, names: list[str], first: int, builder: Bu
         )
     width, height = right - left + first, bottom - top + first
     found: Json = {
-        "category_id": names.index(_word(item, "name")) + 1,
+        "category_id": names.index(_name(path, item)) + 1,
         "bbox": [left - first, top - first, width, height],
         "area": width * height,
         "iscrowd": int(_word(item, "difficult").lower() in ("1", "true", "yes")),
@@ -260,7 +240,7 @@ def _object(path: Path, item: Element, names: list[str], first: int, builder: Bu
     return found
 
 
-def _with_masks(path: Path, size: tuple[int, int], objects: list[Json]) -> list[Json]:
+def _with_masks(path: Path, size: Size, objects: list[Json]) -> list[Json]:
     """Return the objects that can be seen, with their masks in run lengths."""
     with opened(path, deep=True) as image:
         numbers = np.asarray(image)
@@ -275,9 +255,12 @@ def _with_masks(path: Path, size: tuple[int, int], objects: list[Json]) -> list[
     return [{**each, "segmentation": mask} for each, mask, pixels in drawn if pixels.any()]
 
 
+# --- xml ------------------------------------------------------------------------------------------
+
+
 def _read_xml(path: Path) -> Element:
     """Return the root element of a file in UTF-8, UTF-16 or the encoding that it declares."""
-    data = read_bytes(path, MAX_TEXT)
+    data = files.read_bytes(path, files.MAX_TEXT)
     declared = _DECLARED.search(data[:300])
     encoding = declared[1].decode().lower() if declared else "utf-8"
     if data[:2] in (b"\xff\xfe", b"\xfe\xff"):
@@ -288,14 +271,19 @@ def _read_xml(path: Path) -> Element:
             raise InputError(f"{path}: expected plain xml, got declarations (<!DOCTYPE ...>).")
         return ElementTree.fromstring(re.sub(r"^\s*<\?xml[^>]*\?>", "", text))
     except (ElementTree.ParseError, LookupError, UnicodeError) as error:
-        got = kind_of(data) or f"text that is not ({error})"
-        raise InputError(
-            f"{path}: expected complete xml, in UTF-8 or what it declares, got {got}."
-        ) from error
+        got = files.kind_of(data) or f"text that is not ({error})"
+        expected = "complete xml, in UTF-8 or what it declares"
+        raise InputError(f"{path}: expected {expected}, got {got}.") from error
 
 
 def _word(element: Element, tag: str) -> str:
     return (element.findtext(tag) or "").strip()
+
+
+def _name(path: Path, item: Element) -> str:
+    if not (name := _word(item, "name")):
+        raise InputError(f"{path}: expected <name> in <object>, got none. Add the class.")
+    return name
 
 
 def _box(path: Path, item: Element) -> list[float]:
@@ -307,7 +295,6 @@ def _box(path: Path, item: Element) -> list[float]:
 
 
 def _number(path: Path, element: Element, tag: str) -> float:
-    """Return the number in a child."""
     text = element.findtext(tag)
     try:
         value = float(text or "")

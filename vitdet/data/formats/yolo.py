@@ -7,32 +7,21 @@ written: a link is followed only where there are none.
 
 from __future__ import annotations
 
+import math
+import os
+import re
 from collections import Counter
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import numpy as np
 import yaml
 
-from vitdet.data.files import Listing, exists, home, is_file, list_files, read_text, written
-from vitdet.data.formats.parts import (
-    WHOLE,
-    Builder,
-    Found,
-    counted,
-    listed,
-    only_wanted,
-    spellings,
-    split_of,
-)
-from vitdet.data.formats.yolo_labels import (
-    check_for_key_points,
-    check_names,
-    label_file,
-    object_of,
-    orphans,
-    read_lines,
-)
+from vitdet.data import files
+from vitdet.data.files import WHOLE, Builder, Found, Listing, counted, listed
+from vitdet.data.findings import Json
+from vitdet.data.images import Size
 from vitdet.utils.checks import InputError
 
 NAME = "YOLO text labels"
@@ -40,8 +29,19 @@ LOOKED_FOR = "a data.yaml or classes.txt with images/ and labels/ (YOLO)"
 _NAME_FILES = ("classes.txt", "obj.names", "labels.txt", "names.txt", "_darknet.labels")
 _YAML_PARTS = {"train": "train", "val": "val", "valid": "val", "test": "test"}
 _MAX_YAML = 4 << 20  # bytes
+_SLACK = 0.01  # how far a number may lie outside 0 to 1; what sticks out of the image is checked
+_BOX, _POLYGON = 4, 6  # numbers after the class
+_FEW = 3  # lines that may look like key points by chance
 
 Places = dict[str, list[Path]]
+
+
+class _Line(NamedTuple):
+    """A line of labels: file and number for people, number of the class, numbers after it."""
+
+    where: str
+    label: float
+    values: list[float]
 
 
 def find(listing: Listing) -> list[Path]:
@@ -54,68 +54,55 @@ def find(listing: Listing) -> list[Path]:
             f"data folder {listing.folder}: expected one yaml of a data set, got "
             f"{listed([path.name for path in yamls])}. Name the one to use instead of the folder."
         )
-    files = [path for path in listing.files if path.name.lower() in _NAME_FILES]
-    if len(files) == len(listing.of(".txt", ".names", ".labels")):
-        files = []  # without any label
-    return yamls or sorted(files, key=lambda path: len(path.parts))[:1]
+    names = [path for path in listing.files if path.name.lower() in _NAME_FILES]
+    if len(names) == len(listing.of(".txt", ".names", ".labels")):
+        names = []  # without any label
+    return yamls or sorted(names, key=lambda path: len(path.parts))[:1]
 
 
 def _names_parts(path: Path) -> bool:
-    lines = (line for line in read_text(path, _MAX_YAML).splitlines() if line[:1].strip())
-    keys = {line.partition(":")[0].strip("\"' ") for line in lines}
+    keys = set(re.findall(r"^[\"']?(\w+)[\"']? *:", files.read_text(path, _MAX_YAML), re.MULTILINE))
     usual = "names" in keys or path.stem.lower() in ("data", "dataset")
-    return usual and bool(keys & _YAML_PARTS.keys())
+    return usual and not keys.isdisjoint(_YAML_PARTS)
 
 
 def read(
-    listing: Listing, files: list[Path], images: Path | None, splits: Collection[str]
+    listing: Listing, paths: list[Path], images: Path | None, splits: Collection[str]
 ) -> Found:
     """Read the parts of a data set: see `coco.read`. What is wrong is named with file and line."""
-    (path,) = files
+    (path,) = paths
     folder, notes = listing.folder, list[str]()
     if path.suffix.lower() in (".yaml", ".yml"):
         about = _read_yaml(path)
         places = _named_places(path, about, images, notes)
     else:
-        lines = map(str.strip, read_text(path).splitlines())
-        about = {"names": [line for line in lines if line]}
+        about = {"names": list(filter(None, map(str.strip, files.read_text(path).splitlines())))}
         places = _places(listing, images, notes)
-    names = _names(path, about)
-    shape = _key_point_shape(path, about)
-    wanted = only_wanted(places, splits)
+    names, shape = _names(path, about), _key_point_shape(path, about)
+    wanted = files.only_wanted(places, splits)
     labels = {
         split: _labels(split, where, folder, images, notes) for split, where in wanted.items()
     }
-    lines = {each: read_lines(each) for found in labels.values() for each in found.values()}
+    used = {label for part in labels.values() for label in part.values()}
+    lines = {label: list(_lines(label)) if label else [] for label in used}
     if shape is None:
-        check_for_key_points(path, lines.values())
+        _check_for_key_points(path, [each for inside in lines.values() for each in inside])
     if len(wanted) == len(places):
-        notes += orphans(listing, {k: v for each in labels.values() for k, v in each.items()}, path)
+        texts = [each for each in listing.of(".txt") if each.name not in (path.name, "classes.txt")]
+        below = [each for each in texts if "labels" in map(str.lower, each.parent.parts)]
+        rest = [each for each in below if files.written(each) not in used]
+        notes += files.left_out("label file", "without image", rest, folder)
     parts = {}
     for split, found in labels.items():
         builder = Builder(folder, names)
         for image, label in found.items():
             if size := builder.add_image(image):
-                objects = (object_of(x, names, size, shape or (0, 2)) for x in lines[label])
+                objects = (_object(each, names, size, shape or (0, 2)) for each in lines[label])
                 builder.add_objects(size, objects)
         parts[split] = builder.part(split, places[split][0])
     if shape and shape[0]:
         notes.append("key points are left out: boxes alone are read")
     return Found(folder, NAME, parts, tuple(notes))
-
-
-def _labels(
-    split: str, places: list[Path], folder: Path, images: Path | None, notes: list[str]
-) -> dict[Path, Path | None]:
-    """Return the images of a part, with the label files of those that have one."""
-    paths = [image for place in places for image in _images(place, folder, notes)]
-    if not paths:
-        raise InputError(f"{places[0]}: expected images, got none. Correct the path.")
-    found = {image: label_file(image, folder, images) for image in paths}
-    check_names(found.items())
-    if bare := sum(each is None for each in found.values()):
-        notes.append(f"{split}: {bare} of {counted(len(found), 'image')} have no label file")
-    return found
 
 
 # --- names and places -----------------------------------------------------------------------------
@@ -131,7 +118,7 @@ class _Loader(yaml.BaseLoader):
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:
-    text = read_text(path, _MAX_YAML)
+    text = files.read_text(path, _MAX_YAML)
     try:
         content = yaml.load(text, _Loader)
     except (yaml.YAMLError, RecursionError, ValueError) as error:
@@ -141,21 +128,17 @@ def _read_yaml(path: Path) -> dict[str, Any]:
 
 
 def _names(path: Path, content: dict[str, Any]) -> list[str]:
-    names = content.get("names")
+    names = content.get("names", "no such key")
     if isinstance(names, dict) and {str(i) for i in range(len(names))} == set(names):
         names = [names[str(i)] for i in range(len(names))]
     if not isinstance(names, list) or not names or not all(isinstance(x, str) for x in names):
-        got = repr(names)[:80] if "names" in content else "no such key"
-        raise InputError(
-            f"{path}: names: expected [name, name, ...] or {{0: name, 1: name, ...}}, got {got}."
-        )
+        expected, got = "[name, name, ...] or {0: name, 1: name, ...}", repr(names)[:80]
+        raise InputError(f"{path}: names: expected {expected}, got {got}.")
     twice = [name for name, count in Counter(names).items() if count > 1 or not name]
     if twice:
-        got = f"{twice[0]!r} {names.count(twice[0])} times"
-        raise InputError(f"{path}: names: expected names that differ, got {got}.")
+        raise InputError(f"{path}: names: expected names that differ, got {twice[0]!r} twice.")
     if content.get("nc", "") not in ("", str(len(names))):
-        expected = f"{content['nc']} names, as nc says"
-        raise InputError(f"{path}: names: expected {expected}, got {len(names)}.")
+        raise InputError(f"{path}: expected {content['nc']} names, as nc says, got {len(names)}.")
     return names
 
 
@@ -169,9 +152,8 @@ def _key_point_shape(path: Path, content: dict[str, Any]) -> tuple[int, int] | N
         case [str(points), ("2" | "3") as numbers] if points.isdecimal():
             return int(points), int(numbers)
         case got:
-            raise InputError(
-                f"{path}: kpt_shape: expected [number of key points, 2 or 3] or none, got {got!r}."
-            )
+            expected = "[number of key points, 2 or 3] or none"
+            raise InputError(f"{path}: kpt_shape: expected {expected}, got {got!r}.")
 
 
 def _named_places(
@@ -186,21 +168,20 @@ def _named_places(
     root = content.get("path")
     bases = [] if images is None else [images]
     if isinstance(root, str) and root:
-        bases += [path.parent / each for each in (home(root), *_ends(root))]
+        bases += [path.parent / each for each in (files.home(root), *_ends(root))]
     bases = [base for base in dict.fromkeys((*bases, path.parent)) if base.is_dir()]
     places = Places()
     for key, split in _YAML_PARTS.items():
         values = content.get(key) or []
         for value in map(str, values if isinstance(values, list) else [values]):
-            place = _resolved(bases, value, exists, split)
+            place, as_written = _resolved(bases, value, files.exists, split)
             if place is None and isinstance(values, list):
                 raise InputError(f"{path}: {key}: nothing at {value}. Correct or remove it.")
             if place is None:
                 notes.append(f"{path.name}: nothing at {value}, which it names as {key}")
                 continue
             places.setdefault(split, []).append(place)
-            as_written = [written(base / home(value)) for base in bases]
-            if place not in as_written and not value.startswith("../"):
+            if not as_written and not value.startswith("../"):
                 notes.append(f"{path.name}: {value} is found as {place}")
     if not places:
         raise InputError(
@@ -210,33 +191,31 @@ def _named_places(
     return places
 
 
-def _ends(value: str, split: str | None = None) -> list[Path]:
-    """Return ways to read a path, the longest first; its end alone only with the part's name."""
-    found = []
-    for parts in spellings(value):
+def _ends(value: str, split: str | None = None) -> Iterator[Path]:
+    """Yield ways to read a path, the longest first; its end alone only with the part's name."""
+    for parts in files.spellings(value):
         for first in range(len(parts)):
-            lost, kept = map(split_of, parts[:first]), map(split_of, parts[first:])
+            lost, kept = map(files.split_of, parts[:first]), map(files.split_of, parts[first:])
             if split and split in lost and split not in kept:
                 break
-            found.append(Path(*parts[first:]))
-    return found
+            yield Path(*parts[first:])
 
 
 def _resolved(
     bases: list[Path], value: str, test: Callable[[Path], bool], split: str | None = None
-) -> Path | None:
-    """Return what a path written elsewhere means below one of the folders, None for nothing."""
-    ends = (base / end for end in _ends(value, split) for base in bases)
-    tried = (*(base / home(value) for base in bases), *ends)
-    return next((written(each) for each in tried if test(each)), None)
+) -> tuple[Path | None, bool]:
+    """Return what a path means below one of the folders, and whether it lies there as written."""
+    tried = [(files.written(base / files.home(value)), True) for base in bases]
+    tried += [(files.written(base / end), False) for end in _ends(value, split) for base in bases]
+    return next((each for each in tried if test(each[0])), (None, False))
 
 
 def _places(listing: Listing, images: Path | None, notes: list[str]) -> Places:
     """Return the images of each part where no yaml says so: by obj.data, or by names of folders."""
     for path in listing.of(".data"):
-        lines = (line.partition("=") for line in read_text(path).splitlines())
+        lines = (line.partition("=") for line in files.read_text(path).splitlines())
         about = {key.strip(): value.strip() for key, _, value in lines if value}
-        if about.keys() & _YAML_PARTS:
+        if not about.keys().isdisjoint(_YAML_PARTS):
             return _named_places(path, about, images, notes)
 
     def inner(folder: Path) -> Path:
@@ -245,26 +224,174 @@ def _places(listing: Listing, images: Path | None, notes: list[str]) -> Places:
 
     base, found = inner(images or listing.folder), Places()
     for child in sorted(each for each in base.iterdir() if each.is_dir()):
-        if split := split_of(child.name):
+        if split := files.split_of(child.name):
             found.setdefault(split, []).append(inner(child))
     return found or {WHOLE: [base]}
+
+
+# --- images and their label files -----------------------------------------------------------------
+
+
+def _labels(
+    split: str, places: list[Path], folder: Path, given: Path | None, notes: list[str]
+) -> dict[Path, Path | None]:
+    """Return the images of a part, with the label files of those that have one."""
+    found: dict[Path, Path | None] = {}
+    used: dict[Path, Path] = {}
+    for image in (image for place in places for image in _images(place, folder, notes)):
+        path = found[image] = _label_file(image, folder, given)
+        other = used.setdefault(path, image) if path else image
+        if other.parent == image.parent and other != image:
+            raise InputError(
+                f"images of {image.parent}: expected names that differ by more than their suffix, "
+                f"got {other.name} and {image.name}. Rename one of them."
+            )
+    if not found:
+        raise InputError(f"{places[0]}: expected images, got none. Correct the path.")
+    if bare := sum(each is None for each in found.values()):
+        notes.append(f"{split}: {bare} of {counted(len(found), 'image')} have no label file")
+    return found
 
 
 def _images(place: Path, folder: Path, notes: list[str]) -> list[Path]:
     """Return the images of a folder, or those that a text file lists."""
     if place.is_dir():
-        listing = list_files(written(place))
+        listing = files.list_files(files.written(place))
         notes += listing.notes()
         return listing.images()
     found, moved = [], 0
-    for number, line in enumerate(read_text(place).splitlines(), 1):
-        text = line.strip()
-        path = _resolved([place.parent, folder], text, is_file) if text else None
-        if path is not None:
+    for number, line in enumerate(files.read_text(place).splitlines(), 1):
+        if text := line.strip():
+            path, as_written = _resolved([place.parent, folder], text, files.is_file)
+            if path is None:
+                raise InputError(f"{place}, line {number}: expected an image file, got {text}.")
             found.append(path)
-            moved += path not in (written(place.parent / text), written(folder / text))
-        elif text:
-            raise InputError(f"{place}, line {number}: expected an image file, got {text}.")
+            moved += not as_written
     if moved:
         notes.append(f"{place.name}: {moved} of {len(found)} images are found by their paths' ends")
     return found
+
+
+def _label_file(image: Path, folder: Path, given: Path | None) -> Path | None:
+    """Return the label file of an image, whose path is as it is written; None where it has none.
+
+    The folder of the data has the labels where the user named (`given`) another for the images.
+    """
+    places = [each / image.stem for each in _label_folders(image)]
+    if not places:
+        real = Path(os.path.realpath(image)).with_suffix("")
+        places = [image.with_suffix(""), *(x / real.name for x in _label_folders(real)), real]
+    if given is not None and image.is_relative_to(given):
+        inside = image.parent.relative_to(given)
+        own = [folder / name / inside / image.stem for name in ("labels", "Labels", ".")]
+        places = [*own, *places]
+    paths = (place.with_name(f"{place.name}.txt") for place in places)
+    return next((path for path in paths if files.exists(path) or files.is_link(path)), None)
+
+
+def _label_folders(image: Path) -> list[Path]:
+    """Return the folder with "labels" for the last "images" of a path, [] where there is none."""
+    parts = image.parts[:-1]
+    last = max((i for i, part in enumerate(parts) if part.lower() == "images"), default=None)
+    if last is None:
+        return []
+    names = ("labels", "Labels", "LABELS")
+    folders = (Path(*parts[:last], name, *parts[last + 1 :]) for name in names)
+    return [each for each in folders if each.is_dir()][:1]
+
+
+# --- lines of labels ------------------------------------------------------------------------------
+
+
+def _lines(path: Path) -> Iterator[_Line]:
+    """Yield the lines of a label file; a line that is none is an InputError with its number."""
+    for number, text in enumerate(files.read_text(path).splitlines(), 1):
+        try:
+            values = list(map(float, text.split()))
+        except ValueError:
+            values = [math.nan]
+        if not all(map(math.isfinite, values)):
+            raise InputError(
+                f"{path}, line {number}: expected finite numbers with blanks between them, the "
+                f"first one that of the class and not its name, got {text.strip()[:80]!r}."
+            )
+        if values:
+            yield _Line(f"{path}, line {number}", values[0], values[1:])
+
+
+def _check_for_key_points(names: Path, lines: Iterable[_Line]) -> None:
+    """Stop where lines look like boxes with key points, which would be taken for polygons.
+
+    All lines have one length, and the points beyond a box lie inside it. Two corners beyond a box
+    may be those of an oriented box, whose corners all turn to one side.
+    """
+    lines = [line for line in lines if len(line.values) > _BOX]
+    counts = {len(line.values) for line in lines}
+    count = counts.pop() if len(counts) == 1 else 0
+    if count == 2 * _BOX and all(_is_convex(line.values) for line in lines):
+        return
+    for numbers in (3, 2):
+        points, rest = divmod(count - _BOX, numbers)
+        if points <= 0 or rest or (numbers == 2 and len(lines) < _FEW):
+            continue
+        if sum(_is_pose(line.values, numbers) for line in lines) >= 0.9 * len(lines):
+            raise InputError(
+                f"{lines[0].where}: expected boxes or polygons, got {count + 1} numbers that look "
+                f"like a box and {counted(points, 'key point')}, as in all lines. If so, write "
+                f"`kpt_shape: [{points}, {numbers}]` into a data.yaml ({names} names the classes), "
+                "and the boxes are read; if they are polygons, `kpt_shape: none`."
+            )
+
+
+def _is_pose(values: list[float], numbers: int) -> bool:
+    x, y, width, height = values[:_BOX]
+    points = np.array(values[_BOX:]).reshape(-1, numbers)
+    if numbers == 3 and not set(points[:, 2]) <= {0.0, 1.0, 2.0}:  # visibility
+        return False
+    half, centre = np.array([width, height]) / 2, np.array([x, y])
+    inside = min(centre - half) >= -2 * _SLACK and max(centre + half) <= 1 + 2 * _SLACK
+    seen = points[(points[:, :2] != 0).any(axis=1), :2]
+    return bool(min(half) > 0 and inside and (np.abs(seen - centre) <= 1.1 * half + _SLACK).all())
+
+
+def _is_convex(values: list[float]) -> bool:
+    sides = np.roll(points := np.array(values).reshape(-1, 2), -1, axis=0) - points
+    turns = sides[:, 0] * np.roll(sides[:, 1], -1) - sides[:, 1] * np.roll(sides[:, 0], -1)
+    return bool((turns > 0).all() or (turns < 0).all())
+
+
+def _object(line: _Line, names: list[str], size: Size, shape: tuple[int, int]) -> Json:
+    """Return what a line means in an image of (height, width) pixels, in COCO's terms.
+
+    A line is `class x y width height` (centre of the box), `class x1 y1 x2 y2 x3 y3 ...` (a
+    polygon), or for poses a box and `shape` (key points, numbers of each; (0, 2) for none).
+    """
+    values, count = line.values, len(line.values)
+    expected = got = ""
+    if line.label not in range(len(names)):
+        expected, got = f"a class number from 0 to {len(names) - 1}", f"{line.label:g}"
+    elif shape[0] and count not in (_BOX, _BOX + shape[0] * shape[1]):
+        expected = f"a class, a box and {shape[0]} x {shape[1]} numbers, as kpt_shape says"
+    elif not shape[0] and count != _BOX and (count < _POLYGON or count % 2):
+        expected = "a class and x y width height, or a class and three or more points x y"
+        got = f"{count + 1} numbers (a sixth is a score; key points need kpt_shape in a data.yaml)"
+    values = values[:_BOX] if shape[0] else values
+    outside = [value for value in values if not -_SLACK <= value <= 1 + _SLACK]
+    if outside and not expected:
+        expected, got = "parts of the image's sides, 0 to 1", f"{outside[0]:g} (pixels?)"
+    if expected:
+        raise InputError(f"{line.where}: expected {expected}, got {got or f'{count + 1} numbers'}.")
+    height, width = size
+    found: Json = {"category_id": int(line.label) + 1, "iscrowd": 0}
+    if len(values) == _BOX:
+        x, y, w, h = values
+        box = [(x - w / 2) * width, (y - h / 2) * height, w * width, h * height]
+        return found | {"bbox": [round(v, 3) for v in box], "area": round(box[2] * box[3], 3)}
+    points = np.array(values).reshape(-1, 2).clip(0, 1) * (width, height)
+    xs, ys = points.T
+    box = [xs.min(), ys.min(), xs.max() - xs.min(), ys.max() - ys.min()]
+    return found | {
+        "bbox": [round(float(v), 3) for v in box],
+        "area": round(abs(float(np.sum(xs * np.roll(ys, -1) - np.roll(xs, -1) * ys))) / 2, 3),
+        "segmentation": [[round(float(v), 3) for v in points.ravel()]],
+    }
