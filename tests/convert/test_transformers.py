@@ -12,9 +12,9 @@ import torch
 
 from tests.convert.manifests import find, needs_manifests
 from vitdet import weights
+from vitdet.app.follow import net_settings, pixels
 from vitdet.backbones.vit import ViT
 from vitdet.convert import convert
-from vitdet.convert.follow import net_settings, pixels
 from vitdet.convert.names import shapes_of
 from vitdet.utils.checks import InputError
 

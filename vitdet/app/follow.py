@@ -8,11 +8,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from vitdet.convert.formats import FORMATS
-from vitdet.convert.inspect import backbone_shapes, describe
+from vitdet.app.inspect import backbone_shapes, describe, is_foundation
+from vitdet.convert import FORMATS
 from vitdet.utils.checks import InputError
 
-_PLAIN = ("vit", "eva02")  # kinds of backbones that a plain recipe can become
 # Heads whose channels are not 64, by width: ViT-H, EVA-g, SigLIP-so400m, ViT-G
 _HEADS = {1280: 16, 1408: 16, 1152: 16, 1664: 16}
 _ACTIVATIONS = {
@@ -46,9 +45,7 @@ def net_settings(
     """
     found = describe(content, weights=weights, source=source)
     sizes = found["backbone"]
-    if found["head"] or found["pyramid"] or found["format"] in ("", "vitdet"):
-        return {}
-    if sizes.get("kind") not in _PLAIN or "depth" not in sizes:
+    if not is_foundation(found):
         return {}
     config = vision if isinstance(vision := config.get("vision_config"), Mapping) else config
     for ours, theirs in (("embed_dim", "hidden_size"), ("depth", "num_hidden_layers")):
