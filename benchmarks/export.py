@@ -23,17 +23,16 @@ from common import Table, parser, write
 from detectron2.data import transforms as T
 from torch import nn
 
+from vitdet import export
 from vitdet.data.datasets import coco_mini
-from vitdet.export import onnx_file
+from vitdet.export import LIMITS, Report, Run, compare
 from vitdet.export.graph import Graph, example_image
-from vitdet.export.parity import Report, Run, compare
-from vitdet.predict.inputs import find_files, open_inputs
-from vitdet.predict.predictor import Predictor
+from vitdet.predict.predictor import Predictor, find_files, open_inputs
 from vitdet.utils.checks import quiet_dependencies
 
 COLUMNS = (
     *("part", "longest side", "images", "detections", "found by both", "at the edge"),
-    *("by one alone", "box (px)", "score", "mask IoU", "feature", "torch s", "onnxruntime s"),
+    *("by one alone", "box (px)", "score", "mask (1 - IoU)", "level", "torch s", "onnxruntime s"),
     "torch / onnxruntime",
 )
 
@@ -78,16 +77,15 @@ def row(table: Table, side: int, report: Report, timed: Timed) -> None:
     """Add a line to the table."""
     whole = timed.graph.detector
     counts = (report.detections, report.matched, report.at_the_edge, report.extra)
-    differences = (f"{report.box:.1e}", f"{report.score:.1e}", f"{report.mask_iou:.4f}")
+    largest = report.largest
     table.add(
         "detector" if whole else "backbone",
         side,
-        report.images,
+        len(report.sizes),
         *(counts if whole else "----"),
-        *(differences if whole else "---"),
-        "-" if whole else f"{report.feature:.1e}",
-        f"{timed.torch_seconds / report.images:.2f}",
-        f"{timed.file_seconds / report.images:.2f}",
+        *(f"{largest[name]:.1e}" if name in largest else "-" for name in LIMITS),
+        f"{timed.torch_seconds / len(report.sizes):.2f}",
+        f"{timed.file_seconds / len(report.sizes):.2f}",
         f"{timed.torch_seconds / timed.file_seconds:.2f}",
     )
 
@@ -99,8 +97,8 @@ def measure(model: nn.Module, part: str, sides: list[int], folder: Path, count: 
     graph = Graph(model, part)
     with tempfile.TemporaryDirectory() as place:
         out = Path(place) / "model.onnx"
-        onnx_file.write(graph, out, example_image(graph))
-        run = onnx_file.load(out)
+        export.write(graph, out, example_image(graph))
+        run = export.load(out)
         for side in sides:
             images = [resized(pixels, side) for pixels in pictures(folder, count)]
             if count > 1:
@@ -125,7 +123,7 @@ def main() -> None:
     if args.write:
         about = f"Trained detector ({args.what}), one file for all sizes"
         about += ", ONNX in onnxruntime against PyTorch on real photographs of coco-mini. Largest "
-        about += "differences over all images (lowest IoU); seconds of the processor an image."
+        about += "differences of all images (masks: 1 - IoU); seconds of the processor an image."
         write("export", about, lines[:-1])
 
 

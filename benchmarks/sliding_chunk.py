@@ -27,8 +27,12 @@ import torch
 from common import MIB, Table, in_own_process, parser, peak_memory, write
 
 from vitdet.backbones.msvit import MsViT
-from vitdet.backbones.msvit.grid import ChunkGrid, Chunks
-from vitdet.backbones.msvit.sliding_chunk import KERNELS, sliding_chunk_attention
+from vitdet.backbones.msvit.sliding_chunk import (
+    KERNELS,
+    ChunkGrid,
+    Chunks,
+    sliding_chunk_attention,
+)
 
 WINDOW, HEAD_DIM = 7, 32
 # what, heads, height, width in tokens: ViL-Small on 800 x 1344 pixels, and a quarter of it

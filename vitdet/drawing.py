@@ -5,7 +5,6 @@ from __future__ import annotations
 import colorsys
 import io
 from collections.abc import Sequence
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +23,8 @@ _ENLARGED_TO = 4096  # pixels: the longer side of an elongated image ends the en
 _LONGEST_SIDE = 65_500  # pixels: what JPEG holds
 _LONGEST_LABEL = 60  # letters
 _PAD = 2  # pixels of black ground round a label's text
+_FONT = Path(mpl.get_data_path(), "fonts", "ttf", "DejaVuSans.ttf")
+_FORMATS = {".jpg": "JPEG", ".jpeg": "JPEG", ".png": "PNG"}
 
 Colour = tuple[int, int, int]
 
@@ -66,11 +67,10 @@ def draw_instances(
     boxes = np.clip(boxes * scale, -line, np.array([*size, *size]) + line)
     order = np.argsort(-np.prod(boxes[:, 2:] - boxes[:, :2], axis=1), kind="stable").tolist()
     for place in order:  # the smallest on top
-        colour = _colour(classes[place])
         if masks is not None:
-            _draw_mask(drawn, masks[place], colour, line)
+            _draw_mask(drawn, masks[place], _colour(classes[place]), line)
         x1, y1, x2, y2 = (round(value) for value in boxes[place].tolist())
-        cv2.rectangle(drawn, (x1, y1), (x2, y2), colour, line)
+        cv2.rectangle(drawn, (x1, y1), (x2, y2), _colour(classes[place]), line)
     written = Image.fromarray(drawn)
     for place in order:
         _write(written, labels[place], _colour(classes[place]), boxes[place].tolist(), 6 * line)
@@ -95,7 +95,8 @@ def _draw_mask(drawn: np.ndarray, mask: np.ndarray, colour: Colour, line: int) -
 
 def _write(image: Image.Image, label: str, colour: Colour, box: list[float], height: int) -> None:
     """Write a label above its box, or in it, moved as far as it would stick out."""
-    pen, font = ImageDraw.Draw(image), _font(max(12, height))
+    pen = ImageDraw.Draw(image)
+    font = ImageFont.truetype(_FONT, max(12, height))
     text = one_line(label)  # whatever the name of its class is
     text = text if len(text) <= _LONGEST_LABEL else f"{text[: _LONGEST_LABEL - 3]}..."
     left, top, right, bottom = font.getbbox(text)
@@ -105,11 +106,6 @@ def _write(image: Image.Image, label: str, colour: Colour, box: list[float], hei
     y = max(0, min(round(above), image.height - round(high) - 1))
     pen.rectangle((x, y, x + wide, y + high), fill="black", outline=colour)
     pen.text((x + _PAD - left, y + _PAD - top), text, fill="white", font=font)
-
-
-@cache
-def _font(height: int) -> ImageFont.FreeTypeFont:
-    return ImageFont.truetype(Path(mpl.get_data_path(), "fonts", "ttf", "DejaVuSans.ttf"), height)
 
 
 def _colour(index: int) -> Colour:
@@ -147,12 +143,11 @@ def save_image(image: np.ndarray, path: str | Path) -> None:
         OSError: the disk takes no more.
     """
     path = Path(path)
-    kind = {".jpg": "JPEG", ".jpeg": "JPEG", ".png": "PNG"}.get(path.suffix.lower())
-    if kind is None or not path.parent.is_dir():
+    if path.suffix.lower() not in _FORMATS or not path.parent.is_dir():
         raise InputError(f"picture {path}: expected a .jpg or .png in a folder that is there.")
     written = io.BytesIO()  # Pillow would take half a write to a file for a whole one
     try:
-        Image.fromarray(image).save(written, format=kind, quality=92)
+        Image.fromarray(image).save(written, _FORMATS[path.suffix.lower()], quality=92)
     except (OSError, ValueError) as error:
         raise InputError(f"picture {path}: could not be written ({error}).") from error
     try:

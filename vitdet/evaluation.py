@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections import Counter, OrderedDict, deque
+from collections import Counter, OrderedDict
 from collections.abc import Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import chain
@@ -15,11 +15,11 @@ from vitdet.scores import Json, evaluated, metrics, read_truth
 from vitdet.utils import distributed
 from vitdet.utils.checks import InputError
 from vitdet.utils.files import write_text
-from vitdet.utils.run_lengths import encode
+from vitdet.utils.run_lengths import RunLengths, encode
 
 logger = logging.getLogger(__name__)
 
-_WAITING = 2  # calls whose masks may be in memory, a bool a pixel, until they are encoded
+_WAITING = 2  # images whose masks may be in memory, a bool a pixel, until they are encoded
 _OF_DATA = ("name", "class_names", "class_ids", "records", "json_file", "style", "truth")
 
 
@@ -65,8 +65,7 @@ class CocoEvaluator:
         self._dataset = dataset
         self._max_dets = max_dets
         self._iou_types = iou_types
-        self._encoder: ThreadPoolExecutor | None = None
-        self._waiting: deque[Future[None]] = deque()
+        self._encoder = ThreadPoolExecutor(1)  # its thread begins with the first predictions
         self.predictions: list[Json] = []
         self.reset()
 
@@ -82,8 +81,9 @@ class CocoEvaluator:
 
     def reset(self) -> None:
         """Forget all predictions."""
-        self._stop_encoder()
-        self._results: list[Json] = []
+        self._encoder.shutdown(cancel_futures=True)
+        self._encoder = ThreadPoolExecutor(1)
+        self._results: list[Future[list[Json]]] = []
         self._seen: list[int] = []
         self._masks = False
 
@@ -95,31 +95,13 @@ class CocoEvaluator:
             outputs: one an input, with `instances`: pred_boxes XYXY in pixels of the image file,
                 scores, pred_classes (class indexes), and pred_masks bool (N, height, width) if any.
         """
-        masks: list[tuple[Any, list[Json]]] = []
         for record, output in zip(inputs, outputs, strict=True):
-            instances = output["instances"].to("cpu")
-            results = _to_results(instances, record["image_id"], self._dataset)
-            self._seen.append(record["image_id"])
-            self._results += results
-            if instances.has("pred_masks"):
-                masks.append((instances.pred_masks.numpy(), results))
-        if masks:
-            self._masks = True
-            self._encoder = self._encoder or ThreadPoolExecutor(1, thread_name_prefix="masks")
-            self._waiting.append(self._encoder.submit(_add_masks, masks))
-        self._wait(_WAITING)
-
-    def _wait(self, left: int) -> None:
-        """Wait until the masks of at most `left` calls are not encoded; raise what went wrong."""
-        while len(self._waiting) > left:
-            self._waiting.popleft().result()
-
-    def _stop_encoder(self) -> None:
-        # processes that read images should not be forked beside a thread
-        if self._encoder is not None:
-            self._encoder.shutdown(cancel_futures=True)
-        self._encoder = None
-        self._waiting.clear()
+            instances, image = output["instances"].to("cpu"), record["image_id"]
+            self._seen.append(image)
+            self._masks |= instances.has("pred_masks")
+            self._results.append(self._encoder.submit(_of_image, instances, image, self._dataset))
+            for future in self._results[:-_WAITING][-1:]:
+                future.result()
 
     def evaluate(self) -> OrderedDict[str, Json]:
         """Score what all processes collected.
@@ -132,11 +114,11 @@ class CocoEvaluator:
         Raises:
             InputError: not every image of the data set, and only these, once; in every process.
         """
-        self._wait(0)
-        self._stop_encoder()
+        found = [result for future in self._results for result in future.result()]
+        self._encoder.shutdown()  # processes that read images should not be forked beside a thread
         seen = distributed.all_gather_object((self._seen, self._masks))
         self._check_seen([image for images, _ in seen for image in images])
-        gathered = distributed.gather_object(self._results)  # the main process alone needs them
+        gathered = distributed.gather_object(found)  # the main process alone needs them
         if not distributed.is_main():
             return OrderedDict()
         self.predictions = results = list(chain.from_iterable(gathered))
@@ -174,22 +156,28 @@ class CocoEvaluator:
             )
 
 
-def _to_results(instances: Any, image_id: int, dataset: Any) -> list[Json]:
-    """Turn detectron2 Instances into COCO results with boxes XYWH, without masks."""
+def _of_image(instances: Any, image_id: int, dataset: Any) -> list[Json]:
+    classes = instances.pred_classes
+    if len(classes) and int(classes.max()) >= len(dataset.class_ids):
+        raise InputError(
+            f"prediction for image {image_id}: class {classes.max()}, but {dataset.name} has "
+            f"{len(dataset.class_ids)} classes. Set the model's number of classes to that."
+        )
+    masks = encode(instances.pred_masks.numpy()) if instances.has("pred_masks") else None
+    return coco_results(instances, image_id, dataset.class_ids, masks)
+
+
+def coco_results(
+    instances: Any, image_id: int, class_ids: Sequence[int], masks: list[RunLengths] | None
+) -> list[Json]:
+    """Return COCO results: image_id, category_id, bbox XYWH, score, segmentation if any."""
     boxes = instances.pred_boxes.tensor.clone()
     boxes[:, 2:] -= boxes[:, :2]
-    classes = instances.pred_classes.tolist()
-    if classes and max(classes) >= len(dataset.class_ids):
-        text = f"expected a class index below {len(dataset.class_ids)}, as {dataset.name} has "
-        text += f"classes, got {max(classes)}. Set the model's number of classes to the data set's."
-        raise InputError(f"prediction for image {image_id}: {text}")
-    return [
-        {"image_id": image_id, "category_id": dataset.class_ids[c], "bbox": box, "score": score}
-        for box, c, score in zip(boxes.tolist(), classes, instances.scores.tolist(), strict=True)
+    classes, scores = instances.pred_classes.tolist(), instances.scores.tolist()
+    results = [
+        {"image_id": image_id, "category_id": class_ids[c], "bbox": box, "score": score}
+        for box, c, score in zip(boxes.tolist(), classes, scores, strict=True)
     ]
-
-
-def _add_masks(masks: Iterable[tuple[Any, list[Json]]]) -> None:
-    for pixels, results in masks:
-        for result, encoded in zip(results, encode(pixels), strict=True):
-            result["segmentation"] = encoded
+    for result, mask in zip(results, masks or (), strict=masks is not None):
+        result["segmentation"] = mask
+    return results

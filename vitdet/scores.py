@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
 import gc
 import json
 import logging
 import math
 from collections import Counter
-from collections.abc import Collection, Container, Iterator
+from collections.abc import Collection, Container
 from numbers import Number
 from pathlib import Path
 from typing import Any, Literal
@@ -24,18 +23,6 @@ logger = logging.getLogger(__name__)
 Style = Literal["coco", "lvis"]
 Json = dict[str, Any]
 _KEPT = ("image_id", "category_id", "score", "bbox", "segmentation")  # of a result
-
-
-@contextlib.contextmanager
-def _no_garbage_collection() -> Iterator[None]:
-    """Many small objects are made, none in a circle; looking for circles takes a quarter more."""
-    enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if enabled:
-            gc.enable()
 
 
 def evaluate_results(
@@ -73,7 +60,6 @@ def evaluate_results(
     return metrics(evaluated(truth, found, iou_type, max_dets, style, image_ids), truth, style)
 
 
-@_no_garbage_collection()
 def evaluated(
     truth: Json,
     results: list[Json],
@@ -92,32 +78,39 @@ def evaluated(
         got = f"iou_type={iou_type!r}, style={style!r} and max_dets={max_dets!r}"
         raise InputError(f"evaluation: expected bbox or segm, coco or lvis, at least 1, got {got}")
     _check_truth(truth, style)
-    images = {i["id"]: i for i in truth["images"] if image_ids is None or i["id"] in image_ids}
-    objects = ground_truth(truth, images, iou_type, style)
-    _warn_of_many(objects, iou_type, max_dets, style)
-    categories = {category["id"] for category in truth["categories"]}
-    for place, result in enumerate([] if encoded_here else results):
-        if fault := _fault(result, images, categories, iou_type):
-            raise InputError(f"result {place}: expected {fault}")
-    detections = [_detection(result, iou_type) for result in results]
-    if style == "lvis":
-        detections = _federated(detections, objects, images, max_dets)
-    parts = {"images": list(images.values()), "categories": truth["categories"]}
-    for side in (objects, detections):
-        for number, annotation in enumerate(side, 1):  # 0 means "no match"
-            annotation["id"] = number
-    made = _Evaluator(
-        COCO({**parts, "annotations": objects}),
-        COCO({**parts, "annotations": detections}),
-        iou_type,
-        lvis_style=style == "lvis",
-        print_function=logger.debug,
-    )
-    fewer = () if style == "lvis" else (n for n in (1, 10) if n < max_dets)
-    made.params.compute_rle, made.params.maxDets = False, [*fewer, max_dets]
-    made.evaluate()
-    made.accumulate()
-    return made
+    # Many small objects are made, none in a circle; looking for circles takes a quarter more.
+    collecting = gc.isenabled()
+    gc.disable()
+    try:
+        images = {i["id"]: i for i in truth["images"] if image_ids is None or i["id"] in image_ids}
+        objects = _objects(truth, images, iou_type, style)
+        _warn_of_many(objects, iou_type, max_dets, style)
+        categories = {category["id"] for category in truth["categories"]}
+        for place, result in enumerate([] if encoded_here else results):
+            if fault := _fault(result, images, categories, iou_type):
+                raise InputError(f"result {place}: expected {fault}")
+        detections = [_detection(result, iou_type) for result in results]
+        if style == "lvis":
+            detections = _federated(detections, objects, images, max_dets)
+        parts = {"images": list(images.values()), "categories": truth["categories"]}
+        for side in (objects, detections):
+            for number, annotation in enumerate(side, 1):  # 0 means "no match"
+                annotation["id"] = number
+        made = _Evaluator(
+            COCO({**parts, "annotations": objects}),
+            COCO({**parts, "annotations": detections}),
+            iou_type,
+            lvis_style=style == "lvis",
+            print_function=logger.debug,
+        )
+        fewer = () if style == "lvis" else (n for n in (1, 10) if n < max_dets)
+        made.params.compute_rle, made.params.maxDets = False, [*fewer, max_dets]
+        made.evaluate()
+        made.accumulate()
+        return made
+    finally:
+        if collecting:
+            gc.enable()
 
 
 def metrics(evaluator: COCOeval_faster, truth: Json, style: Style) -> Json:
@@ -149,7 +142,7 @@ class _Evaluator(COCOeval_faster):
     """faster-coco-eval, but overlaps of masks are pycocotools' and taken only where they count.
 
     Its own way writes every mask anew, also those in images without an object of their category,
-    and takes half of the whole time. And what does not count is what `ground_truth` says.
+    and takes half of the whole time. And what does not count is what `_objects` says.
     """
 
     def _prepare(self) -> None:
@@ -203,7 +196,7 @@ def _check_truth(truth: Json, style: Style) -> None:
         raise InputError('LVIS categories: expected a frequency r, c or f each, or style="coco"')
 
 
-def ground_truth(truth: Json, images: dict[int, Json], iou_type: str, style: Style) -> list[Json]:
+def _objects(truth: Json, images: dict[int, Json], iou_type: str, style: Style) -> list[Json]:
     """Return copies of the annotations that count; a warning says how many do not, and why.
 
     Each has image_id, category_id, bbox XYWH, segmentation (or None), area, and 0 or 1: iscrowd (a

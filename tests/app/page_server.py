@@ -15,8 +15,7 @@ from PIL import Image
 
 from vitdet.app.serve.detect import answering
 from vitdet.app.serve.server import Limits, Server, Uploads, Worker, build_app, listen
-from vitdet.predict.inputs import Picture
-from vitdet.predict.results import Result
+from vitdet.predict.results import Picture, Result
 
 CLASSES = ("red", "green", "blue")
 SCORES = (0.9, 0.6, 0.3)

@@ -16,7 +16,7 @@ from PIL import Image
 from vitdet import Predictor, checkpoint
 from vitdet.app import cli
 from vitdet.app.predict import note_names, output_names, predict_batch
-from vitdet.predict.inputs import Picture
+from vitdet.predict.results import Picture
 from vitdet.utils.checks import InputError
 from vitdet.utils.files import RESULT_MARKER
 from vitdet.utils.run_lengths import decode
@@ -230,7 +230,7 @@ def test_options_reach_the_predictor(drawn_run, photos, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("options", "text"),
     [
-        (["--classes", "stra"], "class: expected one of 6 classes"),
+        (["--classes", "stra"], "class 'stra': none of the 6 classes"),
         (["--tta-scales", "1,big"], "--tta-scales: expected numbers such as 1,1.25, got 1,big"),
         (["--overlap", "0.2"], "--overlap: expected --slices beside it, got none"),
         (["--slices", "0"], "slices: expected a size of at least 1 pixel"),

@@ -14,10 +14,9 @@ from vitdet.backbones.eva02 import EVA02ViT
 from vitdet.backbones.msvit import MsViT
 from vitdet.backbones.vit import ViT
 from vitdet.backbones.vitae import ViTAE
-from vitdet.backbones.vitae_s import PyramidReduction, ReductionCell, TokenPerformer, ViTAES
+from vitdet.backbones.vitae_s import PyramidReduction, ViTAES
 from vitdet.engine import parallel
 from vitdet.layers.rope import Dinov3Rope, RotaryTables, rotate
-from vitdet.layers.windows import resize_map
 from vitdet.utils.checks import InputError
 
 SMALL: dict[str, Any] = {"img_size": 64, "patch_size": 8, "embed_dim": 16, "depth": 4}
@@ -59,10 +58,7 @@ def image_of(*size: int) -> torch.Tensor:
     ("build", "changes", "text"),
     [
         (ViT, {"global_block_indexes": [4]}, r"global_block_indexes: .* from 0 to 3, got \[4\]"),
-        (ViT, {"residual_block_indexes": [-1]}, r"residual_block_indexes: .* got \[-1\]"),
         (ViT, {"checkpoint_blocks": [9]}, r"checkpoint_blocks: .* got \[9\]"),
-        (ViT, {"shifted_block_indexes": [4]}, r"shifted_block_indexes: .* got \[4\]"),
-        (ViT, {"out_block_indexes": [7]}, r"out_block_indexes: .* got \[7\]"),
         (
             ViT,
             {"shifted_block_indexes": [1, 2], "global_block_indexes": [2]},
@@ -70,37 +66,23 @@ def image_of(*size: int) -> torch.Tensor:
         ),
         (ViT, {"num_heads": 3}, "num_heads: expected a divisor of 16, got 3"),
         (ViT, {"ffn_layer": "swigl"}, r"ffn_layer: expected one of mlp, swiglu, .* 'swiglu'\?"),
-        (ViT, {"act_layer": "relu"}, "act_layer: expected one of gelu, quick_gelu, got 'relu'"),
-        (ViT, {"rope": "eva"}, "rope: expected one of none, dinov3, eva02, got 'eva'"),
         (ViT, {"qkv_bias": "full"}, "qkv_bias: expected one of True, False, qv, got 'full'"),
-        (ViT, {"window_fit": "pads"}, "window_fit: expected one of pad, interpolate, .* 'pad'"),
-        (ViT, {"rel_pos_resize": "vitdet"}, "rel_pos_resize: expected one of interpolate, crop"),
         (ViT, {"propagation": "convs"}, "propagation: expected one of naive, basic, bottleneck"),
         (ViT, {"attention_backend": "flash"}, "attention backend: expected one of auto, eager"),
         (
             ViT,
             {"use_rel_pos": True, "use_cls_token": True},
-            "use_rel_pos: expected False with class or register tokens, .* got True",
-        ),
-        (
-            ViT,
-            {"num_register_tokens": 1, "window_fit": "interpolate"},
-            "window_fit: expected 'pad' with class or register tokens, .* got 'interpolate'",
+            "use_rel_pos: expected none with class or register tokens, .* got True",
         ),
         (EVA02ViT, {"num_heads": 8}, "a head of a multiple of 4 channels, got 2"),
-        (EVA02ViT, {"rope_resize": "crop"}, "rope_resize: expected one of extend, stretch"),
-        (EVA02ViT, {"use_rel_pos": True}, "use_rel_pos: expected False with split_qkv, got True"),
+        (EVA02ViT, {"use_rel_pos": True}, "use_rel_pos: expected none with split_qkv, got True"),
         (ViTAE, {"embed_dim": 18}, "embed_dim: expected a multiple of 4, .* got 18"),
         (ViTAES, {"num_heads": [1, 2]}, "ViTAES: expected lists of one length"),
         (ViTAES, {"global_block_indexes": [4]}, r"global_block_indexes: .* from 0 to 3, got"),
         (ViTAES, {"kernel_sizes": [2, 3, 3]}, "kernel_sizes: expected 3 or more, got 2"),
-        (ViTAES, {"downsample_ratios": [4, 3, 2]}, "downsample_ratios: expected 2, 4 or 8, got 3"),
+        (ViTAES, {"downsample_ratios": [4, 3, 2]}, "downsample_ratios: expected one of 2, 4, 8"),
         (ViTAES, {"token_dims": [8, 8, 24]}, "token_dims: expected 16, got 24. The dilated"),
-        (
-            ViTAES,
-            {"reduction_kinds": ["performer", "x", "performer_less"]},
-            "reduction_kinds: expected one of performer, performer_less, got 'x'",
-        ),
+        (ViTAES, {"reduction_kinds": ["x"] * 3}, "reduction_kinds: expected one of performer, "),
     ],
 )
 def test_wrong_choices(build: Any, changes: dict[str, Any], text: str) -> None:
@@ -140,14 +122,12 @@ def test_linear_layers_are_called_and_units_run_in_order(name: str, monkeypatch:
 @pytest.mark.parametrize("name", [name for name in NETS if name != "vil"])
 def test_activation_checkpointing_changes_no_gradient(name: str) -> None:
     gradients = []
-    for blocks in ((), (0, 1, 2), (1,)):
+    for blocks in ((), (0, 1, 2)):
         net = made(name, checkpoint_blocks=blocks, drop_path_rate=0.3).train()
         torch.manual_seed(1)
         net(image_of(64, 48))["last_feat"].square().sum().backward()
         gradients.append([p.grad for p in net.parameters() if p.requires_grad])
-    for other in gradients[1:]:
-        for expected, got in zip(gradients[0], other, strict=True):
-            assert torch.equal(expected, got)
+    assert all(torch.equal(a, b) for a, b in zip(*gradients, strict=True))
 
 
 @pytest.mark.parametrize("name", ["vit", "eva02", "vitae", "vitae_s"])
@@ -167,25 +147,6 @@ def test_images_of_any_shape(name: str, size: tuple[int, int]) -> None:
     assert (mixed - out).norm() / out.norm() < 0.05
 
 
-@pytest.mark.parametrize("name", ["vit", "vitae", "vitae_s"])
-def test_wide_and_tall_images_are_treated_alike(name: str) -> None:
-    """Turned images with turned weights give turned maps."""
-    net, turned = made(name), made(name)
-    for key, value in turned.named_parameters():
-        if key.endswith(".rel_pos_h"):
-            other = turned.get_parameter(key[:-1] + "w")
-            other.data, value.data = value.data, other.data
-        elif value.ndim == 4:
-            value.data = value.data.transpose(2, 3)
-        elif key == "pos_embed":
-            first = value.shape[1] - 64
-            grid = value.data[:, first:].unflatten(1, (8, 8)).transpose(1, 2).flatten(1, 2)
-            value.data = torch.cat([value.data[:, :first], grid], 1)
-    image = image_of(48, 80)
-    out = net(image)["last_feat"].transpose(2, 3)
-    torch.testing.assert_close(turned(image.mT)["last_feat"], out, rtol=0, atol=5e-5)
-
-
 def test_layers_of_parameters() -> None:
     ids = {
         "pos_embed": 0,
@@ -200,7 +161,6 @@ def test_layers_of_parameters() -> None:
     net = ViT(**TOKENS, residual_block_indexes=[1], pre_norm=True, final_norm=True)
     assert {name: net.layer_id(name) for name in ids} == ids
     assert ids.keys() <= dict(net.named_parameters()).keys()
-    assert ViTAE(**SMALL).layer_id("blocks.2.PCM.0.weight") == 3
     # three reduction cells and 0 + 1 + 3 normal ones, counted through
     net, stages = ViTAES(**STAGES), {"layers.0.RC.attn.w": 0, "layers.1.RC.PCM.0.bias": 1}
     stages |= {"layers.1.NC.0.norm1.bias": 2, "layers.2.RC.PRM.convs.0.0.bias": 3}
@@ -258,32 +218,6 @@ def test_how_far_information_reaches(changes: dict[str, Any], seen: int) -> None
     assert (difference > 1e-5).sum() == seen
 
 
-def test_shifted_windows_are_windows_of_the_padded_map() -> None:
-    block = filled(ViT(**REL, shifted_block_indexes=[0])).units()[0]
-    plain = filled(ViT(**REL)).units()[0]
-    x = torch.randn(2, 8, 8, 16)
-    normed = torch.zeros(2, 12, 12, 16)
-    normed[:, 2:10, 2:10] = plain.norm1(x)
-    windows = normed.unflatten(1, (3, 4)).unflatten(3, (3, 4)).transpose(2, 3).flatten(0, 2)
-    y = plain.attn(windows).view(2, 3, 3, 4, 4, 16).transpose(2, 3).reshape(2, 12, 12, 16)
-    y = x + y[:, 2:10, 2:10]
-    torch.testing.assert_close(block(x), y + plain.mlp(plain.norm2(y)), rtol=0, atol=1e-5)
-
-
-def test_maps_can_be_resized_to_whole_windows_and_back() -> None:
-    odd = {**REL, "window_size": 3}
-    net, plain = filled(ViT(**odd, window_fit="interpolate")), filled(ViT(**odd))
-    x, other = torch.randn(1, 8, 8, 16), plain.units()[1]
-    y = resize_map(other.norm1(x), (6, 6))
-    windows = y.unflatten(1, (2, 3)).unflatten(3, (2, 3)).transpose(2, 3).flatten(0, 2)
-    y = other.attn(windows).view(1, 2, 2, 3, 3, 16).transpose(2, 3).reshape(1, 6, 6, 16)
-    y = x + resize_map(y, (8, 8))
-    y = y + other.mlp(other.norm2(y))
-    torch.testing.assert_close(net.units()[1](x), y, rtol=0, atol=1e-5)
-    image = image_of(48, 72)  # 6 x 9 tokens: whole windows either way
-    torch.testing.assert_close(net(image)["last_feat"], plain(image)["last_feat"])
-
-
 @pytest.mark.parametrize("rope", ["none", "dinov3", "eva02"])
 def test_one_window_over_the_whole_map_is_global_attention(rope: Any) -> None:
     options = {**TOKENS, "window_size": 8, "rope": rope, "residual_block_indexes": [1]}
@@ -312,8 +246,6 @@ def test_tables_of_a_rectangle_are_those_of_the_square_it_is_cut_from() -> None:
     both = {**REL, "pretrain_use_cls_token": False, "global_block_indexes": [1], "depth": 2}
     sides = {"img_size": (64, 40), "pretrain_img_size": (64, 40)}
     net = filled(ViT(**{**both, **sides}))
-    assert net.get_parameter("blocks.1.attn.rel_pos_h").shape == (15, 8)
-    assert net.get_parameter("blocks.1.attn.rel_pos_w").shape == (9, 8)
     whole = ViT(**both, rel_pos_resize="crop", pos_embed_resize="crop").eval()
     weights = net.state_dict()
     places = weights["pos_embed"].view(1, 8, 5, 16)
@@ -323,8 +255,6 @@ def test_tables_of_a_rectangle_are_those_of_the_square_it_is_cut_from() -> None:
     whole.load_state_dict(weights)
     image = image_of(64, 40)
     torch.testing.assert_close(net(image)["last_feat"], whole(image)["last_feat"])
-    with pytest.raises(InputError, match="expected a map of at most 8x8 tokens, got 8x9"):
-        whole(image_of(64, 72))
 
 
 def test_resized_beit_tables_do_not_learn() -> None:
@@ -371,90 +301,23 @@ def test_eva02_positions_of_a_rectangle_continue_those_of_the_square() -> None:
     assert not list(net.buffers())
 
 
-@pytest.mark.parametrize("resize", ["extend", "stretch"])
-@pytest.mark.parametrize("grid", [4, None])
-def test_eva02_is_one_network_with_split_and_joined_projections(resize: Any, grid: Any) -> None:
-    shared = {**SMALL, "rope_resize": resize, "global_block_indexes": [1], "depth": 2}
-    split = filled(EVA02ViT(**shared, rope_pretrain_grid=grid))
-    joint = EVA02ViT(**shared, rope_pretrain_grid=grid, split_qkv=False, qkv_bias="qv")
-    weights = split.state_dict()
-    for i in range(2):
-        parts = [weights.pop(f"blocks.{i}.attn.{each}_proj.weight") for each in "qkv"]
-        weights[f"blocks.{i}.attn.qkv.weight"] = torch.cat(parts)
-    joint.load_state_dict(weights)
-    for size in ((64, 64), (64, 96), (32, 40)):
-        found = (net.eval()(image_of(*size))["last_feat"] for net in (split, joint))
-        torch.testing.assert_close(*found, rtol=1e-4, atol=1e-4)
-
-
 # --- further choices ---------------------------------------------------------------------------
 
 
-def test_optional_parameters() -> None:
-    def names(build: Any, **changes: Any) -> set[str]:
-        return set(build(**SMALL, **changes).state_dict())
-
-    parts = {f"blocks.{i}.attn.{x}_bias" for i in range(4) for x in "qv"}
-    assert names(ViT, qkv_bias="qv") - names(ViT, qkv_bias=False) == parts
-    assert names(EVA02ViT) - names(EVA02ViT, qkv_bias=False) == parts
-    norms = {f"blocks.{i}.attn.inner_attn_ln.{x}" for i in range(4) for x in ("weight", "bias")}
-    assert names(EVA02ViT, inner_attn_norm=True) - names(EVA02ViT) == norms
-    vitae = names(ViTAE, global_block_indexes=[3])  # the bias of k is none in global blocks alone
-    assert {"blocks.2.attn.qkv.bias", "blocks.3.attn.q_bias"} <= vitae
-    assert "blocks.3.attn.qkv.bias" not in vitae
+def test_what_is_frozen() -> None:
     net = ViT(**SMALL, freeze_patch_embed=True)
     frozen = [name for name, value in net.named_parameters() if not value.requires_grad]
     assert frozen == ["patch_embed.proj.weight", "patch_embed.proj.bias"]
-    image = image_of(64, 64).requires_grad_()
-    net = filled(EVA02ViT(**SMALL, frozen=True))
-    net(image)["last_feat"].sum().backward()
-    assert image.grad.any()
-    assert not any(parameter.requires_grad for parameter in net.parameters())
+    assert not any(p.requires_grad for p in EVA02ViT(**SMALL, frozen=True).parameters())
 
 
+@pytest.mark.slow
 def test_compiles_as_one_graph() -> None:
     net = filled(EVA02ViT(**SMALL | {"depth": 2}, global_block_indexes=[1]))
     torch.compiler.reset()
     compiled = torch.compile(net, backend="eager", fullgraph=True)
     image = image_of(64, 96)
     torch.testing.assert_close(compiled(image)["last_feat"], net(image)["last_feat"])
-
-
-# --- ViTAE -------------------------------------------------------------------------------------
-
-
-def test_vitae_branches_are_left_out_apart() -> None:
-    cell = filled(ViTAE(**SMALL, drop_path_rate=0.9)).units()[3].train()  # rate 0.9
-    cell.PCM.eval()
-    x = torch.randn(64, 4, 4, 16)
-    torch.manual_seed(0)
-    with torch.no_grad():
-        cell.mlp.fc2.weight.zero_()
-        cell.mlp.fc2.bias.zero_()
-        attended = cell.attn(cell.norm1(x))
-        convolved = cell.PCM(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
-        left = (cell(x) - x).div_(10)  # what stays is divided by 1 - 0.9
-    both = attended + convolved
-    counts = [
-        sum(torch.allclose(a, b, atol=1e-4) for a, b in zip(each, left, strict=True))
-        for each in (attended, convolved, both)
-    ]
-    assert 0 < counts[0] < 20
-    assert 0 < counts[1] < 20
-    assert counts[2] < 8
-
-
-def test_token_performer_in_training_and_in_mixed_precision() -> None:
-    torch.manual_seed(0)
-    performer = TokenPerformer(12, 8)
-    x, shortcut = torch.randn(1, 3, 5, 12), torch.zeros(1, 3, 5, 8)
-    assert not torch.equal(performer(x, shortcut), performer(x, shortcut))  # dropout
-    expected = performer.eval()(x, shortcut)
-    assert torch.equal(performer(x, shortcut), expected)
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        got = performer(x, shortcut)
-    torch.testing.assert_close(got.float(), expected, rtol=0, atol=0.1)
-    assert (performer.w @ performer.w.T).div(4).allclose(torch.eye(4), atol=1e-5)
 
 
 def test_reduction_cells_round_sizes_up() -> None:
@@ -465,7 +328,3 @@ def test_reduction_cells_round_sizes_up() -> None:
     image, conv = torch.randn(1, 3, 33, 64), prm.convs[1][0]
     shifted = F.conv2d(image, conv.weight, conv.bias, 4, (6, 5), 2)
     assert torch.equal(prm(image)[..., 2:4], F.gelu(shifted).permute(0, 2, 3, 1))
-    for ratio, strides in ((2, [2, 1, 1]), (4, [2, 2, 1]), (8, [2, 2, 2])):
-        cell = ReductionCell(3, 4, 8, ratio, 7, (1, 2)).eval()
-        assert [conv.stride[0] for conv in cell.PCM if isinstance(conv, nn.Conv2d)] == strides
-        assert cell(torch.zeros(1, 3, 32, 64)).shape == (1, 32 // ratio, 64 // ratio, 8)

@@ -1,11 +1,13 @@
-"""Faults of image files and between parts are found, and mended in a copy alone."""
+"""`vitdet data check`: faults of files and between parts are found, and mended in a copy alone."""
 
 from __future__ import annotations
 
+import base64
 import errno
 import io
 import json
 import os
+import re
 import shutil
 from collections import Counter
 from collections.abc import Callable
@@ -17,6 +19,7 @@ import pytest
 from folders import COCO_MINI
 from PIL import Image
 
+from vitdet.app import cli
 from vitdet.data import images
 from vitdet.data.clean import Checked, check_data, write_repaired
 from vitdet.data.formats import find_data
@@ -57,12 +60,19 @@ class Data:
         path.write_bytes(_noise(size) if data is None else data)
         return path
 
-    def check(self, **options: Any) -> Checked:
+    def write(self) -> None:
         (self.folder / "annotations").mkdir(exist_ok=True)
         for split, content in self.contents.items():
             path = self.folder / "annotations" / f"instances_{split}.json"
             path.write_text(json.dumps(content))
+
+    def check(self, **options: Any) -> Checked:
+        self.write()
         return check_data(find_data(self.folder), **options)
+
+    def command(self, *words: object) -> int:
+        self.write()
+        return cli.main(["data", "check", str(self.folder), *map(str, words)])
 
 
 def _noise(
@@ -156,16 +166,12 @@ def test_files_of_every_kind(data: Data, tmp_path: Path, name, what, kind, expec
 
 
 def test_large_images_are_sound(data: Data, tmp_path: Path, monkeypatch) -> None:
-    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)  # Pillow's own limit is not asked
-    checked = data.check()
-    assert checked.findings == []
-    assert write_repaired(checked, tmp_path / "copy") == {}
     limits = (None, images.FORMATS, 1000)
     monkeypatch.setattr(images.opened.__wrapped__, "__defaults__", limits)
     checked = data.check()
     assert _kinds(checked) == ["too many pixels"] * 2
-    assert write_repaired(checked, tmp_path / "second") == {}
-    written = tmp_path / "second/train/train.png"
+    assert write_repaired(checked, tmp_path / "copy") == {}
+    written = tmp_path / "copy/train/train.png"
     assert written.read_bytes() == (data.folder / "train/train.png").read_bytes()
 
 
@@ -233,28 +239,38 @@ def test_names_that_meet_in_the_copy(data: Data, tmp_path: Path) -> None:
     shutil.rmtree(copy)
 
 
-def test_places_that_are_refused(data: Data, tmp_path: Path, monkeypatch) -> None:
-    checked = data.check()
-    write_repaired(checked, tmp_path / "copy")
+def test_places_that_are_refused(data: Data, tmp_path: Path, monkeypatch, capsys) -> None:
+    assert data.command("--fix", tmp_path / "copy") == 0
     (tmp_path / "link").symlink_to(tmp_path / "copy")
     (tmp_path / "file").write_text("a file")
     before = _state(tmp_path)
-    for output in (data.folder, data.folder / "copy", tmp_path, data.folder / "train/x"):
-        with pytest.raises(InputError, match=r"expected a folder apart from the data, got one"):
-            write_repaired(checked, output)
-    for output in (tmp_path / "copy", tmp_path / "link", tmp_path / "file"):
-        with pytest.raises(InputError, match="expected a new folder, got one with content"):
-            write_repaired(checked, output)
-    with pytest.raises(InputError, match=r"--fix .*file/copy: could not be written \(Not a d"):
-        write_repaired(checked, tmp_path / "file/copy")
+    apart, new = "expected a folder apart from the data", "expected a new folder, got one with"
+    page = "expected a new file apart from the data, got"
+    table = (
+        *(("--fix", data.folder / inside, apart) for inside in (".", "copy", "..", "train/x")),
+        *(("--fix", tmp_path / name, new) for name in ("copy", "link", "file")),
+        ("--fix", tmp_path / "file/copy", "could not be written (Not a directory)"),
+        ("--out", data.folder / "page.html", page),
+        ("--out", data.folder / "train/train.png", page),
+        ("--out", tmp_path / "file", page),
+        ("--out", tmp_path / "none/page.html", "none"),
+        ("--images", tmp_path / "none", "none"),
+    )
+    capsys.readouterr()
+    for option, path, text in table:
+        assert data.command(option, path) == 2
+        error = capsys.readouterr().err
+        assert text in error
+        assert error.count("\n") == 1
 
     def full(*_: Any) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(shutil, "copyfileobj", full)
     with pytest.raises(InputError, match=r"--fix .*third: could not be written \(No space left"):
-        write_repaired(checked, tmp_path / "third")
-    assert _state(tmp_path) == before
+        write_repaired(data.check(), tmp_path / "third")
+    assert {**_state(tmp_path), **_state(data.folder / "annotations")}.keys() == before.keys()
+    assert _state(data.folder / "train").items() <= before.items()
 
 
 def test_corner_boxes_are_asked_about(data: Data, tmp_path: Path) -> None:
@@ -278,3 +294,70 @@ def test_clean_data_have_notes_only() -> None:
     assert found.faults == []
     counts = {"crowd region": 14, "tiny object": 2, "image without annotations": 2}
     assert Counter(_kinds(found)) == counts
+
+
+# --- the command's words and page -----------------------------------------------------------------
+
+
+def test_text_json_and_what_a_copy_loses(data: Data, tmp_path: Path, capsys) -> None:
+    assert data.command() == 0
+    assert capsys.readouterr().out.splitlines() == [
+        "data         COCO json: train 1 images, 1 objects; val 1 images, 1 objects",
+        "result       no faults",
+    ]
+    data.add("gone.png").unlink()
+    data.add("empty.png")
+    objects = data.contents["train"]["annotations"]
+    objects[0]["bbox"], objects[2]["bbox"] = [30, 5, 100, 8], [5, 5, 0, 8]
+    assert data.command("--fix", tmp_path / "copy") == 1
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[:2] == [
+        "data         COCO json: train 3 images, 3 objects; val 1 images, 1 objects",
+        "fault        1 x missing image: no such file",
+    ]
+    assert (
+        f"{'':15}train, annotation 1 of image 0 (train.png): [30, 5, 100, 8] in an image of 40 x "
+        "30; --fix: clipped"
+    ) in lines
+    assert lines[-4:] == [
+        "result       4 faults in 3 images",
+        f"repaired     all changes are listed in {tmp_path / 'copy/repairs.json'}",
+        "lost         1 images (1 x missing image)",
+        "lost         2 objects (1 x missing image, 1 x empty box)",
+    ]
+    assert [each["bbox"] for each in _labels(tmp_path / "copy")["annotations"]] == [[30, 5, 10, 8]]
+    repairs = json.loads((tmp_path / "copy/repairs.json").read_text())
+    assert (repairs[1]["kind"], repairs[1]["done"]) == ("box over the edge", "clipped")
+    assert data.command("--json") == 1
+    found = json.loads(capsys.readouterr().out)
+    assert found["faults"] == 4
+    assert found["parts"]["val"] == {"images": 1, "annotations": 1}
+    assert found["classes"] == {"train": {"cat": 1}, "val": {"cat": 1}}
+    over = found["findings"]["box over the edge"]
+    assert (over["severity"], over["count"]) == ("fault", 1)
+    assert (over["examples"][0]["image_id"], over["examples"][0]["split"]) == (0, "train")
+
+
+def test_the_page_has_pictures_and_no_addresses(data: Data, tmp_path: Path, capsys) -> None:
+    data.contents["train"]["annotations"][0].update(bbox=[30, 5, 100, 8], area=80)
+    for content in data.contents.values():
+        content["categories"][0]["name"] = "\x1b[31m<b>cat\ud800\n"
+    assert data.command("--out", tmp_path / "page.html") == 1
+    text = (tmp_path / "page.html").read_text(encoding="utf-8")
+    out = capsys.readouterr().out
+    assert f"page         {tmp_path / 'page.html'}" in out
+    assert all(line.isprintable() for line in out.splitlines())
+    assert not re.search(r"https?://|<script|<link rel=\"[^i]|@import|url\(|\x1b|<b>", text)
+    assert "<h1>1 faults: " in text
+    plain = re.sub(r"<[^>]+>\s*", "|", text)
+    assert r"&lt;b&gt;cat\ud800" in plain
+    assert "||1||1||" in plain  # objects of train and val
+    assert "|train||1||40 x 30||40 x 30||1||1||0||" in plain
+    (example,) = re.findall(r'src="data:image/jpeg;base64,([^"]+)"', text)
+    picture = Image.open(io.BytesIO(base64.b64decode(example))).convert("RGB")
+    assert picture.size == (240 + 32, 180 + 32)
+    # the box reaches from 30 of 40 pixels to the edge of the picture
+    row: list[Any] = [picture.getpixel((x, 16 + 5 * 6)) for x in range(272)]
+    red = [x for x, pixel in enumerate(row) if pixel[0] > 150 and max(pixel[1:]) < 90]
+    assert min(red) == pytest.approx(16 + 30 * 6, abs=4)
+    assert max(red) >= picture.width - 6

@@ -53,17 +53,16 @@ def test_faults_stop_or_are_left_out_of_training_and_evaluation(tiny, caplog):
 
 def test_what_is_written_otherwise_is_read_and_evaluated_so(tiny, caplog):
     tiny.content["annotations"][2]["bbox"] = [-0.5, -0.5, 41, 31]  # out by rounding
-    for each in tiny.content["annotations"]:
-        each["image_id"] = str(each["image_id"])
     for each in tiny.content["images"]:
-        each.update(height=30.0, width="40")
+        each.update(id=str(each["id"]), height=30.0)
     with caplog.at_level(logging.WARNING):
         dataset = coco_dataset(tiny.write().json_file, tiny.images)
     assert [len(record["annotations"]) for record in dataset.records] == [2, 1, 1]
-    assert [(each["height"], each["width"]) for each in dataset.records] == [(30, 40)] * 3
+    sizes = [(each["image_id"], each["height"], each["width"]) for each in dataset.records]
+    assert sizes == [(1, 30, 40), (2, 30, 40), (3, 30, 40)]
     assert dataset.truth is not None
-    assert {each["image_id"] for each in dataset.truth["annotations"]} == {1, 2, 3}
-    assert "7 x number in another form" in caplog.text
+    assert {each["id"] for each in dataset.truth["images"]} == {1, 2, 3}
+    assert "6 x number in another form" in caplog.text
 
 
 def test_boxes_among_masks_are_a_data_set_of_boxes(tiny, caplog):
@@ -84,51 +83,46 @@ def test_keep_takes_what_detectron2_takes(tiny):
     (tiny.images / "2.jpg").unlink()
     dataset = coco_dataset(tiny.write().json_file, tiny.images, check="keep")
     assert [len(record["annotations"]) for record in dataset.records] == [2, 0, 1]
-    objects[3]["category_id"] = 8
-    with pytest.raises(InputError, match="annotation 14: expected a category_id of its categories"):
-        coco_dataset(tiny.write().json_file, tiny.images, check="keep")
-    del objects[3]["category_id"]
-    with pytest.raises(InputError, match="expected bbox, category_id, image_id in all annotations"):
-        coco_dataset(tiny.write().json_file, tiny.images, check="keep")
-
-
-def _without(part, key):
-    def change(content):
-        del content[part][1][key]
-        return content
-
-    return change
+    for value, text in (
+        ({"category_id": 8}, "annotation 14: expected a category_id of its categories, got 8"),
+        ({}, "an entry has no key 'category_id'"),
+    ):
+        del objects[3]["category_id"]
+        objects[3].update(value)
+        with pytest.raises(InputError, match=text):
+            coco_dataset(tiny.write().json_file, tiny.images, check="keep")
 
 
 @pytest.mark.parametrize(
     ("change", "text"),
     [
-        (lambda _: None, r"instances\.json: expected a file that can be read, got No such file"),
-        (lambda _: "[1", r"instances\.json: expected json, got text that is not \(.*char \d+\)"),
-        (lambda _: [1], r'expected an object with "images".*got a list\. A list is often'),
-        (lambda _: {"images": []}, r'expected a list "annotations" of objects \(COCO .*got the'),
-        (lambda each: {**each, "categories": []}, "got no category"),
-        (_without("images", "file_name"), r'image 1: expected the key "file_name", got no such'),
-        (_without("categories", "name"), r'category number 1: expected the key "name"'),
+        ("[1", r"instances\.json: expected json, got text that is not \(.*char \d+\)"),
+        ([1], r'expected an object with "images".*got a list\. A list is often'),
+        ({"annotations": None}, r'expected a list "annotations" of objects \(COCO .*got the keys'),
+        ({"categories": []}, "got no category"),
+        ({"categories": [{"id": 1}]}, r'category number 0: expected the key "name", got no such'),
+        ({"images": [{"id": 1}]}, r'image 1: expected the key "file_name", got no such key'),
     ],
 )
 def test_files_that_are_not_coco(tiny, change, text):
-    content = change(tiny.content)
-    if content is None:
-        tiny.json_file.unlink()
-    else:
-        tiny.json_file.write_text(content if isinstance(content, str) else json.dumps(content))
+    content = {**tiny.content, **change} if isinstance(change, dict) else change
+    tiny.json_file.write_text(content if isinstance(content, str) else json.dumps(content))
     with pytest.raises(InputError, match=text) as caught:
         coco_dataset(tiny.json_file, tiny.images)
     assert "\n" not in str(caught.value)
 
 
-def test_wrong_arguments_of_a_data_set(tiny):
-    for folder, got in ((tiny.images / "nowhere", "nothing"), (tiny.json_file, "a file")):
-        with pytest.raises(InputError, match=f"image folder .*: expected a folder, got {got}"):
-            coco_dataset(tiny.json_file, folder)
-    with pytest.raises(InputError, match='expected "error", "drop" or "keep", got \'yes\''):
-        coco_dataset(tiny.json_file, tiny.images, check="yes")
+@pytest.mark.parametrize(
+    ("values", "text"),
+    [
+        ({"images": "nowhere"}, "image folder nowhere: expected a folder, got nothing"),
+        ({"images": __file__}, "image folder .*: expected a folder, got a file"),
+        ({"check": "yes"}, 'expected "error", "drop" or "keep", got \'yes\''),
+    ],
+)
+def test_wrong_arguments_of_a_data_set(tiny, values, text):
+    with pytest.raises(InputError, match=text):
+        coco_dataset(**{"json": tiny.json_file, "images": tiny.images, **values})
 
 
 # --- data sets by their names ---------------------------------------------------------------------

@@ -16,8 +16,7 @@ from detectron2.modeling.backbone.fpn import LastLevelMaxPool
 from torch import nn
 
 from vitdet.backbones.base import LayeredBackbone
-from vitdet.backbones.plain import PlainViT
-from vitdet.backbones.vit import ViT
+from vitdet.backbones.vit import PlainViT, ViT
 from vitdet.convert import convert
 
 from .cases import Case, Options, UnsupportedCase

@@ -11,10 +11,8 @@ from detectron2.modeling.backbone.fpn import LastLevelMaxPool, LastLevelP6P7
 from torch import nn
 
 from vitdet.backbones.msvit import MsViT
-from vitdet.backbones.msvit.approximate import InstanceNorm
-from vitdet.backbones.msvit.attention import VilAttention
-from vitdet.backbones.msvit.grid import ChunkGrid
-from vitdet.backbones.msvit.sliding_chunk import gather, sliding_chunk_attention
+from vitdet.backbones.msvit.attention import InstanceNorm, VilAttention
+from vitdet.backbones.msvit.sliding_chunk import ChunkGrid, gather, sliding_chunk_attention
 from vitdet.backbones.msvit.stage import Stage, StageEmbed, stages_of
 from vitdet.convert import convert
 

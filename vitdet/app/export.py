@@ -16,12 +16,10 @@ from PIL import Image, ImageOps
 from vitdet.app.options import add_weights_arguments, file_options
 from vitdet.config import config_text
 from vitdet.data.shapes import draw_image
+from vitdet.export import OPSETS, check_output, export, table
 from vitdet.export.graph import MASKS, PARTS
-from vitdet.export.onnx_file import OPSETS, check_output, export
-from vitdet.export.parity import table
-from vitdet.predict.inputs import find_files, open_inputs
 from vitdet.predict.loading import building
-from vitdet.predict.predictor import Predictor
+from vitdet.predict.predictor import Predictor, find_files, open_inputs
 from vitdet.utils.checks import InputError
 
 _DRAWN = ((256, 256), (192, 256), (256, 160), (256, 192), (160, 256))  # sizes of drawn images
@@ -31,7 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's options."""
     add_weights_arguments(parser)
     add = parser.add_argument
-    add("--format", default="onnx", help="onnx, the only one")
+    add("--format", choices=["onnx"], default="onnx", help="onnx, the only one")
     add("--out", type=Path, required=True, metavar="FILE.onnx")
     part = "the whole detector, or backbone and pyramid alone (default detector)"
     add("--part", choices=PARTS, default="detector", help=part)
@@ -41,7 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     sizes.add_argument("--dynamic", action="store_true", help=any_size)
     masks = "in the image, as probabilities inside the boxes, or none (default pasted)"
     add("--masks", choices=MASKS, default="pasted", help=masks)
-    add("--opset", type=int, default=OPSETS[0], help=f"of ONNX (default {OPSETS[0]})")
+    add("--opset", type=int, choices=OPSETS, default=OPSETS[0], help="of ONNX (default 17)")
     images = "to compare on; left out: drawn ones"
     add("--images", type=Path, metavar="FOLDER", help=images)
     add("--num-images", type=int, default=5, metavar="N", help="(default 5)")
@@ -54,41 +52,28 @@ def run(args: argparse.Namespace) -> int:
     Raises:
         InputError: a wrong option, weights or images that cannot be used.
     """
-    if args.format != "onnx":
-        raise InputError(f"--format {args.format}: ONNX is what can be written. Use --format onnx.")
-    size = (args.size[0], args.size[1]) if args.size else None
-    check_output(args.out, args.opset, size)
+    check_output(args.out)
+    size = tuple(args.size) if args.size else None
     predictor = Predictor.from_checkpoint(
         args.weights, **file_options(args), overrides=args.overrides, device="cpu"
     )
     images = comparison_images(predictor, args.images, args.num_images, size)
     options: dict[str, Any] = {"part": args.part, "masks": args.masks, "opset": args.opset}
-    about = _about(predictor, args.weights)
+    about = {"class_names": predictor.class_names, "category_ids": predictor.class_ids}
+    about["weights"] = args.weights.name
+    if isinstance(predictor.cfg, DictConfig):
+        about["recipe"] = recipe = config_text(predictor.cfg)
+        about["resize"] = yaml.safe_load(recipe)["dataloader"]["test"]["mapper"]["augmentations"]
     with building(predictor.source):
         report = export(predictor.detector, args.out, images, size=size, about=about, **options)
-    print(*table(report, args.part == "detector"), sep="\n")
+    print(*table(report), sep="\n")
     if report.faults:
-        print(f"not written          {args.out}; see {args.out}.failed.parity.json")
+        print(f"not written          {args.out}")
         return 1
     files = (args.out, args.out.with_name(f"{args.out.name}.data"))
     megabytes = sum(path.stat().st_size for path in files if path.exists()) / 2**20
     print(f"written              {args.out} ({megabytes:.1f} MiB)")
     return 0
-
-
-def _about(predictor: Predictor, weights: Path) -> dict[str, Any]:
-    """Return what the file is to say of its model."""
-    recipe, resize = "", ""
-    if isinstance(predictor.cfg, DictConfig):
-        recipe = config_text(predictor.cfg)
-        resize = yaml.safe_load(recipe)["dataloader"]["test"]["mapper"]["augmentations"]
-    return {
-        "class_names": list(predictor.class_names),
-        "category_ids": list(predictor.class_ids),
-        "recipe": recipe,
-        "resize": resize,
-        "weights": weights.name,
-    }
 
 
 def comparison_images(

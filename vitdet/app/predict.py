@@ -1,7 +1,6 @@
 """`vitdet predict IMG... --weights FILE`: objects in images, folders and videos, drawn and listed.
 
-One line an image. What cannot be read, drawn or written is told and left out, and the exit status
-is 1 then.
+What cannot be read, drawn or written is told and left out, and the exit status is 1 then.
 """
 
 from __future__ import annotations
@@ -22,15 +21,14 @@ import numpy as np
 import torch
 
 from vitdet.app.options import add_predictor_arguments, load_predictor
-from vitdet.predict.inputs import (
+from vitdet.predict.predictor import (
     VIDEO_SUFFIXES,
-    Picture,
+    Predictor,
     find_files,
     passed_over_text,
     video_frames,
 )
-from vitdet.predict.predictor import Predictor
-from vitdet.predict.results import Result, class_indexes, split_names
+from vitdet.predict.results import Picture, Result, class_indexes, split_names
 from vitdet.utils.checks import InputError, one_line
 from vitdet.utils.files import RESULT_MARKER, replacing, write_text
 from vitdet.utils.precision import PRECISIONS
@@ -66,7 +64,16 @@ def run(args: argparse.Namespace) -> int:
         InputError: a wrong option.
     """
     bad: list[str] = []
-    files = _files(args.inputs, bad)
+    found: dict[str, Path] = {}  # each once
+    passed_over: Counter[str] = Counter()
+    for word in args.inputs:
+        with _going_on(word, bad):
+            more, others = find_files(word)
+            found |= {_absolute(path): path for path in more}
+            passed_over += others
+    if passed_over:
+        print(passed_over_text(passed_over))
+    files = list(found.values())
     outputs = output_names(files, args.out)
     done = 0
     if files:
@@ -96,18 +103,8 @@ def run(args: argparse.Namespace) -> int:
     return 0 if not bad else 1 if done else 2
 
 
-def _files(inputs: Sequence[str], bad: list[str]) -> list[Path]:
-    """Return the image and video files that the words mean, each once."""
-    found: dict[str, Path] = {}
-    passed_over: Counter[str] = Counter()
-    for word in inputs:
-        with _going_on(word, bad):
-            files, others = find_files(word)
-            found |= {os.path.abspath(path): path for path in files}  # noqa: PTH100 (keeps links)
-            passed_over += others
-    if passed_over:
-        print(passed_over_text(passed_over))
-    return list(found.values())
+def _absolute(path: Path) -> str:
+    return os.path.abspath(path)  # noqa: PTH100 (keeps links)
 
 
 @contextmanager
@@ -141,11 +138,10 @@ def output_names(files: Sequence[Path], folder: Path) -> dict[Path, Path]:
     outputs = {}
     for path in files:
         stem = os.fsencode(path.stem)[:_LONGEST_NAME].decode(errors="ignore") or "image"
-        name, number = mine.get(os.path.abspath(path), ""), 1  # noqa: PTH100
-        while not name:
-            tried = f"{stem}-{number}" if number > 1 else stem
+        name, number = mine.get(_absolute(path), stem), 1
+        while _folded(name) in taken and _absolute(path) not in mine:
             number += 1
-            name = "" if _folded(tried) in taken else tried
+            name = f"{stem}-{number}"
         taken.add(_folded(name))
         outputs[path] = folder / name
     return outputs
@@ -171,7 +167,7 @@ def _earlier(folder: Path) -> dict[str, str]:
 def note_names(folder: Path, outputs: dict[Path, Path]) -> None:
     """Make the folder and write into it which result is whose."""
     folder.mkdir(parents=True, exist_ok=True)
-    inputs = {output.name: os.path.abspath(path) for path, output in outputs.items()}  # noqa: PTH100
+    inputs = {output.name: _absolute(path) for path, output in outputs.items()}
     write_text(folder / RESULT_MARKER, json.dumps(_earlier(folder) | inputs, indent=1) + "\n")
 
 
@@ -188,8 +184,7 @@ def _results(
         found = predict_batch(predictor, batch, bad)
         seconds = (time.perf_counter() - started) / max(1, len(batch))
         for result in found:
-            assert result.picture.path is not None
-            yield result.picture.path, result, seconds
+            yield Path(result.name), result, seconds
 
 
 def predict_batch(predictor: Predictor, batch: Sequence[Picture], bad: list[str]) -> list[Result]:
@@ -208,7 +203,7 @@ def _write(result: Result, output: Path, args: argparse.Namespace) -> None:
     if args.save_json:
         write_text(output.with_name(f"{output.name}.json"), result.to_json() + "\n")
     if not args.no_pictures:
-        png = result.picture.path is not None and result.picture.path.suffix.lower() == ".png"
+        png = result.name.lower().endswith(".png")
         result.save(output.with_name(f"{output.name}.{'png' if png else 'jpg'}"))
 
 

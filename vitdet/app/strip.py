@@ -19,13 +19,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Write the file; return 0.
-
-    Raises:
-        InputError: what `save_for_inference` raises.
-    """
-    source, options = args.source, file_options(args)
-    written = save_for_inference(source, args.output, overrides=args.overrides, **options)
-    before, after = (path.stat().st_size / 2**20 for path in (source, written))
-    print(f"wrote {written}: {after:.1f} MiB ({source}: {before:.1f} MiB)")
+    """Write the file; return 0."""
+    options = file_options(args)
+    save_for_inference(args.source, args.output, overrides=args.overrides, **options)
+    before, after = (path.stat().st_size / 2**20 for path in (args.source, args.output))
+    print(f"wrote {args.output}: {after:.1f} MiB ({args.source}: {before:.1f} MiB)")
     return 0

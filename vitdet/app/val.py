@@ -6,7 +6,6 @@ Without --tta and --slices it is what `train_net.py --eval-only` does, with its 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +46,13 @@ def run(args: argparse.Namespace) -> int:
     predictor.precision = args.precision or cfg.train.get("eval_precision", Train.eval_precision)
     args.out.mkdir(parents=True, exist_ok=True)
     if args.data is not None:
-        cfg.dataloader.test.dataset = _dataset(args, predictor.class_names or ())
+        names = predictor.class_names or ()
+        (annotations, images), notes = prepare_part(
+            args.data, args.out / "data", images=args.images, class_names=names
+        )
+        print(*(f"data         {note}" for note in notes), sep="\n", flush=True)
+        node = {"_target_": "vitdet.data.datasets.coco_dataset"}
+        cfg.dataloader.test.dataset = node | {"json": annotations, "images": images}
     elif not args.trust:
         check_test_data(cfg, str(args.weights))
     plain = predictor.tta is None and predictor.slices is None
@@ -62,16 +67,6 @@ def run(args: argparse.Namespace) -> int:
     write_results(args.out, test, str(args.weights), results)
     print(f"results in {args.out / 'results.json'}")
     return 0
-
-
-def _dataset(args: argparse.Namespace, class_names: Sequence[str]) -> dict[str, str]:
-    """Return the config node of the data that was asked for."""
-    (annotations, images), notes = prepare_part(
-        args.data, args.out / "data", images=args.images, class_names=class_names
-    )
-    print(*(f"data         {note}" for note in notes), sep="\n", flush=True)
-    target = "vitdet.data.datasets.coco_dataset"
-    return {"_target_": target, "json": annotations, "images": images}
 
 
 class _Through(nn.Module):

@@ -18,14 +18,12 @@ from torch import nn
 
 from vitdet.layers.attention import attention
 from vitdet.layers.linear import Linear
-from vitdet.layers.parts import DropPath, LayerScale
+from vitdet.layers.parts import DropPath, LayerScale, window_partition, window_reverse
 from vitdet.layers.positions import RelPosResize, rel_pos_terms
 from vitdet.layers.rope import Rope, RotaryTables, Size, rotate
-from vitdet.layers.windows import resize_map, whole_windows, window_partition, window_reverse
 from vitdet.utils.checks import InputError
 
 QkvBias = bool | Literal["qv"]
-WindowFit = Literal["pad", "interpolate"]
 
 
 class Attention(nn.Module):
@@ -119,8 +117,6 @@ class Block(nn.Module):
         mlp: the feed-forward layer.
         drop_path: probability that a branch is left out in training.
         window_size: side of a window in tokens, 0 for the whole map.
-        window_fit: "pad" (published) fills windows up with zeros; "interpolate" resizes the map to
-            whole windows before attention and back after it.
         shift: by how many tokens the windows start above and left of the map.
         layer_scale: whether both branches have a learned factor a channel.
         residual: a propagation block after the MLP, or None.
@@ -137,7 +133,6 @@ class Block(nn.Module):
         *,
         drop_path: float = 0.0,
         window_size: int = 0,
-        window_fit: WindowFit = "pad",
         shift: int = 0,
         layer_scale: bool = False,
         residual: nn.Module | None = None,
@@ -152,7 +147,7 @@ class Block(nn.Module):
         self.ls1 = LayerScale(dim) if layer_scale else nn.Identity()
         self.ls2 = LayerScale(dim) if layer_scale else nn.Identity()
         self.drop_path = DropPath(drop_path)
-        self.window_size, self.window_fit, self.shift = window_size, window_fit, shift
+        self.window_size, self.shift = window_size, shift
 
     def forward(
         self, x: torch.Tensor, size: Size | None = None, rope: RotaryTables | None = None
@@ -178,15 +173,12 @@ class Block(nn.Module):
 
     def _windows(self, x: torch.Tensor, rope: RotaryTables | None) -> torch.Tensor:
         """Attention in windows of a map x (B, H, W, C)."""
-        size = (x.shape[1], x.shape[2])
-        if self.window_fit == "interpolate":
-            x = resize_map(x, whole_windows(size, self.window_size))
         if self.shift:
             x = F.pad(x, (0, 0, self.shift, 0, self.shift, 0))
         # Padded after the norm: padding tokens are zero, their k and v the bias alone.
         windows = self.attn(window_partition(x, self.window_size), None, rope)
-        x = window_reverse(windows, (x.shape[1], x.shape[2]))[:, self.shift :, self.shift :]
-        return resize_map(x, size)
+        x = window_reverse(windows, (x.shape[1], x.shape[2]))
+        return x[:, self.shift :, self.shift :]
 
     def _windows_with_prefix(
         self, x: torch.Tensor, size: Size, rope: RotaryTables | None

@@ -12,8 +12,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from vitdet.backbones.plain import PlainViT
-from vitdet.backbones.vit import ViT
+from vitdet.backbones.vit import PlainViT, ViT
 from vitdet.utils.checks import passes_on
 
 _DEFAULTS: dict[str, Any] = {

@@ -32,8 +32,7 @@ ReductionKind = Literal["performer", "performer_less"]
 class PyramidReduction(nn.Module):
     """Strided convolutions of several dilations beside each other (ViTAE, Sec. 3.2).
 
-    `stride` rounds a side that it does not divide up. Raises an InputError for kernels that leave
-    pixels out between them.
+    `stride` rounds a side that it does not divide up.
     """
 
     def __init__(
@@ -70,23 +69,19 @@ class TokenPerformer(nn.Module):
 
     The values are the shortcut of the attention, because it changes the number of channels. The
     random features `w` are drawn once and never trained.
-
-    `feature_ratio` is the number of random features over `dim`.
     """
 
-    def __init__(
-        self, in_dim: int, dim: int, dropout: float = 0.1, feature_ratio: float = 0.5
-    ) -> None:
+    def __init__(self, in_dim: int, dim: int) -> None:
         super().__init__()
-        features = int(dim * feature_ratio)
+        features = dim // 2
         self.norm1 = nn.LayerNorm(in_dim)  # eps 1e-5 in the reduction cells, as published
         self.kqv = Linear(in_dim, 3 * dim)
         random_features = nn.init.orthogonal_(torch.empty(features, dim)) * math.sqrt(features)
         self.w = nn.Parameter(random_features, requires_grad=False)
         self.proj = Linear(dim, dim)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = nn.Dropout(0.1)
         self.norm2 = nn.LayerNorm(dim)
-        self.mlp = nn.Sequential(Linear(dim, dim), nn.GELU(), Linear(dim, dim), nn.Dropout(dropout))
+        self.mlp = nn.Sequential(Linear(dim, dim), nn.GELU(), Linear(dim, dim), nn.Dropout(0.1))
 
     def forward(self, x: torch.Tensor, shortcut: torch.Tensor) -> torch.Tensor:
         """Map tokens x (B, H, W, in_dim) to (B, H, W, C); `shortcut` is added before the MLP."""
@@ -114,15 +109,8 @@ class TokenPerformer(nn.Module):
 class ReductionCell(nn.Module):
     """Makes a map smaller: dilated convolutions, attention, and a convolution branch beside them.
 
-    Args:
-        in_chans, embed_dim, token_dim: channels of the map, of each convolution, of the output.
-        ratio: 2, 4 or 8, the stride of the cell.
-        kernel_size, dilations: of the dilated convolutions.
-        kind: "performer", or "performer_less" for the dilated convolutions alone.
-        groups: groups of the branch's convolutions.
-
-    Raises:
-        InputError: another ratio or kind; widths that do not fit without attention.
+    `ratio` is the stride of the cell; "performer_less" is the dilated convolutions alone. For the
+    others see `ViTAES`.
     """
 
     def __init__(
@@ -137,11 +125,7 @@ class ReductionCell(nn.Module):
         groups: int = 1,
     ) -> None:
         super().__init__()
-        if ratio not in (2, 4, 8):
-            raise InputError(
-                f"downsample_ratios: expected 2, 4 or 8, got {ratio}. Each of the three "
-                "convolutions beside can halve the map once."
-            )
+        check_word("downsample_ratios", ratio, (2, 4, 8))  # three convolutions, halving once each
         check_word("reduction_kinds", kind, ("performer", "performer_less"))
         self.PRM = PyramidReduction(in_chans, embed_dim, kernel_size, ratio, dilations)
         width = self.PRM.out_channels
@@ -175,15 +159,6 @@ def _conv(
     return [conv, *([nn.BatchNorm2d(out)] if norm else []), nn.SiLU()]
 
 
-class Stage(nn.Module):
-    """A reduction cell and the normal cells after it."""
-
-    def __init__(self, reduction: ReductionCell, cells: Sequence[Block]) -> None:
-        super().__init__()
-        self.RC = reduction
-        self.NC = nn.ModuleList(cells)
-
-
 class ViTAES(LayeredBackbone):
     """ViTAE-S with window and global attention and a norm after the last cell.
 
@@ -207,17 +182,13 @@ class ViTAES(LayeredBackbone):
         qkv_bias: whether q, k and v have biases.
         drop_path_rate: stochastic depth of the last normal cell; it grows linearly from 0.
         norm_eps: epsilon of the LayerNorms of the normal cells and of the last one.
-        rel_pos_resize: "interpolate" or "crop", see `vitdet.layers.rel_pos`.
+        rel_pos_resize: "interpolate" or "crop", see `vitdet.layers.positions`.
         window_size: side of a window in tokens.
         global_block_indexes: normal cells that attend to the whole map.
         checkpoint_blocks: normal cells whose activations are recomputed in the backward pass.
             BatchNorm then sees each batch twice.
         attention_backend: kernel, see `vitdet.layers.attention`.
         out_feature: name of the output.
-
-    Raises:
-        InputError: lists of different lengths, an index outside the cells, sizes that do not fit,
-            an unknown backend.
     """
 
     def __init__(
@@ -294,7 +265,7 @@ class ViTAES(LayeredBackbone):
                     branch=nn.Sequential(*branch),
                 )
                 normal.append(cell)
-            self.layers.append(Stage(reduction, normal))
+            self.layers.append(nn.ModuleDict({"RC": reduction, "NC": nn.ModuleList(normal)}))
             number += depth
         self.norm = norm(channels)
         self.set_outputs({out_feature: (channels, stride)})
@@ -320,20 +291,18 @@ class ViTAES(LayeredBackbone):
 
     def units(self) -> Sequence[nn.Module]:
         """Return the cells of both kinds."""
-        stages = [stage for stage in self.layers if isinstance(stage, Stage)]
-        return [cell for stage in stages for cell in (stage.RC, *stage.NC)]
+        return [unit for unit in self.layers.modules() if isinstance(unit, ReductionCell | Block)]
 
     def forward(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
         """Map images x (B, 3, h, w) to {out_feature: (B, C, H, W)}, H = ceil(h / stride)."""
-        number = 0
-        for stage in self.layers:
-            assert isinstance(stage, Stage)
-            tokens = stage.RC(x)  # (B, H, W, C)
-            for cell in stage.NC:
-                if number in self.checkpoint_blocks and self.training:
-                    tokens = checkpoint(cell, tokens, use_reentrant=False)
-                else:
-                    tokens = cell(tokens)
-                number += 1
-            x = tokens.permute(0, 3, 1, 2)
-        return {self.out_feature: self.norm(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)}
+        number, tokens = 0, x.permute(0, 2, 3, 1)
+        for cell in self.units():
+            if isinstance(cell, ReductionCell):
+                tokens = cell(tokens.permute(0, 3, 1, 2))  # (B, H, W, C)
+                continue
+            if number in self.checkpoint_blocks and self.training:
+                tokens = checkpoint(cell, tokens, use_reentrant=False)
+            else:
+                tokens = cell(tokens)
+            number += 1
+        return {self.out_feature: self.norm(tokens).permute(0, 3, 1, 2)}

@@ -1,17 +1,17 @@
 """One image in, plain tensors out: a wrapper round a built model and detectron2's own inference.
 
 The tracer follows detectron2's code between the heads. What it cannot follow is replaced for the
-time of an export (`exportable`): attention kernels, NMS by class and soft-NMS. Masks are pasted by
-two matrix products.
+time of an export (`exportable`): attention kernels, NMS by class and soft-NMS.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import Any
+from unittest.mock import patch
 
 import torch
 import torch.nn.functional as F
@@ -31,7 +31,6 @@ PARTS = ("detector", "backbone")
 MASKS = ("pasted", "boxes", "none")
 # Kernels without own derivatives, in operations that every runtime has, by attribute.
 _KERNELS = {"backend": "eager", "sliding_chunk_backend": "autograd"}
-Size = tuple[Any, Any]  # (height, width): numbers, or what a tracer takes for them
 
 
 class Graph(nn.Module):
@@ -49,9 +48,8 @@ class Graph(nn.Module):
         masks: one of MASKS.
 
     Raises:
-        InputError: a model that no wrapper is for (keypoints, heads that detectron2 does not have,
-            no limit of detections), a size larger than its square, or no size where a Vision
-            Longformer lays its chunks out for one.
+        InputError: heads that no wrapper is for, no limit of detections, a size that the model does
+            not take.
     """
 
     def __init__(
@@ -62,22 +60,13 @@ class Graph(nn.Module):
         masks: str = "pasted",
     ) -> None:
         super().__init__()
-        if not isinstance(getattr(model, "backbone", None), nn.Module):
-            raise InputError(f"export: a detector with a backbone is needed, not {type(model)}.")
         self.model, self.size, self.detector = model, size, part == "detector"
         self.square = int(model.backbone.padding_constraints.get("square_size", 0))
         self.stride = int(model.backbone.size_divisibility)
-        if size is not None and self.square and max(size) > self.square:
-            raise InputError(
-                f"--size {size[0]} {size[1]}: at most {self.square} x {self.square} fits "
-                "(model.backbone.square_pad). Take a smaller one, or model.backbone.square_pad=0."
-            )
-        chunked = any(hasattr(module, "sliding_chunk_backend") for module in model.modules())
-        if chunked and size is None and not self.square:
-            raise InputError(
-                "this backbone lays its chunks out for one size of images, and "
-                "model.backbone.square_pad=0 allows any. Add --size HEIGHT WIDTH."
-            )
+        if size is not None and not 1 <= min(size) <= max(size) <= (self.square or max(size)):
+            most = f"at most {self.square} x {self.square} (model.backbone.square_pad)"
+            fits = most if self.square else "pixels, 1 or more"
+            raise InputError(f"--size {size[0]} {size[1]}: HEIGHT and WIDTH are {fits}.")
         self.outputs = tuple(model.backbone.output_shape())
         self.threshold, self.most, self.masks = 0.0, 0, "none"
         self.heads = self.maskness = None
@@ -90,7 +79,7 @@ class Graph(nn.Module):
         if isinstance(model, retinanet.RetinaNet):
             self.threshold, self.most = model.test_score_thresh, model.max_detections_per_image
         else:
-            _check_regions(model)
+            _check_heads(model)
             self.heads = heads = model.roi_heads
             last: Any = heads.box_predictor
             last = last[-1] if isinstance(last, nn.ModuleList) else last
@@ -165,19 +154,16 @@ def _least_zero(number: Any) -> Any:
     return number.clamp(min=0) if isinstance(number, torch.Tensor) else max(number, 0)
 
 
-def _check_regions(model: Any) -> None:
+def _check_heads(model: Any) -> None:
     heads: Any = getattr(model, "roi_heads", None)
-    if not isinstance(model, GeneralizedRCNN) or not isinstance(heads, StandardROIHeads):
-        got = f"{type(model).__name__} with {type(heads).__name__}"
-    elif heads.keypoint_on:
-        got = "keypoints"
-    elif heads.mask_on and not isinstance(heads.mask_head, BaseMaskRCNNHead):
-        got = f"a {type(heads.mask_head).__name__}"
-    else:
+    known = isinstance(model, GeneralizedRCNN) and isinstance(heads, StandardROIHeads)
+    known = known and not heads.keypoint_on
+    if known and (not heads.mask_on or isinstance(heads.mask_head, BaseMaskRCNNHead)):
         return
     raise InputError(
         "export: expected RetinaNet or an R-CNN with Standard- or CascadeROIHeads and detectron2's "
-        f"masks, got {got}. --part backbone does not depend on heads."
+        f"masks, without keypoints, got {type(model).__name__} with {type(heads).__name__}. "
+        "--part backbone does not depend on heads."
     )
 
 
@@ -198,14 +184,10 @@ def exportable(graph: Graph) -> Iterator[None]:
         changes += [(fast_rcnn.FastRCNNOutputLayers, "predict_boxes", _boxes_of_one)]
         changes += [(fast_rcnn.FastRCNNOutputLayers, "predict_probs", _probabilities_of_one)]
         changes += [(our_heads, "soft_nms", partial(_soft_nms, most=graph.most))]
-    before = [(owner, name, getattr(owner, name)) for owner, name, _ in changes]
-    try:
-        for owner, name, value in changes:
-            setattr(owner, name, value)
+    with ExitStack() as stack:
+        for change in changes:
+            stack.enter_context(patch.object(*change))
         yield
-    finally:
-        for owner, name, value in before:
-            setattr(owner, name, value)
 
 
 def _boxes_of_one(predictor: Any, predictions: Any, proposals: list[Instances]) -> Any:
@@ -277,7 +259,7 @@ def _soft_nms(
     return torch.stack(places)[kept], new[kept].to(scores.dtype)
 
 
-def paste(masks: torch.Tensor, boxes: torch.Tensor, size: Size) -> torch.Tensor:
+def paste(masks: torch.Tensor, boxes: torch.Tensor, size: tuple[Any, Any]) -> torch.Tensor:
     """Return the masks (height, width) of probabilities (N, M, M) inside boxes (N, 4).
 
     Bilinear, pixel centres at halves, nothing outside the box: the same as sampling on a grid, but

@@ -1,4 +1,4 @@
-"""Small parts of transformers: patches, feed-forward layers, layer scale, stochastic depth."""
+"""Small parts of transformers: patches, windows, feed-forward layers, convolutions, DropPath."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ import torch.nn.functional as F
 from torch import nn
 
 from vitdet.layers.linear import Linear
+from vitdet.layers.norms import ChannelLayerNorm
 
 Activation = Literal["gelu", "quick_gelu"]
 FeedForward = Literal["mlp", "swiglu", "swiglu_norm"]
+PropagationKind = Literal["naive", "basic", "bottleneck"]
+PropagationNorm = Literal["LN", "BN"]
+
+# Sides of the convolutions of each kind.
+_SIDES: dict[str, tuple[int, ...]] = {"naive": (3,), "basic": (3, 3), "bottleneck": (1, 3, 1)}
 
 
 class PatchEmbed(nn.Module):
-    """Cut an image into squares and project each to a token (ViT, Sec. 3.1).
-
-    Args:
-        patch_size: side of a square in pixels, which is also the stride.
-        in_chans: channels of the image.
-        embed_dim: channels of a token.
-    """
+    """Cut an image into squares of `patch_size` pixels and project each (ViT, Sec. 3.1)."""
 
     def __init__(self, patch_size: int = 16, in_chans: int = 3, embed_dim: int = 768) -> None:
         super().__init__()
@@ -41,14 +41,37 @@ class PatchEmbed(nn.Module):
         return self.proj(images).permute(0, 2, 3, 1)
 
 
+def window_partition(x: torch.Tensor, window_size: int) -> torch.Tensor:
+    """Cut a map into windows, with zeros on the right and below where it does not divide.
+
+    x (B, H, W, C) becomes (B * number of windows, S, S, C), windows in row-major order.
+    """
+    B, H, W, C = x.shape
+    below, right = -H % window_size, -W % window_size
+    # Compiled, both cases are one graph: otherwise each would be made for the sizes that need it.
+    if torch.compiler.is_compiling() or below or right:
+        x = F.pad(x, (0, 0, 0, right, 0, below))
+    rows, columns = (H + below) // window_size, (W + right) // window_size
+    x = x.reshape(B, rows, window_size, columns, window_size, C)
+    return x.permute(0, 1, 3, 2, 4, 5).reshape(-1, window_size, window_size, C)
+
+
+def window_reverse(windows: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+    """Undo `window_partition` for a map of `size` (H, W): put together and cut the padding off."""
+    window_size, C = windows.shape[1], windows.shape[-1]
+    H, W = size
+    # Not -(-H // window_size): ONNX divides whole numbers towards zero.
+    rows, columns = ((side + window_size - 1) // window_size for side in size)
+    x = windows.reshape(-1, rows, columns, window_size, window_size, C)
+    x = x.permute(0, 1, 3, 2, 4, 5).reshape(-1, rows * window_size, columns * window_size, C)
+    return x[:, :H, :W]
+
+
 class Mlp(nn.Module):
     """Two linear layers with a GELU between (ViT, Sec. 3.1).
 
-    Args:
-        dim: channels of input and output.
-        hidden_dim: channels between.
-        act_layer: "gelu", the exact one (erf), or "quick_gelu", x * sigmoid(1.702 x), of OpenAI's
-            CLIP (openai/CLIP, clip/model.py).
+    "gelu" is the exact one (erf), "quick_gelu" x * sigmoid(1.702 x), of OpenAI's CLIP (openai/CLIP,
+    clip/model.py).
     """
 
     def __init__(self, dim: int, hidden_dim: int, act_layer: Activation = "gelu") -> None:
@@ -84,13 +107,48 @@ class SwiGLU(nn.Module):
         return self.w3(self.ffn_ln(F.silu(self.w1(x)) * self.w2(x)))
 
 
-def make_feed_forward(
-    kind: FeedForward, dim: int, hidden_dim: int, act_layer: Activation, norm_eps: float
-) -> Mlp | SwiGLU:
-    """Build the feed-forward layer of a name; `norm_eps` is that of "swiglu_norm"."""
-    if kind == "mlp":
-        return Mlp(dim, hidden_dim, act_layer)
-    return SwiGLU(dim, hidden_dim, norm_eps, inner_norm=kind == "swiglu_norm")
+class ConvPropagation(nn.Module):
+    """Convolutions that carry information across windows (ViTDet, Sec. 3, Table 2b): a residual
+    block of one to three, each with a norm.
+
+    With LayerNorm: GELU between the convolutions and none after the sum. The last norm starts at
+    zero, so a new block is the identity. A bottleneck has C / 2 channels in its middle. Names and
+    behaviour of the bottleneck as facebookresearch/detectron2, backbone/vit.py ResBottleneckBlock;
+    the paper says of the two others how many convolutions they have and no more.
+
+    With BatchNorm: ReLU between the convolutions and after the sum, C / 4 channels in the middle of
+    a bottleneck, as alibaba/EasyCV before v0.7, models/backbones/vitdet.py. The last norm starts at
+    zero here too, but the last ReLU makes a new block cut negative values off.
+    """
+
+    def __init__(
+        self, dim: int, kind: PropagationKind = "bottleneck", norm: PropagationNorm = "LN"
+    ) -> None:
+        super().__init__()
+        self.rectified = norm == "BN"
+        kernels = _SIDES[kind]
+        self.count = len(kernels)
+        narrow = dim // 4 if self.rectified else dim // 2
+        middle = narrow if kind == "bottleneck" else dim
+        widths = [dim] + [middle] * (self.count - 1) + [dim]
+        for i, kernel in enumerate(kernels):
+            conv = nn.Conv2d(widths[i], widths[i + 1], kernel, padding=kernel // 2, bias=False)
+            nn.init.kaiming_normal_(conv.weight, mode="fan_out", nonlinearity="relu")
+            self.add_module(f"conv{i + 1}", conv)
+            make_norm = nn.BatchNorm2d if self.rectified else ChannelLayerNorm
+            self.add_module(f"norm{i + 1}", make_norm(widths[i + 1]))
+        nn.init.zeros_(self.get_parameter(f"norm{self.count}.weight"))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Map tokens x (B, H, W, C) to (B, H, W, C)."""
+        activation = F.relu if self.rectified else F.gelu
+        y = x.permute(0, 3, 1, 2)  # (B, C, H, W)
+        for i in range(1, self.count + 1):
+            y = self.get_submodule(f"norm{i}")(self.get_submodule(f"conv{i}")(y))
+            if i < self.count:
+                y = activation(y)
+        x = x + y.permute(0, 2, 3, 1)
+        return F.relu(x) if self.rectified else x
 
 
 class LayerScale(nn.Module):
@@ -108,11 +166,8 @@ class LayerScale(nn.Module):
 class DropPath(nn.Module):
     """Leave a residual branch out for a random part of the batch, in training only.
 
-    Stochastic depth (Huang et al., "Deep Networks with Stochastic Depth", Sec. 3).
-
-    Args:
-        rate: probability in [0, 1) that a sample's branch is left out. What stays is divided by
-            1 - rate.
+    Stochastic depth (Huang et al., "Deep Networks with Stochastic Depth", Sec. 3): `rate` is the
+    probability in [0, 1) that a sample's branch is left out. What stays is divided by 1 - rate.
     """
 
     def __init__(self, rate: float = 0.0) -> None:

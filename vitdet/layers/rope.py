@@ -68,8 +68,8 @@ class EvaRope:
         for length, across, span in zip(attends, self.places or attends, self.grid, strict=True):
             positions = torch.arange(length, dtype=torch.float32, device=device) / across * span
             axes.append((positions[:, None] * frequencies).repeat_interleave(2, 1))  # (S, D / 2)
-        rows, columns = axes
-        return RotaryTables(_spread(rows.cos(), columns.cos()), _spread(rows.sin(), columns.sin()))
+        angles = _spread(*axes)
+        return RotaryTables(angles.cos(), angles.sin())
 
 
 @dataclass(frozen=True)
@@ -149,9 +149,6 @@ def make_ropes(
             ref_feat_shape); None: a token is a token everywhere (without intp_freq).
         train_size: (H, W) of the training image in tokens.
         resize: "extend" or "stretch".
-
-    Raises:
-        InputError: a head's channels do not split into pairs for rows and for columns.
     """
     dim = int(head_dim)
     if head_dim % 4:

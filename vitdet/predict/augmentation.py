@@ -16,7 +16,6 @@ import torch
 from detectron2.data import transforms as T
 from detectron2.layers import batched_nms
 from detectron2.modeling import GeneralizedRCNN
-from detectron2.modeling.meta_arch.dense_detector import DenseDetector
 from detectron2.modeling.postprocessing import detector_postprocess
 from detectron2.structures import Boxes, ImageList, Instances
 from torch import nn
@@ -54,11 +53,6 @@ class TestTimeAugmentation:
             )
             raise InputError(f"test-time augmentation: {text}")
 
-    @property
-    def neutral(self) -> bool:
-        """Whether the only view is the recipe's own."""
-        return self.scales == (1.0,) and not self.flip
-
 
 class _View(NamedTuple):
     """An image as one pass sees it: its (height, width) before padding, features, detections."""
@@ -71,11 +65,10 @@ class _View(NamedTuple):
 
 def check_detector(detector: nn.Module) -> None:
     """Raise InputError unless test-time augmentation knows how to run the detector."""
-    if not isinstance(detector, GeneralizedRCNN | DenseDetector):
-        raise InputError(
-            "test-time augmentation: expected a Faster, Mask or Cascade R-CNN, or a RetinaNet, got "
-            f"{type(detector).__name__}. Predict without it."
-        )
+    if not isinstance(detector, GeneralizedRCNN):
+        name = type(detector).__name__
+        text = f"expected a Faster, Mask or Cascade R-CNN, got {name}. Predict without it."
+        raise InputError(f"test-time augmentation: {text}")
 
 
 def detect(
@@ -84,24 +77,24 @@ def detect(
     """Return the detections of all views together.
 
     Args:
-        detector: an R-CNN or a RetinaNet, in evaluation mode.
+        detector: an R-CNN, in evaluation mode.
         given: its input by the recipe: `image` uint8 (3, h, w), `height`, `width`.
         image: uint8 (height, width, 3), channels in the detector's order.
         tta: the views.
     """
     size = (int(given["height"]), int(given["width"]))
     run: Any = detector  # its parts are modules, not tensors
-    heads = getattr(run, "roi_heads", None)
+    heads = run.roi_heads
     views: list[_View] = []
-    for pixels in _resized(given["image"], image, tta.scales):
+    for scale in tta.scales:
+        pixels = given["image"] if scale == 1 else _resized(given["image"], image, scale)
         views.append(_look(run, pixels, flipped=False))
         views += [_look(run, pixels.flip(-1), flipped=True)] if tta.flip else []
     for view in views:
         boxes = _carried(view.found.pred_boxes.tensor, view.size, size, view.flipped)
         view.found.pred_boxes = Boxes(boxes)
-    found = [Instances(size, **view.found.get_fields()) for view in views]
-    merged = _merge(Instances.cat(found), run)
-    if heads is None or not heads.mask_on:
+    merged = _merge(Instances.cat([Instances(size, **v.found.get_fields()) for v in views]), heads)
+    if not heads.mask_on:
         shown: Any = merged.pred_boxes.nonempty()
         return merged[shown]
     merged.pred_masks = _mean_masks(heads, views, merged)
@@ -112,58 +105,38 @@ def detect(
     return detector_postprocess(merged, *size)
 
 
-def _resized(
-    plain: torch.Tensor, image: np.ndarray, scales: tuple[float, ...]
-) -> list[torch.Tensor]:
-    """Return the image of each scale, uint8 (3, h, w)."""
-    found = []
-    for scale in scales:
-        if scale == 1:
-            found.append(plain)
-            continue
-        height, width = (max(1, round(side * scale)) for side in plain.shape[-2:])
-        resize = T.ResizeTransform(image.shape[0], image.shape[1], height, width, None)
-        planes = np.ascontiguousarray(resize.apply_image(image).transpose(2, 0, 1))
-        found.append(torch.from_numpy(planes))
-    return found
+def _resized(plain: torch.Tensor, image: np.ndarray, scale: float) -> torch.Tensor:
+    height, width = (max(1, round(side * scale)) for side in plain.shape[-2:])
+    resize = T.ResizeTransform(image.shape[0], image.shape[1], height, width, None)
+    return torch.from_numpy(np.ascontiguousarray(resize.apply_image(image).transpose(2, 0, 1)))
 
 
 def _look(detector: Any, pixels: torch.Tensor, *, flipped: bool) -> _View:
     """Run the detector on a view; boxes are in pixels of the view."""
     size = (int(pixels.shape[-2]), int(pixels.shape[-1]))
     normalised = (pixels.to(detector.device) - detector.pixel_mean) / detector.pixel_std
-    backbone = detector.backbone
-    constraints = dict(backbone.padding_constraints)
-    stride = max(1, backbone.size_divisibility)
-    square = constraints.get("square_size", 0)
-    if square and max(size) > square:
+    constraints = dict(detector.backbone.padding_constraints)
+    stride = max(1, detector.backbone.size_divisibility)
+    if 0 < constraints.get("square_size", 0) < max(size):
         constraints["square_size"] = -(-max(size) // stride) * stride
     images = ImageList.from_tensors([normalised], stride, padding_constraints=constraints)
-    features = backbone(images.tensor)
-    if not hasattr(detector, "roi_heads"):
-        maps = [features[name] for name in detector.head_in_features]
-        found = detector.forward_inference(images, maps, detector.head(maps))[0]
-        return _View(size, flipped, {}, found)
+    features = detector.backbone(images.tensor)
     proposals, _ = detector.proposal_generator(images, features, None)
     found = detector.roi_heads._forward_box(features, proposals)[0]
     return _View(size, flipped, features if detector.roi_heads.mask_on else {}, found)
 
 
-def _merge(found: Instances, detector: Any) -> Instances:
+def _merge(found: Instances, heads: Any) -> Instances:
     """Suppress what several views found, by the rule and limits of the detector's own heads."""
-    heads: Any = getattr(detector, "roi_heads", None)
     found.pred_boxes.clip(found.image_size)
     boxes, scores, classes = found.pred_boxes.tensor, found.scores, found.pred_classes
-    if heads is None:
-        kept: Any = batched_nms(boxes, scores, classes, detector.test_nms_thresh)
-        return found[kept[: detector.max_detections_per_image]]
     predictor = heads.box_predictor
     if isinstance(predictor, nn.ModuleList):  # of a cascade's stages
         predictor: Any = predictor[-1]
     topk = predictor.test_topk_per_image
     limit = slice(topk if topk >= 0 else None)
     if not getattr(heads, "use_soft_nms", False):
-        kept = batched_nms(boxes, scores, classes, predictor.test_nms_thresh)
+        kept: Any = batched_nms(boxes, scores, classes, predictor.test_nms_thresh)
         return found[kept[limit]]
     kept, new = soft_nms(
         boxes,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -13,16 +13,12 @@ from detectron2.data import MetadataCatalog
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from torch import nn
-from torch.nn.modules.module import (
-    register_module_buffer_registration_hook,
-    register_module_module_registration_hook,
-    register_module_parameter_registration_hook,
-)
+from torch.nn.modules import module as registration
 
 from vitdet import checkpoint
 from vitdet.config import (
     build_model,
-    config_of,
+    change,
     config_text,
     instantiate,
     load_config,
@@ -43,6 +39,7 @@ _DRAWN = "datasets/shapes"  # in configs/mini
 _MAX_ELEMENTS = 1 << 28  # that a model may have beyond twice those of its file
 
 Names = Sequence[str] | Mapping[int, str]
+Classes = tuple[tuple[str, ...], tuple[int, ...]]  # names, and their ids in the data
 
 
 def load(
@@ -76,8 +73,9 @@ def load(
     """
     source = str(path)
     content = checkpoint.read(path, trust=trust)
-    note = note_of(content)
-    cfg = recipe_of(content, source, config=config, overrides=overrides, trust=trust)
+    note = content.get("vitdet")
+    note = note if isinstance(note, dict) else {}
+    cfg = _recipe(note, source, config, overrides, trust)
     names, ids = _classes(cfg, note, class_names, source)
     wanted = checkpoint.chosen(content, weights, source=source)
     checkpoint.check_trained(wanted, source=source)
@@ -130,38 +128,25 @@ def save_for_inference(source: str | Path, output: str | Path, **options: Any) -
     return output
 
 
-def note_of(content: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what this project wrote into a file beside the weights, {} for none."""
-    about = content.get("vitdet")
-    return about if isinstance(about, dict) else {}
-
-
-def recipe_of(
-    content: Mapping[str, Any],
+def _recipe(
+    note: Mapping[str, Any],
     source: str,
-    *,
-    config: str | Path | None = None,
-    overrides: Sequence[str] = (),
-    trust: bool = False,
+    config: str | Path | None,
+    overrides: Sequence[str],
+    trust: bool,
 ) -> DictConfig:
-    """Return the recipe of a file's content, or the one that is given instead.
-
-    Of a file's recipe comes what predicting and evaluating need, see `vitdet.plain_recipes`.
-
-    Raises:
-        InputError: the file holds none, it is no recipe of a detector, or it is more than plain
-            data and the file is not trusted.
-    """
+    """Return the recipe that is given, or what predicting needs of that of a file."""
+    text = note.get("config")
     if config is not None:
         cfg = load_config(config, overrides, trust=trust)
+    elif isinstance(text, str):
+        plain = recipe_of_file(text, f"recipe in {source}", trust=trust)
+        cfg = change(OmegaConf.create(plain), overrides)
     else:
-        text = note_of(content).get("config")
-        if not isinstance(text, str):
-            raise InputError(
-                f"weights {source}: no recipe is in the file. Name the one that the weights are "
-                "for: config=..., or --config-file (`vitdet inspect FILE` tells which fit)."
-            )
-        cfg = config_of(recipe_of_file(text, f"recipe in {source}", trust=trust), overrides)
+        raise InputError(
+            f"weights {source}: no recipe is in the file. Name the one that the weights are for: "
+            "config=..., or --config-file (`vitdet inspect FILE` tells which fit)."
+        )
     if "model" not in cfg or not isinstance(OmegaConf.select(cfg, "dataloader.test"), DictConfig):
         keys = ", ".join(map(str, cfg))
         text = f"recipe of {source}: expected model and dataloader.test, got the keys {keys}"
@@ -198,16 +183,14 @@ def check_size(model: DictConfig, state: Mapping[str, torch.Tensor], source: str
     def count_tensor(*given: Any) -> None:  # module, name, tensor or None
         count("elements", 0 if given[2] is None else given[2].numel())
 
-    hooks = (
-        register_module_parameter_registration_hook(count_tensor),
-        register_module_buffer_registration_hook(count_tensor),
-        register_module_module_registration_hook(lambda *_: count("modules", 1)),
-    )
-    try:
+    with ExitStack() as stack:
+        for hook in (
+            registration.register_module_parameter_registration_hook(count_tensor),
+            registration.register_module_buffer_registration_hook(count_tensor),
+            registration.register_module_module_registration_hook(lambda *_: count("modules", 1)),
+        ):
+            stack.callback(hook.remove)
         checkpoint.check_fits(build_model(model, device="meta"), state, source=source)
-    finally:
-        for hook in hooks:
-            hook.remove()
 
 
 def check_test_data(cfg: DictConfig, source: str) -> None:
@@ -228,45 +211,38 @@ def check_test_data(cfg: DictConfig, source: str) -> None:
             raise InputError(f"{text}. Give data with --data, or trust its author: --trust.")
 
 
-def _classes(
-    cfg: DictConfig, about: Mapping[str, Any], given: Names | None, source: str
-) -> tuple[tuple[str, ...], tuple[int, ...]]:
+def _classes(cfg: DictConfig, note: Mapping[str, Any], given: Names | None, source: str) -> Classes:
     """Return class names and the ids of the classes in the data, which COCO results have.
 
     A file that was written before ids went into it gives 1, 2, ..., and a line says so.
     """
     if isinstance(given, Mapping):
         return tuple(given.values()), tuple(given)
-    known, ids = _of_dataset(cfg.dataloader.test.get("dataset"))
-    names = given if given is not None else about.get("class_names")
+    known = _of_dataset(cfg.dataloader.test.get("dataset"))
+    names = given if given is not None else note.get("class_names")
     if not isinstance(names, list | tuple) or not names or {type(n) for n in names} != {str}:
-        if not known:
-            raise InputError(
-                f"weights {source}: no class names, in the file or by a recipe of COCO or LVIS. "
-                "Give class_names=[...], or --class-names JSON on the command line."
-            )
-        return known, ids
-    kept = about.get("class_ids")
-    if list(names) == about.get("class_names") and _are_ids(kept, len(names)):
-        return tuple(names), tuple(about["class_ids"])
-    if tuple(names) == known:
-        return known, ids
+        if known[0]:
+            return known
+        raise InputError(
+            f"weights {source}: no class names, in the file or by a recipe of COCO or LVIS. "
+            "Give class_names=[...], or --class-names JSON on the command line."
+        )
+    names, ids = tuple(names), note.get("class_ids")
+    ids = ids if isinstance(ids, list) and {type(each) for each in ids} == {int} else []
+    if list(names) == note.get("class_names") and len(names) == len(ids) == len(set(ids)):
+        return names, tuple(ids)
+    if names == known[0]:
+        return known
     if given is None:
         logger.warning(
             "%s does not hold the category ids of its data: results have 1 to %d in the order "
             "of its classes (for others: --class-names with the data's COCO json)",
             *(source, len(names)),
         )
-    return tuple(names), tuple(range(1, len(names) + 1))
+    return names, tuple(range(1, len(names) + 1))
 
 
-def _are_ids(ids: Any, count: int) -> bool:
-    if not isinstance(ids, list) or not all(type(each) is int for each in ids):
-        return False
-    return len(ids) == len(set(ids)) == count
-
-
-def _of_dataset(node: Any) -> tuple[tuple[str, ...], tuple[int, ...]]:
+def _of_dataset(node: Any) -> Classes:
     """Return names and ids of the classes of a data set that has always the same, else nothing."""
     target = str(node.get("_target_")) if isinstance(node, DictConfig) else ""
     if target.endswith("shapes_dataset"):

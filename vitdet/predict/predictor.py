@@ -2,25 +2,34 @@
 
 from __future__ import annotations
 
+import glob
+import os
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import torch
 from detectron2.data import transforms as T
 from detectron2.structures import Instances
 from omegaconf import DictConfig
+from PIL import Image
 from torch import nn
 
+from vitdet.data.images import IMAGE_SUFFIXES, UNREADABLE_SUFFIXES, header_of, to_rgb
 from vitdet.predict import augmentation, loading
 from vitdet.predict.augmentation import TestTimeAugmentation
-from vitdet.predict.inputs import Picture, open_inputs
-from vitdet.predict.results import Result, class_indexes
+from vitdet.predict.results import Picture, Result, class_indexes
 from vitdet.predict.slicing import Slices, detect_sliced
 from vitdet.utils.checks import InputError
 from vitdet.utils.precision import autocast_dtype, pick_device
+
+VIDEO_SUFFIXES = frozenset(
+    {".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg", ".wmv", ".flv", ".ts"}
+)
 
 
 class Predictor:
@@ -68,8 +77,7 @@ class Predictor:
                 "predictor: expected a threshold of 0 to 1, batch_size of 1 or more, RGB or BGR, "
                 f"got threshold={threshold}, batch_size={batch_size}, image_format={image_format}."
             )
-        if classes is not None:
-            class_indexes(classes, class_names)  # said before anything is computed
+        class_indexes(classes or (), class_names)  # said before anything is computed
         if tta is not None:
             augmentation.check_detector(detector)
         if device is not None:
@@ -167,13 +175,11 @@ class Predictor:
         ordered = [each if self.image_format == "RGB" else each[..., ::-1] for each in images]
         with loading.building(self.source), torch.inference_mode(), autocast:
             inputs = [self.model_input(image) for image in ordered]
-            if tta is None or tta.neutral:
+            if tta is None or tta == TestTimeAugmentation(flip=False):
                 found = [output["instances"] for output in self.detector(inputs)]
             else:
-                found = [
-                    augmentation.detect(self.detector, given, image, tta)
-                    for given, image in zip(inputs, ordered, strict=True)
-                ]
+                both = zip(inputs, ordered, strict=True)
+                found = [augmentation.detect(self.detector, x, image, tta) for x, image in both]
         return [_plain(instances) for instances in found]
 
     def model_input(self, image: np.ndarray) -> dict[str, Any]:
@@ -203,11 +209,142 @@ class Predictor:
 
 def _plain(instances: Instances) -> Instances:
     """Bring instances to the CPU and to float32, which NumPy knows."""
-    instances = instances.to("cpu")
-    fields = instances.get_fields()
+    fields = instances.to("cpu").get_fields()
     floats = {
         name: value.float()
         for name, value in fields.items()
         if isinstance(value, torch.Tensor) and value.is_floating_point()
     }
     return Instances(instances.image_size, **{**fields, **floats})
+
+
+# --- what it is given ----------------------------------------------------------------------------
+
+
+def open_inputs(given: Any) -> tuple[str, Iterable[Picture]]:
+    """Return how pictures came, "one", "list" or "stream", and the pictures, read in their turn.
+
+    Args:
+        given: one image (path, PIL image, uint8 array (height, width, 3) RGB, (height, width) grey
+            or (height, width, 4) with alpha, uint8 tensor (3, height, width) RGB, `Picture`); or
+            many: a list or tuple of these, a folder or a pattern ("shots/*.jpg") of image files; or
+            a stream: a video file, a generator.
+
+    Raises:
+        InputError: something else, nothing at the path, a folder without images.
+    """
+    if isinstance(given, list | tuple):
+        return "list", [_picture(each, f"image {i}") for i, each in enumerate(given)]
+    if isinstance(given, Iterator):
+        return "stream", (_picture(each, f"image {i}") for i, each in enumerate(given))
+    if not isinstance(given, str | Path):
+        return "one", [_picture(given, "image")]
+    if Path(given).suffix.lower() in VIDEO_SUFFIXES and os.path.isfile(given):  # noqa: PTH113
+        return "stream", video_frames(Path(given))
+    files, _ = find_files(given)
+    pictures = [_picture(file, "") for file in files]
+    return "one" if str(given) == str(files[0]) else "list", pictures
+
+
+def find_files(given: str | Path) -> tuple[list[Path], Counter[str]]:
+    """Return the files that a path means: itself, the images of a folder, those of a pattern.
+
+    Returns:
+        The files by name, and what was passed over, kind -> number: a suffix, or "folder" and
+        "hidden file" (as macOS leaves them, "._a.jpg").
+
+    Raises:
+        InputError: nothing there, a folder without images, an address, a camera.
+    """
+    text, suffixes = str(given), IMAGE_SUFFIXES
+    if text and os.path.isdir(text):  # noqa: PTH112 (Path's raises for names that are too long)
+        paths = list(Path(text).iterdir())
+    elif text and os.path.lexists(text):
+        return [Path(text)], Counter()
+    else:
+        paths = [Path(name) for name in glob.glob(text)]  # noqa: PTH207 (Path's needs a root)
+        suffixes = suffixes | VIDEO_SUFFIXES
+        if not paths:
+            raise InputError(
+                f"input {text or repr(text)}: nothing is at this path. Files and folders are read; "
+                "addresses and cameras are not: download or record them first."
+            )
+    files, others = [], Counter[str]()
+    for path in sorted(paths):
+        suffix = path.suffix.lower()
+        if path.name.startswith("."):
+            others["hidden file"] += 1
+        elif path.is_dir():
+            others["folder"] += 1
+        elif suffix in suffixes:
+            files.append(path)
+        else:
+            others[suffix or "file without suffix"] += 1
+    if not files:
+        found = passed_over_text(others) if others else "the folder is empty"
+        raise InputError(
+            f"input {text}: expected image files (.jpg, .png, ...), got none; {found}."
+        )
+    return files, others
+
+
+def passed_over_text(passed_over: Counter[str]) -> str:
+    """Return one line: "passed over: 4 x .heic (convert ...), 1 x folder"."""
+    ways = {kind: f" ({way})" for kind, way in UNREADABLE_SUFFIXES.items()}
+    kinds = (f"{count} x {kind}{ways.get(kind, '')}" for kind, count in passed_over.most_common())
+    return f"passed over: {', '.join(kinds)}"
+
+
+def video_frames(path: Path) -> Iterator[Picture]:
+    """Yield the frames of a video, or raise an InputError where OpenCV cannot read it."""
+    if not path.is_file():  # OpenCV would wait for a pipe
+        raise InputError(f"video {path}: expected a file, got none. Check the path.")
+    video, number = cv2.VideoCapture(str(path)), 0
+    try:
+        while (read := video.read())[0]:
+            yield Picture(f"{path} frame {number}", array=np.ascontiguousarray(read[1][..., ::-1]))
+            number += 1
+    finally:
+        video.release()
+    if not number:
+        text = "expected frames that OpenCV reads, got none. Turn it into .mp4 with H.264."
+        raise InputError(f"video {path}: {text}")
+
+
+def _picture(given: Any, name: str) -> Picture:
+    """Make a picture of one image."""
+    if isinstance(given, Picture):
+        return given
+    if isinstance(given, str | Path):
+        path = Path(given)
+        if os.path.isdir(path) or path.suffix.lower() in VIDEO_SUFFIXES:  # noqa: PTH112
+            raise InputError(f"input {path}: give a folder or a video alone, not in a list.")
+        if not os.path.lexists(path):
+            find_files(given)  # says what it is
+        return Picture(str(path), path)
+    if isinstance(given, Image.Image):
+        return Picture(name, array=_of_pil(given, name))
+    if isinstance(given, torch.Tensor) and given.ndim == 3:
+        given = given.detach().cpu().permute(1, 2, 0).numpy()
+    pixels: Any = given[..., None] if isinstance(given, np.ndarray) and given.ndim == 2 else given
+    good = isinstance(pixels, np.ndarray) and pixels.dtype == np.uint8 and pixels.size
+    if not good or pixels.ndim != 3 or pixels.shape[2] not in (1, 3, 4):
+        is_array = isinstance(given, np.ndarray | torch.Tensor)
+        got = f"{given.dtype} {tuple(given.shape)}" if is_array else f"a {type(given).__name__}"
+        raise InputError(
+            f"input {name}: expected a path, a PIL image, uint8 values from 0 to 255 in an array "
+            "(height, width, 3) of RGB, grey or with alpha, or in a tensor (3, height, width), or "
+            f"a list of these, got {got}."
+        )
+    colours = np.repeat(pixels, 3, 2) if pixels.shape[2] == 1 else pixels[..., :3].copy()
+    return Picture(name, array=colours)
+
+
+def _of_pil(image: Image.Image, name: str) -> np.ndarray:
+    if header_of(image).deep:  # convert() would cut values off at 255
+        text = f"expected 8 bits a channel, got Pillow's mode {image.mode}. Scale it first."
+        raise InputError(f"{name}: {text}")
+    try:
+        return np.array(to_rgb(image))
+    except (OSError, SyntaxError, ValueError, EOFError) as error:  # decoded only now
+        raise InputError(f"{name}: the PIL image cannot be decoded ({error}).") from error

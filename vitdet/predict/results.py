@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -12,14 +13,40 @@ import numpy as np
 import torch
 from detectron2.structures import Instances
 
+from vitdet.data.images import open_image
 from vitdet.drawing import MIN_SIDE, draw_instances, save_image
-from vitdet.predict.inputs import Picture
+from vitdet.evaluation import coco_results
 from vitdet.utils.checks import InputError, nearest, one_line
 from vitdet.utils.run_lengths import RunLengths, decode, encode
 
 
+@dataclass(frozen=True)
+class Picture:
+    """An image: its name in messages, and its file, read when it is needed, or its pixels.
+
+    `array` is uint8 RGB (height, width, 3).
+    """
+
+    name: str
+    path: Path | None = None
+    array: np.ndarray | None = field(default=None, repr=False)
+
+    def pixels(self) -> np.ndarray:
+        """Return uint8 RGB (height, width, 3), upright, or raise an InputError of the file."""
+        return np.array(open_image(str(self.path))) if self.array is None else self.array
+
+
 class Result:
     """The detections in one image, the best first. Masks are kept in COCO's encoding.
+
+    Attributes:
+        name: the image's path, or words such as "image 3".
+        size: its (height, width) in pixels.
+        boxes: float32 (N, 4), XYXY in pixels.
+        scores: float32 (N,).
+        classes: class indexes.
+        names: class name of each detection.
+        masks: in COCO's encoding; None where the detector predicts boxes only.
 
     Args:
         picture: the image.
@@ -38,18 +65,23 @@ class Result:
         class_ids: Sequence[int] | None = None,
         masks: list[RunLengths] | None = None,
     ) -> None:
-        self.picture = picture
-        self.class_names = tuple(class_names)
-        self.class_ids = tuple(class_ids or range(1, len(self.class_names) + 1))
         fields = dict(instances.get_fields())
         pixels = fields.pop("pred_masks", None)
-        self._masks = masks if pixels is None else encode(pixels.numpy())
         self._found = Instances(instances.image_size, **fields)
+        self.picture, self.name = picture, picture.name
+        self.class_names = tuple(class_names)
+        self.class_ids = tuple(class_ids or range(1, len(self.class_names) + 1))
+        self.size = (int(instances.image_size[0]), int(instances.image_size[1]))
+        self.boxes: np.ndarray = instances.pred_boxes.tensor.numpy()
+        self.scores: np.ndarray = instances.scores.numpy()
+        self.classes: list[int] = instances.pred_classes.tolist()
+        self.names = [self.class_names[index] for index in self.classes]
+        self.masks = masks if pixels is None else encode(pixels.numpy())
 
     @property
-    def name(self) -> str:
-        """The image's path, or words such as "image 3"."""
-        return self.picture.name
+    def has_masks(self) -> bool:
+        """Whether the detector predicts masks."""
+        return self.masks is not None
 
     @property
     def image(self) -> np.ndarray:
@@ -57,54 +89,23 @@ class Result:
         return self.picture.pixels()
 
     @property
-    def size(self) -> tuple[int, int]:
-        """(height, width) of the image in pixels."""
-        height, width = self._found.image_size
-        return int(height), int(width)
-
-    @property
     def instances(self) -> Instances:
         """detectron2's Instances; masks are made here, one byte a pixel each."""
-        if self._masks is None:
+        if self.masks is None:
             return self._found
-        masks = np.zeros((len(self._masks), *self.size), dtype=bool)
-        for mask, lengths in zip(masks, self._masks, strict=True):
+        masks = np.zeros((len(self.masks), *self.size), dtype=bool)
+        for mask, lengths in zip(masks, self.masks, strict=True):
             mask[:] = decode(lengths)
         return Instances(self.size, **self._found.get_fields(), pred_masks=torch.from_numpy(masks))
-
-    @property
-    def boxes(self) -> np.ndarray:
-        """float32 (N, 4), XYXY in pixels."""
-        return self._found.pred_boxes.tensor.numpy()
-
-    @property
-    def scores(self) -> np.ndarray:
-        """float32 (N,)."""
-        return self._found.scores.numpy()
-
-    @property
-    def classes(self) -> list[int]:
-        """Class indexes."""
-        return self._found.pred_classes.tolist()
-
-    @property
-    def names(self) -> list[str]:
-        """Class name of each detection."""
-        return [self.class_names[index] for index in self.classes]
-
-    @property
-    def has_masks(self) -> bool:
-        """Whether the detector predicts masks."""
-        return self._masks is not None
 
     def __len__(self) -> int:
         """Number of detections."""
         return len(self._found)
 
     def __repr__(self) -> str:
-        height, width = self.size
         found = ", ".join(f"{count} {name}" for name, count in self.counts().items())
-        return one_line(f"Result({self.name}, {height} x {width}: {found or 'nothing'})")
+        size = f"{self.size[0]} x {self.size[1]}"
+        return one_line(f"Result({self.name}, {size}: {found or 'nothing'})")
 
     def counts(self) -> dict[str, int]:
         """Return how many of each class there are, the most frequent first."""
@@ -124,20 +125,10 @@ class Result:
         return self._part(torch.isin(self._found.pred_classes, wanted))
 
     def _part(self, kept: Any) -> Result:
-        masks = self._masks
+        masks = self.masks
         if masks is not None:
             masks = [each for each, keep in zip(masks, kept.tolist(), strict=True) if keep]
         return Result(self.picture, self._found[kept], self.class_names, self.class_ids, masks)
-
-    def run_lengths(self) -> list[RunLengths]:
-        """Return the masks in COCO's encoding.
-
-        Raises:
-            InputError: the detector predicts boxes only.
-        """
-        if self._masks is None:
-            raise InputError(f"masks in {self.name}: the detector predicts boxes only.")
-        return self._masks
 
     def plot(self, *, min_side: int = MIN_SIDE) -> np.ndarray:
         """Return the image with boxes, masks and labels, uint8 RGB; see `draw_instances`."""
@@ -148,7 +139,8 @@ class Result:
         """Write `plot()` to a .jpg or .png file, whole or not at all.
 
         Raises:
-            InputError: another suffix, the image's own file, a missing folder, a full disk.
+            InputError: another suffix, the image's own file, a missing folder.
+            OSError: the disk takes no more.
         """
         source = self.picture.path
         if source is not None and Path(path).resolve() == source.resolve():
@@ -157,30 +149,17 @@ class Result:
 
     def to_coco(self, image_id: int) -> list[dict[str, Any]]:
         """Return COCO results: image_id, category_id, bbox XYWH, score, segmentation (RLE)."""
-        boxes = self._found.pred_boxes.tensor.clone()
-        boxes[:, 2:] -= boxes[:, :2]
-        scores, masks = self._found.scores.tolist(), self._masks or [None] * len(self)
-        return [
-            {"image_id": image_id, "category_id": self.class_ids[c], "bbox": box, "score": score}
-            | ({"segmentation": mask} if mask else {})
-            for box, c, score, mask in zip(boxes.tolist(), self.classes, scores, masks, strict=True)
-        ]
+        return coco_results(self._found, image_id, self.class_ids, self.masks)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return plain values: image, height, width, and a list of detections."""
-        (height, width), masks = self.size, self._masks or [None] * len(self)
-        boxes, scores = self.boxes.tolist(), self._found.scores.tolist()
-        detections = [
-            {
-                "class": self.class_names[index],
-                "class_index": index,
-                "category_id": self.class_ids[index],
-                "score": score,
-                "box": box,
-            }
-            | ({"mask": mask} if mask else {})
-            for index, score, box, mask in zip(self.classes, scores, boxes, masks, strict=True)
-        ]
+        """Return plain values: image, height, width, and a list of detections, boxes XYXY."""
+        (height, width), boxes = self.size, self.boxes.tolist()
+        detections = []
+        for index, box, coco in zip(self.classes, boxes, self.to_coco(0), strict=True):
+            about = {"class": self.class_names[index], "class_index": index}
+            about |= {"category_id": coco["category_id"], "score": coco["score"], "box": box}
+            masks = {"mask": coco["segmentation"]} if "segmentation" in coco else {}
+            detections.append(about | masks)
         return {"image": self.name, "height": height, "width": width, "detections": detections}
 
     def to_json(self) -> str:
@@ -188,11 +167,7 @@ class Result:
         return json.dumps(self.to_dict())
 
     def to_supervision(self) -> Any:
-        """Return `supervision.Detections`.
-
-        Raises:
-            InputError: the package supervision is not installed.
-        """
+        """Return `supervision.Detections`, or raise an InputError without that package."""
         try:
             import supervision
         except ImportError as error:
@@ -203,7 +178,7 @@ class Result:
             xyxy=self.boxes,
             mask=found.pred_masks.numpy() if found.has("pred_masks") else None,
             confidence=self.scores,
-            class_id=found.pred_classes.numpy(),
+            class_id=np.array(self.classes, dtype=int),
             data={"class_name": np.array(self.names, dtype=str)},
         )
 
@@ -217,10 +192,9 @@ def class_indexes(names: Sequence[str], class_names: Sequence[str]) -> list[int]
     for name in names:
         if name not in class_names:
             close = nearest(name, class_names)
-            several = ", ".join(class_names[:8]) + (", ..." if len(class_names) > 8 else "")
-            remedy = f"Did you mean {close}?" if close else "Choose among these."
-            expected = f"expected one of {len(class_names)} classes ({several}), got {name!r}"
-            raise InputError(f"class: {expected}. {remedy}")
+            remedy = f"Did you mean {close}?" if close else f"They are {', '.join(class_names[:8])}"
+            remedy += ", ..." if not close and len(class_names) > 8 else ""
+            raise InputError(f"class {name!r}: none of the {len(class_names)} classes. {remedy}")
     return [index for index, name in enumerate(class_names) if name in names]
 
 

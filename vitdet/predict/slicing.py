@@ -22,6 +22,7 @@ from vitdet.utils.checks import InputError
 from vitdet.utils.run_lengths import RunLengths, decode, encode, encode_patch
 
 Detect = Callable[[Sequence[np.ndarray]], list[Instances]]
+Size = tuple[int, int]
 
 _AT_BORDER = 2.0  # pixels from a part's border: an object that ends there may be cut
 _SAME = 0.5  # IoU from which two boxes are one object
@@ -84,65 +85,58 @@ def detect_sliced(
     places = slices.places(height, width)
     if len(places) == 1:
         return detect([image])[0], None
-    parts = []
+    parts: list[Instances] = []
     if slices.whole:
         scale = min(1.0, _WHOLE_SIDE / max(height, width))
         smaller = (max(1, round(width * scale)), max(1, round(height * scale)))
         seen = cv2.resize(image, smaller, interpolation=cv2.INTER_AREA) if scale < 1 else image
-        parts.append(_Part(detect([seen])[0], (0, 0), (height, width), (height, width)))
+        parts.append(_in_image(detect([seen])[0], (0, 0), (height, width), (height, width)))
     for first in range(0, len(places), batch_size):
         batch = places[first : first + batch_size]
         crops = [image[y : y + slices.size, x : x + slices.size] for y, x in batch]
         for place, crop, found in zip(batch, crops, detect(crops), strict=True):
-            parts.append(_Part(found, place, crop.shape[:2], (height, width)))
-    found = Instances.cat([part.found for part in parts])
-    found.owner = torch.cat([torch.full((len(p.found),), i) for i, p in enumerate(parts)])
+            parts.append(_in_image(found, place, crop.shape[:2], (height, width)))
+    for number, part in enumerate(parts):
+        part.owner = torch.full((len(part),), number)
+    found = Instances.cat(parts)
     kept = keep(found.pred_boxes.tensor, found.scores, found.pred_classes, found.cut, found.owner)
     kept: Any = kept[found.scores[kept].argsort(descending=True, stable=True)]
     masks = None
-    if all(part.masks is not None for part in parts):
-        of_all = [(part, mask) for part in parts for mask in part.masks or ()]
-        masks = [of_all[row][0].placed(of_all[row][1]) for row in kept.tolist()]
-    survivors = found[kept]
-    survivors.remove("cut")
-    survivors.remove("owner")
-    return survivors, masks
+    if found.has("mask"):
+        encoded: Any = found.mask
+        chosen = (encoded[row] for row in kept.tolist())
+        masks = [_placed(mask, place, size, (height, width)) for mask, place, size in chosen]
+    fields = {name: found.get(name)[kept] for name in ("pred_boxes", "scores", "pred_classes")}
+    return Instances((height, width), **fields), masks
 
 
-class _Part:
-    """Detections of a part of `size` at `place`, in pixels of an image of size `image`.
+def _in_image(found: Instances, place: Size, size: Size, image: Size) -> Instances:
+    """Take detections of a part of `size` at `place` to the pixels of an image of size `image`.
 
-    `found` has in `cut` whether a border of the part may cut the object; its masks are encoded, in
-    the part or in a smaller picture of it.
+    `cut` says whether a border of the part may cut the object; `mask` has its encoded mask in what
+    the detector saw, and place and size of the part.
     """
+    boxes = found.pred_boxes.tensor.clone()
+    boxes[:, 0::2] *= size[1] / found.image_size[1]
+    boxes[:, 1::2] *= size[0] / found.image_size[0]
+    cut = torch.zeros(len(boxes), dtype=torch.bool)
+    for axis in (0, 1):  # x, y
+        start, length, whole = place[1 - axis], size[1 - axis], image[1 - axis]
+        cut |= (boxes[:, axis] < _AT_BORDER) & (start > 0)
+        cut |= (boxes[:, axis + 2] > length - _AT_BORDER) & (start + length < whole)
+    moved = Instances(image, scores=found.scores, pred_classes=found.pred_classes, cut=cut)
+    moved.pred_boxes = Boxes(boxes + boxes.new_tensor([place[1], place[0]] * 2))
+    if found.has("pred_masks"):
+        moved.mask = [(mask, place, size) for mask in encode(found.pred_masks.numpy())]
+    return moved
 
-    def __init__(
-        self,
-        found: Instances,
-        place: tuple[int, int],
-        size: tuple[int, ...],
-        image: tuple[int, int],
-    ) -> None:
-        self.place, self.size, self.image = place, size, image
-        self.masks = encode(found.pred_masks.numpy()) if found.has("pred_masks") else None
-        boxes = found.pred_boxes.tensor.clone()
-        boxes[:, 0::2] *= size[1] / found.image_size[1]
-        boxes[:, 1::2] *= size[0] / found.image_size[0]
-        self.found = Instances(image, scores=found.scores, pred_classes=found.pred_classes)
-        self.found.cut = torch.zeros(len(boxes), dtype=torch.bool)
-        for axis, start in ((1, place[0]), (0, place[1])):
-            length, whole = size[1 - axis], image[1 - axis]
-            self.found.cut |= (boxes[:, axis] < _AT_BORDER) & (start > 0)
-            self.found.cut |= (boxes[:, axis + 2] > length - _AT_BORDER) & (start + length < whole)
-        top, left = place
-        self.found.pred_boxes = Boxes(boxes + boxes.new_tensor([left, top, left, top]))
 
-    def placed(self, mask: RunLengths) -> RunLengths:
-        """Encode a mask anew in the whole image."""
-        pixels = decode(mask).astype(np.uint8)
-        if pixels.shape != self.size:
-            pixels = cv2.resize(pixels, self.size[::-1], interpolation=cv2.INTER_NEAREST)
-        return encode_patch(pixels.astype(bool), self.place, self.image)
+def _placed(mask: RunLengths, place: Size, size: Size, image: Size) -> RunLengths:
+    """Encode a mask of a part anew in the whole image."""
+    pixels = decode(mask).astype(np.uint8)
+    if pixels.shape != size:
+        pixels = cv2.resize(pixels, size[::-1], interpolation=cv2.INTER_NEAREST)
+    return encode_patch(pixels.astype(bool), place, image)
 
 
 def keep(
