@@ -11,7 +11,7 @@ from torch.nn.grad import conv2d_weight
 
 from vitdet.layers.norms import ChannelLayerNorm
 
-Activation = Literal["gelu", "quick_gelu"]
+Activation = Literal["gelu", "gelu_tanh", "quick_gelu"]
 FeedForward = Literal["mlp", "swiglu", "swiglu_norm"]
 PropagationKind = Literal["naive", "basic", "bottleneck"]
 PropagationNorm = Literal["LN", "BN"]
@@ -123,20 +123,22 @@ def window_reverse(windows: torch.Tensor, size: tuple[int, int]) -> torch.Tensor
 class Mlp(nn.Module):
     """Two linear layers with a GELU between (ViT, Sec. 3.1).
 
-    "gelu" is the exact one (erf), "quick_gelu" x * sigmoid(1.702 x), of OpenAI's CLIP (openai/CLIP,
-    clip/model.py).
+    "gelu" is the exact one (erf), "gelu_tanh" its approximation (SigLIP), "quick_gelu" x *
+    sigmoid(1.702 x), of OpenAI's CLIP (openai/CLIP, clip/model.py).
     """
 
     def __init__(self, dim: int, hidden_dim: int, act_layer: Activation = "gelu") -> None:
         super().__init__()
         self.fc1 = Linear(dim, hidden_dim)
         self.fc2 = Linear(hidden_dim, dim)
-        self.quick = act_layer == "quick_gelu"
+        self.act_layer = act_layer
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Map x (..., C) to (..., C)."""
         x = self.fc1(x)
-        return self.fc2(x * torch.sigmoid(1.702 * x) if self.quick else F.gelu(x))
+        if self.act_layer == "quick_gelu":
+            return self.fc2(x * torch.sigmoid(1.702 * x))
+        return self.fc2(F.gelu(x, approximate="tanh" if self.act_layer == "gelu_tanh" else "none"))
 
 
 class SwiGLU(nn.Module):
