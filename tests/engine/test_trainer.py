@@ -229,7 +229,8 @@ def test_a_step_in_parts_is_that_of_the_whole_batch(accumulate):
 def test_parts_have_the_weights_of_one_batch_also_in_two_processes(tmp_path, parallel):
     ranks.train_even_batches(str(tmp_path / "whole"))
     if parallel:
-        in_pair(ranks.train_in_parts, str(tmp_path / "parts"), 2, parallel)
+        parts = {"accumulate": 2, "parallel": parallel}
+        in_pair(ranks.train_even_batches, tmp_path / "parts", **parts)
     else:
         ranks.train_even_batches(str(tmp_path / "parts"), accumulate=4)
     folders = [tmp_path / "whole", tmp_path / "parts"]

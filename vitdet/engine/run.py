@@ -98,8 +98,8 @@ def train(cfg: DictConfig, *, resume: bool = False, dry_run: bool = False) -> Re
             total_batch_size=batch,
             note=note,
             background=options.async_checkpoints,
+            resumed=previous,
         )
-        checkpoints.resumed(previous)
         signals.save = checkpoints.save_now
         evaluate_now = partial(_evaluated, trainer, test, options, metrics, signals)
         evaluations = Evaluations(options, batch, checkpoints, evaluate_now)
