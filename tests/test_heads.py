@@ -7,7 +7,7 @@ import pytest
 import torch
 from detectron2.config import LazyConfig
 from detectron2.modeling import roi_heads as detectron2_heads
-from detectron2.structures import Boxes, Instances, pairwise_iou
+from detectron2.structures import Boxes, Instances
 from detectron2.utils.events import EventStorage
 from omegaconf import DictConfig
 
@@ -103,48 +103,6 @@ def test_hard_soft_nms_is_plain_nms(kind):
     plain = run(built(node, THEIRS[kind]))
     options = {"method": "hard", "iou_threshold": 0.5, "min_score": 1e-30}
     assert_same(run(built(node, OURS[kind], use_soft_nms=True, **options)), plain)
-
-
-def brute_force(boxes, scores, classes, threshold):
-    """Linear soft-NMS within the classes, with detectron2's IoU."""
-    iou = pairwise_iou(Boxes(boxes), Boxes(boxes)).double()
-    scores, left, kept = scores.double().clone(), set(range(len(boxes))), []
-    while left:
-        best = max(left, key=lambda i: (float(scores[i]), -i))
-        left.remove(best)
-        if scores[best] >= 1e-3:
-            kept.append((best, float(scores[best])))
-        for i in left:
-            if classes[i] == classes[best] and iou[best, i] >= threshold:
-                scores[i] *= 1 - iou[best, i]
-    return kept
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_soft_nms_of_all_candidates(kind):
-    """Candidates are every proposal and class above the threshold that overrides."""
-    node = tiny_node(kind)
-    node_predictors = node.get("box_predictors") or [node.box_predictor]
-    for predictor in node_predictors:
-        predictor.test_score_thresh, predictor.test_topk_per_image = 0.9, -1
-    module = built(
-        node, OURS[kind], use_soft_nms=True, iou_threshold=0.6, override_score_thresh=0.05
-    )
-    seen: list[Any] = []
-    original = module.detections
-    module.detections = lambda *arguments: seen.append(arguments) or original(*arguments)
-    found = run(module)
-    for image, (boxes, scores, size) in zip(found, zip(*seen[0], strict=True), strict=True):
-        rows, classes = (scores[:, :-1] > 0.05).nonzero(as_tuple=True)
-        candidates = Boxes(boxes.view(len(boxes), -1, 4)[rows, classes if kind != "cascade" else 0])
-        candidates.clip(size)
-        kept = brute_force(candidates.tensor, scores[rows, classes], classes, 0.6)
-        places = [place for place, _ in kept]
-        assert len(image) == len(kept) > 20
-        assert torch.equal(image.pred_boxes.tensor, candidates.tensor[places])
-        assert torch.equal(image.pred_classes, classes[places])
-        assert image.scores.tolist() == pytest.approx([score for _, score in kept], rel=1e-5)
-        assert image.scores.tolist() != pytest.approx(scores[rows, classes][places].tolist())
 
 
 @pytest.mark.parametrize("kind", KINDS)

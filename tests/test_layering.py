@@ -114,8 +114,8 @@ def test_no_module_imports_itself_through_others() -> None:
     [
         ("vitdet.layers.parts", "vitdet.backbones.vit", True),  # up
         ("vitdet.pyramid", "vitdet.backbones.vit", True),  # across
-        ("vitdet.convert.fit", "vitdet.layers.parts.Mlp", True),  # no resize
-        ("vitdet.convert.fit", "vitdet.layers.positions.resize_rel_pos", False),
+        ("vitdet.convert.tensors", "vitdet.layers.parts.Mlp", True),  # no resize
+        ("vitdet.convert.tensors", "vitdet.layers.positions.resize_rel_pos", False),
         ("vitdet.engine.run", "vitdet.data.loaders", True),
         ("vitdet.engine.run", "vitdet.checkpoint", False),
         ("vitdet.utils.env", "vitdet.build_model", True),  # the doors are for users

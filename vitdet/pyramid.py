@@ -57,10 +57,6 @@ class SimpleFeaturePyramid(Backbone):
         upsample_norm_eps: its epsilon, None for `norm_eps`.
         square_pad: side in pixels to which images are padded on the right and below, 0 to pad only
             to a multiple of the coarsest stride.
-
-    Raises:
-        InputError: a word that does not exist, another number of maps than of levels, strides that
-            are not powers of two, each twice the one before.
     """
 
     def __init__(

@@ -228,6 +228,11 @@ class Options:
             raise UnsupportedCase(f"{self.place}.{key}: expected one of {allowed}, got {value!r}")
         return value
 
+    def fixed(self, **values: Any) -> None:
+        """Take keys that may have these values alone."""
+        for key, value in values.items():
+            self.only(key, (value,), value)
+
     def inert(self, *keys: str) -> None:
         """Mark keys that cannot change what is compared."""
         self._taken.update(keys)

@@ -278,9 +278,6 @@ def ViT(
         attention_backend: kernel, see `vitdet.layers.attention`.
         out_feature: name of the output.
         out_block_indexes: blocks whose maps are outputs too, called "block0" and so on.
-
-    Raises:
-        InputError: an index outside the blocks, sizes that do not divide, an unknown word.
     """
     given = locals()
     _check(given)

@@ -32,8 +32,7 @@ ReductionKind = Literal["performer", "performer_less"]
 class PyramidReduction(nn.Module):
     """Strided convolutions of several dilations beside each other (ViTAE, Sec. 3.2).
 
-    `stride` rounds a side that it does not divide up. Raises an InputError for kernels that leave
-    pixels out between them.
+    `stride` rounds a side that it does not divide up.
     """
 
     def __init__(
@@ -190,10 +189,6 @@ class ViTAES(LayeredBackbone):
             BatchNorm then sees each batch twice.
         attention_backend: kernel, see `vitdet.layers.attention`.
         out_feature: name of the output.
-
-    Raises:
-        InputError: lists of different lengths, an index outside the cells, sizes that do not fit,
-            an unknown backend.
     """
 
     def __init__(

@@ -69,7 +69,7 @@ def clean(
     Args:
         content: {"images", "annotations", "categories"}, lists of objects; not changed.
         images: the folder that file names are relative to.
-        source: where the content comes from, for error messages.
+        source: where the content comes from, for messages.
         style: "lvis" where file names are in `coco_url`.
         boxes: how they are written; "ask": x, y, width, height, unless they look otherwise.
         without_mask: "drop" leaves out objects without a mask, where others have one.
@@ -118,13 +118,7 @@ def check_data(
 ) -> Checked:
     """Look at every label and every image file of a data set.
 
-    Args:
-        data: what `find_data` returned.
-        progress: called with (files seen, files) from time to time.
-        boxes: how boxes are written, see `clean`.
-
-    Raises:
-        InputError: labels that are not in COCO's layout at all.
+    `progress` is called with (files seen, files) after each; `boxes` are those of `clean`.
     """
     checked = Checked(data, [], {}, defaultdict(dict))
     total = sum(len(part.content["images"]) for part in data.parts.values())
@@ -225,16 +219,12 @@ def write_repaired(checked: Checked, output: Path) -> Counter[str]:
     The folder appears when it is complete; repairs.json in it lists what was done. Everything in it
     is a new file: a link to an original could be written through, by whatever opens it later.
 
-    Args:
-        checked: a data set and its findings.
-        output: a folder that is not there yet, or is empty, outside the data set.
-
     Returns:
         {kind: how many objects, or for masks masks, the copy has lost by it}.
 
     Raises:
-        InputError: a folder that cannot be used, or boxes of which it is not known how they are
-            written.
+        InputError: a folder that is not new or empty and apart from the data, or boxes of which it
+            is not known how they are written.
     """
     check_output(checked.data, output)
     for split, each in checked.findings:

@@ -47,15 +47,9 @@ def shapes_dataset(
 ) -> Dataset:
     """Return the drawn data set; draw it first where it is not there yet.
 
-    Image i of a split depends on (seed, split, i) and the size alone, so a larger data set begins
-    with the smaller one. An interrupted run leaves nothing half-written, and several processes may
-    ask at once.
-
-    Args:
-        root: folder for the drawn data sets.
-        split: "train", "val" or "test".
-        num_images, seed: of the drawing.
-        size: side of the square images in pixels, at least 32.
+    Image i of a split ("train", "val" or "test") depends on (seed, split, i) and the `size` of its
+    sides in pixels alone, so a larger data set begins with the smaller one. An interrupted run
+    leaves nothing half-written under `root`, and several processes may ask at once.
     """
     if split not in SPLITS or num_images < 1 or size < 32:
         raise InputError(

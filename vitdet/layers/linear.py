@@ -18,14 +18,6 @@ def linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = No
     unused, and convolutions to oneDNN, which does not (benchmarks/linear.py). So a product is
     written as a convolution with a 1 x 1 kernel there. Elsewhere it is `F.linear`; so it is under
     tracing and compilation, which have their own ways to fast code and want plain graphs.
-
-    Args:
-        x: (..., C).
-        weight: (C out, C).
-        bias: (C out,) or None.
-
-    Returns:
-        (..., C out).
     """
     if not _as_convolution(x, weight.shape[0]):
         return F.linear(x, weight, bias)

@@ -21,13 +21,7 @@ _SIDES: dict[str, tuple[int, ...]] = {"naive": (3,), "basic": (3, 3), "bottlenec
 
 
 class PatchEmbed(nn.Module):
-    """Cut an image into squares and project each to a token (ViT, Sec. 3.1).
-
-    Args:
-        patch_size: side of a square in pixels, which is also the stride.
-        in_chans: channels of the image.
-        embed_dim: channels of a token.
-    """
+    """Cut an image into squares of `patch_size` pixels and project each (ViT, Sec. 3.1)."""
 
     def __init__(self, patch_size: int = 16, in_chans: int = 3, embed_dim: int = 768) -> None:
         super().__init__()
@@ -76,11 +70,8 @@ def window_reverse(windows: torch.Tensor, size: tuple[int, int]) -> torch.Tensor
 class Mlp(nn.Module):
     """Two linear layers with a GELU between (ViT, Sec. 3.1).
 
-    Args:
-        dim: channels of input and output.
-        hidden_dim: channels between.
-        act_layer: "gelu", the exact one (erf), or "quick_gelu", x * sigmoid(1.702 x), of OpenAI's
-            CLIP (openai/CLIP, clip/model.py).
+    "gelu" is the exact one (erf), "quick_gelu" x * sigmoid(1.702 x), of OpenAI's CLIP (openai/CLIP,
+    clip/model.py).
     """
 
     def __init__(self, dim: int, hidden_dim: int, act_layer: Activation = "gelu") -> None:
@@ -175,11 +166,8 @@ class LayerScale(nn.Module):
 class DropPath(nn.Module):
     """Leave a residual branch out for a random part of the batch, in training only.
 
-    Stochastic depth (Huang et al., "Deep Networks with Stochastic Depth", Sec. 3).
-
-    Args:
-        rate: probability in [0, 1) that a sample's branch is left out. What stays is divided by
-            1 - rate.
+    Stochastic depth (Huang et al., "Deep Networks with Stochastic Depth", Sec. 3): `rate` is the
+    probability in [0, 1) that a sample's branch is left out. What stays is divided by 1 - rate.
     """
 
     def __init__(self, rate: float = 0.0) -> None:

@@ -373,7 +373,7 @@ _COUNTS = (
     (re.compile(r"patch_embed\.proj\.weight$"), "channels (embed_dim)", 0, _SIZE),
     (
         re.compile(r"box_predictor\.(\d+\.)?cls_score\.weight$"),
-        *("classes", 1, "Use a recipe with its classes, or convert its backbone alone."),
+        *("classes", 1, "Use a recipe, or lists, with its classes, or convert its backbone alone."),
     ),
 )
 
