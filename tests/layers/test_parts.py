@@ -12,11 +12,11 @@ from detectron2.layers import get_norm
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from vitdet.layers.linear import Linear
 from vitdet.layers.norms import ChannelLayerNorm, channel_layer_norm
 from vitdet.layers.parts import (
     ConvPropagation,
     DropPath,
+    Linear,
     Mlp,
     PatchEmbed,
     SwiGLU,
@@ -127,7 +127,7 @@ def is_convolution(layer: Linear, x: torch.Tensor) -> bool:
 
 @pytest.fixture
 def small_products_count_as_large(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("vitdet.layers.linear._WORK", 512 * 12 * 8)
+    monkeypatch.setattr("vitdet.layers.parts._WORK", 512 * 12 * 8)
 
 
 @pytest.mark.usefixtures("small_products_count_as_large")
