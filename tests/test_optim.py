@@ -109,11 +109,11 @@ def test_rules_of_weight_decay_in_their_order():
         ({"lr_multipliers": {"*": 1.0}}, r"optimizer\.lr_multipliers: expected regular"),
         (
             {"backbone": "trunk", "head_lr_multiplier": 4.0},
-            r"optimizer\.backbone: expected the name of .* 'trunk'\. The model has backbone, h",
+            r"optimizer\.backbone: expected one of backbone, head, got 'trunk'",
         ),
         (
             {"backbone": "head", "layer_decay_rate": 0.7},
-            r"expected a backbone with layer_id\(\) and num_layers, got Linear",
+            r"optimizer\.layer_decay_rate: Linear has no layer_id\(\) and num_layers",
         ),
     ],
 )

@@ -29,13 +29,8 @@ def rpn_head(
 ) -> StandardRPNHead:
     """Build detectron2's RPN head, with a norm after each 3x3 convolution if wanted.
 
-    Args:
-        in_channels: channels of every level.
-        num_anchors: anchors at a position.
-        conv_dims: channels of the 3x3 convolutions, -1 for `in_channels`.
-        norm: makes a norm from a number of channels. The ViTDet paper (Appendix A.2) has LayerNorm
-            here; detectron2's published models have none.
-        box_dim: numbers of a box.
+    `norm` makes one from a number of channels: the ViTDet paper (Appendix A.2) has LayerNorm here,
+    detectron2's published models have none. The rest is detectron2's.
     """
     head = StandardRPNHead(
         in_channels=in_channels, num_anchors=num_anchors, conv_dims=conv_dims, box_dim=box_dim
@@ -70,9 +65,6 @@ class InferenceRecipe:
         maskness_thresh: multiply each score by the mean of its mask over the pixels above this
             probability; None for not at all.
         heads: the arguments of detectron2's class.
-
-    Raises:
-        InputError: a number outside its range, maskness without a mask head.
     """
 
     trains_as_detectron2 = True  # read by vitdet.engine.losses
@@ -124,12 +116,10 @@ class InferenceRecipe:
     def detections(
         self, boxes: Sequence[torch.Tensor], scores: Sequence[torch.Tensor], sizes: Sequence[Size]
     ) -> list[Instances]:
-        """Return the detections of every image.
+        """Return the detections of every image, cut to its size (height, width).
 
-        Args:
-            boxes: (R, 4) or (R, 4 * classes) an image.
-            scores: (R, classes + 1) an image, the last column background.
-            sizes: (height, width) of the images, to which boxes are cut.
+        An image has boxes (R, 4) or (R, 4 * classes), and scores (R, classes + 1), the last column
+        background.
         """
         predictor = self.box_predictor
         predictor = predictor[-1] if isinstance(predictor, nn.ModuleList) else predictor

@@ -48,9 +48,6 @@ def soft_nms(
 
     Returns:
         Places (K,) of the boxes that are kept, in the order of falling new scores, and these (K,).
-
-    Raises:
-        InputError: a number or name outside its range.
     """
     check_soft_nms(method, iou_threshold, sigma, min_score)
     # A box below min_score only lowers boxes that are below it, too.
@@ -85,14 +82,9 @@ def soft_nms(
 
 
 def maskness(masks: torch.Tensor, threshold: float = 0.5) -> torch.Tensor:
-    """Return how sure masks are: the mean of each over its pixels above `threshold`.
+    """Return how sure masks (N, ..., H, W) of probabilities are, (N,).
 
-    Args:
-        masks: (N, ..., H, W) probabilities.
-        threshold: pixels above it are the mask.
-
-    Returns:
-        (N,), 0 for a mask without such pixels.
+    That is the mean of each over its pixels above `threshold`, 0 where it has none.
     """
     flat = masks.flatten(1)
     inside = flat > threshold

@@ -19,18 +19,16 @@ from detectron2.layers import Conv2d
 from detectron2.modeling import Backbone
 from torch import nn
 
-from vitdet.layers.norms import ChannelLayerNorm, group_norm
+from vitdet.layers.norms import channel_layer_norm, group_norm
 from vitdet.utils.checks import InputError, check_word
 
 _Norm = Callable[[int], nn.Module]
 
 
 class _Level(NamedTuple):
-    """A level's name, that of its module, and that of the backbone's map."""
-
     name: str
     module: str
-    source: str
+    source: str  # the backbone's map
 
 
 class SimpleFeaturePyramid(Backbone):
@@ -59,11 +57,6 @@ class SimpleFeaturePyramid(Backbone):
         upsample_norm_eps: its epsilon, None for `norm_eps`.
         square_pad: side in pixels to which images are padded on the right and below, 0 to pad only
             to a multiple of the coarsest stride.
-
-    Raises:
-        InputError: a scale factor, norm or downsampling that does not exist; strides that are not
-            powers of two, each twice the one before; another number of maps than of levels; a top
-            block that reads another level than the coarsest.
     """
 
     def __init__(
@@ -85,12 +78,12 @@ class SimpleFeaturePyramid(Backbone):
     ) -> None:
         super().__init__()
         check_word("pyramid downsample", downsample, ("max_pool", "conv"))
-        make_norm = _norm_factory("pyramid norm", norm, norm_eps)
-        make_upsample_norm = _norm_factory(
-            "pyramid upsample_norm",
-            norm if upsample_norm is None else upsample_norm,
-            norm_eps if upsample_norm_eps is None else upsample_norm_eps,
-        )
+        make_norm = make_upsample_norm = _norm_factory(norm, norm_eps)
+        if upsample_norm is not None or upsample_norm_eps is not None:
+            eps = norm_eps if upsample_norm_eps is None else upsample_norm_eps
+            make_upsample_norm = _norm_factory(
+                norm if upsample_norm is None else upsample_norm, eps
+            )
         sources = in_feature
         if isinstance(in_feature, str):
             sources = [in_feature] * len(scale_factors)
@@ -121,13 +114,7 @@ class SimpleFeaturePyramid(Backbone):
         if top_block is not None:
             # Levels beyond the coarsest are named by their strides, so they must be made from it.
             coarsest, source = self._size_divisibility.bit_length() - 1, top_block.in_feature
-            inside = source in self._out_feature_strides
-            if source != f"p{coarsest}" and (inside or source not in net.output_shape()):
-                raise InputError(
-                    f"in_feature of the pyramid's top block: expected the coarsest level, "
-                    f"'p{coarsest}', or a map of the backbone, got {source!r}. Change "
-                    "scale_factors, or leave the top block out."
-                )
+            check_word("in_feature of top_block", source, (f"p{coarsest}", *net.output_shape()))
             for i in range(coarsest + 1, coarsest + 1 + top_block.num_levels):
                 self._out_feature_strides[f"p{i}"] = 2**i
         self._out_features = list(self._out_feature_strides)
@@ -173,7 +160,7 @@ class SimpleFeaturePyramid(Backbone):
         return levels
 
     def _sum_downwards(self, features: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        """Return the levels, each with the next coarser one's 1x1 convolution added to its own."""
+        """Each level with the next coarser one's 1x1 convolution added to its own."""
         levels: dict[str, torch.Tensor] = {}
         coarser: torch.Tensor | None = None
         for name, module, source in sorted(self._levels, key=lambda level: -int(level.name[1:])):
@@ -204,12 +191,10 @@ def _strides(of_maps: Sequence[int], scale_factors: Sequence[float]) -> list[int
     return [int(stride) for stride in strides]
 
 
-def _norm_factory(what: str, norm: str, eps: float) -> _Norm | None:
+def _norm_factory(norm: str, eps: float) -> _Norm | None:
     """Return the factory of a norm by its number of channels, None for none."""
-    check_word(what, norm, ("LN", "GN1", ""))
-    if norm == "GN1":
-        return group_norm(1, eps)  # over the whole map
-    return (lambda channels: ChannelLayerNorm(channels, eps)) if norm else None
+    check_word("pyramid norm", norm, ("LN", "GN1", ""))
+    return {"LN": channel_layer_norm(eps), "GN1": group_norm(1, eps), "": None}[norm]
 
 
 def _resample(

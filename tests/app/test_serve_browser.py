@@ -25,28 +25,49 @@ from selenium.webdriver.common.action_chains import ActionChains
 from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.support.ui import WebDriverWait
 
-pytestmark = pytest.mark.slow
-
 PROGRAMS = {name: shutil.which(name) for name in ("chromium", "chromedriver")}
-WAIT = 60  # seconds until the browser must have done something
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(None in PROGRAMS.values(), reason=f"not all on the path: {PROGRAMS}"),
+]
 
 
 class Tab:
-    """A browser tab on the page, and what its user does there."""
+    """A browser tab, and what its user does there."""
 
-    def __init__(self, driver: Any, url: str) -> None:
-        self.driver = driver
-        driver.get(f"{url}/")
+    def __init__(self, downloads: Path) -> None:
+        self.downloads = downloads
+        options = webdriver.ChromeOptions()
+        options.binary_location = str(PROGRAMS["chromium"])
+        # as root, with little shared memory, and without its own calls home
+        for word in (
+            *("headless=new", "no-sandbox", "disable-dev-shm-usage", "disable-gpu"),
+            *("disable-background-networking", "disable-component-update", "no-first-run"),
+            "window-size=1200,1000",
+        ):
+            options.add_argument(f"--{word}")
+        options.add_experimental_option("prefs", {"download.default_directory": str(downloads)})
+        options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
+        self.driver = webdriver.Chrome(options, Service(PROGRAMS["chromedriver"]))
+
+    def open(self, url: str) -> None:
+        self.driver.get(url)
         self.until("return document.body.dataset.ready === 'yes'")
 
     def js(self, script: str, *values: Any) -> Any:
         return self.driver.execute_script(script, *values)
 
+    def wait(self, true: Any) -> None:
+        WebDriverWait(self.driver, 60, poll_frequency=0.05).until(true)
+
     def until(self, script: str) -> None:
-        WebDriverWait(self.driver, WAIT, poll_frequency=0.05).until(lambda _: self.js(script))
+        self.wait(lambda _: self.js(script))
 
     def element(self, name: str) -> Any:
         return self.driver.find_element("css selector", name)
+
+    def click(self, name: str) -> None:
+        self.element(name).click()
 
     def text(self, name: str) -> str:
         return self.element(name).text
@@ -73,103 +94,34 @@ class Tab:
 
     def hosts(self) -> set[str]:
         """Everything that the tab asked for since it was last looked at."""
-        found = set()
-        for entry in self.driver.get_log("performance"):
-            message = json.loads(entry["message"])["message"]
-            if message["method"] == "Network.requestWillBeSent":
-                parts = urlsplit(message["params"]["request"]["url"])
-                found.add(parts.netloc or parts.scheme)
-        return found
+        logged = [json.loads(each["message"]) for each in self.driver.get_log("performance")]
+        sent = [e["message"] for e in logged if e["message"]["method"].endswith("WillBeSent")]
+        parts = [urlsplit(each["params"]["request"]["url"]) for each in sent]
+        return {part.netloc or part.scheme for part in parts}
 
     def downloaded(self, name: str) -> bytes:
-        path = self.driver.downloads / name
-        WebDriverWait(self.driver, WAIT).until(lambda _: path.is_file() and path.stat().st_size)
+        path = self.downloads / name
+        self.wait(lambda _: path.is_file() and path.stat().st_size)
         return path.read_bytes()
 
     def complaints(self) -> list[str]:
         found = [entry["message"] for entry in self.driver.get_log("browser")]
-        # advice about `colour_at`, which is no part of the page
-        return [message for message in found if "willReadFrequently" not in message]
+        # answers that are errors; advice about `colour_at`, which is no part of the page
+        known = ("Failed to load resource", "willReadFrequently")
+        return [message for message in found if not any(each in message for each in known)]
 
 
 @pytest.fixture(scope="module")
-def driver(tmp_path_factory) -> Iterator[Any]:
-    absent = [name for name, path in PROGRAMS.items() if path is None]
-    if absent:
-        pytest.skip(f"{' and '.join(absent)} not on the path")
-    options = webdriver.ChromeOptions()
-    options.binary_location = PROGRAMS["chromium"]
-    # as root, with little shared memory, and without its own calls home
-    for word in (
-        *("headless=new", "no-sandbox", "disable-dev-shm-usage", "disable-gpu"),
-        *("disable-background-networking", "disable-component-update", "no-first-run"),
-        "window-size=1200,1000",
-    ):
-        options.add_argument(f"--{word}")
-    folder = tmp_path_factory.mktemp("downloads")
-    options.add_experimental_option("prefs", {"download.default_directory": str(folder)})
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
-    made = webdriver.Chrome(options=options, service=Service(PROGRAMS["chromedriver"]))
-    made.downloads = folder
-    yield made
-    made.quit()
-
-
-@pytest.fixture
-def tab(driver: Any) -> Iterator[Tab]:
-    with serving(limits=Limits(max_bytes=300_000, max_pixels=2_000_000)) as url:
-        made = Tab(driver, url)
-        made.complaints()
-        yield made
-        assert made.hosts() <= {urlsplit(url).netloc, "blob", "data"}  # nothing from anywhere else
-
-
-def test_a_picture_is_shown_filtered_and_saved(tab: Tab, tmp_path: Path) -> None:
-    assert tab.text("#about") == "colours.pth, 3 classes, on cpu"
-    tab.upload(tmp_path / "three <b>colours.png", stored(scene()))
-    assert tab.text("#status") == "2 of 3 detections shown: 1 red, 1 green."
-    assert tab.rows() == ["red", "green"]
-    assert tab.colour_at(80, 12) == [128, 128, 128]
-    green, blue, edge = (120, 90), (24, 90), (96.1, 90)
-    assert tab.colour_at(*green)[2] > 80  # the second class is drawn in blue, over (0, 255, 0)
-    assert tab.colour_at(*blue) == [0, 0, 255]  # 30 %: not shown
-    tab.element("#masks").click()
-    assert tab.colour_at(*green) == [0, 255, 0]
-    tab.element("#boxes").click()
-    assert tab.colour_at(*edge) == [0, 255, 0]
-    tab.element("#boxes").click()
-    # none of it asks the server again
-    tab.hosts()
-    tab.element("#threshold").send_keys(*[Keys.ARROW_LEFT] * 20)
-    assert tab.text("#least") == "30 %"
-    assert tab.rows() == ["red", "green", "blue"]
-    tab.element("#threshold").send_keys(Keys.END)
-    assert tab.text("#status") == "0 of 3 detections shown."
-    assert tab.element("#canvas").get_attribute("aria-label").endswith(": nothing")
-    tab.element("#threshold").send_keys(*[Keys.ARROW_LEFT] * 50)
-    tab.element("#none").click()
-    tab.element("#all").click()
-    tab.element("#classes input[value=red]").click()
-    assert tab.rows() == ["green"]
-    assert tab.hosts() == set()
-    # what is shown is saved; a browser writes no < and > into names of files
-    tab.element("#masks").click()
-    tab.element("#save-json").click()
-    content = json.loads(tab.downloaded("three _b_colours_detections.json"))
-    (image,) = content["images"]
-    assert (image["width"], image["height"]) == (160, 120)
-    assert image["file_name"] == "three <b>colours.png"
-    (found,) = content["annotations"]
-    assert (found["category_id"], found["score"], found["image_id"]) == (5, SCORES[1], image["id"])
-    assert found["bbox"] == [96, 64, 48, 40]
-    assert decode(found["segmentation"]).sum() == found["area"] == 48 * 40
-    assert content["categories"][1] == {"id": 5, "name": "green"}
-    tab.element("#save-picture").click()
-    saved = np.asarray(Image.open(io.BytesIO(tab.downloaded("three _b_colours_detections.png"))))
-    assert saved.shape[:2] == (120 * 6, 160 * 6)
-    assert saved[32 * 6, 40 * 6, :3].tolist() == [255, 0, 0]  # not chosen, so not drawn over
-    assert saved[90 * 6, 120 * 6, :3].tolist() != [0, 255, 0]
-    assert tab.complaints() == []
+def tab(tmp_path_factory) -> Iterator[Tab]:
+    made = Tab(tmp_path_factory.mktemp("downloads"))
+    try:
+        with serving(limits=Limits(max_bytes=300_000)) as url:
+            made.open(url)
+            yield made
+            assert made.hosts() <= {urlsplit(url).netloc, "blob", "data"}  # nothing from elsewhere
+            assert made.complaints() == []
+    finally:
+        made.driver.quit()
 
 
 def test_a_bad_file_gets_a_message_and_the_last_picture_stays(tab: Tab, tmp_path: Path) -> None:
@@ -182,19 +134,64 @@ def test_a_bad_file_gets_a_message_and_the_last_picture_stays(tab: Tab, tmp_path
     assert tab.text("#status") == "good.png is still shown."
     tab.upload(tmp_path / "large.png", b"x" * 300_001)
     assert tab.text("#error") == "The file is too large: 0.286 MiB at most."
-    # the browser itself notes answers that are errors; nothing else complains
-    assert all("Failed to load resource" in each for each in tab.complaints())
+
+
+def test_a_picture_is_shown_filtered_and_saved(tab: Tab, tmp_path: Path) -> None:
+    assert tab.text("#about") == "colours.pth, 3 classes, on cpu"
+    tab.upload(tmp_path / "three <b>colours.png", stored(scene()))
+    assert tab.text("#status") == "2 of 3 detections shown: 1 red, 1 green."
+    assert tab.colour_at(80, 12) == [128, 128, 128]
+    green, blue = (120, 90), (24, 90)
+    assert tab.colour_at(*green)[2] > 80  # the second class is drawn in blue, over (0, 255, 0)
+    assert tab.colour_at(*blue) == [0, 0, 255]  # 30 %: not shown
+    tab.click("#masks")
+    assert tab.colour_at(*green) == [0, 255, 0]
+    assert tab.colour_at(96.1, 90) != [0, 255, 0]  # the edge of a box
+    tab.click("#boxes")
+    assert tab.colour_at(96.1, 90) == [0, 255, 0]
+    # none of it asks the server again
+    tab.hosts()
+    tab.element("#threshold").send_keys(*[Keys.ARROW_LEFT] * 20)
+    assert tab.text("#least") == "30 %"
+    assert tab.rows() == ["red", "green", "blue"]
+    tab.element("#threshold").send_keys(Keys.END)
+    assert tab.text("#status") == "0 of 3 detections shown."
+    assert tab.element("#canvas").get_attribute("aria-label").endswith(": nothing")
+    tab.element("#threshold").send_keys(*[Keys.ARROW_LEFT] * 50)
+    tab.click("#none")
+    tab.click("#all")
+    tab.click("#classes input[value=red]")
+    assert tab.rows() == ["green"]
+    assert tab.hosts() == set()
+    # what is shown is saved; a browser writes no < and > into names of files
+    tab.click("#masks")
+    tab.click("#boxes")
+    tab.click("#save-json")
+    content = json.loads(tab.downloaded("three _b_colours_detections.json"))
+    (image,), (found,) = content["images"], content["annotations"]
+    assert (image["width"], image["height"]) == (160, 120)
+    assert image["file_name"] == "three <b>colours.png"
+    assert (found["category_id"], found["score"], found["image_id"]) == (5, SCORES[1], image["id"])
+    assert found["bbox"] == [96, 64, 48, 40]
+    assert decode(found["segmentation"]).sum() == found["area"] == 48 * 40
+    assert content["categories"][1] == {"id": 5, "name": "green"}
+    tab.click("#save-picture")
+    saved = np.asarray(Image.open(io.BytesIO(tab.downloaded("three _b_colours_detections.png"))))
+    assert saved.shape[:2] == (120 * 6, 160 * 6)
+    assert saved[32 * 6, 40 * 6, :3].tolist() == [255, 0, 0]  # not chosen, so not drawn over
+    assert saved[90 * 6, 120 * 6, :3].tolist() != [0, 255, 0]
 
 
 def test_boxes_lie_on_a_picture_that_was_turned(tab: Tab, tmp_path: Path) -> None:
     exif = Image.Exif()
     exif[0x0112] = 6
     lying = scene().transpose(Image.Transpose.ROTATE_90)
+    tab.element("#threshold").send_keys(Keys.END, *[Keys.ARROW_LEFT] * 50)
     for kind in ("JPEG", "PNG", "WEBP"):
         tab.upload(tmp_path / f"turned.{kind}", stored(lying, kind, exif=exif, quality=95))
-        tab.element("#masks").click()
+        tab.click("#masks")
         colours = [tab.colour_at(*place) for place in ((40, 32), (120, 84), (24, 88))]
-        tab.element("#masks").click()
+        tab.click("#masks")
         assert tab.rows() == ["red", "green"]
         assert np.argmax(colours, axis=1).tolist() == [0, 1, 2], kind
         assert np.diag(colours).min() > 200
@@ -204,23 +201,23 @@ def test_the_page_can_be_used_by_keyboard_and_by_ear(tab: Tab, tmp_path: Path) -
     """Every control has a name, and the tabulator reaches them in their order."""
     tab.upload(tmp_path / "three.png", stored(scene()))
     names = tab.js(
+        "document.activeElement.blur(); document.getElementById('file').focus();"
         "return [...document.querySelectorAll('input, button')].map("
         "e => (e.labels?.[0]?.textContent || e.textContent).trim())"
     )
     assert all(names), names
-    reached = []
-    for _ in range(10):
-        reached.append(tab.js("return document.activeElement.id || document.activeElement.value"))
+    for name in ("file", "threshold", "boxes", "masks", "labels", "all", "none", "red", "green"):
+        at = tab.js("return [document.activeElement.id, document.activeElement.value]")
+        assert name in at
         ActionChains(tab.driver).send_keys(Keys.TAB).perform()
-    order = ["file", "threshold", "boxes", "masks", "labels", "all", "none", "red", "green"]
-    assert [each for each in reached if each in order] == order
     assert tab.element("#status").get_attribute("role") == "status"
     assert tab.element("#error").get_attribute("role") == "alert"
 
 
-def test_a_dropped_file_is_looked_at_and_a_server_that_is_gone_is_missed(driver, tmp_path) -> None:
-    with serving() as address:
-        tab = Tab(driver, address)
+def test_a_dropped_file_is_looked_at_and_a_server_that_is_gone_is_missed(tab, tmp_path) -> None:
+    tab.hosts()
+    with serving() as url:
+        tab.open(url)
         tab.js(
             "const canvas = document.createElement('canvas'); canvas.width = canvas.height = 64;"
             "const pen = canvas.getContext('2d'); pen.fillStyle = '#f00';"
@@ -235,3 +232,4 @@ def test_a_dropped_file_is_looked_at_and_a_server_that_is_gone_is_missed(driver,
     tab.upload(tmp_path / "three.png", stored(scene()))
     tab.until("return document.getElementById('error').textContent")
     assert tab.text("#error") == "The server does not answer. Is it still running?"
+    assert tab.hosts() <= {urlsplit(url).netloc, "blob", "data"}

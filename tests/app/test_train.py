@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shlex
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -16,17 +17,24 @@ from PIL import Image
 import train_net
 from vitdet import checkpoint
 from vitdet.app import cli, train
-from vitdet.config import build_model, load_config
+from vitdet.config import _changed, build_model, load_config
 from vitdet.engine.dry_run import DoesNotFitError
 from vitdet.utils.files import RESULT_MARKER
 
 Capture = pytest.CaptureFixture[str]
+BOX, POLYGON = "{} 0.5 0.5 0.2 0.2\n", "{} 0.1 0.1 0.5 0.1 0.5 0.5\n"
+
+
+@cache
+def _loaded(recipe: Path, overrides: tuple[str, ...]) -> Any:
+    return load_config(recipe, overrides)
 
 
 @pytest.fixture(autouse=True)
 def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Work in another folder: recipes are found from any, and output/own is not ours."""
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(train, "load_config", lambda recipe, words: _loaded(recipe, tuple(words)))
 
 
 @pytest.fixture
@@ -37,7 +45,7 @@ def data(tmp_path: Path) -> Path:
         (folder / kind).mkdir(parents=True)
     for i in range(12):
         Image.new("RGB", (40, 30), (i, 9, 9)).save(folder / "images" / f"{i}.png")
-        (folder / "labels" / f"{i}.txt").write_text(f"{i % 2} 0.1 0.1 0.5 0.1 0.5 0.5\n")
+        (folder / "labels" / f"{i}.txt").write_text(POLYGON.format(i % 2))
     (folder / "classes.txt").write_text("cat\ndog\n")
     return folder
 
@@ -57,7 +65,7 @@ def _args(text: str) -> Any:
 
 
 def _recipe(text: str) -> Any:
-    return load_config(_args(text).config_file, _args(text).overrides)
+    return _loaded(Path(_args(text).config_file), tuple(_args(text).overrides))
 
 
 def _error(capsys: Capture, data: Path, *words: str) -> str:
@@ -67,32 +75,30 @@ def _error(capsys: Capture, data: Path, *words: str) -> str:
     return error
 
 
-@pytest.mark.parametrize("masks", [True, False])
 @pytest.mark.parametrize(
-    ("size", "width", "pixels", "lr"),
+    ("size", "masks", "width", "pixels", "lr"),
     [
-        ("tiny", 192, 256, 5e-4),
-        ("small", 384, 512, 1e-4 * 8 / 16),
-        ("base", 768, 1024, 2.5e-5 * 8 / 16),
-        ("large", 1024, 1024, 2.5e-5 * 8 / 16),
+        ("tiny", True, 192, 256, 5e-4),
+        ("tiny", False, 192, 256, 5e-4),
+        ("small", False, 384, 512, 1e-4 * 8 / 16),
+        ("base", True, 768, 1024, 2.5e-5 * 8 / 16),
+        ("large", False, 1024, 1024, 2.5e-5 * 8 / 16),
     ],
 )
 def test_a_size_is_a_recipe(
-    capsys: Capture, data: Path, masks: bool, size: str, width: int, pixels: int, lr: float
+    capsys: Capture, data: Path, size: str, masks: bool, width: int, pixels: int, lr: float
 ) -> None:
     if not masks:
         for path in (data / "labels").iterdir():
-            path.write_text(f"{int(path.stem) % 2} 0.5 0.5 0.2 0.2\n")
+            path.write_text(BOX.format(int(path.stem) % 2))
     cfg = _recipe(text := _printed(capsys, data, "--size", size, "--epochs", "3"))
     assert f"({size}): {'boxes and masks' if masks else 'boxes'}\n" in text
     assert cfg.model.backbone.net.embed_dim == width
     assert cfg.model.backbone.square_pad == pixels
-    assert ("mask_head" in cfg.model.roi_heads) is masks
-    assert cfg.dataloader.train.mapper.use_masks is masks
+    assert ("mask_head" in cfg.model.roi_heads) is cfg.dataloader.train.mapper.use_masks is masks
     # 10 images are in the training part: the recipe's batch of 16 is halved, and lr with it
     assert cfg.dataloader.train.total_batch_size == cfg.train.reference_batch == 8
     assert cfg.optimizer.lr == pytest.approx(lr)
-    assert (cfg.train.epochs, cfg.train.precision) == (3, "auto")
     assert f"length       3 x 10 = 30 images, 8 a step, learning rate {lr:g}" in text
 
 
@@ -129,14 +135,11 @@ def test_a_folder_with_a_run_is_refused_before_its_data_are_written(
 
 
 def test_paths_that_yaml_would_read_as_something_else() -> None:
-    assert train._setting("train.output_dir", "plain/path") == "train.output_dir=plain/path"
-    assert train._setting("train.output_dir", "a: it's") == "train.output_dir='a: it''s'"
-    texts = ("12", "1e4", "null", "yes", "a: it's", "/x y/#z", "x #z", "[a]", "[a", "2026-01-02")
-    keys = {"train.output_dir": texts, "dataloader.train.dataset.json": ("/x y/#z", "/[a]", "/ü")}
-    for key, paths in keys.items():
-        for path in paths:
-            cfg = load_config(train.recipe_of("tiny", masks=True), [train._setting(key, path)])
-            assert OmegaConf.select(cfg, key) == path
+    assert train._setting("a", "/plain/path-1.x") == "a=/plain/path-1.x"
+    texts = ("12", "1e4", "/a: it's", "/x y/#z", '/"x', "/[a]", "/2026-01-02", "/ü\\")
+    settings = [train._setting("train.output_dir", text) for text in texts]
+    cfg = OmegaConf.create({"train": {"output_dir": ""}})
+    assert [_changed(cfg, [each]).train.output_dir for each in settings] == list(texts)
 
 
 @pytest.mark.parametrize(
@@ -144,9 +147,7 @@ def test_paths_that_yaml_would_read_as_something_else() -> None:
     [
         ("--epochs 0", "--epochs: expected more than 0, got 0.0"),
         ("--epochs 2 train.num_images=9", "got --epochs 2 and train.num_images. Leave one"),
-        ("--batch -1", "--batch: expected more than 0, got -1"),
         ("--batch 3 --num-gpus 2", "--batch: expected a multiple of 2 processes"),
-        ("--num-gpus 0", "--num-gpus: expected more than 0, got 0"),
         ("--val-fraction 2", "--val-fraction: expected a number between 0 and 1, got 2.0"),
         ("--format coco", "expected json files with images, annotations and categories"),
         ("train.lr=1", "override 'train.lr': expected a key of train"),
@@ -173,9 +174,7 @@ def _weights(path: Path, class_names: list[str] | None) -> Path:
     """A checkpoint of the tiny recipe: of ours where it has names, else as converted."""
     cfg = load_config(train.recipe_of("tiny", masks=True))
     cfg.model.roi_heads.num_classes = len(class_names or ["cat", "dog"])
-    about: dict[str, Any] = {"format": 1}
-    if class_names:
-        about["class_names"] = class_names
+    about = {"format": 1} | ({"class_names": class_names} if class_names else {})
     torch.manual_seed(0)
     checkpoint.write(path, {"model": build_model(cfg.model).state_dict(), "vitdet": about})
     return path
@@ -189,8 +188,18 @@ def test_weights_that_fit_are_taken_as_they_are(
     text = _printed(capsys, data, "--weights", str(weights))
     assert _recipe(text).train.init_checkpoint == str(weights)
     assert f"start        {weights}" in text
+    if names is None:  # of a file without a note of ours the backbone is taken
+        state = checkpoint.read(weights)["model"]
+        torch.save({"model": state}, tmp_path / "theirs.pth")
+        text = _printed(capsys, data, "--weights", str(tmp_path / "theirs.pth"))
+        start = checkpoint.read(_recipe(text).train.init_checkpoint)
+        assert {name.split(".")[0] for name in start["model"]} == {"backbone"}
+        key = "backbone.net.blocks.0.attn.q_proj.weight"
+        assert torch.equal(start["model"][key], state[key])
+        assert "roi_heads.box_predictor.cls_score.weight" in start["vitdet"]["initialised"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("names", [["bird", "dog", "cow"], ["circle", "star", "ring"]])
 def test_a_detector_of_other_classes_gives_all_but_the_rows_of_those_not_in_common(
     capsys: Capture, data: Path, tmp_path: Path, names: list[str]
@@ -202,9 +211,7 @@ def test_a_detector_of_other_classes_gives_all_but_the_rows_of_those_not_in_comm
     content = checkpoint.read(start)
     ours, theirs = content["model"], checkpoint.read(weights)["model"]
     rows = r"roi_heads\.(box_predictor\.(cls_score|bbox_pred)|mask_head\.predictor)\."
-    for name, value in theirs.items():
-        if not re.match(rows, name):
-            assert torch.equal(ours[name], value), name
+    assert all(torch.equal(ours[x], theirs[x]) for x in theirs if not re.match(rows, x))
     key = "roi_heads.box_predictor.cls_score.weight"
     assert len(ours[key]) == 3
     assert torch.equal(ours[key][-1], theirs[key][-1])  # background
@@ -213,24 +220,10 @@ def test_a_detector_of_other_classes_gives_all_but_the_rows_of_those_not_in_comm
         assert torch.equal(ours[key][1], theirs[key][1])
     else:
         assert "classes      2 start anew (cat, dog)" in text
-        assert "classes      3 left out (circle, star, ring)" in text
         assert f"{key}[0-1]" in content["vitdet"]["initialised"]
 
 
-def test_of_a_file_of_others_the_backbone_is_taken(
-    capsys: Capture, data: Path, tmp_path: Path
-) -> None:
-    state = checkpoint.read(_weights(tmp_path / "ours.pth", None))["model"]
-    weights = tmp_path / "theirs.pth"
-    torch.save({"model": state}, weights)  # no note of ours
-    text = _printed(capsys, data, "--weights", str(weights))
-    start = checkpoint.read(_recipe(text).train.init_checkpoint)
-    assert {name.split(".")[0] for name in start["model"]} == {"backbone"}
-    key = "backbone.net.blocks.0.attn.q_proj.weight"
-    assert torch.equal(start["model"][key], state[key])
-    assert "roi_heads.box_predictor.cls_score.weight" in start["vitdet"]["initialised"]
-
-
+@pytest.mark.slow
 def test_weights_that_do_not_fit_are_a_line_that_says_so(
     capsys: Capture, data: Path, tmp_path: Path
 ) -> None:
@@ -238,7 +231,6 @@ def test_weights_that_do_not_fit_are_a_line_that_says_so(
     error = _error(capsys, data, "--size", "small", "--weights", str(weights))
     where = f"error: --weights {weights}: it does not fit mask_rcnn_vitdet_s.py (--size small): "
     assert error.startswith(where)
-    assert str(weights) not in error.removeprefix(where)
     assert "file has 192 channels (embed_dim), model 384. Use the recipe of its size." in error
     weights = tmp_path / "other.pth"
     torch.save({"layer.weight": torch.zeros(2, 3)}, weights)
@@ -251,6 +243,7 @@ def test_weights_that_do_not_fit_are_a_line_that_says_so(
 # --- steps ----------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_dry_run_keeps_nothing(capsys: Capture, data: Path, tmp_path: Path) -> None:
     """Real steps on the data; the command names the places where a training would write."""
     weights = _weights(tmp_path / "animals.pth", ["bird", "dog", "cow"])
@@ -276,7 +269,8 @@ def test_on_a_gpu_the_batch_is_halved_until_a_step_fits(
 
     def steps(_: str, overrides: list[str], resume: bool, dry_run: bool) -> None:
         assert dry_run
-        tried.append(int(overrides[-1].removeprefix("dataloader.train.total_batch_size=")))
+        words = dict(each.split("=", 1) for each in overrides)
+        tried.append(int(words["dataloader.train.total_batch_size"]))
         if tried[-1] > 1:
             raise DoesNotFitError("memory: no")
 

@@ -14,7 +14,7 @@ from vitdet.backbones.msvit.sliding_chunk import (
     sliding_chunk_attention,
 )
 
-BACKENDS = {"strips": 0.015, "autograd": 0.03}  # error of a gradient in bfloat16, over its norm
+BACKENDS = ("strips", "autograd")
 HEADS, DIM = 2, 4
 
 
@@ -75,10 +75,6 @@ def inputs(height, width, window, count=2, biased=True, dtype=torch.float64, bat
     return [None if x is None else x.requires_grad_() for x in every]
 
 
-def cast(tensors, dtype, device="cpu"):
-    return [None if x is None else x.detach().to(device, dtype).requires_grad_() for x in tensors]
-
-
 def run(tensors, grid, backend):
     *five, table, bias = tensors
     return sliding_chunk_attention(*five, grid, table=table, global_bias=bias, backend=backend)
@@ -129,18 +125,6 @@ def test_strips_is_the_same_at_any_height_and_holds_few_scores(scores, monkeypat
     assert sum(sizes) == 2 * 4 * row  # forward and backward, four rows of chunks
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("exact", [0, 1, -1])
-def test_bf16(backend, exact):
-    half = cast(inputs(7, 8, 3), torch.bfloat16)
-    whole, grid = cast(half, torch.float32), ChunkGrid(7, 8, 3, exact)
-    out, expected = run(half, grid, backend), run(whole, grid, "autograd")
-    torch.testing.assert_close(out.float(), expected, rtol=0.02, atol=0.03)
-    for got, want in zip(gradients(out, half), gradients(expected, whole), strict=True):
-        assert got.dtype == out.dtype == torch.bfloat16
-        assert (got.float() - want).norm() / want.norm() < BACKENDS[backend]
-
-
 def test_strips_keeps_full_precision_under_autocast():
     """The published operator computes in half precision on a GPU even where nobody asked for it."""
     tensors, grid = inputs(7, 8, 3, dtype=torch.float32), ChunkGrid(7, 8, 3)
@@ -173,15 +157,3 @@ def test_memory_grows_with_the_tokens():
     # tokens * HEADS * (81 + 2).
     assert largest <= 1.3 * 60**2 * HEADS * DIM
     assert whole <= 6 * 60**2 * HEADS * DIM
-
-
-@pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
-@pytest.mark.parametrize("backend", BACKENDS)
-def test_kernels_on_a_gpu(backend):
-    here, grid = cast(inputs(40, 33, 7), torch.float32), ChunkGrid(40, 33, 7)
-    there = cast(here, torch.float32, "cuda")
-    expected, out = run(here, grid, "autograd"), run(there, grid, backend)
-    torch.testing.assert_close(out.cpu(), expected, rtol=1e-3, atol=1e-3)
-    for got, want in zip(gradients(out, there), gradients(expected, here), strict=True):
-        torch.testing.assert_close(got.cpu(), want, rtol=1e-2, atol=1e-2)

@@ -11,6 +11,13 @@ import pytest
 from PIL import Image
 
 
+def _object(number: int, image: int, category: int, box: list[int], iscrowd: int = 0) -> Any:
+    x, y, width, height = box
+    corners = [x, y, x + width, y, x + width, y + height, x, y + height]
+    ids = {"id": number, "image_id": image, "category_id": category, "iscrowd": iscrowd}
+    return {**ids, "bbox": box, "area": width * height, "segmentation": [corners]}
+
+
 class TinyCoco:
     """Three 40 x 30 images (width x height) with four objects of two classes, ids with gaps."""
 
@@ -27,19 +34,13 @@ class TinyCoco:
                 {"id": n, "file_name": f"{n}.jpg", "width": 40, "height": 30} for n in (3, 1, 2)
             ],
             "categories": [{"id": 7, "name": "dog"}, {"id": 3, "name": "cat"}],
-            "annotations": [],
+            "annotations": [
+                _object(11, 1, 3, [5, 5, 10, 8]),
+                _object(12, 1, 7, [20, 10, 12, 12]),
+                _object(13, 2, 7, [0, 0, 40, 30]),
+                _object(14, 3, 3, [2, 2, 6, 6], iscrowd=1),
+            ],
         }
-        for number, image, category, box, crowd in (
-            (11, 1, 3, [5, 5, 10, 8], 0),
-            (12, 1, 7, [20, 10, 12, 12], 0),
-            (13, 2, 7, [0, 0, 40, 30], 0),
-            (14, 3, 3, [2, 2, 6, 6], 1),
-        ):
-            x, y, width, height = box
-            corners = [x, y, x + width, y, x + width, y + height, x, y + height]
-            entry = {"id": number, "image_id": image, "category_id": category, "bbox": box}
-            entry |= {"area": width * height, "iscrowd": crowd, "segmentation": [corners]}
-            self.content["annotations"].append(entry)
 
     def write(self) -> TinyCoco:
         self.json_file.write_text(json.dumps(self.content))

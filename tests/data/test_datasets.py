@@ -53,17 +53,16 @@ def test_faults_stop_or_are_left_out_of_training_and_evaluation(tiny, caplog):
 
 def test_what_is_written_otherwise_is_read_and_evaluated_so(tiny, caplog):
     tiny.content["annotations"][2]["bbox"] = [-0.5, -0.5, 41, 31]  # out by rounding
-    for each in tiny.content["annotations"]:
-        each["image_id"] = str(each["image_id"])
     for each in tiny.content["images"]:
-        each.update(height=30.0, width="40")
+        each.update(id=str(each["id"]), height=30.0)
     with caplog.at_level(logging.WARNING):
         dataset = coco_dataset(tiny.write().json_file, tiny.images)
     assert [len(record["annotations"]) for record in dataset.records] == [2, 1, 1]
-    assert [(each["height"], each["width"]) for each in dataset.records] == [(30, 40)] * 3
+    sizes = [(each["image_id"], each["height"], each["width"]) for each in dataset.records]
+    assert sizes == [(1, 30, 40), (2, 30, 40), (3, 30, 40)]
     assert dataset.truth is not None
-    assert {each["image_id"] for each in dataset.truth["annotations"]} == {1, 2, 3}
-    assert "7 x number in another form" in caplog.text
+    assert {each["id"] for each in dataset.truth["images"]} == {1, 2, 3}
+    assert "6 x number in another form" in caplog.text
 
 
 def test_boxes_among_masks_are_a_data_set_of_boxes(tiny, caplog):
@@ -86,7 +85,7 @@ def test_keep_takes_what_detectron2_takes(tiny):
     assert [len(record["annotations"]) for record in dataset.records] == [2, 0, 1]
     for value, text in (
         ({"category_id": 8}, "annotation 14: expected a category_id of its categories, got 8"),
-        ({}, "expected bbox, category_id, image_id in all annotations"),
+        ({}, "an entry has no key 'category_id'"),
     ):
         del objects[3]["category_id"]
         objects[3].update(value)

@@ -147,7 +147,7 @@ def test_objects_outside_the_crop_leave_nothing(tiny, fast, mask_format):
     assert instances.image_size == (7, 7)
 
 
-@pytest.mark.parametrize("size", [128, 512])
+@pytest.mark.parametrize("size", [128, pytest.param(512, marks=pytest.mark.slow)])
 def test_same_as_detectron2s_mapper_on_real_images(size):
     try:
         records = coco_mini("val", 32).records

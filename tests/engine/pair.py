@@ -9,7 +9,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 from collections.abc import Callable
-from functools import cache
+from functools import cache, partial
 from multiprocessing import forkserver
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -49,12 +49,15 @@ def as_new() -> None:
     torch.set_num_threads(1)
 
 
-def in_pair(function: Callable[..., Any], *args: Any) -> None:
+def in_pair(function: Callable[..., Any], *args: Any, **options: Any) -> None:
     """Call a function of a module in two ranks (gloo); raise the InputError of one of them."""
     context = fork_server()
     errors = context.SimpleQueue()
     with TemporaryDirectory() as folder:
-        words = [(rank, f"{folder}/store", errors, function, args) for rank in range(2)]
+        words = [
+            (rank, f"{folder}/store", errors, partial(function, *args, **options))
+            for rank in range(2)
+        ]
         ranks = [context.Process(target=_rank, args=each) for each in words]
         for each in ranks:
             each.start()
@@ -66,15 +69,13 @@ def in_pair(function: Callable[..., Any], *args: Any) -> None:
     assert [each.exitcode for each in ranks] == [0, 0]
 
 
-def _rank(
-    rank: int, store: str, errors: Any, function: Callable[..., Any], args: tuple[Any, ...]
-) -> None:
+def _rank(rank: int, store: str, errors: Any, function: Callable[[], Any]) -> None:
     as_new()
     group = {"store": dist.FileStore(store, 2), "rank": rank, "world_size": 2}
     dist.init_process_group("gloo", **group)
     comm.create_local_process_group(2)
     try:
-        function(*args)
+        function()
     except InputError as error:
         errors.put(str(error))
     dist.destroy_process_group()

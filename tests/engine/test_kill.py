@@ -76,11 +76,11 @@ def check_against_undisturbed(runs: Runs, undisturbed: Runs, goal: int) -> None:
         ours, theirs = (read_state(each.folder / name) for each in (runs, undisturbed))
         for key in ours.keys() - {"vitdet"}:
             assert_same(ours[key], theirs[key], f"{name} {key}")
-    records = [
+    ours, theirs = (
         {line["images_seen"]: line for line in numbers(each.folder) if "bbox/AP" in line}
         for each in (runs, undisturbed)
-    ]
-    assert records[0] == records[1]
+    )
+    assert ours == theirs
 
 
 @pytest.mark.parametrize("kills", [15, pytest.param(100, marks=pytest.mark.nightly)])

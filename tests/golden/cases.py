@@ -213,6 +213,10 @@ class Options:
             raise UnsupportedCase(f"{self.place}: no key {key!r}, and it has no default")
         return default
 
+    def several(self, *keys: str) -> dict[str, Any]:
+        """Return the values of keys that must be there."""
+        return {key: self.take(key) for key in keys}
+
     def section(self, key: str) -> Options:
         """Return the options under `key`."""
         return Options(self.take(key), f"{self.place}.{key}")
@@ -227,6 +231,11 @@ class Options:
         ):
             raise UnsupportedCase(f"{self.place}.{key}: expected one of {allowed}, got {value!r}")
         return value
+
+    def fixed(self, **values: Any) -> None:
+        """Take keys that may have these values alone."""
+        for key, value in values.items():
+            self.only(key, (value,), value)
 
     def inert(self, *keys: str) -> None:
         """Mark keys that cannot change what is compared."""

@@ -57,14 +57,10 @@ class Detector(nn.Module):
         return [module for module in found if isinstance(module, nn.Sequential)]
 
 
-def toy_net(channels: int = 4) -> Any:
-    """Return a backbone to stand where a case has none."""
-    return ViT(img_size=16, embed_dim=channels, depth=1, num_heads=1, use_abs_pos=False)
-
-
-def toy_weights(net: nn.Module) -> dict[str, torch.Tensor]:
-    """Return its weights as a file has them."""
-    return {f"backbone.{name}": value.clone() for name, value in net.state_dict().items()}
+def toy_net(channels: int = 4) -> tuple[Any, dict[str, torch.Tensor]]:
+    """Return a backbone to stand where a case has none, and its weights as a file has them."""
+    net = ViT(img_size=16, embed_dim=channels, depth=1, num_heads=1, use_abs_pos=False)
+    return net, {f"backbone.{name}": value.clone() for name, value in net.state_dict().items()}
 
 
 class Outputs:
@@ -126,10 +122,10 @@ def heads(source_format: str) -> dict[str, Callable[[Case, Mode], Built]]:
 
     def built(make: Callable[[Case, Options, Detector], Any], part: str) -> Any:
         def build(case: Case, _: Mode) -> Built:
-            options, model = case.config(), Detector(toy_net())
+            net, beside = toy_net()
+            options, model = case.config(), Detector(net)
             call = make(case, options, model)
             options.done()
-            beside = toy_weights(model.get_submodule("backbone.net"))
             weights = load(case, model, source_format, f"{part}.", beside)
             return Built(model, lambda images: (call(images), {}), weights)
 
@@ -231,8 +227,7 @@ class OldOptions:
             "window_size": 14,
             "global_block_indexes": [i for i in range(depth) if (i + 1) % interval == 0],
         }
-        options.only("norm_layer", (None,), None)
-        options.only("hybrid_backbone", (None,), None)
+        options.fixed(norm_layer=None, hybrid_backbone=None)
         # Off in evaluation, a way to compute, or accepted without effect.
         options.inert("drop_rate", "attn_drop_rate", "use_checkpoint", "num_classes", "pretrained")
         options.inert("use_rel_pos_bias", "use_shared_rel_pos_bias", "out_indices")

@@ -26,7 +26,6 @@ from .mmdet import (
     scaled_q,
     top_block,
     toy_net,
-    toy_weights,
     with_top,
 )
 
@@ -98,8 +97,7 @@ def pyramid(case: Case, mode: Mode) -> Built:
             neck.only("scale_factors", (levels,), levels)
     formats = {"mmdet3_vitdet": "mmdet3", "easycv": "easycv_old" if old else "easycv"}
     source_format, prepare, prefix = formats[case.family], None, "neck."
-    net: Any = toy_net(channels)
-    beside = toy_weights(net)
+    net, beside = toy_net(channels)
     if not alone:
         net, source_format, prepare = _net(case, config.section("backbone"), mode)
         assert net.output_shape()["last_feat"].channels == channels
@@ -110,8 +108,7 @@ def pyramid(case: Case, mode: Mode) -> Built:
         more |= {"halve_channels": False, "upsample_norm": "LN", "upsample_norm_eps": 1e-6}
     ours = SimpleFeaturePyramid(net, out_channels=neck.take("out_channels"), **more)
     top = top_block(neck)
-    neck.only("conv_cfg", (None,), None)
-    neck.only("act_cfg", (None,), None)
+    neck.fixed(conv_cfg=None, act_cfg=None)
     neck.done()
     config.done()
     model = Detector(net, ours)
@@ -143,8 +140,7 @@ def vitae_vit(case: Case, mode: Mode) -> Built:
     if case.info["model"] == "ViT":
         net = ViT(**mode.of(options.vit(config, case.info["tensors"])))
     else:
-        config.only("use_abs_pos_emb", (True,), True)  # without, the published code crashes
-        config.only("frozen_stages", (-1,), -1)
+        config.fixed(use_abs_pos_emb=True, frozen_stages=-1)  # without, the published code crashes
         config.inert("init_values")  # accepted without effect
         net = ViTAE(**mode.of(options.arguments))
     config.done()
@@ -228,10 +224,9 @@ def vitae_fpn(case: Case, _: Mode) -> Built:
     channels = options.take("in_channels")
     options.only("in_channels", ([channels[0]] * 4,))
     top = top_block(options)
-    net = toy_net(channels[0])
+    net, beside = toy_net(channels[0])
     ours = vitae_pyramid(net, norm=norm, norm_eps=eps, out_channels=options.take("out_channels"))
-    options.only("start_level", (0,), 0)
-    options.only("add_extra_convs", (False,), False)
+    options.fixed(start_level=0, add_extra_convs=False)
     options.done()
     model = Detector(net, ours)
 
@@ -249,7 +244,7 @@ def vitae_fpn(case: Case, _: Mode) -> Built:
 
     fine, middle = model.levels()[:2]  # these deconvolutions lie inside the backbone in a file
     places = {"fpn1.0": fine[0], "fpn1.1.ln": fine[1], "fpn1.3": fine[3], "fpn2.0": middle[0]}
-    beside = toy_weights(net) | {
+    beside |= {
         f"backbone.{place}.{name}": value.detach().clone()
         for place, module in places.items()
         for name, value in module.state_dict().items()

@@ -190,10 +190,10 @@ def streampetr_vit(case: Case, mode: Mode) -> Built:
     options.done()
     vit = EVA02ViT(**mode.of(arguments))
     recorder = Recorder(vit)
-    # It numbers the levels as if every patch had 16 pixels; ours are named by their strides.
-    shift = 4 - int(math.log2(vit.patch_size))
     model = vit if pyramid is None else _streampetr_pyramid(pyramid, vit)
     root = "" if pyramid is None else "net."
+    # It numbers the levels as if every patch had 16 pixels; ours are named by their strides.
+    shift = 4 - int(math.log2(vit.patch_size))
 
     def ours(name: str) -> str:
         if not name.startswith("adapter.simfp_"):
@@ -215,11 +215,10 @@ def streampetr_vit(case: Case, mode: Mode) -> Built:
 
 
 def _streampetr_pyramid(options: Options, vit: PlainViT) -> SimpleFeaturePyramid:
-    channels = vit.output_shape()[vit.out_feature].channels
-    options.only("in_channels", (channels,), 1024)
+    options.only("in_channels", (vit.output_shape()[vit.out_feature].channels,), 1024)
     indices = options.take("out_indices", (2, 3, 4, 5))
     scales = options.take("scale_factors", (4, 2, 1, 0.5))
-    options.only("top_block", (None,), None)
+    options.fixed(top_block=None)
     arguments = {
         "in_feature": vit.out_feature,
         "scale_factors": [scale for scale in scales if int(math.log2(16 / scale)) in indices],
@@ -287,10 +286,8 @@ def timm_vit(case: Case, mode: Mode) -> Built:
     }
     if not is_map:
         options.only("fc_norm", (None, False), None)
-    for key in ("qk_norm", "scale_attn_norm", "scale_mlp_norm"):
-        options.only(key, (False,), False)
-    options.only("proj_bias", (True,), True)
-    options.only("embed_norm_layer", (None,), None)
+    options.fixed(qk_norm=False, scale_attn_norm=False, scale_mlp_norm=False)
+    options.fixed(proj_bias=True, embed_norm_layer=None)
     options.inert("pool_include_prefix", "weight_init", "fix_init", "fc_norm")
     options.done()
     vit = ViT(**mode.of(arguments))
@@ -310,7 +307,6 @@ def timm_eva(case: Case, mode: Mode) -> Built:
     # without pooling the norm stands after the blocks unless a case says otherwise
     final = options.only("use_post_transformer_norm", (True, False, None), None)
     pre_norm = options.only("use_pre_transformer_norm", BOTH, False)
-    inner_attn_norm = options.only("scale_attn_inner", BOTH if is_map else (False,), False)
     arguments |= {
         "use_abs_pos": options.only("use_abs_pos_emb", BOTH, True),
         "pre_norm": pre_norm,
@@ -320,22 +316,17 @@ def timm_eva(case: Case, mode: Mode) -> Built:
         "rope_pretrain_grid": options.take("ref_feat_shape", None),
         "rope_resize": "stretch",
         "split_qkv": split and is_map,
-        "inner_attn_norm": inner_attn_norm,
+        "inner_attn_norm": options.only("scale_attn_inner", BOTH if is_map else (False,), False),
         "inner_attn_norm_eps": arguments["norm_eps"],
     }
     if not is_map:
         options.only("use_fc_norm", (False, None), None)
     elif not (split and gated and inner_norm) or dinov3 or pre_norm or arguments["layer_scale"]:
         raise UnsupportedCase(f"{case.name}: a map of another network than EVA-02")
-    for key in ("qk_norm", "use_post_norm"):
-        options.only(key, (False,), False)
-    for key in ("swiglu_align_to", "rope_grid_offset"):
-        options.only(key, (0,), 0)
-    for key in ("num_kv_heads", "rope_mrope_section"):
-        options.only(key, (None,), None)
+    options.fixed(qk_norm=False, use_post_norm=False, swiglu_align_to=0, rope_grid_offset=0)
+    options.fixed(num_kv_heads=None, rope_mrope_section=None, attn_type="eva")
+    options.fixed(rope_grid_indexing="ij")
     options.only("attn_only_layer_scale", BOTH if is_map else (False,), False)
-    options.only("attn_type", ("eva",), "eva")
-    options.only("rope_grid_indexing", ("ij",), "ij")
     options.inert("head_init_scale", "attn_pool_num_heads", "attn_pool_mlp_ratio", "use_fc_norm")
     options.inert("rope_shift_coords", "rope_jitter_coords", "rope_rescale_coords")
     options.done()

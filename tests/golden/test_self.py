@@ -65,13 +65,6 @@ def rel_pos_of_scaled_q(model: nn.Module, _: Patch) -> None:
             table.data *= table.shape[1] ** -0.5
 
 
-def rel_pos_swapped(model: nn.Module, _: Patch) -> None:
-    tables = {name: value for name, value in model.named_parameters() if "rel_pos_h" in name}
-    for name, table in tables.items():
-        other = model.get_parameter(f"{name[:-1]}w")
-        table.data, other.data = other.data, table.data
-
-
 def rel_pos_aligned_corners(_: nn.Module, patch: Patch) -> None:
     def interpolate(table: torch.Tensor, **options: Any) -> torch.Tensor:
         options["align_corners"] = True
@@ -82,10 +75,6 @@ def rel_pos_aligned_corners(_: nn.Module, patch: Patch) -> None:
 
 def pos_embed_antialias(model: nn.Module, _: Patch) -> None:
     _set(model, PlainViT, "pos_embed_resize", "bicubic_antialias")
-
-
-def pos_embed_left_out(model: nn.Module, _: Patch) -> None:
-    model.get_parameter("pos_embed").data.zero_()
 
 
 def window_padding_above(_: nn.Module, patch: Patch) -> None:
@@ -116,11 +105,6 @@ def anchors_moved(model: nn.Module, _: Patch) -> None:
     model.get_submodule("proposal_generator.anchor_generator").offset = 0.5  # pyright: ignore
 
 
-def roi_not_aligned(model: nn.Module, _: Patch) -> None:
-    for pooler in model.get_submodule("roi_heads.box_pooler.level_poolers").children():
-        pooler.aligned = False  # pyright: ignore[reportAttributeAccessIssue, reportArgumentType]
-
-
 def stage_weights(model: nn.Module, _: Patch) -> None:
     predictor = model.get_submodule("roi_heads.box_predictor.1")
     predictor.box2box_transform.weights = (10, 10, 5, 5)  # pyright: ignore
@@ -133,10 +117,8 @@ SPOILT: list[tuple[Callable[[nn.Module, Patch], None], str, str]] = [
     (one_weight, "detectron2/vit_small_input", "grad_norm/blocks.1.norm2.weight"),
     (tanh_gelu, "detectron2/vit_plain", "last_feat"),
     (rel_pos_of_scaled_q, "detectron2/vit_rel_pos", "extra/blocks.0"),
-    (rel_pos_swapped, "detectron2/vit_rel_pos", "extra/blocks.0"),
     (rel_pos_aligned_corners, "detectron2/vit_rel_pos_resized", "extra/blocks.2"),
     (pos_embed_antialias, "detectron2/vit_window", "extra/tokens_with_pos"),
-    (pos_embed_left_out, "detectron2/vit_no_cls", "extra/tokens_with_pos"),
     (window_padding_above, "detectron2/vit_rel_pos", "extra/blocks.0"),
     (window_padding_above, "detectron2/vit_rel_pos", "grad_input"),
     (propagation_left_out, "detectron2/vit_residual", "extra/blocks.1"),
@@ -144,7 +126,6 @@ SPOILT: list[tuple[Callable[[nn.Module, Patch], None], str, str]] = [
     (gradient_cut, "detectron2/vit_plain", "grad_input"),
     (channel_norm_eps, "detectron2/simple_feature_pyramid", "p2"),
     (anchors_moved, "detectron2/cascade_mask_rcnn", "extra/rpn.anchors.p2"),
-    (roi_not_aligned, "detectron2/cascade_mask_rcnn", "box.stage0.scores"),
     (stage_weights, "detectron2/cascade_mask_rcnn", "extra/box.stage2.proposals"),
 ]
 
@@ -243,14 +224,6 @@ def test_values_shapes_and_nan() -> None:
     )
     y[0, 0] = torch.nan
     assert failing(compare_toy(toy_case({}), y)) == ["loss", "stats/y", "y"]
-
-
-def test_entries_between_the_stored_ones_count() -> None:
-    case = toy_case({"y": np.array([0, 5], np.float32)}, subsampled={"stride": {"y": 5}})
-    assert failing(compare_toy(case)) == []
-    y = torch.arange(6.0).view(2, 3)
-    y[1, 1] = 0.0
-    assert failing(compare_toy(case, y)) == ["stats/y"]
 
 
 def test_stored_keys_must_be_compared() -> None:

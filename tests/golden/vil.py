@@ -204,10 +204,9 @@ def fpn(case: Case, mode: Mode) -> Built:
     """Build detectron2's FPN on the backbone, for Mask R-CNN or RetinaNet."""
     options = case.config()
     msvit = options.section("MSVIT")
-    names = {"arch": "ARCH", "attn_type": "ATTN_TYPE", "only_glo": "ONLY_GLOBAL"}
-    names |= {"sharew": "SHARE_W", "share_kv": "SHARE_KV", "sw_exact": "SW_EXACT"}
-    names |= {"ln_eps": "LN_EPS", "mode": "MODE", "redraw_interval": "REDRAW_INTERVAL"}
-    values = {ours: msvit.take(theirs) for ours, theirs in names.items()}
+    names = ["ARCH", "ATTN_TYPE", "SHARE_KV", "SW_EXACT", "LN_EPS", "MODE", "REDRAW_INTERVAL"]
+    values = {name.lower(): msvit.take(name) for name in names}
+    values |= {"only_glo": msvit.take("ONLY_GLOBAL"), "sharew": msvit.take("SHARE_W")}
     msvit.done()
     names = {"img_size": "MAX_SIZE_TRAIN", "drop_path_rate": "DROP_PATH", "avg_pool": "AVG_POOL"}
     names |= {"norm_embed": "NORM_EMBED", "out_features": "OUT_FEATURES"}

@@ -153,9 +153,6 @@ def test_cut_anywhere(monkeypatch, size, with_rel_pos):
         results.append([out, *(each.grad for each in inputs)])
     for ours, expected in zip(*results, strict=True):
         torch.testing.assert_close(ours, expected, rtol=0, atol=1e-12)
-    few = q[:, :, :4]
-    got = attention(few, k, v, backend="blocks")
-    torch.testing.assert_close(got, eager(few, k, v, None, D**-0.5), rtol=0, atol=1e-12)
 
 
 def test_scores_far_from_zero_and_no_images():
@@ -165,30 +162,6 @@ def test_scores_far_from_zero_and_no_images():
     torch.testing.assert_close(got, eager(40 * q, k, v, rel_pos, 1.0))
     empty = torch.zeros(0, N, L, D)
     assert blocks.attention(empty, empty, empty, None, 1.0).shape == (0, N, L, D)
-
-
-def test_gradients_of_gradients_are_refused():
-    q, k, v, h, w = tensors()
-    out = blocks.attention(q, k, v, RelPos(h, w), 1.0)
-    (grad,) = torch.autograd.grad(out.square().sum(), q, create_graph=True)
-    with pytest.raises(RuntimeError, match="once_differentiable"):
-        grad.sum().backward()
-
-
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_few_bits_are_computed_with_more(dtype):
-    short = [each.detach().to(dtype).requires_grad_() for each in tensors()]
-    exact = [each.detach().double().requires_grad_() for each in short]
-    with torch.autocast("cpu", torch.bfloat16):
-        got = blocks.attention(*short[:3], RelPos(*short[3:]), 0.3)
-        got.sum().backward()
-    expected = eager(*exact[:3], RelPos(*exact[3:]), 0.3)
-    expected.sum().backward()
-    rounding = torch.finfo(dtype).eps  # of the result alone
-    torch.testing.assert_close(got.double(), expected, rtol=rounding, atol=1e-5)
-    for ours, theirs in zip(short, exact, strict=True):
-        assert ours.grad.dtype == got.dtype == dtype
-        torch.testing.assert_close(ours.grad.double(), theirs.grad, rtol=rounding, atol=1e-5)
 
 
 def test_automatic_takes_blocks_with_positions_on_a_cpu():

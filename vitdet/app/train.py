@@ -1,15 +1,15 @@
 """`vitdet train --data FOLDER`: a detector for your own images, from one command.
 
-Finds the data, puts a validation part aside where there is none, chooses a recipe of configs/own
-for the size, and starts what train_net.py starts. Everything that was chosen is printed, with the
-train_net.py command that does the same.
+Everything that is chosen is printed, with the train_net.py command that does the same.
 """
 
 from __future__ import annotations
 
 import argparse
 import gc
+import json
 import os
+import re
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,17 +17,19 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
-import yaml
+from omegaconf import DictConfig
 
-from vitdet import checkpoint
+from vitdet import weights
 from vitdet.app import convert
-from vitdet.config import load_config
+from vitdet.app.follow import net_settings, pixels
+from vitdet.config import backbone_settings, load_config
 from vitdet.data.formats import FORMATS
 from vitdet.data.prepare import Prepared, prepare_data
 from vitdet.engine.dry_run import DoesNotFitError
 from vitdet.engine.launch import launch
 from vitdet.engine.run import alone_in, train
 from vitdet.utils.checks import InputError
+from vitdet.utils.files import replacing
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs" / "own"
 SIZES = {"tiny": "eva02_tiny", "small": "vitdet_s", "base": "vitdet_b", "large": "vitdet_l"}
@@ -42,10 +44,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--data", type=Path, required=True, metavar="FOLDER", help=data)
     add("--format", choices=list(FORMATS), help="of the data; left out: found out")
     add("--images", type=Path, metavar="DIR", help="images, where they are not with the labels")
-    size = "base" if torch.cuda.is_available() else "tiny"
-    what = "of the model: tiny on a CPU, else base (default %(default)s)"
-    add("--size", choices=list(SIZES), default=size, help=what)
-    add("--weights", type=Path, metavar="FILE", help="to start from, of any known format")
+    what = "of the model (default: that of --weights; without, tiny on a CPU, else base)"
+    add("--size", choices=list(SIZES), help=what)
+    what = "to start from: a file of any known format, or a folder of the hub"
+    add("--weights", type=Path, metavar="FILE", help=what)
     add("--epochs", type=float, metavar="N", help=f"rounds of the data (default {_EPOCHS})")
     add("--batch", type=int, metavar="N", help="images a step; left out: what fits")
     empty = "train with a validation part without objects"
@@ -92,14 +94,56 @@ def _run(args: argparse.Namespace, place: Path) -> None:
             allow_empty=args.allow_empty,
         )
     print(*(f"data         {note}" for note in data.notes), sep="\n", flush=True)
+    args.overrides[:0] = _following(args, place)
     recipe = recipe_of(args.size, masks=data.masks)
-    overrides = [*_choices(args, recipe, data), *args.overrides]
+    cfg = load_config(recipe, args.overrides)
+    changes = _choices(args, cfg, data)
     if args.weights and not args.resume:
-        start = _start(args, place, recipe, data)
-        overrides.insert(0, _setting("train.init_checkpoint", start))
-    overrides = _fitting(args, recipe, overrides)
+        changes["train.init_checkpoint"] = _start(args, place, recipe, data)
+    if not args.batch and _BATCH not in _keys(args) and cfg.train.device != "cpu":
+        changes |= _that_fits(args, cfg, recipe, changes)
+    overrides = _overrides(args, changes)
     _print_choices(args, place, recipe, overrides, data)
     launch(_train, args.num_gpus, args=(str(recipe), overrides, args.resume, args.dry_run))
+
+
+def _following(args: argparse.Namespace, place: Path) -> list[str]:
+    """Set the size, and return the changes by which the recipe's backbone is that of the weights.
+
+    A run that is resumed has both from its first start.
+    """
+    record = args.out / "start.json"
+    if args.resume and record.is_file():
+        try:
+            kept = json.loads(record.read_text(encoding="utf-8"))
+            args.size, changes = str(kept["size"]), [str(each) for each in kept["overrides"]]
+        except (ValueError, LookupError, TypeError) as error:
+            raise InputError(
+                f"{record}: it cannot be read ({error!r}). Start the run anew."
+            ) from error
+        return changes
+    found = weights.read(args.weights) if args.weights else weights.Weights({})
+    source, net = f"--weights {args.weights}", {}
+    if args.weights:
+        net = net_settings(found.content, found.config, source=source)
+    width = net.get("embed_dim", 0)
+    fitting = "small" if width <= 384 else "base" if width <= 768 else "large"
+    usual = "base" if torch.cuda.is_available() else "tiny"
+    args.size = args.size or (fitting if net else usual)
+    if not net:
+        return []
+    if args.size == "tiny":
+        sizes = "small, base or large for the weights of a foundation model"
+        raise InputError(f"--size: expected {sizes}, got tiny. Leave it out: {fitting} is theirs.")
+    cfg = load_config(recipe_of(args.size, masks=False))
+    now = backbone_settings(cfg.model)
+    changes = {f"backbone.net.{key}": value for key, value in net.items() if now[key] != value}
+    changes |= pixels(found.config, found.preprocessor)
+    lines = [_setting(f"model.{key}", value) for key, value in changes.items()]
+    place.mkdir(parents=True, exist_ok=True)
+    with replacing(place / record.name) as partial:
+        partial.write_text(json.dumps({"size": args.size, "overrides": lines}) + "\n")
+    return lines
 
 
 def recipe_of(size: str, *, masks: bool) -> Path:
@@ -107,9 +151,8 @@ def recipe_of(size: str, *, masks: bool) -> Path:
     path = CONFIGS / f"{'mask' if masks else 'faster'}_rcnn_{SIZES[size]}.py"
     if not CONFIGS.with_suffix(".py").is_file():  # the table of which it is a row
         raise InputError(
-            f"recipes of vitdet train: expected the file {path}, got nothing at this path. They "
-            "are part of the project's checkout: install vitdet from it by `pip install "
-            "--editable .` (or `python .ci/bootstrap.py --here`)."
+            f"recipes of vitdet train: expected the file {path}, got nothing. They are part of the "
+            "project's checkout: install vitdet from it by `pip install --editable .`."
         )
     return path
 
@@ -132,9 +175,11 @@ def _check(args: argparse.Namespace) -> None:
         )
 
 
-def _choices(args: argparse.Namespace, recipe: Path, data: Prepared) -> list[str]:
+# --- the changes to the recipe --------------------------------------------------------------------
+
+
+def _choices(args: argparse.Namespace, cfg: DictConfig, data: Prepared) -> dict[str, Any]:
     """Return the changes to the recipe that data and options ask for."""
-    cfg, given = load_config(recipe, args.overrides), _keys(args)
     usual = cfg.dataloader.train.total_batch_size
     batch = args.batch or usual
     while not args.batch and batch > max(data.num_images, args.num_gpus):
@@ -150,45 +195,36 @@ def _choices(args: argparse.Namespace, recipe: Path, data: Prepared) -> list[str
         "dataloader.test.dataset.images": data.val[1],
         "train.output_dir": str(args.out.absolute()),
         "train.seed": args.seed,
-        "train.epochs": args.epochs or _EPOCHS,
     }
-    if "train.num_images" in given:
-        if args.epochs is not None:
-            raise InputError(
-                f"length of the training: expected one word, got --epochs {args.epochs:g} and "
-                "train.num_images. Leave one of them out."
-            )
-        found.pop("train.epochs")
-    if batch != usual:
-        found |= _of_batch(batch, cfg.optimizer.lr * batch / usual)
-    return [_setting(key, value) for key, value in found.items() if key not in given]
-
-
-def _keys(args: argparse.Namespace) -> set[str]:
-    return {override.partition("=")[0] for override in args.overrides}
+    if "train.num_images" not in _keys(args):
+        found["train.epochs"] = args.epochs or _EPOCHS
+    elif args.epochs is not None:
+        got = f"--epochs {args.epochs:g} and train.num_images. Leave one of them out."
+        raise InputError(f"length of the training: expected one word, got {got}")
+    return found if batch == usual else found | _of_batch(batch, cfg.optimizer.lr * batch / usual)
 
 
 def _of_batch(batch: int, lr: float) -> dict[str, Any]:
     return {_BATCH: batch, "train.reference_batch": batch, "optimizer.lr": float(f"{lr:.4g}")}
 
 
-def _fitting(args: argparse.Namespace, recipe: Path, overrides: list[str]) -> list[str]:
-    """Return the overrides with a batch that fits on a GPU, found by real steps of one process.
+def _that_fits(
+    args: argparse.Namespace, cfg: DictConfig, recipe: Path, changes: dict[str, Any]
+) -> dict[str, Any]:
+    """Return the changes for a batch that fits on a GPU, found by real steps of one process.
 
     Raises:
         DoesNotFitError: not even one image fits.
     """
-    cfg, given = load_config(recipe, overrides), _keys(args)
-    on_gpu = cfg.train.device != "cpu" and torch.cuda.is_available()
-    if args.batch or _BATCH in given or not on_gpu:
-        return overrides
-    first = share = cfg.dataloader.train.total_batch_size // args.num_gpus
-    chosen: list[str] = []
-    while True:
+    usual = cfg.dataloader.train.total_batch_size
+    batch = changes.get(_BATCH, usual)
+    found: dict[str, Any] = {}
+    while torch.cuda.is_available():
+        share = batch // args.num_gpus
         try:
-            words = [*overrides, *chosen, f"{_BATCH}={share}"]
+            words = _overrides(args, changes | found | {_BATCH: share})
             _train(str(recipe), words, args.resume, dry_run=True)
-            return [*overrides, *chosen]
+            break
         except DoesNotFitError as error:
             if share == 1:
                 raise
@@ -196,19 +232,25 @@ def _fitting(args: argparse.Namespace, recipe: Path, overrides: list[str]) -> li
         finally:
             gc.collect()  # what the step has left
             torch.cuda.empty_cache()
-        share //= 2
-        found = _of_batch(share * args.num_gpus, cfg.optimizer.lr * share / first)
-        chosen = [_setting(key, value) for key, value in found.items() if key not in given]
+        batch = share // 2 * args.num_gpus
+        found = _of_batch(batch, cfg.optimizer.lr * batch / usual)
+    return found
+
+
+def _overrides(args: argparse.Namespace, changes: dict[str, Any]) -> list[str]:
+    """Return key=value for each change that the user's own do not name, and the user's own."""
+    ours = [_setting(key, value) for key, value in changes.items() if key not in _keys(args)]
+    return [*ours, *args.overrides]
+
+
+def _keys(args: argparse.Namespace) -> set[str]:
+    return {override.partition("=")[0] for override in args.overrides}
 
 
 def _setting(key: str, value: Any) -> str:
-    """Return key=value; text that YAML would not read as text, or as a number, is put in quotes."""
-    try:
-        read = yaml.safe_load(value) if isinstance(value, str) else value
-        plain = read == value or isinstance(read, bool | int | float)
-    except yaml.YAMLError:
-        plain = False
-    return f"{key}={value}" if plain else f"{key}='" + value.replace("'", "''") + "'"
+    """Return key=value; what YAML could read as something else than text stands in quotes."""
+    text = value if re.fullmatch(r"[\w./-]+", str(value)) else json.dumps(value)
+    return f"{key}={text}"
 
 
 def _start(args: argparse.Namespace, place: Path, recipe: Path, data: Prepared) -> str:
@@ -218,24 +260,25 @@ def _start(args: argparse.Namespace, place: Path, recipe: Path, data: Prepared) 
     detector of ours with other classes the rows of those that both have are carried over, and
     everything that belongs to no class. Of any other file the backbone is taken.
     """
-    about = checkpoint.read(args.weights).get("vitdet")
+    about = weights.read(args.weights).content.get("vitdet")
     names = about.get("class_names") if isinstance(about, dict) else None
     if isinstance(about, dict) and (names is None or tuple(names) == data.class_names):
         return str(args.weights)
     place.mkdir(parents=True, exist_ok=True)
     output = place / "start.pth"
-    how = ["--target-classes", data.train[0], "--new-classes"] if names else ["--backbone-only"]
-    files = ["--source-model", str(args.weights), "--output-model", str(output)]
-    words = [*files, "--config-file", str(recipe), *how, *args.overrides]
+    how = ["--backbone-only", "--resize-patch-embed"]
+    if names:
+        how = ["--target-classes", data.train[0], "--new-classes"]
+    words = ["--source-model", str(args.weights), "--output-model", str(output)]
+    words += ["--config-file", str(recipe), *how, *args.overrides]
     try:
         convert.convert_file(convert.parse(words))
     except InputError as error:
         why = str(error).removeprefix(f"{args.weights}: ")
         if "--" in why:
             why += " These options are those of `vitdet convert`, whose output --weights takes."
-        raise InputError(
-            f"--weights {args.weights}: it does not fit {recipe.name} (--size {args.size}): {why}"
-        ) from error
+        fits = f"it does not fit {recipe.name} (--size {args.size})"
+        raise InputError(f"--weights {args.weights}: {fits}: {why}") from error
     return str(output)
 
 

@@ -19,9 +19,8 @@ from torch.utils.checkpoint import checkpoint
 from vitdet.backbones.base import LayeredBackbone, check_indexes, init_linear
 from vitdet.backbones.block import Attention, Block
 from vitdet.layers.attention import check_backend
-from vitdet.layers.linear import Linear
 from vitdet.layers.norms import layer_norm
-from vitdet.layers.parts import Mlp, drop_path_rates
+from vitdet.layers.parts import Linear, Mlp, drop_path_rates
 from vitdet.layers.positions import RelPosResize
 from vitdet.utils.checks import InputError, check_word
 from vitdet.utils.precision import no_autocast
@@ -32,8 +31,7 @@ ReductionKind = Literal["performer", "performer_less"]
 class PyramidReduction(nn.Module):
     """Strided convolutions of several dilations beside each other (ViTAE, Sec. 3.2).
 
-    `stride` rounds a side that it does not divide up. Raises an InputError for kernels that leave
-    pixels out between them.
+    `stride` rounds a side that it does not divide up.
     """
 
     def __init__(
@@ -190,10 +188,6 @@ class ViTAES(LayeredBackbone):
             BatchNorm then sees each batch twice.
         attention_backend: kernel, see `vitdet.layers.attention`.
         out_feature: name of the output.
-
-    Raises:
-        InputError: lists of different lengths, an index outside the cells, sizes that do not fit,
-            an unknown backend.
     """
 
     def __init__(

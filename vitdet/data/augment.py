@@ -116,11 +116,7 @@ class View:
         return min(old / new for old, new in zip(self.source, self.resized, strict=True))
 
     def then(self, transform: T.Transform) -> View:
-        """Return the view after one more transform of detectron2.
-
-        Raises:
-            InputError: a transform of another kind, or out of order.
-        """
+        """Return the view after one more transform; another kind or order is an InputError."""
         if isinstance(transform, T.TransformList):
             view = self
             for each in transform.transforms:
@@ -185,10 +181,7 @@ class View:
         return np.minimum(ordered.clip(min=0), (*self.size[::-1], *self.size[::-1]))
 
     def masks(self, segmentations: Sequence[Any]) -> list[Drawn]:
-        """Draw objects into the view: of each a list of polygons, or run lengths of the source.
-
-        Of each there are a tight box and the pixels in it; an empty box where nothing is left.
-        """
+        """Draw objects, each a list of polygons or run lengths, into the view; some are empty."""
         listed = [each if isinstance(each, list) else [] for each in segmentations]
         polygons: list[list[np.ndarray]] = [[] for _ in listed]
         if any(listed):  # all points at once
@@ -244,10 +237,9 @@ class _Sizes:
 
 
 def draw_view(augmentations: T.AugmentationList, source: Size) -> tuple[View, T.TransformList]:
-    """Let augmentations draw their random numbers for an image of (height, width) `source`.
+    """Let augmentations draw the same random numbers as for an image of (height, width) `source`.
 
-    They draw the same numbers in the same order as when they are given the image. Anything but
-    flip, resize and crop, in this order, is an InputError.
+    Anything but flip, resize and crop, in this order, is an InputError.
     """
     sizes: Any = _Sizes(source)
     transforms: Any = augmentations(sizes)
@@ -255,10 +247,9 @@ def draw_view(augmentations: T.AugmentationList, source: Size) -> tuple[View, T.
 
 
 def _cropped(polygon: np.ndarray, crop: tuple[int, int, int, int]) -> list[np.ndarray]:
-    """Cut a polygon (points, 2) at the edges of a crop; its pieces in the crop's coordinates.
+    """Cut a polygon (points, 2) as fvcore's CropTransform; pieces in the crop's coordinates.
 
-    Most lie wholly inside or outside. For the others, and for those that cross themselves, the cut
-    is that of fvcore's CropTransform.
+    Most lie wholly inside or outside, which is seen sooner.
     """
     top, left, height, width = crop
     near, far = np.array([[left, top], [left + width, top + height]])
@@ -321,11 +312,8 @@ def _tight(top: int, left: int, pixels: np.ndarray) -> Drawn:
 def _part(old: int, new: int, first: int, count: int) -> tuple[int, int, int]:
     """Find the part of a row of `old` pixels that some of the `new` are interpolated from.
 
-    A part may be enlarged by itself when it begins where an edge between two pixels of the enlarged
-    row lies, nearly: it is taken a little longer for that, at most from the image's own edge.
-
-    Returns:
-        Begin and end of the part, and the place of the new pixel `first` in the enlarged part.
+    It begins where, nearly, an edge between two new pixels lies. Returned are its begin and end,
+    and the place of the new pixel `first` in the enlarged part.
     """
     scale = new / old
     leftmost = max(0, int((first + 0.5) / scale - 0.5))

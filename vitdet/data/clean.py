@@ -69,7 +69,7 @@ def clean(
     Args:
         content: {"images", "annotations", "categories"}, lists of objects; not changed.
         images: the folder that file names are relative to.
-        source: where the content comes from, for error messages.
+        source: where the content comes from, for messages.
         style: "lvis" where file names are in `coco_url`.
         boxes: how they are written; "ask": x, y, width, height, unless they look otherwise.
         without_mask: "drop" leaves out objects without a mask, where others have one.
@@ -103,14 +103,14 @@ class Checked:
     """A data set and what was found in it."""
 
     data: Found
-    findings: list[tuple[str, Finding]]  # each with its part
+    findings: list[Finding]
     cleaned: dict[str, Cleaned] = field(repr=False)  # {part: the result of the pass}
     files: dict[str, dict[str, ImageFile]] = field(repr=False)  # {part: {file name: what it is}}
 
     @property
-    def faults(self) -> list[tuple[str, Finding]]:
+    def faults(self) -> list[Finding]:
         """The findings that are faults."""
-        return [each for each in self.findings if KINDS[each[1].kind].severity == "fault"]
+        return [each for each in self.findings if KINDS[each.kind].severity == "fault"]
 
 
 def check_data(
@@ -118,13 +118,7 @@ def check_data(
 ) -> Checked:
     """Look at every label and every image file of a data set.
 
-    Args:
-        data: what `find_data` returned.
-        progress: called with (files seen, files) from time to time.
-        boxes: how boxes are written, see `clean`.
-
-    Raises:
-        InputError: labels that are not in COCO's layout at all.
+    `progress` is called with (files seen, files) after each; `boxes` are those of `clean`.
     """
     checked = Checked(data, [], {}, defaultdict(dict))
     total = sum(len(part.content["images"]) for part in data.parts.values())
@@ -145,9 +139,9 @@ def check_data(
             if text not in known
         ]
         every = (*found.findings, *others, *_of_images(found.content, files))
-        checked.findings.extend((split, each) for each in every)
+        checked.findings.extend(each._replace(split=split) for each in every)
     for first, second in combinations(data.parts, 2):
-        checked.findings.extend((first, each) for each in _in_both(checked, first, second))
+        checked.findings.extend(_in_both(checked, first, second))
     return checked
 
 
@@ -213,7 +207,8 @@ def _in_both(checked: Checked, first: str, second: str) -> Iterator[Finding]:
         if other := theirs.get(checked.files[first][name].digest):
             got, done = f"the bytes of {other} of {second}", f"leaves {first} with its objects"
             kind, lost = "image in two parts", objects[number]
-            yield Finding(kind, where(number, name), got, done, number, lost=lost)
+            place = where(number, name)
+            yield Finding(kind, place, got, done, number, lost=lost, split=first)
 
 
 # --- a repaired copy ------------------------------------------------------------------------------
@@ -225,24 +220,20 @@ def write_repaired(checked: Checked, output: Path) -> Counter[str]:
     The folder appears when it is complete; repairs.json in it lists what was done. Everything in it
     is a new file: a link to an original could be written through, by whatever opens it later.
 
-    Args:
-        checked: a data set and its findings.
-        output: a folder that is not there yet, or is empty, outside the data set.
-
     Returns:
         {kind: how many objects, or for masks masks, the copy has lost by it}.
 
     Raises:
-        InputError: a folder that cannot be used, or boxes of which it is not known how they are
-            written.
+        InputError: a folder that is not new or empty and apart from the data, or boxes of which it
+            is not known how they are written.
     """
     check_output(checked.data, output)
-    for split, each in checked.findings:
+    for each in checked.findings:
         if each.kind in BOXES:
+            source, text = checked.data.parts[each.split].source, KINDS[each.kind].text
             raise InputError(
-                f"{checked.data.parts[split].source}: {KINDS[each.kind].text}, got {each.got}. Say "
-                f"how they are written: --boxes {BOXES[each.kind]}, or --boxes xywh if they are "
-                "x, y, width, height in pixels all the same."
+                f"{source}: {text}, got {each.got}. Say how they are written: --boxes "
+                f"{BOXES[each.kind]}, or --boxes xywh if they are in pixels all the same."
             )
     partial = output.with_name(f".{output.name[:_LONGEST_NAME]}.{os.getpid()}.partial")
     try:
@@ -250,8 +241,8 @@ def write_repaired(checked: Checked, output: Path) -> Counter[str]:
         for split in checked.data.parts:
             _write_part(checked, split, partial)
         done = [
-            {"kind": each.kind, "split": split, "where": each.where, "done": each.done}
-            for split, each in checked.findings
+            {key: getattr(each, key) for key in ("kind", "split", "where", "done")}
+            for each in checked.findings
             if each.done
         ]
         text = json.dumps(done, indent=1) + "\n"
@@ -267,7 +258,7 @@ def write_repaired(checked: Checked, output: Path) -> Counter[str]:
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     lost = Counter[str]()
-    for _, each in checked.findings:
+    for each in checked.findings:
         lost[each.kind] += each.lost
     return +lost
 
@@ -291,8 +282,8 @@ def _write_part(checked: Checked, split: str, output: Path) -> None:
     part, files = checked.data.parts[split], checked.files[split]
     leave = {
         each.image_id
-        for where, each in checked.findings
-        if where == split and each.kind == "image in two parts"
+        for each in checked.findings
+        if each.split == split and each.kind == "image in two parts"
     }
     content = _joined(checked.cleaned[split].content, files, leave)
     names = _names(content["images"], files)

@@ -28,11 +28,6 @@ from vitdet.utils.run_lengths import compressed
 logger = logging.getLogger(__name__)
 
 Check = Literal["error", "drop", "keep"]
-_KEYS = {
-    "images": {"id", "height", "width"},
-    "annotations": {"image_id", "category_id", "bbox"},
-    "categories": {"id", "name"},
-}
 # name: (image folder, annotation file). File names in the published annotations begin with
 # "images/v1/" or "images/v2/" (baaivision/EVA, EVA-02/det, data/datasets/objects365.py).
 _OBJECTS365 = {
@@ -66,8 +61,7 @@ def coco_dataset(
     """Read any annotation file in COCO's format.
 
     Args:
-        json: the annotation file; class names come from its "categories", in the order of their
-            ids.
+        json: the annotation file; classes are its "categories", in the order of their ids.
         images: the folder that the file names are relative to.
         name: for tables; by default the json's name.
         style: "lvis" for LVIS rules: federated evaluation, file names from `coco_url`.
@@ -88,16 +82,15 @@ def coco_dataset(
     if check not in get_args(Check):
         raise InputError(f'check: expected "error", "drop" or "keep", got {check!r}.')
     found = _read(json_file, image_root, style, check)
-    categories = sorted(found.content["categories"], key=lambda each: each["id"])
-    return Dataset(
-        name=name or json_file.stem,
-        class_names=tuple(category["name"] for category in categories),
-        class_ids=tuple(category["id"] for category in categories),
-        records=_records(found, image_root, style, json_file),
-        json_file=json_file,
-        style=style,
-        truth=found.content if found.changed else None,
-    )
+    try:
+        categories = sorted(found.content["categories"], key=lambda each: each["id"])
+        names = tuple(category["name"] for category in categories)
+        records = _records(found, image_root, style, json_file)
+    except KeyError as error:  # where nothing was looked at
+        text = f"annotation file {json_file}: an entry has no key {error}. Convert it to COCO's"
+        raise InputError(f"{text} format.") from error
+    ids, truth = tuple(each["id"] for each in categories), found.content if found.changed else None
+    return Dataset(name or json_file.stem, names, ids, records, json_file, style, truth)
 
 
 def _read(json_file: Path, images: Path, style: Style, check: Check) -> Cleaned:
@@ -110,10 +103,6 @@ def _read(json_file: Path, images: Path, style: Style, check: Check) -> Cleaned:
     if check == "keep":
         content = {"annotations": [], **content}
         check_lists(content, json_file)
-        for part, keys in _KEYS.items():
-            if any(not keys <= entry.keys() for entry in content[part]):
-                text = f"annotation file {json_file}: expected {', '.join(sorted(keys))} in all "
-                raise InputError(f"{text}{part}. Convert the annotations to COCO's format.")
         return Cleaned(content)
     without_mask = "drop" if check == "drop" else "keep"
     found = clean(content, images, json_file, style=style, without_mask=without_mask)
@@ -180,9 +169,6 @@ def named_dataset(name: str) -> Dataset:
     The files lie under the folder named by the environment variable DETECTRON2_DATASETS, by default
     "./datasets", in the layout of facebookresearch/detectron2 datasets/README.md; Objects365 has
     that of EVA's code. Annotations are taken as detectron2 takes them (check="keep").
-
-    Raises:
-        InputError: unknown name (says the nearest), missing file or folder.
     """
     coco, lvis = builtin._PREDEFINED_SPLITS_COCO["coco"], builtin._PREDEFINED_SPLITS_LVIS.values()
     known: dict[str, tuple[str, str]] = {**coco, **_OBJECTS365}
@@ -210,10 +196,7 @@ def named_dataset(name: str) -> Dataset:
 
 
 def joined_dataset(names: Sequence[str]) -> Dataset:
-    """Return several named data sets of the same classes as one to train on.
-
-    It has no annotation file to evaluate by.
-    """
+    """Return several named data sets of the same classes as one to train on, not to evaluate."""
     parts = [named_dataset(name) for name in names]
     if len({(part.class_names, part.class_ids) for part in parts}) != 1:
         sizes = ", ".join(f"{len(part.class_ids)} in {part.name}" for part in parts) or "none"

@@ -100,8 +100,7 @@ def open_image(
     """Decode an image, turned upright by its EXIF orientation, in RGB of 8 bits a channel.
 
     Of several frames or pages it is the first. Transparency is left out. `source` is a file or the
-    bytes of one, `name` for messages, `formats` are Pillow's names of those that are read, more
-    than `max_pixels` are refused before anything is decoded.
+    bytes of one, `name` for messages; more than `max_pixels` are refused and not decoded.
 
     Raises:
         ImageError: no regular file, another format, a damaged or truncated file, too many pixels,
@@ -129,7 +128,7 @@ def header_of(image: Image.Image) -> Header:
 
 
 def read_image(record: dict[str, Any], image_format: str = "RGB") -> np.ndarray:
-    """Decode the image of a record in "RGB" or "BGR": uint8 (height, width, 3); see below."""
+    """Decode the image of a record in "RGB" or "BGR": uint8 (height, width, 3)."""
     pixels = np.array(read_reduced(record, 1.0)[0])
     return pixels if image_format == "RGB" else np.ascontiguousarray(pixels[..., ::-1])
 
@@ -141,14 +140,12 @@ def read_reduced(record: dict[str, Any], shrink: float) -> tuple[Image.Image, in
     properly), and only with enough pixels to spare for the resize that follows.
 
     Args:
-        record: has `file_name`, and `height` and `width` in pixels if they are known.
+        record: has `file_name`, and `height` and `width` in pixels if they are known; an image of
+            another size, as any that cannot be opened, is an InputError.
         shrink: how many times smaller the image will be used, 1 or less for not smaller.
 
     Returns:
         The image, and the factor 1, 2, 4 or 8 it was reduced by (sides are rounded up).
-
-    Raises:
-        InputError: as `open_image`, or a size other than the record's.
     """
     wanted = (record["height"], record["width"]) if "height" in record else None
     try:
@@ -183,7 +180,7 @@ def opened(
 ) -> Iterator[Image.Image]:
     """Give an image, not decoded yet; what Pillow raises in the block becomes an ImageError.
 
-    The arguments are those of `open_image`; `deep` lets more than 8 bits a channel through.
+    Arguments as of `open_image`; `deep` lets more than 8 bits a channel through.
     """
     data = isinstance(source, bytes)
     name = f"image {name or source}" if name or not data else "image"
@@ -207,11 +204,7 @@ def opened(
 
 
 def open_file(path: Path, name: str) -> BinaryIO:
-    """Open a regular file to read; pipes, devices and folders are refused and never waited for.
-
-    Raises:
-        ImageError: there is none, or none that can be read.
-    """
+    """Open a regular file, or raise an ImageError; pipes and devices are never waited for."""
     try:
         handle = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
         kind = stat.S_IFMT(os.fstat(handle).st_mode)

@@ -89,7 +89,7 @@ class Mapped(data.Dataset):
 
 
 class TrainBatches:
-    """This process's (position, image index) pairs, a list a batch, from `start` without end."""
+    """This process's (position, image index) pairs, a list a batch, without end."""
 
     def __init__(self, stream: ImageStream, total_batch_size: int, start: int) -> None:
         self.stream, self.total_batch_size, self.start = stream, total_batch_size, start
@@ -158,25 +158,19 @@ def build_train_loader(
 
     Args:
         dataset: has `name` and `records`, which `mapper` turns into model inputs.
-        total_batch_size: images an iteration over all processes.
+        total_batch_size: images an iteration over all processes, a multiple of their number.
         num_workers: reading processes for each training process; 0 reads in the process itself.
         seed: of order and augmentation.
         repeat_threshold: repeat-factor sampling ("LVIS", Gupta et al. 2019, Appendix B.2): an image
             whose rarest class is in a fraction f of the images is repeated sqrt(threshold / f)
-            times. None for none; LVIS recipes use 0.001.
+            times. LVIS recipes use 0.001.
         filter_empty: leave out images without annotation other than crowd regions.
         start: images already seen, to resume.
 
     Raises:
-        InputError: nothing to train on, or a batch that the processes cannot share equally.
-            While iterating: what the mapper raises, also from worker processes.
+        InputError: nothing to train on. While iterating: what the mapper raises, also in workers.
     """
-    world = distributed.world_size()
-    if total_batch_size < 1 or total_batch_size % world:
-        raise InputError(
-            "dataloader.train.total_batch_size: expected a multiple of the number of processes "
-            f"({world}), got {total_batch_size}. Change one of them."
-        )
+    assert total_batch_size % distributed.world_size() == 0  # vitdet.engine.recipe has seen to it
     _check(dataset, num_workers, "train")
     records = dataset.records
     if filter_empty:
@@ -199,8 +193,7 @@ def build_test_loader(
 ) -> Loader:
     """Return an iterable of lists of model inputs: each image once, over all processes.
 
-    The data set is cut into as many contiguous parts as there are processes, lists of `batch_size`
-    images. Raises as `build_train_loader`.
+    Each process has a contiguous part of the data set, in lists of `batch_size` images.
     """
     _check(dataset, num_workers, "test")
     if not dataset.records:
@@ -215,7 +208,6 @@ def build_test_loader(
 
 
 def _check(dataset: Any, num_workers: Any, part: str) -> None:
-    """Raise an InputError for a data set or a number that a loader cannot use."""
     if not hasattr(dataset, "records"):
         got = type(dataset).__name__
         text = f"dataloader.{part}.dataset: expected a data set with records, got a {got} without."

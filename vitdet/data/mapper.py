@@ -58,16 +58,12 @@ class Mapper:
         self.fast = fast
 
     def __call__(self, record: dict[str, Any]) -> dict[str, Any]:
-        """Map one record; the record is not changed.
+        """Map one record, which is not changed; an image or mask that cannot be is an InputError.
 
         Returns:
             `image` uint8 (3, height, width) after augmentation, `height` and `width` of the image
             file, `image_id`, `file_name`, and `instances` (gt_boxes XYXY in pixels of the
             augmented image, gt_classes, gt_masks) where asked.
-
-        Raises:
-            InputError: the file is missing, damaged or of another size than the record says, or
-                an annotation has no mask in the wanted format.
         """
         result = {key: record[key] for key in _KEPT_KEYS if key in record}
         wanted = self.is_train and "annotations" in record

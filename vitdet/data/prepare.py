@@ -60,24 +60,26 @@ def prepare_data(
         parts = {WHOLE: next(iter(parts.values()))}
     whole = parts.get("train") or parts.get(WHOLE)
     if whole is None:
+        got = f"{found.format} with {' and '.join(parts)} only ({'; '.join(found.notes)})"
         raise InputError(
-            f"data folder {found.folder}: expected images to train on, got {found.format} with "
-            f"{' and '.join(parts)} only ({'; '.join(found.notes)}). Add a part for training, or "
-            "name the part's own file."
+            f"data folder {found.folder}: expected images to train on, got {got}. Add a part for "
+            "training, or name the part's own file."
         )
     if "val" in parts:
         train, val = whole, parts["val"]
     else:
         contents = split_content(whole.content, whole.images, val_fraction, seed)
-        train = replace(whole, split="train", content=contents[0], json_file=None)
-        val = replace(whole, split="val", content=contents[1], json_file=None)
-        counts = [len(content["images"]) for content in contents]
-        notes.append(f"no validation part: {counts[1]} of {sum(counts)} images put aside for it")
+        train, val = (
+            replace(whole, split=split, content=content, json_file=None)
+            for split, content in zip(("train", "val"), contents, strict=True)
+        )
+        aside, total = len(val.content["images"]), len(whole.content["images"])
+        notes.append(f"no validation part: {aside} of {total} images put aside for it")
     _need_objects(train, "training part", "Add labels (vitdet data check shows what there is).")
     if not allow_empty:
         way = "Without them there is no AP: add labels, or train all the same with --allow-empty."
         _need_objects(val, "validation part", way)
-    objects = [each for part in (train, val) for each in _objects(part)]
+    objects = [*_objects(train), *_objects(val)]
     with_mask = sum(bool(each.get("segmentation")) for each in objects)
     if 0 < with_mask < len(objects):
         train, val = _without_masks(train), _without_masks(val)
@@ -136,7 +138,11 @@ def _checked(part: Part, notes: list[str]) -> Part:
     stop_at_faults(part.source, found.findings)
     faults = [each for each in found.findings if KINDS[each.kind].severity == "fault"]
     notes += [f"{part.split}: {line}" for line in notes_on(faults)]
-    return replace(part, content=found.content, json_file=None) if found.changed else part
+    return _changed(part, **found.content) if found.changed else part
+
+
+def _changed(part: Part, **lists: Any) -> Part:
+    return replace(part, content={**part.content, **lists}, json_file=None)
 
 
 def _class_names(part: Part) -> tuple[str, ...]:
@@ -150,15 +156,13 @@ def _with_classes(part: Part, names: Sequence[str], notes: list[str]) -> Part:
     if _class_names(part) == tuple(names) or not set(own.values()) <= set(names):
         return part  # of other classes the evaluation says so
     ids = {name: number for number, name in enumerate(names, 1)}
-    lists = {
-        "annotations": [
-            {**each, "category_id": ids[own[each["category_id"]]]}
-            for each in part.content["annotations"]
-        ],
-        "categories": [{"id": number, "name": name} for name, number in ids.items()],
-    }
+    annotations = [
+        {**each, "category_id": ids[own[each["category_id"]]]}
+        for each in part.content["annotations"]
+    ]
     notes.append(f"{len(own)} of the model's {len(names)} classes are in the data")
-    return replace(part, content={**part.content, **lists}, json_file=None)
+    categories = [{"id": number, "name": name} for name, number in ids.items()]
+    return _changed(part, annotations=annotations, categories=categories)
 
 
 def _objects(part: Part) -> list[Json]:
@@ -167,10 +171,8 @@ def _objects(part: Part) -> list[Json]:
 
 def _need_objects(part: Part, what: str, remedy: str) -> None:
     if not _objects(part):
-        images = counted(len(part.content["images"]), "image")
-        raise InputError(
-            f"{what} {part.source}: expected images with objects, got none in {images}. {remedy}"
-        )
+        got = f"none in {counted(len(part.content['images']), 'image')}"
+        raise InputError(f"{what} {part.source}: expected images with objects, got {got}. {remedy}")
 
 
 def _without_masks(part: Part) -> Part:
@@ -178,7 +180,7 @@ def _without_masks(part: Part) -> Part:
         {key: value for key, value in each.items() if key != "segmentation"}
         for each in part.content["annotations"]
     ]
-    return replace(part, content={**part.content, "annotations": bare}, json_file=None)
+    return _changed(part, annotations=bare)
 
 
 # --- files beside the run -------------------------------------------------------------------------
@@ -217,8 +219,8 @@ def _earlier(parts: tuple[Part, Part], cache: Path, allow_changed: bool) -> dict
             f"{'; '.join(changes)}. Give it the same data, or go on all the same with "
             "train.allow_changed_data=true."
         )
-    names = [[x["file_name"] for x in each[1]["images"]] for each in contents]
-    same = names == [[x["file_name"] for x in each[2]["images"]] for each in contents]
+    names = [[x["file_name"] for x in each["images"]] for pair in contents for each in pair[1:]]
+    same = names[::2] == names[1::2]
     return {part.split: path for part, path in pairs} if same and not changes else {}
 
 
@@ -263,10 +265,10 @@ def split_content(
     second = second or set(min(zip(map(len, classes), groups, strict=True))[1])
 
     def part(in_second: bool) -> Json:
-        parts = {"images": "id", "annotations": "image_id"}
+        keys = {"images": "id", "annotations": "image_id"}
         lists = {
             name: [each for each in content[name] if (each[key] in second) is in_second]
-            for name, key in parts.items()
+            for name, key in keys.items()
         }
         return {**content, **lists}
 
@@ -275,17 +277,15 @@ def split_content(
 
 def _groups(entries: Sequence[Json], images: Path) -> list[list[int]]:
     """Return the ids of images that must not be parted, in the order of the file."""
-    by_size: dict[int, list[Path]] = defaultdict(list)
-    for path in {images / each["file_name"] for each in entries}:
-        if is_file(path):
-            by_size[path.stat().st_size].append(path)
-    equal = (path for paths in by_size.values() if len(paths) > 1 for path in paths)
+    paths = [images / each["file_name"] for each in entries]
+    sizes = {path: path.stat().st_size for path in paths if is_file(path)}
+    count = Counter(sizes.values())
+    equal = [path for path, size in sizes.items() if count[size] > 1]
     digests = {path: hashlib.sha256(path.read_bytes()).digest() for path in equal}
-    groups: dict[Any, list[int]] = defaultdict(list)
+    groups: dict[str, list[int]] = defaultdict(list)
     first: dict[bytes, str] = {}  # name of the first image of the same bytes
-    for each in entries:
-        name, _, rest = each["file_name"].partition(_COPY_OF)
-        key = name if rest else each["file_name"]
-        digest = digests.get(images / each["file_name"])
-        groups[key if digest is None else first.setdefault(digest, key)].append(each["id"])
+    for each, path in zip(entries, paths, strict=True):
+        name = each["file_name"].partition(_COPY_OF)[0]
+        same = first.setdefault(digests[path], name) if path in digests else name
+        groups[same].append(each["id"])
     return list(groups.values())

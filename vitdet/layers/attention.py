@@ -131,9 +131,6 @@ def attention(
 
     Returns:
         (B, N, L, D).
-
-    Raises:
-        InputError: no such kernel, or it cannot run for these inputs.
     """
     name = automatic(q, rel_pos) if backend == "auto" else backend
     if not can_run(name, q, rel_pos):

@@ -16,10 +16,6 @@ class ChannelLayerNorm(nn.Module):
     Equal to detectron2's `get_norm("LN")` (facebookresearch/detectron2, layers/batch_norm.py), but
     computed by torch's fused kernel on a channels-last view. It is a class of its own, not an
     `nn.LayerNorm`, so that the published weight decay rules treat it as they did.
-
-    Args:
-        num_channels: C.
-        eps: added to the variance.
     """
 
     def __init__(self, num_channels: int, eps: float = 1e-6) -> None:

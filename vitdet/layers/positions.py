@@ -41,9 +41,6 @@ def resize_pos_embed(
 
     Returns:
         (1, H, W, C); the grid itself, without any arithmetic, when it has the map's size.
-
-    Raises:
-        InputError: no such grid, or one that is smaller than what a crop needs.
     """
     rows = pos_embed.shape[1]
     S, T = grid or (math.isqrt(rows),) * 2
@@ -100,9 +97,6 @@ def resize_rel_pos(
 
     Returns:
         (2 * size - 1, D); the table itself when it fits.
-
-    Raises:
-        InputError: a crop of a table that is too small, fewer than 5 rows with "beit".
     """
     rows = 2 * size - 1
     if table.shape[0] == rows:
@@ -130,11 +124,8 @@ def rel_pos_terms(
 ) -> RelPos:
     """Compute the bias terms of every query.
 
-    Args:
-        q: (B, N, L, D) queries before scaling, L = H * W in row-major order.
-        table_h, table_w: (2 * S - 1, D) for rows, and for columns.
-        size: (H, W).
-        mode: see `resize_rel_pos`.
+    Queries q (B, N, L, D) are not scaled, L = H * W in row-major order; tables (2 * S - 1, D) are
+    for rows and for columns, `mode` is that of `resize_rel_pos`.
     """
     B, N, L, D = q.shape
     height, width = size
@@ -189,14 +180,7 @@ def cubic_spline_weights(x: np.ndarray, places: np.ndarray) -> np.ndarray:
     """Return W such that W @ y is the cubic spline through (x, y), read at `places`.
 
     The spline has the same third derivative on both sides of the second and the last but one point
-    ("not-a-knot"). Beyond the ends its outer pieces go on.
-
-    Args:
-        x: (n,) points in ascending order, n at least 4.
-        places: (m,) where to read.
-
-    Returns:
-        (m, n) in float64.
+    ("not-a-knot"). Beyond the ends its outer pieces go on. x (n,) ascends, n is at least 4.
     """
     n, h = len(x), np.diff(x)
     # The second derivatives M of the spline solve A M = B y.

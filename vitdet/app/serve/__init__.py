@@ -34,22 +34,14 @@ def run(args: argparse.Namespace) -> int:
         InputError: a wrong option, weights that cannot be used, an address that is taken.
     """
     try:
-        from vitdet.app.serve.server import (
-            Limits,
-            Server,
-            Uploads,
-            Worker,
-            build_app,
-            is_loopback,
-            listen,
-        )
+        from vitdet.app.serve import server
     except ModuleNotFoundError as error:
         text = f"vitdet serve: needs starlette and uvicorn ({error}). pip install starlette uvicorn"
         raise InputError(text) from error
     if args.max_bytes < 1 or args.max_pixels < 1:
         got = f"--max-bytes {args.max_bytes} --max-pixels {args.max_pixels}"
         raise InputError(f"{got}: both are 1 or more.")
-    if not is_loopback(args.host):
+    if not server.is_own(args.host):
         if not args.allow_network:
             text = "other machines reach this address, without password and encryption. Add "
             raise InputError(f"--host {args.host}: {text}--allow-network if they shall.")
@@ -57,16 +49,16 @@ def run(args: argparse.Namespace) -> int:
         print(f"warning: every machine that reaches {args.host} {text}", file=sys.stderr)
     if not args.weights.exists():  # said before the process has loaded its libraries
         raise InputError(f"--weights {args.weights}: there is no such file. Check the path.")
-    limits = Limits(max_bytes=args.max_bytes, max_pixels=args.max_pixels)
+    limits = server.Limits(max_bytes=args.max_bytes, max_pixels=args.max_pixels)
     multiprocessing.set_forkserver_preload(["vitdet.app.serve.detect"])
-    with listen(args.host, args.port) as listening:
-        worker = Worker(functools.partial(_start, args), limits)
-        is_open = args.allow_network
-        app = build_app(worker, Uploads(limits), args.host_name, loopback_only=not is_open)
+    with server.listen(args.host, args.port) as listening:
+        worker = server.Worker(functools.partial(_start, args), limits)
+        uploads, is_open = server.Uploads(limits), args.allow_network
+        app = server.build_app(worker, uploads, args.host_name, loopback_only=not is_open)
         where = f"[{args.host}]" if ":" in args.host else args.host
         print(f"serving http://{where}:{listening.getsockname()[1]}/ (^C ends it)", flush=True)
         try:
-            Server(app, worker).run(sockets=[listening])
+            server.Server(app, worker).run(sockets=[listening])
         except KeyboardInterrupt:  # the server has closed its connections before it says so
             print("ended", flush=True)
         finally:

@@ -137,14 +137,11 @@ class Worker:
             if answer.done():
                 return answer.result()
             answer.cancel()
-            asyncio.get_running_loop().call_later(self.GRACE, self._give_up, asked)
+            later = asyncio.get_running_loop().call_later
+            later(self.GRACE, lambda: asked.done() or self._kill())
             raise self._busy("It took too long.")
         finally:
             gone.cancel()
-
-    def _give_up(self, asked: Future[Any]) -> None:
-        if not asked.done():
-            self._kill()
 
     def _exchange(self, content: bytes) -> tuple[int, bytes]:
         begun = time.perf_counter()
@@ -222,7 +219,7 @@ def build_app(
     handlers: Any = {HTTPException: _error, Exception: _error}
     app = Starlette(routes=routes, exception_handlers=handlers)
     app.router.redirect_slashes = False  # to the host that a client names
-    return _guarded(app, {"localhost", *map(str.lower, names)}, loopback_only)
+    return _guarded(app, {*map(str.lower, names)}, loopback_only)
 
 
 def _file(name: str) -> Callable[[Request], Response]:
@@ -309,8 +306,7 @@ def _wrong(headers: Headers, names: Collection[str], loopback_only: bool) -> str
     host = headers.get("host", "").strip().lower()
     found = _HOST.fullmatch(host)
     name = (found[1] or found[2]) if found else ""
-    is_mine = is_loopback(name) if loopback_only else _address(name)
-    if not (name in names or is_mine):
+    if not (name in names or is_own(name, loopback_only)):
         return f"This server is not known by the name {name or 'that is given'}. {_PROXY}"
     origin = headers.get("origin", f"http://{host}").lower()
     if origin not in (f"http://{host}", f"https://{host}"):
@@ -320,17 +316,15 @@ def _wrong(headers: Headers, names: Collection[str], loopback_only: bool) -> str
     return ""
 
 
-def _address(host: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
+def is_own(host: str, loopback_only: bool = True) -> bool:
+    """Whether a name or address is this machine's own, that no other machine reaches.
+
+    Without `loopback_only` every address is.
+    """
     try:
-        return ipaddress.ip_address(host)
+        return ipaddress.ip_address(host).is_loopback or not loopback_only
     except ValueError:  # a name
-        return None
-
-
-def is_loopback(host: str) -> bool:
-    """Whether a name or address is this machine's own, that no other machine reaches."""
-    found = _address(host)
-    return host == "localhost" or (found is not None and found.is_loopback)
+        return host == "localhost"
 
 
 # --- connections ---------------------------------------------------------------------------------

@@ -24,7 +24,14 @@ from vitdet.backbones.msvit.attention import (
     SRAttention,
     VilAttention,
 )
-from vitdet.backbones.msvit.stage import AttentionBlock, MlpBlock, Stage, StageEmbed, stages_of
+from vitdet.backbones.msvit.stage import (
+    AttentionBlock,
+    MlpBlock,
+    Size,
+    Stage,
+    StageEmbed,
+    stages_of,
+)
 from vitdet.layers.parts import drop_path_rates
 from vitdet.utils.checks import InputError, passes_on
 
@@ -49,7 +56,7 @@ class MsViT(LayeredBackbone):
     Args:
         arch: ARCH string of the published code, see `stage`; None for lists.
         img_size: longest side in pixels that the position tables are made for; rounded up to a
-            multiple of the last stage's stride. Other sizes work too, see the two `resize`.
+            multiple of the last stage's stride. Other sizes work too, see `stage`.
         in_chans: channels of an image.
         drop_path_rate: stochastic depth of the last block; it grows linearly from 0.
         redraw_interval: performer: forward passes in training between two draws of the random
@@ -61,9 +68,6 @@ class MsViT(LayeredBackbone):
         out_features: outputs: "layer1", "layer2", ... and "head". Stages after the last one that
             is needed are not built.
         stage: the arguments of `stage.Stage`, each a list of one value a stage, or one for all.
-
-    Raises:
-        InputError: a wrong ARCH string or list, an unknown kind, output, stage, block or backend.
     """
 
     @passes_on(Stage)
@@ -217,9 +221,7 @@ class MsViT(LayeredBackbone):
         return {name: outputs[name] for name in self.out_features}
 
 
-def _block(
-    attend: nn.Module, mlp: nn.Module, tokens: torch.Tensor, size: tuple[int, int]
-) -> torch.Tensor:
+def _block(attend: nn.Module, mlp: nn.Module, tokens: torch.Tensor, size: Size) -> torch.Tensor:
     return mlp(attend(tokens, size))
 
 

@@ -15,9 +15,9 @@ import torch.nn.functional as F
 from torch import nn
 
 from vitdet.backbones.msvit.sliding_chunk import NEIGHBOURS, ChunkGrid, sliding_chunk_attention
-from vitdet.backbones.msvit.stage import PosResize, Size, Stage, dense_bias, fit_grid, fit_offsets
+from vitdet.backbones.msvit.stage import Size, Stage, dense_bias, fit_grid, fit_offsets
 from vitdet.layers.attention import attention
-from vitdet.layers.linear import Linear
+from vitdet.layers.parts import Linear
 from vitdet.utils.precision import no_autocast, working_dtype
 
 _NORM_EPS = 1e-5  # of torch's InstanceNorm2d, as published
@@ -37,9 +37,7 @@ def join_heads(x: torch.Tensor) -> torch.Tensor:
 class RelativePositions(nn.Module):
     """An attention with learned biases where the stage has relative positions.
 
-    Args:
-        stage: the stage.
-        rows: entries of the table for pairs of tokens of the map, 0 for no table.
+    `rows` are the entries of the table for pairs of tokens of the map, 0 for no table.
     """
 
     def __init__(self, stage: Stage, rows: int) -> None:
@@ -72,17 +70,12 @@ class RelativePositions(nn.Module):
     ) -> torch.Tensor:
         """Attend with a learned bias (N, Lq, Lk), or None.
 
-        The bias is no sum of a term for rows and one for columns, which `vitdet.layers.attention`
-        wants, so it meets torch's kernel here.
+        It is no sum of a term for rows and one for columns, which `vitdet.layers.attention` wants.
         """
         if bias is None:
             return attention(q, k, v, backend=self.backend)
         bias = bias.to(q.dtype)[None].expand(q.shape[0], -1, -1, -1)
         return F.scaled_dot_product_attention(q, k, v, attn_mask=bias)
-
-    @abstractmethod
-    def forward(self, x: torch.Tensor, size: Size) -> torch.Tensor:
-        """Map tokens x (B, G + H * W, C) of a map of `size` (H, W) to the same shape."""
 
 
 class FullAttention(RelativePositions):
@@ -91,7 +84,6 @@ class FullAttention(RelativePositions):
     def __init__(self, stage: Stage, map_size: int) -> None:
         super().__init__(stage, (2 * map_size - 1) ** 2)
         dim = stage.embed_dim
-        self.rel_pos_resize: PosResize = stage.rel_pos_resize
         self.qkv = Linear(dim, 3 * dim, bias=stage.qkv_bias)
         self.proj = Linear(dim, dim)
 
@@ -105,7 +97,7 @@ class FullAttention(RelativePositions):
         table = self.local_relative_position_bias_table
         if table is None:
             return None
-        bias = dense_bias(fit_offsets(table, size, self.rel_pos_resize))
+        bias = dense_bias(fit_offsets(table, size))
         length = bias.shape[1]
         to_global, from_global = self.to_global(), self.from_global(length)
         if to_global is not None and from_global is not None:
@@ -212,8 +204,8 @@ class VilAttention(_GlobalTokens):
 class InstanceNorm(nn.Module):
     """Normalise maps over their places, without weights, in float32.
 
-    Not torch's InstanceNorm2d: that refuses a map of one place, whose result is zero, and in torch
-    2.15 on a CPU its gradient is wrong where the one that reaches it is not contiguous.
+    torch's InstanceNorm2d refuses a map of one place, and in torch 2.15 on a CPU its gradient is
+    wrong where the one that reaches it is not contiguous.
     """
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -262,7 +254,6 @@ class LinformerAttention(nn.Module):
     def __init__(self, stage: Stage, map_size: int) -> None:
         super().__init__()
         dim, bias, features = stage.embed_dim, stage.qkv_bias, stage.attention_size
-        self.resize: PosResize = stage.rel_pos_resize
         self.backend = stage.attention_backend
         self.num_heads, self.num_global = stage.num_heads, stage.num_global_tokens
         length = self.num_global + map_size**2
@@ -282,17 +273,12 @@ class LinformerAttention(nn.Module):
         return self.proj(join_heads(attention(q, k, v, backend=self.backend)))
 
     def _fitted(self, projection: torch.Tensor, size: Size) -> torch.Tensor:
-        places = fit_grid(projection[self.num_global :], size, self.resize)
+        places = fit_grid(projection[self.num_global :], size)
         return torch.cat([projection[: self.num_global], places])
 
 
 class FastAttention(nn.Module):
-    """Positive orthogonal random features (Choromanski et al., "Performers", Sec. 2.3, 2.4).
-
-    Args:
-        head_dim: channels D of a head.
-        num_features: random features M.
-    """
+    """Positive orthogonal random features (Choromanski et al., "Performers", Sec. 2.3, 2.4)."""
 
     def __init__(self, head_dim: int, num_features: int) -> None:
         super().__init__()
@@ -307,13 +293,12 @@ class FastAttention(nn.Module):
         def normal(rows: int) -> torch.Tensor:
             return torch.randn(rows, dim, generator=generator, device="cpu")
 
-        def directions_of_a_block() -> torch.Tensor:
+        blocks = []
+        for _ in range(-(-number // dim)):
             q, r = torch.linalg.qr(normal(dim))
             # Without the signs every first direction lies in one half of the space (Mezzadri, "How
             # to generate random matrices from the classical compact groups"): biased weights.
-            return (q * r.diagonal().sign()).mT
-
-        blocks = [directions_of_a_block() for _ in range(-(-number // dim))]
+            blocks.append((q * r.diagonal().sign()).mT)
         directions = torch.cat(blocks)[:number]
         lengths = normal(number).norm(dim=1, keepdim=True)
         with torch.no_grad():

@@ -36,8 +36,7 @@ class ChunkGrid:
     """Chunks of a map and the pattern of the attention.
 
     Args:
-        height: rows of tokens H.
-        width: columns of tokens W.
+        height, width: rows H and columns W of tokens.
         window: side w of a chunk in tokens.
         exact: 0: every real token of the slots; 1: of those the ones at most w rows and w columns
             away (the published code has this for mode 0 alone); -1: the chunk grid wraps around,
@@ -165,11 +164,8 @@ def sliding_chunk_attention(
     """Attend from every token of a map to the tokens near it and to the global tokens.
 
     Args:
-        q: (B, N, H, W, D) queries.
-        k: (B, N, H, W, D) keys.
-        v: (B, N, H, W, D) values.
-        k_global: (B, N, G, D) keys of the global tokens, G may be 0.
-        v_global: (B, N, G, D) values of the global tokens.
+        q, k, v: (B, N, H, W, D) queries, keys and values of the map.
+        k_global, v_global: (B, N, G, D) those of the global tokens, G may be 0.
         grid: the chunks and the pattern.
         table: (N, 4 * w - 1, 4 * w - 1) relative positions, see `ChunkGrid.slot_bias`; None: none.
         global_bias: (N, G) bias from every token to the global ones; None: none.

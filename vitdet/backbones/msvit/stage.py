@@ -12,7 +12,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
-from typing import Any, Literal
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -24,7 +24,6 @@ from vitdet.layers.parts import DropPath, Mlp
 from vitdet.utils.checks import InputError, check_word
 
 Size = tuple[int, int]
-PosResize = Literal["crop", "interpolate"]
 
 ATTENTION_KINDS = ("vil", "full", "only_global", "srformer", "linformer", "performer")
 # The others have no relative positions: none at all where absolute ones are off.
@@ -62,19 +61,12 @@ class Stage:
         norm_embed: whether the tokens are normalised before positions are added.
         share_global_weights: whether global tokens have the weights of the others.
         share_kv: whether linformer has one projection for keys and values.
-        exact: 0 chunks, 1 exact window, -1 chunks that wrap around, see `grid.ChunkGrid`.
+        exact: 0 chunks, 1 exact window, -1 chunks that wrap around, see `ChunkGrid`.
         mode: vil: 0 all neighbours; -1 own chunk; 1 to 8: in training own chunk and one neighbour
             drawn at random for each call, in evaluation all. Any of the eight numbers means so.
-        pos_embed_resize: "crop" (published) or "interpolate", see `positions`.
-        rel_pos_resize: the same for relative positions of full attention and for linformer.
         attention_backend: kernel of attentions without a learned bias, see
             `vitdet.layers.attention`.
         sliding_chunk_backend: kernel of vil, see `sliding_chunk`.
-
-    Raises:
-        InputError: a number that is too small, an unknown word, heads that do not divide the
-            channels, absolute positions for an odd number of channels, only_global without global
-            tokens.
     """
 
     embed_dim: int = 192
@@ -94,8 +86,6 @@ class Stage:
     share_kv: bool = True
     exact: int = 0
     mode: int = 0
-    pos_embed_resize: PosResize = "crop"
-    rel_pos_resize: PosResize = "crop"
     attention_backend: str = "auto"
     sliding_chunk_backend: str = "auto"
 
@@ -142,9 +132,6 @@ def stages_of(arch: str | None, arguments: dict[str, Any]) -> tuple[Stage, ...]:
         arguments: those of `Stage`, each a value or a list of one a stage; None counts as left out.
             With `arch` none that stands in it, and `attention` is the kind of the stages with s1.
 
-    Raises:
-        InputError: lists of different lengths, no list at all, another number than 3 or 4 stages,
-            an argument that `Stage` does not have, a string of another form.
     """
     given = {name: value for name, value in arguments.items() if value is not None}
     known = [field.name for field in fields(Stage)]
@@ -157,10 +144,11 @@ def stages_of(arch: str | None, arguments: dict[str, Any]) -> tuple[Stage, ...]:
     }
     if arch is not None:
         both = sorted(given.keys() & {argument for argument, _ in _LETTERS.values()})
-        if both or "attention" in lists:
+        both += [name for name in lists if name == "attention"]
+        if both:
             raise InputError(
                 "MsViT: expected arch, or lists of one value a stage, got both "
-                f"({', '.join(both or ['attention'])}). Set arch to null, or leave out the others."
+                f"({', '.join(both)}). Set arch to null, or leave out the others."
             )
         lists |= _read_arch(arch, given.get("attention", "vil"))
     counts = {name: len(value) for name, value in lists.items()}
@@ -197,46 +185,35 @@ def _read_arch(arch: str, attention: str) -> dict[str, list[Any]]:
 
 # --- positions ---------------------------------------------------------------------------------
 #
-# A stage's tables are made for a square of S x S tokens. "crop" takes the part of a table that a
-# smaller map needs, which is right at the scale of training, and what the published code does with
-# absolute positions; it refuses larger maps, ours stretch the table. "interpolate" stretches.
+# A stage's tables are made for a square of S x S tokens. A smaller map has the part that it needs,
+# which is right at the scale of training, and what the published code does with absolute positions.
+# For a larger map, which that refuses, tables are stretched.
 
 
-def fit_axis(table: torch.Tensor, size: int, mode: PosResize) -> torch.Tensor:
+def fit_axis(table: torch.Tensor, size: int) -> torch.Tensor:
     """Fit positions along one axis, (1, S, C), to `size` places: (1, size, C)."""
-    if mode == "crop" and size <= table.shape[1]:
+    if size <= table.shape[1]:
         return table[:, :size]
-    if size == table.shape[1]:
-        return table
     return F.interpolate(table.mT, size=size, mode="linear", align_corners=False).mT
 
 
-def fit_offsets(table: torch.Tensor, size: tuple[int, int], mode: PosResize) -> torch.Tensor:
-    """Fit relative positions to a map of H x W tokens.
+def fit_offsets(table: torch.Tensor, size: Size) -> torch.Tensor:
+    """Fit relative positions to a map of H x W tokens: (N, 2 * H - 1, 2 * W - 1).
 
-    Args:
-        table: ((2 * S - 1) ** 2, N), row-major, offset query - key + S - 1 on each axis.
-        size: (H, W).
-        mode: "crop" takes the offsets in the middle.
-
-    Returns:
-        (N, 2 * H - 1, 2 * W - 1).
+    `table` is ((2 * S - 1) ** 2, N), row-major, offset query - key + S - 1 on each axis.
     """
     side = round(table.shape[0] ** 0.5)
     rows, columns = 2 * size[0] - 1, 2 * size[1] - 1
     square = table.T.unflatten(1, (side, side))
-    if mode == "crop":  # an axis at a time: one may be smaller and the other larger
-        top, left = max(side - rows, 0) // 2, max(side - columns, 0) // 2
-        square = square[:, top : side - top, left : side - left]
-    return _resized(square, (rows, columns))
+    # An axis at a time: one may be smaller and the other larger. The offsets in the middle stay.
+    top, left = max(side - rows, 0) // 2, max(side - columns, 0) // 2
+    return _resized(square[:, top : side - top, left : side - left], (rows, columns))
 
 
-def fit_grid(table: torch.Tensor, size: tuple[int, int], mode: PosResize) -> torch.Tensor:
+def fit_grid(table: torch.Tensor, size: Size) -> torch.Tensor:
     """Fit a table of one row a token, (S * S, F), to a map of H x W tokens: (H * W, F)."""
     side = round(table.shape[0] ** 0.5)
-    grid = table.T.unflatten(1, (side, side))
-    if mode == "crop":
-        grid = grid[:, : size[0], : size[1]]
+    grid = table.T.unflatten(1, (side, side))[:, : size[0], : size[1]]
     return _resized(grid, size).flatten(1).T
 
 
@@ -259,18 +236,14 @@ def dense_bias(table: torch.Tensor) -> torch.Tensor:
 
 
 class StageEmbed(nn.Module):
-    """Make the tokens of a stage from the map before it (B, C, h, w).
+    """Make the tokens of a stage from the map before it.
 
-    Args:
-        stage: the stage.
-        in_chans: channels of the map before.
-        map_size: side S in tokens of the square map that absolute positions are made for.
+    `map_size` is the side in tokens of the square map that absolute positions are made for.
     """
 
     def __init__(self, stage: Stage, in_chans: int, map_size: int) -> None:
         super().__init__()
         dim, side, count = stage.embed_dim, stage.patch_size, stage.num_global_tokens
-        self.pos_embed_resize: PosResize = stage.pos_embed_resize
         self.drop_rate = stage.drop_rate
         self.proj = nn.Conv2d(in_chans, dim, kernel_size=side, stride=side)
         self.norm_embed = nn.LayerNorm(dim, eps=stage.norm_eps) if stage.norm_embed else None
@@ -289,8 +262,8 @@ class StageEmbed(nn.Module):
         if self.norm_embed is not None:
             x = self.norm_embed(x)
         if self.x_pos_embed is not None and self.y_pos_embed is not None:
-            rows = fit_axis(self.x_pos_embed, H, self.pos_embed_resize)[:, :, None]
-            columns = fit_axis(self.y_pos_embed, W, self.pos_embed_resize)[:, None]
+            rows = fit_axis(self.x_pos_embed, H)[:, :, None]
+            columns = fit_axis(self.y_pos_embed, W)[:, None]
             rows, columns = rows.expand(-1, -1, W, -1), columns.expand(-1, H, -1, -1)
             x = x + torch.cat([rows, columns], dim=-1).flatten(1, 2)
         if self.cls_token is not None:
@@ -302,13 +275,7 @@ class StageEmbed(nn.Module):
 
 
 class AttentionBlock(nn.Module):
-    """The first half of a block: x + attention of normalised tokens.
-
-    Args:
-        stage: the stage.
-        attn: the attention, a finished part.
-        drop_path: probability that the branch is left out in training.
-    """
+    """The first half of a block: x + attention of normalised tokens."""
 
     def __init__(self, stage: Stage, attn: nn.Module, drop_path: float) -> None:
         super().__init__()
@@ -322,7 +289,7 @@ class AttentionBlock(nn.Module):
 
 
 class MlpBlock(nn.Module):
-    """The second half of a block: x + MLP of normalised tokens. Arguments as `AttentionBlock`."""
+    """The second half of a block: x + MLP of normalised tokens."""
 
     def __init__(self, stage: Stage, drop_path: float) -> None:
         super().__init__()
