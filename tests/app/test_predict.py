@@ -229,7 +229,7 @@ def test_options_reach_the_predictor(drawn_run, photos, tmp_path, capsys):
         (["--slices", "0"], "slices: expected a size of at least 1 pixel"),
         (["--threshold", "2"], "predictor: expected a threshold of 0 to 1"),
         (["--device", "gpu"], "device gpu: torch cannot use it ("),
-        (["--class-names", "no.json"], "class list no.json"),
+        (["--class-names", "no.json"], "no.json: No such file"),
     ],
 )
 def test_wrong_options_are_one_line(drawn_run, photos, tmp_path, capsys, options, text):
