@@ -7,67 +7,50 @@ import json
 import pickle
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import safetensors.torch
 import torch
 
 import converter
+from tests.convert.manifests import RECIPE, mae, pyramid, random, vit
 from vitdet import checkpoint
-from vitdet.backbones.vit import ViT
 from vitdet.config import build_model, load_config
-from vitdet.pyramid import SimpleFeaturePyramid
+from vitdet.convert import convert, detect
+from vitdet.convert.names import shapes_of
 
-RECIPE = """
-from detectron2.config import LazyCall as L
-from vitdet.backbones.vit import ViT
-from vitdet.pyramid import SimpleFeaturePyramid
-
-net = L(ViT)(img_size=64, embed_dim=16, depth=2, num_heads=2, pretrain_img_size=64)
-model = L(SimpleFeaturePyramid)(net=net, out_channels=8, scale_factors=(1.0,))
-"""
 Run = Callable[..., int]
-
-
-def net(width: int = 16) -> ViT:
-    return ViT(img_size=64, embed_dim=width, depth=2, num_heads=2, pretrain_img_size=64)
-
-
-def mae() -> dict[str, torch.Tensor]:
-    torch.manual_seed(0)
-    weights = {name: torch.randn_like(value) for name, value in net().state_dict().items()}
-    tokens = {"cls_token": torch.randn(1, 1, 16), "norm.weight": torch.ones(16)}
-    return weights | tokens | {"norm.bias": torch.zeros(16)}
+CLASS = {"cls_token": "class token: a detector's backbone has none"}
 
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """A folder with a recipe, a source file, and an empty folder for outputs."""
+    """A folder with a recipe, a file of MAE and one of ours, and an empty folder for outputs."""
     (tmp_path / "recipe.py").write_text(RECIPE)
     torch.save({"model": mae(), "epoch": 800}, tmp_path / "mae.pth")
+    about = {"format": 1, "source_format": "mae", "initialised": []}
+    content = {"model": random(vit()), "vitdet": about, "optimizer": {}}
+    torch.save(content, tmp_path / "ours.pth")
     (tmp_path / "out").mkdir()
     return tmp_path
 
 
 @pytest.fixture
 def run(folder: Path) -> Run:
-    """Return a function that runs converter.py on the folder; keywords replace its options."""
+    """Return a function that runs converter.py in the folder, with the recipe or without."""
 
-    def call(*words: str, **paths: Path) -> int:
-        source = paths.get("source", folder / "mae.pth")
-        output = paths.get("output", folder / "out" / "vit.pth")
-        options = ["--source-model", str(source), "--output-model", str(output)]
-        return converter.main([*options, "--config-file", str(folder / "recipe.py"), *words])
+    def call(*words: str, source: str = "mae.pth", output: Any = "vit.pth", recipe: Any = 1) -> int:
+        files = ["--source-model", str(folder / source), "--output-model"]
+        files.append(str(folder / "out" / output))
+        files += ["--config-file", str(folder / "recipe.py")] if recipe else []
+        return converter.main([*files, *words])
 
     return call
 
 
 def outputs(folder: Path) -> list[str]:
     return sorted(path.name for path in (folder / "out").iterdir())
-
-
-def written(folder: Path) -> dict[str, torch.Tensor]:
-    return checkpoint.read(folder / "out" / "vit.pth")["model"]
 
 
 @pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
@@ -91,142 +74,149 @@ def test_a_converted_file_loads_into_the_recipes_model(
     assert about == {"format": 1, "source_format": "mae", "initialised": initialised}
 
     record = json.loads(report.read_text())
-    assert record["source_format"] == "mae"
     assert record["used"]["blocks.1.mlp.fc2.bias"] == "net.blocks.1.mlp.fc2.bias"
     assert set(record["used"]) | set(record["dropped"]) == set(mae())
     assert record["initialised"] == initialised
-    assert (record["unaccounted"], record["missing"], record["resized"]) == ([], [], {})
     assert record["source_model"] == str(folder / "mae.pth")
     printed = capsys.readouterr()
     assert printed.err == ""
     assert "used         27 keys" in printed.out
-    assert "dropped      1: class token" in printed.out
     assert f"wrote        {output}: 27 tensors" in printed.out
 
 
-def test_overrides_change_the_target_and_underscores_are_dashes(folder: Path, run: Run) -> None:
+def test_options(folder: Path, run: Run) -> None:
+    # underscores are dashes, overrides change the model
     assert run("--source_format=mae", "model.net.pretrain_img_size=96") == 0
-    assert written(folder)["net.pos_embed"].shape == (1, 37, 16)
-
-
-def test_weights_among_several(folder: Path, run: Run, capsys: pytest.CaptureFixture[str]) -> None:
-    path, average = folder / "two.pth", {name: value + 1 for name, value in mae().items()}
-    torch.save({"model": mae(), "ema_state": average}, path)
-    assert run("--weights", "ema_state", "--source-format=mae", source=path) == 0
-    assert torch.equal(written(folder)["net.pos_embed"], mae()["pos_embed"] + 1)
-    assert run("--weights", "ema", source=path) == 2
-    assert "got 'ema', the file has model, ema_state" in capsys.readouterr().err
-
-
-def test_a_recipe_that_computes_something_else(
-    folder: Path, run: Run, capsys: pytest.CaptureFixture[str]
-) -> None:
-    report = folder / "out" / "report.json"
-    words = ("--report", str(report), "model.net.norm_eps=1e-3")
-    assert run(*words) == 1
-    assert outputs(folder) == ["report.json"]
-    text = "expected of the model: norm_eps=1e-06, not 0.001. Set that in"
-    assert text in capsys.readouterr().err
-    assert json.loads(report.read_text())["settings"] == {"norm_eps": [1e-6, 1e-3]}
-    assert run("--allow-inexact", *words) == 0
-    assert outputs(folder) == ["report.json", "vit.pth"]
-    expected = "inexact      norm_eps is 0.001, the weights were made with 1e-06"
-    assert expected in capsys.readouterr().out
+    weights = checkpoint.read(folder / "out" / "vit.pth")["model"]
+    assert weights["net.pos_embed"].shape == (1, 37, 16)
+    average = {name: value + 1 for name, value in mae().items()}
+    torch.save({"model": mae(), "ema_state": average}, folder / "two.pth")
+    assert run("--weights", "ema_state", "--source-format=mae", source="two.pth") == 0
+    weights = checkpoint.read(folder / "out" / "vit.pth")["model"]
+    assert torch.equal(weights["net.pos_embed"], mae()["pos_embed"] + 1)
 
 
 def test_other_containers(folder: Path, run: Run) -> None:
-    path = folder / "model.safetensors"  # of others: the weights alone
-    safetensors.torch.save_file(mae(), path)
-    report = folder / "out" / "report.json"
-    assert run("--report", str(report), source=path) == 0
-    record = json.loads(report.read_text())
-    assert (record["source_format"], record["nested_under"]) == ("timm", "")
-
-    model = SimpleFeaturePyramid(net(), out_channels=8, scale_factors=(1.0,))
-    arrays = {name: value.numpy() for name, value in model.state_dict().items()}
-    path = folder / "zoo.pkl"
-    path.write_bytes(pickle.dumps({"model": arrays, "__author__": "someone"}))
-    assert run(source=path) == 0
+    safetensors.torch.save_file(mae(), folder / "model.safetensors")  # of others: weights alone
+    assert run(source="model.safetensors") == 0
+    assert checkpoint.read(folder / "out" / "vit.pth")["vitdet"]["source_format"] == "timm"
+    weights = random(pyramid(vit()))
+    arrays = {name: value.numpy() for name, value in weights.items()}
+    data = pickle.dumps({"model": arrays, "__author__": "someone"})
+    (folder / "zoo.pkl").write_bytes(data)
+    assert run(source="zoo.pkl") == 0
     content = checkpoint.read(folder / "out" / "vit.pth")
     assert content["vitdet"] == {"format": 1, "source_format": "detectron2", "initialised": []}
-    for name, value in model.state_dict().items():
-        assert torch.equal(content["model"][name], value)
-
-    path = folder / "dated.pth"
-    torch.save({"model": mae(), "when": datetime.date(2022, 3, 30)}, path)
-    assert run(source=path) == 2
-    assert run("--trust", source=path) == 0
+    assert all(torch.equal(content["model"][name], value) for name, value in weights.items())
+    torch.save({"model": mae(), "when": datetime.date(2022, 3, 30)}, folder / "dated.pth")
+    assert run(source="dated.pth") == 2
+    assert run("--trust", source="dated.pth") == 0
 
 
-def test_unaccounted_keys_give_status_1_and_a_report(
+def test_what_is_left_over_gives_status_1_and_a_report(
     folder: Path, run: Run, capsys: pytest.CaptureFixture[str]
 ) -> None:
     torch.save({"model": mae() | {"blocks.0.extra": torch.ones(1)}}, folder / "odd.pth")
     report = folder / "out" / "report.json"
-    assert run("--report", str(report), source=folder / "odd.pth") == 1
+    assert run("--report", str(report), source="odd.pth") == 1
     assert outputs(folder) == ["report.json"]
     assert json.loads(report.read_text())["unaccounted"] == ["blocks.0.extra"]
     error = capsys.readouterr().err
     assert error.startswith(f"error: {folder / 'odd.pth'} as mae: expected an account of every key")
     assert error.count("\n") == 1
 
+    words = ("--report", str(report), "model.net.norm_eps=1e-3")
+    assert run(*words) == 1
+    text = "expected of the model: norm_eps=1e-06, not 0.001. Set that in"
+    assert text in capsys.readouterr().err
+    assert json.loads(report.read_text())["settings"] == {"norm_eps": [1e-6, 1e-3]}
+    assert outputs(folder) == ["report.json"]
+    assert run("--allow-inexact", *words) == 0
+    expected = "inexact      norm_eps is 0.001, the weights were made with 1e-06"
+    assert expected in capsys.readouterr().out
 
-def _flipped(data: bytes) -> bytes:
-    damaged = bytearray(data)
-    damaged[len(data) // 2] ^= 4
-    return bytes(damaged)
+
+# --- other projects' names -----------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("name", "damage", "message"),
-    [
-        ("short.pth", lambda data: data[:-2000], "it cannot be read"),
-        ("flipped.pth", _flipped, "checksum of its part"),
-        ("empty.pth", lambda _: b"", "it cannot be read (it is empty)"),
-        ("evil.pkl", lambda _: b"cposix\nsystem\n(S'touch ran'\ntR.", "the class posix.system"),
-        ("wide.pth", None, "file has 32 channels (embed_dim), model 16."),
-        ("absent.pth", None, "expected a file, got nothing there"),
-    ],
-)
-def test_wrong_sources_leave_nothing_behind(
-    folder: Path,
-    run: Run,
-    capsys: pytest.CaptureFixture[str],
-    name: str,
-    damage: Callable[[bytes], bytes] | None,
-    message: str,
+@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
+@pytest.mark.parametrize(("target", "nested"), [("hf_vitdet", ""), ("detectron2", "model")])
+def test_another_projects_file(
+    suffix: str, target: str, nested: str, folder: Path, run: Run, capsys: Any
 ) -> None:
-    if damage is not None:
-        (folder / name).write_bytes(damage((folder / "mae.pth").read_bytes()))
-    elif name == "wide.pth":
-        wide = net(32).state_dict() | {"cls_token": torch.ones(1, 1, 32)}
-        torch.save({"model": wide}, folder / name)
-    assert run("--report", str(folder / "out" / "report.json"), source=folder / name) == 2
-    assert outputs(folder) == []
-    error = capsys.readouterr().err
-    assert error.startswith("error: ")
-    assert message in error
-    assert error.count("\n") == 1
+    report, output = folder / "out" / "report.json", folder / "out" / f"other{suffix}"
+    words = ["--target-format", target, "--report", str(report)]
+    assert run(*words, source="ours.pth", output=output, recipe=None) == 0
+    content, weights = checkpoint.read(output), random(vit())
+    assert "vitdet" not in content
+    assert ("model" in content) == (bool(nested) and suffix == ".pth")
+    assert detect(content) == target
+    back, _ = convert(content, shapes_of(weights))
+    assert all(torch.equal(back[name], value) for name, value in weights.items())
+    record = json.loads(report.read_text())
+    assert (record["source_format"], record["target_format"]) == ("vitdet", target)
+    assert set(record["used"]) == set(weights)
+    assert "left out beside the weights: optimizer" in record["notes"]
+    assert f"format       vitdet (under 'model') to {target}" in capsys.readouterr().out
 
 
-def test_wrong_outputs_and_overrides(
-    folder: Path, run: Run, capsys: pytest.CaptureFixture[str]
+def test_both_steps_are_in_the_account(folder: Path, run: Run) -> None:
+    report = folder / "out" / "report.json"
+    words = ["--target-format", "sam", "--backbone-only", "--report", str(report)]
+    words.append("model.net.pretrain_img_size=96")
+    assert run(*words) == 1
+    assert outputs(folder) == ["report.json"]
+    lost = {"pos_embed": "class row, which no ViTDet backbone reads"}
+    assert json.loads(report.read_text())["inexact"] == lost
+    assert run(*words, "--allow-inexact") == 0
+    record = json.loads(report.read_text())
+    assert record["resized"] == {"pos_embed": [[1, 17, 16], [1, 6, 6, 16]]}
+    assert CLASS.items() <= record["dropped"].items()
+    assert record["used"]["blocks.1.mlp.fc1.bias"] == "blocks.1.mlp.lin1.bias"
+    content = checkpoint.read(folder / "out" / "vit.pth")
+    assert detect(content) == "sam"
+    assert content["pos_embed"].shape == (1, 6, 6, 16)
+    # without a recipe, by the rules of the source; timm has a place for the token
+    for target, dropped in (("hf_vitdet", True), ("timm", False)):
+        words = ["--target-format", target, "--report", str(report)]
+        assert run(*words, recipe=None) == 0
+        assert ("cls_token" in json.loads(report.read_text())["dropped"]) == dropped
+    assert checkpoint.read(folder / "out" / "vit.pth")["cls_token"].shape == (1, 1, 16)
+
+
+# --- wrong commands ------------------------------------------------------------------------------
+
+WRONG: dict[str, str] = {
+    "expected a file, got nothing there": "--source-model absent.pth",
+    "expected a file of its own, got an input": "--output-model mae.pth",
+    "expected a file of its own, got an input. ": "--output-model out/../mae.pth",
+    "mkdir -p": "--output-model absent/vit.pth",
+    "expected .pth or .safetensors, got .pkl": "--output-model vit.pkl",
+    "output out: expected ": "--output-model out",
+    "got an input. Choose": "--report mae.pth",
+    "got an input. Choose another name": "--report out/vit.pth",
+    "Did you mean model.net.embed_dim?": "model.net.embed_dims=32",
+    "expected a recipe, got none": "-",
+    "--fold-layer-scale: expected --config-file beside it": "- --target-format sam "
+    "--fold-layer-scale",
+    "Did you mean 'mae'?": "--source-format maee",
+    "fitted to one. Add --config-file": "- --target-format sam --source-format timm",
+    "got 'ema', the file has model, epoch": "--weights ema",
+}
+
+
+@pytest.mark.parametrize("message", WRONG)
+def test_wrong_commands(
+    message: str, folder: Path, run: Run, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:
+    monkeypatch.chdir(folder)
     before = (folder / "mae.pth").read_bytes()
-    wrong = {
-        folder / "mae.pth": "expected a file of its own, got an input",
-        folder / "out" / ".." / "mae.pth": "expected a file of its own, got an input",
-        folder / "absent" / "vit.pth": "mkdir -p",
-        folder / "out" / "vit.pkl": "expected .pth or .safetensors, got .pkl",
-        folder / "out": "expected .pth or .safetensors, got no suffix",
-    }
-    for output, message in wrong.items():
-        assert run(output=output) == 2
-        assert message in capsys.readouterr().err
-    assert run("--report", str(folder / "mae.pth")) == 2
-    assert run("--report", str(folder / "out" / "vit.pth")) == 2
-    capsys.readouterr()
-    assert run("model.net.embed_dims=32") == 2
-    assert "Did you mean model.net.embed_dim?" in capsys.readouterr().err
+    words = WRONG[message].split()
+    bare = words[0] == "-"
+    assert run(*words[bare:], recipe=not bare) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.startswith("error: ")
+    assert error.count("\n") == 1
     assert (folder / "mae.pth").read_bytes() == before
     assert outputs(folder) == []

@@ -16,7 +16,7 @@ ROOMS = (  # an import points to an earlier line only, or stays in its own packa
     {"layers", "postprocess", "scores"},
     {"backbones", "pyramid", "heads", "optim", "data", "evaluation", "drawing", "checkpoint"}
     | {"convert", "plain_recipes"},
-    {"config"},
+    {"config", "weights"},
     {"engine", "predict", "export"},
     {"app"},
 )
@@ -25,6 +25,7 @@ LEVEL = {unit: level for level, units in enumerate(ROOMS) for unit in units}
 NARROW = {
     "convert": ("utils", "layers.positions"),  # the two resizes
     "config": ("utils", "plain_recipes"),
+    "weights": ("utils", "checkpoint"),
     "engine": ("utils", "checkpoint", "config", "drawing"),
     "configs": ("layers", "backbones", "pyramid", "heads", "optim", "data", "evaluation"),
 }
@@ -114,8 +115,8 @@ def test_no_module_imports_itself_through_others() -> None:
     [
         ("vitdet.layers.parts", "vitdet.backbones.vit", True),  # up
         ("vitdet.pyramid", "vitdet.backbones.vit", True),  # across
-        ("vitdet.convert.fit", "vitdet.layers.parts.Mlp", True),  # no resize
-        ("vitdet.convert.fit", "vitdet.layers.positions.resize_rel_pos", False),
+        ("vitdet.convert.tensors", "vitdet.layers.parts.Mlp", True),  # no resize
+        ("vitdet.convert.tensors", "vitdet.layers.positions.resize_rel_pos", False),
         ("vitdet.engine.run", "vitdet.data.loaders", True),
         ("vitdet.engine.run", "vitdet.checkpoint", False),
         ("vitdet.utils.env", "vitdet.build_model", True),  # the doors are for users

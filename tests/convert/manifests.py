@@ -1,4 +1,4 @@
-"""Published names and shapes, as tensors without data."""
+"""Published names and shapes, as tensors without data; and small models of ours."""
 
 from __future__ import annotations
 
@@ -11,7 +11,13 @@ from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
+from vitdet.backbones.vit import ViT
+from vitdet.convert.names import shapes_of
+from vitdet.pyramid import SimpleFeaturePyramid
+
+Weights = dict[str, torch.Tensor]
 _ROOT = Path(__file__).parents[2]
 CHECKPOINTS = Path(os.environ.get("VITDET_CHECKPOINTS", _ROOT / "../shared/checkpoints"))
 needs_manifests = pytest.mark.skipif(
@@ -26,7 +32,7 @@ class Published:
     name: str
     nested_under: str
     beside: tuple[str, ...]
-    tensors: dict[str, torch.Tensor]
+    tensors: Weights
 
     def content(self) -> dict[str, Any]:
         """Return what reading the file would give, on the meta device."""
@@ -36,7 +42,7 @@ class Published:
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Return {name: shape}."""
-        return {name: tuple(tensor.shape) for name, tensor in self.tensors.items()}
+        return shapes_of(self.tensors)
 
 
 @cache
@@ -66,3 +72,41 @@ def _expand(entry: dict[str, Any]) -> Published:
     nest = entry["top_level"]
     beside = tuple(name for name in nest.get("other", ()) if name.isidentifier())
     return Published(entry["name"], nest["key"] or "", beside, tensors)
+
+
+# --- small models --------------------------------------------------------------------------------
+
+SIZES: dict[str, Any] = {"img_size": 64, "embed_dim": 16, "depth": 2, "num_heads": 2}
+RECIPE = f"""
+from detectron2.config import LazyCall as L
+from vitdet.backbones.vit import ViT
+from vitdet.pyramid import SimpleFeaturePyramid
+
+net = L(ViT)(**{SIZES}, pretrain_img_size=64)
+model = L(SimpleFeaturePyramid)(net=net, out_channels=8, scale_factors=(1.0,))
+"""
+
+
+def vit(**changes: Any) -> ViT:
+    """Return a ViT of two blocks of 16 channels for 4 x 4 patches."""
+    return ViT(**SIZES | {"pretrain_img_size": 64} | changes)
+
+
+def pyramid(net: nn.Module, levels: int = 1) -> SimpleFeaturePyramid:
+    """Return the pyramid that `RECIPE` has, or one with more levels."""
+    scales = [1.0] if levels == 1 else [4.0, 2.0, 1.0, 0.5, 0.25][:levels]
+    how = {"downsample": "conv", "square_pad": 0} if levels > 1 else {}
+    return SimpleFeaturePyramid(net, out_channels=8, scale_factors=scales, **how)
+
+
+def random(model: nn.Module) -> Weights:
+    """Return random weights for a model, a buffer's among them."""
+    torch.manual_seed(0)
+    return {name: torch.randn_like(value) for name, value in model.state_dict().items()}
+
+
+def mae(**changes: Any) -> Weights:
+    """Return random weights as MAE saves them."""
+    weights = random(vit(**changes))
+    tokens = {"cls_token": torch.randn(1, 1, 16), "norm.weight": torch.randn(16)}
+    return weights | tokens | {"norm.bias": torch.randn(16)}

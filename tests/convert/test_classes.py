@@ -13,13 +13,14 @@ from torch import nn
 import converter
 from vitdet import checkpoint
 from vitdet.config import build_model, load_config, set_num_classes
-from vitdet.convert.classes import carry, check_count, match, read_classes, read_table, with_classes
+from vitdet.convert.classes import carry, match, read_classes, read_table, with_classes
 from vitdet.convert.names import shapes_of
 from vitdet.utils.checks import InputError
 
+from .manifests import random
+
 OLD = ("Person", "Car", "Street Lights", "Cell Phone")
 NEW = ("cell phone", "zebra", "car")
-TABLE = {"cell phone": "Cell Phone"}
 BOXES = "roi_heads.box_predictor"
 MASKS = "roi_heads.mask_head.predictor"
 
@@ -40,40 +41,35 @@ def test_names_of_a_coco_file_are_in_the_order_of_their_ids(tmp_path: Path) -> N
     assert read_classes(written(tmp_path, ["b", "a"])) == {1: "b", 2: "a"}
 
 
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [
-        ({"images": []}, r'expected a list of names, or "categories", got the keys images'),
-        ("person", "got str"),
-        ([], "expected a name for every class, got no class"),
-        (["a", 3], "expected a name for every class, got 3"),
-        (["a", " "], "expected a name for every class, got ' '"),
-        (["a", "b", "a"], "expected each name once, got 'a' and 'a'"),
-        ({"categories": [{"id": 1, "name": "a"}, {"id": 1, "name": "b"}]}, "got 1 twice"),
-        ({"categories": [{"name": "a"}]}, 'expected an "id" and a "name" in every category'),
-        ({"categories": ["a"]}, 'expected an "id" and a "name" in every category'),
-        ({"categories": [{"id": 1}]}, "expected a name for every class, got None"),
-        (b"[1, 2", r"list\.json: expected JSON, got Expecting"),
-        (b"\xff\xfe[", r"list\.json: expected JSON"),
-    ],
-)
+WRONG_LISTS: list[tuple[object, str]] = [
+    ({"images": []}, "got none"),
+    ("person", "got none"),
+    ([], 'a list of names, or COCO\'s "categories" with an "id" and a "name" each, got none'),
+    (["a", 3], "got the id 2, the name 3"),
+    (["a", " "], "the name ' '"),
+    (["a", "b", "a"], "expected each once, got 'a' and 'a'"),
+    ({"categories": [{"id": 1, "name": "a"}, {"id": 1, "name": "b"}]}, "ids: .* got '1' and '1'"),
+    ({"categories": [{"name": "a"}]}, "got the id None, the name 'a'"),
+    ({"categories": ["a"]}, "got the id None"),
+    (b"[1, 2", r"list\.json: expected JSON, got Expecting"),
+    (b"\xff\xfe[", r"list\.json: expected JSON"),
+]
+
+
+@pytest.mark.parametrize(("content", "message"), WRONG_LISTS)
 def test_wrong_lists(tmp_path: Path, content: object, message: str) -> None:
     with pytest.raises(InputError, match=message):
         read_classes(written(tmp_path, content))
 
 
-def test_wrong_tables_and_no_files(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="expected a file, got nothing there"):
-        read_classes(tmp_path / "absent.json")
-    with pytest.raises(InputError, match=r"expected \{new class: class of the file\}, got list"):
-        read_table(written(tmp_path, ["a"]))
-    with pytest.raises(InputError, match="got other values than text"):
-        read_table(written(tmp_path, {"a": 1}))
+def test_wrong_tables(tmp_path: Path) -> None:
+    for content in (["a"], {"a": 1}):
+        with pytest.raises(InputError, match=r"expected \{new class: class of the file\}, got som"):
+            read_table(written(tmp_path, content))
 
 
 def test_names_are_equal_or_paired_by_a_table() -> None:
     found = match(("cat", "Dog", "cell phone"), ("cell_phone", "dog", "cat"))
-    assert found.rows == (None, None, 0)
     assert found.as_dict() == {
         "carried": {"cat": "cat"},
         "initialised": ["cell_phone", "dog"],
@@ -90,12 +86,12 @@ def test_names_are_equal_or_paired_by_a_table() -> None:
 @pytest.mark.parametrize(
     ("source", "target", "table", "message"),
     [
-        (("a", "a"), ("a",), None, "classes of the file: expected each name once, got 'a' and 'a'"),
-        (("a",), ("a", "a"), None, "new classes: expected each name once"),
+        (("a", "a"), ("a",), None, "classes of the file: expected each once, got 'a' and 'a'"),
+        (("a",), ("a", "a"), None, "new classes: expected each once"),
         (("a b", "A_b"), ("a",), {}, r"once without regard to case and underscores, got 'a b' and"),
         (("a",), ("a",), {"b": "a"}, "expected one of the new classes, got 'b'"),
         (("a",), ("a",), {"a": "b"}, "expected one of the file's classes, got 'b'"),
-        (("a",), ("b",), {"b": "a", "B": "a"}, "class table: expected each name once"),
+        (("a",), ("b",), {"b": "a", "B": "a"}, "class table: expected each once"),
     ],
 )
 def test_ambiguous_names(source: Any, target: Any, table: Any, message: str) -> None:
@@ -108,13 +104,9 @@ def test_ambiguous_names(source: Any, target: Any, table: Any, message: str) -> 
 
 def detector(classes: int, *, cascade: bool = False, agnostic: bool = False) -> nn.Module:
     """Return modules with the names and shapes of a detector's head and a bit of backbone."""
+    boxes = 4 if agnostic else 4 * classes
     predictors = [
-        nn.ModuleDict(
-            {
-                "cls_score": nn.Linear(2, classes + 1),
-                "bbox_pred": nn.Linear(2, 4 if agnostic else 4 * classes),
-            }
-        )
+        nn.ModuleDict({"cls_score": nn.Linear(2, classes + 1), "bbox_pred": nn.Linear(2, boxes)})
         for _ in range(3 if cascade else 1)
     ]
     mask_head = nn.ModuleDict({"predictor": nn.Conv2d(2, 1 if agnostic else classes, 1)})
@@ -124,9 +116,7 @@ def detector(classes: int, *, cascade: bool = False, agnostic: bool = False) -> 
 
 
 def state(classes: int, **kind: bool) -> dict[str, torch.Tensor]:
-    torch.manual_seed(0)
-    model = detector(classes, **kind)
-    return {name: torch.randn_like(value) for name, value in model.state_dict().items()}
+    return random(detector(classes, **kind))
 
 
 def shapes(classes: int, **kind: bool) -> dict[str, tuple[int, ...]]:
@@ -153,7 +143,6 @@ def test_rows_of_classifier_regressor_and_mask_predictor() -> None:
     # what is open stays open on the next way, and in a model that loads it
     back = match(NEW, ("car", "zebra"))
     _, left = carry(after, shapes(2), back, [*initialised, "backbone.x"])
-    expected = {f"{name}.{k}[{row}]" for name, row in rows.items() for k in ("weight", "bias")}
     assert set(left) == expected | {"backbone.x"}
     model = detector(3)
     own = {name: value.clone() for name, value in model.state_dict().items()}
@@ -162,13 +151,9 @@ def test_rows_of_classifier_regressor_and_mask_predictor() -> None:
     assert torch.equal(loaded[name][4:8], own[name][4:8])
     assert torch.equal(loaded[name][:4], after[name][:4])
     assert not after[name][4:8].any()  # the file's tensors are not touched
-
-
-@pytest.mark.parametrize("rows", ["backbone.bias[2]", "backbone.bias[1-0]", "absent[0]"])
-def test_rows_that_are_not_there(rows: str) -> None:
-    model = nn.ModuleDict({"backbone": nn.Linear(2, 2)})
-    with pytest.raises(InputError, match="expected rows of a tensor in the file, got "):
-        checkpoint.load_weights(model, model.state_dict(), source="x", initialised=[rows])
+    for odd in ("backbone.bias[2]", "backbone.bias[1-0]", "absent[0]"):
+        with pytest.raises(InputError, match="expected rows of a tensor in the file, got "):
+            checkpoint.load_weights(model, after, source="x", initialised=[odd])
 
 
 def test_cascade_with_shared_regressor_and_one_class() -> None:
@@ -217,20 +202,13 @@ def test_wrong_heads() -> None:
         carry({"w": torch.ones(1)}, {"w": (1,)}, classes)
     with pytest.raises(InputError, match=r"expected rows for 4 classes, got the shape \(6, 2\)"):
         carry(state(5), shapes(3), classes)
-    with pytest.raises(InputError, match=r"x\.pth: expected 5 names, as its head has .* 4 names"):
-        check_count(shapes(5), OLD, "x.pth")
-    with pytest.raises(InputError, match="expected 365 names"):
-        check_count({"roi_head.bbox_head.2.fc_cls.weight": (366, 4)}, OLD, "x.pth")
-    check_count({"w": (1,)}, OLD, "x.pth")
 
 
 def test_shapes_with_another_number_of_classes() -> None:
-    for kind in ({}, {"cascade": True, "agnostic": True}, {"cascade": True}):
+    for kind in ({}, {"cascade": True, "agnostic": True}):
         assert with_classes(shapes(3, **kind), 3, 7) == shapes(7, **kind)
-        assert with_classes(shapes(7, **kind), 7, 1) == shapes(1, **kind)
-    assert with_classes({"head.cls_score.bias": (9 * 3,)}, 3, 5) == {"head.cls_score.bias": (45,)}
-    fed = f"{BOXES}.fed_loss_cls_weights"
-    assert with_classes({fed: (3,)}, 3, 5) == {fed: (5,)}
+    fed = {f"{BOXES}.fed_loss_cls_weights": (3,), "head.cls_score.bias": (9 * 3,)}
+    assert [*with_classes(fed, 3, 5).values()] == [(5,), (45,)]
 
 
 # --- the command ---------------------------------------------------------------------------------
@@ -244,28 +222,27 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("classes")
     cfg = load_config(MINI)
     set_num_classes(cfg, len(OLD))
-    torch.manual_seed(0)
     weights = build_model(cfg.model).state_dict()
     about = {"format": 1, "class_names": list(OLD)}
     checkpoint.write(folder / "trained.pth", {"model": weights, "vitdet": about})
     checkpoint.write(folder / "bare.pth", {"model": weights})
     categories = [{"id": 10 + i, "name": name} for i, name in enumerate(NEW)]
-    lists = {"old": list(OLD), "new": {"categories": categories}, "table": TABLE, "one": ["Car"]}
-    for name, content in lists.items():
+    lists = {"old": list(OLD), "new": {"categories": categories}, "one": ["Car"]}
+    for name, content in (lists | {"table": {"cell phone": "Cell Phone"}}).items():
         (folder / f"{name}.json").write_text(json.dumps(content))
     return folder
 
 
-def run(folder: Path, source: str, output: Path, *words: str) -> int:
-    options = ["--source-model", str(folder / source), "--output-model", str(output)]
-    paths = [word.replace("@", f"{folder}/") for word in words]
-    return converter.main([*options, "--config-file", str(MINI), *paths])
+def run(folder: Path, output: Path, line: str) -> int:
+    source, *words = line.replace("@", f"{folder}/").split()
+    files = ["--source-model", source, "--output-model", str(output)]
+    return converter.main([*files, "--config-file", str(MINI), *words])
 
 
 def test_command(trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     output, report = tmp_path / "new.pth", tmp_path / "report.json"
-    words = ["--target-classes", "@new.json", "--class-table", "@table.json"]
-    assert run(trained, "trained.pth", output, *words, "--report", str(report)) == 0
+    words = "--target-classes @new.json --class-table @table.json"
+    assert run(trained, output, f"@trained.pth {words} --report {report}") == 0
     printed = capsys.readouterr().out
     assert "classes      2 carried over (cell phone, car)" in printed
     assert "classes      1 start anew (zebra)" in printed
@@ -284,30 +261,29 @@ def test_command(trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[st
     assert set(record["used"]) == set(old)
     # through the converter again: what was open stays open
     again = tmp_path / "again.pth"
-    assert run(tmp_path, "new.pth", again, "model.roi_heads.num_classes=3") == 0
+    assert run(trained, again, f"{output} model.roi_heads.num_classes=3") == 0
     assert checkpoint.read(again)["vitdet"]["initialised"] == initialised
 
 
 def test_command_with_both_lists_and_one_new_class(trained: Path, tmp_path: Path) -> None:
     output = tmp_path / "one.pth"
-    words = ["--source-classes", "@old.json", "--target-classes", "@one.json"]
-    assert run(trained, "bare.pth", output, *words) == 0
+    words = "--source-classes @old.json --target-classes @one.json"
+    assert run(trained, output, f"@bare.pth {words}") == 0
     content, old = checkpoint.read(output), checkpoint.read(trained / "bare.pth")["model"]
     boxes = f"{BOXES}.bbox_pred.weight"
     assert torch.equal(content["model"][boxes], old[boxes][4:8])
     assert content["vitdet"]["initialised"] == []
 
 
-WRONG: dict[str, str] = {
-    "expected the file's class names, got none in the file. Add --source-classes": (
-        "bare.pth --target-classes @new.json"
+WRONG = {
+    "none in the file. Add --source-classes": "@bare.pth --target-classes @new.json",
+    "file has 4 classes, model 1. Use a recipe, or lists, with its classes": (
+        "@bare.pth --source-classes @one.json --target-classes @one.json"
     ),
-    "expected 4 names, as its head has classes, got 3 names": (
-        "bare.pth --source-classes @new.json --target-classes @old.json"
-    ),
-    "--source-classes: expected --target-classes beside it": "bare.pth --source-classes @old.json",
-    "class lists: expected a class in common": "trained.pth --target-classes @new.json",
-    "class list": "trained.pth --target-classes @table.json",
+    "--source-classes: expected --target-classes beside": "@bare.pth --source-classes @old.json",
+    "class lists: expected a class in common": "@trained.pth --target-classes @new.json",
+    "class list": "@trained.pth --target-classes @table.json",
+    "No such file": "@trained.pth --target-classes @absent.json",
 }
 
 
@@ -315,8 +291,7 @@ WRONG: dict[str, str] = {
 def test_wrong_commands(
     trained: Path, tmp_path: Path, message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    source, *words = WRONG[message].split()
-    assert run(trained, source, tmp_path / "x.pth", *words) == 2
+    assert run(trained, tmp_path / "x.pth", WRONG[message]) == 2
     error = capsys.readouterr().err
     assert message in error
     assert error.count("\n") == 1

@@ -11,21 +11,30 @@ from functools import partial
 from typing import Any
 
 import pytest
-import timm.layers
 import torch
-from timm.models.beit import Beit
-from timm.models.eva import Eva
-from timm.models.eva import checkpoint_filter_fn as eva_filter
-from timm.models.vision_transformer import VisionTransformer
-from timm.models.vision_transformer import checkpoint_filter_fn as vit_filter
 from torch import nn
 
 from vitdet.backbones.vit import ViT
 from vitdet.convert import Report, convert, detect
 from vitdet.convert.names import shapes_of
 
+pytestmark = pytest.mark.slow  # their imports
 SMALL: dict[str, Any] = {"img_size": 64, "patch_size": 16, "embed_dim": 32, "depth": 3}
 SMALL |= {"num_heads": 2}
+CLASS: dict[str, Any] = {"use_cls_token": True}
+NO_ROW = CLASS | {"pretrain_use_cls_token": False}
+SWIGLU = {"ffn_layer": "swiglu", "mlp_ratio": 2.0}
+
+
+def timm(module: str, name: str) -> Any:
+    return getattr(pytest.importorskip(f"timm.{module}"), name)
+
+
+def timm_vit(*, gated: bool = False, **options: Any) -> Any:
+    if gated:
+        packed = timm("layers", "SwiGLUPacked")
+        options |= {"mlp_layer": packed, "act_layer": nn.SiLU, "mlp_ratio": 4.0}
+    return timm("models.vision_transformer", "VisionTransformer")(**SMALL | options)
 
 
 def randomised(model: nn.Module) -> Any:
@@ -43,11 +52,16 @@ def image(height: int = 64, width: int = 64) -> torch.Tensor:
     return torch.randn(2, 3, height, width, generator=generator)
 
 
+def tokens_of(model: Any, picture: torch.Tensor | None = None) -> torch.Tensor:
+    with torch.no_grad():
+        return model.eval().forward_features(image() if picture is None else picture)
+
+
 def same(
     content: Mapping[str, Any],
     expected: str,
     theirs: torch.Tensor,
-    picture: torch.Tensor,
+    picture: torch.Tensor | None = None,
     **options: Any,
 ) -> Report:
     """Convert for our ViT with these options: its tokens are theirs, its format is recognised."""
@@ -59,7 +73,7 @@ def same(
     assert not report.initialised
     vit.load_state_dict(state)
     with torch.no_grad():
-        tokens, _ = vit.forward_tokens(picture)
+        tokens, _ = vit.forward_tokens(image() if picture is None else picture)
     tokens = (tokens.flatten(1, 2) if tokens.ndim == 4 else tokens)[:, -theirs.shape[1] :]
     assert tokens.shape == theirs.shape
     assert (tokens - theirs).abs().max() < 1e-4
@@ -67,45 +81,31 @@ def same(
     return report
 
 
-def tokens_of(model: Any, picture: torch.Tensor) -> torch.Tensor:
-    with torch.no_grad():
-        return model.forward_features(picture)
-
-
-CLASS: dict[str, Any] = {"use_cls_token": True}
-NO_ROW = CLASS | {"pretrain_use_cls_token": False}
-PACKED = {"mlp_layer": timm.layers.SwiGLUPacked, "act_layer": nn.SiLU, "mlp_ratio": 4.0}
-SWIGLU = {"ffn_layer": "swiglu", "mlp_ratio": 2.0}
-
-
 @pytest.mark.parametrize(
     ("options", "ours"),
-    [(PACKED, CLASS | SWIGLU), ({"qkv_bias": False}, CLASS | {"qkv_bias": False})],
+    [({"gated": True}, CLASS | SWIGLU), ({"qkv_bias": False}, CLASS | {"qkv_bias": False})],
 )
 def test_timm(options: dict[str, Any], ours: dict[str, Any]) -> None:
-    model = randomised(VisionTransformer(**SMALL | options))
-    report = same(model.state_dict(), "timm", tokens_of(model, image()), image(), **ours)
+    model = randomised(timm_vit(**options))
+    report = same(model.state_dict(), "timm", tokens_of(model), **ours)
     assert set(report.dropped.values()) <= {"classifier"}
 
 
 def test_deit3_of_its_own_repository_and_mae_with_its_decoder() -> None:
-    model = randomised(VisionTransformer(**SMALL, no_embed_class=True, init_values=1.0))
+    model = randomised(timm_vit(no_embed_class=True, init_values=1.0))
     state = {re.sub(r"\.ls(\d)\.gamma", r".gamma_\1", n): v for n, v in model.state_dict().items()}
-    options = NO_ROW | {"layer_scale": True}
-    same({"model": state}, "timm", tokens_of(model, image()), image(), **options)
-    model = randomised(VisionTransformer(**SMALL, num_classes=0))
+    same({"model": state}, "timm", tokens_of(model), **NO_ROW, layer_scale=True)
+    model = randomised(timm_vit(num_classes=0))
     decoder = {"mask_token": torch.ones(1, 1, 8), "decoder_embed.weight": torch.ones(8, 32)}
-    content = {"model": model.state_dict() | decoder}
-    report = same(content, "mae", tokens_of(model, image()), image(), **CLASS)
+    report = same({"model": model.state_dict() | decoder}, "mae", tokens_of(model), **CLASS)
     assert set(report.dropped) == set(decoder)
 
 
 @pytest.mark.parametrize(("registers", "gated"), [(0, True), (4, False)])
 def test_dinov2_of_its_own_repository(registers: int, gated: bool) -> None:
     # timm's own converter reads the original names: it is the witness
-    theirs = {"init_values": 1.0, "num_classes": 0} | (PACKED if gated else {})
-    theirs |= {"reg_tokens": registers, "no_embed_class": registers > 0}
-    witness: Any = VisionTransformer(**SMALL | theirs)
+    theirs = {"init_values": 1.0, "num_classes": 0, "reg_tokens": registers, "gated": gated}
+    witness = timm_vit(**theirs, no_embed_class=registers > 0)
     torch.manual_seed(0)
     names = {"cls_token": (1, 1, 32), "pos_embed": (1, 17, 32), "mask_token": (1, 32)}
     names |= {"register_tokens": (1, registers, 32)} if registers else {}
@@ -113,14 +113,15 @@ def test_dinov2_of_its_own_repository(registers: int, gated: bool) -> None:
         if name not in ("cls_token", "pos_embed", "reg_token"):
             names[name.replace("fc1", "w12").replace("fc2", "w3") if gated else name] = shape
     state = {name: torch.randn(shape) * 0.3 for name, shape in names.items()}
-    witness.load_state_dict(vit_filter(dict(state), witness))
-    expected = tokens_of(witness.eval(), image())
+    read = timm("models.vision_transformer", "checkpoint_filter_fn")
+    witness.load_state_dict(read(dict(state), witness))
+    expected = tokens_of(witness)
     options = CLASS | {"layer_scale": True, "num_register_tokens": registers}
     options |= SWIGLU if gated else {}
-    report = same(state, "dinov2", expected, image(), **options)
+    report = same(state, "dinov2", expected, **options)
     assert list(report.dropped) == ["mask_token"]
     # without a row for the class token in our pos_embed, it goes into the token
-    report = same(state, "dinov2", expected, image(), **options | NO_ROW)
+    report = same(state, "dinov2", expected, **options | NO_ROW)
     assert "pos_embed: class row added to cls_token, the model has none" in report.notes
 
 
@@ -131,15 +132,16 @@ def test_dinov3_of_its_own_repository(gated: bool) -> None:
     theirs |= {"use_abs_pos_emb": False, "num_reg_tokens": 4, "use_fc_norm": False}
     theirs |= {"global_pool": "", "num_classes": 0, "dynamic_img_size": True, "qkv_bias": True}
     theirs |= {"swiglu_mlp": gated, "swiglu_align_to": 8 * gated}
-    witness: Any = Eva(**SMALL | theirs, norm_layer=partial(nn.LayerNorm, eps=1e-5))
+    norm = partial(nn.LayerNorm, eps=1e-5)
+    witness = timm("models.eva", "Eva")(**SMALL | theirs, norm_layer=norm)
     torch.manual_seed(0)
     state = {"storage_tokens": torch.randn(1, 4, 32), "mask_token": torch.zeros(1, 32)}
     state["rope_embed.periods"] = torch.ones(4)
     names = {"fc1_g": "w1", "fc1_x": "w2", "fc2": "w3"} if gated else {}
     for name, value in witness.state_dict().items():
         original = re.sub(r"gamma_(\d)", r"ls\1.gamma", name)
-        for timms, its in names.items():
-            original = original.replace(f"mlp.{timms}", f"mlp.{its}")
+        for word, its in names.items():
+            original = original.replace(f"mlp.{word}", f"mlp.{its}")
         if not re.search(r"reg_token|[qkv]_bias", name):
             state[original] = torch.randn(value.shape) * 0.3
     for i in range(3):
@@ -147,29 +149,30 @@ def test_dinov3_of_its_own_repository(gated: bool) -> None:
         mask[32:64] = 0  # k has no bias, whatever stands there
         state[f"blocks.{i}.attn.qkv.bias"] = torch.randn(96)
         state[f"blocks.{i}.attn.qkv.bias_mask"] = mask
-    witness.load_state_dict(eva_filter(dict(state), witness), strict=False)
+    read = timm("models.eva", "checkpoint_filter_fn")
+    witness.load_state_dict(read(dict(state), witness), strict=False)
     options = NO_ROW | {"num_register_tokens": 4, "rope": "dinov3", "use_abs_pos": False}
     options |= {"norm_eps": 1e-5, "layer_scale": True, "ffn_layer": "swiglu" if gated else "mlp"}
     picture = image(48, 80)
-    report = same(state, "dinov3", tokens_of(witness.eval(), picture), picture, **options)
+    report = same(state, "dinov3", tokens_of(witness, picture), picture, **options)
     assert sorted(report.dropped) == ["mask_token", "rope_embed.periods"]
 
 
 def test_beit_but_for_its_bias_table() -> None:
     theirs = {"use_abs_pos_emb": False, "use_rel_pos_bias": True, "init_values": 1.0}
-    model = randomised(Beit(**SMALL, **theirs, global_pool=""))
+    model = randomised(timm("models.beit", "Beit")(**SMALL, **theirs, global_pool=""))
     state = {name: value.clone() for name, value in model.state_dict().items()}
     for name, value in model.named_parameters():
         if "bias_table" in name:
             value.data.zero_()  # what is left when the table goes
     options = NO_ROW | {"use_abs_pos": False, "layer_scale": True, "allow_inexact": True}
-    report = same(state, "beit", tokens_of(model, image()), image(), **options)
+    report = same(state, "beit", tokens_of(model), **options)
     assert len(report.inexact) == 3
 
 
 def test_eva01() -> None:
-    model = randomised(Eva(**SMALL, global_pool="", num_classes=5))
-    report = same(model.state_dict(), "eva01_pretrain", tokens_of(model, image()), image(), **CLASS)
+    model = randomised(timm("models.eva", "Eva")(**SMALL, global_pool="", num_classes=5))
+    report = same(model.state_dict(), "eva01_pretrain", tokens_of(model), **CLASS)
     assert set(report.dropped) == {"head.weight", "head.bias"}
 
 
@@ -187,6 +190,6 @@ def test_open_clip(quick: bool) -> None:
     options |= {"act_layer": "quick_gelu" if quick else "gelu"}
     with torch.no_grad():
         theirs = model(image())[1]  # the tokens of the places, after the norm
-    report = same(state, "clip", theirs, image(), **options)
+    report = same(state, "clip", theirs, **options)
     texts = {"text tower", "projection to the space shared with texts"}
     assert set(report.dropped.values()) == texts

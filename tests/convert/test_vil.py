@@ -9,68 +9,65 @@ import torch
 import torch.nn.functional as F
 
 from vitdet.backbones.msvit import MsViT
-from vitdet.convert import convert, detect
+from vitdet.convert import Report, convert, detect
 from vitdet.convert.names import shapes_of
-from vitdet.convert.report import Report
 from vitdet.utils.checks import InputError
+
+from .manifests import Weights, random
 
 TOY: dict[str, Any] = {"embed_dim": [8, 8, 16], "depth": [1, 1, 1], "num_heads": [2, 2, 4]}
 TOY |= {"patch_size": [4, 2, 2], "num_global_tokens": [1, 1, 0], "attention_size": [3, 2, 2]}
 TOY |= {"use_abs_pos": [True, False, False], "img_size": 64, "out_features": ["layer3"]}
-State = dict[str, torch.Tensor]
 
 
-def toy(**changes: Any) -> MsViT:
-    torch.manual_seed(0)
-    net = MsViT(**TOY | changes)
-    for parameter in net.parameters():
-        torch.nn.init.normal_(parameter)
-    return net
+def toy(**changes: Any) -> Weights:
+    return random(MsViT(**TOY | changes))
 
 
-def from_to(source: MsViT | State, target: MsViT, **options: Any) -> tuple[State, Report]:
-    """Convert, as a classifier's file."""
-    state = source.state_dict() if isinstance(source, MsViT) else source
+def to(state: Weights, allow_inexact: bool = False, **changes: Any) -> tuple[Weights, Report]:
+    """Convert a classifier's file for another network."""
     content = {"net": {f"module.{name}": value for name, value in state.items()}}
-    return convert(content, shapes_of(target.state_dict()), **options)
+    with torch.device("meta"):
+        target = shapes_of(MsViT(**TOY | changes).state_dict())
+    return convert(content, target, allow_inexact=allow_inexact)
+
+
+def stretched(table: torch.Tensor, side: int, to: int) -> torch.Tensor:
+    square = table.view(1, side, side, -1).permute(0, 3, 1, 2)
+    return F.interpolate(square, size=(to, to), mode="bilinear").permute(0, 2, 3, 1).flatten(0, 2)
 
 
 def test_fused_weights_are_split_and_copied_for_global_tokens() -> None:
-    full, sparse = toy(attention="full"), toy(share_global_weights=False)
-    fused = full.get_submodule("layer1.1.attn.qkv")
-    state, report = from_to(full, sparse)
-    for ending, parameter in fused.named_parameters():
-        for suffix in ("", "_global"):
-            query = state[f"layer1.1.attn.query{suffix}.{ending}"]
-            assert torch.equal(query, parameter[:8])
-            assert torch.equal(state[f"layer1.1.attn.kv{suffix}.{ending}"], parameter[8:])
-    proj = full.get_submodule("layer1.1.attn.proj").weight
+    full = toy(attention="full")
+    state, report = to(full, share_global_weights=False)
+    fused = full["layer1.1.attn.qkv.weight"]
+    for suffix in ("", "_global"):
+        assert torch.equal(state[f"layer1.1.attn.query{suffix}.weight"], fused[:8])
+        assert torch.equal(state[f"layer1.1.attn.kv{suffix}.weight"], fused[8:])
+    proj = full["layer1.1.attn.proj.weight"]
     assert torch.equal(state["layer1.1.attn.proj_global.weight"], proj)
     assert report.made["layer1.1.attn.kv_global.bias"] == ["layer1.1.attn.qkv.bias"]
     assert "layer3.1.attn.query_global.weight" not in state  # that stage has no global tokens
-    back, _ = from_to(state, toy(attention="full"), allow_inexact=True)
-    assert torch.equal(back["layer1.1.attn.qkv.weight"], fused.weight)
+    back, _ = to(state, attention="full", allow_inexact=True)
+    assert torch.equal(back["layer1.1.attn.qkv.weight"], fused)
 
 
 def test_copies_for_global_tokens_are_made_and_must_be_equal_to_go() -> None:
-    own = toy(share_global_weights=False)
-    state, _ = from_to(toy(), own)
-    parts = [f"layer{i}.1.attn.{name}" for i in (1, 2) for name in ("query", "kv", "proj")]
-    for part in parts:
+    state, _ = to(toy(), share_global_weights=False)
+    for part in (f"layer{i}.1.attn.{name}" for i in (1, 2) for name in ("query", "kv", "proj")):
         assert torch.equal(state[f"{part}_global.weight"], state[f"{part}.weight"])
-    _, report = from_to(state, toy())
-    assert len(report.dropped) == 12
-    assert not report.inexact
+    _, report = to(state)
+    assert (len(report.dropped), len(report.inexact)) == (12, 0)
+    own = toy(share_global_weights=False)
     with pytest.raises(InputError, match=r"share those of the others; these differ \(layer"):
-        from_to(own, toy())
-    _, report = from_to(own, toy(), allow_inexact=True)
+        to(own)
+    _, report = to(own, allow_inexact=True)
     assert len(report.inexact) == 12
 
 
 def test_what_one_global_token_has_is_repeated() -> None:
-    one, three = toy(), toy(num_global_tokens=[3, 2, 0])
-    state, report = from_to(one, three)
-    source = one.state_dict()
+    source = toy()
+    state, report = to(source, num_global_tokens=[3, 2, 0])
     # The published converter repeats the token and leaves its positions and biases out.
     for name in ("layer1.0.cls_token", "layer1.0.cls_pos_embed"):
         assert torch.equal(state[name], source[name].expand(1, 3, 8))
@@ -78,56 +75,45 @@ def test_what_one_global_token_has_is_repeated() -> None:
         full = state[f"layer2.1.attn.{name}"]
         assert torch.equal(full, source[f"layer2.1.attn.{name}"].expand(full.shape))
     assert report.resized["layer1.0.cls_pos_embed"] == ((1, 1, 8), (1, 3, 8))
-    with pytest.raises(InputError, match=r"shape of .*cls_token"):
-        from_to(three, toy(num_global_tokens=[2, 2, 0]))
 
 
-def test_positions_are_stretched() -> None:
-    small, large = toy(), toy(img_size=96, attention_size=[3, 3, 2])
-    state, report = from_to(small, large)
-    source = small.state_dict()
+def test_positions_and_projections_are_stretched() -> None:
+    source = toy()
+    state, report = to(source, img_size=96, attention_size=[3, 3, 2])
     line = source["layer1.0.x_pos_embed"]
     expected = F.interpolate(line.mT[..., None], size=(24, 1), mode="bilinear")[..., 0].mT
     torch.testing.assert_close(state["layer1.0.x_pos_embed"], expected)
     name = "layer2.1.attn.local_relative_position_bias_table"
-    square = source[name].view(1, 7, 7, 2).permute(0, 3, 1, 2)
-    expected = F.interpolate(square, size=(11, 11), mode="bilinear")
-    torch.testing.assert_close(state[name], expected.permute(0, 2, 3, 1).reshape(121, 2))
+    torch.testing.assert_close(state[name], stretched(source[name], 7, 11))
     assert set(report.resized) == {"layer1.0.x_pos_embed", "layer1.0.y_pos_embed", name}
-    odd = source | {name: torch.zeros(48, 2)}
-    with pytest.raises(InputError, match="position table: expected a square, got 48 rows"):
-        from_to(odd, toy())
-
-
-def test_linformer_projections_are_stretched_over_the_map() -> None:
-    changes: dict[str, Any] = {"attention": "linformer", "attention_size": 4}
-    state, _ = from_to(toy(**changes), toy(**changes, img_size=96, share_kv=False))
-    source = toy(**changes).state_dict()["layer1.1.attn.proj_k"]
-    square = source[1:].view(1, 16, 16, 4).permute(0, 3, 1, 2)
-    expected = F.interpolate(square, size=(24, 24), mode="bilinear").permute(0, 2, 3, 1)
+    linformer: dict[str, Any] = {"attention": "linformer", "attention_size": 4}
+    source = toy(**linformer)
+    state, _ = to(source, **linformer, img_size=96, share_kv=False)
+    given = source["layer1.1.attn.proj_k"]
     for name in ("proj_k", "proj_v"):
         made = state[f"layer1.1.attn.{name}"]
-        assert torch.equal(made[0], source[0])  # of the global token
-        torch.testing.assert_close(made[1:], expected.reshape(576, 4))
+        assert torch.equal(made[0], given[0])  # of the global token
+        torch.testing.assert_close(made[1:], stretched(given[1:], 16, 24))
 
 
-@pytest.mark.parametrize(
-    ("source", "target", "text"),
-    [
-        ({"use_abs_pos": True}, {"use_abs_pos": False}, r"2 of its weights|its weights are not"),
-        ({}, {"num_global_tokens": 0}, r"a place for global tokens .*cls_token"),
-        ({"attention": "srformer"}, {"attention": "vil"}, r"keys have no place .*proj_sr"),
-        ({}, {"attention": "performer"}, r"its weights are not in the file .*projection_matrix"),
-    ],
-)
-def test_other_models_are_refused(
-    source: dict[str, Any], target: dict[str, Any], text: str
-) -> None:
+TABLE = {"layer2.1.attn.local_relative_position_bias_table": torch.zeros(48, 2)}
+WRONG: list[tuple[str, Weights, dict[str, Any]]] = [
+    ("of its weights are not in the file", toy(use_abs_pos=True), {"use_abs_pos": False}),
+    (r"a place for global tokens .*cls_token", toy(), {"num_global_tokens": 0}),
+    (r"keys have no place .*proj_sr", toy(attention="srformer"), {}),
+    (r"not in the file .*projection_matrix", toy(), {"attention": "performer"}),
+    (r"shape of .*cls_token", toy(num_global_tokens=[3, 2, 0]), {"num_global_tokens": [2, 2, 0]}),
+    ("position table: expected a square, got 48 rows", toy() | TABLE, {}),
+]
+
+
+@pytest.mark.parametrize(("text", "source", "target"), WRONG, ids=[case[0] for case in WRONG])
+def test_other_models_are_refused(text: str, source: Weights, target: dict[str, Any]) -> None:
     with pytest.raises(InputError, match=text):
-        from_to(toy(**source), toy(**target))
+        to(source, **target)
 
 
 def test_the_output_of_the_published_converter_is_recognised() -> None:
-    state = {f"backbone.bottom_up.{name}": value for name, value in toy().state_dict().items()}
+    state = {f"backbone.bottom_up.{name}": value for name, value in toy().items()}
     assert detect({"model": state}) == "vil_det"
-    assert detect(dict(toy().state_dict())) == "vil"
+    assert detect(toy()) == "vil"

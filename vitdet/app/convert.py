@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -18,18 +19,17 @@ import torch
 from vitdet import checkpoint
 from vitdet.convert import FORMATS, TARGETS, Report, UnaccountedError, convert, export
 from vitdet.convert import classes as heads
-from vitdet.convert.names import shapes_of, unnest
-from vitdet.convert.out import nest
+from vitdet.convert.names import shapes_of
 from vitdet.utils.checks import InputError, printable
-from vitdet.utils.files import replacing
+from vitdet.utils.files import write_text
 from vitdet.utils.state_dicts import some
+from vitdet.weights import read as read_weights
 
 _WHAT = "Convert a checkpoint for a recipe, to other classes, or to another project's names."
 # an option, and those that mean nothing without it
 _NEEDED = {
     "config_file": ("target_classes", "fold_layer_scale", "resize_patch_embed", "overrides"),
     "target_classes": ("source_classes", "class_table", "new_classes"),
-    "target_format": ("target_prefix",),
 }
 
 
@@ -37,11 +37,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     """Return the command line; underscores in option names are read as dashes."""
     parser = argparse.ArgumentParser(description=_WHAT)
     add_arguments(parser)
-    words = [word.partition("=") for word in argv]
-    dashed = [
-        (name.replace("_", "-") if name.startswith("--") else name) + equals + value
-        for name, equals, value in words
-    ]
+    dashed = [re.sub("^--[^=]+", lambda name: name[0].replace("_", "-"), word) for word in argv]
     return parser.parse_intermixed_args(dashed)
 
 
@@ -67,8 +63,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--source-classes", **json_file, help="the file's classes, where it does not hold them")
     add("--class-table", **json_file, help="{new class: class of the file}; ignores case and _")
     add("--target-format", help=f"write another project's names ({targets})")
-    text = "put before every written name (image_encoder. for a whole SAM)"
-    add("--target-prefix", default="", metavar="TEXT", help=text)
     add("overrides", nargs="*", default=[], metavar="key=value", help="changes to the recipe")
 
 
@@ -101,53 +95,45 @@ def convert_file(args: argparse.Namespace) -> None:
     Raises:
         InputError: an input is wrong; as UnaccountedError, some keys are unaccounted for.
     """
-    _check_arguments(args)
+    _check_options(args)
     _check_paths(args)
-    content = checkpoint.read(args.source_model, trust=args.trust)
+    content = read_weights(args.source_model, trust=args.trust).content
     source = {"weights": args.weights, "source_format": args.source_format}
     source["source"] = str(args.source_model)
     if args.config_file:
         weights, report = _for_recipe(args, content, source)
     else:
         weights, report = convert(content, None, **source)
+    written: dict[str, Any] = {"model": weights, "vitdet": _about(args, report)}
     if args.target_format:
-        weights, report = export(
-            weights,
-            args.target_format,
-            after=report,
-            backbone_only=args.backbone_only,
-            allow_inexact=args.allow_inexact,
-            prefix=args.target_prefix,
-            source=source["source"],
-        )
-        flat = args.output_model.suffix == ".safetensors"
-        checkpoint.write(args.output_model, nest(weights, args.target_format, flat=flat))
-    else:
-        checkpoint.write(args.output_model, {"model": weights, "vitdet": _about(args, report)})
+        how = {"backbone_only": args.backbone_only, "allow_inexact": args.allow_inexact}
+        how |= {"after": report, "source": source["source"]}
+        weights, report = export(weights, args.target_format, **how)
+        # safetensors have no nesting: `write` takes them from "model"
+        nested = TARGETS[args.target_format].nested or args.output_model.suffix == ".safetensors"
+        written = {"model": weights} if nested else weights
+    checkpoint.write(args.output_model, written)
     _write_report(args, report)
     print(printable(report.summary()))
     print(f"wrote        {args.output_model}: {len(weights)} tensors")
 
 
-def _check_arguments(args: argparse.Namespace) -> None:
+def _check_options(args: argparse.Namespace) -> None:
     if not args.config_file and not args.target_format:
         text = "expected a recipe, got none. Give the recipe that the weights are for (configs/)."
         raise InputError(f"--config-file: {text}")
     for needed, names in _NEEDED.items():
-        for name in names:
-            if getattr(args, name) and not getattr(args, needed):
-                option, other = (f"--{word.replace('_', '-')}" for word in (name, needed))
-                option = "key=value" if name == "overrides" else option
-                raise InputError(f"{option}: expected {other} beside it, got none. Add {other}.")
+        lone = [name for name in names if getattr(args, name) and not getattr(args, needed)]
+        if lone:
+            option, other = (f"--{word.replace('_', '-')}" for word in (lone[0], needed))
+            option = "key=value" if lone[0] == "overrides" else option
+            raise InputError(f"{option}: expected {other} beside it, got none. Add {other}.")
 
 
 def _check_paths(args: argparse.Namespace) -> None:
     checkpoint.check_writable(args.output_model)
     if args.report and not args.report.parent.is_dir():
-        text = (
-            f"expected an existing folder, got none. Create it first: mkdir -p {args.report.parent}"
-        )
-        raise InputError(f"folder of {args.report}: {text}")
+        raise InputError(f"folder of {args.report}: expected a folder, got none. Create it first.")
     names = ("source_model", "config_file", "source_classes", "target_classes", "class_table")
     inputs = {path.resolve() for name in names if (path := getattr(args, name))}
     outputs = [path.resolve() for path in (args.output_model, args.report) if path]
@@ -203,12 +189,10 @@ def _class_lists(args: argparse.Namespace, content: Mapping[str, Any]) -> heads.
             "--target-classes: expected the file's class names, got none in the file. "
             "Add --source-classes with the json that it was trained on."
         )
-    state_dict, _ = unnest(content, str(args.source_model), args.weights)
-    heads.check_count(shapes_of(state_dict), source, str(args.source_model))
     table = heads.read_table(args.class_table) if args.class_table else None
     target = list(heads.read_classes(args.target_classes).values())
     found = heads.match(source, target, table)
-    if not found and not args.new_classes:
+    if set(found.rows) == {None} and not args.new_classes:
         raise InputError(
             f"class lists: expected a class in common, got {some(source)} and {some(target)}. "
             "Check the two lists; --class-table pairs names that are spelt differently, "
@@ -230,5 +214,4 @@ def _write_report(args: argparse.Namespace, report: Report) -> None:
     if args.report:
         names = ("source_model", "output_model", "config_file", "overrides")
         record = {name: str(getattr(args, name)) for name in names} | report.as_dict()
-        with replacing(args.report) as partial:
-            partial.write_text(json.dumps(record, indent=1) + "\n")
+        write_text(args.report, json.dumps(record, indent=1) + "\n")

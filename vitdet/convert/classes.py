@@ -9,7 +9,6 @@ class for each anchor and no background (meta_arch/retinanet.py).
 
 from __future__ import annotations
 
-import itertools
 import json
 import re
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
@@ -50,8 +49,6 @@ _LAYOUTS = (
     _Layout(re.compile(r"(^|\.)mask_head\.predictor\.(weight|bias)$"), 1, optional=True),
     _Layout(re.compile(r"^head\.cls_score\.(weight|bias)$"), 1, anchors=True),
 )
-# ... and what other projects call a classifier with background row
-_CLASSIFIER = re.compile(r"(box_predictor\.(\d+\.)?cls_score|(^|\.)fc_cls)\.weight$")
 # Computed from the data set's counts, so never carried over.
 _COUNTED = re.compile(_PREDICTOR + r"fed_loss_cls_weights$")
 
@@ -64,17 +61,12 @@ class ClassMap:
     target: tuple[str, ...]
     rows: tuple[int | None, ...]
 
-    def __bool__(self) -> bool:
-        """Whether there is a class in common."""
-        return any(row is not None for row in self.rows)
-
     def as_dict(self) -> dict[str, Any]:
         """Return plain values, for a report: who comes from whom, who starts anew or is left."""
         pairs = zip(self.target, self.rows, strict=True)
         carried = {name: self.source[row] for name, row in pairs if row is not None}
-        used = set(carried.values())
         anew = [name for name in self.target if name not in carried]
-        left_out = [name for name in self.source if name not in used]
+        left_out = [name for name in self.source if name not in carried.values()]
         return {"carried": carried, "initialised": anew, "left_out": left_out}
 
 
@@ -84,44 +76,32 @@ def read_classes(path: str | Path) -> dict[int, str]:
     They stand in the order of a head's rows: that of the ids, or of the list, which is 1, 2, ...
 
     Raises:
-        InputError: no such file, no JSON, no names, a name or an id that stands there twice.
+        InputError: no JSON, no names, a name or an id that stands there twice.
     """
     what = f"class list {path}"
-    content = _read_json(Path(path), what)
+    content = _read_json(path, what)
+    pairs: list[Any] = []
     if isinstance(content, dict) and isinstance(content.get("categories"), list):
-        found = [each if isinstance(each, dict) else {} for each in content["categories"]]
-        if not all(type(each.get("id")) is int for each in found):
-            raise _not_a_list(what, 'an "id" and a "name" in every category', "none")
-        found.sort(key=lambda each: each["id"])
-        ids: list[int] = [each["id"] for each in found]
-        names: list[Any] = [each.get("name") for each in found]
-        if twice := [str(a) for a, b in itertools.pairwise(ids) if a == b]:
-            text = f"expected each id once, got {twice[0]} twice. Rows are in the order of the ids"
-            raise InputError(f"{what}: {text}, so each is there once.")
+        entries = [each if isinstance(each, dict) else {} for each in content["categories"]]
+        pairs = [(each.get("id"), each.get("name")) for each in entries]
     elif isinstance(content, list):
-        ids, names = list(range(1, len(content) + 1)), content
-    else:
-        got = f"the keys {some(content)}" if isinstance(content, dict) else type(content).__name__
-        raise _not_a_list(what, 'a list of names, or "categories"', got)
-    wrong = [name for name in names if not isinstance(name, str) or not name.strip()]
-    if wrong or not names:
-        got = repr(wrong[0]) if wrong else "no class"
-        raise _not_a_list(what, "a name for every class", got)
-    _rows(names, what, str)
-    return dict(zip(ids, names, strict=True))
+        pairs = list(enumerate(content, 1))
+    wrong = [p for p in pairs if type(p[0]) is not int or type(p[1]) is not str or not p[1].strip()]
+    if wrong or not pairs:
+        got = f"the id {wrong[0][0]!r:.40}, the name {wrong[0][1]!r:.40}" if wrong else "none"
+        text = 'a list of names, or COCO\'s "categories" with an "id" and a "name" each'
+        raise InputError(f"{what}: expected {text}, got {got}. Write it so.")
+    _rows((name for _, name in pairs), what, str)
+    _rows((str(number) for number, _ in pairs), f"{what}: ids", str)
+    return dict(sorted(pairs))
 
 
 def read_table(path: str | Path) -> dict[str, str]:
-    """Return a JSON table {class of the new list: class of the file's list}.
-
-    Raises:
-        InputError: no such file, no JSON, something else than text to text.
-    """
+    """Return a JSON table {class of the new list: class of the file's list}."""
     what = f"class table {path}"
-    content = _read_json(Path(path), what)
+    content = _read_json(path, what)
     if not isinstance(content, dict) or not all(isinstance(v, str) for v in content.values()):
-        got = "other values than text" if isinstance(content, dict) else type(content).__name__
-        text = f"{what}: expected {{new class: class of the file}}, got {got}. "
+        text = f"{what}: expected {{new class: class of the file}}, got something else. "
         raise InputError(f'{text}Write it so: {{"cellular_telephone": "cell phone"}}.')
     return content
 
@@ -165,16 +145,6 @@ def with_classes(shapes: Shapes, have: int, want: int) -> dict[str, tuple[int, .
     for name, layout, repeats in _class_tensors(shapes, have):
         result[name] = (repeats * layout.count(want), *result[name][1:])
     return result | {name: (want,) for name in result if _COUNTED.search(name)}
-
-
-def check_count(shapes: Shapes, names: Collection[str], source: str) -> None:
-    """Raise InputError when a file, of any format, has a classifier for other than these names."""
-    counts = {shape[0] - 1 for name, shape in shapes.items() if _CLASSIFIER.search(name) and shape}
-    if len(counts) == 1 and counts != {len(names)}:
-        raise InputError(
-            f"classes of {source}: expected {counts.pop()} names, as its head has classes, got "
-            f"{len(names)} names. Give the class list that it was trained on."
-        )
 
 
 def carry(
@@ -240,10 +210,8 @@ def _class_tensors(shapes: Shapes, classes: int) -> list[tuple[str, _Layout, int
         if repeats and not rest and (repeats == 1 or layout.anchors):
             found.append((name, layout, repeats))
         elif not layout.optional:
-            raise InputError(
-                f"{name}: expected rows for {classes} classes, got the shape {tuple(shape)}. "
-                "Check the class list: it has another number of classes than the head."
-            )
+            text = f"expected rows for {classes} classes, got the shape {tuple(shape)}"
+            raise InputError(f"{name}: {text}. Check the class list: its number is another.")
     return found
 
 
@@ -265,26 +233,21 @@ def _loosen(name: str) -> str:
 
 def _rows(names: Iterable[str], what: str, spell: Callable[[str], str]) -> dict[str, int]:
     """Return {spelling: row}; raise InputError when two names have one spelling."""
-    spelt: dict[str, tuple[int, str]] = {}
-    for row, name in enumerate(names):
-        if spell(name) in spelt:
+    first: dict[str, str] = {}
+    for name in names:
+        if spell(name) in first:
             how = "" if spell is str else " without regard to case and underscores"
-            got = f"{spelt[spell(name)][1]!r} and {name!r}"
-            text = f"{what}: expected each name once{how}, got {got}. Rename one"
-            raise InputError(f"{text}: rows are carried over by name.")
-        spelt[spell(name)] = row, name
-    return {name: row for name, (row, _) in spelt.items()}
+            got = f"{first[spell(name)]!r} and {name!r}"
+            raise InputError(
+                f"{what}: expected each once{how}, got {got}. Rename one: rows "
+                "are carried over by name, in the order of the ids."
+            )
+        first[spell(name)] = name
+    return {name: row for row, name in enumerate(first)}
 
 
-def _read_json(path: Path, what: str) -> Any:
-    if not path.is_file():
-        raise InputError(f"{what}: expected a file, got nothing there. Check the path.")
+def _read_json(path: str | Path, what: str) -> Any:
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return json.loads(Path(path).read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
-        raise _not_a_list(what, "JSON", str(error)[:100]) from error
-
-
-def _not_a_list(what: str, expected: str, got: str) -> InputError:
-    text = f"{what}: expected {expected}, got {got}. "
-    return InputError(f"{text}Give COCO's annotation format, or a list of names.")
+        raise InputError(f"{what}: expected JSON, got {error!s:.100}. Look into it.") from error

@@ -8,13 +8,22 @@ from typing import Any
 
 import torch
 
-from vitdet.convert.fit import add_class_row, fit, fold
 from vitdet.convert.formats import FORMATS
-from vitdet.convert.names import Names, Source, chosen, find_names, nests, shapes_of, unnest
-from vitdet.convert.report import Report, UnaccountedError
-from vitdet.convert.rules import Drop, Format, Inexact, Make, OtherThan, Refuse, Rename, Shapes
-from vitdet.convert.tensors import copy
-from vitdet.utils.checks import InputError
+from vitdet.convert.names import Names, Source, find_names, nests, shapes_of, unnest
+from vitdet.convert.rules import (
+    Drop,
+    Format,
+    Inexact,
+    Make,
+    OtherThan,
+    Refuse,
+    Rename,
+    Report,
+    Shapes,
+    UnaccountedError,
+)
+from vitdet.convert.tensors import Grid, add_class_row, copy, fit, fold, split_distillation
+from vitdet.utils.checks import InputError, check_word
 from vitdet.utils.state_dicts import compare_shapes, compare_sizes, rows_of, some
 
 # beside weights: indexes and counters
@@ -56,14 +65,11 @@ Step = tuple[tuple[str | None, ...], Make]  # inner names of what a weight is ma
 
 
 def detect(content: Mapping[str, Any], weights: str | None = None) -> str:
-    """Return the name of the format of a file's content.
+    """Return the name of the format of a file's content; an InputError for none of `FORMATS`.
 
     Args:
         content: what `vitdet.checkpoint.read` returned, or a state dict.
         weights: the key that holds the state dict, None to find it.
-
-    Raises:
-        InputError: none of `FORMATS` fits.
     """
     return _open(content, None, weights, "source")[1].name
 
@@ -78,12 +84,10 @@ def convert(
     resize_patch_embed: bool = False,
     fold_layer_scale: bool = False,
     allow_inexact: bool = False,
-    settings: Mapping[str, object] | None = None,
+    settings: Mapping[str, Any] | None = None,
     source: str = "source",
 ) -> tuple[dict[str, torch.Tensor], Report]:
-    """Turn the content of a file into a state dict for a model.
-
-    Gradients flow through it: weights that require one give a state dict that does.
+    """Return the weights of a file in the names and shapes of a model.
 
     Args:
         content: what `vitdet.checkpoint.read` returned, or a state dict.
@@ -120,6 +124,7 @@ def convert(
         _leave_outside(given, report)
     if fold_layer_scale:
         report.notes += fold(given, names, target, source)
+    report.notes += split_distillation(given, source)
     report.notes += add_class_row(given, names, target, source)
     of_file = {names.in_model(name): tuple(each.tensor.shape) for name, each in given.items()}
     sizes = {name: shape for name, shape in of_file.items() if name is not None}
@@ -129,13 +134,13 @@ def convert(
     _account_model(given, steps, names, target, _left_open(content, source), report)
     _account_settings(fmt, settings, report)
     _stop_if_unaccounted(report, source, allow_inexact=allow_inexact)
-    result = {}
+    grid, result = _grid(settings), {}
     for name, step in steps.items():
-        tensor = _make(step, given, target[name], report, source)
-        inner, before, notes = names.of_model(name), tensor.shape, []
+        tensor, notes = _make(step, given, target[name], report, source), []
+        inner, before = names.of_model(name), tensor.shape
         if not inner.startswith("/"):
-            options = {"resize_patch_embed": resize_patch_embed, "grid": _grid(settings)}
-            tensor, notes = fit(inner, tensor, target[name], source=source, **options)
+            how = {"resize_kernel": resize_patch_embed, "grid": grid, "source": source}
+            tensor, notes = fit(inner, tensor, target[name], **how)
         if step[0] == (inner,) and given[inner].tensor.numel() != tensor.numel():
             # a rule may resize too; a view of the same numbers is no resize
             before = given[inner].tensor.shape
@@ -157,7 +162,8 @@ def _open(
     """Return a file's state dict, its format, and an account that notes what lies beside it."""
     state_dict, nest = unnest(content, source, weights)
     if source_format is not None:
-        fmt = chosen("--source-format", source_format, FORMATS)
+        check_word("--source-format", source_format, FORMATS)
+        fmt = FORMATS[source_format]
     else:
         marks = (f"/{nest}", *(["/vitdet"] if "vitdet" in content else []))
         found = (fmt for fmt in FORMATS.values() if fmt.fits((*state_dict, *marks)))
@@ -212,11 +218,8 @@ def _left_open(content: Mapping[str, Any], source: str) -> list[str]:
     about = content.get("vitdet")
     names = about.get("initialised", []) if isinstance(about, Mapping) else []
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-        got = "other things" if isinstance(names, list) else type(names).__name__
-        raise InputError(
-            f"{source}: initialised: expected a list of names, got {got}. Convert the file again "
-            "from its source."
-        )
+        text = "expected a list of names, got other things. Convert the file again."
+        raise InputError(f"{source}: initialised: {text}")
     return names
 
 
@@ -229,10 +232,8 @@ def _check_weight(given: Source, source: str) -> None:
             f"{str(tensor.dtype).removeprefix('torch.')}. Save the weights as float32."
         )
     if tensor.device.type != "meta" and not torch.isfinite(tensor).all():
-        raise InputError(
-            f"{what}: expected finite numbers, got inf or nan. The file is damaged or its training "
-            "diverged."
-        )
+        text = "expected finite numbers, got inf or nan. File or training was damaged."
+        raise InputError(f"{what}: {text}")
 
 
 def _renamed(
@@ -291,7 +292,7 @@ def _make(
     return make.function([None if name is None else given[name].tensor for name in sources], shape)
 
 
-def _grid(settings: Mapping[str, Any]) -> tuple[int, int] | None:
+def _grid(settings: Mapping[str, Any]) -> Grid:
     """Return the (H, W) of a model's absolute positions, None where they are a square."""
     size = settings.get("pretrain_img_size") or settings.get("img_size")
     if not isinstance(size, Sequence) or "patch_size" not in settings:
@@ -391,7 +392,7 @@ def _stop_if_unaccounted(report: Report, source: str, *, allow_inexact: bool) ->
         raise UnaccountedError(f"{text}an account of every key, got: {got}. {advice}", report)
     if allow_inexact or not (report.inexact or report.settings):
         return
-    lost = [f"a place for {why} ({some(keys)})" for why, keys in report.by_rule("inexact")]
+    lost = [f"a place for {why} ({some(keys)})" for why, keys in report.by_rule("inexact").items()]
     lost += [f"{name}={want!r}, not {have!r}" for name, (want, have) in report.settings.items()]
     text += f"of the model: {'; '.join(lost)}. Set that in the recipe, or --allow-inexact: numbers "
     text += "will differ."

@@ -10,12 +10,12 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 
 from vitdet.convert.rules import KINDS, Format, Kind, Rule, Shapes, root_of
-from vitdet.utils.checks import InputError, nearest
+from vitdet.utils.checks import InputError
 from vitdet.utils.state_dicts import some
 
 # In this order: timm and mmcv take the moving average first where a file has both.
@@ -27,7 +27,6 @@ NESTS = (
 # an attribute of a training class (Lightning), self-distillation.
 _PREFIXES = ("module.", "_orig_mod.", "model.", "student.", "teacher.")
 _PYRAMID = "/backbone."
-T = TypeVar("T")
 
 
 def unnest(
@@ -48,16 +47,15 @@ def unnest(
             f"{source}: --weights: expected a key of the file that holds weights, got {weights!r}, "
             f"the file has {some(content, 8)}. Name one of these."
         )
-    key = weights or next((key for key in nests(content)), "")
+    key = weights or next(iter(nests(content)), "")
     named = {str(name): value for name, value in (content[key] if key else content).items()}
     wrong = [name for name, value in named.items() if not isinstance(value, torch.Tensor)]
     if wrong or not named:
         got = f"other things: {some(wrong)}" if wrong else "nothing"
-        text = f"{source}: state dict: expected tensors, got {got}. "
-        text += f"The state dict may lie under one of: {', '.join(NESTS)}."
-        if weights is not None or (wrong and not key):
-            text += " Another one can be named with --weights."
-        raise InputError(text)
+        raise InputError(
+            f"{source}: state dict: expected tensors, got {got}. The state dict may lie under one "
+            f"of {', '.join(NESTS)}; --weights names another one."
+        )
     while prefix := next((p for p in _PREFIXES if all(n.startswith(p) for n in named)), ""):
         named = {name[len(prefix) :]: value for name, value in named.items()}
     return named, key
@@ -71,15 +69,6 @@ def nests(content: Mapping[str, Any]) -> list[str]:
 def shapes_of(tensors: Mapping[str, torch.Tensor]) -> dict[str, tuple[int, ...]]:
     """Return {name: shape}."""
     return {name: tuple(tensor.shape) for name, tensor in tensors.items()}
-
-
-def chosen(option: str, name: str, known: Mapping[str, T]) -> T:
-    """Return what an option names; raise InputError with the nearest name for another one."""
-    if name in known:
-        return known[name]
-    close = nearest(name, known)
-    advice = f"Did you mean {close}?" if close else "Choose one of these."
-    raise InputError(f"{option}: expected one of {', '.join(known)}, got {name}. {advice}")
 
 
 @dataclass(frozen=True)
@@ -156,11 +145,10 @@ def find_names(fmt: Format, keys: Shapes, target: Shapes | None, source: str) ->
         )
     if source_root is None:
         source_root = "backbone."  # as in Swin: every name is outside of a known backbone
-    if target is None and fmt.renames:
-        target_root = "backbone.net." if fmt.detector else ""
-    return Names(
-        fmt, source_root, source_root if target is None and not fmt.renames else target_root
-    )
+    if target is None:
+        ours = "backbone.net." if fmt.detector else ""
+        target_root = ours if fmt.renames else source_root
+    return Names(fmt, source_root, target_root)
 
 
 def kind_of(target: Shapes) -> tuple[Kind, str]:

@@ -9,18 +9,16 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 
-from vitdet.convert.fit import class_rows
 from vitdet.convert.formats import FORMATS, HF_VITDET, SAM, STREAMPETR, TIMM_EVA
-from vitdet.convert.names import Names, chosen, kind_of, shapes_of
-from vitdet.convert.report import Report, UnaccountedError
-from vitdet.convert.rules import KINDS, Shapes, renames
-from vitdet.utils.checks import InputError
+from vitdet.convert.names import Names, kind_of, shapes_of
+from vitdet.convert.rules import KINDS, Report, Shapes, UnaccountedError, renames
+from vitdet.convert.tensors import class_rows
+from vitdet.utils.checks import InputError, check_word
 from vitdet.utils.state_dicts import some
 
 _OTHER = "other"  # a backbone that `KINDS` does not list: detectron2's own Swin and MViT
@@ -42,7 +40,7 @@ class Target:
         outside: as `holds` for pyramid and heads, spelt as in a detectron2 detector after "/".
         drops: (names inside the backbone, why they may be left out).
         root: what stands before the backbone's names; None: every name stays as it is.
-        nested_under: key that holds the state dict in torch files, "" for none.
+        nested: whether the state dict lies under "model" in torch files.
         positions: form of the position embedding: "" as it is, "class row" with one, "rows" without
             (but where a class token reads it), "grid" (1, H, W, C) without.
         note: what the names do not say, for the account.
@@ -55,7 +53,7 @@ class Target:
     outside: str = ""
     drops: tuple[str, str] = ("", "")
     root: str | None = ""
-    nested_under: str = ""
+    nested: bool = False
     positions: str = ""
     note: str = ""
 
@@ -82,7 +80,7 @@ _TARGETS = (
     Target("detectron2", "detectron2 and its ViTDet project, EVA's detectors",
         holds={"vit": f"{_REL_POS}|{_RESIDUAL}|{_EVA01}", "eva02": _EVA02}
         | dict.fromkeys(("vitae", "vitae_s", "vil", _OTHER), ".*"),
-        outside=".*", root=None, nested_under="model"),
+        outside=".*", root=None, nested=True),
     Target("hf_vitdet", "transformers VitDetModel and VitDetBackbone",
         holds={"vit": f"{_REL_POS}|{_RESIDUAL}"}, names=HF_VITDET, positions="class row"),
     Target("sam", "Segment Anything's ImageEncoderViT, without its neck",
@@ -106,7 +104,6 @@ def export(
     after: Report | None = None,
     backbone_only: bool = False,
     allow_inexact: bool = False,
-    prefix: str = "",
     source: str = "source",
 ) -> tuple[dict[str, torch.Tensor], Report]:
     """Give weights the names and forms of another project.
@@ -118,22 +115,19 @@ def export(
             of both steps.
         backbone_only: leave out the pyramid and the heads.
         allow_inexact: leave out what the target cannot hold; the account lists it as inexact.
-        prefix: put before every name: "image_encoder." for a whole SAM.
         source: the file's name, for messages.
 
     Returns:
-        (state dict, account). `nest` puts the state dict where the target's reader looks for it.
+        (state dict, account).
 
     Raises:
         UnaccountedError: names that the target cannot hold.
         InputError: unknown format, another kind of backbone.
     """
-    target = chosen("--target-format", target_format, TARGETS)
-    if prefix and not prefix.endswith("."):
-        text = f"expected a dot at its end, got {prefix}. Add the dot."
-        raise InputError(f"--target-prefix: {text}")
-    constants = after.constants if after else {}
-    report = _new_report(after.initialised if after else [], target)
+    check_word("--target-format", target_format, TARGETS)
+    target = TARGETS[target_format]
+    after = after or Report("vitdet", used={name: name for name in weights})
+    report = _new_report(after, target)
     kind, root = _backbone(target, shapes_of(weights), source)
     ours = Names(FORMATS["vitdet"], root, root)
     inner = {key: ours.of_model(key) for key in weights}
@@ -145,40 +139,30 @@ def export(
             report.dropped[key] = "outside the backbone (--backbone-only)"
         elif name is None:
             names, why = target.drops
-            why = why if re.fullmatch(names, inner[key]) else constants.get(key)
+            why = why if re.fullmatch(names, inner[key]) else after.constants.get(key)
             entries = report.dropped if why else report.inexact
             entries[key] = why or f"{target.name} has no place for it"
         else:
-            report.used[key] = name = prefix + name
+            report.used[key] = name
             result[name] = tensor
             if inner[key] == "pos_embed":
-                form = target.positions
-                result[name] = _positions(form, tensor, class_token, key, source, report)
+                what = f"{source}: {key}"
+                result[name] = _positions(target.positions, tensor, class_token, what, key, report)
             if result[name].shape != tensor.shape:
                 report.resized[name] = tuple(tensor.shape), tuple(result[name].shape)
     what = f"{source} as {target.name}"
     if report.inexact and not allow_inexact:
-        raise UnaccountedError(_lost(report, what), after.then(report) if after else report)
+        raise UnaccountedError(_lost(report, what), after.then(report))
     if not result:
         raise InputError(f"{what}: expected weights, got none. Check it.")
-    return result, after.then(report) if after else report
+    return result, after.then(report)
 
 
-def nest(weights: Mapping[str, torch.Tensor], target_format: str, *, flat: bool) -> dict[str, Any]:
-    """Return the content of a file with the weights where the target's reader looks for them.
-
-    In a container without nesting (`flat`: safetensors) they stand under "model", which is where
-    `vitdet.checkpoint.write` takes them from.
-    """
-    key = "model" if flat else TARGETS[target_format].nested_under
-    return {key: dict(weights)} if key else dict(weights)
-
-
-def _new_report(initialised: Collection[str], target: Target) -> Report:
-    rows = [name for name in initialised if name.endswith("]")]
+def _new_report(after: Report, target: Target) -> Report:
+    rows = [name for name in after.initialised if name.endswith("]")]
     notes = [f"rows without weights are written as zeros: {some(rows)}"] if rows else []
     notes += [target.note] if target.note else []
-    left = [name for name in initialised if name not in rows]
+    left = [name for name in after.initialised if name not in rows]
     return Report("vitdet", target_format=target.name, initialised=left, notes=notes)
 
 
@@ -191,10 +175,8 @@ def _backbone(target: Target, shapes: Shapes, source: str) -> tuple[str, str]:
         name, what, root = _OTHER, f"names like {some(shapes)}", "backbone."
     if name not in target.holds:
         wanted = " or ".join(kind.what for kind in KINDS if kind.name in target.holds)
-        raise InputError(
-            f"{source} as {target.name}: backbone: expected {wanted}, got {what}. Choose another "
-            "--target-format."
-        )
+        text = f"expected {wanted}, got {what}. Choose another --target-format."
+        raise InputError(f"{source} as {target.name}: backbone: {text}")
     return name, root
 
 
@@ -211,17 +193,15 @@ def _spell(target: Target, kind: str, key: str, inner: str) -> str | None:
 
 
 def _positions(
-    form: str, table: torch.Tensor, class_token: bool, key: str, source: str, report: Report
+    form: str, table: torch.Tensor, class_token: bool, what: str, key: str, report: Report
 ) -> torch.Tensor:
     """Bring a position embedding (1, rows, C) into a target's form; enter what that changes."""
     if table.ndim != 3:
-        raise InputError(
-            f"{source}: {key}: expected three dimensions (1, rows, C), got {tuple(table.shape)}. "
-            "Check --source-format."
-        )
+        got = f"expected (1, rows, C), got {tuple(table.shape)}. Check --source-format."
+        raise InputError(f"{what}: {got}")
     if not form or (form == "rows" and class_token):
         return table
-    row = class_rows(table.shape[1], f"{source}: {key}")
+    row = class_rows(table.shape[1], what)
     if form == "class row":  # transformers always reads past one
         if row:
             return table
@@ -235,10 +215,9 @@ def _positions(
 
 
 def _lost(report: Report, what: str) -> str:
-    parts = (f"{why} ({some(keys)})" for why, keys in report.by_rule("inexact"))
-    text = f"{what}: expected a place for every weight, got none for {len(report.inexact)}: "
-    text += f"{'; '.join(parts)}. "
-    for pattern, advice in _ADVICE:
-        if any(map(re.compile(pattern).search, report.inexact)):
-            text += f"{advice} "
-    return f"{text}--allow-inexact leaves them out."
+    parts = (f"{why} ({some(keys)})" for why, keys in report.by_rule("inexact").items())
+    advice = "".join(f"{a} " for p, a in _ADVICE if any(map(re.compile(p).search, report.inexact)))
+    return (
+        f"{what}: expected a place for every weight, got none for {len(report.inexact)}: "
+        f"{'; '.join(parts)}. {advice}--allow-inexact leaves them out."
+    )

@@ -1,13 +1,17 @@
-"""What a source format is: a table of rules on its names, and how to recognise it."""
+"""What a source format is, a table of rules on its names, and what a conversion says it did."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field, replace
 from functools import cache
+from typing import Any
 
 import torch
+
+from vitdet.utils.checks import InputError
+from vitdet.utils.state_dicts import some
 
 Shape = tuple[int, ...]
 Shapes = Mapping[str, Shape]
@@ -79,13 +83,13 @@ def renames(*pairs: tuple[str, str], out: bool = False) -> tuple[Rename, ...]:
 
 @dataclass(frozen=True)
 class Make:
-    """How a weight of the model is computed from others; see `vitdet.convert.tensors`.
+    """How a weight of the model is computed from others.
 
     Attributes:
         pattern: begins a name of the model, without the backbone's root (or with "/", as above).
         sources: names after renaming, as replacements in `re.sub`. Those that begin with "?" may be
             absent; when another one is absent the rule does not hold.
-        function: computes the weight, on the meta device too.
+        function: of `vitdet.convert.tensors`; works on the meta device too.
         note: for the account, when the rule was used.
     """
 
@@ -132,13 +136,13 @@ class Kind:
     mark: str
 
 
-_PATCH = "patch_embed.proj.weight"
+PATCH = "patch_embed.proj.weight"
 KINDS = (
     Kind("vil", "a Vision Longformer", "layer1.0.proj.weight", r"layer1\.1\."),
     Kind("vitae_s", "a ViTAE-S", "layers.0.RC.PCM.0.weight", r"layers\.\d+\.NC\."),
-    Kind("vitae", "a ViTAE-B", _PATCH, r"blocks\.0\.PCM\."),
-    Kind("eva02", "an EVA-02", _PATCH, r"blocks\.0\.attn\.q_proj\.weight$"),
-    Kind("vit", "a plain ViT", _PATCH, r"blocks\.0\.attn\.qkv\.weight$"),
+    Kind("vitae", "a ViTAE-B", PATCH, r"blocks\.0\.PCM\."),
+    Kind("eva02", "an EVA-02", PATCH, r"blocks\.0\.attn\.q_proj\.weight$"),
+    Kind("vit", "a plain ViT", PATCH, r"blocks\.0\.attn\.qkv\.weight$"),
 )
 EVERY_KIND = tuple(kind.name for kind in KINDS)
 
@@ -210,3 +214,97 @@ def root_of(names: Iterable[str], *anchors: str) -> str | None:
         if roots:
             return min(roots, key=len)
     return None
+
+
+# --- the account ---------------------------------------------------------------------------------
+
+_OF_CLASSES = {"carried": "carried over", "initialised": "start anew", "left_out": "left out"}
+
+
+@dataclass
+class Report:
+    """What became of every key of the source and of every name of the target."""
+
+    source_format: str
+    nested_under: str = ""  # key of the file that held the state dict
+    used: dict[str, str] = field(default_factory=dict)  # {key: name}, the first where it fills many
+    made: dict[str, list[str]] = field(default_factory=dict)  # {name: keys} that was computed
+    resized: dict[str, tuple[Shape, Shape]] = field(default_factory=dict)  # {name: (from, to)}
+    dropped: dict[str, str] = field(default_factory=dict)  # {key: the rule that says why}
+    inexact: dict[str, str] = field(default_factory=dict)  # {key: what there is no place for}
+    initialised: list[str] = field(default_factory=list)  # names that keep the model's own values
+    unaccounted: list[str] = field(default_factory=list)  # keys that no rule covers
+    missing: list[str] = field(default_factory=list)  # names that should have been filled
+    settings: dict[str, tuple[object, object]] = field(
+        default_factory=dict
+    )  # {name: (file, model)}
+    notes: list[str] = field(default_factory=list)
+    target_format: str = ""  # the other project's that was written
+    classes: dict[str, Any] = field(default_factory=dict)  # which rows went where
+    # {name: rule} of what is used and may be left out; not in the record
+    constants: dict[str, str] = field(default_factory=dict)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return plain values, for JSON."""
+        return {name: value for name, value in asdict(self).items() if name != "constants"}
+
+    def by_rule(self, word: str) -> dict[str, list[str]]:
+        """Return {rule: names} of `dropped` or `inexact`."""
+        rules: dict[str, list[str]] = {}
+        for name, why in getattr(self, word).items():
+            rules.setdefault(why, []).append(name)
+        return rules
+
+    def then(self, second: Report) -> Report:
+        """Return the account of two steps as one: `second` had the names that this one gave."""
+        to = second.used
+        result = replace(second, source_format=self.source_format, nested_under=self.nested_under)
+        result.used = {key: to[name] for key, name in self.used.items() if name in to}
+        for word in ("dropped", "inexact"):
+            late: dict[str, str] = getattr(second, word)
+            left = {key: late[name] for key, name in self.used.items() if name in late}
+            setattr(result, word, getattr(self, word) | left)
+        result.made = {to[name]: keys for name, keys in self.made.items() if name in to}
+        result.resized = dict(second.resized)
+        for name, (have, want) in self.resized.items():
+            if name in to:
+                result.resized[to[name]] = have, second.resized.get(to[name], (want, want))[1]
+        result.notes = self.notes + second.notes
+        result.settings, result.classes = self.settings, self.classes
+        return result
+
+    def summary(self) -> str:
+        """Return the account in a few lines: counts, rules, first names."""
+        nested = f" (under {self.nested_under!r})" if self.nested_under else ""
+        to = f" to {self.target_format}" if self.target_format else ""
+        lines = [f"format       {self.source_format}{nested}{to}"]
+        lines.append(f"used         {len(self.used)} keys")
+        for name, shapes in list(self.resized.items())[:4]:
+            have, want = ("x".join(map(str, shape)) for shape in shapes)
+            lines.append(f"resized      {name}: {have} to {want}")
+        if len(self.resized) > 4:
+            lines.append(f"resized      {len(self.resized) - 4} more")
+        if self.made:
+            lines.append(f"made         {len(self.made)} names ({some(self.made)})")
+        for word in ("dropped", "inexact"):
+            for rule, names in self.by_rule(word).items():
+                lines.append(f"{word:<12} {len(names)}: {rule} ({some(names)})")
+        for word in ("initialised", "unaccounted", "missing"):
+            if names := getattr(self, word):
+                lines.append(f"{word:<12} {len(names)} names ({some(names)})")
+        for name, (want, have) in self.settings.items():
+            lines.append(f"inexact      {name} is {have!r}, the weights were made with {want!r}")
+        lines += [
+            f"classes      {len(names)} {_OF_CLASSES[word]} ({some(names)})"
+            for word, names in self.classes.items()
+            if names
+        ]
+        return "\n".join(lines + [f"note         {note}" for note in self.notes])
+
+
+class UnaccountedError(InputError):
+    """Keys or weights are left over. `report` says which."""
+
+    def __init__(self, text: str, report: Report) -> None:
+        super().__init__(text)
+        self.report = report
