@@ -61,11 +61,6 @@ def run(arguments: list[str] | None = None) -> int:
         if args.print_groups:
             main(args)
         else:
-            if args.num_gpus > 1:
-                from vitdet.config import load_config
-                from vitdet.engine.recipe import check_files
-
-                check_files(load_config(args.config_file, args.overrides))
             where = (args.num_gpus, args.num_machines, args.machine_rank, args.dist_url)
             launch(main, *where, args=(args,))
         return 0

@@ -1,4 +1,4 @@
-"""Time linear layers: `vitdet.layers.linear` and torch's own on the same inputs, in turn.
+"""Time linear layers: `vitdet.layers.parts.linear` and torch's own on the same inputs, in turn.
 
     python benchmarks/linear.py [--repeat 9] [--threads 2] [--write]
 
@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from common import Table, in_turn, parser, write
 
-from vitdet.layers.linear import linear
+from vitdet.layers.parts import linear
 
 # tokens, channels in, channels out
 SIZES = (

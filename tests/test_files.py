@@ -47,18 +47,14 @@ def test_a_second_name_outlives_the_first(
     assert (tmp_path / "file2").read_text() == "1"
 
 
-def _number(text: str) -> int:
-    return int(text)
-
-
 @pytest.mark.parametrize("kind", ["text", "latin", "folder", "fifo"])
 def test_a_small_file_that_cannot_be_read_costs_itself(
     tmp_path: Path, kind: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     path = tmp_path / "n"
-    assert read_small(path, _number, 7) == 7
+    assert read_small(path, int, 7) == 7
     path.write_text("8")
-    assert read_small(path, _number, 7) == 8
+    assert read_small(path, int, 7) == 8
     assert caplog.text == ""
     path.unlink()
     if kind == "folder":
@@ -67,7 +63,7 @@ def test_a_small_file_that_cannot_be_read_costs_itself(
         os.mkfifo(path)
     else:
         path.write_bytes({"text": b"x", "latin": b"\xff"}[kind])
-    assert read_small(path, _number, 7) == 7
+    assert read_small(path, int, 7) == 7
     assert "n cannot be read (" in caplog.text
     assert "): going on without it" in caplog.text
 

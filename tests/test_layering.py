@@ -16,7 +16,7 @@ ROOMS = (  # an import points to an earlier line only, or stays in its own packa
     {"layers", "postprocess", "scores"},
     {"backbones", "pyramid", "heads", "optim", "data", "evaluation", "drawing", "checkpoint"}
     | {"convert", "plain_recipes"},
-    {"config"},
+    {"config", "weights"},
     {"engine", "predict", "export"},
     {"app"},
 )
@@ -25,6 +25,7 @@ LEVEL = {unit: level for level, units in enumerate(ROOMS) for unit in units}
 NARROW = {
     "convert": ("utils", "layers.positions"),  # the two resizes
     "config": ("utils", "plain_recipes"),
+    "weights": ("utils", "checkpoint"),
     "engine": ("utils", "checkpoint", "config", "drawing"),
     "configs": ("layers", "backbones", "pyramid", "heads", "optim", "data", "evaluation"),
 }

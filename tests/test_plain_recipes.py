@@ -11,7 +11,6 @@ import json
 import os
 import re
 import shutil
-import socket
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -53,51 +52,34 @@ def _set(recipe: Recipe, path: str, value: Any, command: str = "") -> Recipe:
 RUN = {"_target_": "os.system", "command": "COMMAND"}
 CREATE = "${oc.create:{_target_:os.system,command:'COMMAND'}}"
 MAPPER = "dataloader.test.mapper.image_format"
-FOREIGN = "torch.nn.attention._fa3._fa3_import_module"
 NETWORK = {"_target_": "vitdet.data.images.read_image"}
-NETWORK |= {"record": {"file_name": "http://HOST/x.jpg"}}
-SHAPES = {"_target_": "vitdet.data.shapes.shapes_dataset", "root": "FOLDER", "split": "val"}
-SHAPES |= {"num_images": 1}
+NETWORK |= {"record": {"file_name": "http://localhost:9/x.jpg"}}
 LARGE = {"_target_": "torch.nn.Linear", "in_features": 200_000, "out_features": 200_000}
 # the ones that run code, open a file or ask the network today, one of each kind
 RUNNING: dict[str, tuple[str, Any]] = {
     "a target": ("model.anything", RUN),
-    "a target in a list": ("model.pixel_mean", [1, [RUN]]),
     "a target as a target": (MAPPER, {"_target_": RUN}),
     "a target that is made": ("model._target_", {"_target_": "pydoc.locate", "path": "os.system"}),
     "a target in train": ("train.seed", RUN),
-    "a target as the loader": ("dataloader.test", RUN),
     "a target as the evaluator": ("dataloader.evaluator", RUN),
     "oc.create": (MAPPER, CREATE),
-    "oc.create of the data": ("dataloader.test.dataset", CREATE),
     "oc.create in a key": ("model", {CREATE: 1, "_target_": "detectron2.modeling.FPN"}),
     "oc.env": ("model.input_format", "${oc.env:TRUST_SECRET}"),
-    "a name that imports": (MAPPER, {"_target_": FOREIGN, "module_path": "trust_canary"}),
     "an image of the network": (MAPPER, NETWORK),
-    "a data set that is drawn": (MAPPER, SHAPES),
 }
-SERVED = ("a target", "oc.create")  # serving starts a process
 # ... and what else a saved recipe could not have
 ODD: dict[str, tuple[str, Any]] = {
     "a known name in another place": ("model.x", {"_target_": "vitdet.optim.adamw"}),
-    "a function beside the known ones": ("model.x", {"_target_": "detectron2.layers.get_norm"}),
     "a module": ("model.x", {"_target_": "vitdet.heads"}),
     "a target of no text": ("model.x", {"_target_": 3}),
-    "a target of nothing": ("model.x", {"_target_": None}),
     "a class of torch": (MAPPER, LARGE),
     "oc.decode": ("model.input_format", "${oc.decode:${train.device}}"),
-    "oc.select": ("train.device", "${oc.select:model}"),
-    "a relative reference": ("model.input_format", "${.pixel_mean}"),
     "an address": ("dataloader.test.dataset.json", "http://example.org/a.json"),
-    "an address as a folder": ("train.output_dir", "s3://bucket/a"),
     "a path in the model": ("model.input_format", "/etc/passwd"),
     "a long text": ("model.input_format", "x" * 5_000),
     "a line break": ("train.output_dir", "a\nb"),
-    "an escape": ("dataloader.test.dataset.root", "\x1b[2J"),
     "a large number": ("model.backbone.square_pad", 10**9),
-    "a large size": ("dataloader.test.mapper.augmentations.height", 100_000),
     "many workers": ("dataloader.test.num_workers", 10_000),
-    "a large float": ("model.pixel_mean", [1e300]),
     "depth": ("model.backbone.net.depth", 100_000),
     "a long list": ("model.pixel_mean", [1.0] * 1_000),
     "a key of two words": ("model", {"a b": 1}),
@@ -106,22 +88,15 @@ LINE = "train:\n"
 # ... as text: what stands in `train`, and what becomes of the whole text
 IN_TRAIN = {
     "an object of Python": "x: !!python/object/apply:os.getcwd []",
-    "a name of Python": "x: !!python/name:os.system",
     "an alias": "a: &a [1, 2]\n  b: *a",
-    "a list in itself": "a: &a [*a]",
     "deep": f"a: {'[' * 20_000}{']' * 20_000}",
     "many nodes": f"a: [{'1,' * 40_000}]",
     "a number of many digits": f"a: {'9' * 6_000}",
     "an infinite number": "a: -.inf",
-    "no number": "a: .nan",
     "a number as a key": "7: 1",
     "a date": "a: 2020-01-01",
-    "no date": "a: 2020-99-99",
     "an empty number": "a: !!int ''",
-    "no truth": "a: !!bool maybe",
-    "a time of nothing": "a: !!timestamp x",
     "bytes": "a: !!binary aGk=",
-    "a set": "a: !!set {b}",
     "a key that is a list": "? [a]\n  : 1",
     "a zero character": "a: \0",
 }
@@ -132,8 +107,6 @@ TEXTS: dict[str, Callable[[str], str]] = {
         + "".join(f"a{i + 1}: &a{i + 1}\n  <<: [{', '.join([f'*a{i}'] * 9)}]\n" for i in range(9))
     ),
     "long": lambda t: t + "#" * 10_000_000,
-    "two documents": lambda t: t + "\n---\na: 1\n",
-    "a list": lambda _: "[1, 2]",
     "nothing": lambda _: "",
     "no YAML": lambda _: "a: [",
     "parts that are no groups": lambda _: "model: a\ndataloader: b\n",
@@ -181,34 +154,15 @@ def canary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     monkeypatch.chdir(place)
     monkeypatch.syspath_prepend(place)
     monkeypatch.setenv("TRUST_SECRET", "s3cr3t")
-
-    def no_network(*_: object) -> None:
-        (folder / "network").touch()
-        raise OSError("no network in this test")
-
-    look_up = socket.getaddrinfo
-    monkeypatch.setattr(  # a page is served on 127.0.0.1
-        *(socket, "getaddrinfo"),
-        lambda host, *a, **k: look_up(host, *a, **k) if host == "127.0.0.1" else no_network(),
-    )
-    connect = socket.socket.connect
-
-    def of_this_machine(self: socket.socket, address: Any) -> None:
-        connect(self, address) if self.family == socket.AF_UNIX else no_network()
-
-    monkeypatch.setattr(socket.socket, "connect", of_this_machine)
     yield folder
     assert list(folder.iterdir()) == []
 
 
-def _texts(whole: str, canary: Path) -> dict[str, str]:
-    """Return the recipe's text with each attack that would run."""
-    found = {}
-    for name, change in RUNNING.items():
-        changed = _set(yaml.safe_load(whole), *change, f"touch {canary}/ran")
-        text = yaml.safe_dump(changed, sort_keys=False)
-        found[name] = text.replace("FOLDER", str(canary / "drawn")).replace("HOST", "localhost:9")
-    return found
+def _texts(whole: str, canary: Path) -> list[str]:
+    """Return the recipe's text with one attack of each kind; readers refuse others alike."""
+    attacks = (RUNNING[name] for name in ("a target", "oc.create"))
+    changed = [_set(yaml.safe_load(whole), *each, f"touch {canary}/ran") for each in attacks]
+    return [yaml.safe_dump(each, sort_keys=False) for each in changed]
 
 
 def _refused(command: Callable[[], object], capsys: pytest.CaptureFixture[str]) -> str:
@@ -245,18 +199,17 @@ def _commands(folder: Path, image: Path, weights: Path, *config: object) -> dict
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
 def test_no_command_runs_what_a_checkpoint_says(drawn_run, whole, canary, capsys, suffix) -> None:
     content = checkpoint.read(drawn_run.weights)
     theirs = canary.parent / f"theirs{suffix}"
-    for name, text in _texts(whole, canary).items():
+    for text in _texts(whole, canary):
         note = {**content["vitdet"], "config": text}
         checkpoint.write(theirs, {"model": content["model"], "vitdet": note})
-        for command, run in _commands(canary.parent, drawn_run.images[0], theirs).items():
-            if command != "serve" or name in SERVED:
-                assert str(theirs) in _refused(run, capsys)
-    left = sorted(path.name for path in canary.parent.iterdir())
-    assert left == ["canary", "cwd", theirs.name]
+        for run in _commands(canary.parent, drawn_run.images[0], theirs).values():
+            assert str(theirs) in _refused(run, capsys)
+    assert sorted(path.name for path in canary.parent.iterdir()) == ["canary", "cwd", theirs.name]
     # what reads weights alone does not look at the recipe
     assert cli.main(["inspect", str(theirs), "--no-recipes"]) == 0
     _train_net(
@@ -273,6 +226,7 @@ def _data(drawn_run, out: Path) -> list[str]:
     return [*words, f"train.output_dir={out}", "train.device=cpu"]
 
 
+@pytest.mark.slow
 def test_no_command_runs_what_a_yaml_or_a_runs_folder_says(
     drawn_run, whole, canary, capsys
 ) -> None:
@@ -289,11 +243,10 @@ def test_no_command_runs_what_a_yaml_or_a_runs_folder_says(
         "train_net": lambda: _train_net(*config, "--eval-only"),
         "resume": lambda: _train_net(*config, "--resume"),
     }
-    for name, text in _texts(whole, canary).items():
+    for text in _texts(whole, canary):
         theirs.write_text(text)
-        for command, run in commands.items():
-            if command != "serve" or name in SERVED:
-                assert str(theirs) in _refused(run, capsys)
+        for run in commands.values():
+            assert str(theirs) in _refused(run, capsys)
     left = sorted(path.name for path in canary.parent.rglob("*"))
     assert left == ["canary", "config.yaml", "cwd", "results.json", "run", "trust_canary.py"]
 
@@ -362,12 +315,9 @@ def test_an_author_who_is_trusted_may_use_anything(whole: str) -> None:
         ("model.backbone.net.depth", 256, "file has 4 blocks, model 256|far more modules"),
         ("model.backbone.net.embed_dim", 192, r"file has 96 channels \(embed_dim\), model 192"),
         ("model.backbone.net.num_heads", 0, r"do not work \(ZeroDivisionError"),
-        ("model.backbone.net", None, r"do not work \(AttributeError"),
         ("model.pixel_mean", "abc", r"do not work|expected"),
         ("model.roi_heads", {"num_classes": 6}, "expected the model's 141, got .* unexpected"),
         ("model", {"_target_": "detectron2.layers.ShapeSpec"}, "arguments of ShapeSpec"),
-        ("model", {"a": 1}, "do not work"),
-        ("model.backbone.net.rope_pretrain_grid", "x", "do not work|expected"),
         ("dataloader.test.mapper", {"_target_": "vitdet.data.augment.fixed_resize"}, "missing"),
     ],
 )

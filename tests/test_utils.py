@@ -17,7 +17,7 @@ import pytest
 import torch
 
 from vitdet.utils import env
-from vitdet.utils.checks import InputError, exit_status, nearest, quiet_dependencies
+from vitdet.utils.checks import InputError, exit_status, quiet_dependencies
 
 
 def _raise(error: BaseException) -> Callable[[], int]:
@@ -82,11 +82,6 @@ def test_a_stdout_that_is_closed_or_full(shell, status, error, tmp_path):
     assert (tmp_path / "file").read_text() == ""
 
 
-def test_nearest_name():
-    assert nearest("sed", ["seed", "device"]) == "seed"
-    assert nearest("zzz", ["seed", "device"]) is None
-
-
 def test_seeds_are_the_same_everywhere_and_differ_with_each_number():
     assert env.seed_from(0, 1) == 1506311409109703068
     seeds = {env.seed_from(*numbers) for numbers in [(0,), (1,), (0, 0), (0, 1), (1, 0)]}
@@ -115,17 +110,3 @@ def test_only_the_listed_warnings_of_dependencies_are_quiet():
         warnings.warn("torch.meshgrid: in an upcoming release, it will", stacklevel=1)
         warnings.warn("something new", stacklevel=1)
     assert [str(warning.message) for warning in seen] == ["something new"]
-
-
-@pytest.mark.slow
-def test_importing_the_package_prints_nothing():
-    code = "import vitdet, vitdet.engine.run, vitdet.predict.predictor"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
-
-
-def test_the_description_names_versions_and_the_state_of_the_checkout():
-    found = env.describe()
-    assert torch.__version__.startswith(found["torch"])
-    assert found["device"]
-    assert found["git"]

@@ -127,57 +127,12 @@ def load_config(
         The recipe, with its interpolations unresolved; its `train` is a `Train`.
 
     Raises:
-        InputError: no such file, it does not load, a key that does not exist, a value of another
-            type than the one it replaces or than `train` has there.
+        InputError: no such file, it does not load, an unknown key, a value of another type.
     """
-    cfg = _changed(_read(Path(path), trust), overrides)
+    cfg = change(_read(Path(path), trust), overrides)
     if isinstance(cfg.get("train"), DictConfig):
         cfg.train = complete(cfg.train)
     return cfg
-
-
-def config_of(content: dict[str, Any], overrides: Sequence[str] = ()) -> DictConfig:
-    """Return the recipe that a YAML text gave as plain data, values changed as in `load_config`."""
-    return _changed(OmegaConf.create(content), overrides)
-
-
-def _changed(cfg: DictConfig, overrides: Sequence[str]) -> DictConfig:
-    for override in overrides:
-        _override(cfg, override)
-    return cfg
-
-
-def table_of(path: Path) -> tuple[Path, str] | None:
-    """Return the table that a recipe is a row of, and its name there, None for a recipe of its own.
-
-    configs/paper/t4_in1k_b.py is the row "t4_in1k_b" of configs/paper.py, which `recipes` holds
-    (configs/common/rows.py).
-    """
-    for folder in path.parents if path.suffix == ".py" and not path.is_file() else ():
-        if folder.name and (table := folder.with_name(f"{folder.name}.py")).is_file():
-            return table, path.relative_to(folder).with_suffix("").as_posix()
-    return None
-
-
-def _row(path: Path) -> DictConfig:
-    found = table_of(path)
-    recipes: Any = found and _run(found[0], "recipes")
-    here = [str(p) for p in path.parent.glob("*.py")] if path.parent.is_dir() else []
-    if found is None or found[1] not in recipes.rows:
-        here += [str(path.parent / f"{name}.py") for name in recipes.rows] if recipes else []
-        close = nearest(str(path), here)
-        hint = f"Did you mean {close}?" if close else "Recipes lie under configs/."
-        raise InputError(f"--config-file: expected a recipe, got {path}. {hint}")
-    cfg: Any = OmegaConf.create(recipes(found[1]), flags={"allow_objects": True})
-    return cfg
-
-
-def _run(path: Path, key: str | None = None) -> Any:
-    try:
-        return LazyConfig.load(str(path), key)
-    except (SyntaxError, ImportError, AssertionError, NameError) as error:
-        what = f"expected a recipe that loads, got {type(error).__name__}: {error}"
-        raise InputError(f"{path}: {what}. Correct the file.") from error
 
 
 def _read(path: Path, trust: bool) -> DictConfig:
@@ -192,14 +147,46 @@ def _read(path: Path, trust: bool) -> DictConfig:
     if path.suffix != ".py":
         raise InputError(f"{path}: expected a .py or .yaml file. Recipes lie under configs/.")
     loaded = _run(path)
-    assert isinstance(loaded, DictConfig)  # load() without keys returns the whole file
     if "ROWS" in loaded:
         row = path.with_suffix("") / f"{next(iter(loaded.ROWS))}.py"
         raise InputError(f"--config-file: {path} is a table of recipes. Name a row, as {row}.")
     return loaded
 
 
+def _row(path: Path) -> DictConfig:
+    """Return a row of a table: configs/paper/t4_in1k_b.py is "t4_in1k_b" of configs/paper.py."""
+    here = [str(each) for each in path.parent.glob("*.py")] if path.parent.is_dir() else []
+    for folder in path.parents if path.suffix == ".py" else ():
+        table = folder.with_name(f"{folder.name}.py") if folder.name else folder
+        name = path.relative_to(folder).with_suffix("")
+        if table.is_file():
+            recipes = _run(table, "recipes")
+            if name.as_posix() in recipes.rows:
+                row = recipes(name.as_posix())
+                return OmegaConf.create(row, flags={"allow_objects": True})  # type: ignore[return-value]
+            here += [str(folder / f"{each}.py") for each in recipes.rows]
+            break
+    close = nearest(str(path), here)
+    hint = f"Did you mean {close}?" if close else "Recipes lie under configs/."
+    raise InputError(f"--config-file: expected a recipe, got {path}. {hint}")
+
+
+def _run(path: Path, key: str | None = None) -> Any:
+    try:
+        return LazyConfig.load(str(path), key)
+    except (SyntaxError, ImportError, AssertionError, NameError) as error:
+        what = f"expected a recipe that loads, got {type(error).__name__}: {error}"
+        raise InputError(f"{path}: {what}. Correct the file.") from error
+
+
 # --- changing ------------------------------------------------------------------------------------
+
+
+def change(cfg: DictConfig, overrides: Sequence[str]) -> DictConfig:
+    """Return a recipe with values changed as in `load_config`."""
+    for override in overrides:
+        _override(cfg, override)
+    return cfg
 
 
 def _override(cfg: DictConfig, override: str) -> None:
@@ -214,8 +201,8 @@ def _override(cfg: DictConfig, override: str) -> None:
     unset = arguments(node) if isinstance(node, DictConfig) else {}
     if parents == ["train"]:
         unset = {each.name: getattr(Train, each.name, None) for each in fields(Train)}
-    given = isinstance(node, ListConfig) or last in list(node) or last not in unset
-    old = _child(node, last, ".".join(parents), key, unset) if given else unset[last]
+    new = isinstance(node, DictConfig) and last not in list(node) and last in unset
+    old = unset[last] if new else _child(node, last, ".".join(parents), key, unset)
     OmegaConf.set_struct(node, False)
     index: Any = int(last) if isinstance(node, ListConfig) else last
     node[index] = _typed(key, old, text)
@@ -275,11 +262,7 @@ def save_config(cfg: DictConfig, path: str | Path) -> None:
 
 
 def config_text(cfg: DictConfig) -> str:
-    """Return the recipe, interpolations resolved, as YAML.
-
-    Raises:
-        InputError: a value that YAML cannot hold.
-    """
+    """Return the recipe, interpolations resolved, as YAML, or raise an InputError."""
     try:
         plain = _plain(cfg, "")
     except OmegaConfBaseException as error:
@@ -332,14 +315,8 @@ def _located(target: Any) -> Any:
 def instantiate(node: Any, **parts: Any) -> Any:
     """Build what a LazyCall node describes, and first what its arguments describe.
 
-    As detectron2's, but arguments that do not fit are told before the call.
-
-    Args:
-        node: of a recipe; what is no LazyCall is returned as it is.
-        parts: arguments that are there already, instead of the node's own.
-
-    Raises:
-        InputError: an argument that the callable does not have or lacks; or no such callable.
+    As detectron2's, but arguments that do not fit are an InputError before the call. What is no
+    LazyCall is returned as it is; `parts` are arguments that are there already.
     """
     if isinstance(node, ListConfig):
         return ListConfig([instantiate(each) for each in node], flags={"allow_objects": True})
@@ -367,8 +344,7 @@ def instantiate(node: Any, **parts: Any) -> Any:
 class _LinspaceOnCpu(TorchFunctionMode):
     """Keep torch.linspace on the CPU.
 
-    detectron2's Swin and MViT take drop path rates out of a linspace with `.item()` in their
-    constructors, which a meta tensor cannot give.
+    detectron2's Swin and MViT read drop path rates out of one, which a meta tensor cannot give.
     """
 
     def __torch_function__(
@@ -380,12 +356,7 @@ class _LinspaceOnCpu(TorchFunctionMode):
 
 
 def build_model(model: DictConfig, device: str | torch.device = "cpu") -> nn.Module:
-    """Build the detector that `cfg.model` describes.
-
-    Args:
-        model: the `model` node of a recipe.
-        device: where its parameters are made; "meta" makes shapes only, for any size at once.
-    """
+    """Build the detector of a recipe's `model` node; on "meta" of shapes only, of any size."""
     with torch.device(device), _LinspaceOnCpu():
         return instantiate(model)
 
@@ -408,11 +379,7 @@ def set_num_classes(cfg: DictConfig, num_classes: int) -> None:
 
 
 def backbone_settings(model: Any) -> dict[str, Any]:
-    """Return {argument: value} of the transformer that a recipe's model is built on, or {}.
-
-    Args:
-        model: the `model` node of a recipe, or a node in it. Defaults of the constructor count.
-    """
+    """Return {argument: value} of the transformer in a `model` node, defaults too, or {}."""
     if not isinstance(model, DictConfig):
         return {}
     given = {str(name): model[name] for name in model if not OmegaConf.is_missing(model, name)}
@@ -425,13 +392,9 @@ def backbone_settings(model: Any) -> dict[str, Any]:
 def model_settings(node: Any, model: nn.Module) -> dict[str, Any]:
     """Return what no shape tells of a recipe's model and a file may have to agree with.
 
-    Args:
-        node: the `model` node of the recipe.
-        model: what is built from it.
-
-    Returns:
-        `backbone_settings`, and the kinds of norms ("LN", "GN1" for a GroupNorm of one group,
-        "GN1+LN", "none") as "pyramid.norm", "box_head.norm" and "mask_head.norm".
+    It is `backbone_settings` of `node`, and the kinds of norms in `model`, which is built from it
+    ("LN", "GN1" for a GroupNorm of one group, "GN1+LN", "none"), as "pyramid.norm", "box_head.norm"
+    and "mask_head.norm".
     """
     norms: dict[str, set[str]] = {}
     for name, module in model.named_modules():

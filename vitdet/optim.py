@@ -55,10 +55,9 @@ def parameter_table(
 ) -> dict[str, Setting]:
     """Return lr multiplier and weight decay of every parameter that is trained.
 
-    The weight decay of a parameter is that of the last rule that fits: `weight_decay`,
-    `weight_decay_norm`, `weight_decay_vectors`, `no_decay`. Its lr multiplier is a product:
-    layer_decay_rate ** (num_layers + 1 - layer), the multiplier of the part that it lies in, and
-    that of the last of `lr_multipliers` that fits.
+    The last rule of weight decay that fits counts. The lr multiplier is a product:
+    layer_decay_rate ** (num_layers + 1 - layer), that of the part, and the last of
+    `lr_multipliers` that fits.
 
     Args:
         model: a detector. With `layer_decay_rate` its backbone must know its layers.
@@ -111,10 +110,8 @@ def _expression(what: str, text: str) -> re.Pattern[str]:
     try:
         return re.compile(text)
     except re.error as error:
-        raise InputError(
-            f"optimizer.{what}: expected regular expressions, got {text!r} ({error}). Put a "
-            r"backslash before a character that stands for itself, as in \."
-        ) from error
+        expected = f"expected regular expressions, got {text!r} ({error})"
+        raise InputError(f"optimizer.{what}: {expected}. Correct it.") from error
 
 
 def _lr_rule(
@@ -130,16 +127,12 @@ def _lr_rule(
         return lambda _: 1.0  # any model will do, also one without a backbone
     net: Any = dict(model.named_modules()).get(backbone)
     if net is None:
-        raise InputError(
-            f"optimizer.backbone: expected the name of a submodule, got {backbone!r}. The model "
-            f"has {', '.join(name for name, _ in model.named_children())}."
-        )
+        has = ", ".join(name for name, _ in model.named_children())
+        raise InputError(f"optimizer.backbone: expected one of {has}, got {backbone!r}.")
     knows_layers = hasattr(net, "layer_id") and hasattr(net, "num_layers")
     if rate is not None and not knows_layers:
-        raise InputError(
-            "optimizer.layer_decay_rate: expected a backbone with layer_id() and num_layers, got "
-            f"{type(net).__name__}. Set it to null for this backbone."
-        )
+        text = f"{type(net).__name__} has no layer_id() and num_layers. Set it to null"
+        raise InputError(f"optimizer.layer_decay_rate: {text}.")
     prefix = f"{backbone}." if backbone else ""
 
     def multiplier(name: str) -> float:
@@ -166,9 +159,6 @@ def adamw(
     """Return AdamW over the groups of `parameter_table`, whose arguments are the rules.
 
     Every group has `lr_multiplier` and `initial_lr`, the rate that a schedule multiplies.
-
-    Raises:
-        InputError: no model, no parameter to train, or what `parameter_table` raises.
     """
     if model is None:
         raise InputError("optimizer.model: expected the detector, got none. Set it first.")
@@ -191,15 +181,7 @@ class _AfterWarmup(CompositeParamScheduler):
     """A schedule of fvcore after a linear warm-up; called with the share of the training, 0 to 1.
 
     Lengths are in images and only say what share of `num_images` they are, so a shorter training
-    has the same curve.
-
-    Args:
-        num_images: images of the training that the other lengths are parts of.
-        warmup: length of the warm-up.
-        warmup_factor: multiplier at the first image.
-
-    Raises:
-        InputError: a warm-up that is longer than the training.
+    has the same curve. `warmup_factor` is the multiplier at the first image.
     """
 
     def __init__(
@@ -212,8 +194,8 @@ class _AfterWarmup(CompositeParamScheduler):
         rescaled: bool = False,
     ) -> None:
         if not 0 <= warmup <= num_images:
-            text = f"schedule.warmup: expected at most the {num_images} images of its training"
-            raise InputError(f"{text}, got {warmup}.")
+            text = f"expected at most the {num_images} images of its training, got {warmup}"
+            raise InputError(f"schedule.warmup: {text}.")
         share = warmup / num_images
         full = schedule(0.0 if rescaled else share)
         super().__init__(

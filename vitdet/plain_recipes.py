@@ -87,10 +87,7 @@ _REMEDY = (
 def plain_recipe(text: str, source: str, *, trust: bool = False) -> dict[str, Any]:
     """Return the content of a recipe's YAML text, in which nothing but plain data stands.
 
-    Args:
-        text: as `vitdet.config.config_text` writes it.
-        source: where it stands, for messages.
-        trust: take any YAML that holds no tags of Python.
+    `trust` takes any YAML that holds no tags of Python.
 
     Raises:
         InputError: no YAML, or anything in it that a saved recipe of configs/ could not have.

@@ -13,7 +13,7 @@ import torch
 from detectron2.structures import Boxes, Instances
 from PIL import Image
 
-from vitdet.app.serve.detect import answering
+from vitdet.app.serve import answering
 from vitdet.app.serve.server import Limits, Server, Uploads, Worker, build_app, listen
 from vitdet.predict.results import Picture, Result
 

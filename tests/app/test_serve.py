@@ -23,8 +23,7 @@ from page_server import CLASSES, Colours, scene, serving, stored
 from PIL import Image
 
 from vitdet.app import cli, serve
-from vitdet.app.serve import detect
-from vitdet.app.serve.detect import answering, describe, outline
+from vitdet.app.serve import answering, describe, outline
 from vitdet.app.serve.server import Connection, Limits, Worker
 from vitdet.predict.predictor import Predictor
 from vitdet.utils.run_lengths import decode as decode_mask
@@ -114,7 +113,7 @@ def test_a_picture_is_turned_upright_and_sent_along(url: str, kind: str) -> None
 
 
 def test_large_pictures_are_looked_at_smaller(monkeypatch) -> None:
-    monkeypatch.setattr(detect, "WORK_PIXELS", 160 * 120)
+    monkeypatch.setattr(serve, "WORK_PIXELS", 160 * 120)
     seen = []
 
     class Watching(Colours):

@@ -233,10 +233,8 @@ def test_ids_of_words_become_numbers(tiny):
     found = _clean(tiny)
     names = {each["id"]: each["name"] for each in found.content["categories"]}
     files = {each["id"]: each["file_name"] for each in found.content["images"]}
-    labels = [
-        (files[each["image_id"]], names[each["category_id"]])
-        for each in found.content["annotations"]
-    ]
+    objects = found.content["annotations"]
+    labels = [(files[each["image_id"]], names[each["category_id"]]) for each in objects]
     assert labels == [("1.jpg", "cat"), ("1.jpg", "dog"), ("2.jpg", "dog"), ("3.jpg", "cat")]
     (line,) = notes_on(found.findings)
     assert line.startswith("13 x id that is no number (")
@@ -269,11 +267,10 @@ def test_values_of_any_depth_and_length_are_one_line(tiny):
     deep: Any = 1
     for _ in range(900):
         deep = [deep]
-    for key in ("segmentation", "bbox", "category_id", "id", "iscrowd"):
-        for value in (deep, 10**4200, "9" * 10**5, [10**400] * 4):
-            content = copy.deepcopy(tiny.content)
-            content["annotations"][1][key] = value
-            found = clean(content, tiny.images, SOURCE)
+    for value in (deep, 10**4200, "9" * 10**5, [10**400] * 4):
+        for key in ("segmentation", "bbox", "category_id", "id", "iscrowd"):
+            entry = {**tiny.content["annotations"][1], key: value}
+            found = clean({**tiny.content, "annotations": [entry]}, tiny.images, SOURCE)
             assert all(len(line) < 500 for line in notes_on(found.findings))
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import json
 import multiprocessing
 import os
@@ -11,25 +10,26 @@ import signal
 import sys
 import threading
 import time
+from contextlib import redirect_stdout
 from functools import partial
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import tiny_recipe
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
+import torch.utils.tensorboard  # imported by the first run otherwise, in every process
 from detectron2.config import LazyCall as L
-from detectron2.structures import Boxes, Instances
+from omegaconf import DictConfig
 from pair import as_new
-from tiny_recipe import SIZE, TrainLoader, detector_node, draw, recipe, rectangles
+from tiny_recipe import SIZE, TrainLoader, detector_node, draw, recipe
 from torch.distributed.algorithms.ddp_comm_hooks import default_hooks
 from torch.distributed.tensor import DTensor
 
 from vitdet.config import build_model
-from vitdet.data.augment import large_scale_jitter
-from vitdet.data.loaders import build_train_loader
+from vitdet.data.augment import fixed_resize, large_scale_jitter
+from vitdet.data.loaders import build_test_loader, build_train_loader
 from vitdet.data.mapper import Mapper
 from vitdet.data.shapes import CLASSES, shapes_dataset
 from vitdet.engine import parameters
@@ -38,29 +38,32 @@ from vitdet.engine.launch import launch
 from vitdet.engine.run import evaluate, train
 from vitdet.engine.signals import Watch
 from vitdet.engine.trainer import Trainer
-from vitdet.evaluation import CocoEvaluator
-from vitdet.utils.checks import PREEMPTED_STATUS, InputError, exit_status
+from vitdet.utils import files
+from vitdet.utils.checks import InputError, exit_status
 from vitdet.utils.distributed import barrier, gather_object, hold_back, is_main, rank, serve_parent
 
 # --- steps ---------------------------------------------------------------------------------------
 
 
-def train_even_batches(folder: str, **train_options: Any) -> None:
+def train_even_batches(
+    folder: str | Path,
+    *,
+    resume: bool = False,
+    drop_path: float = 0.0,
+    blocks: tuple[int, ...] = (),
+    poison_at: int = -1,
+    **options: Any,
+) -> None:
     """Five steps of 8 images without stochastic depth, whatever the number of processes.
 
     AdamW divides a gradient by its own size. With the default eps of 1e-8 one that is rounding
     noise would move its weight by the learning rate, up or down as the order of a sum wills.
     """
-    cfg = recipe(Path(folder), **{"num_images": 40, **train_options})
-    cfg.model.backbone.net.drop_path_rate = 0.0
+    cfg = recipe(Path(folder), **{"num_images": 40, **options})
+    cfg.model.backbone.net.update(drop_path_rate=drop_path, checkpoint_blocks=list(blocks))
     cfg.optimizer.eps = 1e-4
-    cfg.dataloader.train.total_batch_size = 8
-    train(cfg)
-
-
-def train_in_parts(folder: str, accumulate: int, parallel: str) -> None:
-    """As `train_even_batches`, every process taking its images in parts."""
-    train_even_batches(folder, accumulate=accumulate, parallel=parallel)
+    cfg.dataloader.train.update(total_batch_size=8, poison_at=poison_at)
+    train(cfg, resume=resume)
 
 
 def train_with_average(folder: str, decay: float) -> None:
@@ -74,15 +77,6 @@ def train_with_average(folder: str, decay: float) -> None:
     Path(folder).mkdir(exist_ok=True)
     parameters.Ema = Recorded
     train_even_batches(folder, ema_decay=decay)
-
-
-def train_with_poison(folder: str, position: int, parallel: str = "ddp") -> None:
-    """Five steps of 8 images, one of which is not a number, without stochastic depth."""
-    cfg = recipe(Path(folder), num_images=40, on_bad_step="skip", parallel=parallel)
-    cfg.model.backbone.net.drop_path_rate = 0.0
-    cfg.optimizer.eps = 1e-4
-    cfg.dataloader.train.update(total_batch_size=8, poison_at=position)
-    train(cfg)
 
 
 def bad_gradient_of_rank_1(_: str) -> None:
@@ -114,6 +108,30 @@ def count_reductions(folder: str) -> None:
 # --- the project's own loader --------------------------------------------------------------------
 
 
+def shapes_recipe(folder: Path, shapes: Path, **options: Any) -> DictConfig:
+    """The embedded data, one reading process, two images a step, a checkpoint after each."""
+    settings = {"checkpoint_every": 2, "keep_checkpoints": 2, "eval_every": 40, "log_every": 1}
+    settings |= {"best_metric": "bbox/AP50", "ema_decay": 0.9, "num_images": 100_000}
+    cfg = recipe(folder, **{**settings, **options})
+    cfg.model.roi_heads.num_classes = len(CLASSES)
+    data = partial(L(shapes_dataset), root=str(shapes), size=SIZE)
+    jitter = L(large_scale_jitter)(size=SIZE, min_scale=0.5, max_scale=1.5)
+    cfg.dataloader.train = L(build_train_loader)(
+        dataset=data(split="train", num_images=12),
+        mapper=L(Mapper)(augmentations=jitter, is_train=True),
+        total_batch_size=2,
+        num_workers=1,
+        seed="${train.seed}",
+    )
+    cfg.dataloader.test = L(build_test_loader)(
+        dataset=data(split="val", num_images=2),
+        mapper=L(Mapper)(augmentations=L(fixed_resize)(height=SIZE, width=SIZE), is_train=False),
+        num_workers=1,
+    )
+    cfg.dataloader.evaluator = L(tiny_recipe.CountingEvaluator)(dataset="${..test.dataset}")
+    return cfg
+
+
 def train_shapes(folder: str, data: str, num_images: int, resume: bool) -> None:
     """Train on drawn shapes, all switches on; write down every image: `images.<rank>.jsonl`."""
     original = Trainer.step
@@ -126,19 +144,9 @@ def train_shapes(folder: str, data: str, num_images: int, resume: bool) -> None:
                 file.write(json.dumps([record["position"], name, pixels]) + "\n")
         original(self, batch)
 
-    options = {"checkpoint_every": 8, "ema_decay": 0.75, "accumulate": 2, "clip_grad_norm": 1.0}
-    cfg = recipe(Path(folder), num_images=num_images, **options)
-    cfg.dataloader.train = L(build_train_loader)(
-        dataset=L(shapes_dataset)(root=data, split="train", num_images=10, size=SIZE),
-        mapper=L(Mapper)(
-            augmentations=L(large_scale_jitter)(size=SIZE, min_scale=0.5, max_scale=1.5),
-            is_train=True,
-        ),
-        total_batch_size=4,
-        num_workers=2,
-        seed="${train.seed}",
-    )
-    cfg.dataloader.test.dataset = L(rectangles)(class_names=list(CLASSES))
+    options = {"checkpoint_every": 8, "keep_checkpoints": 9, "accumulate": 2, "clip_grad_norm": 1.0}
+    cfg = shapes_recipe(Path(folder), Path(data), num_images=num_images, **options)
+    cfg.dataloader.train.update(total_batch_size=4, num_workers=2)
     Path(folder).mkdir(parents=True, exist_ok=True)
     Trainer.step = step
     try:
@@ -147,29 +155,35 @@ def train_shapes(folder: str, data: str, num_images: int, resume: bool) -> None:
         Trainer.step = original
 
 
+def train_counted(folder: str, shapes: str, told: Any, options: dict[str, Any]) -> None:
+    """Begin or go on; `told` counts this process's steps, and what it flushed to the disk."""
+    as_new()
+    os.setsid()  # with its helpers a process group of its own
+    step, flush = Trainer.step, files._flush
+
+    def counted_step(self: Trainer, batch: list) -> None:
+        step(self, batch)
+        told[0] += 1
+
+    def counted_flush(path: Path) -> None:
+        told[1] += 1
+        time.sleep(0.005)  # a slow disk, so that a kill finds it busy
+        flush(path)
+
+    Trainer.step, files._flush = counted_step, counted_flush
+    with Path(os.devnull).open("w") as nowhere, redirect_stdout(nowhere):  # it is in log.txt
+        train(shapes_recipe(Path(folder), Path(shapes), **options), resume=True)
+
+
 # --- DDP and FSDP2 -------------------------------------------------------------------------------
 
 
-def five_test_images() -> None:
-    """Have the processes test on three and two images."""
+def ddp_and_fsdp(folder: str) -> None:
+    """Runs of both kinds, and resumes from one to the other; two test on three and two images."""
+    root = Path(folder)
     defaults = tiny_recipe.Rectangles.__init__.__defaults__
     tiny_recipe.Rectangles.__init__.__defaults__ = (*defaults[:2], 5, *defaults[3:])
-
-
-def even(folder: Path, *, resume: bool = False, drop_path: float = 0.0, blocks=(), **options):
-    """Train four even steps with recomputed blocks and a moving average."""
-    cfg = recipe(folder, **{"num_images": 32, "checkpoint_every": 16, "ema_decay": 0.9, **options})
-    cfg.model.backbone.net.drop_path_rate = drop_path
-    cfg.model.backbone.net.checkpoint_blocks = list(blocks)
-    cfg.optimizer.eps = 1e-4
-    cfg.dataloader.train.total_batch_size = 8
-    train(cfg, resume=resume)
-
-
-def ddp_and_fsdp(folder: str) -> None:
-    """Runs of both kinds, and resumes from one to the other."""
-    root = Path(folder)
-    five_test_images()
+    even = partial(train_even_batches, num_images=32, checkpoint_every=16, ema_decay=0.9)
     even(root / "one", drop_path=0.3)
     even(root / "recomputed", drop_path=0.3, blocks=(0, 1))
     even(root / "free_ddp")
@@ -204,7 +218,6 @@ def batch_norm(folder: str) -> None:
 
     Every process writes down the buffers of what it would save.
     """
-    collect_results(folder)
     original = Trainer.state_dict
 
     def state_dict(self: Trainer) -> dict:
@@ -223,14 +236,11 @@ def batch_norm(folder: str) -> None:
 
     Trainer.state_dict = state_dict
     for parallel in ("ddp", "fsdp"):
-        root = Path(folder) / parallel
-        Trainer.folder = root
+        root = Trainer.folder = Path(folder) / parallel
         cfg = recipe(root, ema_decay=0.5, checkpoint_every=12, eval_every=12, parallel=parallel)
         cfg.model.backbone.net.update(
-            global_block_indexes=[],
-            residual_block_indexes=[0, 1],
-            propagation="basic",
-            propagation_norm="BN",
+            **{"global_block_indexes": [], "residual_block_indexes": [0, 1]},
+            **{"propagation": "basic", "propagation_norm": "BN"},
         )
         cfg.dataloader.evaluator = L(Gathered)(dataset="${..test.dataset}")
         trained = train(cfg)
@@ -239,28 +249,6 @@ def batch_norm(folder: str) -> None:
             again = evaluate(cfg, resume=True)
             if is_main():
                 (root / f"{which}.json").write_text(json.dumps([trained, again]))
-
-
-def collect_results(folder: str) -> None:
-    """Evaluate four images in two processes, and write down whose results each one holds."""
-    content = {"categories": [{"id": 1, "name": "a"}], "annotations": []}
-    content["images"] = [{"id": n, "height": 8, "width": 8} for n in range(4)]
-    file = Path(folder) / f"truth{rank()}.json"
-    file.write_text(json.dumps(content))
-    records = [{"image_id": n} for n in range(4)]
-    parts = {"name": "four", "class_names": ("a",), "class_ids": (1,), "records": records}
-    data = SimpleNamespace(**parts, json_file=file, style="coco", truth=None)
-    evaluator = CocoEvaluator(data)
-    for number in range(rank(), 4, 2):
-        found = Instances((8, 8), pred_boxes=Boxes(torch.ones(3, 4)), scores=torch.ones(3))
-        found.pred_classes = torch.zeros(3, dtype=torch.int64)
-        evaluator.process([{"image_id": number}], [{"instances": found}])
-    seen = []
-    evaluator._score = lambda truth, results, kind: seen.append(results) or {}
-    evaluator.evaluate()
-    dicts = [each for each in gc.get_objects() if type(each) is dict]
-    held = [each["image_id"] for each in dicts if {"score", "image_id"} <= each.keys()]
-    (Path(folder) / f"held{rank()}.json").write_text(json.dumps([sorted(set(held)), len(held)]))
 
 
 # --- ends ----------------------------------------------------------------------------------------
@@ -299,15 +287,6 @@ def end_in(how: str, folder: str) -> None:
     (Path(folder) / f"pid{rank()}").write_text(str(os.getpid()))
     barrier()
     launcher = multiprocessing.parent_process().pid
-    if how == "signal":  # of a scheduler; the launcher passes it on
-        told = threading.Event()
-        signal.signal(signal.SIGTERM, lambda *_: told.set())
-        barrier()
-        if rank() == 0:
-            os.kill(launcher, signal.SIGTERM)
-        told.wait()
-        (Path(folder) / f"left{rank()}").touch()
-        sys.exit(PREEMPTED_STATUS)
     if rank() == 1:
         if how == "error":
             raise InputError("image x.jpg: expected a JPEG, got text. Remove it.")
@@ -317,14 +296,9 @@ def end_in(how: str, folder: str) -> None:
     time.sleep(3600)
 
 
-def train_tiny(folder: str, options: dict[str, Any]) -> None:
-    """Train on rectangles."""
-    train(recipe(Path(folder), **options), resume=True)
-
-
 def train_config(cfg: Any) -> None:
     """Train a recipe that is there."""
-    train(cfg)
+    train(cfg, resume=True)
 
 
 def launched(function, args: tuple, told: str) -> None:

@@ -191,8 +191,9 @@ def test_an_overflow_of_fp16_is_no_bad_step_until_the_scale_is_used_up():
 def test_a_bad_image_of_one_process_makes_all_pass_over_the_step(tmp_path, parallel):
     """The result is that of one process, which has no one to agree with."""
     one, two = tmp_path / "one", tmp_path / "two"
-    ranks.train_with_poison(str(one), 21)
-    in_pair(ranks.train_with_poison, str(two), 21, parallel)
+    poison = {"poison_at": 21, "on_bad_step": "skip"}
+    ranks.train_even_batches(one, **poison)
+    in_pair(ranks.train_even_batches, two, parallel=parallel, **poison)
     ours, theirs = (checkpoint.read(folder / "model_final.pth") for folder in (one, two))
     for name, weight in ours["model"].items():
         torch.testing.assert_close(theirs["model"][name], weight, rtol=0, atol=1e-6, msg=name)

@@ -14,7 +14,7 @@ import torch
 from pair import in_pair
 from ranks import report_usable
 from test_run import assert_same, numbers
-from tiny_recipe import CountingEvaluator, recipe
+from tiny_recipe import recipe
 
 from vitdet import checkpoint
 from vitdet.engine.checkpoints import BEST, FINAL, LAST, Checkpoints, last_checkpoint, usable
@@ -71,7 +71,7 @@ def test_damage_anywhere_is_detected_or_changes_nothing(tmp_path):
     whole, content = path.read_bytes(), checkpoint.read(path)
     choose = random.Random(0)
     detected = 0
-    for place in range(0, len(whole), 11):
+    for place in range(0, len(whole), 23):
         damaged = bytearray(whole)
         damaged[place] ^= choose.choice([1 << choose.randrange(8), 255])
         path.write_bytes(damaged)
@@ -81,55 +81,52 @@ def test_damage_anywhere_is_detected_or_changes_nothing(tmp_path):
             detected += 1
             continue
         assert_same(found.content, content, f"byte {place}")
-    assert detected > 150
-    for length in (*range(0, len(whole), 97), len(whole) - 1):
+    assert detected > 70
+    for length in (*range(0, len(whole), 397), len(whole) - 1):
         path.write_bytes(whole[:length])
         with pytest.raises(InputError, match=r"got 1 that cannot \(checkpoint .*000004\.pth: it"):
             usable(tmp_path)
 
 
 def test_the_checkpoint_before_a_damaged_one_is_used_and_named(tmp_path, caplog):
-    save(tmp_path, 4, 8, 12)
-    assert images_of_usable(tmp_path) == 12
-    damage(tmp_path / "model_000000012.pth")
-    (tmp_path / "model_000000008.pth").write_bytes(b"")
+    trainer = save(tmp_path, 4, 8, 12, 16, keep=9)
+    assert images_of_usable(tmp_path) == 16
+    (tmp_path / "model_000000016.pth").unlink()
+    assert last_checkpoint(tmp_path) == tmp_path / "model_000000016.pth"
+    checkpoint.write(tmp_path / "model_000000012.pth", {"model": trainer.detector.state_dict()})
+    damage(tmp_path / "model_000000008.pth")
     assert images_of_usable(tmp_path) == 4
     lines = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
-    assert len(lines) == 3
-    assert "model_000000012.pth: it cannot be read (" in lines[0]
-    assert "model_000000008.pth: it cannot be read (it is empty)" in lines[1]
-    assert lines[2] == f"using {tmp_path / 'model_000000004.pth'} instead"
-    damage(tmp_path / "model_000000004.pth")
+    for line, text in zip(
+        lines,
+        (
+            "model_000000016.pth: expected a file, got nothing there",
+            "model_000000012.pth: expected the state of a training, got a file without optimizer, "
+            "images_seen, seed",
+            "model_000000008.pth: it cannot be read (",
+            f"using {tmp_path / 'model_000000004.pth'} instead",
+        ),
+        strict=True,
+    ):
+        assert text in line
+    (tmp_path / "model_000000004.pth").write_bytes(b"")
     with pytest.raises(
         InputError,
-        match=r"^checkpoints in .*: expected one that can be read, got 3 that cannot \(checkpoint "
-        r".*model_000000012\.pth: it cannot be read .*\)\. Put a copy back, or remove last_",
+        match=r"^checkpoints in .*: expected one that can be read, got 4 that cannot \(checkpoint "
+        r".*model_000000016\.pth: expected a file.*\)\. Put a copy back, or remove last_",
     ):
         usable(tmp_path)
 
 
-def test_a_missing_checkpoint_and_weights_alone_are_passed_over(tmp_path, caplog):
-    trainer = save(tmp_path, 4, 8, 12)
-    (tmp_path / "model_000000012.pth").unlink()
-    checkpoint.write(tmp_path / "model_000000008.pth", {"model": trainer.detector.state_dict()})
-    assert images_of_usable(tmp_path) == 4
-    assert "model_000000012.pth: expected a file, got nothing there" in caplog.text
-    assert "got a file without optimizer, images_seen, seed" in caplog.text
-    with pytest.raises(InputError, match=r"got model_000000012\.pth\. Write another into it \(th"):
-        last_checkpoint(tmp_path)
-
-
-def test_a_run_that_was_set_back_does_not_go_forward(tmp_path):
+def test_a_run_that_was_set_back_does_not_remove_what_it_writes(tmp_path):
     save(tmp_path, 4, 8, 12)
-    (tmp_path / LAST).write_text("model_000000008.pth\n")
-    damage(tmp_path / "model_000000008.pth")
-    assert images_of_usable(tmp_path) == 4
-    save(tmp_path, 8, keep=1)  # nor does it remove what it is about to write
+    save(tmp_path, 8, keep=1)
     assert (tmp_path / LAST).read_text() == "model_000000008.pth\n"
     assert images_of_usable(tmp_path) == 8
     assert (tmp_path / "model_000000012.pth").exists()
 
 
+@pytest.mark.slow
 def test_all_processes_take_the_same(tmp_path):
     names = ["model_000000008.pth", "model_000000004.pth"]
     for count in (1, 2):
@@ -155,6 +152,7 @@ def test_a_damaged_pointer_leads_to_the_newest(tmp_path, text):
     assert images_of_usable(tmp_path) == 8
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_from_the_checkpoint_before_a_damaged_one(tmp_path):
     """Written with and without a thread."""
     undisturbed, run = tmp_path / "undisturbed", tmp_path / "run"
@@ -238,9 +236,6 @@ def test_an_error_of_the_thread_is_raised_after_the_next_step(tmp_path, monkeypa
     assert usable(tmp_path).path.name == "model_000000004.pth"
     assert list(tmp_path.glob(".*")) == []
     writes.close()
-    with pytest.raises(InputError, match=r"model_final\.pth: it cannot be written \(.*No space"):
-        train(recipe(tmp_path / "end", num_images=4))
-    assert not (tmp_path / "end" / LAST).exists()
 
 
 def test_an_end_with_another_error_completes_and_reports_what_was_begun(
@@ -250,7 +245,7 @@ def test_an_end_with_another_error_completes_and_reports_what_was_begun(
     writes.after_step(trainer)
     monkeypatch.setattr("vitdet.engine.checkpoints.link_or_copy", lambda *_: 1 / 0)
     writes.keep_best()
-    threading.Timer(0.2, gate.set).start()
+    gate.set()
     writes.close()
     assert checkpoint.read(last_checkpoint(tmp_path))["images_seen"] == 4
     assert "division by zero" in caplog.text
@@ -271,17 +266,10 @@ def test_a_copy_shares_nothing_with_the_state_and_keeps_what_is_shared_in_it():
 # --- which stay --------------------------------------------------------------------------------
 
 
-def test_old_ones_go(tmp_path):
-    save(tmp_path, 4, 8, 12, 16, keep=2)
-    names = ["model_000000012.pth", "model_000000016.pth"]
-    assert sorted(path.name for path in tmp_path.glob("model_*")) == names
-    assert list(tmp_path.glob(".*")) == []
-
-
-def test_the_best_is_a_second_name_that_outlives_the_first(tmp_path):
+def test_old_ones_go_and_the_best_stays(tmp_path):
     writes, trainer = hook(tmp_path, keep=1, total_batch_size=1), tiny_trainer()
     writes.after_step(trainer)
-    writes.keep_best()
+    writes.keep_best()  # a second name, which outlives the first
     trainer.images_seen = 8
     writes.after_step(trainer)
     writes.wait()
@@ -296,25 +284,3 @@ def test_the_best_is_a_second_name_that_outlives_the_first(tmp_path):
     assert checkpoint.read(tmp_path / BEST)["images_seen"] == 9
     assert (tmp_path / LAST).read_text() == "model_000000009.pth\n"
     writes.close()
-
-
-def test_the_best_after_an_evaluation_that_was_cut_off_is_the_same(tmp_path, monkeypatch):
-    """The evaluation is repeated, and its weights are those that lie on the disk."""
-    options = {"checkpoint_every": 8, "eval_every": 8, "best_metric": "bbox/AP"}
-    whole, parts = tmp_path / "whole", tmp_path / "parts"
-    train(recipe(whole, **options))
-    original = CountingEvaluator.evaluate
-
-    def cut_off(self):
-        monkeypatch.setattr(CountingEvaluator, "evaluate", original)
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(CountingEvaluator, "evaluate", cut_off)
-    with pytest.raises(KeyboardInterrupt):
-        train(recipe(parts, **options))
-    train(recipe(parts, **options), resume=True)
-    best, theirs = (checkpoint.read(folder / BEST) for folder in (parts, whole))
-    assert best["images_seen"] == 8
-    assert best.keys() == theirs.keys()
-    for key in best.keys() - {"vitdet"}:
-        assert_same(best[key], theirs[key], key)

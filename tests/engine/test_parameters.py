@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import pytest
 import torch
 from detectron2.utils.events import EventStorage
@@ -14,11 +12,10 @@ from torch import nn
 from torch._dynamo.testing import CompileCounterWithBackend
 
 from vitdet import checkpoint
-from vitdet.backbones.eva02 import EVA02ViT
 from vitdet.backbones.vit import ViT
-from vitdet.config import build_model, instantiate
+from vitdet.config import build_model
 from vitdet.engine.losses import DetectorLoss
-from vitdet.engine.parameters import compile_blocks, freeze_blocks, group_lines, named_rates
+from vitdet.engine.parameters import compile_blocks, freeze_blocks, group_lines
 from vitdet.engine.run import train
 from vitdet.utils.checks import InputError
 from vitdet.utils.env import seed_all
@@ -87,12 +84,10 @@ def test_blocks_that_cannot_be_frozen():
     detector = nn.Module()
     detector.backbone = nn.Conv2d(3, 4, 1)
     for model, blocks, text in (
-        (make_detector(), -1, "expected 0 to 2, the blocks of the backbone, got -1"),
-        (make_detector(), 3, "got 3"),
-        (detector, 1, r"expected a backbone with layer_id\(\) .*got Conv2d"),
-        (nn.Linear(1, 1), 1, "got NoneType"),
+        (make_detector(), 3, "expected 0 to 2 blocks, got 3"),
+        (detector, 1, r"Conv2d has no layer_id\(\)"),
     ):
-        with pytest.raises(InputError, match=rf"train\.freeze_blocks: .*{text}"):
+        with pytest.raises(InputError, match=rf"train\.freeze_blocks: {text}"):
             freeze_blocks(model, blocks)
 
 
@@ -149,35 +144,17 @@ def test_every_parameter_has_a_line(tmp_path):
         list(group_lines(cfg))
 
 
-def test_rates_have_names(tmp_path):
-    cfg = recipe(tmp_path)
-    detector = build_model(cfg.model, "meta")
-    optimizer = instantiate(cfg.optimizer, model=detector)
-    assert named_rates(detector, optimizer) == pytest.approx(
-        {"lr/block_0": 0.49e-3, "lr/block_1": 0.7e-3, "lr/head": 1e-3, "lr/pyramid": 1e-3}
-    )
-    freeze_blocks(detector, 1)
-    assert "lr/block_0" not in named_rates(detector, instantiate(cfg.optimizer, model=detector))
-    model = nn.ModuleDict({"backbone": nn.Linear(2, 2), "head": nn.Linear(2, 2)})  # no layers
-    groups = [
-        {"params": [model.backbone.weight], "lr": 0.1},
-        {"params": [model.backbone.bias], "lr": 0.3},
-        {"params": list(model.head.parameters()), "lr": 0.2},
-    ]
-    assert named_rates(model, torch.optim.SGD(groups)) == {"lr/backbone": 0.3, "lr/head": 0.2}
-
-
 # --- compiled blocks -----------------------------------------------------------------------------
 
 # at least two windows along each side: one is a shape of its own to the compiler
-SIZES = ((64, 64), (48, 80), (80, 40), (40, 96), (96, 96), (64, 112))
+SIZES = ((64, 64), (48, 80), (80, 40), (96, 96))
 
 
-def build(kind: type[nn.Module], **options: Any) -> nn.Module:
+def build() -> ViT:
     torch.manual_seed(0)
     sizes = {"img_size": 64, "patch_size": 8, "embed_dim": 16, "depth": 3, "num_heads": 2}
     blocks = {"window_size": 4, "global_block_indexes": (2,), "pretrain_img_size": 32}
-    return kind(**sizes, **blocks, **options)
+    return ViT(**sizes, **blocks, use_rel_pos=True)
 
 
 @pytest.fixture
@@ -194,42 +171,25 @@ compiles = pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor th
 @compiles
 @pytest.mark.slow
 @pytest.mark.usefixtures("fresh_compiler")
-@pytest.mark.parametrize(
-    ("kind", "options"), [(ViT, {"use_rel_pos": True}), (EVA02ViT, {})], ids=["vit", "eva02"]
-)
-def test_graphs_stay_few_however_sizes_vary(kind: type[nn.Module], options: Any) -> None:
-    net, plain = (build(kind, drop_path_rate=0.3, **options) for _ in range(2))
+def test_graphs_stay_few_and_gradients_are_those_of_the_plain_net() -> None:
+    net, plain = build(), build()
     counter = CompileCounterWithBackend("eager")
     assert compile_blocks(net, backend=counter) == 3
     for size in SIZES:
-        net(torch.randn(2, 3, *size))["last_feat"].sum().backward()
-    # windows without and with stochastic depth, global blocks with it: for one size, for all, and
-    # where a side divides into windows or has the length of the position tables
+        x = torch.randn(2, 3, *size)
+        for each in (net, plain):
+            each.zero_grad()
+            each(x)["last_feat"].square().sum().backward()
+        for (name, ours), theirs in zip(net.named_parameters(), plain.parameters(), strict=True):
+            if theirs.grad is not None:
+                torch.testing.assert_close(ours.grad, theirs.grad, rtol=1e-4, atol=1e-4, msg=name)
+    # windows and global blocks: for one size, for all, and where a side divides into windows or has
+    # the length of the position tables
     assert counter.frame_count <= 9
     made = counter.frame_count
-    for size in ((40, 72), (104, 56), (120, 120), (64, 88)):
+    for size in ((40, 72), (104, 56)):
         net(torch.randn(2, 3, *size))["last_feat"].sum().backward()
     assert counter.frame_count == made
-    net.eval()
-    plain.eval()
-    for size in SIZES[:3]:
-        x = torch.randn(1, 3, *size)
-        with torch.no_grad():
-            torch.testing.assert_close(net(x)["last_feat"], plain(x)["last_feat"])
-
-
-@compiles
-@pytest.mark.slow
-@pytest.mark.usefixtures("fresh_compiler")
-def test_gradients_and_names_are_those_of_the_plain_net() -> None:
-    net, plain = (build(ViT, use_rel_pos=True) for _ in range(2))
-    compile_blocks(net, backend="aot_eager")
-    x = torch.randn(1, 3, 64, 48)
-    for each in (net, plain):
-        each(x)["last_feat"].square().sum().backward()
     assert net.state_dict().keys() == plain.state_dict().keys()
-    for (name, ours), theirs in zip(net.named_parameters(), plain.parameters(), strict=True):
-        if theirs.grad is not None:
-            torch.testing.assert_close(ours.grad, theirs.grad, rtol=1e-4, atol=1e-4, msg=name)
-    with pytest.raises(InputError, match=r"train\.compile: expected a backbone with blocks"):
+    with pytest.raises(InputError, match=r"train\.compile: the backbone has no blocks"):
         compile_blocks(nn.Linear(2, 2))

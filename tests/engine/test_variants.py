@@ -11,12 +11,7 @@ import pytest
 import torch
 from detectron2.config import LazyCall as L
 from detectron2.layers import ShapeSpec
-from detectron2.modeling.anchor_generator import DefaultAnchorGenerator
 from detectron2.modeling.backbone.fpn import LastLevelP6P7
-from detectron2.modeling.box_regression import Box2BoxTransform
-from detectron2.modeling.matcher import Matcher
-from detectron2.modeling.meta_arch import RetinaNet
-from detectron2.modeling.meta_arch.retinanet import RetinaNetHead
 from detectron2.utils.events import EventStorage
 from tiny_recipe import SIZE, detector_node, draw
 from torch import nn
@@ -31,6 +26,7 @@ from vitdet.utils.env import seed_all
 
 Node = Any
 STEPS = 14
+CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 
 
 def vitae_b(node: Node) -> None:
@@ -41,65 +37,36 @@ def vitae_b(node: Node) -> None:
 
 def vitae_s(node: Node) -> None:
     node.backbone.net = L(ViTAES)(
-        img_size=SIZE,
-        embed_dims=[8, 8, 16],
-        token_dims=[16, 16, 32],
-        depths=[0, 0, 2],
-        num_heads=[1, 1, 2],
-        groups=[1, 1, 8],
-        window_size=2,
-        global_block_indexes=[1],
+        **dict(img_size=SIZE, embed_dims=[8, 8, 16], token_dims=[16, 16, 32], depths=[0, 0, 2]),
+        **dict(num_heads=[1, 1, 2], groups=[1, 1, 8], window_size=2, global_block_indexes=[1]),
     )
 
 
-def convolutions(kind: str, norm: str) -> Callable[[Node], None]:
+def changed(net: dict[str, Any], **pyramid: Any) -> Callable[[Node], None]:
     def change(node: Node) -> None:
-        node.backbone.net.update(
-            global_block_indexes=[],
-            residual_block_indexes=[0, 1],
-            propagation=kind,
-            propagation_norm=norm,
-        )
+        node.backbone.net.update(net)
+        node.backbone.update(pyramid)
 
     return change
 
 
-def shifted(node: Node) -> None:
-    node.backbone.net.update(global_block_indexes=[], shifted_block_indexes=[1])
-
-
-def interpolated(node: Node) -> None:
-    node.backbone.net.update(window_size=3, window_fit="interpolate")
+def convolutions(kind: str, norm: str) -> Callable[[Node], None]:
+    blocks = {"global_block_indexes": [], "residual_block_indexes": [0, 1]}
+    return changed({**blocks, "propagation": kind, "propagation_norm": norm})
 
 
 def no_pyramid(node: Node) -> None:
     node.backbone.update(scale_factors=[1.0], top_block=None)
     rpn, heads = node.proposal_generator, node.roi_heads
-    rpn.in_features = heads.box_in_features = ["p4"]
+    rpn.in_features = heads.box_in_features = heads.mask_in_features = ["p4"]
     rpn.anchor_generator.update(sizes=[[8, 16, 32, 48, 64]], strides=[16])
     rpn.head.num_anchors = 15
-    heads.box_pooler.scales = [1 / 16]
-    if "mask_in_features" in heads:
-        heads.mask_in_features = ["p4"]
-        heads.mask_pooler.scales = [1 / 16]
+    heads.box_pooler.scales = heads.mask_pooler.scales = [1 / 16]
 
 
-def fpn_last_map(node: Node) -> None:
-    node.backbone.top_down = True
-
-
-def fpn_four_stages(node: Node) -> None:
-    node.backbone.net.update(depth=4, global_block_indexes=[3], out_block_indexes=[0, 1, 2])
-    node.backbone.in_feature = ["block0", "block1", "block2", "last_feat"]
-    node.backbone.top_down = True
-
-
-def first_easycv(node: Node) -> None:
-    node.backbone.net.final_norm = True
-    node.backbone.update(halve_channels=False, norm="GN1", norm_eps=1e-5)
-    node.backbone.update(upsample_norm="LN", upsample_norm_eps=1e-6)
-
-
+STAGES = {"depth": 4, "global_block_indexes": [3], "out_block_indexes": [0, 1, 2]}
+FIRST_EASYCV = {"halve_channels": False, "norm": "GN1", "norm_eps": 1e-5}
+FIRST_EASYCV |= {"upsample_norm": "LN", "upsample_norm_eps": 1e-6}
 VARIANTS: dict[str, Callable[[Node], None]] = {
     "vitae_b": vitae_b,
     "vitae_s": vitae_s,
@@ -107,12 +74,13 @@ VARIANTS: dict[str, Callable[[Node], None]] = {
     "basic": convolutions("basic", "LN"),
     "bottleneck": convolutions("bottleneck", "LN"),
     "basic with BatchNorm": convolutions("basic", "BN"),
-    "shifted": shifted,
-    "interpolated windows": interpolated,
+    "shifted": changed({"global_block_indexes": [], "shifted_block_indexes": [1]}),
     "no pyramid": no_pyramid,
-    "fpn, last map": fpn_last_map,
-    "fpn, four stages": fpn_four_stages,
-    "first EasyCV": first_easycv,
+    "fpn, last map": changed({}, top_down=True),
+    "fpn, four stages": changed(
+        STAGES, in_feature=["block0", "block1", "block2", "last_feat"], top_down=True
+    ),
+    "first EasyCV": changed({"final_norm": True}, **FIRST_EASYCV),
 }
 
 
@@ -136,7 +104,20 @@ def learn(model: nn.Module) -> list[float]:
     return found
 
 
-@pytest.mark.parametrize("name", VARIANTS)
+def finds_something(model: nn.Module) -> bool:
+    with torch.no_grad():
+        (out,) = model.eval()([draw(2)])
+    assert out["instances"].scores.isfinite().all()
+    return len(out["instances"]) > 0
+
+
+QUICK = ("vitae_b", "basic", "shifted", "no pyramid")
+
+
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=[pytest.mark.slow] * (name not in QUICK)) for name in VARIANTS],
+)
 def test_variant_learns(name: str) -> None:
     seed_all(0)
     node = detector_node()
@@ -147,62 +128,36 @@ def test_variant_learns(name: str) -> None:
     assert sum(losses[-3:]) / 3 < 0.75 * losses[0]
     assert all(m.num_batches_tracked == STEPS for m in statistics)
     assert bool(statistics) is (name.startswith("vitae") or "BatchNorm" in name)
-    with torch.no_grad():
-        (out,) = model.eval()([draw(2)])
-    assert out["instances"].scores.isfinite().all()
-    assert len(out["instances"]) > 0
+    assert finds_something(model)
 
 
 def test_retinanet_learns() -> None:
     seed_all(0)
-    backbone = detector_node().backbone
+    node = load_config(CONFIGS / "paper/fig5_retinanet_b.py").model
+    node.backbone = detector_node().backbone
+    backbone = node.backbone
     backbone.scale_factors = [2.0, 1.0, 0.5]
     backbone.top_block = L(LastLevelP6P7)(in_channels=32, out_channels=32, in_feature="p5")
-    node = L(RetinaNet)(
-        backbone=backbone,
-        head=L(RetinaNetHead)(
-            input_shape=[L(ShapeSpec)(channels=32)] * 5,
-            num_classes=2,
-            conv_dims=[32],
-            num_anchors=3,
-        ),
-        anchor_generator=L(DefaultAnchorGenerator)(
-            sizes=[[8], [16], [32], [48], [64]],
-            aspect_ratios=[0.5, 1.0, 2.0],
-            strides=[8, 16, 32, 64, 128],
-        ),
-        box2box_transform=L(Box2BoxTransform)(weights=[1.0, 1.0, 1.0, 1.0]),
-        anchor_matcher=L(Matcher)(
-            thresholds=[0.4, 0.5], labels=[0, -1, 1], allow_low_quality_matches=True
-        ),
-        num_classes=2,
-        head_in_features=["p3", "p4", "p5", "p6", "p7"],
-        pixel_mean=[110.0, 110.0, 110.0],
-        pixel_std=[50.0, 50.0, 50.0],
-        test_score_thresh=0.0,
-    )
+    node.update(num_classes=2, test_score_thresh=0.0)
+    node.head.update(input_shape=[L(ShapeSpec)(channels=32)] * 5, conv_dims=[32], num_anchors=3)
+    node.anchor_generator.sizes = [[8], [16], [32], [48], [64]]
     model = build_model(node)
     losses = learn(model)
     assert sum(losses[-3:]) / 3 < 0.75 * losses[0]
-    with torch.no_grad():
-        (out,) = model.eval()([draw(2)])
-    assert not out["instances"].has("pred_masks")
-    assert len(out["instances"]) > 0
+    assert finds_something(model)
 
 
 # --- the recipes of configs/mini/variants, from the first image to the AP table -----------------
 
-FOLDER = Path(__file__).resolve().parents[2] / "configs/mini/variants"
 ITERATIONS = 32
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["fpn_stages", "vitae_s"])
-def test_tiny_recipe_trains_on_the_shapes(name: str, tmp_path: Path) -> None:
+def test_a_tiny_recipe_trains_on_the_shapes(tmp_path: Path) -> None:
     """Two drawn images, over and over: the losses fall, and the run ends with an evaluation."""
     train_part, test_part = "dataloader.train", "dataloader.test"
     cfg = load_config(
-        FOLDER / f"{name}.py",
+        CONFIGS / "mini/variants/fpn_stages.py",
         [
             *(f"train.num_images={2 * ITERATIONS}", "train.checkpoint_every=1000"),
             *("train.log_every=1", "train.precision=fp32", "train.device=cpu"),

@@ -9,6 +9,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -270,6 +271,22 @@ class Recorder:
             name: x.flatten(1, 2) if x.ndim > len(shapes.get(name, x.shape)) else x
             for name, x in found.items()
         }
+
+
+def outputs_of_parts(case: Case, net: nn.Module, prefix: str = "") -> dict[str, torch.Tensor]:
+    """Return what will hold the first output of every module that the case names in `extra`."""
+    values: dict[str, torch.Tensor] = {}
+
+    def keep(name: str, _: nn.Module, __: Any, output: Any) -> None:
+        tokens = output[0] if isinstance(output, tuple) else output
+        as_sequence = len(case.info["extra"][name]) < tokens.ndim
+        # checkpointing calls a block again in the backward pass
+        values.setdefault(name, tokens.flatten(1, 2) if as_sequence else tokens)
+
+    for name in case.info["extra"]:
+        module = net.get_submodule(name.removeprefix(prefix))
+        module.register_forward_hook(partial(keep, name))
+    return values
 
 
 def whole_patches(images: torch.Tensor, patch_size: int) -> torch.Tensor:

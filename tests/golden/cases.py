@@ -213,6 +213,10 @@ class Options:
             raise UnsupportedCase(f"{self.place}: no key {key!r}, and it has no default")
         return default
 
+    def several(self, *keys: str) -> dict[str, Any]:
+        """Return the values of keys that must be there."""
+        return {key: self.take(key) for key in keys}
+
     def section(self, key: str) -> Options:
         """Return the options under `key`."""
         return Options(self.take(key), f"{self.place}.{key}")

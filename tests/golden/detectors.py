@@ -64,36 +64,29 @@ def _put_sizes(model: DictConfig, config: Options) -> None:
         _pooler(heads[pooler], config.section(pooler), scales)
     options, size = config.section("mask_head"), heads.mask_pooler.output_size
     heads.mask_head.input_shape = LazyCall(ShapeSpec)(channels=channels, height=size, width=size)
-    heads.mask_head.conv_dims = options.take("conv_dims")
-    heads.mask_head.conv_norm = _norm(options)
+    heads.mask_head.update(conv_dims=options.take("conv_dims"), conv_norm=_norm(options))
     options.done()
     _box_heads(heads, config, channels)
-    model.pixel_mean = config.take("pixel_mean")
-    model.pixel_std = config.take("pixel_std")
+    model.update(config.several("pixel_mean", "pixel_std"))
 
 
 def _proposal_generator(node: DictConfig, config: Options, channels: int) -> None:
     node.in_features = config.take("features")
     anchors, head = config.section("anchors"), config.section("rpn_head")
-    for key in ("sizes", "aspect_ratios", "strides", "offset"):
-        node.anchor_generator[key] = anchors.take(key)
-    anchors.done()
-    node.head.update(in_channels=channels, conv_dims=head.take("conv_dims"))
-    node.head.num_anchors = head.take("num_anchors")
-    head.done()
+    node.anchor_generator.update(anchors.several("sizes", "aspect_ratios", "strides", "offset"))
+    node.head.update(in_channels=channels, **head.several("conv_dims", "num_anchors"))
     rpn = config.section("rpn")
     node.pre_nms_topk = [rpn.take("pre_nms_topk_test")] * 2  # training, inference
     node.post_nms_topk = [rpn.take("post_nms_topk_test")] * 2
     node.nms_thresh = rpn.take("nms_thresh")
     node.min_box_size = rpn.take("min_box_size", 0.0)
-    rpn.done()
+    for options in (anchors, head, rpn):
+        options.done()
 
 
 def _pooler(node: DictConfig, options: Options, scales: list[float]) -> None:
-    node.scales = scales
-    for key in ("output_size", "sampling_ratio"):
-        node[key] = options.take(key)
-    node.pooler_type = options.take("type")
+    node.update(scales=scales, pooler_type=options.take("type"))
+    node.update(options.several("output_size", "sampling_ratio"))
     node.canonical_box_size = options.take("canonical_box_size", 224)
     node.canonical_level = options.take("canonical_level", 4)
     options.done()
@@ -123,11 +116,9 @@ def _box_heads(heads: DictConfig, config: Options, channels: int) -> None:
     size = heads.box_pooler.output_size
     for head, predictor, each in stages:
         shape = {"channels": channels, "height": size, "width": size}
-        options = config.section("box_head")
+        options, test = config.section("box_head"), config.section("test")
         head.input_shape = LazyCall(ShapeSpec)(**shape)
-        head.conv_dims, head.fc_dims = options.take("conv_dims"), options.take("fc_dims")
-        head.conv_norm = _norm(options)
-        options.done()
+        head.update(options.several("conv_dims", "fc_dims"), conv_norm=_norm(options))
         if head.fc_dims:
             shape = {"channels": head.fc_dims[-1]}
         elif head.conv_dims:
@@ -137,10 +128,9 @@ def _box_heads(heads: DictConfig, config: Options, channels: int) -> None:
         predictor.box2box_transform = LazyCall(Box2BoxTransform)(weights=each)
         if agnostic is not None:
             predictor.cls_agnostic_bbox_reg = agnostic
-        test = config.section("test")
-        predictor.test_score_thresh = test.take("score_thresh")
-        predictor.test_nms_thresh = test.take("nms_thresh")
-        predictor.test_topk_per_image = test.take("topk_per_image")
+        for key, value in test.several("score_thresh", "nms_thresh", "topk_per_image").items():
+            predictor[f"test_{key}"] = value
+        options.done()
         test.done()
 
 

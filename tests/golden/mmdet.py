@@ -63,23 +63,6 @@ def toy_net(channels: int = 4) -> tuple[Any, dict[str, torch.Tensor]]:
     return net, {f"backbone.{name}": value.clone() for name, value in net.state_dict().items()}
 
 
-class Outputs:
-    """Keeps what the modules gave that a case names in `extra`, the first time they were called."""
-
-    def __init__(self, case: Case, net: nn.Module, prefix: str = "") -> None:
-        self.values: dict[str, torch.Tensor] = {}
-        for name, shape in case.info["extra"].items():
-            module = net.get_submodule(name.removeprefix(prefix))
-            module.register_forward_hook(self._keep(name, len(shape)))
-
-    def _keep(self, name: str, dimensions: int) -> Callable[[nn.Module, Any, torch.Tensor], None]:
-        def hook(_: nn.Module, __: Any, output: torch.Tensor) -> None:
-            # checkpointing calls a block again in the backward pass
-            self.values.setdefault(name, output.flatten(1, 2) if dimensions == 3 else output)
-
-        return hook
-
-
 # --- options -----------------------------------------------------------------------------------
 
 

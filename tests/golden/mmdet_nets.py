@@ -15,13 +15,21 @@ from vitdet.backbones.vitae_s import ViTAES
 from vitdet.convert import convert
 from vitdet.pyramid import SimpleFeaturePyramid
 
-from .build import Built, Mode, Prepare, given, load, vit_options, whole_patches
+from .build import (
+    Built,
+    Mode,
+    Prepare,
+    given,
+    load,
+    outputs_of_parts,
+    vit_options,
+    whole_patches,
+)
 from .cases import Case, Options, UnsupportedCase
 from .mmdet import (
     RESAMPLING,
     Detector,
     OldOptions,
-    Outputs,
     norm_name,
     scaled_q,
     top_block,
@@ -68,11 +76,11 @@ def _net(case: Case, config: Options, mode: Mode) -> tuple[Any, str, Prepare | N
 def backbone(case: Case, mode: Mode) -> Built:
     """Build a ViTDet alone; the output is one map."""
     net, source_format, prepare = _net(case, case.config(), mode)
-    outputs, model = Outputs(case, net), Detector(net)
+    extra, model = outputs_of_parts(case, net), Detector(net)
 
     def call(images: list[torch.Tensor]) -> Any:
         last = net(whole_patches(images[0], net.patch_size))["last_feat"]
-        return dict.fromkeys(case.info["outputs"], last), outputs.values
+        return dict.fromkeys(case.info["outputs"], last), extra
 
     return Built(model, call, load(case, model, source_format, "backbone.", prepare=prepare))
 
@@ -112,13 +120,13 @@ def pyramid(case: Case, mode: Mode) -> Built:
     neck.done()
     config.done()
     model = Detector(net, ours)
-    outputs = Outputs(case, net, "backbone.")
+    extra = outputs_of_parts(case, net, "backbone.")
 
     def call(images: list[torch.Tensor]) -> Any:
         last = images[0]
         if not alone:
             last = net(whole_patches(last, net.patch_size))["last_feat"]
-        return with_top([level(last) for level in model.levels()], top), outputs.values
+        return with_top([level(last) for level in model.levels()], top), extra
 
     return Built(model, call, load(case, model, source_format, prefix, beside, prepare))
 
@@ -206,12 +214,12 @@ def _vitae(case: Case, net: LayeredBackbone, patch_size: int, prepare: Prepare |
     model = Detector(net, vitae_pyramid(net))
     for i, (level, count) in enumerate(zip(model.levels(), RESAMPLING, strict=True), 2):
         model.backbone.add_module(f"simfp_{i}", level[:count])
-    outputs = Outputs(case, net)
+    extra = outputs_of_parts(case, net)
 
     def call(images: list[torch.Tensor]) -> Any:
         last = net(whole_patches(images[0], patch_size))["last_feat"]
         levels = [level(last) for level in model.levels()]
-        return {f"out{i}": level for i, level in enumerate(levels)}, outputs.values
+        return {f"out{i}": level for i, level in enumerate(levels)}, extra
 
     return Built(model, call, load(case, model, "vitae", "backbone.", prepare=prepare))
 

@@ -163,41 +163,29 @@ def _vitae(config: Options, keys: Iterable[str]) -> Table:
 
 
 def _easycv(config: Options, keys: Iterable[str]) -> Table:
-    cfg = _recipe("easycv/mask_rcnn_vitdet_b_100ep")
+    """Build a detector of EasyCV, or of before v0.7, whose rule knows no layers."""
     options, rule = config.section("backbone"), config.section("paramwise_options")
-    rule.only("num_layers", (_vit(cfg, options),))
-    options.only("use_rel_pos", (True,))
-    options.only("use_abs_pos", (True,))
-    options.only("residual_block_indexes", ([],))
-    options.done()
-    _neck(config)
-    rules = {"layer_decay_rate": rule.take("layer_decay_rate")}
-    rules |= {"no_decay": list(cfg.optimizer.no_decay)}
-    rule.done()
-    return _mmdet(cfg, rules, "easycv", config, keys)
-
-
-def _neck(config: Options) -> None:
-    neck = config.section("neck")
+    neck, old = config.section("neck"), "num_layers" not in rule.values
     neck.inert("in_channels", "out_channels", "scale_factors", "norm_cfg", "num_outs")
     neck.done()
-
-
-def _easycv_old(config: Options, keys: Iterable[str]) -> Table:
-    """Build a detector of EasyCV before v0.7 with convolution propagation."""
-    options = config.section("backbone")
-    kind = options.only("aggregation", ("attn", "basicblock", "bottleneck", "conv"), "attn")
-    cfg = _recipe(f"easycv/mask_rcnn_vit_b_v06_{kind}_100ep")
-    _vit(cfg, options)
-    options.only("use_abs_pos_emb", (True,))
+    if old:
+        kind = options.only("aggregation", ("attn", "basicblock", "bottleneck", "conv"), "attn")
+        cfg = _recipe(f"easycv/mask_rcnn_vit_b_v06_{kind}_100ep")
+        _vit(cfg, options)
+        options.only("use_abs_pos_emb", (True,))
+        for name in ("norm", "bias", "pos_embed", "cls_token"):
+            rule.only(name, ({"weight_decay": 0.0},))
+    else:
+        cfg = _recipe("easycv/mask_rcnn_vitdet_b_100ep")
+        rule.only("num_layers", (_vit(cfg, options),))
+        options.only("use_rel_pos", (True,))
+        options.only("use_abs_pos", (True,))
+        options.only("residual_block_indexes", ([],))
     options.done()
-    _neck(config)
-    rule = config.section("paramwise_options")
-    for name in ("norm", "bias", "pos_embed", "cls_token"):
-        rule.only(name, ({"weight_decay": 0.0},))
+    rules = {"layer_decay_rate": None if old else rule.take("layer_decay_rate")}
+    rules |= {"no_decay": list(cfg.optimizer.no_decay)}
     rule.done()
-    rules = {"layer_decay_rate": None, "no_decay": list(cfg.optimizer.no_decay)}
-    return _mmdet(cfg, rules, "easycv_old", config, keys)
+    return _mmdet(cfg, rules, "easycv_old" if old else "easycv", config, keys)
 
 
 def _mmdet3(config: Options, keys: Iterable[str]) -> Table:
@@ -320,8 +308,7 @@ TABLES: dict[str, Callable[[Options, Iterable[str]], Table]] = {
     "eva02_*": _vitdet,
     "streampetr_*": _streampetr,
     "vitae_vitdet_*": _vitae,
-    "easycv_layer_decay*": _easycv,
-    "easycv_old_*": _easycv_old,
+    "easycv_*": _easycv,
     "mmdet3_*": _mmdet3,
     "vil_*": _vil,
 }

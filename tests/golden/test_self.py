@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from functools import partial
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -16,10 +15,9 @@ from torch import nn
 
 from vitdet.backbones import block as block_module
 from vitdet.backbones.vit import PlainViT
-from vitdet.layers import parts as parts_module
 from vitdet.layers import positions as positions_module
 from vitdet.layers.norms import ChannelLayerNorm
-from vitdet.layers.parts import window_partition, window_reverse
+from vitdet.layers.parts import Mlp, window_partition, window_reverse
 
 from .build import Mode, vit_options
 from .cases import ABSENT, Case, Options, UnsupportedCase, discover, folder
@@ -53,9 +51,8 @@ def one_weight(model: nn.Module, _: Patch) -> None:
         model.get_parameter("blocks.1.mlp.fc1.weight")[0, 0] += 1e-2
 
 
-def tanh_gelu(_: nn.Module, patch: Patch) -> None:
-    gelu = partial(F.gelu, approximate="tanh")
-    patch.setattr(parts_module, "F", SimpleNamespace(**vars(F) | {"gelu": gelu}))
+def tanh_gelu(model: nn.Module, _: Patch) -> None:
+    _set(model, Mlp, "act_layer", "gelu_tanh")
 
 
 def rel_pos_of_scaled_q(model: nn.Module, _: Patch) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import partial
 from typing import Any
 
 import torch
@@ -13,10 +12,10 @@ from torch import nn
 from vitdet.backbones.msvit import MsViT
 from vitdet.backbones.msvit.attention import InstanceNorm, VilAttention
 from vitdet.backbones.msvit.sliding_chunk import ChunkGrid, gather, sliding_chunk_attention
-from vitdet.backbones.msvit.stage import Stage, StageEmbed, stages_of
+from vitdet.backbones.msvit.stage import Stage, stages_of
 from vitdet.convert import convert
 
-from .build import BOTH, Built, Mode, given, leaves_of, load, put
+from .build import BOTH, Built, Mode, given, leaves_of, load, outputs_of_parts, put
 from .cases import Case, Options, UnsupportedCase
 
 # attn_type of the published code: kind of our stages with s1
@@ -151,20 +150,12 @@ def vit_arguments(options: Options, mode: Mode) -> dict[str, Any]:
     return mode.of(arguments, sum(arguments["depth"]))
 
 
-class Recorder:
-    """Keeps the tokens after every part of every stage, by the part's name."""
-
-    def __init__(self, vit: MsViT, prefix: str = "") -> None:
-        self.tokens: dict[str, torch.Tensor] = {}
-        for name, module in vit.named_modules():
-            if name.count(".") == 1 and name.startswith("layer"):
-                module.register_forward_hook(partial(self._keep, prefix + name))
-            if isinstance(module, InstanceNorm):
-                module.register_forward_hook(lambda _, __, output: GradientAsStored.apply(output))
-
-    def _keep(self, name: str, module: nn.Module, _: Any, output: Any) -> None:
-        tokens = output[0] if isinstance(module, StageEmbed) else output
-        self.tokens.setdefault(name, tokens)  # a checkpointed block is called once more
+def recorded(case: Case, vit: MsViT, prefix: str = "") -> dict[str, torch.Tensor]:
+    """Return what will hold the tokens that the case stores."""
+    for module in vit.modules():
+        if isinstance(module, InstanceNorm):
+            module.register_forward_hook(lambda _, __, output: GradientAsStored.apply(output))
+    return outputs_of_parts(case, vit, prefix)
 
 
 class GradientAsStored(torch.autograd.Function):
@@ -191,7 +182,7 @@ def backbone(case: Case, mode: Mode) -> Built:
     options = case.config()
     vit = MsViT(**vit_arguments(options, mode))
     options.done()
-    tokens = Recorder(vit).tokens
+    tokens = recorded(case, vit)
 
     def call(images: list[torch.Tensor]) -> Any:
         outputs = vit(images[0])
@@ -204,10 +195,9 @@ def fpn(case: Case, mode: Mode) -> Built:
     """Build detectron2's FPN on the backbone, for Mask R-CNN or RetinaNet."""
     options = case.config()
     msvit = options.section("MSVIT")
-    names = {"arch": "ARCH", "attn_type": "ATTN_TYPE", "only_glo": "ONLY_GLOBAL"}
-    names |= {"sharew": "SHARE_W", "share_kv": "SHARE_KV", "sw_exact": "SW_EXACT"}
-    names |= {"ln_eps": "LN_EPS", "mode": "MODE", "redraw_interval": "REDRAW_INTERVAL"}
-    values = {ours: msvit.take(theirs) for ours, theirs in names.items()}
+    names = ["ARCH", "ATTN_TYPE", "SHARE_KV", "SW_EXACT", "LN_EPS", "MODE", "REDRAW_INTERVAL"]
+    values = {name.lower(): msvit.take(name) for name in names}
+    values |= {"only_glo": msvit.take("ONLY_GLOBAL"), "sharew": msvit.take("SHARE_W")}
     msvit.done()
     names = {"img_size": "MAX_SIZE_TRAIN", "drop_path_rate": "DROP_PATH", "avg_pool": "AVG_POOL"}
     names |= {"norm_embed": "NORM_EMBED", "out_features": "OUT_FEATURES"}
@@ -223,7 +213,7 @@ def fpn(case: Case, mode: Mode) -> Built:
         last = features[-1]
         top = LastLevelP6P7(vit.output_shape()[last].channels, channels, last)
     model = FPN(vit, features, channels, norm="", top_block=top)
-    tokens = Recorder(vit, "bottom_up.").tokens
+    tokens = recorded(case, vit, "bottom_up.")
     weights = load(case, model, "vil")
     return Built(model, lambda images: (model(images[0]), tokens), weights)
 

@@ -12,11 +12,11 @@ from detectron2.layers import get_norm
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from vitdet.layers.linear import Linear
 from vitdet.layers.norms import ChannelLayerNorm, channel_layer_norm
 from vitdet.layers.parts import (
     ConvPropagation,
     DropPath,
+    Linear,
     Mlp,
     PatchEmbed,
     SwiGLU,
@@ -127,7 +127,7 @@ def is_convolution(layer: Linear, x: torch.Tensor) -> bool:
 
 @pytest.fixture
 def small_products_count_as_large(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("vitdet.layers.linear._WORK", 512 * 12 * 8)
+    monkeypatch.setattr("vitdet.layers.parts._WORK", 512 * 12 * 8)
 
 
 @pytest.mark.usefixtures("small_products_count_as_large")
@@ -159,8 +159,14 @@ def test_many_float32_tokens_are_a_convolution_and_nothing_else(
     with torch.autocast("cpu", torch.bfloat16):
         assert layer(x).dtype == torch.bfloat16
         assert not is_convolution(layer, x)
-    called = {str(node.target) for node in torch.export.export(layer, (x,)).graph.nodes}
-    assert "aten.linear.default" in called
-    assert not any("conv" in name for name in called)
     monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
     assert not is_convolution(layer, x)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("small_products_count_as_large")
+def test_an_exported_product_is_a_plain_one() -> None:
+    graph = torch.export.export(Linear(12, 8), (torch.randn(600, 12),)).graph
+    called = {str(node.target) for node in graph.nodes}
+    assert "aten.linear.default" in called
+    assert not any("conv" in name for name in called)

@@ -23,6 +23,7 @@ from vitdet.convert.names import shapes_of
 from vitdet.utils.checks import InputError, printable
 from vitdet.utils.files import write_text
 from vitdet.utils.state_dicts import some
+from vitdet.weights import read as read_weights
 
 _WHAT = "Convert a checkpoint for a recipe, to other classes, or to another project's names."
 # an option, and those that mean nothing without it
@@ -88,7 +89,7 @@ def convert_file(args: argparse.Namespace) -> None:
     """Convert; an input that is wrong is an InputError, unaccounted keys an UnaccountedError."""
     _check_options(args)
     _check_paths(args)
-    content = checkpoint.read(args.source_model, trust=args.trust)
+    content = read_weights(args.source_model, trust=args.trust).content
     source = {"weights": args.weights, "source_format": args.source_format}
     source["source"] = str(args.source_model)
     if args.config_file:

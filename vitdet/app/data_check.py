@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections import Counter, defaultdict
+from collections import Counter
 from pathlib import Path
 from typing import Any, get_args
 
@@ -14,7 +14,7 @@ from PIL import Image, ImageDraw
 
 from vitdet.app.pages import jpeg, render
 from vitdet.data.clean import Checked, check_data, check_output, write_repaired
-from vitdet.data.findings import KINDS, Finding
+from vitdet.data.findings import KINDS, Finding, by_kind
 from vitdet.data.formats import FORMATS, find_data
 from vitdet.data.images import open_image
 from vitdet.data.labels import Boxes
@@ -76,9 +76,8 @@ def run(args: argparse.Namespace) -> int:
         return 1 if checked.faults else 0
     lost = write_repaired(checked, args.fix)
     print(f"repaired     all changes are listed in {args.fix / 'repairs.json'}", file=beside)
-    images = Counter(
-        each.kind for _, each in checked.findings if each.done == "left out with its objects"
-    )
+    gone = [each for each in checked.findings if each.done == "left out with its objects"]
+    images = Counter(each.kind for each in gone)
     masks = {kind: lost.pop(kind) for kind in ("wrong mask", "empty mask") if kind in lost}
     losses = (("images", images), ("objects", lost), ("masks, whose boxes stay", masks))
     for what, kinds in losses:
@@ -86,16 +85,14 @@ def run(args: argparse.Namespace) -> int:
             reasons = ", ".join(f"{count} x {kind}" for kind, count in kinds.items())
             print(f"lost         {sum(kinds.values())} {what} ({reasons})", file=beside)
     again = check_data(find_data(args.fix))
-    for kind, count in Counter(each.kind for _, each in again.faults).items():
+    for kind, count in Counter(each.kind for each in again.faults).items():
         print(f"still        {count} x {kind}", file=beside)
     return 1 if again.faults or any(kinds for _, kinds in losses) else 0
 
 
-def _by_kind(checked: Checked) -> dict[str, list[tuple[str, Finding]]]:
+def _by_kind(checked: Checked) -> dict[str, list[Finding]]:
     """Return the findings of each kind, faults first, then the most frequent."""
-    found: dict[str, list[tuple[str, Finding]]] = defaultdict(list)
-    for each in checked.findings:
-        found[each[1].kind].append(each)
+    found = by_kind(checked.findings)
     order = sorted(found, key=lambda kind: (KINDS[kind].severity != "fault", -len(found[kind])))
     return {kind: found[kind] for kind in order}
 
@@ -116,7 +113,7 @@ def _as_json(checked: Checked) -> dict[str, Any]:
                 "severity": KINDS[kind].severity,
                 "text": KINDS[kind].text,
                 "count": len(found),
-                "examples": [{"split": part, **each._asdict()} for part, each in found[:_IN_JSON]],
+                "examples": [each._asdict() for each in found[:_IN_JSON]],
             }
             for kind, found in _by_kind(checked).items()
         },
@@ -133,12 +130,13 @@ def _text(checked: Checked) -> str:
     for kind, found in _by_kind(checked).items():
         about = KINDS[kind]
         lines.append(f"{about.severity:<12} {len(found)} x {kind}: {about.text}")
-        for split, each in found[:_EXAMPLES]:
+        for each in found[:_EXAMPLES]:
             if about.severity == "fault" or each.image_id is None:
                 done = f"; --fix: {each.done}" if each.done else ""
-                lines.append(f"{'':<14} {one_line(f'{split}, {each.where}: {each.got}{done}')}")
+                text = one_line(f"{each.split}, {each.where}: {each.got}{done}")
+                lines.append(f"{'':<14} {text}")
     faults = checked.faults
-    images = {(split, each.image_id) for split, each in faults}
+    images = {(each.split, each.image_id) for each in faults}
     result = f"{len(faults)} faults in {len(images)} images" if faults else "no faults"
     return "\n".join([*lines, f"result       {result}"])
 
@@ -164,7 +162,7 @@ def _page(checked: Checked) -> str:
         {"title": "Classes", "tables": [_classes(checked)]},
     ]
     for kind, each in kinds.items():
-        examples = [_example(checked, split, finding) for split, finding in each[:_PICTURES]]
+        examples = [_example(checked, finding) for finding in each[:_PICTURES]]
         sections.append({"title": kind, "text": KINDS[kind].text, "examples": examples})
     faults = len(checked.faults)
     title = f"{f'{faults} faults' if faults else 'No faults'}: {checked.data.folder}"
@@ -205,8 +203,9 @@ def _classes(checked: Checked) -> tuple[Any, ...]:
     return ("class", *counts, ""), rows, (), len(counts) + 1
 
 
-def _example(checked: Checked, split: str, finding: Finding) -> tuple[str | None, str]:
+def _example(checked: Checked, finding: Finding) -> tuple[str | None, str]:
     """Return a picture of a finding, if its image can be shown, and a caption."""
+    split = finding.split
     caption = f"{split}, {finding.where}: got {finding.got}"
     caption += f"; in a repaired copy: {finding.done}" if finding.done else ""
     part, content = checked.data.parts[split], checked.cleaned[split].content

@@ -18,7 +18,6 @@ from typing import Any
 
 import torch
 
-from vitdet import checkpoint
 from vitdet.app.convert import add_reading_arguments
 from vitdet.convert import FORMATS, convert, detect
 from vitdet.convert.names import Names, kind_of, nests, shapes_of, unnest
@@ -26,6 +25,7 @@ from vitdet.convert.recipes import COMMANDS, Command
 from vitdet.convert.rules import KINDS, PATCH, Shape, Shapes, root_of
 from vitdet.utils.checks import InputError, one_line, printable
 from vitdet.utils.state_dicts import some
+from vitdet.weights import read
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 # what a row may have to allow
@@ -40,7 +40,7 @@ _REGRESSOR = re.compile(r"/roi_heads\.box_predictor\.(?:\d+\.)?bbox_pred\.weight
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of the sub-command."""
-    parser.add_argument("file", type=Path, help="weights: .pth .pt .bin .ckpt .safetensors .pkl")
+    parser.add_argument("file", type=Path, help="weights, or a folder of the hub")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     add_reading_arguments(parser)
     parser.add_argument("--no-recipes", action="store_true", help="try no recipes")
@@ -48,8 +48,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Print what the file holds; return 0, or 1 when its format is none that is known."""
-    content = _bare(checkpoint.read(args.file, trust=args.trust))
-    found: dict[str, Any] = {"file": str(args.file), "file_bytes": args.file.stat().st_size}
+    content = _bare(read(args.file, trust=args.trust).content)
+    size = sum(part.stat().st_size for part in (args.file, *args.file.glob("*")) if part.is_file())
+    found: dict[str, Any] = {"file": str(args.file), "file_bytes": size}
     found |= describe(content, weights=args.weights, source=str(args.file))
     tried = [] if args.no_recipes else _rows(content, found)
     fits = [fit for row in tried if (fit := _fit(row, content, args.weights))]
@@ -113,12 +114,26 @@ def describe(
         "parameters": sum(tensor.numel() for tensor in tensors),
         "bytes": sum(tensor.numel() * tensor.element_size() for tensor in tensors),
         "dtypes": dict(dtypes.most_common()),
-        "backbone": _backbone({k: v for k, v in inner.items() if not k.startswith("/")}),
+        "backbone": _backbone({k: v for k, v in inner.items() if not k.startswith("/")}, fmt),
         "pyramid": [f"p{level}" for level in levels],
         "head": _head(inner),
         **lists,
         "notes": notes,
     }
+
+
+def is_foundation(found: Mapping[str, Any]) -> bool:
+    """Whether what `describe` returned is a plain ViT alone, of another project."""
+    plain = found["backbone"].get("kind") in ("vit", "eva02")
+    return plain and not (found["head"] or found["pyramid"] or found["format"] in ("", "vitdet"))
+
+
+def backbone_shapes(
+    content: Mapping[str, Any], fmt: str, *, weights: str | None = None, source: str = "source"
+) -> dict[str, Shape]:
+    """Return {name in the backbone, as ours: shape} of a file; arguments as of `describe`."""
+    inner, _ = _inner(shapes_of(unnest(content, source, weights)[0]), fmt)
+    return {name: shape for name, shape in inner.items() if not name.startswith("/")}
 
 
 def _inner(shapes: Shapes, format_name: str) -> tuple[dict[str, Shape], str]:
@@ -137,9 +152,11 @@ def _at(shape: Shape, index: int) -> int:
     return shape[index] if -len(shape) <= index < len(shape) else 0
 
 
-def _backbone(inside: Shapes) -> dict[str, Any]:
+def _backbone(inside: Shapes, fmt: str) -> dict[str, Any]:
     try:
         kind = kind_of(inside)[0]
+        if fmt and len(FORMATS[fmt].kinds) == 1:  # q, k and v may be apart in the file alone
+            kind = next(each for each in KINDS if each.name == FORMATS[fmt].kinds[0])
     except InputError:
         return {}
     stages: dict[str, list[int]] = defaultdict(list)  # the channels of every block
@@ -267,7 +284,12 @@ def _recipe_lines(content: Mapping[str, Any], found: Mapping[str, Any]) -> list[
     """Return the commands that convert the file, the one that leaves the least open first."""
     if isinstance(_about(content).get("config"), str):
         return ["recipe       in the file: vitdet predict, val, export need no --config-file"]
-    lines, file = [], ["--source-model", found["file"], "--output-model", "OUT.pth"]
+    lines = []
+    if is_foundation(found):
+        lines.append(
+            f"train        vitdet train --data FOLDER --weights {shlex.quote(found['file'])}"
+        )
+    file = ["--source-model", found["file"], "--output-model", "OUT.pth"]
     for fit in found["recipes"]:
         counts = [f"{fit[word]} {word}" for word in ("resized", "dropped", "initialised")]
         words = ["--config-file", fit["recipe"], *fit["options"]]

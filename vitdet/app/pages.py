@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import jinja2
-from matplotlib.figure import Figure
 from PIL import Image
 
 from vitdet.utils.checks import printable
@@ -39,15 +38,9 @@ def jpeg(image: Image.Image, quality: int = 82) -> str:
     """Return a picture as an address of an <img>."""
     written = io.BytesIO()
     image.save(written, format="JPEG", quality=quality)
-    return _address("jpeg", written)
+    return address("jpeg", written)
 
 
-def plot(figure: Figure) -> str:
-    """Return a plot as an address of an <img>."""
-    written = io.BytesIO()
-    figure.savefig(written, format="svg", metadata={"Date": None})
-    return _address("svg+xml", written)
-
-
-def _address(kind: str, written: io.BytesIO) -> str:
+def address(kind: str, written: io.BytesIO) -> str:
+    """Return a file of a MIME type image/`kind` as an address of an <img>."""
     return f"data:image/{kind};base64,{base64.b64encode(written.getvalue()).decode('ascii')}"

@@ -19,15 +19,17 @@ from typing import Any
 import torch
 from omegaconf import DictConfig
 
-from vitdet import checkpoint
+from vitdet import weights
 from vitdet.app import convert
-from vitdet.config import load_config
+from vitdet.app.follow import net_settings, pixels
+from vitdet.config import backbone_settings, load_config
 from vitdet.data.formats import FORMATS
 from vitdet.data.prepare import Prepared, prepare_data
 from vitdet.engine.dry_run import DoesNotFitError
 from vitdet.engine.launch import launch
 from vitdet.engine.run import alone_in, train
 from vitdet.utils.checks import InputError
+from vitdet.utils.files import replacing
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs" / "own"
 SIZES = {"tiny": "eva02_tiny", "small": "vitdet_s", "base": "vitdet_b", "large": "vitdet_l"}
@@ -42,10 +44,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--data", type=Path, required=True, metavar="FOLDER", help=data)
     add("--format", choices=list(FORMATS), help="of the data; left out: found out")
     add("--images", type=Path, metavar="DIR", help="images, where they are not with the labels")
-    size = "base" if torch.cuda.is_available() else "tiny"
-    what = "of the model: tiny on a CPU, else base (default %(default)s)"
-    add("--size", choices=list(SIZES), default=size, help=what)
-    add("--weights", type=Path, metavar="FILE", help="to start from, of any known format")
+    what = "of the model (default: that of --weights; without, tiny on a CPU, else base)"
+    add("--size", choices=list(SIZES), help=what)
+    what = "to start from: a file of any known format, or a folder of the hub"
+    add("--weights", type=Path, metavar="FILE", help=what)
     add("--epochs", type=float, metavar="N", help=f"rounds of the data (default {_EPOCHS})")
     add("--batch", type=int, metavar="N", help="images a step; left out: what fits")
     empty = "train with a validation part without objects"
@@ -92,6 +94,7 @@ def _run(args: argparse.Namespace, place: Path) -> None:
             allow_empty=args.allow_empty,
         )
     print(*(f"data         {note}" for note in data.notes), sep="\n", flush=True)
+    args.overrides[:0] = _following(args, place)
     recipe = recipe_of(args.size, masks=data.masks)
     cfg = load_config(recipe, args.overrides)
     changes = _choices(args, cfg, data)
@@ -102,6 +105,45 @@ def _run(args: argparse.Namespace, place: Path) -> None:
     overrides = _overrides(args, changes)
     _print_choices(args, place, recipe, overrides, data)
     launch(_train, args.num_gpus, args=(str(recipe), overrides, args.resume, args.dry_run))
+
+
+def _following(args: argparse.Namespace, place: Path) -> list[str]:
+    """Set the size, and return the changes by which the recipe's backbone is that of the weights.
+
+    A run that is resumed has both from its first start.
+    """
+    record = args.out / "start.json"
+    if args.resume and record.is_file():
+        try:
+            kept = json.loads(record.read_text(encoding="utf-8"))
+            args.size, changes = str(kept["size"]), [str(each) for each in kept["overrides"]]
+        except (ValueError, LookupError, TypeError) as error:
+            raise InputError(
+                f"{record}: it cannot be read ({error!r}). Start the run anew."
+            ) from error
+        return changes
+    found = weights.read(args.weights) if args.weights else weights.Weights({})
+    source, net = f"--weights {args.weights}", {}
+    if args.weights:
+        net = net_settings(found.content, found.config, source=source)
+    width = net.get("embed_dim", 0)
+    fitting = "small" if width <= 384 else "base" if width <= 768 else "large"
+    usual = "base" if torch.cuda.is_available() else "tiny"
+    args.size = args.size or (fitting if net else usual)
+    if not net:
+        return []
+    if args.size == "tiny":
+        sizes = "small, base or large for the weights of a foundation model"
+        raise InputError(f"--size: expected {sizes}, got tiny. Leave it out: {fitting} is theirs.")
+    cfg = load_config(recipe_of(args.size, masks=False))
+    now = backbone_settings(cfg.model)
+    changes = {f"backbone.net.{key}": value for key, value in net.items() if now[key] != value}
+    changes |= pixels(found.config, found.preprocessor)
+    lines = [_setting(f"model.{key}", value) for key, value in changes.items()]
+    place.mkdir(parents=True, exist_ok=True)
+    with replacing(place / record.name) as partial:
+        partial.write_text(json.dumps({"size": args.size, "overrides": lines}) + "\n")
+    return lines
 
 
 def recipe_of(size: str, *, masks: bool) -> Path:
@@ -218,13 +260,15 @@ def _start(args: argparse.Namespace, place: Path, recipe: Path, data: Prepared) 
     detector of ours with other classes the rows of those that both have are carried over, and
     everything that belongs to no class. Of any other file the backbone is taken.
     """
-    about = checkpoint.read(args.weights).get("vitdet")
+    about = weights.read(args.weights).content.get("vitdet")
     names = about.get("class_names") if isinstance(about, dict) else None
     if isinstance(about, dict) and (names is None or tuple(names) == data.class_names):
         return str(args.weights)
     place.mkdir(parents=True, exist_ok=True)
     output = place / "start.pth"
-    how = ["--target-classes", data.train[0], "--new-classes"] if names else ["--backbone-only"]
+    how = ["--backbone-only", "--resize-patch-embed"]
+    if names:
+        how = ["--target-classes", data.train[0], "--new-classes"]
     words = ["--source-model", str(args.weights), "--output-model", str(output)]
     words += ["--config-file", str(recipe), *how, *args.overrides]
     try:

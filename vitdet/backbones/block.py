@@ -17,8 +17,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from vitdet.layers.attention import attention
-from vitdet.layers.linear import Linear
-from vitdet.layers.parts import DropPath, LayerScale, window_partition, window_reverse
+from vitdet.layers.parts import DropPath, LayerScale, Linear, window_partition, window_reverse
 from vitdet.layers.positions import RelPosResize, rel_pos_terms
 from vitdet.layers.rope import Rope, RotaryTables, Size, rotate
 from vitdet.utils.checks import InputError

@@ -168,7 +168,7 @@ class PlainViT(LayeredBackbone):
 
 _WORDS = {
     "ffn_layer": ("mlp", "swiglu", "swiglu_norm"),
-    "act_layer": ("gelu", "quick_gelu"),
+    "act_layer": ("gelu", "gelu_tanh", "quick_gelu"),
     "rope": ("none", "dinov3", "eva02"),
     "rope_resize": ("extend", "stretch"),
     "qkv_bias": (True, False, "qv"),
@@ -268,7 +268,7 @@ def ViT(
         pre_norm: whether there is a norm before the first block.
         final_norm: whether there is one after the last.
         ffn_layer: "mlp", "swiglu" (DINOv2-g, DINOv3-H+), or "swiglu_norm" (EVA-02).
-        act_layer: of the MLP, "gelu" or "quick_gelu".
+        act_layer: of the MLP, "gelu", "gelu_tanh" (SigLIP) or "quick_gelu" (CLIP).
         rope: rotary positions, "dinov3" or "eva02".
         rope_pretrain_grid: of "eva02", see `vitdet.layers.rope.make_ropes`.
         rope_interpolate: whether positions are scaled to that grid (intp_freq).

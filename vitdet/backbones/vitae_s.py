@@ -19,9 +19,8 @@ from torch.utils.checkpoint import checkpoint
 from vitdet.backbones.base import LayeredBackbone, check_indexes, init_linear
 from vitdet.backbones.block import Attention, Block
 from vitdet.layers.attention import check_backend
-from vitdet.layers.linear import Linear
 from vitdet.layers.norms import layer_norm
-from vitdet.layers.parts import Mlp, drop_path_rates
+from vitdet.layers.parts import Linear, Mlp, drop_path_rates
 from vitdet.layers.positions import RelPosResize
 from vitdet.utils.checks import InputError, check_word
 from vitdet.utils.precision import no_autocast

@@ -23,7 +23,7 @@ from vitdet.convert.rules import (
     UnaccountedError,
     by_rule,
 )
-from vitdet.convert.tensors import Grid, add_class_row, copy, fit, fold
+from vitdet.convert.tensors import Grid, add_class_row, copy, fit, fold, split_distillation
 from vitdet.utils.checks import InputError, check_word
 from vitdet.utils.state_dicts import compare_shapes, compare_sizes, rows_of, some
 
@@ -115,6 +115,7 @@ def convert(
         _leave_outside(given, report)
     if fold_layer_scale:
         report.notes += fold(given, names, target, source)
+    report.notes += split_distillation(given, source)
     report.notes += add_class_row(given, names, target, source)
     of_file = {names.in_model(name): tuple(each.tensor.shape) for name, each in given.items()}
     sizes = {name: shape for name, shape in of_file.items() if name is not None}

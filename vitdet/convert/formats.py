@@ -7,7 +7,7 @@ backbone, `outside` for pyramid and heads), what is computed (`makes`) and what 
 
 from __future__ import annotations
 
-from vitdet.convert import tensors
+from vitdet.convert import tensors, transformers
 from vitdet.convert.rules import (
     EVERY_KIND,
     Drop,
@@ -265,6 +265,7 @@ _TABLE = (
     Format("hf_vitdet", "transformers VitDet (backbone)",
         marks=(r"(.*\.)?encoder\.layer\.0\.attention\.qkv\.weight$",),
         anchor="embeddings.projection.weight", rules=renames(*HF_VITDET)),
+    *transformers.ROWS,
     # openai/CLIP and mlfoundations/open_clip
     Format("clip", "OpenAI CLIP and open_clip (image tower, ViT)",
         marks=(r"(.*\.)?class_embedding$",

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 
 from vitdet.convert.names import Names, Source
-from vitdet.convert.rules import Function, Shape, Shapes
+from vitdet.convert.rules import Drop, Function, Shape, Shapes
 from vitdet.layers.positions import resize_pos_embed, resize_rel_pos
 from vitdet.utils.checks import InputError
 
@@ -60,6 +60,24 @@ def grid_to_rows(_: Shape, tensor: torch.Tensor) -> torch.Tensor:
 def batched(shape: Shape, tensor: torch.Tensor) -> torch.Tensor:
     """Put the axes of size one before it that the model's tensor has more."""
     return tensor[(None,) * max(len(shape) - tensor.ndim, 0)]
+
+
+def positions(shape: Shape, tensor: torch.Tensor) -> torch.Tensor:
+    """Return a class token or positions as (1, rows, C), from (C), (rows, C) or (1, H, W, C)."""
+    return batched(shape, grid_to_rows(shape, tensor))
+
+
+def kernel(shape: Shape, tensor: torch.Tensor) -> torch.Tensor:
+    """Return a patch kernel (C, channels, P, P), from a linear layer's (C, P * P * channels) too.
+
+    The layer reads the rows of a patch, in each its pixels, in each their channels (SigLIP 2).
+    """
+    if tensor.ndim != 2:
+        return tensor
+    side = math.isqrt(tensor.shape[1] // shape[1])
+    if side * side * shape[1] != tensor.shape[1]:
+        return tensor
+    return tensor.unflatten(1, (side, side, shape[1])).permute(0, 3, 1, 2).contiguous()
 
 
 def zeros(shape: Shape, neighbour: torch.Tensor) -> torch.Tensor:
@@ -212,6 +230,27 @@ def add_class_row(given: dict[str, Source], names: Names, target: Shapes, source
     given["cls_token"] = Source((*token.keys, *positions.keys), tensor, token.rule)
     given["pos_embed"] = Source(positions.keys, rows[:, 1:], positions.rule)
     return ["pos_embed: class row added to cls_token, the model has none"]
+
+
+def split_distillation(given: dict[str, Source], source: str) -> list[str]:
+    """Make of a distillation token, with its own row of `pos_embed`, a register token.
+
+    The first block reads their sum, so the network stays the same (Touvron et al., "Training
+    data-efficient image transformers", Sec. 4). Returns notes.
+    """
+    token, positions = given.pop("dist_token", None), given.get("pos_embed")
+    if token is None or positions is None:
+        return []
+    rows = positions.tensor[(None,) * (3 - positions.tensor.ndim)]
+    if math.isqrt(rows.shape[1] - 2) ** 2 != rows.shape[1] - 2:
+        got = f"got {rows.shape[1]} rows"
+        raise InputError(f"{source}: pos_embed: expected two rows before a square grid, {got}.")
+    keys = (*token.keys, *positions.keys)
+    drop = Drop("", "distillation token: a detector's backbone has none")
+    given["reg_token"] = Source(keys, token.tensor + rows[:, 1:2], drop)
+    kept = torch.cat([rows[:, :1], rows[:, 2:]], dim=1)
+    given["pos_embed"] = Source(positions.keys, kept, positions.rule)
+    return ["pos_embed: its row of the distillation token goes with that token"]
 
 
 def fold(given: dict[str, Source], names: Names, target: Shapes, source: str) -> list[str]:

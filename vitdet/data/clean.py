@@ -103,14 +103,14 @@ class Checked:
     """A data set and what was found in it."""
 
     data: Found
-    findings: list[tuple[str, Finding]]  # each with its part
+    findings: list[Finding]
     cleaned: dict[str, Cleaned] = field(repr=False)  # {part: the result of the pass}
     files: dict[str, dict[str, ImageFile]] = field(repr=False)  # {part: {file name: what it is}}
 
     @property
-    def faults(self) -> list[tuple[str, Finding]]:
+    def faults(self) -> list[Finding]:
         """The findings that are faults."""
-        return [each for each in self.findings if KINDS[each[1].kind].severity == "fault"]
+        return [each for each in self.findings if KINDS[each.kind].severity == "fault"]
 
 
 def check_data(
@@ -139,9 +139,9 @@ def check_data(
             if text not in known
         ]
         every = (*found.findings, *others, *_of_images(found.content, files))
-        checked.findings.extend((split, each) for each in every)
+        checked.findings.extend(each._replace(split=split) for each in every)
     for first, second in combinations(data.parts, 2):
-        checked.findings.extend((first, each) for each in _in_both(checked, first, second))
+        checked.findings.extend(_in_both(checked, first, second))
     return checked
 
 
@@ -207,7 +207,8 @@ def _in_both(checked: Checked, first: str, second: str) -> Iterator[Finding]:
         if other := theirs.get(checked.files[first][name].digest):
             got, done = f"the bytes of {other} of {second}", f"leaves {first} with its objects"
             kind, lost = "image in two parts", objects[number]
-            yield Finding(kind, where(number, name), got, done, number, lost=lost)
+            place = where(number, name)
+            yield Finding(kind, place, got, done, number, lost=lost, split=first)
 
 
 # --- a repaired copy ------------------------------------------------------------------------------
@@ -227,12 +228,12 @@ def write_repaired(checked: Checked, output: Path) -> Counter[str]:
             is not known how they are written.
     """
     check_output(checked.data, output)
-    for split, each in checked.findings:
+    for each in checked.findings:
         if each.kind in BOXES:
+            source, text = checked.data.parts[each.split].source, KINDS[each.kind].text
             raise InputError(
-                f"{checked.data.parts[split].source}: {KINDS[each.kind].text}, got {each.got}. Say "
-                f"how they are written: --boxes {BOXES[each.kind]}, or --boxes xywh if they are "
-                "x, y, width, height in pixels all the same."
+                f"{source}: {text}, got {each.got}. Say how they are written: --boxes "
+                f"{BOXES[each.kind]}, or --boxes xywh if they are in pixels all the same."
             )
     partial = output.with_name(f".{output.name[:_LONGEST_NAME]}.{os.getpid()}.partial")
     try:
@@ -240,8 +241,8 @@ def write_repaired(checked: Checked, output: Path) -> Counter[str]:
         for split in checked.data.parts:
             _write_part(checked, split, partial)
         done = [
-            {"kind": each.kind, "split": split, "where": each.where, "done": each.done}
-            for split, each in checked.findings
+            {key: getattr(each, key) for key in ("kind", "split", "where", "done")}
+            for each in checked.findings
             if each.done
         ]
         text = json.dumps(done, indent=1) + "\n"
@@ -257,7 +258,7 @@ def write_repaired(checked: Checked, output: Path) -> Counter[str]:
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     lost = Counter[str]()
-    for _, each in checked.findings:
+    for each in checked.findings:
         lost[each.kind] += each.lost
     return +lost
 
@@ -281,8 +282,8 @@ def _write_part(checked: Checked, split: str, output: Path) -> None:
     part, files = checked.data.parts[split], checked.files[split]
     leave = {
         each.image_id
-        for where, each in checked.findings
-        if where == split and each.kind == "image in two parts"
+        for each in checked.findings
+        if each.split == split and each.kind == "image in two parts"
     }
     content = _joined(checked.cleaned[split].content, files, leave)
     names = _names(content["images"], files)

@@ -31,6 +31,7 @@ class Finding(NamedTuple):
     image_id: Any = None  # in the cleaned content
     place: int | None = None  # of the annotation in the list that was given
     lost: int = 0  # objects, or for masks masks, that are not in the cleaned content
+    split: str = ""  # the part of the data set
 
 
 KINDS: dict[str, Kind] = {
@@ -118,15 +119,20 @@ class Log:
             entry[key] = value
 
 
+def by_kind(findings: Iterable[Finding]) -> dict[str, list[Finding]]:
+    """Return the findings of each kind."""
+    found: dict[str, list[Finding]] = {}
+    for each in findings:
+        found.setdefault(each.kind, []).append(each)
+    return found
+
+
 def notes_on(findings: Iterable[Finding]) -> list[str]:
     """Return a line for each kind of finding, with the first of it."""
-    by_kind: dict[str, list[Finding]] = {}
-    for each in findings:
-        by_kind.setdefault(each.kind, []).append(each)
     return [
         f"{len(found)} x {kind} ({KINDS[kind].text}), the first: {found[0].where}: {found[0].got}"
         + (f"; {found[0].done}" if found[0].done else "")
-        for kind, found in by_kind.items()
+        for kind, found in by_kind(findings).items()
     ]
 
 

@@ -23,12 +23,10 @@ from vitdet.utils.run_lengths import mask_util
 CLASSES = ("circle", "rectangle", "triangle", "star", "ring", "cross")
 SPLITS = ("train", "val", "test")
 
-_VERSION = 1  # of the drawing; a change of it gives new folders instead of stale images
 _SMALLEST, _LARGEST = 10 / 128, 80 / 128  # extent of an object, relative to the image's side
 _LEAST_VISIBLE = 0.4  # part of an object that later ones leave visible
 _LEAST_PIXELS = 12 / 128**2  # visible area, relative to the image's
 _CONTRAST = 55.0  # least distance in RGB between an object and what it covers
-_SUBPIXEL = 4  # bits after the point in OpenCV's integer coordinates
 
 Draw = np.random.Generator
 Polygons = list[np.ndarray]  # each (points, 2) x, y; a second one is a hole
@@ -66,7 +64,7 @@ def drawn_folder(
     root: str | Path, split: str, *, num_images: int, size: int = 128, seed: int = 0
 ) -> Path:
     """Return the folder of what `shapes_dataset` gives, which may not be there yet."""
-    return Path(root) / f"shapes_v{_VERSION}_{split}_{num_images}x{size}px_seed{seed}"
+    return Path(root) / f"shapes_v1_{split}_{num_images}x{size}px_seed{seed}"
 
 
 def draw_image(
@@ -97,7 +95,7 @@ def _draw_folder(folder: Path, split: str, num_images: int, size: int, seed: int
             for each in found:
                 annotations.append({"id": len(annotations) + 1, "image_id": index + 1, **each})
         content = {
-            "info": {"description": f"Drawn shapes, version {_VERSION}, {split}, seed {seed}"},
+            "info": {"description": f"Drawn shapes, version 1, {split}, seed {seed}"},
             "categories": [{"id": i + 1, "name": label} for i, label in enumerate(CLASSES)],
             "images": images,
             "annotations": annotations,
@@ -144,8 +142,8 @@ def _add_object(draw: Draw, image: np.ndarray, objects: list[_Object]) -> None:
     extent = size * float(np.exp(draw.uniform(np.log(_SMALLEST), np.log(_LARGEST))))
     shape = _shape(label, draw)
     for _ in range(12):
-        outline = _place(draw, shape, extent, draw.uniform(0.02 * size, 0.98 * size, 2))
-        coverage = _coverage(outline, size)
+        centre = draw.uniform(0.02 * size, 0.98 * size, 2)
+        outline, coverage = _placed(draw, shape, extent, centre, size)
         mask = coverage >= 128
         area = int(np.count_nonzero(mask))
         full, *holes = (abs(cv2.contourArea(part.astype(np.float32))) for part in outline)
@@ -172,8 +170,8 @@ def _draw_crowd(draw: Draw, image: np.ndarray) -> _Object:
     for _ in range(int(draw.integers(7, 14))):
         shape = _shape(label, draw)
         extent = size * draw.uniform(0.055, 0.075)
-        outline = _place(draw, shape, extent, centre + draw.normal(0, 0.09 * size, 2))
-        coverage = _coverage(outline, size)
+        place = centre + draw.normal(0, 0.09 * size, 2)
+        _, coverage = _placed(draw, shape, extent, place, size)
         _paint(draw, image, coverage, np.clip(colour + draw.uniform(-20, 20, 3), 0, 255))
         union |= coverage >= 128
     grown = max(3, int(0.04 * size) | 1)
@@ -181,19 +179,18 @@ def _draw_crowd(draw: Draw, image: np.ndarray) -> _Object:
     return _Object(label, region, int(np.count_nonzero(region)), [])
 
 
-def _place(draw: Draw, shape: Polygons, extent: float, centre: np.ndarray) -> Polygons:
-    """Turn a shape of diameter 1 by a random angle and move it; pixel edges are whole numbers."""
+def _placed(
+    draw: Draw, shape: Polygons, extent: float, centre: np.ndarray, size: int
+) -> tuple[Polygons, np.ndarray]:
+    """Turn a shape by a random angle and move it: its outline, and the coverage of each pixel."""
     angle = draw.uniform(0, 2 * np.pi)
     turn = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
-    return [part @ turn.T * extent + centre for part in shape]
-
-
-def _coverage(outline: Polygons, size: int) -> np.ndarray:
-    """Anti-aliased coverage of each pixel, uint8 (size, size); OpenCV counts from pixel centres."""
+    outline = [part @ turn.T * extent + centre for part in shape]  # pixel edges are whole numbers
     canvas = np.zeros((size, size), dtype=np.uint8)
-    points = [np.round((part - 0.5) * (1 << _SUBPIXEL)).astype(np.int32) for part in outline]
-    cv2.fillPoly(canvas, points, 255, lineType=cv2.LINE_AA, shift=_SUBPIXEL)
-    return canvas
+    # OpenCV counts from pixel centres, in whole numbers with four bits after the point
+    points = [np.round((part - 0.5) * 16).astype(np.int32) for part in outline]
+    cv2.fillPoly(canvas, points, 255, lineType=cv2.LINE_AA, shift=4)
+    return outline, canvas
 
 
 def _fill_colour(draw: Draw, below: np.ndarray) -> np.ndarray:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import re
-from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -38,11 +37,6 @@ def due(trainer: Trainer, every: int, images: int) -> bool:
     return every > 0 and trainer.images_seen // every > (trainer.images_seen - images) // every
 
 
-def numbered(images_seen: int) -> str:
-    """Return the name of the checkpoint after so many images."""
-    return f"model_{images_seen:09d}.pth"
-
-
 def _ages(folder: Path) -> dict[str, float]:
     """Images of the numbered checkpoints by name, and the final one, which is the newest."""
     found = {path.name: _NUMBERED.fullmatch(path.name) for path in folder.glob("model_*.pth")}
@@ -54,22 +48,9 @@ def _ages(folder: Path) -> dict[str, float]:
 
 
 def last_checkpoint(output_dir: Path) -> Path | None:
-    """Return the checkpoint that `last_checkpoint` names, None when the folder holds no run.
-
-    Raises:
-        InputError: what is named there is gone.
-    """
-    pointer = output_dir / LAST
-    if not pointer.exists():
-        return None
-    name = _pointed(output_dir)
-    if not name or not (output_dir / name).exists():
-        raise InputError(
-            f"{pointer}: expected the name of a checkpoint in the same folder, got {name or 'none'}"
-            f". Write another into it (there are: {', '.join(sorted(_ages(output_dir))) or 'none'})"
-            ", or remove it to start anew."
-        )
-    return output_dir / name
+    """Return the path that `last_checkpoint` names, None when the folder holds no run."""
+    there = (output_dir / LAST).exists()
+    return output_dir / (_pointed(output_dir) or LAST) if there else None
 
 
 def usable(output_dir: Path) -> Found | None:
@@ -100,16 +81,15 @@ def read_state(path: Path) -> dict[str, Any]:
         InputError: damaged, or weights alone, from which no training continues.
     """
     content = checkpoint.read(path)
-    missing = [key for key in _NEEDED if key not in content]
-    if missing:
+    if missing := [key for key in _NEEDED if key not in content]:
         raise InputError(
             f"checkpoint {path}: expected the state of a training, got a file without "
             f"{', '.join(missing)}. Start from it with train.init_checkpoint."
         )
     for key, kind in _NEEDED.items():
-        if type(content[key]) is not kind:
-            got = f"{type(content[key]).__name__} in {key}"
-            raise InputError(f"checkpoint {path}: expected {kind.__name__}, got {got}.")
+        if type(got := content[key]) is not kind:
+            text = f"expected {kind.__name__}, got {type(got).__name__} in {key}"
+            raise InputError(f"checkpoint {path}: {text}.")
     images, named = content["images_seen"], _NUMBERED.fullmatch(path.name)
     if images < 0 or (named and int(named[1]) != images):
         raise InputError(f"checkpoint {path}: its name does not fit its {images} images seen.")
@@ -117,17 +97,10 @@ def read_state(path: Path) -> dict[str, Any]:
 
 
 def _newest_whole(folder: Path) -> Found:
-    """Return the checkpoint that the pointer names, or the newest older one that can be read.
-
-    A run that was set back does not go forward; a pointer that names nothing leads to the newest.
-    """
-    name, ages = _pointed(folder), _ages(folder)
-    named = _NUMBERED.fullmatch(name)
-    limit = float(named[1]) if named else float("inf")
-    older = sorted((each for each in ages if ages[each] <= limit), key=ages.__getitem__)
-    reasons: list[str] = []
-    names = [name, *(each for each in reversed(older) if each != name)]
-    for each in filter(None, names):
+    """Return the checkpoint that the pointer names, or the newest one that can be read."""
+    ages, reasons = _ages(folder), list[str]()
+    names = _pointed(folder), *sorted(ages, key=ages.__getitem__, reverse=True)
+    for each in dict.fromkeys(filter(None, names)):
         try:
             found = Found(folder / each, read_state(folder / each))
         except InputError as error:
@@ -167,6 +140,7 @@ class Checkpoints(Hook):
         total_batch_size: images a step over all processes.
         note: stored under "vitdet": class names, the config as text, versions.
         background: write while training goes on; else every step waits until all is written.
+        resumed: checkpoint that the run goes on from, which holds this moment.
     """
 
     def __init__(
@@ -178,6 +152,7 @@ class Checkpoints(Hook):
         total_batch_size: int,
         note: dict[str, Any],
         background: bool = True,
+        resumed: Path | None = None,
     ) -> None:
         self.output_dir = output_dir
         self.every = every
@@ -185,16 +160,16 @@ class Checkpoints(Hook):
         self.total_batch_size = total_batch_size
         self.note = note
         self.background = background
-        self.newest: str | None = None  # name of the one of this very step, if there is one
+        self.newest = resumed and resumed.name  # of this very step, if there is one
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoints")
-        self._jobs: deque[Future[None]] = deque()
+        self._jobs: list[Future[None]] = []
         if is_main():
             tidy(output_dir)
 
     def after_step(self, trainer: Trainer) -> None:
         """Write a checkpoint when one is due and training goes on."""
         while self._jobs and self._jobs[0].done():
-            self._jobs.popleft().result()
+            self._jobs.pop(0).result()
         self.newest = None
         going_on = trainer.images_seen < trainer.num_images
         if going_on and due(trainer, self.every, self.total_batch_size):
@@ -208,7 +183,7 @@ class Checkpoints(Hook):
     def ensure(self, trainer: Trainer) -> None:
         """Have a checkpoint of this moment written, unless there is one already."""
         if self.newest is None:
-            self.save(trainer, numbered(trainer.images_seen))
+            self.save(trainer, f"model_{trainer.images_seen:09d}.pth")
 
     def save_now(self, trainer: Trainer) -> Path:
         """Have a checkpoint of this moment on the disk when this returns."""
@@ -216,10 +191,6 @@ class Checkpoints(Hook):
         self.wait()
         assert self.newest is not None
         return self.output_dir / self.newest
-
-    def resumed(self, path: Path | None) -> None:
-        """Know the checkpoint that the run goes on from (None: it begins): it holds this moment."""
-        self.newest = None if path is None else path.name
 
     def keep_best(self) -> None:
         """Give the checkpoint of this moment a second name, `model_best.pth`."""
@@ -231,10 +202,6 @@ class Checkpoints(Hook):
             logger.info("%s is %s", self.output_dir / BEST, name)
 
         self._submit(link)
-
-    def _submit(self, job: Callable[[], None]) -> None:
-        if is_main():
-            self._jobs.append(self._thread.submit(job))
 
     def save(self, trainer: Trainer, name: str) -> None:
         """Write a checkpoint under a name.
@@ -264,11 +231,14 @@ class Checkpoints(Hook):
         for job in self._jobs:
             if (error := job.exception()) is not None:
                 logger.error("%s", error)
-        self._jobs.clear()
+
+    def _submit(self, job: Callable[[], None]) -> None:
+        if is_main():
+            self._jobs.append(self._thread.submit(job))
 
     def _finish(self) -> None:
         while self._jobs:
-            self._jobs.popleft().result()
+            self._jobs.pop(0).result()
 
     def _write(self, name: str, content: dict[str, Any], images_seen: int) -> None:
         """Only when the pointer is written is the checkpoint complete: a kill loses none."""

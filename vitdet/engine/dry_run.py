@@ -42,12 +42,6 @@ class _Clock(Hook):
 def try_steps(cfg: DictConfig, trainer: Trainer, loader: Any, data: dict[str, Counts]) -> None:
     """Take two steps, the first to warm up, and print what a training takes; every rank calls it.
 
-    Args:
-        cfg: the recipe, its lengths in images.
-        trainer: with the weights that the training starts from.
-        loader: of the training, beginning at `trainer.images_seen`.
-        data: counts of "train" and "test" (`vitdet.engine.recipe.counts`).
-
     Raises:
         DoesNotFitError: the step needs more memory than the GPU, or this machine, has.
         InputError: a loss that is not finite, an output folder that cannot be written to, a disk
@@ -64,8 +58,7 @@ def try_steps(cfg: DictConfig, trainer: Trainer, loader: Any, data: dict[str, Co
         raise DoesNotFitError(
             f"memory: a step with {batch // world_size()} images a process does not fit "
             f"({_of(trainer.device)}). Lower dataloader.train.total_batch_size, or take "
-            "train.accumulate=2, model.backbone.net.checkpoint_blocks (docs/measured.md) or more "
-            "processes."
+            "train.accumulate=2 or model.backbone.net.checkpoint_blocks (docs/measured.md)."
         ) from error
     trainer.check_finite()
     found = all_gather_object((max_memory(trainer.device), clock.ends[1] - clock.ends[0]))

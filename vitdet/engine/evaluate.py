@@ -43,10 +43,8 @@ def build_dataset(node: DictConfig) -> Any:
     """
     dataset = instantiate(node)
     if not hasattr(dataset, "name") or not hasattr(dataset, "class_names"):
-        raise InputError(
-            f"data set: a {type(dataset).__name__} has no name and class_names. Use "
-            "vitdet.data.datasets.coco_dataset(json, images), or a class of your own that has them."
-        )
+        text = f"data set: a {type(dataset).__name__} has no name and class_names"
+        raise InputError(f"{text}. Use vitdet.data.datasets.coco_dataset(json, images).")
     return dataset
 
 
@@ -59,14 +57,11 @@ class TestSet:
         self.class_names = tuple(self.dataset.class_names)
         if expected_classes is not None and self.class_names != expected_classes:
             theirs, ours = (
-                f"{len(names)}: {', '.join(names[:5])}, ..."
+                f"{len(names)} ({', '.join(names[:5])}, ...)"
                 for names in (expected_classes, self.class_names)
             )
-            raise InputError(
-                f"classes of the test data {self.name}: expected those of the training data "
-                f"({theirs}), got {ours} Give both json files the same categories in the same "
-                "order."
-            )
+            text = f"expected those of the training data, {theirs}, in their order, got {ours}"
+            raise InputError(f"classes of the test data {self.name}: {text}.")
         records = getattr(self.dataset, "records", None)
         if records and not any(record.get("annotations") for record in records):
             logger.warning("test data %s: no objects, so no score will be a number", self.name)
@@ -156,13 +151,7 @@ def _numbers(values: Mapping[Any, Any]) -> dict[str, Any]:
 def infer(
     detector: nn.Module, batch: list[dict[str, Any]], dtype: torch.dtype | None
 ) -> list[dict[str, Any]]:
-    """Return the outputs of a detector in evaluation mode, one an input, in float32.
-
-    Args:
-        detector: in evaluation mode.
-        batch: model inputs.
-        dtype: of autocast (see `vitdet.utils.precision`), None for none.
-    """
+    """Return a detector's outputs, one an input, in float32; `dtype` is that of autocast."""
     check_image_sizes(detector, batch)
     device = next(detector.parameters()).device
     with torch.autocast(device.type, dtype, enabled=dtype is not None):
@@ -212,8 +201,7 @@ class Evaluations(Hook):
     A checkpoint of the same step is written first, so whatever ends the evaluation loses nothing,
     and the best weights are a second name of one. What is best, and when to stop, are functions of
     all results in metrics.json: a resumed run decides as one that never stopped. The higher a
-    metric the better. An evaluation without a number for it (no object of that kind) counts as no
-    improvement.
+    metric the better; none (no object of that kind) is no improvement.
 
     Args:
         train: the recipe's, periods in images.
@@ -277,11 +265,8 @@ class Evaluations(Hook):
         found = {n: each.get(metric, -math.inf) for n, each in self.values.items()}
         before = max((other for n, other in found.items() if n < images), default=-math.inf)
         if found[images] == -math.inf:
-            logger.warning(
-                "train.best_metric=%s: the evaluation after %d images gives no number for it (the "
-                "test data may have nothing of the kind), so these weights are not the best",
-                *(metric, images),
-            )
+            text = "train.best_metric=%s: the evaluation after %d images gives no number for it"
+            logger.warning(f"{text}, so these weights are not the best", metric, images)
         elif found[images] > before:
             text = "best %s so far: %.4f after %d images (before: %s)"
             said = "none" if before == -math.inf else f"{before:.4f}"
@@ -316,7 +301,6 @@ def check_metrics(train: Any, evaluator: object) -> None:
         wanted["early_stopping.metric"] = train.early_stopping.metric
     for key, name in wanted.items():
         if name is not None and names and name not in names:
-            raise InputError(
-                f"train.{key}: expected a metric of the evaluation ({', '.join(names)}), got "
-                f"{name}. Did you mean {nearest(name, names) or names[0]}?"
-            )
+            text = f"expected a metric of the evaluation ({', '.join(names)}), got {name}"
+            close = nearest(name, names) or names[0]
+            raise InputError(f"train.{key}: {text}. Did you mean {close}?")

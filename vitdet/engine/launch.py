@@ -41,7 +41,7 @@ def launch(
     dist_url: str = "auto",
     args: Sequence[Any] = (),
 ) -> Any:
-    """Call `main(*args)` in every process of the run.
+    """Call `main(*args)` in every process of the run; return its value if it is this one.
 
     Args:
         main: a function of a module (it is imported again in new processes).
@@ -50,9 +50,6 @@ def launch(
         machine_rank: number of this machine.
         dist_url: tcp://HOST:PORT of machine 0, or "auto" on one machine.
         args: for `main`; they must pickle when processes are started.
-
-    Returns:
-        What `main` returns when it runs in this process, else None.
 
     Raises:
         InputError: wrong arguments, processes that do not come, or the InputError of one of them.
@@ -171,10 +168,7 @@ def _under_torchrun(main: Main, args: Sequence[Any]) -> Any:
 
 
 def _end(torchrun: int) -> None:
-    """End the torchrun of this machine, which would start again what has ended for good.
-
-    Where it has ended already this process has another parent, which is left alone.
-    """
+    """End the torchrun of this machine, unless it has: it would start again what is over."""
     if os.getppid() == torchrun and _is_first("end", os.environ["GROUP_RANK"]):
         os.kill(torchrun, signal.SIGTERM)
 

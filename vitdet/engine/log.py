@@ -11,7 +11,7 @@ import sys
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 from logging.handlers import MemoryHandler
 from pathlib import Path
@@ -20,7 +20,6 @@ from typing import Any
 import torch
 import yaml
 
-from vitdet.engine.parameters import named_rates
 from vitdet.engine.trainer import Hook, StepRecord, Trainer, Window
 from vitdet.utils.checks import InputError, printable
 from vitdet.utils.distributed import is_main, reduce_mean
@@ -104,10 +103,7 @@ def check_loggers(names: Sequence[str] | None) -> None:
         if name != "wandb":
             raise InputError(f"train.loggers: expected [wandb] or [], got {name!r}.")
         if importlib.util.find_spec(name) is None:
-            raise InputError(
-                "train.loggers: expected the package wandb, got none. Install it (pip install "
-                "wandb), or leave it out of train.loggers."
-            )
+            raise InputError("train.loggers: wandb is not installed (pip install wandb).")
 
 
 class Metrics:
@@ -115,11 +111,7 @@ class Metrics:
 
     x is the number of images seen. Only the main process writes. A resumed run drops what was
     written after its checkpoint. As a context it ends the run of W&B, as failed after an error.
-
-    Args:
-        options: `train` of the recipe: `output_dir` and `loggers`.
-        images_seen: where the run begins or goes on.
-        about: the run's record (`vitdet.engine.recipe.write_record`), which W&B gets.
+    W&B gets `about`, the run's record (`vitdet.engine.recipe.write_record`).
     """
 
     def __init__(self, options: Any, images_seen: int, *, about: Mapping[str, Any]) -> None:
@@ -161,16 +153,11 @@ class Metrics:
 
 def read_metrics(folder: Path) -> list[dict[str, Any]]:
     """Return the lines of a run's metrics.json; one that a kill cut off is left out."""
-    lines = read_small(folder / METRICS, str.splitlines, [])
-    return [found for line in lines if (found := _parsed(line)) is not None]
-
-
-def _parsed(line: str) -> dict[str, Any] | None:
-    try:
-        found = json.loads(line)
-    except (json.JSONDecodeError, RecursionError):
-        return None
-    return found if isinstance(found, dict) and isinstance(found.get(IMAGES), int) else None
+    found = []
+    for line in read_small(folder / METRICS, str.splitlines, []):
+        with suppress(json.JSONDecodeError, RecursionError):
+            found.append(json.loads(line))
+    return [each for each in found if isinstance(each, dict) and isinstance(each.get(IMAGES), int)]
 
 
 def _open_wandb(folder: Path, about: Mapping[str, Any]) -> Any:
@@ -179,7 +166,6 @@ def _open_wandb(folder: Path, about: Mapping[str, Any]) -> Any:
 
     known = read_small(folder / _LOGGERS, lambda text: dict(json.loads(text)), {})
     identity = known.get("wandb") or uuid.uuid4().hex[:12]
-    facts = {name: each["name"] for name, each in about["data"].items()} | about["environment"]
     try:
         run = wandb.init(
             project=os.environ.get("WANDB_PROJECT", "vitdet"),
@@ -187,14 +173,12 @@ def _open_wandb(folder: Path, about: Mapping[str, Any]) -> Any:
             id=identity,
             resume="allow",
             dir=str(folder),
-            config={**yaml.safe_load(about["config"]), "about": facts},
+            config={**yaml.safe_load(about["config"]), "environment": about["environment"]},
             settings=wandb.Settings(console="off"),  # log.txt has the lines
         )
     except wandb.Error as error:
-        raise InputError(
-            f"train.loggers, wandb: {error}. Log in with `wandb login`, or set WANDB_MODE=offline "
-            "and send it later: `wandb sync`."
-        ) from error
+        remedy = "Log in with `wandb login`, or set WANDB_MODE=offline and `wandb sync` it later"
+        raise InputError(f"train.loggers, wandb: {error}. {remedy}.") from error
     write_text(folder / _LOGGERS, json.dumps({"wandb": identity}, indent=1) + "\n")
     return run
 
@@ -225,7 +209,6 @@ class Progress(Hook):
             **losses,
             "lr": max(lrs),
             "lr_lowest": min(lrs),
-            **named_rates(trainer.detector, trainer.optimizer),
             **gradient_norm(window.steps),
             "images_per_second": speed,
             "data_seconds": window.data_seconds / len(window.steps),

@@ -56,19 +56,13 @@ class DetectorLoss(nn.Module):
         self.seed = seed
 
     def check_parts(self, parts: int) -> None:
-        """Check that `parts` backward passes add up to that of the whole batch.
-
-        Raises:
-            InputError: the detector's losses are normalised by what one pass holds.
-        """
+        """Raise an InputError unless `parts` backward passes add up to that of the whole batch."""
         if parts == 1:
             return
         if not by_image(self.detector):
-            raise InputError(
-                f"train.accumulate: expected 1 for {type(self.detector).__name__}, whose losses "
-                "are normalised by all images of a pass: parts of a batch would not add up to the "
-                f"batch, got {parts}. Lower the batch, or spread it over more processes."
-            )
+            kind = type(self.detector).__name__
+            text = f"{kind}'s losses are normalised by all images of a pass, parts do not add up"
+            raise InputError(f"train.accumulate: expected 1 for it, got {parts}: {text}.")
         changes = [n for n, m in self.detector.named_modules() if isinstance(m, _BatchNorm)][:1]
         changes += ["model.backbone.square_pad=0"] if not square_size(self.detector) else []
         if changes:
@@ -146,11 +140,9 @@ def square_size(detector: nn.Module) -> int:
 
 def _position(record: dict[str, Any]) -> int:
     if "position" not in record:
-        raise InputError(
-            f"training image {record.get('file_name', '(without a file name)')}: expected a "
-            f'"position" (number of the image in the stream of the run), got only {sorted(record)}.'
-            " Use vitdet.data.loaders.build_train_loader, or add the number in your loader."
-        )
+        text = f'expected a "position" (in the stream of the run), got only {sorted(record)}'
+        remedy = "Use vitdet.data.loaders.build_train_loader, or add the number in your loader."
+        raise InputError(f"training image {record.get('file_name')}: {text}. {remedy}")
     return record["position"]
 
 

@@ -30,8 +30,8 @@ def distributed(
     """Return the loss with gradients averaged over the processes; itself in a single one.
 
     Args:
-        loss: a module that returns named losses. When its `detector` went through `shard`, so does
-            the loss, and `options` have no meaning.
+        loss: returns named losses. When its `detector` went through `shard`, `options` have no
+            meaning.
         device: of its parameters.
         options: for DistributedDataParallel, and `fp16_compression`: on GPUs gradients travel in
             16 bits where the run computes in 16 bits, see `compression`.
@@ -39,7 +39,7 @@ def distributed(
     """
     if world_size() == 1:
         return loss
-    if isinstance(getattr(loss, "detector", None), FSDPModule):
+    if is_sharded(getattr(loss, "detector", loss)):
         return ShardedLoss(loss)
     options = dict(options)
     compress = options.pop("fp16_compression", False)
@@ -62,10 +62,8 @@ def compression(dtype: torch.dtype | None) -> Callable[..., Any] | None:
     fp16 has a loss scale, which keeps small gradients above fp16's smallest number. Without one
     many would become zero, so bf16, which has none, sends bf16, of float32's range.
     """
-    return {
-        torch.float16: default_hooks.fp16_compress_hook,
-        torch.bfloat16: default_hooks.bf16_compress_hook,
-    }.get(dtype or torch.float32)
+    hooks = {torch.float16: default_hooks.fp16_compress_hook}
+    return (hooks | {torch.bfloat16: default_hooks.bf16_compress_hook}).get(dtype or torch.float32)
 
 
 @torch.no_grad()
@@ -83,8 +81,7 @@ def sync_buffers(buffers: Iterable[torch.Tensor]) -> None:
 def without_sync(module: nn.Module) -> Iterator[None]:
     """Within the block, gradients are added up in each process and not averaged over them.
 
-    Forward and backward pass of all but the last part of a batch belong in it. `module` is what
-    `distributed` returned; in a single process there is nothing to leave out.
+    It is for all but the last part of a batch. `module` is what `distributed` returned.
     """
     if isinstance(module, DistributedDataParallel):
         with module.no_sync():
@@ -106,13 +103,12 @@ def give_up_step(module: nn.Module) -> None:
 
 
 def shard(detector: nn.Module) -> None:
-    """Shard the weights of a detector over the processes, in place (FSDP2).
+    """Shard the weights of a detector over the processes, in place (FSDP2); alone, do nothing.
 
-    Every process keeps its rows of each weight, of its gradient and of its optimizer state. A
-    block's whole weights (of what the backbone calls `units`) are there only while it computes;
-    those outside from the start of a step to the end of its backward pass. Call it before the
-    optimizer is made: the parameters are other objects afterwards. Names stay. `load_state_dict`
-    takes whole tensors. Nothing happens in a single process.
+    Every process keeps its rows of each weight, of its gradient and of its optimizer state. The
+    backbone's `units` have whole weights only while they compute, all else from the start of a step
+    to the end of its backward pass. The parameters are other objects afterwards, for an optimizer
+    that is yet to be made. Names stay, and `load_state_dict` takes whole tensors.
     """
     if world_size() == 1:
         return
@@ -141,21 +137,14 @@ class ShardedLoss(nn.Module):
     """The loss of a detector whose weights are sharded.
 
     FSDP2 fetches the weights when the forward of a module is called. The loss calls the detector's
-    parts and never its forward, so here the loss becomes a second forward of the detector; its own
-    (evaluation) stays as it is.
+    parts and never its forward, so here the loss becomes a second forward of the detector.
     """
 
     def __init__(self, loss: nn.Module) -> None:
         super().__init__()
-        self.loss = loss
-        detector: Any = loss.detector
-        detector.training_losses = loss.forward
-        register_fsdp_forward_method(detector, "training_losses")
-
-    @property
-    def detector(self) -> Any:
-        """The detector, whose weights are sharded."""
-        return self.loss.detector
+        self.detector: Any = loss.detector
+        self.detector.training_losses = loss.forward
+        register_fsdp_forward_method(self.detector, "training_losses")
 
     def forward(self, batch: Any) -> Any:
         """Return named losses."""
@@ -164,10 +153,9 @@ class ShardedLoss(nn.Module):
 
 @contextmanager
 def gathered(detector: nn.Module) -> Iterator[None]:
-    """Within the block every process has all weights, so none waits for another to compute.
+    """Within the block every process has all weights and the same buffers; all must enter.
 
-    For evaluation: the processes may have different numbers of images. All of them must enter. From
-    then on they have the same buffers, those of a checkpoint.
+    For evaluation: the processes may have different numbers of images.
     """
     sync_buffers(detector.buffers())
     parts = [part for part in detector.modules() if isinstance(part, FSDPModule)]
@@ -185,28 +173,28 @@ def gathered(detector: nn.Module) -> Iterator[None]:
 def cpu_copy(state: Any) -> Any:
     """Return a nested state with whole tensors on the CPU, which later steps cannot change.
 
-    All processes must call it; only the main one gets tensors.
-    Tensors that share their memory share it in the copy, so that a file does not grow.
+    All processes must call it; only the main one gets tensors. Those that share memory still do.
     """
-    return _copied(state, {})
+    made: dict[Any, torch.Tensor] = {}
 
+    def copied(value: Any) -> Any:
+        if isinstance(value, DTensor):
+            whole = value.full_tensor().detach()
+            return whole.cpu() if is_main() else None
+        if isinstance(value, torch.Tensor):
+            if not is_main():
+                return None
+            key = (value.device, value.data_ptr(), value.dtype, value.shape, value.stride())
+            if key not in made:
+                made[key] = value.detach().to("cpu", copy=True)
+            return made[key]
+        if isinstance(value, Mapping):
+            return {name: copied(item) for name, item in value.items()}
+        if isinstance(value, list | tuple):
+            return type(value)(copied(item) for item in value)
+        return value
 
-def _copied(value: Any, made: dict[Any, torch.Tensor]) -> Any:
-    if isinstance(value, DTensor):
-        whole = value.full_tensor().detach()
-        return whole.cpu() if is_main() else None
-    if isinstance(value, torch.Tensor):
-        if not is_main():
-            return None
-        key = (value.device, value.data_ptr(), value.dtype, value.shape, value.stride())
-        if key not in made:
-            made[key] = value.detach().to("cpu", copy=True)
-        return made[key]
-    if isinstance(value, Mapping):
-        return {name: _copied(item, made) for name, item in value.items()}
-    if isinstance(value, list | tuple):
-        return type(value)(_copied(item, made) for item in value)
-    return value
+    return copied(state)
 
 
 def shard_like(own: torch.Tensor, value: torch.Tensor) -> torch.Tensor:

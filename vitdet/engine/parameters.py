@@ -23,14 +23,10 @@ _VERSIONS = 64
 
 
 def freeze_blocks(detector: nn.Module, blocks: int) -> list[str]:
-    """Stop the embeddings (patches, positions) and the first `blocks` blocks from learning.
+    """Stop the embeddings and the first `blocks` blocks from learning; return the names.
 
     Call it before optimizer, average and parallel wrapper are made. BatchNorm among them uses its
-    running statistics. Propagation blocks, which no pretraining has, learn on. 0 freezes nothing,
-    not even the embeddings.
-
-    Returns:
-        The names of the frozen parameters.
+    running statistics; propagation blocks, which no pretraining has, learn on.
 
     Raises:
         InputError: a number outside the backbone's blocks, or a backbone that does not know them.
@@ -41,13 +37,9 @@ def freeze_blocks(detector: nn.Module, blocks: int) -> list[str]:
     depth = getattr(backbone, "num_layers", None)  # a pyramid passes the question on to its network
     if not isinstance(depth, int) or not hasattr(backbone, "layer_id"):
         kind = type(getattr(backbone, "net", backbone)).__name__
-        raise InputError(
-            f"train.freeze_blocks: expected a backbone with layer_id() and num_layers, got {kind}. "
-            "Set it to 0 for this backbone."
-        )
+        raise InputError(f"train.freeze_blocks: {kind} has no layer_id(). Set it to 0.")
     if not 0 <= blocks <= depth:
-        expected = f"expected 0 to {depth}, the blocks of the backbone"
-        raise InputError(f"train.freeze_blocks: {expected}, got {blocks}.")
+        raise InputError(f"train.freeze_blocks: expected 0 to {depth} blocks, got {blocks}.")
     frozen = []
     for name, module in backbone.named_modules():
         own = dict(module.named_parameters(name, recurse=False))
@@ -63,24 +55,15 @@ def freeze_blocks(detector: nn.Module, blocks: int) -> list[str]:
 
 
 def compile_blocks(model: nn.Module, **options: Any) -> int:
-    """Compile every transformer block in place by `torch.compile`; names of weights stay.
+    """Compile every transformer block in place by `torch.compile`; return how many.
 
     A block is compiled when it first runs: once for the first size of image, once more for all
-    others. Blocks of the same kind share the work.
-
-    Returns:
-        The number of blocks.
-
-    Raises:
-        InputError: no module of the model has a list of `blocks`.
+    others. Blocks of the same kind share the work. Names of weights stay.
     """
     lists = [getattr(module, "blocks", None) for module in model.modules()]
     blocks = [block for each in lists if isinstance(each, nn.ModuleList) for block in each]
     if not blocks:
-        raise InputError(
-            "train.compile: expected a backbone with blocks (ViT, EVA-01, EVA-02 or ViTAE), got "
-            f"none in {type(model).__name__}. Set train.compile=False."
-        )
+        raise InputError("train.compile: the backbone has no blocks. Set it to False.")
     torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, _VERSIONS)
     for block in blocks:
         block.compile(fullgraph=True, **options)
@@ -90,9 +73,8 @@ def compile_blocks(model: nn.Module, **options: Any) -> int:
 def group_lines(cfg: DictConfig) -> Iterator[str]:
     """Yield a table of every parameter: name, shape, lr, weight decay; then how many there are.
 
-    Model and optimizer are those that the recipe describes, on the meta device, with the number of
-    classes of the recipe. The lr is the one that the schedule multiplies. A parameter that the
-    optimizer does not have is "frozen".
+    The lr is the one that the schedule multiplies. A parameter that the optimizer does not have is
+    "frozen". No data are read: the number of classes is the recipe's.
     """
     if "optimizer" not in cfg:
         keys = ", ".join(map(str, cfg))
@@ -121,35 +103,6 @@ def group_lines(cfg: DictConfig) -> Iterator[str]:
     )
 
 
-def named_rates(detector: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, float]:
-    """Return the highest learning rate now of head, pyramid, first and last block.
-
-    Returns:
-        {"lr/head", "lr/pyramid", "lr/block_0", "lr/block_11"}. A backbone without layers is
-        "lr/backbone"; a part that is frozen is left out.
-    """
-    parts = {id(value): _part(detector, name) for name, value in detector.named_parameters()}
-    rates: dict[str, float] = {}
-    for group in optimizer.param_groups:
-        for part in {parts.get(id(value)) for value in group["params"]} - {None}:
-            rates[f"lr/{part}"] = max(group["lr"], rates.get(f"lr/{part}", 0.0))
-    return dict(sorted(rates.items()))
-
-
-def _part(detector: nn.Module, name: str) -> str | None:
-    """Return the part that a parameter belongs to, None for blocks between first and last."""
-    backbone: Any = getattr(detector, "backbone", None)
-    inside = name.removeprefix("backbone.")
-    if backbone is None or inside == name:
-        return "head"
-    if not hasattr(backbone, "layer_id"):
-        return "backbone"
-    layer, last = backbone.layer_id(inside), backbone.num_layers
-    if layer > last:
-        return "pyramid"
-    return f"block_{layer - 1}" if layer in (1, last) else None
-
-
 def moments_of(
     detector: nn.Module, optimizer: torch.optim.Optimizer, content: Mapping[str, Any], source: str
 ) -> dict[int, Any]:
@@ -175,18 +128,14 @@ def moments_of(
 
     now, then = ([n for n in each if n in group_of] for each in (parameters, content["model"]))
     if now != then and grouped(now) != ours:
-        raise InputError(
-            f"optimizer state in {source}: its model has its parameters in another order, and this "
-            "optimizer one of its own. Start from the file with train.init_checkpoint."
-        )
+        what = "its parameters are in another order, and this optimizer has one of its own"
+        raise InputError(f"optimizer state in {source}: {what}. Give it as train.init_checkpoint.")
     theirs, saved = ours if now == then else grouped(then), content["optimizer"]
     counts = [len(group["params"]) for group in saved["param_groups"]]
     if counts != [len(group) for group in theirs]:
-        raise InputError(
-            f"optimizer state in {source}: expected {len(group_of)} parameters in {len(theirs)} "
-            f"groups, got {sum(counts)} in {len(counts)}. Resume with the optimizer settings of "
-            "the run (see its config.yaml)."
-        )
+        ours_text = f"expected {len(group_of)} parameters in {len(theirs)} groups"
+        theirs_text = f"got {sum(counts)} in {len(counts)}. Resume with the run's own config.yaml"
+        raise InputError(f"optimizer state in {source}: {ours_text}, {theirs_text}.")
     numbers = {name: number for number, name in enumerate(name for each in ours for name in each)}
     names = [name for group in theirs for name in group]
     found: dict[int, Any] = {}
@@ -206,23 +155,14 @@ def moments_of(
 class Ema:
     """average <- decay * average + (1 - decay) * weights, once a step.
 
-    Everything in the state dict is averaged, also buffers, so that it is a whole model; what is
-    not a floating-point number is copied. Every process has the same average of the parameters;
-    that of BatchNorm's statistics differs until `Trainer.state_dict` gives all the main one's.
-
-    Args:
-        module: the model; the average starts as a copy of its weights.
-        decay: 0 <= decay < 1; 0.9999 in the recipes of EVA-02.
-
-    Raises:
-        InputError: a decay outside its range.
+    Everything in the state dict of `module` is averaged, also buffers; what is not a floating-point
+    number is copied. Every process has the same average of the parameters; that of BatchNorm's
+    statistics differs until `Trainer.state_dict` gives all of them the main one's.
     """
 
     def __init__(self, module: nn.Module, decay: float) -> None:
         if not 0 <= decay < 1:
-            raise InputError(
-                f"train.ema_decay: expected 0 <= decay < 1, or null for no average, got {decay}."
-            )
+            raise InputError(f"train.ema_decay: expected 0 <= decay < 1 or null, got {decay}.")
         self.module = module
         self.decay = decay
         self.state: dict[str, torch.Tensor] = {}

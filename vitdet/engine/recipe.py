@@ -49,17 +49,13 @@ def check_recipe(cfg: DictConfig) -> DictConfig:
         InputError: keys that are missing or unknown, values left open or that cannot be right.
     """
     if absent := [key for key in KEYS if key not in cfg]:
-        raise InputError(
-            f"recipe to train or evaluate: expected {', '.join(KEYS)}, got no {', '.join(absent)}. "
-            "This file describes a part: configs/COCO has whole recipes."
-        )
+        text = f"expected {', '.join(KEYS)}, got no {', '.join(absent)}"
+        raise InputError(f"recipe to train or evaluate: {text}. configs/COCO has whole recipes.")
     cfg = copy.deepcopy(cfg)
     train = cfg.train = complete(cfg.train)
     if missing := _missing(OmegaConf.to_container(cfg), ""):
-        raise InputError(
-            f"recipe: expected a value for {', '.join(missing)}, got ???. Give it as "
-            f"{missing[0]}=VALUE on the command line."
-        )
+        text = f"expected a value for {', '.join(missing)}, got ???"
+        raise InputError(f"recipe: {text}. Give it as {missing[0]}=VALUE on the command line.")
     _check_train(train)
     check_loggers(train.loggers)
     return cfg
@@ -99,27 +95,8 @@ def check_batch(cfg: DictConfig) -> None:
     total, parts = cfg.dataloader.train.total_batch_size, cfg.train.accumulate
     if total <= 0 or total % (world_size() * parts):
         times = f" times train.accumulate={parts}" if parts > 1 else ""
-        raise InputError(
-            f"dataloader.train.total_batch_size: expected a multiple of the {world_size()} "
-            f"processes{times}, got {total}. Change it or the number of processes."
-        )
-
-
-def check_files(cfg: DictConfig) -> None:
-    """Look for the files of the data, before many processes are started that would miss them.
-
-    Raises:
-        InputError: a file or a folder that a data set of the recipe names is not there.
-    """
-    for part in ("train", "test"):
-        dataset = cfg.dataloader[part].get("dataset") or {}
-        for key in ("json", "images"):
-            path = dataset.get(key)
-            if isinstance(path, str) and not Path(path).exists():
-                raise InputError(
-                    f"dataloader.{part}.dataset.{key}: there is no {path}. Give the path of your "
-                    "data, or start the command where that one begins."
-                )
+        text = f"expected a multiple of the {world_size()} processes{times}, got {total}"
+        raise InputError(f"dataloader.train.total_batch_size: {text}.")
 
 
 # --- lengths -------------------------------------------------------------------------------------
@@ -130,17 +107,14 @@ def set_length(cfg: DictConfig, dataset: Any) -> None:
 
     With `train.epochs` the training sees the data so many times, and its periods change in
     proportion. Schedules are shares of the training and need no change.
-
-    Raises:
-        InputError: epochs of no images.
     """
     train, batch = cfg.train, cfg.dataloader.train.total_batch_size
     own = train.num_images
     if train.epochs is not None:
         epoch = images_an_epoch(cfg, dataset)
-        if round(train.epochs * epoch) < 1:
-            raise InputError(f"train.epochs: {train.epochs} of {epoch} images is no image.")
         train.num_images = round(train.epochs * epoch)
+        if train.num_images < 1:
+            raise InputError(f"train.epochs: {train.epochs} of {epoch} images is no image.")
         logger.info("%g epochs of %d images: %d images", train.epochs, epoch, train.num_images)
     for key in _PERIODS:
         images = _images(key, train[key], train.num_images, batch)
@@ -215,16 +189,12 @@ def counts(dataset: Any) -> Counts:
 def check_data(
     data: Mapping[str, Counts], content: Mapping[str, Any], source: str, *, allow: bool
 ) -> None:
-    """Stop a resume with other data than those that the run began with; `allow` says so only.
+    """Raise an InputError for a resume with other data than those that the run began with.
 
     Args:
         data: counts of "train" and "test" now. Class names are compared with the weights.
-        content: of the checkpoint.
-        source: its name.
-        allow: `train.allow_changed_data`.
-
-    Raises:
-        InputError: names what changed.
+        content: of the checkpoint `source`.
+        allow: `train.allow_changed_data`: only log what changed.
     """
     about = content.get("vitdet")
     before = about.get("data", {}) if isinstance(about, Mapping) else {}
@@ -237,8 +207,7 @@ def check_data(
     if changes and not allow:
         raise InputError(
             f"data for resuming {source}: expected those with which the run began, got {changes}. "
-            "Give it the same data, go on all the same with train.allow_changed_data=true, or "
-            "start another run from the file with train.init_checkpoint."
+            "Give it the same data, or go on all the same with train.allow_changed_data=true."
         )
     if changes:
         logger.warning("the data changed since %s: %s", source, changes)
@@ -257,14 +226,7 @@ def set_absolute_paths(cfg: DictConfig) -> None:
 def write_record(
     cfg: DictConfig, output_dir: Path, dataset: Any, data: Mapping[str, Counts]
 ) -> dict[str, Any]:
-    """Write config.yaml, environment.json and run.json; return what checkpoints keep of them.
-
-    Args:
-        cfg: the recipe, its lengths in images.
-        output_dir: folder of the run.
-        dataset: has `class_names`, and `class_ids` where its classes have numbers of their own.
-        data: counts of "train" and "test".
-    """
+    """Write config.yaml, environment.json and run.json; return what checkpoints keep of them."""
     names = list(dataset.class_names)
     note = {
         "class_names": names,

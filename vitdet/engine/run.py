@@ -58,7 +58,7 @@ def train(cfg: DictConfig, *, resume: bool = False, dry_run: bool = False) -> Re
         `train.ema_decay` also "ema/bbox" and "ema/segm", of the averaged weights.
 
     Raises:
-        InputError: anything in config, data or files that a user can repair.
+        InputError: anything that a user can repair.
         Preempted: SIGTERM or SIGUSR1 came; a checkpoint was written (`vitdet.engine.signals`).
     """
     cfg = recipe.check_recipe(cfg)
@@ -98,8 +98,8 @@ def train(cfg: DictConfig, *, resume: bool = False, dry_run: bool = False) -> Re
             total_batch_size=batch,
             note=note,
             background=options.async_checkpoints,
+            resumed=previous,
         )
-        checkpoints.resumed(previous)
         signals.save = checkpoints.save_now
         evaluate_now = partial(_evaluated, trainer, test, options, metrics, signals)
         evaluations = Evaluations(options, batch, checkpoints, evaluate_now)
@@ -123,21 +123,14 @@ def evaluate(cfg: DictConfig, *, resume: bool = False) -> Results:
 
     `train.eval_weights` says which weights of the file: "model", or "ema" for their average.
 
-    Returns:
-        As `train`, of "ema" under the names "ema/bbox" and so on; also written to `results.json`
-        in the output folder.
-
-    Raises:
-        InputError: anything in config, data or files that a user can repair.
+    Results and errors are those of `train`; `results.json` in the output folder has them, too.
     """
     cfg = recipe.check_recipe(cfg)
     output_dir, which = Path(cfg.train.output_dir), cfg.train.eval_weights
     previous = usable(output_dir) if resume else None
     if previous is None and not cfg.train.init_checkpoint:
-        raise InputError(
-            "weights to evaluate: expected train.init_checkpoint=FILE, or --resume with a run in "
-            f"train.output_dir, got neither (train.output_dir={output_dir})."
-        )
+        text = "expected train.init_checkpoint=FILE, or --resume with a run in train.output_dir"
+        raise InputError(f"weights to evaluate: {text}={output_dir}, got neither.")
     with _one_line_errors(), logging_to() as log_to, ExitStack() as stack:
         test = TestSet(cfg)
         set_num_classes(cfg, len(test.class_names))
@@ -157,11 +150,7 @@ def evaluate(cfg: DictConfig, *, resume: bool = False) -> Results:
 
 @contextmanager
 def _one_line_errors() -> Iterator[None]:
-    """Make one line of what disks and reading processes do, in whichever process of a run.
-
-    Raises:
-        InputError: the file, and what the system said.
-    """
+    """Make one line of what disks and reading processes do, in whichever process of a run."""
     try:
         yield
     except OSError as error:
@@ -170,11 +159,8 @@ def _one_line_errors() -> Iterator[None]:
         text = str(error)
         if not text.startswith("DataLoader"):
             raise
-        raise InputError(
-            f"reading of images: {text.splitlines()[0]} Too little memory, a full /dev/shm and a "
-            "disk that hangs end such processes: lower dataloader.train.num_workers, or look at "
-            "the disk of the images."
-        ) from error
+        why = "Memory, /dev/shm or disk may be at fault. Lower dataloader.train.num_workers."
+        raise InputError(f"reading of images: {text.splitlines()[0]} {why}") from error
 
 
 @contextmanager
@@ -188,11 +174,15 @@ def alone_in(output_dir: Path) -> Iterator[None]:
     """
     with ExitStack() as held:
 
+        def remove_empty() -> None:
+            if output_dir.is_dir() and not any(output_dir.iterdir()):
+                output_dir.rmdir()
+
         def take() -> None:
             try:
                 if not output_dir.exists():
                     output_dir.mkdir(parents=True)
-                    held.callback(_remove_empty, output_dir)
+                    held.callback(remove_empty)
                 held.enter_context(locked(output_dir))
             except OSError as error:
                 raise InputError(f"train.output_dir: {os_error_text(error)}") from error
@@ -201,18 +191,11 @@ def alone_in(output_dir: Path) -> Iterator[None]:
         yield
 
 
-def _remove_empty(folder: Path) -> None:
-    if folder.is_dir() and not any(folder.iterdir()):
-        folder.rmdir()
-
-
 def _check_new(output_dir: Path, resume: bool) -> None:
     found = None if resume else last_checkpoint(output_dir)
     if found is not None:
-        raise InputError(
-            f"train.output_dir={output_dir}: expected a folder without a run, got one that holds "
-            f"{found.name}. Add --resume to continue that run, or choose another train.output_dir."
-        )
+        text = f"expected a folder without a run, got one that holds {found.name}"
+        raise InputError(f"train.output_dir={output_dir}: {text}. Add --resume, or choose another.")
 
 
 def _read(path: Path) -> Found:
@@ -253,10 +236,7 @@ def _build_trainer(cfg: DictConfig) -> Trainer:
 def _load(
     trainer: Trainer, cfg: DictConfig, data: dict[str, recipe.Counts], *, resume: bool
 ) -> Path | None:
-    """Fill a new trainer from the last checkpoint of the run, and return its path.
-
-    Without one the weights are those of `train.init_checkpoint`.
-    """
+    """Fill a new trainer from the run's last checkpoint, whose path is returned, or its start."""
     previous = usable(Path(cfg.train.output_dir))
     if resume and previous is None:
         logger.info("no checkpoint in %s: starting a new run", cfg.train.output_dir)
@@ -286,16 +266,13 @@ def _load_weights(
         first = next((a, b) for a, b in pairs if a != b)
         raise InputError(
             f"class names of {source}: expected those of the data set, {first[1]} among them, got "
-            f"{first[0]} in its place. Use the data set that the file was trained on; to start "
-            "another training from these weights, pass them through converter.py, which drops the "
-            "names."
+            f"{first[0]} in its place. Use the file's data, or converter.py, which drops the names."
         )
 
 
 def _evaluated(
     trainer: Trainer, test: TestSet, options: Any, metrics: Metrics, signals: Signals
 ) -> Results:
-    """Return the results of the weights, and of their moving average under names of its own."""
     with signals.evaluating(trainer):
         results = test.evaluate(trainer.detector, options.eval_precision)
         if trainer.ema is not None:

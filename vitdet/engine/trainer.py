@@ -43,7 +43,7 @@ class Hook(Protocol):
     """What happens between steps: logging, checkpoints. A subclass may leave out a method."""
 
     def after_step(self, trainer: Trainer) -> None:
-        """Run after each step, when `trainer.images_seen` already counts the step's images."""
+        """Run after each step, which `trainer.images_seen` already counts."""
 
     def after_train(self, trainer: Trainer) -> None:
         """Run once after the last step."""
@@ -57,7 +57,7 @@ class HeadStatistics(EventStorage):
         self.latest_values: dict[str, Any] = {}
 
     def put_scalar(self, name: str, value: Any, *_: Any, **__: Any) -> None:
-        """Keep the value as it is: the parent class converts it to a float at each call."""
+        """Keep the value: the parent class converts it to a float at each call."""
         self.latest_values[name] = value.detach() if isinstance(value, torch.Tensor) else value
 
 
@@ -94,13 +94,10 @@ class Trainer:
         precision: see `vitdet.utils.precision`; fp16 has a loss scaler.
         seed: with the rank and the images seen it fixes every random number of a step.
         clip_grad_norm: largest norm of the whole gradient, None for no limit.
-        accumulate: parts in which a process takes its images of a step, one after the other, to
-            save memory. Step and losses are those of the whole batch.
+        accumulate: parts in which a process takes its images of a step, to save memory.
         bad_steps: what follows a loss or gradient that is not finite; by default the run stops.
-        ema_decay: of a moving average of the weights (`vitdet.engine.parameters.Ema`), None for
-            none. It starts from the weights with which `run` begins at the first image.
-        ddp: arguments for DistributedDataParallel when there are several processes, and
-            `fp16_compression` (see `vitdet.engine.parallel.distributed`).
+        ema_decay: of a moving average of the weights (`vitdet.engine.parameters.Ema`).
+        ddp: see `vitdet.engine.parallel.distributed`.
     """
 
     def __init__(
@@ -274,16 +271,11 @@ class Trainer:
     def _scale_fault(self) -> str:
         """Say so when fp16 overflows whatever the scale of the loss; "" when it does not."""
         scale = self.scaler.get_scale()
-        if scale >= _SMALLEST_SCALE:
-            return ""
-        return f"gradients that overflow in fp16 again and again (loss scale {scale:.3g})"
+        text = f"gradients that overflow in fp16 again and again (loss scale {scale:.3g})"
+        return "" if scale >= _SMALLEST_SCALE else text
 
     def check_finite(self) -> None:
-        """Look at the losses since the last log line; call it before anything is saved.
-
-        Raises:
-            NonFiniteLossError: one of them is infinite or not a number.
-        """
+        """Raise a NonFiniteLossError if a loss since the last log line is not finite."""
         for record in self.window.steps:
             if not bool(record.losses.isfinite().all()):
                 what = _terms(record.names, record.losses)
@@ -293,12 +285,7 @@ class Trainer:
             raise self._not_finite(fault)
 
     def check_weights(self) -> None:
-        """Look at all weights; call it before they are saved. It waits for the device.
-
-        Raises:
-            NonFiniteLossError: some hold a value that is infinite or not a number, which finite
-                losses with a gradient that is not finite leave behind.
-        """
+        """Raise a NonFiniteLossError if a weight is not finite, as after such a gradient."""
         state = self.detector.state_dict()
         if self.ema is not None:
             state |= {f"{AVERAGE}.{name}": value for name, value in self.ema.state.items()}
@@ -345,19 +332,16 @@ class Trainer:
         }
 
     def load_state_dict(self, state: dict[str, Any], *, source: str) -> None:
-        """Continue from `state_dict()`; weights are loaded by the caller, who knows their rules.
+        """Continue from `state_dict()` of `source`; the caller loads the weights.
 
-        The learning rates and weight decays stay those of the config. `source` is for messages.
+        The learning rates and weight decays stay those of the config.
 
         Raises:
             InputError: another seed or optimizer, or only one of both has an average.
         """
         if state["seed"] != self.seed:
-            raise InputError(
-                f"train.seed for resuming {source}: expected {state['seed']}, with which the run "
-                f"began, got {self.seed}. Add train.seed={state['seed']}, or start anew in another "
-                "folder."
-            )
+            text = f"expected {state['seed']}, with which the run began, got {self.seed}"
+            raise InputError(f"train.seed for resuming {source}: {text}. Give that one.")
         self._load_average(state, source)
         mine = self.optimizer.state_dict()
         try:
@@ -368,9 +352,8 @@ class Trainer:
             self.bad_steps.met = list(state.get("bad_steps", ()))
         except (LookupError, TypeError, AttributeError) as error:
             raise InputError(
-                f"checkpoint {source}: expected the state of an optimizer and a loss scaler as "
-                f"torch saves it, got something else ({type(error).__name__}: {error}). Take the "
-                "one before it, or start from its weights with train.init_checkpoint."
+                f"checkpoint {source}: expected the state of an optimizer and a loss scaler, got "
+                f"something else ({type(error).__name__}: {error}). Take the one before it."
             ) from error
         self.images_seen = state["images_seen"]
 
@@ -378,11 +361,9 @@ class Trainer:
         """Continue the average of the weights; what a run began with, it goes on with."""
         if (self.ema is None) != (AVERAGE not in state):
             has = "no average" if AVERAGE not in state else "an average"
-            raise InputError(
-                f"train.ema_decay for resuming {source}: the file holds {has} of the weights, got "
-                f"{None if self.ema is None else self.ema.decay}. Take the value of the run (see "
-                "its config.yaml), or start a new run from the file with train.init_checkpoint."
-            )
+            got = None if self.ema is None else self.ema.decay
+            text = f"the file holds {has} of the weights, got {got}. See config.yaml of the run"
+            raise InputError(f"train.ema_decay for resuming {source}: {text}.")
         if self.ema is not None:
             self.ema.load(state[AVERAGE])
 

@@ -4,7 +4,7 @@ A block is some queries of one head against all keys, or several whole heads whe
 such as windows. Its scores are computed, biased, turned into weights and used up before the next
 block begins, so nothing of size L x L reaches memory. The backward pass computes the scores again
 from the logarithm of each query's sum, as flash attention does (Dao et al., "FlashAttention",
-Sec. 3.1). Matrix products of long blocks go through `vitdet.layers.linear`.
+Sec. 3.1). Matrix products of long blocks go through `parts.linear`.
 
 Against torch's fused kernel it has two advantages on a CPU: the position bias is added in the cache
 instead of being read from memory, and products run in the faster of two libraries.
@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch.autograd.function import once_differentiable
 
-from vitdet.layers.linear import linear, transposed_product
+from vitdet.layers.parts import linear, transposed_product
 from vitdet.layers.positions import RelPos
 
 Tensor = torch.Tensor

@@ -1,4 +1,4 @@
-"""Small parts of transformers: patches, windows, feed-forward layers, convolutions, DropPath."""
+"""Small parts of transformers: linear layers, patches, windows, MLPs, convolutions, DropPath."""
 
 from __future__ import annotations
 
@@ -7,17 +7,70 @@ from typing import Literal
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.nn.grad import conv2d_weight
 
-from vitdet.layers.linear import Linear
 from vitdet.layers.norms import ChannelLayerNorm
 
-Activation = Literal["gelu", "quick_gelu"]
+Activation = Literal["gelu", "gelu_tanh", "quick_gelu"]
 FeedForward = Literal["mlp", "swiglu", "swiglu_norm"]
 PropagationKind = Literal["naive", "basic", "bottleneck"]
 PropagationNorm = Literal["LN", "BN"]
 
+# Products of fewer multiply-adds are no slower as F.linear.
+_WORK = 2**24
 # Sides of the convolutions of each kind.
 _SIDES: dict[str, tuple[int, ...]] = {"naive": (3,), "basic": (3, 3), "bottleneck": (1, 3, 1)}
+
+
+def linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
+    """Compute what `F.linear` computes.
+
+    torch sends float32 matrix products on a CPU to MKL, which leaves half of an AMD processor
+    unused, and convolutions to oneDNN, which does not (benchmarks/linear.py). So a product is
+    written as a convolution with a 1 x 1 kernel there. Elsewhere it is `F.linear`; so it is under
+    tracing and compilation, which have their own ways to fast code and want plain graphs.
+    """
+    if not _as_convolution(x, weight.shape[0]):
+        return F.linear(x, weight, bias)
+    y = F.conv2d(_pixels(x), weight[:, :, None, None], bias)
+    return y.permute(0, 2, 3, 1).reshape(*x.shape[:-1], weight.shape[0])
+
+
+def transposed_product(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    """Return a^T b for a (L, M) and b (L, N): the weight gradient of a linear layer.
+
+    Without gradients of its own; by the same route as `linear`.
+    """
+    if not _as_convolution(a, b.shape[1]):
+        return a.T @ b
+    size = (a.shape[1], b.shape[1], 1, 1)
+    return conv2d_weight(_pixels(b), size, _pixels(a))[:, :, 0, 0]
+
+
+def _pixels(x: torch.Tensor) -> torch.Tensor:
+    """View rows (..., C) as an image (1, C, L, 1), channels last."""
+    return x.reshape(1, -1, 1, x.shape[-1]).permute(0, 3, 1, 2)
+
+
+def _as_convolution(x: torch.Tensor, columns: int) -> bool:
+    if torch.compiler.is_compiling() or torch.jit.is_tracing():
+        return False
+    return (
+        x.device.type == "cpu"
+        and x.dtype == torch.float32
+        and x.numel() * columns >= _WORK
+        and not torch.is_autocast_enabled("cpu")
+        and torch.backends.mkldnn.enabled
+        and torch.backends.mkldnn.is_available()
+    )
+
+
+class Linear(nn.Linear):
+    """`nn.Linear`, computed by `linear`."""
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        """Map (..., C) to (..., C out)."""
+        return linear(input, self.weight, self.bias)
 
 
 class PatchEmbed(nn.Module):
@@ -70,20 +123,22 @@ def window_reverse(windows: torch.Tensor, size: tuple[int, int]) -> torch.Tensor
 class Mlp(nn.Module):
     """Two linear layers with a GELU between (ViT, Sec. 3.1).
 
-    "gelu" is the exact one (erf), "quick_gelu" x * sigmoid(1.702 x), of OpenAI's CLIP (openai/CLIP,
-    clip/model.py).
+    "gelu" is the exact one (erf), "gelu_tanh" its approximation (SigLIP), "quick_gelu" x *
+    sigmoid(1.702 x), of OpenAI's CLIP (openai/CLIP, clip/model.py).
     """
 
     def __init__(self, dim: int, hidden_dim: int, act_layer: Activation = "gelu") -> None:
         super().__init__()
         self.fc1 = Linear(dim, hidden_dim)
         self.fc2 = Linear(hidden_dim, dim)
-        self.quick = act_layer == "quick_gelu"
+        self.act_layer = act_layer
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Map x (..., C) to (..., C)."""
         x = self.fc1(x)
-        return self.fc2(x * torch.sigmoid(1.702 * x) if self.quick else F.gelu(x))
+        if self.act_layer == "quick_gelu":
+            return self.fc2(x * torch.sigmoid(1.702 * x))
+        return self.fc2(F.gelu(x, approximate="tanh" if self.act_layer == "gelu_tanh" else "none"))
 
 
 class SwiGLU(nn.Module):

@@ -18,7 +18,7 @@ from torch.nn.modules import module as registration
 from vitdet import checkpoint
 from vitdet.config import (
     build_model,
-    config_of,
+    change,
     config_text,
     instantiate,
     load_config,
@@ -140,7 +140,8 @@ def _recipe(
     if config is not None:
         cfg = load_config(config, overrides, trust=trust)
     elif isinstance(text, str):
-        cfg = config_of(recipe_of_file(text, f"recipe in {source}", trust=trust), overrides)
+        plain = recipe_of_file(text, f"recipe in {source}", trust=trust)
+        cfg = change(OmegaConf.create(plain), overrides)
     else:
         raise InputError(
             f"weights {source}: no recipe is in the file. Name the one that the weights are for: "

@@ -29,8 +29,7 @@ RESULT_MARKER = ".vitdet-results.json"
 def locked(folder: Path) -> Iterator[None]:
     """Hold a folder for this process within the block; the system lets go when the process ends.
 
-    The lock is on the file `run.lock`, which says who held it last. It goes at the end where
-    nothing else is in the folder.
+    The lock is on the file `run.lock`, which goes at the end where nothing else is in the folder.
 
     Raises:
         InputError: another process holds it, or has just removed it.
@@ -106,10 +105,7 @@ def write_text(path: Path, text: str) -> None:
 
 
 def link_or_copy(source: Path, path: Path) -> None:
-    """Give a file a second name, which outlives the first; links need no space.
-
-    Nothing here is ever written in place, so the two cannot change each other.
-    """
+    """Give a file that is never written in place a second name, which outlives the first."""
     with replacing(path) as partial:
         try:
             os.link(source, partial)
@@ -120,8 +116,7 @@ def link_or_copy(source: Path, path: Path) -> None:
 def read_small(path: Path, parse: Callable[[str], T], default: T) -> T:
     """Return what `parse` makes of a small text file of a run, the default when there is none.
 
-    A file that cannot be read (cut, foreign, a folder or a pipe in its place) costs itself alone: a
-    warning, and the default.
+    A file that cannot be read (cut, foreign, a folder or a pipe in its place) costs itself alone.
     """
     try:
         if not path.exists():

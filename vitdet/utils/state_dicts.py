@@ -46,12 +46,10 @@ Shapes = Mapping[str, tuple[int, ...]]
 
 
 def load(path: Path, *, trust: bool = False) -> Any:
-    """Return the content of a file: tensors and arrays as tensors, mapped where that can be.
+    """Return the content of a .pkl, a torch file of either format, or a TorchScript archive.
 
-    Args:
-        path: a .pkl; or a torch file of either format; or a TorchScript archive, which gives
-            {name: tensor} of its modules.
-        trust: let torch.load open a torch file, which may run code of its author.
+    Arrays become tensors, which are mapped where that can be; an archive gives {name: tensor}.
+    `trust` lets torch.load open a torch file, which may run code of its author.
 
     Raises:
         InputError: it names something that is not on the list.
@@ -153,6 +151,12 @@ class _DType:
         return torch.from_numpy(array.astype(self.value.newbyteorder("="), order="C"))
 
 
+def _line(file: Any) -> bytes:
+    if not (text := file.readline()).endswith(b"\n"):
+        raise EOFError("it ends too early")
+    return text
+
+
 def _encode(text: str, encoding: str) -> bytes:
     if encoding != "latin1":  # how protocol 2 writes bytes
         raise pickle.UnpicklingError(f"bytes in the encoding {encoding!r}")
@@ -209,8 +213,17 @@ class _Unpickler(pickle._Unpickler):
         self.room = _UNFOLD * size + _SPARE
         # whatever length the file claims, no more is allocated than it has
         self._file_read = lambda count: file.read(min(count, size))
-        self._file_readline = lambda: self._line(file.readline())
-        self.names = _NAMES | {
+        self._file_readline = lambda: _line(file)
+
+    def load(self) -> Any:
+        try:
+            return super().load()
+        finally:
+            self.memo = {}  # it holds methods of this object, which would hold the file
+
+    def find_class(self, module: str, name: str) -> Any:
+        room = module.replace("__builtin__", "builtins").replace("numpy.core", "numpy._core")
+        known = _NAMES | {  # not kept: it holds this object
             "torch._utils._rebuild_tensor": self._tensor,
             "torch._utils._rebuild_tensor_v2": self._tensor,
             "numpy._core.numeric._frombuffer": lambda raw, dtype, shape, order: self._array(
@@ -219,22 +232,8 @@ class _Unpickler(pickle._Unpickler):
             "collections.OrderedDict": self._mapping,
             "collections.Counter": self._mapping,
         }
-
-    def load(self) -> Any:
-        try:
-            return super().load()
-        finally:
-            self.memo = {}  # it holds methods of this object, which would hold the file
-
-    def _line(self, text: bytes) -> bytes:
-        if not text.endswith(b"\n"):
-            raise EOFError("it ends too early")
-        return text
-
-    def find_class(self, module: str, name: str) -> Any:
-        room = module.replace("__builtin__", "builtins").replace("numpy.core", "numpy._core")
-        if f"{room}.{name}" in self.names:
-            return self.names[f"{room}.{name}"]
+        if f"{room}.{name}" in known:
+            return known[f"{room}.{name}"]
         if module == "torch" and isinstance(getattr(torch, name, None), torch.dtype):
             return getattr(torch, name)
         if self.script and module == "torch.jit._pickle":  # wrapped round lists
@@ -253,10 +252,7 @@ class _Unpickler(pickle._Unpickler):
             raise pickle.UnpicklingError("something else than numbers outside the description")
         if key not in self.storages:
             self.storages[key] = self.storage(dtype, key, count)
-        values = self.storages[key]
-        if values.dtype != dtype or values.numel() != count:
-            raise pickle.UnpicklingError(f"part {key} has another size than it says")
-        return values
+        return self.storages[key]
 
     def _claim(self, size: int) -> None:
         """Count bytes that the content takes."""
@@ -415,13 +411,7 @@ def _blocks(names: Iterable[str]) -> int:
 
 
 def compare_sizes(given: Shapes, target: Shapes, *, source: str) -> None:
-    """Raise InputError when file and model differ in width, depth or number of classes.
-
-    Args:
-        given: {name: shape} of the file, in the model's names.
-        target: {name: shape} of the model.
-        source: the file, for the message.
-    """
+    """Raise InputError when a file (`given`) and a model differ in width, depth or classes."""
     for pattern, what, spare, remedy in _COUNTS:
         for name in filter(pattern.search, given):
             have, want = given[name], target.get(name, given[name])
@@ -434,10 +424,7 @@ def compare_sizes(given: Shapes, target: Shapes, *, source: str) -> None:
 
 
 def compare_shapes(given: Shapes, target: Shapes, *, source: str, remedy: str) -> None:
-    """Raise InputError when a name that both have has two shapes; sizes are named as sizes.
-
-    Takes what `compare_sizes` takes, and what to do when no size is the cause.
-    """
+    """Raise InputError when a name that both have has two shapes; sizes are named as sizes."""
     compare_sizes(given, target, source=source)
     wrong = [name for name in given if name in target and given[name] != target[name]]
     if wrong:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import math
 import tempfile
@@ -20,7 +21,7 @@ from omegaconf import DictConfig
 from PIL import Image, ImageDraw, ImageFont
 
 from vitdet import checkpoint
-from vitdet.app.pages import jpeg, plot
+from vitdet.app.pages import address, jpeg
 from vitdet.app.report.numbers import KINDS, Json, Judged, Mistake, confusion, judge
 from vitdet.config import load_config
 from vitdet.data.images import read_image
@@ -347,7 +348,9 @@ def lines(curves: Mapping[str, tuple[Any, Any]], *, log: bool = False, **axis: A
             axes.yaxis.set_major_formatter("{x:g}")  # matplotlib's own are formulas
             axes.yaxis.set_minor_formatter(LogFormatter(minor_thresholds=(1, 0.4)))
         axes.legend(fontsize=8, loc="center left", bbox_to_anchor=(1.01, 0.5))
-        return plot(figure)
+        written = io.BytesIO()
+        figure.savefig(written, format="svg", metadata={"Date": None})
+    return address("svg+xml", written)
 
 
 def _exhibit(judged: Judged, record: Json, dataset: Any) -> Json:

@@ -3,13 +3,35 @@
 from __future__ import annotations
 
 import argparse
+import base64
 import functools
+import io
+import json
 import multiprocessing
 import sys
-from typing import Any
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import cv2
+import numpy as np
+from PIL import Image
 
 from vitdet.app.options import add_weights_arguments, file_options
+from vitdet.data.images import ImageError, open_image, read_header
 from vitdet.utils.checks import InputError
+from vitdet.utils.run_lengths import encode, mask_util
+
+if TYPE_CHECKING:  # slow to import, and the server needs no detector
+    from vitdet.predict.predictor import Predictor
+
+Json = dict[str, Any]
+# A picture of more pixels is made smaller before the detector sees it: all its masks, a byte a
+# pixel each, are in memory at once. The largest published recipes look at 1536 x 1536.
+WORK_PIXELS = 4_000_000
+_FINE = 512  # pixels: outlines of smaller objects are traced on a finer grid
+_FORMATS = ("JPEG", "PNG", "WEBP", "BMP")  # what browsers show too
+_STATUS = {"unknown format": 415, "more than 8 bits": 415}
+_STATUS |= {"too many pixels": 413, "too many scans": 413}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -50,7 +72,7 @@ def run(args: argparse.Namespace) -> int:
     if not args.weights.exists():  # said before the process has loaded its libraries
         raise InputError(f"--weights {args.weights}: there is no such file. Check the path.")
     limits = server.Limits(max_bytes=args.max_bytes, max_pixels=args.max_pixels)
-    multiprocessing.set_forkserver_preload(["vitdet.app.serve.detect"])
+    multiprocessing.set_forkserver_preload(["vitdet.predict.predictor"])
     with server.listen(args.host, args.port) as listening:
         worker = server.Worker(functools.partial(_start, args), limits)
         uploads, is_open = server.Uploads(limits), args.allow_network
@@ -67,9 +89,82 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _start(args: argparse.Namespace) -> Any:
-    """Load the model, in the worker's process: the server needs no detector."""
-    from vitdet.app.serve.detect import Predictor, answering
+    """Load the model, in the worker's process."""
+    from vitdet.predict.predictor import Predictor
 
     options = {**file_options(args), "device": args.device, "threshold": 0.0}
     predictor = Predictor.from_checkpoint(args.weights, **options)
     return answering(predictor, args.weights.name, args.max_pixels)
+
+
+def answering(
+    predictor: Predictor, name: str, max_pixels: int
+) -> tuple[Json, Callable[[bytes], tuple[int, bytes]]]:
+    """Return what the page shows of a model, and what turns an upload into a status and JSON.
+
+    The JSON is as `describe` says, or {"error": one line}. Where a browser might show the file in
+    another orientation, it has the upright picture too, as `picture`: JPEG in base64.
+    """
+
+    def answer(content: bytes) -> tuple[int, bytes]:
+        try:
+            image = open_image(content, formats=_FORMATS, max_pixels=max_pixels)
+            status, found = 200, describe(predictor, image)
+            if read_header(content).orientation != 1:
+                written = io.BytesIO()
+                image.save(written, format="JPEG", quality=95)
+                found["picture"] = base64.b64encode(written.getvalue()).decode("ascii")
+        except InputError as error:
+            kind = error.kind if isinstance(error, ImageError) else ""
+            status, text = _STATUS.get(kind, 400), str(error)
+            if kind == "unknown format":
+                text = "no JPEG, PNG, WebP or BMP, the file itself being the body of the request."
+            found = {"error": text}
+        return status, json.dumps(found).encode()
+
+    about = {"name": name, "device": str(predictor.device), "classes": list(predictor.class_names)}
+    return about | {"class_ids": list(predictor.class_ids)}, answer
+
+
+def describe(predictor: Predictor, image: Image.Image) -> Json:
+    """Find objects in an RGB image by a predictor with a threshold of 0: the page has its own.
+
+    Returns:
+        `width` and `height`, and `detections`, the best first: `category_id`, `class`, `score`,
+        `bbox` XYWH and `area` in pixels of `image`; with masks also `segmentation` (run lengths),
+        and `outlines`, closed lines [x, y, x, y, ...] of which the inner ones are holes.
+    """
+    factor = min(1.0, (WORK_PIXELS / (image.width * image.height)) ** 0.5)
+    size = (max(1, int(image.width * factor)), max(1, int(image.height * factor)))
+    small = image.resize(size, Image.Resampling.BILINEAR, reducing_gap=2.0)
+    scale = np.array([image.width / size[0], image.height / size[1]])
+    result = predictor(np.asarray(small))
+    masks = result.instances.pred_masks.numpy() if result.has_masks else ()
+    found = []
+    for place, each in enumerate(result.to_coco(0)):
+        box = np.round(np.array(each["bbox"]) * np.tile(scale, 2), 2).tolist()
+        entry = {"class": result.names[place], "category_id": each["category_id"], "bbox": box}
+        entry |= {"score": round(each["score"], 4), "area": round(box[2] * box[3], 1)}
+        if len(masks):
+            mask, lengths = masks[place].astype(np.uint8), each["segmentation"]
+            lines = [np.round(line * scale, 2).ravel().tolist() for line in outline(mask)]
+            if size != image.size:
+                large = cv2.resize(mask, image.size, interpolation=cv2.INTER_NEAREST)
+                (lengths,) = encode(large[None].astype(bool))
+            area = int(mask_util.area(lengths))
+            entry |= {"segmentation": lengths, "outlines": lines, "area": area}
+        found.append(entry)
+    return {"width": image.width, "height": image.height, "detections": found}
+
+
+def outline(mask: np.ndarray) -> list[np.ndarray]:
+    """Trace the edges of a mask, uint8 (height, width), as lines (points, 2) x, y.
+
+    Pixel 0 is from 0 to 1. OpenCV goes through the centres of the pixels at the edge, so small
+    objects are enlarged first.
+    """
+    x, y, width, height = cv2.boundingRect(mask)
+    finer = int(np.clip(_FINE // max(width, height, 1), 1, 8))
+    part = mask[y : y + height, x : x + width].repeat(finer, axis=0).repeat(finer, axis=1)
+    lines = cv2.findContours(part, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_SIMPLE)[0] if width else ()
+    return [(line.reshape(-1, 2) + 0.5) / finer + np.array([x, y]) for line in lines]

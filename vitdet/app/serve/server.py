@@ -73,12 +73,8 @@ class Worker:
     """One picture at a time, in a process of its own, which can be ended in the midst of it.
 
     A few pictures may wait, and no one waits for ever. What nobody waits for any more may end in a
-    few seconds; else the process is ended, and the next picture starts a new one.
-
-    Args:
-        start: called in the process.
-        limits: of the waiting.
-        method: of multiprocessing.
+    few seconds; else the process is ended, and the next picture starts a new one. `start` is called
+    in the process, `method` is of multiprocessing.
 
     Raises:
         InputError: the model cannot be used.

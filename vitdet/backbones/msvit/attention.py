@@ -17,7 +17,7 @@ from torch import nn
 from vitdet.backbones.msvit.sliding_chunk import NEIGHBOURS, ChunkGrid, sliding_chunk_attention
 from vitdet.backbones.msvit.stage import Size, Stage, dense_bias, fit_grid, fit_offsets
 from vitdet.layers.attention import attention
-from vitdet.layers.linear import Linear
+from vitdet.layers.parts import Linear
 from vitdet.utils.precision import no_autocast, working_dtype
 
 _NORM_EPS = 1e-5  # of torch's InstanceNorm2d, as published

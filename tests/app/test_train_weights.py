@@ -1,0 +1,96 @@
+"""`vitdet train --weights`: the recipe follows the weights of a foundation model."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from vitdet import checkpoint
+from vitdet.app import train
+from vitdet.backbones.vit import ViT
+from vitdet.config import backbone_settings, load_config
+from vitdet.convert import convert
+from vitdet.utils.checks import InputError
+
+transformers = pytest.importorskip("transformers", reason="transformers is not installed")
+transformers.logging.disable_progress_bar()
+DATA: Any = SimpleNamespace(class_names=("cell",), train=("train.json", "images"))
+
+
+def arguments(*words: str) -> argparse.Namespace:
+    parser = argparse.ArgumentParser()
+    train.add_arguments(parser)
+    return parser.parse_args(["--data", "data", *words])
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """A DINOv2 at toy size as the hub and as its own repository have it."""
+    folder = tmp_path_factory.mktemp("weights")
+    sizes = {"hidden_size": 128, "num_hidden_layers": 8, "num_attention_heads": 2}
+    config = transformers.Dinov2Config(**sizes, image_size=70, patch_size=14, mlp_ratio=2)
+    torch.manual_seed(0)
+    model = transformers.Dinov2Model(config)
+    model.save_pretrained(folder / "hub")
+    net = ViT(
+        **{"embed_dim": 128, "depth": 8, "num_heads": 2, "mlp_ratio": 2.0, "patch_size": 14},
+        **{"pretrain_img_size": 70, "layer_scale": True, "use_cls_token": True, "final_norm": True},
+    )
+    shapes = {name: tuple(value.shape) for name, value in net.state_dict().items()}
+    state, _ = convert(model.state_dict(), shapes)
+    state["mask_token"] = torch.zeros(1, 128)
+    checkpoint.write(folder / "own.pth", state)
+    return {"hub": folder / "hub", "own": folder / "own.pth"}
+
+
+def start(path: Path, out: Path) -> tuple[list[str], dict[str, torch.Tensor]]:
+    """The changes to the recipe, and the weights that the training begins with."""
+    args = arguments("--weights", str(path), "--out", str(out))
+    changes = train._following(args, out)
+    args.overrides[:0] = changes
+    recipe = train.recipe_of(args.size, masks=False)
+    return changes, checkpoint.read(train._start(args, out, recipe, DATA))["model"]
+
+
+def test_both_layouts_of_the_same_weights_start_alike(
+    weights: dict[str, Path], tmp_path: Path
+) -> None:
+    """At patch size 16, resampled from 14, with the file's depth, width, heads and positions."""
+    changes, state = start(weights["hub"], tmp_path / "hub")
+    net = backbone_settings(load_config(train.recipe_of("small", masks=False), changes).model)
+    told = ("embed_dim", "depth", "num_heads", "mlp_ratio", "patch_size", "pretrain_img_size")
+    assert [net[name] for name in told] == [128, 8, 2, 2.0, 16, 80]
+    assert (net["layer_scale"], list(net["global_block_indexes"])) == (True, [1, 3, 5, 7])
+    more, other = start(weights["own"], tmp_path / "own")
+    assert more == changes
+    assert state.keys() == other.keys()
+    assert all(torch.equal(value, other[name]) for name, value in state.items())
+
+
+def test_a_run_that_is_resumed_has_the_same_backbone(
+    weights: dict[str, Path], tmp_path: Path
+) -> None:
+    changes = train._following(arguments("--weights", str(weights["hub"])), tmp_path)
+    args = arguments("--out", str(tmp_path), "--resume")
+    assert train._following(args, tmp_path) == changes
+    assert args.size == "small"
+    (tmp_path / "start.json").write_text('{"size": "small"}')
+    with pytest.raises(InputError, match=r"start\.json: it cannot be read \(KeyError"):
+        train._following(args, tmp_path)
+
+
+def test_sizes(weights: dict[str, Path], tmp_path: Path) -> None:
+    args = arguments()
+    assert train._following(args, tmp_path) == []
+    assert args.size == ("base" if torch.cuda.is_available() else "tiny")
+    args = arguments("--weights", str(weights["hub"]), "--size", "tiny")
+    with pytest.raises(InputError, match=r"--size: expected small, base or large .*: small is th"):
+        train._following(args, tmp_path)
+    args = arguments("--weights", str(weights["hub"]), "--size", "base")
+    train._following(args, tmp_path)
+    assert args.size == "base"

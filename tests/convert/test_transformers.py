@@ -1,0 +1,223 @@
+"""Weights as huggingface's libraries save them: read, and a backbone that computes the same."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from tests.convert.manifests import find, needs_manifests
+from vitdet import weights
+from vitdet.app.follow import net_settings, pixels
+from vitdet.backbones.vit import ViT
+from vitdet.convert import convert
+from vitdet.convert.names import shapes_of
+from vitdet.utils.checks import InputError
+
+transformers = pytest.importorskip("transformers", reason="transformers is not installed")
+transformers.logging.disable_progress_bar()
+SIZES = {
+    **{"hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 2},
+    **{"intermediate_size": 64, "image_size": 32, "patch_size": 8},
+}
+NO_TABLE = {
+    **{"use_relative_position_bias": False, "use_absolute_position_embeddings": True},
+    "use_mean_pooling": False,
+}
+CLASSES: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
+    # class, its options, what a detector's backbone leaves out and ours is given to compare
+    "dinov2": ("Dinov2", {"mlp_ratio": 2}, {}),
+    "dinov2 registers": ("Dinov2WithRegisters", {"mlp_ratio": 2}, {"num_register_tokens": 4}),
+    "dinov2 swiglu": (
+        "Dinov2WithRegisters",
+        {"use_swiglu_ffn": True},
+        {"num_register_tokens": 4},
+    ),
+    "dinov3": ("DINOv3ViT", {"num_register_tokens": 4}, {"num_register_tokens": 4}),
+    "dinov3 swiglu": (
+        "DINOv3ViT",
+        {"num_register_tokens": 4, "use_gated_mlp": True, "hidden_act": "silu"},
+        {"num_register_tokens": 4},
+    ),
+    "vit": ("ViT", {}, {}),
+    "mae": ("ViTMAE", {"mask_ratio": 0.0}, {}),
+    "deit": ("DeiT", {}, {"num_register_tokens": 1}),
+    "clip": ("CLIPVision", {}, {"final_norm": False}),
+    "siglip": ("SiglipVision", {}, {"use_cls_token": False}),
+    "siglip 2": ("Siglip2Vision", {"num_patches": 16}, {"use_cls_token": False}),
+    "beit": ("Beit", NO_TABLE, {}),
+    # no name of theirs stands in the table
+    "i-jepa": ("IJepa", {}, {"use_cls_token": False}),
+    "msn": ("ViTMSN", {}, {}),
+    "data2vec": ("Data2VecVision", NO_TABLE, {}),
+    "dpt": ("DPT", {"is_hybrid": False}, {}),
+}
+
+
+def saved(name: str, folder: Path) -> tuple[Any, dict[str, Any]]:
+    """A class at toy size with random numbers, saved; and what ours is given beside its file."""
+    kind, options, ours = CLASSES[name]
+    torch.manual_seed(0)
+    model = getattr(transformers, f"{kind}Model")(
+        getattr(transformers, f"{kind}Config")(**SIZES | options)
+    )
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.normal_(0, 0.3)
+    model.eval().save_pretrained(folder)
+    return model, {
+        "use_cls_token": True,
+        "pretrain_use_cls_token": False,
+        "final_norm": True,
+    } | ours
+
+
+def map_of(model: Any, name: str, images: torch.Tensor) -> torch.Tensor:
+    """Their last tokens of patches as a map (B, C, 4, 4)."""
+    options: dict[str, Any] = {}
+    if name == "mae":
+        options["noise"] = torch.arange(16.0).expand(len(images), 16)
+    if name == "siglip 2":  # patches: row, column, channel
+        patches = images.unfold(2, 8, 8).unfold(3, 8, 8).permute(0, 2, 3, 4, 5, 1)
+        images = patches.reshape(len(images), 16, -1)
+        shapes = torch.tensor([[4, 4]]).expand(len(images), 2)
+        mask = torch.ones(len(images), 16, dtype=torch.long)
+        options |= {"pixel_attention_mask": mask, "spatial_shapes": shapes}
+    tokens = model(images, **options).last_hidden_state[:, -16:]
+    return tokens.mT.unflatten(2, (4, 4))
+
+
+@pytest.mark.parametrize("name", CLASSES)
+def test_our_backbone_computes_the_same(name: str, tmp_path: Path) -> None:
+    """With the settings that follow from the file, on its weights as saved and as in memory."""
+    model, given = saved(name, tmp_path)
+    found = weights.read(tmp_path)
+    settings = net_settings(found.content, found.config, patch_size=8) | given
+    settings.pop("global_block_indexes")  # no windows here
+    net = ViT(img_size=32, patch_size=8, **settings).eval()
+    images = torch.randn(2, 3, 32, 32)
+    for content in (found.content, model.state_dict()):
+        state, report = convert(content, shapes_of(net.state_dict()), settings=settings)
+        assert (report.initialised, report.inexact) == ([], {})
+        net.load_state_dict(state)
+        with torch.no_grad():
+            ours, theirs = net(images)["last_feat"], map_of(model, name, images)
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-5)
+
+
+def test_sam_and_a_whole_clip() -> None:
+    """Of a whole model the image tower is taken; SAM has windows and decomposed positions."""
+    parts = {
+        "vision_config": {
+            **{"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "mlp_dim": 64},
+            **{"image_size": 64, "patch_size": 8, "output_channels": 8, "window_size": 2},
+            **{"global_attn_indexes": [1], "num_pos_feats": 8},
+        }
+    }
+    sam = transformers.SamModel(transformers.SamConfig(**parts)).eval()
+    with torch.no_grad():
+        for parameter in sam.vision_encoder.parameters():
+            parameter.normal_(0, 0.3)
+    settings = net_settings(sam.state_dict(), sam.config.to_dict(), patch_size=8)
+    settings |= {"use_rel_pos": True, "window_size": 2, "global_block_indexes": [1]}
+    net = ViT(img_size=64, patch_size=8, **settings).eval()
+    state, _ = convert(sam.state_dict(), shapes_of(net.state_dict()), settings=settings)
+    net.load_state_dict(state)
+    images, seen = torch.randn(2, 3, 64, 64), []
+    sam.vision_encoder.neck.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    with torch.no_grad():
+        sam.vision_encoder(images)
+        ours = net(images)["last_feat"]
+    torch.testing.assert_close(ours, seen[0].permute(0, 3, 1, 2), rtol=0, atol=1e-4)
+
+    text = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    text |= {"intermediate_size": 64, "vocab_size": 50, "bos_token_id": 0, "eos_token_id": 1}
+    config = transformers.CLIPConfig(vision_config=SIZES, text_config=text)
+    clip = transformers.CLIPModel(config)
+    settings = net_settings(clip.state_dict(), config.to_dict(), patch_size=8)
+    assert (settings["act_layer"], settings["norm_eps"], settings["pre_norm"]) == (
+        *("quick_gelu", 1e-5, True),
+    )
+    net = ViT(img_size=32, patch_size=8, **settings)
+    _, report = convert(clip.state_dict(), shapes_of(net.state_dict()), settings=settings)
+    assert (report.source_format, report.initialised) == ("hf_clip", [])
+
+
+@needs_manifests
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [
+        ("vit_small_patch16_dinov3.lvd1689m", {"num_heads": 6, "rope": "dinov3", "norm_eps": 1e-5}),
+        ("openai.ViT-L-14", {"num_heads": 16, "depth": 24, "pre_norm": True, "norm_eps": 1e-5}),
+        ("sam_vit_h", {"num_heads": 16, "embed_dim": 1280, "pretrain_img_size": 1024}),
+        ("dinov2_vitg14", {"num_heads": 24, "ffn_layer": "swiglu", "layer_scale": True}),
+        ("mae_pretrain_vit_huge", {"num_heads": 16, "mlp_ratio": 4.0, "pretrain_img_size": 256}),
+        ("timm.eva02_base_patch14_224.mim_in22k", {"rope": "eva02", "ffn_layer": "swiglu_norm"}),
+        ("mask_rcnn_vitdet_b.coco", {}),  # a detector has its own recipe
+    ],
+)
+def test_published_files_tell_their_settings(name: str, told: dict[str, Any]) -> None:
+    settings = net_settings(find(name).content(), {})
+    assert {key: settings[key] for key in told} == told
+    assert bool(settings) == bool(told)
+
+
+def test_jsons_beside_the_weights(tmp_path: Path) -> None:
+    model, _ = saved("vit", tmp_path)
+    found = weights.read(tmp_path / "model.safetensors")  # config.json beside it counts, too
+    assert found.config["model_type"] == "vit"
+    means = {"image_mean": [0.5, 0.5, 0.5], "image_std": [0.25, 0.5, 1.0]}
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(means))
+    found = weights.read(tmp_path)
+    assert pixels(found.config, found.preprocessor) == {
+        "pixel_mean": [127.5, 127.5, 127.5],
+        "pixel_std": [63.75, 127.5, 255.0],
+    }
+    assert pixels({}, {}) == {}
+    with pytest.raises(InputError, match=r"says hidden_size 48, the weights have 32: they are not"):
+        net_settings(found.content, {"hidden_size": 48})
+    with pytest.raises(InputError, match=r"hidden_act: expected one of gelu, .*, got relu\. Our"):
+        net_settings(found.content, found.config | {"hidden_act": "relu"})
+
+    sharded = tmp_path / "sharded"
+    model.save_pretrained(sharded, max_shard_size="40KB")
+    names = sorted(path.name for path in sharded.glob("*.safetensors"))
+    assert len(names) > 1
+    assert weights.read(sharded).content.keys() == found.content.keys()
+    (sharded / names[0]).unlink()
+    with pytest.raises(InputError, match=rf"expected the shard {names[0]} beside it, got none"):
+        weights.read(sharded)
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "error"),
+    [
+        ("config.json", "{", r"config\.json: it cannot be read \(Expecting property name"),
+        ("config.json", "[]", r"config\.json: expected a JSON object, got list"),
+        ("model.safetensors", "junk", r"model\.safetensors: it cannot be read"),
+    ],
+)
+def test_a_damaged_folder_is_one_line(tmp_path: Path, name: str, text: str, error: str) -> None:
+    saved("vit", tmp_path)
+    (tmp_path / name).write_text(text)
+    with pytest.raises(InputError, match=error):
+        weights.read(tmp_path)
+
+
+def test_a_folder_without_weights_is_one_line(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"expected one of model\.safetensors, .* got an empty"):
+        weights.read(tmp_path)
+    saved("vit", tmp_path / "a")
+    shutil.move(tmp_path / "a/model.safetensors", tmp_path / "a/other.safetensors")
+    assert len(weights.read(tmp_path / "a").content) > 9  # the only one that there is
+    shutil.copy(tmp_path / "a/other.safetensors", tmp_path / "a/another.safetensors")
+    with pytest.raises(InputError, match=r"got another\.safetensors, other\.safetensors\. Name"):
+        weights.read(tmp_path / "a")
+    index = tmp_path / "a/model.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": {"x": "../secret.safetensors"}}))
+    with pytest.raises(InputError, match=r"expected the shard \.\./secret\.safetensors beside it"):
+        weights.read(index)
