@@ -60,6 +60,7 @@ def test_overrides_are_typed(recipe):
         ("data.flag=7", "expected bool, as the recipe's False, got '7'"),
         ("data.steps=7", r"expected list, as the recipe's \[1, 2\], got '7'"),
         ("data.steps.9=7", "expected a key of data.steps, got '9'"),
+        ("data.lr.x=1", r"expected a key of data.lr, got 'x'. It has no keys\."),
         ("data.width", "expected key=value, got data.width"),
         ("train.emadecay=1", r"Did you mean train.ema_decay\?"),
         ("train.ema_decay=a", r"train.ema_decay: Value 'a' of type 'str' could not be converted"),

@@ -143,6 +143,7 @@ def _lvis_api(
     return found | {c: _mean(precision[:, :, k, 0]) for k, c in categories}
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:The 'warn' method is deprecated:DeprecationWarning")  # lvis-api
 @pytest.mark.parametrize("iou_type", ["bbox", "segm"])
 @pytest.mark.parametrize("style", ["coco", "lvis"])

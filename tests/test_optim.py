@@ -8,7 +8,7 @@ import pytest
 from torch import nn
 
 from vitdet.backbones.vit import ViT
-from vitdet.optim import Constant, Cosine, MultiStep, Setting, adamw, parameter_table
+from vitdet.optim import Constant, Cosine, MultiStep, adamw, parameter_table
 from vitdet.utils.checks import InputError
 
 
@@ -19,17 +19,6 @@ class Detector(nn.Module):
             img_size=32, embed_dim=8, depth=2, num_heads=1, residual_block_indexes=[0]
         )
         self.head = nn.Linear(8, 3)
-
-
-def test_rules_of_the_table():
-    table = parameter_table(Detector(), weight_decay=0.2, layer_decay_rate=0.5)
-    assert table["backbone.pos_embed"] == Setting(0.125, 0.0)
-    assert table["backbone.patch_embed.proj.weight"] == Setting(0.125, 0.2)
-    assert table["backbone.blocks.0.norm1.weight"] == Setting(0.25, 0.0)
-    assert table["backbone.blocks.1.mlp.fc1.bias"] == Setting(0.5, 0.2)
-    assert table["backbone.blocks.0.residual.conv1.weight"] == Setting(1.0, 0.2)
-    assert table["backbone.blocks.0.residual.norm1.weight"] == Setting(1.0, 0.2)
-    assert table["head.weight"] == Setting(1.0, 0.2)
 
 
 def test_frozen_parameters_are_left_out_and_every_other_is_in_one_group():
@@ -120,19 +109,6 @@ def test_rules_of_weight_decay_in_their_order():
 def test_wrong_rules(rules, text):
     with pytest.raises(InputError, match=text):
         parameter_table(Detector(), **rules)
-
-
-def test_a_model_may_be_a_backbone_alone():
-    detector = Detector()
-    rules = {"layer_decay_rate": 0.5, "head_lr_multiplier": 4.0, "pyramid_lr_multiplier": 3.0}
-    whole, alone = (
-        parameter_table(detector, **rules),
-        parameter_table(detector.backbone, **rules, backbone=""),
-    )
-    assert {f"backbone.{name}": setting for name, setting in alone.items()} == {
-        name: setting for name, setting in whole.items() if name.startswith("backbone.")
-    }
-    assert len({setting.lr_multiplier for setting in alone.values()}) > 3
 
 
 def test_adamw_takes_every_rule_of_the_table():

@@ -201,8 +201,8 @@ def _override(cfg: DictConfig, override: str) -> None:
     unset = arguments(node) if isinstance(node, DictConfig) else {}
     if parents == ["train"]:
         unset = {each.name: getattr(Train, each.name, None) for each in fields(Train)}
-    given = isinstance(node, ListConfig) or last in list(node) or last not in unset
-    old = _child(node, last, ".".join(parents), key, unset) if given else unset[last]
+    new = isinstance(node, DictConfig) and last not in list(node) and last in unset
+    old = unset[last] if new else _child(node, last, ".".join(parents), key, unset)
     OmegaConf.set_struct(node, False)
     index: Any = int(last) if isinstance(node, ListConfig) else last
     node[index] = _typed(key, old, text)

@@ -53,14 +53,12 @@ class CocoEvaluator:
         output_dir: str | Path | None = None,
     ) -> None:
         if missing := [name for name in _OF_DATA if not hasattr(dataset, name)]:
-            raise InputError(
-                f"CocoEvaluator: the data set, a {type(dataset).__name__}, has no "
-                f"{', '.join(missing)}. Use vitdet.data.datasets.coco_dataset(json, images)."
-            )
+            text = f"the data set, a {type(dataset).__name__}, has no {', '.join(missing)}"
+            remedy = "Use vitdet.data.datasets.coco_dataset(json, images)."
+            raise InputError(f"CocoEvaluator: {text}. {remedy}")
         if not Path(dataset.json_file).is_file():
-            raise InputError(
-                f"{dataset.name}: no annotation file {dataset.json_file} to evaluate by"
-            )
+            text = f"no annotation file {dataset.json_file} to evaluate by"
+            raise InputError(f"{dataset.name}: {text}")
         self._output_dir = output_dir
         self._dataset = dataset
         self._max_dets = max_dets

@@ -199,8 +199,7 @@ def _check_truth(truth: Json, style: Style) -> None:
 def _objects(truth: Json, images: dict[int, Json], iou_type: str, style: Style) -> list[Json]:
     """Return copies of the annotations that count; a warning says how many do not, and why.
 
-    Each has image_id, category_id, bbox XYWH, segmentation (or None), area, and 0 or 1: iscrowd (a
-    detection in it is none), ignore (it need not be found). `images` are {id: image} that count.
+    In a copy `iscrowd` (a detection in it is none) and `ignore` (it need not be found) are 0 or 1.
     """
     categories = {category["id"] for category in truth["categories"]}
     known = {image["id"] for image in truth["images"]}

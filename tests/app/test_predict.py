@@ -19,7 +19,6 @@ from vitdet.app.predict import note_names, output_names, predict_batch
 from vitdet.predict.results import Picture
 from vitdet.utils.checks import InputError
 from vitdet.utils.files import RESULT_MARKER
-from vitdet.utils.run_lengths import decode
 
 
 @pytest.fixture
@@ -53,22 +52,18 @@ def test_a_folder_gives_pictures_json_and_a_line_each(drawn_run, photos, tmp_pat
     assert {path: path.read_bytes() for path in photos.iterdir()} == before
     names = {"0.jpg", "1.jpg", "2.jpg", "3.png", "4.jpg"}
     assert written(out) == names | {f"{i}.json" for i in range(5)}
-    with Image.open(out / "0.jpg") as drawn:
-        assert drawn.size == (480, 480)
+    assert cv2.imread(str(out / "0.jpg")).shape == (480, 480, 3)
     said = capsys.readouterr()
     assert said.err == ""
     lines = said.out.splitlines()
     assert [line.split("  ")[0] for line in lines[:-1]] == sorted(map(str, photos.iterdir()))
     assert lines[-1] == f"pictures in {out}"
-
     options = {"threshold": 0.0, "device": "cpu", "precision": "fp32", "batch_size": 2}
     wanted = Predictor.from_checkpoint(drawn_run.weights, **options)(photos)
     for number, (line, result) in enumerate(zip(lines, wanted, strict=False)):
         found = ", ".join(f"{count} {name}" for name, count in result.counts().items())
         assert f"128 x 128  {found}  (" in line
-        content = json.loads((out / f"{number}.json").read_text())
-        assert content == json.loads(result.to_json())
-        assert decode(content["detections"][0]["mask"]).shape == (128, 128)
+        assert (out / f"{number}.json").read_text() == result.to_json() + "\n"
 
 
 def test_a_bad_image_does_not_stop_the_others(drawn_run, photos, tmp_path, capsys):
@@ -97,13 +92,15 @@ def test_a_bad_image_does_not_stop_the_others(drawn_run, photos, tmp_path, capsy
     errors = said.err.splitlines()
     assert errors[0].startswith(f"error: input {tmp_path}/nothing.jpg: nothing is at this path")
     assert errors[-1] == "6 of 12 inputs failed"
-    told = dict(zip(["1", "cut", "loop", "pipe", "long"], errors[1:-1], strict=True))
-    assert "1.jpg: not an image in a format that is read" in told["1"]
-    assert "cut.jpg: damaged or not complete" in told["cut"]
-    assert "loop.jpg: cannot be read" in told["loop"]
-    assert "pipe.jpg: a pipe, and not an image" in told["pipe"]
-    assert "sides of up to 65500 pixels, got uint8 (2, 66000, 3)" in told["long"]
-    assert not [line for line in errors if "annotation" in line]
+    texts = (
+        "1.jpg: not an image in a format that is read",
+        "cut.jpg: damaged or not complete",
+        "loop.jpg: cannot be read",
+        "pipe.jpg: a pipe, and not an image",
+        "sides of up to 65500 pixels, got uint8 (2, 66000, 3)",
+    )
+    for line, text in zip(errors[1:-1], texts, strict=True):
+        assert text in line
 
 
 def test_nothing_but_bad_inputs_is_a_wrong_input(drawn_run, tmp_path, capsys, monkeypatch):
@@ -148,15 +145,6 @@ def test_an_interrupt_leaves_what_is_done_and_says_so(
 # --- names of results ---------------------------------------------------------------------------
 
 
-def test_inputs_are_never_written_over(drawn_run, photos, tmp_path, capsys):
-    before = {path: path.read_bytes() for path in photos.iterdir()}
-    (tmp_path / "link").symlink_to(photos)
-    for out in (photos, tmp_path / "link"):
-        assert predict(drawn_run, photos, "--out", out) == 2
-        assert "inputs are in this folder. Choose another one." in capsys.readouterr().err
-    assert {path: path.read_bytes() for path in photos.iterdir()} == before
-
-
 @pytest.mark.parametrize(
     "names",
     [
@@ -194,14 +182,19 @@ def test_what_is_in_the_folder_is_written_over_by_the_same_input_alone(tmp_path)
         output_names(inputs, out)
 
 
-def test_repeated_inputs_are_one(drawn_run, photos, tmp_path):
-    other = tmp_path / "other"
+def test_repeated_inputs_are_one_and_none_is_written_over(drawn_run, photos, tmp_path, capsys):
+    other, out = tmp_path / "other", tmp_path / "out"
     other.mkdir()
     shutil.copy(photos / "0.jpg", other / "0.jpg")
-    out = tmp_path / "out"
     pattern, again = str(photos / "[01].jpg"), photos / ".." / "photos" / "0.jpg"
     assert predict(drawn_run, pattern, again, other / "0.jpg", "--out", out) == 0
     assert written(out) == {"0.jpg", "1.jpg", "0-2.jpg"}
+    before = {path: path.read_bytes() for path in photos.iterdir()}
+    (tmp_path / "link").symlink_to(photos)
+    for out in (photos, tmp_path / "link"):
+        assert predict(drawn_run, photos, "--out", out) == 2
+        assert "inputs are in this folder. Choose another one." in capsys.readouterr().err
+    assert {path: path.read_bytes() for path in photos.iterdir()} == before
 
 
 def test_options_reach_the_predictor(drawn_run, photos, tmp_path, capsys):
@@ -236,7 +229,7 @@ def test_options_reach_the_predictor(drawn_run, photos, tmp_path, capsys):
         (["--slices", "0"], "slices: expected a size of at least 1 pixel"),
         (["--threshold", "2"], "predictor: expected a threshold of 0 to 1"),
         (["--device", "gpu"], "device gpu: torch cannot use it ("),
-        (["--class-names", "no.json"], "class list no.json"),
+        (["--class-names", "no.json"], "no.json: No such file"),
     ],
 )
 def test_wrong_options_are_one_line(drawn_run, photos, tmp_path, capsys, options, text):
@@ -263,16 +256,13 @@ def test_a_video_gives_a_video_and_a_line_a_frame(drawn_run, tmp_path, capsys):
     assert [line["image"].rpartition(" ")[2] for line in lines] == ["0", "1", "2", "3"]
     video = cv2.VideoCapture(str(out / "clip.mp4"))
     assert video.get(cv2.CAP_PROP_FPS) == 5
-    frames = 0
-    while video.read()[0]:
-        frames += 1
+    assert [video.read()[0] for _ in range(5)] == [True] * 4 + [False]
     video.release()
-    assert frames == 4
     said = capsys.readouterr()
-    total = sum(len(line["detections"]) for line in lines)
     assert f"{tmp_path}/clip.avi  128 x 128  " in said.out
     assert "(4 frames, " in said.out
     counts = said.out.split("128 x 128  ")[1].split("  (")[0].split(", ")
+    total = sum(len(line["detections"]) for line in lines)
     assert sum(int(count.split()[0]) for count in counts) == total
     assert "bad.mp4: expected frames that OpenCV reads" in said.err
 

@@ -38,48 +38,39 @@ def test_it_is_the_evaluation_of_the_engine(drawn_run, wanted, tmp_path, capsys)
     assert "AP50" in (tmp_path / "val" / "log.txt").read_text()
 
 
-def test_the_average_goes_by_its_own_name(drawn_run, wanted, tmp_path):
-    found = val(drawn_run, tmp_path, "--use", "ema")["results"]
-    assert set(found) == {"ema/bbox", "ema/segm"}
-    assert found["ema/bbox"]["AR100"] != wanted["results"]["bbox"]["AR100"]
-
-
 def test_other_data(drawn_run, wanted, tmp_path):
-    images = drawn_run.images[0].parent
-    given = val(drawn_run, tmp_path / "a", "--data", drawn_run.annotations, "--images", images)
-    assert given["results"] == wanted["results"]
-    data = tmp_path / "data"  # as `vitdet train` finds data: a folder with parts
-    for part in ("train", "valid"):
+    data, images = tmp_path / "data", drawn_run.images[0].parent
+    for part in ("train", "valid"):  # as `vitdet train` finds data: a folder with parts
         shutil.copytree(images, data / part)
         shutil.copy(drawn_run.annotations, data / part / "_annotations.coco.json")
-    given = val(drawn_run, tmp_path / "b", "--data", data)
-    assert given["results"] == wanted["results"]
+    for words in (("--data", drawn_run.annotations, "--images", images), ("--data", data)):
+        assert val(drawn_run, tmp_path / "out", *words)["results"] == wanted["results"]
 
 
-def test_slices_that_hold_an_image_change_nothing(drawn_run, wanted, tmp_path):
-    """Through the predictor and its own reading of the files, with the same numbers."""
-    found = val(drawn_run, tmp_path, "--slices", "128", "--batch-size", "2")
+def test_options(drawn_run, wanted, tmp_path):
+    """Slices that hold an image change nothing: through the predictor's own reading of files."""
+    found = val(drawn_run, tmp_path / "a", "--slices", "128", "--batch-size", "2")
     assert found["results"] == wanted["results"]
-
-
-def test_augmentation_and_overrides_change_the_numbers(drawn_run, wanted, tmp_path):
     plain = wanted["results"]["bbox"]["AR100"]
-    assert val(drawn_run, tmp_path / "a", "--tta")["results"]["bbox"]["AR100"] != plain
+    assert val(drawn_run, tmp_path / "b", "--tta")["results"]["bbox"]["AR100"] != plain
     fewer = "model.roi_heads.box_predictor.test_topk_per_image=1"
-    assert val(drawn_run, tmp_path / "b", fewer)["results"]["bbox"]["AR100"] < plain
+    assert val(drawn_run, tmp_path / "c", fewer)["results"]["bbox"]["AR100"] < plain
+    found = val(drawn_run, tmp_path, "--use", "ema")["results"]
+    assert set(found) == {"ema/bbox", "ema/segm"}  # the average goes by its own name
+    assert found["ema/bbox"]["AR100"] != plain
 
 
 def test_wrong_data_is_one_line(drawn_run, tmp_path, capsys):
     content = json.loads(drawn_run.annotations.read_text())
     content["categories"][0]["name"] = "disc"
     (tmp_path / "other.json").write_text(json.dumps(content))
-    words = ["--data", tmp_path / "other.json", "--images", drawn_run.images[0].parent]
-    given = ["val", "--weights", drawn_run.weights, "--out", tmp_path / "out", *words]
-    assert cli.main(list(map(str, given))) == 2
-    error = capsys.readouterr().err
-    assert "classes of the test data other: expected those of the training data" in error
-    assert error.count("\n") == 1
-    words = ["--data", tmp_path / "no.json"]
-    given = ["val", "--weights", drawn_run.weights, "--out", tmp_path / "out", *words]
-    assert cli.main(list(map(str, given))) == 2
-    assert "no.json" in capsys.readouterr().err
+    images = ["--images", drawn_run.images[0].parent]
+    for name, text in (
+        ("other.json", "classes of the test data other: expected"),
+        ("no.json",) * 2,
+    ):
+        given = ["val", "--weights", drawn_run.weights, "--data", tmp_path / name, *images]
+        assert cli.main([*map(str, given), "--out", str(tmp_path / "out")]) == 2
+        error = capsys.readouterr().err
+        assert text in error
+        assert error.count("\n") == 1

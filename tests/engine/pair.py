@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import time
 from collections.abc import Callable
 from functools import cache, partial
 from multiprocessing import forkserver
@@ -22,6 +23,7 @@ from detectron2.utils import comm
 from vitdet.utils.checks import InputError
 
 PROJECT = Path(__file__).resolve().parents[2]
+PATIENCE = 300.0  # seconds for what takes one on an idle machine
 
 
 def environment() -> dict[str, str]:
@@ -34,7 +36,7 @@ def environment() -> dict[str, str]:
 def fork_server() -> Any:
     """Return a context whose processes have imported what the tests of the engine need."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["ranks", "killing"])
+    context.set_forkserver_preload(["ranks"])
     before = dict(os.environ)
     os.environ.update(environment())  # the server finds modules by it alone
     forkserver.ensure_running()
@@ -79,3 +81,26 @@ def _rank(rank: int, store: str, errors: Any, function: Callable[[], Any]) -> No
     except InputError as error:
         errors.put(str(error))
     dist.destroy_process_group()
+
+
+def wait_until(condition, goes_on=lambda: True, pause: float = 0.05) -> None:
+    """Wait for a condition, as long as something else holds."""
+    deadline = time.monotonic() + PATIENCE
+    while not condition():
+        assert goes_on()
+        assert time.monotonic() < deadline
+        time.sleep(pause)
+
+
+def children(pid: int) -> list[int]:
+    """Process ids of what a process has started."""
+    return [int(each) for each in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+def born(pid: int) -> str:
+    """Start time of a process that lives, in clock ticks; "" for none."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
+    except (FileNotFoundError, ProcessLookupError):
+        return ""
+    return "" if fields[0] in "ZX" else fields[19]

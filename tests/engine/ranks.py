@@ -10,6 +10,7 @@ import signal
 import sys
 import threading
 import time
+from contextlib import redirect_stdout
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,15 +19,17 @@ import tiny_recipe
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
+import torch.utils.tensorboard  # imported by the first run otherwise, in every process
 from detectron2.config import LazyCall as L
+from omegaconf import DictConfig
 from pair import as_new
-from tiny_recipe import SIZE, TrainLoader, detector_node, draw, recipe, rectangles
+from tiny_recipe import SIZE, TrainLoader, detector_node, draw, recipe
 from torch.distributed.algorithms.ddp_comm_hooks import default_hooks
 from torch.distributed.tensor import DTensor
 
 from vitdet.config import build_model
-from vitdet.data.augment import large_scale_jitter
-from vitdet.data.loaders import build_train_loader
+from vitdet.data.augment import fixed_resize, large_scale_jitter
+from vitdet.data.loaders import build_test_loader, build_train_loader
 from vitdet.data.mapper import Mapper
 from vitdet.data.shapes import CLASSES, shapes_dataset
 from vitdet.engine import parameters
@@ -35,6 +38,7 @@ from vitdet.engine.launch import launch
 from vitdet.engine.run import evaluate, train
 from vitdet.engine.signals import Watch
 from vitdet.engine.trainer import Trainer
+from vitdet.utils import files
 from vitdet.utils.checks import InputError, exit_status
 from vitdet.utils.distributed import barrier, gather_object, hold_back, is_main, rank, serve_parent
 
@@ -104,6 +108,30 @@ def count_reductions(folder: str) -> None:
 # --- the project's own loader --------------------------------------------------------------------
 
 
+def shapes_recipe(folder: Path, shapes: Path, **options: Any) -> DictConfig:
+    """The embedded data, one reading process, two images a step, a checkpoint after each."""
+    settings = {"checkpoint_every": 2, "keep_checkpoints": 2, "eval_every": 40, "log_every": 1}
+    settings |= {"best_metric": "bbox/AP50", "ema_decay": 0.9, "num_images": 100_000}
+    cfg = recipe(folder, **{**settings, **options})
+    cfg.model.roi_heads.num_classes = len(CLASSES)
+    data = partial(L(shapes_dataset), root=str(shapes), size=SIZE)
+    jitter = L(large_scale_jitter)(size=SIZE, min_scale=0.5, max_scale=1.5)
+    cfg.dataloader.train = L(build_train_loader)(
+        dataset=data(split="train", num_images=12),
+        mapper=L(Mapper)(augmentations=jitter, is_train=True),
+        total_batch_size=2,
+        num_workers=1,
+        seed="${train.seed}",
+    )
+    cfg.dataloader.test = L(build_test_loader)(
+        dataset=data(split="val", num_images=2),
+        mapper=L(Mapper)(augmentations=L(fixed_resize)(height=SIZE, width=SIZE), is_train=False),
+        num_workers=1,
+    )
+    cfg.dataloader.evaluator = L(tiny_recipe.CountingEvaluator)(dataset="${..test.dataset}")
+    return cfg
+
+
 def train_shapes(folder: str, data: str, num_images: int, resume: bool) -> None:
     """Train on drawn shapes, all switches on; write down every image: `images.<rank>.jsonl`."""
     original = Trainer.step
@@ -116,25 +144,35 @@ def train_shapes(folder: str, data: str, num_images: int, resume: bool) -> None:
                 file.write(json.dumps([record["position"], name, pixels]) + "\n")
         original(self, batch)
 
-    options = {"checkpoint_every": 8, "ema_decay": 0.75, "accumulate": 2, "clip_grad_norm": 1.0}
-    cfg = recipe(Path(folder), num_images=num_images, **options)
-    cfg.dataloader.train = L(build_train_loader)(
-        dataset=L(shapes_dataset)(root=data, split="train", num_images=10, size=SIZE),
-        mapper=L(Mapper)(
-            augmentations=L(large_scale_jitter)(size=SIZE, min_scale=0.5, max_scale=1.5),
-            is_train=True,
-        ),
-        total_batch_size=4,
-        num_workers=2,
-        seed="${train.seed}",
-    )
-    cfg.dataloader.test.dataset = L(rectangles)(class_names=list(CLASSES))
+    options = {"checkpoint_every": 8, "keep_checkpoints": 9, "accumulate": 2, "clip_grad_norm": 1.0}
+    cfg = shapes_recipe(Path(folder), Path(data), num_images=num_images, **options)
+    cfg.dataloader.train.update(total_batch_size=4, num_workers=2)
     Path(folder).mkdir(parents=True, exist_ok=True)
     Trainer.step = step
     try:
         train(cfg, resume=resume)
     finally:
         Trainer.step = original
+
+
+def train_counted(folder: str, shapes: str, told: Any, options: dict[str, Any]) -> None:
+    """Begin or go on; `told` counts this process's steps, and what it flushed to the disk."""
+    as_new()
+    os.setsid()  # with its helpers a process group of its own
+    step, flush = Trainer.step, files._flush
+
+    def counted_step(self: Trainer, batch: list) -> None:
+        step(self, batch)
+        told[0] += 1
+
+    def counted_flush(path: Path) -> None:
+        told[1] += 1
+        time.sleep(0.005)  # a slow disk, so that a kill finds it busy
+        flush(path)
+
+    Trainer.step, files._flush = counted_step, counted_flush
+    with Path(os.devnull).open("w") as nowhere, redirect_stdout(nowhere):  # it is in log.txt
+        train(shapes_recipe(Path(folder), Path(shapes), **options), resume=True)
 
 
 # --- DDP and FSDP2 -------------------------------------------------------------------------------

@@ -13,7 +13,7 @@ from torch import nn
 from vitdet import checkpoint
 from vitdet.engine.parameters import Ema
 from vitdet.engine.run import train
-from vitdet.engine.trainer import NonFiniteLossError, Trainer
+from vitdet.engine.trainer import Trainer
 from vitdet.utils.checks import InputError
 
 DECAY = 0.75
@@ -116,16 +116,6 @@ def test_the_average_begins_with_the_weights_that_the_run_begins_with_and_goes_o
     ):
         with pytest.raises(InputError, match=r"train\.ema_decay for resuming .*" + text):
             train(recipe(tmp_path / folder, num_images=8, ema_decay=decay), resume=True)
-
-
-def test_an_average_that_is_not_finite_is_not_saved():
-    model = nn.Linear(1, 1)
-    optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
-    trainer = Trainer(model, optimizer, lambda _: 1.0, ema_decay=DECAY)
-    trainer.check_weights()
-    trainer.ema.state["weight"].fill_(float("inf"))
-    with pytest.raises(NonFiniteLossError, match=r"1 tensors that are not \(ema_state\.weight"):
-        trainer.check_weights()
 
 
 @pytest.mark.slow

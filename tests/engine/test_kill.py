@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import random
 import signal
@@ -10,9 +11,11 @@ from collections import Counter
 from collections.abc import Iterator
 from multiprocessing.process import BaseProcess
 from pathlib import Path
+from typing import Any
 
 import pytest
-from killing import Runs, wait_until
+import ranks
+from pair import born, children, fork_server, wait_until
 from test_run import assert_same, numbers
 
 from vitdet import checkpoint
@@ -20,6 +23,43 @@ from vitdet.engine.checkpoints import BEST, FINAL, LAST, read_state
 from vitdet.utils.checks import PREEMPTED_STATUS
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(3000)]
+
+
+class Runs:
+    """Processes that train in a folder."""
+
+    def __init__(self, folder: Path, shapes: Path, **options: Any) -> None:
+        self.folder, self.shapes, self.options = folder, shapes, options
+        self.start_seconds = 1.0  # until the first step, of the last process that took one
+        self.helpers: set[tuple[int, str]] = set()  # process id and start time
+
+    def start(self, **options: Any) -> BaseProcess:
+        self.told = fork_server().RawArray("i", 2)
+        arguments = (str(self.folder), str(self.shapes), self.told, {**self.options, **options})
+        process = fork_server().Process(target=ranks.train_counted, args=arguments)
+        process.start()
+        self.started = time.monotonic()
+        return process
+
+    @property
+    def steps(self) -> int:
+        """Steps of the last process."""
+        return self.told[0]
+
+    def wait_for(self, process: BaseProcess, steps: int, flushes: int = 0) -> None:
+        """Wait for steps of a process, then for so many parts of what it writes."""
+        for which, count in ((0, steps), (1, flushes)):
+            goal = which * self.told[which] + count
+            wait_until(lambda w=which, g=goal: self.told[w] >= g, process.is_alive, 0.0005)
+
+    def note_helpers(self, process: BaseProcess) -> None:
+        """Remember the reading processes."""
+        with contextlib.suppress(FileNotFoundError):
+            self.helpers |= {(pid, born(pid)) for pid in children(process.pid)}
+
+    def left(self) -> list[int]:
+        """Reading processes that are still there."""
+        return [pid for pid, start in self.helpers if start and born(pid) == start]
 
 
 @pytest.fixture(scope="module")

@@ -14,8 +14,16 @@ import pytest
 import ranks
 import torch
 from detectron2.config import LazyCall as L
-from killing import PATIENCE, born, children, wait_until
-from pair import PROJECT, environment, fork_server, in_pair
+from pair import (
+    PATIENCE,
+    PROJECT,
+    born,
+    children,
+    environment,
+    fork_server,
+    in_pair,
+    wait_until,
+)
 from tiny_recipe import own_recipe, recipe, rectangles, write_recipe
 
 from vitdet import checkpoint

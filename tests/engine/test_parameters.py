@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import pytest
 import torch
 from detectron2.utils.events import EventStorage
@@ -14,7 +12,6 @@ from torch import nn
 from torch._dynamo.testing import CompileCounterWithBackend
 
 from vitdet import checkpoint
-from vitdet.backbones.eva02 import EVA02ViT
 from vitdet.backbones.vit import ViT
 from vitdet.config import build_model
 from vitdet.engine.losses import DetectorLoss
@@ -150,14 +147,14 @@ def test_every_parameter_has_a_line(tmp_path):
 # --- compiled blocks -----------------------------------------------------------------------------
 
 # at least two windows along each side: one is a shape of its own to the compiler
-SIZES = ((64, 64), (48, 80), (80, 40), (40, 96), (96, 96), (64, 112))
+SIZES = ((64, 64), (48, 80), (80, 40), (96, 96))
 
 
-def build(kind: type[nn.Module], **options: Any) -> nn.Module:
+def build() -> ViT:
     torch.manual_seed(0)
     sizes = {"img_size": 64, "patch_size": 8, "embed_dim": 16, "depth": 3, "num_heads": 2}
     blocks = {"window_size": 4, "global_block_indexes": (2,), "pretrain_img_size": 32}
-    return kind(**sizes, **blocks, **options)
+    return ViT(**sizes, **blocks, use_rel_pos=True)
 
 
 @pytest.fixture
@@ -174,42 +171,25 @@ compiles = pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor th
 @compiles
 @pytest.mark.slow
 @pytest.mark.usefixtures("fresh_compiler")
-@pytest.mark.parametrize(
-    ("kind", "options"), [(ViT, {"use_rel_pos": True}), (EVA02ViT, {})], ids=["vit", "eva02"]
-)
-def test_graphs_stay_few_however_sizes_vary(kind: type[nn.Module], options: Any) -> None:
-    net, plain = (build(kind, drop_path_rate=0.3, **options) for _ in range(2))
+def test_graphs_stay_few_and_gradients_are_those_of_the_plain_net() -> None:
+    net, plain = build(), build()
     counter = CompileCounterWithBackend("eager")
     assert compile_blocks(net, backend=counter) == 3
     for size in SIZES:
-        net(torch.randn(2, 3, *size))["last_feat"].sum().backward()
-    # windows without and with stochastic depth, global blocks with it: for one size, for all, and
-    # where a side divides into windows or has the length of the position tables
+        x = torch.randn(2, 3, *size)
+        for each in (net, plain):
+            each.zero_grad()
+            each(x)["last_feat"].square().sum().backward()
+        for (name, ours), theirs in zip(net.named_parameters(), plain.parameters(), strict=True):
+            if theirs.grad is not None:
+                torch.testing.assert_close(ours.grad, theirs.grad, rtol=1e-4, atol=1e-4, msg=name)
+    # windows and global blocks: for one size, for all, and where a side divides into windows or has
+    # the length of the position tables
     assert counter.frame_count <= 9
     made = counter.frame_count
-    for size in ((40, 72), (104, 56), (120, 120), (64, 88)):
+    for size in ((40, 72), (104, 56)):
         net(torch.randn(2, 3, *size))["last_feat"].sum().backward()
     assert counter.frame_count == made
-    net.eval()
-    plain.eval()
-    for size in SIZES[:3]:
-        x = torch.randn(1, 3, *size)
-        with torch.no_grad():
-            torch.testing.assert_close(net(x)["last_feat"], plain(x)["last_feat"])
-
-
-@compiles
-@pytest.mark.slow
-@pytest.mark.usefixtures("fresh_compiler")
-def test_gradients_and_names_are_those_of_the_plain_net() -> None:
-    net, plain = (build(ViT, use_rel_pos=True) for _ in range(2))
-    compile_blocks(net, backend="aot_eager")
-    x = torch.randn(1, 3, 64, 48)
-    for each in (net, plain):
-        each(x)["last_feat"].square().sum().backward()
     assert net.state_dict().keys() == plain.state_dict().keys()
-    for (name, ours), theirs in zip(net.named_parameters(), plain.parameters(), strict=True):
-        if theirs.grad is not None:
-            torch.testing.assert_close(ours.grad, theirs.grad, rtol=1e-4, atol=1e-4, msg=name)
     with pytest.raises(InputError, match=r"train\.compile: the backbone has no blocks"):
         compile_blocks(nn.Linear(2, 2))

@@ -13,9 +13,8 @@ from pathlib import Path
 import pytest
 import torch
 from detectron2.config import LazyCall as L
-from killing import shapes_recipe
 from pair import in_pair
-from ranks import train_even_batches, train_shapes
+from ranks import shapes_recipe, train_even_batches, train_shapes
 from test_run import assert_same, numbers, stop_after
 
 from vitdet import checkpoint

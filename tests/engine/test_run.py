@@ -68,7 +68,6 @@ def results_of(folder: Path) -> dict:
 
 KINDS: dict[str, dict] = {
     "plain": {"checkpoint_every": 8, "eval_every": 16},
-    "average": {"checkpoint_every": 8, "eval_every": 16, "ema_decay": 0.75},
     "parts": {"checkpoint_every": 8, "eval_every": 16, "accumulate": 2},
     "best": {"checkpoint_every": 8, "eval_every": 4, "keep_checkpoints": 1, "ema_decay": 0.75}
     | {"best_metric": "bbox/AP50", "log_every": 1},
@@ -131,9 +130,7 @@ def test_metrics_hold_each_loss_and_learning_rate_and_the_log_its_lines(undistur
 
 
 # in the middle of a period, or right after a checkpoint
-@pytest.mark.parametrize(
-    ("kind", "steps"), [("plain", 3), ("parts", 4), ("average", 3), ("best", 4)]
-)
+@pytest.mark.parametrize(("kind", "steps"), [("plain", 3), ("parts", 4), ("best", 3), ("best", 4)])
 def test_a_resumed_run_ends_with_the_same_bits(runs, tmp_path, monkeypatch, kind, steps):
     stop_after(monkeypatch, steps)
     with pytest.raises(KeyboardInterrupt):
@@ -212,10 +209,10 @@ def test_a_run_keeps_its_data_and_a_resume_compares_them(tmp_path):
 
 @pytest.mark.parametrize(("which", "task"), [("model", "bbox"), ("ema", "ema/bbox")])
 def test_evaluation_alone_gives_the_results_of_the_training(runs, tmp_path, which, task):
-    stored = results_of(runs["average"])
-    start = str(runs["average"] / FINAL)
+    stored = results_of(runs["best"])
+    start = str(runs["best"] / FINAL)
     saved = load_config(
-        runs["average"] / "config.yaml", [f"train.output_dir={tmp_path / 'saved'}"], trust=True
+        runs["best"] / "config.yaml", [f"train.output_dir={tmp_path / 'saved'}"], trust=True
     )
     saved.train.update(init_checkpoint=start, eval_weights=which)
     for cfg in (saved, recipe(tmp_path / "out", init_checkpoint=start, eval_weights=which)):

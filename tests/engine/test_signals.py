@@ -12,8 +12,7 @@ from pathlib import Path
 import pytest
 import ranks
 import torch
-from killing import born, wait_until
-from pair import fork_server
+from pair import born, fork_server, wait_until
 
 from vitdet.engine.log import logging_to
 from vitdet.engine.signals import Preempted, Signals

@@ -111,7 +111,13 @@ def finds_something(model: nn.Module) -> bool:
     return len(out["instances"]) > 0
 
 
-@pytest.mark.parametrize("name", VARIANTS)
+QUICK = ("vitae_b", "basic", "shifted", "no pyramid")
+
+
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=[pytest.mark.slow] * (name not in QUICK)) for name in VARIANTS],
+)
 def test_variant_learns(name: str) -> None:
     seed_all(0)
     node = detector_node()

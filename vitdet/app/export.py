@@ -64,7 +64,7 @@ def run(args: argparse.Namespace) -> int:
     if isinstance(predictor.cfg, DictConfig):
         about["recipe"] = recipe = config_text(predictor.cfg)
         about["resize"] = yaml.safe_load(recipe)["dataloader"]["test"]["mapper"]["augmentations"]
-    with building(predictor.source):
+    with building(str(args.weights)):
         report = export(predictor.detector, args.out, images, size=size, about=about, **options)
     print(*table(report), sep="\n")
     if report.faults:
@@ -79,16 +79,10 @@ def run(args: argparse.Namespace) -> int:
 def comparison_images(
     predictor: Predictor, given: Path | None, count: int, size: tuple[int, int] | None
 ) -> list[torch.Tensor]:
-    """Return images to compare on, as the model gets them: uint8 (3, H, W) in RGB.
+    """Return at most `count` images to compare on, as the model gets them: uint8 (3, H, W) RGB.
 
-    Args:
-        predictor: resizes by the recipe's rule where there is no size.
-        given: a folder of image files, or one of them; None to draw some.
-        count: how many, at most.
-        size: (height, width) that all are fitted into, the rest black.
-
-    Raises:
-        InputError: no image, or one that cannot be read.
+    They are those of a folder or drawn, resized by the recipe's rule, or fitted into a size
+    (height, width), the rest black.
     """
     if count < 1:
         raise InputError(f"--num-images {count}: 1 or more are needed to compare on.")

@@ -5,8 +5,8 @@ from __future__ import annotations
 import io
 import json
 import warnings
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, redirect_stdout
+from collections.abc import Callable, Mapping
+from contextlib import redirect_stdout
 from dataclasses import asdict, dataclass, field
 from importlib import import_module
 from importlib.util import find_spec
@@ -56,12 +56,13 @@ def export(
 
     Raises:
         InputError: a setting that does not suit the model, a package that is missing, images
-            without an object, operators that ONNX does not have.
-        OSError: the disk takes no more; no part of a file is left.
+            without an object.
+        RuntimeError, OSError: an operator that ONNX does not have; a full disk. Of a file no part
+            is left.
     """
     check_output(out)
     graph = Graph(model, part, size, masks)
-    with _quiet(), TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent) as folder:
+    with TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent) as folder:
         if graph.detector and not any(len(outputs_of(graph, image)[0]) for image in images):
             raise InputError(
                 f"no object is found on the {len(images)} images to compare on, so that the file "
@@ -95,11 +96,7 @@ def check_output(out: Path) -> None:
 
 
 def write(graph: Graph, path: Path, image: torch.Tensor, opset: int = OPSETS[0]) -> None:
-    """Write the file as torch's exporter makes it, with an image to follow the graph with.
-
-    Raises:
-        InputError: the model has an operator that ONNX cannot have.
-    """
+    """Write the file as torch's exporter makes it, with an image to follow the graph with."""
     from torch.onnx import register_custom_op_symbolic, unregister_custom_op_symbolic
 
     axes: dict[str, dict[int, str]] = {}
@@ -113,21 +110,19 @@ def write(graph: Graph, path: Path, image: torch.Tensor, opset: int = OPSETS[0])
         axes |= {name: {2: f"{name}_height", 3: f"{name}_width"} for name in graph.outputs}
     register_custom_op_symbolic("aten::mT", _transpose, opset)
     try:
-        # It prints the whole graph where it fails.
-        with exportable(graph), _quiet(), torch.no_grad(), redirect_stdout(io.StringIO()):
-            torch.onnx.export(
-                graph,
-                (image,),
-                str(path),
-                dynamo=False,
-                opset_version=opset,
-                input_names=["image"],
-                output_names=list(graph.outputs),
-                dynamic_axes=axes,
-            )
-    except torch.onnx.OnnxExporterError as error:
-        text = f"the model has an operator that ONNX cannot have ({str(error)[:400]})."
-        raise InputError(text) from error
+        with exportable(graph), warnings.catch_warnings(), torch.no_grad():
+            warnings.simplefilter("ignore")  # a branch that the tracer lost shows in the comparison
+            with redirect_stdout(io.StringIO()):  # it prints the whole graph where it fails
+                torch.onnx.export(
+                    graph,
+                    (image,),
+                    str(path),
+                    dynamo=False,
+                    opset_version=opset,
+                    input_names=["image"],
+                    output_names=list(graph.outputs),
+                    dynamic_axes=axes,
+                )
     finally:
         unregister_custom_op_symbolic("aten::mT", opset)
 
@@ -136,14 +131,6 @@ def _transpose(g: Any, x: Any) -> Any:
     """Write `x.mT`, which the exporter does not know. Can go when it does."""
     rank = x.type().dim()
     return g.op("Transpose", x, perm_i=[*range(rank - 2), rank - 1, rank - 2])
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Silence torch's exporter; a branch that the tracer lost shows in the comparison."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield
 
 
 def _finish(path: Path, about: Mapping[str, str]) -> None:
