@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from detectron2.utils.registry import locate
+from detectron2.utils.registry import _convert_target_to_string, locate
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from tests.recipes import (
@@ -31,7 +31,6 @@ from tests.recipes import (
 )
 from vitdet import heads, plain_recipes
 from vitdet.config import (
-    _dotted_name,
     build_model,
     config_text,
     instantiate,
@@ -430,6 +429,6 @@ def test_a_recipe_from_elsewhere_may_build_what_these_build():
     for name in [*NAMES, "common/models/cascade_mask_rcnn_eva01"]:  # of no recipe yet
         for key, node in calls(recipe(name)):
             place = plain_recipes._place(tuple(key.split(".")[1:]))
-            found[place].add(_dotted_name(target(node)))
+            found[place].add(_convert_target_to_string(target(node)))
     for place, names in plain_recipes.PARTS.items():
         assert found[place] ^ names == set(), place
