@@ -79,11 +79,10 @@ def test_peers_compute_what_ours_does(name: str) -> None:
                     peers.check("them", tokens, mine.tokens(x))
 
 
-@pytest.mark.parametrize("backward", [False, True])
-def test_backbone(run, monkeypatch, backward: bool) -> None:
+def test_backbone(run, monkeypatch) -> None:
     monkeypatch.setattr(backbone, "measured", lambda *_: 1.5)
     words = ["--model", "tiny", "--size", "64", "--peers", "detectron2", "timm"]
-    table = run(backbone, *words, *["--backward"] * backward)
+    table = run(backbone, *words, "--backward")
     assert [line[0] for line in table[2:]] == [*backbone.PRODUCTS, "vitdet", "detectron2", "timm"]
     assert table[0][-2:] == ["peak MiB", "difference"]
     assert table[4][3] == "1.00"

@@ -21,7 +21,6 @@ from vitdet.utils.run_lengths import decode
 pytest.importorskip("selenium.webdriver", reason="selenium is not installed")
 from selenium import webdriver
 from selenium.webdriver.chrome.service import Service
-from selenium.webdriver.common.action_chains import ActionChains
 from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.support.ui import WebDriverWait
 
@@ -157,6 +156,9 @@ def test_a_picture_is_shown_filtered_and_saved(tab: Tab, tmp_path: Path) -> None
     tab.element("#threshold").send_keys(Keys.END)
     assert tab.text("#status") == "0 of 3 detections shown."
     assert tab.element("#canvas").get_attribute("aria-label").endswith(": nothing")
+    labels = "return [...document.querySelectorAll('input, button')].map("
+    labels += "each => (each.labels?.[0]?.textContent || each.textContent).trim())"
+    assert all(tab.js(labels))  # every control has a name
     tab.element("#threshold").send_keys(*[Keys.ARROW_LEFT] * 50)
     tab.click("#none")
     tab.click("#all")
@@ -195,23 +197,6 @@ def test_boxes_lie_on_a_picture_that_was_turned(tab: Tab, tmp_path: Path) -> Non
         assert tab.rows() == ["red", "green"]
         assert np.argmax(colours, axis=1).tolist() == [0, 1, 2], kind
         assert np.diag(colours).min() > 200
-
-
-def test_the_page_can_be_used_by_keyboard_and_by_ear(tab: Tab, tmp_path: Path) -> None:
-    """Every control has a name, and the tabulator reaches them in their order."""
-    tab.upload(tmp_path / "three.png", stored(scene()))
-    names = tab.js(
-        "document.activeElement.blur(); document.getElementById('file').focus();"
-        "return [...document.querySelectorAll('input, button')].map("
-        "e => (e.labels?.[0]?.textContent || e.textContent).trim())"
-    )
-    assert all(names), names
-    for name in ("file", "threshold", "boxes", "masks", "labels", "all", "none", "red", "green"):
-        at = tab.js("return [document.activeElement.id, document.activeElement.value]")
-        assert name in at
-        ActionChains(tab.driver).send_keys(Keys.TAB).perform()
-    assert tab.element("#status").get_attribute("role") == "status"
-    assert tab.element("#error").get_attribute("role") == "alert"
 
 
 def test_a_dropped_file_is_looked_at_and_a_server_that_is_gone_is_missed(tab, tmp_path) -> None:

@@ -7,6 +7,8 @@ import os
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pycocotools.mask as mask_util
 import pytest
 from folders import (
     BOX,
@@ -142,10 +144,6 @@ READ: dict[str, dict[str, tuple[Changes, str]]] = {
         "Windows": (named("train\\a.jpg", "C:\\pics\\b.jpg"), FOUND),
         "absolute, Label Studio": (named("/x/a.jpg", "/data/local-files/?d=train/b.jpg"), FOUND),
         "percent": ({"train/a.jpg": "mv:train/my a.jpg"} | named("my%20a.jpg", "b.jpg"), "1 of 2"),
-        "percent as written": (
-            {"train/a.jpg": "mv:train/my%20a.jpg"} | named("my%20a.jpg", "b.jpg"),
-            "",
-        ),
         "case": ({"train/a.jpg": "mv:train/A.JPG"}, "a.jpg is train/A.JPG"),
         "NFC": ({"train/a.jpg": "mv:train/e\u0301.jpg"} | named("\u00e9.jpg", "b.jpg"), "1 of 2"),
         "no folders": (
@@ -270,23 +268,36 @@ def test_boxes_are_right(tmp_path: Path) -> None:
     assert part.content["annotations"][0]["bbox"] == [6, 12, 8, 16]
 
 
-def test_voc_flags_polygons_and_masks(tmp_path: Path) -> None:
-    def first() -> dict[str, Any]:
-        return find_data(tmp_path).parts["all"].content["annotations"][0]
+def test_polygons_masks_and_flags(tmp_path: Path) -> None:
+    def objects_of(folder: Path) -> list[dict[str, Any]]:
+        return next(iter(find_data(folder).parts.values())).content["annotations"]
 
-    voc(tmp_path)
+    yolo(tmp_path / "yolo")
+    change(tmp_path / "yolo", labels("0 .1 .1 .5 .1 .5 .5"))
+    polygon = {"bbox": [4, 2, 16, 8], "area": 64, "segmentation": [[4, 2, 20, 2, 20, 10]]}
+    assert objects_of(tmp_path / "yolo")[0].items() >= polygon.items()
+    folder = tmp_path / "voc"
+    voc(folder)
     for flag, crowd in (("1", 1), ("0", 0), ("", 0), ("Unspecified", 0), ("true", 1)):
-        change(tmp_path, xml(OBJECT.replace("</o", f"<difficult>{flag}</difficult></o")))
-        assert first()["iscrowd"] == crowd
-    points = [(2, 3), (9, 3), (9, 12)]
-    polygon = "".join(f"<x{i}>{x}</x{i}><y{i}>{y}</y{i}>" for i, (x, y) in enumerate(points, 1))
-    change(tmp_path, xml(OBJECT.replace("</o", f"<polygon>{polygon}</polygon></o")))
-    assert first()["segmentation"] == [[1, 2, 8, 2, 8, 11]]
-    change(tmp_path, {"SegmentationObject/a.png": "img:"})
-    assert any("masks of 1 of 3 images" in note for note in find_data(tmp_path).notes)
-    change(tmp_path, {"SegmentationObject/b.png": "img:", "SegmentationObject/c.png": "img:"})
-    with pytest.raises(InputError, match=r"a\.png: expected 20 x 40 pixels .*of 1 objects"):
-        find_data(tmp_path)
+        change(folder, xml(OBJECT.replace("</o", f"<difficult>{flag}</difficult></o")))
+        assert objects_of(folder)[0]["iscrowd"] == crowd
+    points = "<x1>2</x1><y1>3</y1><x2>9</x2><y2>3</y2><x3>9</x3><y3>12</y3>"
+    change(folder, xml(OBJECT.replace("</o", f"<polygon>{points}</polygon></o")))
+    assert objects_of(folder)[0]["segmentation"] == [[1, 2, 8, 2, 8, 11]]
+    # masks by the numbers of objects, where all images have them; 255 is none
+    change(folder, {"SegmentationObject/a.png": "img:", **xml(OBJECT * 2)})
+    assert any("masks of 1 of 3 images" in note for note in find_data(folder).notes)
+    pixels = np.zeros(SIZE[::-1], dtype=np.uint8)
+    pixels[5:9, 3:7], pixels[0] = 1, 255
+    for name in "abc":
+        Image.fromarray(pixels).save(folder / f"SegmentationObject/{name}.png")
+    found = find_data(folder)
+    assert "left out: 1 object hidden by others in SegmentationObject" in found.notes
+    for each in objects_of(folder):
+        assert np.array_equal(mask_util.decode(each["segmentation"]), pixels == 1)
+    change(folder, {"SegmentationObject/a.png": "img:"})
+    with pytest.raises(InputError, match=r"a\.png: expected 20 x 40 pixels .*of 2 objects"):
+        find_data(folder)
 
 
 def test_images_elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -187,7 +187,7 @@ def test_a_worker_that_brings_nothing_is_an_error(shapes, monkeypatch, killed):
 
     The worker ends between two batches: half a batch in the queue is for the watch of a training.
     """
-    monkeypatch.setattr(loaders, "TIMEOUT", 1.0)
+    monkeypatch.setattr(loaders, "TIMEOUT", 5.0)  # the first batches come in time, too
     monkeypatch.setattr(_utils, "MP_STATUS_CHECK_INTERVAL", 0.5)
     others = set(multiprocessing.active_children())
     mapper = Stuck()
@@ -199,7 +199,7 @@ def test_a_worker_that_brings_nothing_is_an_error(shapes, monkeypatch, killed):
         assert mapper.waits.wait(60)
         if killed:
             worker.kill()
-        text = "(is killed|exited)" if killed else "timed out after 1.0"
+        text = "(is killed|exited)" if killed else "timed out after 5.0"
         with pytest.raises(RuntimeError, match=rf"^DataLoader .*{text}"):
             next(batches)
     finally:

@@ -56,13 +56,7 @@ def judge(
 
     COCO lets the detection with the highest score choose its object first, so the matches of all
     are also those of the detections with at least the score `threshold`, which alone are judged.
-
-    Args:
-        truth: content of an annotation file.
-        results: in COCO's format.
-        iou_type: "bbox" or "segm".
-        threshold: a score.
-        rules: max_dets, style, image_ids, as of `vitdet.scores.evaluate_results`.
+    The other arguments are those of `vitdet.scores.evaluated`.
 
     Returns:
         {category id: (IoU 0.50 to 0.95, 101 recalls, all / small / medium / large)}, nan without
