@@ -180,6 +180,7 @@ def _weights(path: Path, class_names: list[str] | None) -> Path:
     return path
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("names", [["cat", "dog"], None], ids=["same classes", "converted"])
 def test_weights_that_fit_are_taken_as_they_are(
     capsys: Capture, data: Path, tmp_path: Path, names: list[str] | None
