@@ -13,7 +13,7 @@ from torch import nn
 import converter
 from vitdet import checkpoint
 from vitdet.config import build_model, load_config, set_num_classes
-from vitdet.convert.classes import carry, match, read_classes, read_table, with_classes
+from vitdet.convert.classes import carry, match, read_classes, with_classes
 from vitdet.convert.names import shapes_of
 from vitdet.utils.checks import InputError
 
@@ -60,12 +60,6 @@ WRONG_LISTS: list[tuple[object, str]] = [
 def test_wrong_lists(tmp_path: Path, content: object, message: str) -> None:
     with pytest.raises(InputError, match=message):
         read_classes(written(tmp_path, content))
-
-
-def test_wrong_tables(tmp_path: Path) -> None:
-    for content in (["a"], {"a": 1}):
-        with pytest.raises(InputError, match=r"expected \{new class: class of the file\}, got som"):
-            read_table(written(tmp_path, content))
 
 
 def test_names_are_equal_or_paired_by_a_table() -> None:
@@ -187,15 +181,6 @@ def test_retinanet_and_the_federated_loss() -> None:
         assert (name in initialised) == (name in target)
 
 
-def test_there_and_back_is_the_identity() -> None:
-    before = state(4, cascade=True)
-    new = ("Cell Phone", "a", "Person", "Street Lights", "b", "Car")
-    there, left = carry(before, shapes(6, cascade=True), match(OLD, new))
-    again, left = carry(there, shapes(4, cascade=True), match(new, OLD), left)
-    assert left == []
-    assert all(torch.equal(again[name], value) for name, value in before.items())
-
-
 def test_wrong_heads() -> None:
     classes = match(OLD, NEW, {})
     with pytest.raises(InputError, match="expected a detector with a classifier, got names like w"):
@@ -283,6 +268,8 @@ WRONG = {
     "--source-classes: expected --target-classes beside": "@bare.pth --source-classes @old.json",
     "class lists: expected a class in common": "@trained.pth --target-classes @new.json",
     "class list": "@trained.pth --target-classes @table.json",
+    "expected {new class: class of the file}": "@trained.pth --target-classes @new.json "
+    "--class-table @old.json",
     "No such file": "@trained.pth --target-classes @absent.json",
 }
 

@@ -247,13 +247,6 @@ def test_buffer_of_the_federated_loss() -> None:
     assert report.initialised == [name]
 
 
-def test_backbone_of_a_detector_with_other_classes() -> None:
-    lvis, target = find("mask_rcnn_vitdet_b.lvis"), find("mask_rcnn_vitdet_b.coco").shapes()
-    _, report = convert(lvis.content(), target, backbone_only=True)
-    assert set(report.dropped.values()) == {"outside the backbone (--backbone-only)"}
-    assert len(report.used) + len(report.dropped) == len(lvis.tensors)
-
-
 @pytest.mark.parametrize("fmt", ["timm", "dinov2", "dinov3", "clip", "mae", "beit"])
 def test_where_in_the_file_the_weights_lie_makes_no_difference(fmt: str) -> None:
     # MAE's encoders alone have timm's names: that they lie under "model" is what tells them

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 
 from vitdet.backbones.msvit import MsViT
-from vitdet.convert import Report, convert, detect
+from vitdet.convert import Report, convert
 from vitdet.convert.names import shapes_of
 from vitdet.utils.checks import InputError
 
@@ -111,9 +111,3 @@ WRONG: list[tuple[str, Weights, dict[str, Any]]] = [
 def test_other_models_are_refused(text: str, source: Weights, target: dict[str, Any]) -> None:
     with pytest.raises(InputError, match=text):
         to(source, **target)
-
-
-def test_the_output_of_the_published_converter_is_recognised() -> None:
-    state = {f"backbone.bottom_up.{name}": value for name, value in toy().items()}
-    assert detect({"model": state}) == "vil_det"
-    assert detect(toy()) == "vil"

@@ -79,24 +79,6 @@ def test_rates_follow_the_images_seen_and_hooks_come_after_every_step():
     assert [rates[1] for _, rates in seen] == pytest.approx([0.1, 0.12, 0.14])
 
 
-def test_random_numbers_are_a_function_of_seed_and_images_seen():
-    whole, parts, other = (make_trainer(seed=seed) for seed in (4, 4, 5))
-    for _ in range(4):
-        whole.step(batch_of(1.0))
-        other.step(batch_of(1.0))
-    parts.step(batch_of(1.0))
-    parts.step(batch_of(1.0))
-    torch.rand(100)  # something else used random numbers meanwhile
-    resumed = make_trainer(seed=4)
-    resumed.detector.load_state_dict(parts.detector.state_dict())
-    resumed.load_state_dict(parts.state_dict(), source="here")
-    resumed.step(batch_of(1.0))
-    resumed.step(batch_of(1.0))
-    assert resumed.images_seen == 4
-    assert torch.equal(resumed.detector.weight, whole.detector.weight)
-    assert not torch.equal(other.detector.weight, whole.detector.weight)
-
-
 def adam_trainer(names: list[str]) -> Trainer:
     """Parameters of one shape in two groups, in the order of the names."""
     detector = Noisy()

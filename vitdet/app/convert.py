@@ -75,11 +75,7 @@ def add_reading_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Convert; return 0, or 1 when some keys are unaccounted for.
-
-    Raises:
-        InputError: an input is wrong.
-    """
+    """Convert; return 0, or 1 when some keys are unaccounted for."""
     try:
         convert_file(args)
     except UnaccountedError as error:
@@ -90,11 +86,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def convert_file(args: argparse.Namespace) -> None:
-    """Convert.
-
-    Raises:
-        InputError: an input is wrong; as UnaccountedError, some keys are unaccounted for.
-    """
+    """Convert; an input that is wrong is an InputError, unaccounted keys an UnaccountedError."""
     _check_options(args)
     _check_paths(args)
     content = read_weights(args.source_model, trust=args.trust).content

@@ -47,12 +47,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Print what the file holds; return 0, or 1 when its format is none that is known.
-
-    Raises:
-        InputError: no such file, damaged, no tensors in it.
-    """
-    content = _without_data(read(args.file, trust=args.trust).content)
+    """Print what the file holds; return 0, or 1 when its format is none that is known."""
+    content = _bare(read(args.file, trust=args.trust).content)
     size = sum(part.stat().st_size for part in (args.file, *args.file.glob("*")) if part.is_file())
     found: dict[str, Any] = {"file": str(args.file), "file_bytes": size}
     found |= describe(content, weights=args.weights, source=str(args.file))
@@ -67,15 +63,11 @@ def run(args: argparse.Namespace) -> int:
     return 0 if found["format"] else 1
 
 
-def _without_data(content: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the content with its state dicts on the meta device, so that the data can go."""
-
-    def bare(value: Any, deep: bool = True) -> Any:
-        if deep and isinstance(value, Mapping):
-            return {name: bare(each, False) for name, each in value.items()}
-        return value.to("meta") if isinstance(value, torch.Tensor) else value
-
-    return {key: bare(value) for key, value in content.items()}
+def _bare(value: Any) -> Any:
+    """Return tensors on the meta device, in mappings too, so that the data can go."""
+    if isinstance(value, Mapping):
+        return {name: _bare(each) for name, each in value.items()}
+    return value.to("meta") if isinstance(value, torch.Tensor) else value
 
 
 def _about(content: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -89,19 +81,10 @@ def _about(content: Mapping[str, Any]) -> Mapping[str, Any]:
 def describe(
     content: Mapping[str, Any], *, weights: str | None = None, source: str = "source"
 ) -> dict[str, Any]:
-    """Describe a file by plain values, for JSON.
+    """Describe a file by plain values, for JSON; sizes as `vitdet.backbones` names them.
 
-    Args:
-        content: what `vitdet.checkpoint.read` returned, or a state dict; tensors without data do.
-        weights: the key of the file that holds the state dict; None to find it.
-        source: the file's name, for messages.
-
-    Returns:
-        "format" ("" for an unknown one), sizes of the "backbone" as `vitdet.backbones` names them,
-        as far as shapes tell, "head", "notes" and the like.
-
-    Raises:
-        InputError: there is no state dict in it.
+    Args are those of `vitdet.convert.convert`; tensors without data do. The "format" is "" for an
+    unknown one. Raises InputError when there is no state dict in the content.
     """
     state_dict, nest = unnest(content, source, weights)
     tensors = state_dict.values()
@@ -181,9 +164,9 @@ def _backbone(inside: Shapes, fmt: str) -> dict[str, Any]:
         if found := _STAGE.match(name):
             stages[found[1]].append(_at(inside[name], 0))
     order = sorted(stages)
-    in_stages = {"embed_dims": [stages[stage][0] for stage in order]}
-    in_stages["depths"] = [len(stages[stage]) for stage in order]
-    return {"kind": kind.name, "what": kind.what} | (in_stages if stages else _plain(inside))
+    sizes = {"embed_dims": [stages[stage][0] for stage in order]} if stages else _plain(inside)
+    depths = {"depths": [len(stages[stage]) for stage in order]} if stages else {}
+    return {"kind": kind.name, "what": kind.what} | sizes | depths
 
 
 def _plain(inside: Shapes) -> dict[str, Any]:
@@ -206,13 +189,12 @@ def _plain(inside: Shapes) -> dict[str, Any]:
         "qkv_bias": bool(first.keys() & {"attn.qkv.bias", "attn.q_bias", "attn.q_proj.bias"}),
         "layer_scale": bool(first.keys() & {"ls1.gamma", "gamma_1"}),
         "use_rel_pos": "attn.rel_pos_h" in first,
-        "residual_block_indexes": sorted({i for i, n in blocks if n.startswith("residual.")})
-        or None,
+        "residual_block_indexes": sorted({i for i, n in blocks if "residual." in n}) or None,
         "class_token": "cls_token" in inside or None,
         "num_register_tokens": _at(inside.get("reg_token", ()), 1) or None,
     }
-    known = {name: value for name, value in sizes.items() if value is not None}
-    return known | _positions(inside, patch) | _windows(inside, patch)
+    sizes |= _positions(inside.get("pos_embed"), patch) | _windows(inside, patch)
+    return {name: value for name, value in sizes.items() if value is not None}
 
 
 def _head_dim(inside: Shapes, first: Shapes) -> int:
@@ -223,20 +205,17 @@ def _head_dim(inside: Shapes, first: Shapes) -> int:
     return next((_at(shape, -1) for shape in (*of_blocks, *tables) if shape), 4 * periods)
 
 
-def _positions(inside: Shapes, patch: int) -> dict[str, Any]:
-    shape = inside.get("pos_embed")
+def _positions(shape: Shape | None, patch: int) -> dict[str, Any]:
     if shape is None:
         return {"use_abs_pos": False}
-    before, grid = 0, list(shape[1:3])  # (1, H, W, C)
-    if len(shape) != 4:  # (1, rows, C), or (rows, C)
-        rows = _at(shape, -2)
-        squares = (n for n in (0, 1) if rows > n and math.isqrt(rows - n) ** 2 == rows - n)
-        before = next(squares, -1)
-        if before < 0:
-            return {"use_abs_pos": True, "pos_embed_rows": rows}
-        grid = [math.isqrt(rows - before)] * 2
-    size = {"pos_embed_grid": grid, "pretrain_img_size": grid[0] * patch}
-    return {"use_abs_pos": True, **size, "pretrain_use_cls_token": bool(before)}
+    rows = _at(shape, -2)  # (1, rows, C), or (rows, C), or (1, H, W, C)
+    side = math.isqrt(rows)
+    grid = list(shape[1:3]) if len(shape) == 4 else [side, side]
+    row = len(shape) != 4 and rows == side * side + 1
+    if len(shape) != 4 and rows - side * side > 1:
+        return {"use_abs_pos": True, "pos_embed_rows": rows}
+    sizes = {"use_abs_pos": True, "pos_embed_grid": grid, "pretrain_img_size": grid[0] * patch}
+    return sizes | {"pretrain_use_cls_token": row}
 
 
 def _windows(inside: Shapes, patch: int) -> dict[str, Any]:
@@ -323,11 +302,11 @@ def _lines(found: Mapping[str, Any]) -> list[str]:
     nested = f", under {found['nested_under']!r}" if found["nested_under"] else ""
     what = f": {found['what']}" if found["what"] else ""
     dtypes = ", ".join(f"{name} {count}" for name, count in found["dtypes"].items())
+    numbers = f"{found['parameters'] / 1e6:.2f} M numbers, {_bytes(found['bytes'])}"
     lines = [
         f"file         {one_line(found['file'])}, {_bytes(found['file_bytes'])}",
         f"format       {found['format'] or 'unknown'}{nested}{what}",
-        f"tensors      {found['tensors']} ({dtypes}), {found['parameters'] / 1e6:.2f} M numbers, "
-        f"{_bytes(found['bytes'])}",
+        f"tensors      {found['tensors']} ({dtypes}), {numbers}",
     ]
     if found["beside"]:
         lines.append(f"beside       {some(found['beside'], 8)}")

@@ -74,9 +74,6 @@ def read_classes(path: str | Path) -> dict[int, str]:
     """Return {category id: name} of a JSON file: COCO's annotation format, or a plain list.
 
     They stand in the order of a head's rows: that of the ids, or of the list, which is 1, 2, ...
-
-    Raises:
-        InputError: no JSON, no names, a name or an id that stands there twice.
     """
     what = f"class list {path}"
     content = _read_json(path, what)
@@ -111,16 +108,10 @@ def match(
 ) -> ClassMap:
     """Find for each new class the old class of the same name.
 
-    Args:
-        source: names of the file's classes.
-        target: names of the new classes.
-        table: {new class: old class} for those that are called differently. When it is given, if
-            only as {}, names are also compared without regard to case, underscores, hyphens and
-            spaces; without it they must be equal.
-
-    Raises:
-        InputError: a class twice in a list, two old classes for one new class, a name in the table
-            that is in no list.
+    `table` is {new class: old class} for those that are called differently. When it is given, if
+    only as {}, names are also compared without regard to case, underscores, hyphens and spaces;
+    without it they must be equal. Raises InputError for a class that stands in a list twice, or in
+    the table and in no list.
     """
     spell = str if table is None else _loosen
     table = table or {}
@@ -165,9 +156,6 @@ def carry(
     Returns:
         (state dict with class rows in the new order, zeros in those that start anew; what the model
         initialises itself: names, and "name[rows]" for single rows).
-
-    Raises:
-        InputError: no head, or one for another number of classes.
     """
     given = shapes_of(weights)
     tensors = [

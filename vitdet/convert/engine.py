@@ -21,6 +21,7 @@ from vitdet.convert.rules import (
     Report,
     Shapes,
     UnaccountedError,
+    by_rule,
 )
 from vitdet.convert.tensors import Grid, add_class_row, copy, fit, fold, split_distillation
 from vitdet.utils.checks import InputError, check_word
@@ -65,12 +66,7 @@ Step = tuple[tuple[str | None, ...], Make]  # inner names of what a weight is ma
 
 
 def detect(content: Mapping[str, Any], weights: str | None = None) -> str:
-    """Return the name of the format of a file's content; an InputError for none of `FORMATS`.
-
-    Args:
-        content: what `vitdet.checkpoint.read` returned, or a state dict.
-        weights: the key that holds the state dict, None to find it.
-    """
+    """Return the name of the format of a file's content; an InputError for none of `FORMATS`."""
     return _open(content, None, weights, "source")[1].name
 
 
@@ -91,19 +87,15 @@ def convert(
 
     Args:
         content: what `vitdet.checkpoint.read` returned, or a state dict.
-        target: {name: shape} of the model: a whole detector, a pyramid, or a backbone alone. None:
-            give the weights our names and nothing else, for `export`; a format that computes
-            weights needs a model.
+        target: {name: shape} of a detector, a pyramid, or a backbone. None: give the weights our
+            names and nothing else, for `export`; a format that computes weights needs a model.
         source_format: a name in `FORMATS`; None to recognise it.
         weights: the key of the file that holds the state dict ("ema_state"); None to find it.
         backbone_only: leave out the source's pyramid and heads, if it has them.
         resize_patch_embed: allow the patch kernel to be resampled to another patch size.
-        fold_layer_scale: multiply LayerScale into the layers before it, exactly, for a model
-            that has none.
-        allow_inexact: go on where the model lacks a part of the source's network; the account
-            lists what was left out.
-        settings: arguments of the model's backbone, as far as they are known: those that the
-            format knows better must agree.
+        fold_layer_scale: multiply LayerScale into the layers before it, for a model without.
+        allow_inexact: go on where the model lacks a part of the source's network.
+        settings: arguments of the model's backbone: those that the format knows must agree.
         source: the file's name, for messages.
 
     Returns:
@@ -111,8 +103,7 @@ def convert(
 
     Raises:
         UnaccountedError: a key no rule covers, or a name that should have been filled.
-        InputError: unknown format, another size, another number of classes, parts that the model
-            has no place for.
+        InputError: unknown format, other sizes, parts that the model has no place for.
     """
     settings = settings or {}
     state_dict, fmt, report = _open(content, source_format, weights, source)
@@ -218,8 +209,7 @@ def _left_open(content: Mapping[str, Any], source: str) -> list[str]:
     about = content.get("vitdet")
     names = about.get("initialised", []) if isinstance(about, Mapping) else []
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-        text = "expected a list of names, got other things. Convert the file again."
-        raise InputError(f"{source}: initialised: {text}")
+        raise InputError(f"{source}: initialised: expected a list of names. Convert it again.")
     return names
 
 
@@ -227,13 +217,10 @@ def _check_weight(given: Source, source: str) -> None:
     """Raise InputError when a weight is inf or nan, or of a type that is no weight's."""
     tensor, what = given.tensor, f"{source}: {given.keys[0]}"
     if tensor.dtype not in _DTYPES:
-        raise InputError(
-            f"{what}: expected float64, float32, bfloat16 or float16, got "
-            f"{str(tensor.dtype).removeprefix('torch.')}. Save the weights as float32."
-        )
-    if tensor.device.type != "meta" and not torch.isfinite(tensor).all():
-        text = "expected finite numbers, got inf or nan. File or training was damaged."
-        raise InputError(f"{what}: {text}")
+        got = f"got {str(tensor.dtype).removeprefix('torch.')}. Save the weights as float32."
+        raise InputError(f"{what}: expected float64, float32, bfloat16 or float16, {got}")
+    if not tensor.is_meta and not torch.isfinite(tensor).all():
+        raise InputError(f"{what}: expected finite numbers, got inf or nan. It is damaged.")
 
 
 def _renamed(
@@ -264,7 +251,7 @@ def _renamed(
 def _plan(
     given: Mapping[str, Source], names: Names, target: Shapes, report: Report
 ) -> dict[str, Step]:
-    """Return how each weight is filled that the file has something for; enter the keys it takes."""
+    """Return how each weight is filled that the file can fill; enter the keys that it takes."""
     steps: dict[str, Step] = {}
     for name in target:
         inner = names.of_model(name)
@@ -289,7 +276,7 @@ def _make(
         _check_weight(given[name], source)
     if make.note and make.note not in report.notes:
         report.notes.append(make.note)
-    return make.function([None if name is None else given[name].tensor for name in sources], shape)
+    return make.function(shape, *(None if name is None else given[name].tensor for name in sources))
 
 
 def _grid(settings: Mapping[str, Any]) -> Grid:
@@ -392,7 +379,7 @@ def _stop_if_unaccounted(report: Report, source: str, *, allow_inexact: bool) ->
         raise UnaccountedError(f"{text}an account of every key, got: {got}. {advice}", report)
     if allow_inexact or not (report.inexact or report.settings):
         return
-    lost = [f"a place for {why} ({some(keys)})" for why, keys in report.by_rule("inexact").items()]
+    lost = [f"a place for {why} ({some(keys)})" for why, keys in by_rule(report.inexact).items()]
     lost += [f"{name}={want!r}, not {have!r}" for name, (want, have) in report.settings.items()]
     text += f"of the model: {'; '.join(lost)}. Set that in the recipe, or --allow-inexact: numbers "
     text += "will differ."

@@ -34,13 +34,7 @@ def unnest(
 ) -> tuple[dict[str, torch.Tensor], str]:
     """Return the state dict in a file's content, and the key that held it ("" for none).
 
-    Args:
-        content: what `vitdet.checkpoint.read` returned, or a state dict.
-        source: the file, for messages.
-        weights: the key, None to find it.
-
-    Raises:
-        InputError: no such key, or no tensors there.
+    `weights` names the key. Raises InputError when there is no such key, or no tensors there.
     """
     if weights is not None and not isinstance(content.get(weights), Mapping):
         raise InputError(
@@ -123,8 +117,7 @@ class Names:
 def find_names(fmt: Format, keys: Shapes, target: Shapes | None, source: str) -> Names:
     """Return the names of a file and of a model, or without one of a detector of ours.
 
-    Raises:
-        InputError: no backbone in one of them, or a backbone the format is not for.
+    Raises InputError when one has no backbone, or one that the format is not for.
     """
     anchors, target_root = [kind.anchor for kind in KINDS], ""
     if target is not None:
@@ -138,33 +131,27 @@ def find_names(fmt: Format, keys: Shapes, target: Shapes | None, source: str) ->
             )
     anchors = [fmt.anchor] if fmt.anchor else anchors
     source_root = root_of(keys, *anchors)
-    if source_root is None and (target is not None or fmt.renames):
+    if source_root is None:
         raise InputError(
             f"{source} as {fmt.name}: expected a key that ends in {anchors[0]}, got {some(keys)}. "
             "Check --source-format."
         )
-    if source_root is None:
-        source_root = "backbone."  # as in Swin: every name is outside of a known backbone
     if target is None:
         ours = "backbone.net." if fmt.detector else ""
         target_root = ours if fmt.renames else source_root
     return Names(fmt, source_root, target_root)
 
 
-def kind_of(target: Shapes) -> tuple[Kind, str]:
-    """Return the kind of a model's backbone and its root.
-
-    Raises:
-        InputError: none of `KINDS`.
-    """
+def kind_of(target: Shapes, what: str = "model") -> tuple[Kind, str]:
+    """Return the kind of a model's backbone and its root; an InputError for none of `KINDS`."""
     for kind in KINDS:
         root = root_of(target, kind.anchor)
         if root is not None and any(map(re.compile(re.escape(root) + kind.mark).match, target)):
             return kind, root
     known = ", ".join(kind.what for kind in KINDS)
     raise InputError(
-        f"backbone of the model: expected {known}, got names like {some(target)}. "
-        "Use a recipe with one of these."
+        f"{what}: backbone: expected {known}, got names like {some(target)}. "
+        "Use a file and a recipe with one of these."
     )
 
 

@@ -10,18 +10,17 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
 from vitdet.convert.formats import FORMATS, HF_VITDET, SAM, STREAMPETR, TIMM_EVA
 from vitdet.convert.names import Names, kind_of, shapes_of
-from vitdet.convert.rules import KINDS, Report, Shapes, UnaccountedError, renames
+from vitdet.convert.rules import KINDS, Kind, Report, UnaccountedError, by_rule, renames
 from vitdet.convert.tensors import class_rows
 from vitdet.utils.checks import InputError, check_word
 from vitdet.utils.state_dicts import some
 
-_OTHER = "other"  # a backbone that `KINDS` does not list: detectron2's own Swin and MViT
 _FOLD = "--config-file with a recipe without LayerScale and --fold-layer-scale multiply it in."
 _ADVICE = (
     (r"roi_heads|simfp", "--backbone-only leaves out pyramid and heads."),
@@ -79,7 +78,7 @@ _TIMM_VIT = (
 _TARGETS = (
     Target("detectron2", "detectron2 and its ViTDet project, EVA's detectors",
         holds={"vit": f"{_REL_POS}|{_RESIDUAL}|{_EVA01}", "eva02": _EVA02}
-        | dict.fromkeys(("vitae", "vitae_s", "vil", _OTHER), ".*"),
+        | dict.fromkeys(("vitae", "vitae_s", "vil"), ".*"),
         outside=".*", root=None, nested=True),
     Target("hf_vitdet", "transformers VitDetModel and VitDetBackbone",
         holds={"vit": f"{_REL_POS}|{_RESIDUAL}"}, names=HF_VITDET, positions="class row"),
@@ -111,8 +110,8 @@ def export(
     Args:
         weights: a state dict in our names: a detector's, a pyramid's or a backbone's.
         target_format: a name in `TARGETS`.
-        after: the account of the conversion that made the weights; then that which is returned is
-            of both steps.
+        after: the account of the conversion that made the weights; that which is returned is of
+            both steps.
         backbone_only: leave out the pyramid and the heads.
         allow_inexact: leave out what the target cannot hold; the account lists it as inexact.
         source: the file's name, for messages.
@@ -125,59 +124,73 @@ def export(
         InputError: unknown format, another kind of backbone.
     """
     check_word("--target-format", target_format, TARGETS)
-    target = TARGETS[target_format]
+    target, what = TARGETS[target_format], f"{source} as {target_format}"
+    kind, root = kind_of(shapes_of(weights), what)
+    _check_kind(target, kind, what)
     after = after or Report("vitdet", used={name: name for name in weights})
-    report = _new_report(after, target)
-    kind, root = _backbone(target, shapes_of(weights), source)
+    keys: dict[str, list[str]] = {name: [] for name in weights}
+    for key, name in after.used.items():
+        keys[name].append(key)
+    report = _started(after, target)
     ours = Names(FORMATS["vitdet"], root, root)
-    inner = {key: ours.of_model(key) for key in weights}
+    inner = {name: ours.of_model(name) for name in weights}
     class_token = "cls_token" in inner.values()
     result: dict[str, torch.Tensor] = {}
-    for key, tensor in weights.items():
-        name = _spell(target, kind, key, inner[key])
-        if backbone_only and inner[key].startswith("/"):
-            report.dropped[key] = "outside the backbone (--backbone-only)"
-        elif name is None:
-            names, why = target.drops
-            why = why if re.fullmatch(names, inner[key]) else after.constants.get(key)
-            entries = report.dropped if why else report.inexact
-            entries[key] = why or f"{target.name} has no place for it"
+    lost: dict[str, str] = {}  # {our name: why}
+    for name, tensor in weights.items():
+        to = _spell(target, kind.name, name, inner[name])
+        why = _dropped(target, inner[name], after.constants.get(name, ""), backbone_only, to)
+        if why:
+            report.dropped |= dict.fromkeys(keys[name], why)
+        elif to is None:
+            lost[name] = f"{target.name} has no place for it"
         else:
-            report.used[key] = name
-            result[name] = tensor
-            if inner[key] == "pos_embed":
-                what = f"{source}: {key}"
-                result[name] = _positions(target.positions, tensor, class_token, what, key, report)
-            if result[name].shape != tensor.shape:
-                report.resized[name] = tuple(tensor.shape), tuple(result[name].shape)
-    what = f"{source} as {target.name}"
-    if report.inexact and not allow_inexact:
-        raise UnaccountedError(_lost(report, what), after.then(report))
+            result[to] = tensor
+            if inner[name] == "pos_embed":
+                place = f"{source}: {name}"
+                how = (target.positions, tensor, class_token, place)
+                result[to], note = _positions(*how, name, lost)
+                report.notes += note
+            report.used |= dict.fromkeys(keys[name], to)
+            report.made |= {to: after.made[name]} if name in after.made else {}
+            shapes = after.resized.get(name, (tuple(tensor.shape),))[0], tuple(result[to].shape)
+            report.resized |= {to: shapes} if shapes[0] != shapes[1] else {}
+    for name, why in lost.items():
+        report.inexact |= dict.fromkeys(keys[name], why)
+    if lost and not allow_inexact:
+        raise UnaccountedError(_lost(lost, what), report)
     if not result:
         raise InputError(f"{what}: expected weights, got none. Check it.")
-    return result, after.then(report)
+    return result, report
 
 
-def _new_report(after: Report, target: Target) -> Report:
+def _check_kind(target: Target, kind: Kind, what: str) -> None:
+    if kind.name not in target.holds:
+        wanted = " or ".join(kind.what for kind in KINDS if kind.name in target.holds)
+        text = f"expected {wanted}, got {kind.what}. Choose another --target-format."
+        raise InputError(f"{what}: backbone: {text}")
+
+
+def _started(after: Report, target: Target) -> Report:
+    """Return the account of the way in, without what the names of the way out will say."""
     rows = [name for name in after.initialised if name.endswith("]")]
     notes = [f"rows without weights are written as zeros: {some(rows)}"] if rows else []
-    notes += [target.note] if target.note else []
+    notes = [*after.notes, *notes, *([target.note] if target.note else [])]
     left = [name for name in after.initialised if name not in rows]
-    return Report("vitdet", target_format=target.name, initialised=left, notes=notes)
+    return replace(
+        after,
+        target_format=target.name,
+        **{"used": {}, "made": {}, "resized": {}, "initialised": left, "notes": notes},
+        **{"dropped": dict(after.dropped), "inexact": dict(after.inexact)},
+    )
 
 
-def _backbone(target: Target, shapes: Shapes, source: str) -> tuple[str, str]:
-    """Return the kind of the backbone and its root."""
-    try:
-        kind, root = kind_of(shapes)
-        name, what = kind.name, kind.what
-    except InputError:
-        name, what, root = _OTHER, f"names like {some(shapes)}", "backbone."
-    if name not in target.holds:
-        wanted = " or ".join(kind.what for kind in KINDS if kind.name in target.holds)
-        text = f"expected {wanted}, got {what}. Choose another --target-format."
-        raise InputError(f"{source} as {target.name}: backbone: {text}")
-    return name, root
+def _dropped(target: Target, inner: str, constant: str, backbone_only: bool, to: str | None) -> str:
+    """Return why a weight may be left out, "" where it may not or need not."""
+    if backbone_only and inner.startswith("/"):
+        return "outside the backbone (--backbone-only)"
+    names, why = target.drops
+    return "" if to is not None else why if re.fullmatch(names, inner) else constant
 
 
 def _spell(target: Target, kind: str, key: str, inner: str) -> str | None:
@@ -193,31 +206,30 @@ def _spell(target: Target, kind: str, key: str, inner: str) -> str | None:
 
 
 def _positions(
-    form: str, table: torch.Tensor, class_token: bool, what: str, key: str, report: Report
-) -> torch.Tensor:
-    """Bring a position embedding (1, rows, C) into a target's form; enter what that changes."""
+    form: str, table: torch.Tensor, class_token: bool, what: str, name: str, lost: dict[str, str]
+) -> tuple[torch.Tensor, list[str]]:
+    """Bring a position embedding (1, rows, C) into a target's form; return notes, too."""
     if table.ndim != 3:
         got = f"expected (1, rows, C), got {tuple(table.shape)}. Check --source-format."
         raise InputError(f"{what}: {got}")
     if not form or (form == "rows" and class_token):
-        return table
+        return table, []
     row = class_rows(table.shape[1], what)
     if form == "class row":  # transformers always reads past one
         if row:
-            return table
+            return table, []
         note = "pos_embed: class row filled with zeros, no ViTDet backbone reads it"
-        report.notes.append(note)
-        return torch.cat([table.new_zeros(1, 1, table.shape[2]), table], dim=1)
+        return torch.cat([table.new_zeros(1, 1, table.shape[2]), table], dim=1), [note]
     if row:
-        report.inexact[key] = "class row, which no ViTDet backbone reads"
+        lost[name] = "class row, which no ViTDet backbone reads"
         table = table[:, 1:].contiguous()
-    return table.unflatten(1, (math.isqrt(table.shape[1]), -1)) if form == "grid" else table
+    return table.unflatten(1, (math.isqrt(table.shape[1]), -1)) if form == "grid" else table, []
 
 
-def _lost(report: Report, what: str) -> str:
-    parts = (f"{why} ({some(keys)})" for why, keys in report.by_rule("inexact").items())
-    advice = "".join(f"{a} " for p, a in _ADVICE if any(map(re.compile(p).search, report.inexact)))
+def _lost(lost: Mapping[str, str], what: str) -> str:
+    parts = (f"{why} ({some(names)})" for why, names in by_rule(lost).items())
+    advice = "".join(f"{text} " for p, text in _ADVICE if any(map(re.compile(p).search, lost)))
     return (
-        f"{what}: expected a place for every weight, got none for {len(report.inexact)}: "
+        f"{what}: expected a place for every weight, got none for {len(lost)}: "
         f"{'; '.join(parts)}. {advice}--allow-inexact leaves them out."
     )

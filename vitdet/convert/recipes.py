@@ -6,6 +6,7 @@ docs/conversion.md shows this table (`python docs/conversion_tables.py` writes i
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
 _NET = "model.backbone.net."
@@ -20,7 +21,7 @@ WITHOUT_REL_POS = frozenset(
 class Command:
     """The command for some files.
 
-    `width` is the channels of the blocks, of the first stage where there are several. `recipe` is a
+    `width` is the channels of the blocks, of the first stage where there are several; `recipe` a
     path under configs/, without suffix. train_net.py has to be given the `overrides` too.
     """
 
@@ -43,23 +44,28 @@ _SHORT = {
     "L": "COCO/mask_rcnn_vitdet_l_100ep",
     "H": "COCO/mask_rcnn_vitdet_h_75ep",
     "EVA01": "common/models/cascade_mask_rcnn_eva01",
+    "SCALE": "net.layer_scale=true",
+    "SIZE_512": "net.pretrain_img_size=512",
+    "EMA": "--weights ema_state",
+    "PLUS": "net.num_heads=20 net.ffn_layer=swiglu",
     "EVA02_B": "COCO/cascade_mask_rcnn_eva02_b_bsl",
     "EVA02_L": "COCO/cascade_mask_rcnn_eva02_l_bsl",
     "STREAMPETR": "backbones/streampetr_eva02_l_800x320",
     "GIANT": "net.embed_dim=1536 net.depth=40 net.num_heads=24 "
     "net.ffn_layer=swiglu net.mlp_ratio=2.6667 net.global_block_indexes=[9,19,29,39]",
-    "DINOV2": "net.layer_scale=true net.pretrain_img_size=592",
+    "DINOV2": "--resize-patch-embed net.layer_scale=true net.pretrain_img_size=592",
     "DINOV3": "net.rope=dinov3 net.use_abs_pos=false net.norm_eps=1e-5 net.layer_scale=true",
     "CLIP": "net.pre_norm=true net.norm_eps=1e-5",
     "QUICK": "net.act_layer=quick_gelu",
-    "BEIT": "net.use_abs_pos=false net.layer_scale=true",
+    "BEIT": "--allow-inexact net.use_abs_pos=false net.layer_scale=true",
     "SAM": "net.pretrain_img_size=1024 net.pretrain_use_cls_token=false",
     "LINFORMER": "model.backbone.bottom_up.attention=[linformer,linformer,linformer,linformer] "
     "model.backbone.bottom_up.attention_size=[256,256,256,256] "
     "model.backbone.bottom_up.img_size=1344",
 }
 
-# format, width, recipe, files, and what the command line has to be given: options, changes.
+# format, width, recipe, files, and what the command line has to be given: options, changes. A row
+# with " = " is one for each of the words behind it, which stand for "*".
 _ROWS = """
 mae 768 B mae_pretrain_vit_base,mae_pretrain_vit_base.with_decoder
 mae 1024 L mae_pretrain_vit_large
@@ -67,32 +73,29 @@ mae 1280 H mae_pretrain_vit_huge RESIZE
 timm 768 B vit_base_patch16_224.augreg_in21k,vit_base_patch16_224.augreg2_in21k_ft_in1k
 timm 1024 L vit_large_patch16_224.augreg_in21k
 timm 1024 L vit_large_patch16_384.augreg_in21k_ft_in1k net.pretrain_img_size=384
-timm 768 B deit3_base_patch16_224.fb_in22k_ft_in1k,deit_base_patch16_LS net.layer_scale=true
-timm 1024 L deit3_large_patch16_224.fb_in22k_ft_in1k,deit_large_patch16_LS net.layer_scale=true
-timm 1280 H deit3_huge_patch14_224.fb_in22k_ft_in1k,deit_huge_patch14_LS RESIZE \
-    net.layer_scale=true
+timm 768 B deit3_base_patch16_224.fb_in22k_ft_in1k,deit_base_patch16_LS SCALE
+timm 1024 L deit3_large_patch16_224.fb_in22k_ft_in1k,deit_large_patch16_LS SCALE
+timm 1280 H deit3_huge_patch14_224.fb_in22k_ft_in1k,deit_huge_patch14_LS RESIZE SCALE
 timm 768 B timm.vit_base_patch16_clip_224.laion2b CLIP
 timm 1024 L timm.vit_large_patch14_clip_224.openai RESIZE CLIP QUICK
-timm 768 B vit_base_patch14_dinov2.lvd142m,vit_base_patch14_reg4_dinov2.lvd142m RESIZE DINOV2
-timm 1024 L vit_large_patch14_dinov2.lvd142m,vit_large_patch14_reg4_dinov2.lvd142m RESIZE DINOV2
-timm 1536 L vit_giant_patch14_reg4_dinov2.lvd142m RESIZE GIANT DINOV2
-dinov2 768 B dinov2_vitb14,dinov2_vitb14_reg RESIZE DINOV2
-dinov2 1024 L dinov2_vitl14,dinov2_vitl14_reg RESIZE DINOV2
-dinov2 1536 L dinov2_vitg14,dinov2_vitg14_reg RESIZE GIANT DINOV2
+timm 768 B vit_base_patch14_dinov2.lvd142m,vit_base_patch14_reg4_dinov2.lvd142m DINOV2
+timm 1024 L vit_large_patch14_dinov2.lvd142m,vit_large_patch14_reg4_dinov2.lvd142m DINOV2
+timm 1536 L vit_giant_patch14_reg4_dinov2.lvd142m GIANT DINOV2
+dinov2 768 B dinov2_vitb14,dinov2_vitb14_reg DINOV2
+dinov2 1024 L dinov2_vitl14,dinov2_vitl14_reg DINOV2
+dinov2 1536 L dinov2_vitg14,dinov2_vitg14_reg GIANT DINOV2
 dinov3 384 B vit_small_patch16_dinov3.lvd1689m net.embed_dim=384 net.num_heads=6 DINOV3
 dinov3 768 B dinov3_vitb16,vit_base_patch16_dinov3.lvd1689m DINOV3
 dinov3 1024 L dinov3_vitl16,vit_large_patch16_dinov3.lvd1689m DINOV3
-dinov3 1280 H dinov3_vith16plus,vit_huge_plus_patch16_dinov3.lvd1689m net.num_heads=20 \
-    net.ffn_layer=swiglu DINOV3
+dinov3 1280 H dinov3_vith16plus,vit_huge_plus_patch16_dinov3.lvd1689m PLUS DINOV3
 clip 768 B openai.ViT-B-16 CLIP QUICK
 clip 768 B open_clip.ViT-B-16 CLIP
 clip 1024 L openai.ViT-L-14 RESIZE CLIP QUICK
 clip 1024 L openai.ViT-L-14-336 RESIZE CLIP QUICK net.pretrain_img_size=384
 clip 1024 L open_clip.ViT-L-14 RESIZE CLIP
-beit 768 B beit_base.unilm,beitv2_base.unilm,beit_base_patch16_224.in22k_ft_in22k,\
-beitv2_base_patch16_224.in1k_ft_in22k --allow-inexact BEIT
-beit 1024 L beit_large_patch16_224.in22k_ft_in22k,beitv2_large_patch16_224.in1k_ft_in22k \
-    --allow-inexact BEIT
+beit 768 B beit_base.unilm,beitv2_base.unilm BEIT
+beit 768 B beit_base_patch16_224.in22k_ft_in22k,beitv2_base_patch16_224.in1k_ft_in22k BEIT
+beit 1024 L beit_large_patch16_224.in22k_ft_in22k,beitv2_large_patch16_224.in1k_ft_in22k BEIT
 sam 768 B sam_vit_b SAM
 sam 1024 L sam_vit_l SAM
 sam 1280 H sam_vit_h SAM
@@ -102,92 +105,71 @@ hf_vitdet 1024 L hf_vitdet_large.backbone
 hf_vitdet 1280 H hf_vitdet_huge.backbone
 eva01 1408 EVA01 eva_coco_det
 eva01 1408 EVA01 eva_lvis_det model.roi_heads.num_classes=1203
-eva02 768 EVA02_B eva02_B_coco_bsl
-eva02 1024 EVA02_L eva02_L_coco_bsl
-eva02 768 COCO/cascade_mask_rcnn_eva02_b_sys eva02_B_coco_sys
-eva02 1024 COCO/cascade_mask_rcnn_eva02_l_sys eva02_L_coco_sys
+eva02 768 COCO/cascade_mask_rcnn_eva02_b_* eva02_B_coco_* = bsl sys
+eva02 1024 COCO/cascade_mask_rcnn_eva02_l_* eva02_L_coco_* = bsl sys
 eva02 1024 O365/cascade_rcnn_eva02_l eva02_L_m38m_to_o365
 eva02 1024 COCO/cascade_mask_rcnn_eva02_l_sys_o365 eva02_L_coco_det_sys_o365
-eva02 1024 COCO/cascade_mask_rcnn_eva02_l_sys_o365 eva02_L_coco_det_sys_o365.ema_state --weights \
-    ema_state
+eva02 1024 COCO/cascade_mask_rcnn_eva02_l_sys_o365 eva02_L_coco_det_sys_o365.ema_state EMA
 eva02 768 LVIS/cascade_mask_rcnn_eva02_b_bsl eva02_B_lvis_bsl
-eva02 1024 LVIS/cascade_mask_rcnn_eva02_l_bsl eva02_L_lvis_bsl
-eva02 1024 LVIS/cascade_mask_rcnn_eva02_l_sys eva02_L_lvis_sys
-eva02 1024 LVIS/cascade_mask_rcnn_eva02_l_sys_o365 eva02_L_lvis_sys_o365
+eva02 1024 LVIS/cascade_mask_rcnn_eva02_l_* eva02_L_lvis_* = bsl sys sys_o365
 eva02 768 EVA02_B eva02_B_pt_in21k_p14to16
 eva02 1024 EVA02_L eva02_L_pt_m38m_p14to16
 eva02 768 EVA02_B eva02_B_pt_in21k_p14,eva02_B_pt_in21k_medft_in21k_p14 RESIZE
-eva02 1024 EVA02_L eva02_L_pt_in21k_p14,eva02_L_pt_m38m_p14,eva02_L_pt_m38m_medft_in21k_p14 \
-    RESIZE
+eva02 1024 EVA02_L eva02_L_pt_in21k_p14,eva02_L_pt_m38m_p14 RESIZE
+eva02 1024 EVA02_L eva02_L_pt_m38m_medft_in21k_p14 RESIZE
 eva02 1024 EVA02_L eva02_L_pt_m38m_medft_in21k_p14.448 RESIZE net.pretrain_img_size=512
 timm_eva 768 EVA02_B timm.eva02_base_patch14_224.mim_in22k RESIZE
 timm_eva 1024 EVA02_L timm.eva02_large_patch14_224.mim_m38m RESIZE
-timm_eva 768 EVA02_B timm.eva02_base_patch14_448.mim_in22k_ft_in22k RESIZE \
-    net.pretrain_img_size=512
-timm_eva 1024 EVA02_L timm.eva02_large_patch14_448.mim_m38m_ft_in22k RESIZE \
-    net.pretrain_img_size=512
+timm_eva 768 EVA02_B timm.eva02_base_patch14_448.mim_in22k_ft_in22k RESIZE SIZE_512
+timm_eva 1024 EVA02_L timm.eva02_large_patch14_448.mim_m38m_ft_in22k RESIZE SIZE_512
 streampetr 1024 STREAMPETR streampetr_img_backbone_vit_l,eva02_L_coco_det_sys_o365_remapped
-detectron2 768 B mask_rcnn_vitdet_b.coco
-detectron2 1024 L mask_rcnn_vitdet_l.coco
-detectron2 1280 H mask_rcnn_vitdet_h.coco
-detectron2 768 LVIS/mask_rcnn_vitdet_b_100ep mask_rcnn_vitdet_b.lvis
-detectron2 1024 LVIS/mask_rcnn_vitdet_l_100ep mask_rcnn_vitdet_l.lvis
-detectron2 1280 LVIS/mask_rcnn_vitdet_h_100ep mask_rcnn_vitdet_h.lvis
-detectron2 768 COCO/cascade_mask_rcnn_vitdet_b_100ep cascade_mask_rcnn_vitdet_b.coco
-detectron2 1024 COCO/cascade_mask_rcnn_vitdet_l_100ep cascade_mask_rcnn_vitdet_l.coco
-detectron2 1280 COCO/cascade_mask_rcnn_vitdet_h_75ep cascade_mask_rcnn_vitdet_h.coco
-detectron2 768 LVIS/cascade_mask_rcnn_vitdet_b_100ep cascade_mask_rcnn_vitdet_b.lvis
-detectron2 1024 LVIS/cascade_mask_rcnn_vitdet_l_100ep cascade_mask_rcnn_vitdet_l.lvis
-detectron2 1280 LVIS/cascade_mask_rcnn_vitdet_h_100ep cascade_mask_rcnn_vitdet_h.lvis
+detectron2 768 COCO/*_vitdet_b_100ep *_vitdet_b.coco = mask_rcnn cascade_mask_rcnn
+detectron2 1024 COCO/*_vitdet_l_100ep *_vitdet_l.coco = mask_rcnn cascade_mask_rcnn
+detectron2 1280 COCO/*_vitdet_h_75ep *_vitdet_h.coco = mask_rcnn cascade_mask_rcnn
+detectron2 768 LVIS/*_vitdet_b_100ep *_vitdet_b.lvis = mask_rcnn cascade_mask_rcnn
+detectron2 1024 LVIS/*_vitdet_l_100ep *_vitdet_l.lvis = mask_rcnn cascade_mask_rcnn
+detectron2 1280 LVIS/*_vitdet_h_100ep *_vitdet_h.lvis = mask_rcnn cascade_mask_rcnn
 mmdet3 768 mmdetection/mask_rcnn_vitdet_b_100ep mmdet3_vitdet_mask_rcnn_vit_b
 easycv 768 easycv/mask_rcnn_vitdet_b_100ep easycv_vitdet_mask_rcnn
-easycv_old 768 easycv/mask_rcnn_vit_b_v06_attn_100ep easycv_vitdet_mask_rcnn_old_attn
-easycv_old 768 easycv/mask_rcnn_vit_b_v06_basicblock_100ep easycv_vitdet_mask_rcnn_old_basicblock
-easycv_old 768 easycv/mask_rcnn_vit_b_v06_bottleneck_100ep easycv_vitdet_mask_rcnn_old_bottleneck
-vitae 768 vitae/mask_rcnn_vit_b_100ep vitae_vitdet_vit_b
-vitae 768 vitae/mask_rcnn_vitae_b_100ep vitae_vitdet_vitae_b
+easycv_old 768 easycv/mask_rcnn_vit_b_v06_*_100ep easycv_vitdet_mask_rcnn_old_* = \
+    attn basicblock bottleneck
+vitae 768 vitae/mask_rcnn_*_100ep vitae_vitdet_* = vit_b vitae_b
 vitae 384 vitae/mask_rcnn_vitae_s_100ep vitae_vitdet_vitae_s
 vitae_pretrain 768 vitae/mask_rcnn_vitae_b_100ep vitae_b_mae_kernel1,vitae_b_mae_encoder_kernel3
 vitae_pretrain 384 vitae/mask_rcnn_vitae_s_100ep vitae_s_classification
 vitae_classifier 768 vitae/mask_rcnn_vitae_b_100ep vitae_b_classification
-vil_det 48 vil/mask_rcnn_vil_tiny_1x vil_tiny_mask_rcnn
-vil_det 96 vil/mask_rcnn_vil_small_1x vil_small_mask_rcnn
-vil_det 96 vil/mask_rcnn_vil_medium_d_1x vil_medium_mask_rcnn
-vil_det 96 vil/mask_rcnn_vil_base_d_1x vil_base_mask_rcnn
-vil_det 48 vil/retinanet_vil_tiny_1x vil_tiny_retinanet
-vil_det 96 vil/retinanet_vil_small_1x vil_small_retinanet
-vil_det 96 vil/retinanet_vil_medium_d_1x vil_medium_retinanet
-vil_det 96 vil/retinanet_vil_base_d_1x vil_base_retinanet
-vil_det 96 vil/mask_rcnn_srformer64_small_1x srformer64_small_mask_rcnn
-vil_det 96 vil/mask_rcnn_srformer32_small_1x srformer32_small_mask_rcnn
-vil_det 96 vil/mask_rcnn_performer_small_1x performer_small_mask_rcnn
-vil_det 96 vil/mask_rcnn_global_small_1x global_small_mask_rcnn
-vil_det 96 vil/mask_rcnn_srformer32_partial_small_1x srformer32_partial_small_mask_rcnn
-vil_det 96 vil/mask_rcnn_performer_partial_small_1x performer_partial_small_mask_rcnn
+vil_det 48 vil/*_vil_tiny_1x vil_tiny_* = mask_rcnn retinanet
+vil_det 96 vil/*_vil_small_1x vil_small_* = mask_rcnn retinanet
+vil_det 96 vil/*_vil_medium_d_1x vil_medium_* = mask_rcnn retinanet
+vil_det 96 vil/*_vil_base_d_1x vil_base_* = mask_rcnn retinanet
+vil_det 96 vil/mask_rcnn_*_small_1x *_small_mask_rcnn = srformer64 srformer32 performer global \
+    srformer32_partial performer_partial
 vil_det 96 vil/mask_rcnn_vil_ape_partial_small_1x vil_partial_small_ape_mask_rcnn
 vil_det 96 vil/mask_rcnn_global_partial_small_1x global_partial_small_d768_mask_rcnn
 vil_det 96 vil/mask_rcnn_global_partial_small_1x global_partial_small_mask_rcnn \
     model.backbone.bottom_up.embed_dim=[96,192,384,384]
 vil 48 vil/mask_rcnn_vil_tiny_1x vil_tiny_rpe
 vil 96 vil/mask_rcnn_vil_small_1x vil_small_rpe
-vil 96 vil/mask_rcnn_vil_medium_d_1x vil_medium_deep_rpe
-vil 96 vil/mask_rcnn_vil_base_d_1x vil_base_deep_rpe
+vil 96 vil/mask_rcnn_vil_*_d_1x vil_*_deep_rpe = medium base
 vil 96 vil/mask_rcnn_vil_ape_small_1x vil_small_ape
-vil 96 vil/mask_rcnn_srformer64_small_1x srformer64_small
-vil 96 vil/mask_rcnn_srformer32_small_1x srformer32_small
-vil 96 vil/mask_rcnn_performer_small_1x performer_small
-vil 96 vil/mask_rcnn_global_small_1x global_small
+vil 96 vil/mask_rcnn_*_small_1x *_small = srformer64 srformer32 performer global
 vil 96 vil/mask_rcnn_vil_ape_small_1x linformer_small LINFORMER
 """
 
 
-def _command(row: str) -> Command:
-    words = [word for short in row.split() for word in _SHORT.get(short, short).split()]
-    fmt, width, recipe, files, *rest = words
-    options = tuple(word for word in rest if "=" not in word)
-    changes = (word.replace("net.", _NET, 1) if word.startswith("net.") else word for word in rest)
-    overrides = tuple(word for word in changes if "=" in word)
-    return Command(fmt, tuple(files.split(",")), int(width), recipe, options, overrides)
+def _commands(row: str) -> list[Command]:
+    """Return what a row of the table stands for."""
+    row, _, names = row.partition(" = ")
+    commands = []
+    for name in names.split() or ["*"]:
+        words = [word for each in row.split() for word in _SHORT.get(each, each).split()]
+        fmt, width, recipe, files, *rest = (word.replace("*", name) for word in words)
+        options = tuple(word for word in rest if "=" not in word)
+        changes = (re.sub(r"^net\.", _NET, word) for word in rest if "=" in word)
+        commands.append(
+            Command(fmt, tuple(files.split(",")), int(width), recipe, options, tuple(changes))
+        )
+    return commands
 
 
-COMMANDS = tuple(_command(row) for row in _ROWS.strip().splitlines())
+COMMANDS = tuple(each for row in _ROWS.strip().splitlines() for each in _commands(row))

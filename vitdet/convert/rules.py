@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Callable, Collection, Iterable, Mapping
+from dataclasses import asdict, dataclass, field
 from functools import cache
 from typing import Any
 
@@ -15,16 +15,15 @@ from vitdet.utils.state_dicts import some
 
 Shape = tuple[int, ...]
 Shapes = Mapping[str, Shape]
-# (tensors of the sources in order, None for an absent optional one; shape in the model) -> tensor
-Function = Callable[[Sequence[torch.Tensor | None], Shape], torch.Tensor]
+# (shape in the model, tensors of the sources, None for an absent optional one) -> tensor
+Function = Callable[..., torch.Tensor]
 
 
 @dataclass(frozen=True)
 class Rename:
-    """Names that are spelt differently: a pattern at their beginning, a replacement of `re.sub`.
+    """Names that are spelt differently, as in `re.sub` from their beginning.
 
-    A replacement that begins with "/" counts from the top of a detector and not from its backbone:
-    "/backbone.simfp_2.0." for a pyramid that a source keeps inside its backbone.
+    "/backbone.simfp_2.0.": a replacement that counts from the top of a detector, not its backbone.
     """
 
     pattern: str
@@ -45,13 +44,8 @@ class Drop:
     same_as: str | None = None
 
 
-@dataclass(frozen=True)
-class Inexact:
+class Inexact(Drop):
     """As `Drop`, but without these the network computes something else: --allow-inexact."""
-
-    pattern: str
-    why: str
-    to: str | None = None
 
 
 @dataclass(frozen=True)
@@ -62,7 +56,7 @@ class Refuse:
     why: str
 
 
-Rule = Drop | Inexact | Rename | Refuse
+Rule = Drop | Rename | Refuse
 
 
 @cache
@@ -205,7 +199,7 @@ class Format:
 
 
 def root_of(names: Iterable[str], *anchors: str) -> str | None:
-    """Return what stands before the first anchor that is there, None when no name ends with one.
+    """Return what stands before the first anchor that is there, None where there is none.
 
     The shortest is taken: a file may hold a second, nested network.
     """
@@ -248,31 +242,6 @@ class Report:
         """Return plain values, for JSON."""
         return {name: value for name, value in asdict(self).items() if name != "constants"}
 
-    def by_rule(self, word: str) -> dict[str, list[str]]:
-        """Return {rule: names} of `dropped` or `inexact`."""
-        rules: dict[str, list[str]] = {}
-        for name, why in getattr(self, word).items():
-            rules.setdefault(why, []).append(name)
-        return rules
-
-    def then(self, second: Report) -> Report:
-        """Return the account of two steps as one: `second` had the names that this one gave."""
-        to = second.used
-        result = replace(second, source_format=self.source_format, nested_under=self.nested_under)
-        result.used = {key: to[name] for key, name in self.used.items() if name in to}
-        for word in ("dropped", "inexact"):
-            late: dict[str, str] = getattr(second, word)
-            left = {key: late[name] for key, name in self.used.items() if name in late}
-            setattr(result, word, getattr(self, word) | left)
-        result.made = {to[name]: keys for name, keys in self.made.items() if name in to}
-        result.resized = dict(second.resized)
-        for name, (have, want) in self.resized.items():
-            if name in to:
-                result.resized[to[name]] = have, second.resized.get(to[name], (want, want))[1]
-        result.notes = self.notes + second.notes
-        result.settings, result.classes = self.settings, self.classes
-        return result
-
     def summary(self) -> str:
         """Return the account in a few lines: counts, rules, first names."""
         nested = f" (under {self.nested_under!r})" if self.nested_under else ""
@@ -287,7 +256,7 @@ class Report:
         if self.made:
             lines.append(f"made         {len(self.made)} names ({some(self.made)})")
         for word in ("dropped", "inexact"):
-            for rule, names in self.by_rule(word).items():
+            for rule, names in by_rule(getattr(self, word)).items():
                 lines.append(f"{word:<12} {len(names)}: {rule} ({some(names)})")
         for word in ("initialised", "unaccounted", "missing"):
             if names := getattr(self, word):
@@ -300,6 +269,14 @@ class Report:
             if names
         ]
         return "\n".join(lines + [f"note         {note}" for note in self.notes])
+
+
+def by_rule(entries: Mapping[str, str]) -> dict[str, list[str]]:
+    """Return {rule: names} of {name: rule}."""
+    rules: dict[str, list[str]] = {}
+    for name, why in entries.items():
+        rules.setdefault(why, []).append(name)
+    return rules
 
 
 class UnaccountedError(InputError):

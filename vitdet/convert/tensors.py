@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -14,23 +13,19 @@ from vitdet.convert.rules import Drop, Function, Shape, Shapes
 from vitdet.layers.positions import resize_pos_embed, resize_rel_pos
 from vitdet.utils.checks import InputError
 
-Parts = Sequence[torch.Tensor | None]
 Grid = tuple[int, int] | None
 _SCALE = re.compile(r"(.*)\.ls([12])\.gamma$")
 _SCALED = {"1": ("attn.proj",), "2": ("mlp.fc2", "mlp.w3")}
 
-# --- functions of `rules.Make`: (tensors of a file, shape in the model) -> tensor ----------------
+# --- functions of `rules.Make`: (shape in the model, tensors of a file) -> tensor ----------------
 
 
-def copy(parts: Parts, shape: Shape) -> torch.Tensor:
+def copy(_: Shape, tensor: torch.Tensor) -> torch.Tensor:
     """Return the tensor as it is: another name for the same weight."""
-    del shape
-    tensor = parts[0]
-    assert tensor is not None
     return tensor
 
 
-def join(parts: Parts, shape: Shape) -> torch.Tensor:
+def join(shape: Shape, *parts: torch.Tensor | None) -> torch.Tensor:
     """Concatenate along the first axis; absent parts are zeros: q, no k, v to one bias."""
     given = [part for part in parts if part is not None]
     rows, absent = sum(map(len, given)), len(parts) - len(given)
@@ -42,8 +37,7 @@ def join(parts: Parts, shape: Shape) -> torch.Tensor:
 def part(index: int, count: int = 3, to: int | None = None) -> Function:
     """Return the function that takes part `index` (or up to `to`) of `count` equal ones."""
 
-    def take(parts: Parts, shape: Shape) -> torch.Tensor:
-        whole = copy(parts, shape)
+    def take(_: Shape, whole: torch.Tensor) -> torch.Tensor:
         rows, rest = divmod(len(whole), count)
         if rest:
             text = f"expected a multiple of {count} rows, got {len(whole)}. The file is damaged."
@@ -53,35 +47,31 @@ def part(index: int, count: int = 3, to: int | None = None) -> Function:
     return take
 
 
-def scaled_by_head(parts: Parts, shape: Shape) -> torch.Tensor:
+def scaled_by_head(_: Shape, table: torch.Tensor) -> torch.Tensor:
     """Multiply a table (places, D) by D ** -0.5: tables learned for scaled queries."""
-    table = copy(parts, shape)
     return table * table.shape[-1] ** -0.5
 
 
-def grid_to_rows(parts: Parts, shape: Shape) -> torch.Tensor:
+def grid_to_rows(_: Shape, tensor: torch.Tensor) -> torch.Tensor:
     """Flatten positions (1, H, W, C) to (1, H * W, C)."""
-    tensor = copy(parts, shape)
     return tensor.flatten(1, 2) if tensor.ndim == 4 else tensor
 
 
-def batched(parts: Parts, shape: Shape) -> torch.Tensor:
+def batched(shape: Shape, tensor: torch.Tensor) -> torch.Tensor:
     """Put the axes of size one before it that the model's tensor has more."""
-    tensor = copy(parts, shape)
     return tensor[(None,) * max(len(shape) - tensor.ndim, 0)]
 
 
-def positions(parts: Parts, shape: Shape) -> torch.Tensor:
+def positions(shape: Shape, tensor: torch.Tensor) -> torch.Tensor:
     """Return a class token or positions as (1, rows, C), from (C), (rows, C) or (1, H, W, C)."""
-    return batched([grid_to_rows(parts, shape)], shape)
+    return batched(shape, grid_to_rows(shape, tensor))
 
 
-def kernel(parts: Parts, shape: Shape) -> torch.Tensor:
+def kernel(shape: Shape, tensor: torch.Tensor) -> torch.Tensor:
     """Return a patch kernel (C, channels, P, P), from a linear layer's (C, P * P * channels) too.
 
     The layer reads the rows of a patch, in each its pixels, in each their channels (SigLIP 2).
     """
-    tensor = copy(parts, shape)
     if tensor.ndim != 2:
         return tensor
     side = math.isqrt(tensor.shape[1] // shape[1])
@@ -90,50 +80,44 @@ def kernel(parts: Parts, shape: Shape) -> torch.Tensor:
     return tensor.unflatten(1, (side, side, shape[1])).permute(0, 3, 1, 2).contiguous()
 
 
-def zeros(parts: Parts, shape: Shape) -> torch.Tensor:
+def zeros(shape: Shape, neighbour: torch.Tensor) -> torch.Tensor:
     """Return zeros where a file has no tensor, of the kind of its neighbour."""
-    return copy(parts, shape).new_zeros(shape)
+    return neighbour.new_zeros(shape)
 
 
-def masked(parts: Parts, shape: Shape) -> torch.Tensor:
+def masked(_: Shape, bias: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
     """Return the bias where the mask is one, and zeros for k, where it is zero or not a number."""
-    bias, mask = copy(parts, shape), copy(parts[1:], shape)
     return torch.where(mask == 1, bias, torch.zeros_like(bias))
 
 
-def centred(parts: Parts, shape: Shape) -> torch.Tensor:
+def centred(shape: Shape, kernel: torch.Tensor) -> torch.Tensor:
     """Put a kernel into the middle of a larger one, with zeros round it."""
-    kernel = copy(parts, shape)
     more = shape[-1] - kernel.shape[-1] if kernel.ndim == len(shape) == 4 else 0
     return kernel if more <= 0 or more % 2 else F.pad(kernel, [more // 2] * 4)
 
 
-def every_token(parts: Parts, shape: Shape) -> torch.Tensor:
+def every_token(shape: Shape, tensor: torch.Tensor) -> torch.Tensor:
     """Repeat what one global token has for as many as the model has."""
-    tensor = copy(parts, shape)
     pairs = zip(tensor.shape, shape, strict=False)
     fits = tensor.ndim == len(shape) and all(rows in (1, wanted) for rows, wanted in pairs)
     return tensor.expand(shape).clone() if fits else tensor
 
 
-def axis(parts: Parts, shape: Shape) -> torch.Tensor:
+def axis(shape: Shape, tensor: torch.Tensor) -> torch.Tensor:
     """Stretch positions along one axis (1, S, C), linearly."""
-    tensor = copy(parts, shape)
     if tensor.shape[1] == shape[1]:
         return tensor
     # not under autocast or in half precision: this is done once
     return F.interpolate(tensor.float().mT, size=shape[1], mode="linear").mT.to(tensor.dtype)
 
 
-def offsets(parts: Parts, shape: Shape) -> torch.Tensor:
+def offsets(shape: Shape, tensor: torch.Tensor) -> torch.Tensor:
     """Stretch relative positions (side * side, N), bilinearly."""
-    tensor = copy(parts, shape)
     return tensor if len(tensor) == shape[0] else _stretched(tensor, math.isqrt(shape[0]))
 
 
-def tokens(parts: Parts, shape: Shape) -> torch.Tensor:
+def tokens(shape: Shape, tensor: torch.Tensor) -> torch.Tensor:
     """Stretch a projection (G + S * S, F) along the tokens of its square map, bilinearly."""
-    tensor = copy(parts, shape)
     if len(tensor) == shape[0]:
         return tensor
     first = len(tensor) - math.isqrt(len(tensor)) ** 2  # global tokens
@@ -160,15 +144,8 @@ def fit(
     """Return a tensor of a backbone in the model's shape, and notes about what that took.
 
     Positions are resized as detectron2 does at run time (bicubic; linear for relative ones), patch
-    kernels as baaivision/EVA does for its "p14to16" files (bicubic). The rest comes back as it is.
-
-    Args:
-        name: inside the backbone, as detectron2 spells it.
-        tensor: the file's.
-        shape: the model's.
-        resize_kernel: whether a kernel may be resampled; another patch size is an error else.
-        source: the file, for messages.
-        grid: (H, W) of the model's absolute positions, None for a square. A file's are square.
+    kernels, where that is allowed, as baaivision/EVA does for its "p14to16" files (bicubic). `grid`
+    is (H, W) of the model's absolute positions, None for a square; a file's are square.
     """
     if tuple(tensor.shape) == shape:
         return tensor, []
