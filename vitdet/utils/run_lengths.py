@@ -32,9 +32,7 @@ def encode_patch(patch: np.ndarray, corner: tuple[int, int], size: tuple[int, in
     """Encode a mask in an image of `size`, given from its `corner` (top, left) on; bool."""
     top, left = corner
     # Whole columns: a run from the image's lower edge goes on at the upper edge of the next one.
-    line = np.zeros(
-        patch.shape[1] * size[0] + 2, dtype=bool
-    )  # no object at its ends
+    line = np.zeros(patch.shape[1] * size[0] + 2, dtype=bool)  # no object at its ends
     line[1:-1].reshape(-1, size[0])[:, top : top + len(patch)] = patch.T
     ends = left * size[0] + np.flatnonzero(line[1:] != line[:-1])
     pixels = size[0] * size[1]
