@@ -71,25 +71,13 @@ def assert_by_definition(boxes, scores, classes, options) -> int:
     return len(kept)
 
 
-def test_equals_the_definition_on_random_sets():
+def test_equals_the_definition_on_random_sets(monkeypatch):
     kept = 0
     for seed in range(400):
+        monkeypatch.setattr(postprocess, "_PAIRS", 7 if seed % 2 else 2_000_000)
         boxes, scores, classes, options = random_set(seed)
         kept += assert_by_definition(boxes, scores, classes if seed % 3 else None, options)
     assert kept > 1400
-
-
-def test_pairs_are_looked_at_in_parts(monkeypatch):
-    options = {"method": "gaussian", "iou_threshold": 0.3, "sigma": 0.5, "min_score": 1e-3}
-    generator = torch.Generator().manual_seed(3)
-    corners = 50 * torch.rand(60, 2, generator=generator)
-    boxes = torch.cat([corners, corners + 40], 1)
-    scores = torch.rand(60, generator=generator)
-    whole = soft_nms(boxes, scores, **options)
-    monkeypatch.setattr(postprocess, "_PAIRS", 37)
-    parts = soft_nms(boxes, scores, **options)
-    assert torch.equal(whole[0], parts[0])
-    torch.testing.assert_close(whole[1], parts[1], rtol=1e-6, atol=0)
 
 
 def test_by_hand():

@@ -86,13 +86,10 @@ def _read_safetensors(path: Path) -> dict[str, Any]:
 def write(path: str | Path, content: Mapping[str, Any]) -> None:
     """Write `content` to a temporary file beside `path`, flush it to the disk, and rename it.
 
-    Args:
-        path: ends in .pth; or in .safetensors, for {"model": {name: tensor}, "vitdet": JSON}.
-        content: the dictionary.
+    `path` ends in .pth; or in .safetensors, for {"model": {name: tensor}, "vitdet": JSON}.
 
     Raises:
-        InputError: unknown suffix, missing folder, or the disk refuses. What stood at `path`
-            before stands there still.
+        InputError: unknown suffix, missing folder, or the disk refuses. What stood there stays.
     """
     path = Path(path)
     check_writable(path)
@@ -169,10 +166,7 @@ def weights_of(
 def chosen(content: Mapping[str, Any], which: str, *, source: str) -> Mapping[str, Any]:
     """Return a file's content with the wanted weights in the place of "model".
 
-    Args:
-        content: what `read` returned.
-        which: "model", or "ema" for the moving average of a run with train.ema_decay.
-        source: file name for error messages.
+    `which` is "model", or "ema" for the moving average of a run with train.ema_decay.
 
     Raises:
         InputError: another word, or no average in the file.
@@ -210,14 +204,14 @@ def load_weights(
     """Copy `state_dict` into `model`: every name and every shape must agree.
 
     Args:
-        model: any module. When this raises, nothing in it has changed.
+        model: any module.
         state_dict: {name: tensor}, with the names of `model.state_dict()`.
         source: where the weights come from, for the messages.
-        initialised: names that may be missing: the model keeps its own initialisation there; or
-            "name[0-3,7]": rows of a tensor for which the same holds.
+        initialised: names that may be missing, or "name[0-3,7]": rows of a tensor. The model keeps
+            its own initialisation there.
 
     Raises:
-        InputError: a name or a shape differs, or a value is none. The line says why.
+        InputError: a name or a shape differs, or a value is none. Nothing in the model has changed.
     """
     check_fits(model, state_dict, source=source, initialised=initialised)
     result, own = dict(state_dict), model.state_dict()

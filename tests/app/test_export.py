@@ -100,7 +100,7 @@ def test_drawn_images_one_size_and_a_file_that_differs(
         ("--weights no.pth", "checkpoint no.pth"),
         ("--num-images 0", "--num-images 0: 1 or more"),
         ("--images nowhere", "input nowhere: nothing is at this path"),
-        ("--size 65 64", "--size 65 64: HEIGHT and WIDTH are at most 64 x 64"),
+        ("--size 65 64", "--size 65 64: HEIGHT and WIDTH are pixels, 1 to 64"),
         ("model.roi_heads.box_predictor.test_score_thresh=1.0", "no object is found on the 5"),
     ],
 )

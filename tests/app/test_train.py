@@ -17,7 +17,7 @@ from PIL import Image
 import train_net
 from vitdet import checkpoint
 from vitdet.app import cli, train
-from vitdet.config import _changed, build_model, load_config
+from vitdet.config import build_model, change, load_config
 from vitdet.engine.dry_run import DoesNotFitError
 from vitdet.utils.files import RESULT_MARKER
 
@@ -139,7 +139,7 @@ def test_paths_that_yaml_would_read_as_something_else() -> None:
     texts = ("12", "1e4", "/a: it's", "/x y/#z", '/"x', "/[a]", "/2026-01-02", "/ü\\")
     settings = [train._setting("train.output_dir", text) for text in texts]
     cfg = OmegaConf.create({"train": {"output_dir": ""}})
-    assert [_changed(cfg, [each]).train.output_dir for each in settings] == list(texts)
+    assert [change(cfg, [each]).train.output_dir for each in settings] == list(texts)
 
 
 @pytest.mark.parametrize(
@@ -180,6 +180,7 @@ def _weights(path: Path, class_names: list[str] | None) -> Path:
     return path
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("names", [["cat", "dog"], None], ids=["same classes", "converted"])
 def test_weights_that_fit_are_taken_as_they_are(
     capsys: Capture, data: Path, tmp_path: Path, names: list[str] | None

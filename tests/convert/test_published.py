@@ -16,7 +16,7 @@ import pytest
 import converter
 import vitdet.config
 from vitdet import checkpoint
-from vitdet.convert import FORMATS, UnaccountedError, convert, detect, transformers
+from vitdet.convert import FORMATS, convert, detect, transformers
 from vitdet.convert.names import shapes_of
 from vitdet.convert.recipes import COMMANDS, WITHOUT_REL_POS, Command
 from vitdet.utils.checks import InputError
@@ -135,19 +135,6 @@ def test_commands(command: Command, name: str, run: Run, tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize(
-    "command",
-    # of the averaged weights the names are published without those beside them
-    [c for c in COMMANDS if c.options and "--weights" not in c.options],
-    ids=lambda command: command.files[0],
-)
-@pytest.mark.slow
-def test_no_option_is_there_for_nothing(command: Command, run: Run, capsys: Any) -> None:
-    bare = [word for word in command.words() if word not in command.options]
-    assert run(command.files[0], *bare) in (1, 2)
-    assert command.options[0] in capsys.readouterr().err
-
-
-@pytest.mark.parametrize(
     "name", [fmt.name for fmt in FORMATS.values() if not fmt.makes and fmt.name != "vitdet"]
 )
 def test_formats_that_need_no_recipe(name: str, run: Run) -> None:
@@ -219,21 +206,6 @@ def test_another_recipe_is_refused_in_one_line(case: str) -> None:
         convert(find(name).content(), target, settings=settings, source="FILE")
     assert str(error.value).startswith("FILE")
     assert REFUSED[case] in str(error.value)
-
-
-def test_other_settings_go_on_with_leave() -> None:
-    target, settings = _recipe("easycv/mask_rcnn_vitdet_b_100ep")
-    content = find("easycv_vitdet_mask_rcnn").content()
-    parts = ("pyramid.norm", "box_head.norm", "mask_head.norm")
-    assert [settings[part] for part in parts] == ["GN1"] * 3
-    wrong = settings | dict.fromkeys(parts, "LN")
-    with pytest.raises(UnaccountedError, match="numbers will differ"):
-        convert(content, target, settings=wrong)
-    _, report = convert(content, target, settings=wrong, allow_inexact=True)
-    assert report.settings == dict.fromkeys(parts, ("GN1", "LN"))
-    assert "inexact      pyramid.norm is 'LN', the weights were made with 'GN1'" in report.summary()
-    _, report = convert(content, target, settings=wrong, backbone_only=True)
-    assert report.settings == {}
 
 
 def test_buffer_of_the_federated_loss() -> None:

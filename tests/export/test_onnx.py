@@ -108,7 +108,7 @@ def test_refused_models() -> None:
     own.box_predictor.test_topk_per_image = -1
     with pytest.raises(InputError, match="a limit of detections an image is needed"):
         Graph(made)
-    with pytest.raises(InputError, match=r"--size 65 64: .* at most 64 x 64 .*square_pad"):
+    with pytest.raises(InputError, match=r"--size 65 64: .* 1 to 64 \(.*square_pad"):
         Graph(made, "backbone", (65, 64))
 
 
@@ -347,7 +347,7 @@ def test_another_weight_is_no_export(tmp_path: Path, monkeypatch: pytest.MonkeyP
         ({}, "a.pt", r"--out .*a\.pt: the name must end in \.onnx"),
         ({}, "no/a.onnx", r"no folder .*no\. Make it first"),
         ({}, "b.onnx", r"b\.onnx: this is a folder"),
-        ({"size": (0, 4)}, "a.onnx", "--size 0 4: HEIGHT and WIDTH are at most 64 x 64"),
+        ({"size": (0, 4)}, "a.onnx", "--size 0 4: HEIGHT and WIDTH are pixels, 1 to 64"),
         ({"score": 1.0}, "a.onnx", r"no object is found on the 3 images .* --images FOLDER"),
         ({"full": 1, "part": "backbone"}, "a.onnx", r"No space left on device"),
         ({"package": 1}, "a.onnx", r"onnx and onnxruntime is not installed\. Run `pip install onn"),

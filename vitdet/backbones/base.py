@@ -59,7 +59,7 @@ def init_linear(model: nn.Module) -> None:
 
 
 def check_indexes(what: str, indexes: Collection[int], allowed: range) -> None:
-    """Raise an InputError unless all `indexes` (the argument `what`) are in a range of numbers."""
+    """Raise an InputError unless all `indexes` (the argument `what`) are in a range."""
     if wrong := [i for i in indexes if i not in allowed]:
         raise InputError(
             f"{what}: expected numbers from {allowed.start} to {allowed.stop - 1}, got {wrong}. "

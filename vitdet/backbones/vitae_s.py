@@ -170,13 +170,11 @@ class ViTAES(LayeredBackbone):
         embed_dims: channels of each dilated convolution and of the branch of the reduction cells.
         token_dims: channels of the tokens.
         downsample_ratios: strides of the reduction cells.
-        kernel_sizes: sides of the dilated convolutions' kernels.
-        dilations: their dilations.
+        kernel_sizes, dilations: of the dilated convolutions.
         reduction_kinds: "performer" or "performer_less".
         reduction_groups: groups of the convolutions beside a reduction cell.
         depths: numbers of normal cells.
-        num_heads: heads of the normal cells.
-        groups: groups of the convolutions in normal cells.
+        num_heads, groups: their heads, and groups of their convolutions.
         mlp_ratio: hidden channels of MLP and convolution branch over the tokens' channels.
         qkv_bias: whether q, k and v have biases.
         drop_path_rate: stochastic depth of the last normal cell; it grows linearly from 0.

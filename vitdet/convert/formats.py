@@ -261,7 +261,7 @@ _TABLE = (
             Drop(r"(prompt_encoder|mask_decoder)\.", "prompt encoder and mask decoder"),
             *CONSTANTS,
         ),
-        makes=(Make(r"pos_embed$", ("pos_embed",), tensors.grid_to_rows),)),
+        makes=(Make(r"pos_embed$", ("pos_embed",), tensors.positions),)),
     Format("hf_vitdet", "transformers VitDet (backbone)",
         marks=(r"(.*\.)?encoder\.layer\.0\.attention\.qkv\.weight$",),
         anchor="embeddings.projection.weight", rules=renames(*HF_VITDET)),
@@ -293,7 +293,7 @@ _TABLE = (
         outside=(Drop(
             r"transformer\.|token_embedding\.|positional_embedding$|ln_final\.|text|"
             r"logit_(scale|bias)$|(input_resolution|context_length|vocab_size)$", "text tower"),),
-        makes=(Make(r"(pos_embed|cls_token)$", (r"\1",), tensors.batched), NO_PATCH_BIAS),
+        makes=(Make(r"(pos_embed|cls_token)$", (r"\1",), tensors.positions), NO_PATCH_BIAS),
         settings=(("norm_eps", 1e-5),),
         notes=("OpenAI's weights want act_layer='quick_gelu', open_clip's own mostly 'gelu'",)),
     # baaivision/EVA, EVA-02: under huggingface/pytorch-image-models' names, then its own

@@ -10,13 +10,13 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 
 from vitdet.convert.formats import FORMATS, HF_VITDET, SAM, STREAMPETR, TIMM_EVA
 from vitdet.convert.names import Names, kind_of, shapes_of
-from vitdet.convert.rules import KINDS, Kind, Report, UnaccountedError, by_rule, renames
+from vitdet.convert.rules import KINDS, Kind, Report, Shapes, UnaccountedError, by_rule, renames
 from vitdet.convert.tensors import class_rows
 from vitdet.utils.checks import InputError, check_word
 from vitdet.utils.state_dicts import some
@@ -125,8 +125,7 @@ def export(
     """
     check_word("--target-format", target_format, TARGETS)
     target, what = TARGETS[target_format], f"{source} as {target_format}"
-    kind, root = kind_of(shapes_of(weights), what)
-    _check_kind(target, kind, what)
+    kind, root = _kind(target, shapes_of(weights), what)
     after = after or Report("vitdet", used={name: name for name in weights})
     keys: dict[str, list[str]] = {name: [] for name in weights}
     for key, name in after.used.items():
@@ -164,25 +163,27 @@ def export(
     return result, report
 
 
-def _check_kind(target: Target, kind: Kind, what: str) -> None:
+def _kind(target: Target, shapes: Shapes, what: str) -> tuple[Kind, str]:
+    """Return the kind of the backbone and its root; an InputError where the target has no such."""
+    kind, root = kind_of(shapes, what)
     if kind.name not in target.holds:
         wanted = " or ".join(kind.what for kind in KINDS if kind.name in target.holds)
         text = f"expected {wanted}, got {kind.what}. Choose another --target-format."
         raise InputError(f"{what}: backbone: {text}")
+    return kind, root
 
 
 def _started(after: Report, target: Target) -> Report:
     """Return the account of the way in, without what the names of the way out will say."""
     rows = [name for name in after.initialised if name.endswith("]")]
-    notes = [f"rows without weights are written as zeros: {some(rows)}"] if rows else []
-    notes = [*after.notes, *notes, *([target.note] if target.note else [])]
+    zeros = f"rows without weights are written as zeros: {some(rows)}" if rows else ""
     left = [name for name in after.initialised if name not in rows]
-    return replace(
-        after,
-        target_format=target.name,
-        **{"used": {}, "made": {}, "resized": {}, "initialised": left, "notes": notes},
-        **{"dropped": dict(after.dropped), "inexact": dict(after.inexact)},
-    )
+    report = Report(after.source_format, after.nested_under, initialised=left)
+    report.dropped, report.inexact = dict(after.dropped), dict(after.inexact)
+    report.settings, report.classes = after.settings, after.classes
+    report.notes = [*after.notes, *filter(None, (zeros, target.note))]
+    report.target_format = target.name
+    return report
 
 
 def _dropped(target: Target, inner: str, constant: str, backbone_only: bool, to: str | None) -> str:

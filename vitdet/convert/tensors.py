@@ -52,19 +52,10 @@ def scaled_by_head(_: Shape, table: torch.Tensor) -> torch.Tensor:
     return table * table.shape[-1] ** -0.5
 
 
-def grid_to_rows(_: Shape, tensor: torch.Tensor) -> torch.Tensor:
-    """Flatten positions (1, H, W, C) to (1, H * W, C)."""
-    return tensor.flatten(1, 2) if tensor.ndim == 4 else tensor
-
-
-def batched(shape: Shape, tensor: torch.Tensor) -> torch.Tensor:
-    """Put the axes of size one before it that the model's tensor has more."""
-    return tensor[(None,) * max(len(shape) - tensor.ndim, 0)]
-
-
 def positions(shape: Shape, tensor: torch.Tensor) -> torch.Tensor:
     """Return a class token or positions as (1, rows, C), from (C), (rows, C) or (1, H, W, C)."""
-    return batched(shape, grid_to_rows(shape, tensor))
+    rows = tensor.flatten(1, 2) if tensor.ndim == 4 else tensor
+    return rows[(None,) * max(len(shape) - rows.ndim, 0)]
 
 
 def kernel(shape: Shape, tensor: torch.Tensor) -> torch.Tensor:

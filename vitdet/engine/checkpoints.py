@@ -75,11 +75,7 @@ def usable(output_dir: Path) -> Found | None:
 
 
 def read_state(path: Path) -> dict[str, Any]:
-    """Return the content of a checkpoint.
-
-    Raises:
-        InputError: damaged, or weights alone, from which no training continues.
-    """
+    """Return the content of a checkpoint; weights alone, from which none continues, are refused."""
     content = checkpoint.read(path)
     if missing := [key for key in _NEEDED if key not in content]:
         raise InputError(

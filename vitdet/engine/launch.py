@@ -46,8 +46,7 @@ def launch(
     Args:
         main: a function of a module (it is imported again in new processes).
         num_gpus: processes on this machine: one a GPU (nccl), or on the CPU (gloo) without any.
-        num_machines: machines, each of which calls this with the same arguments.
-        machine_rank: number of this machine.
+        num_machines: machines, each of which calls this, with its own number `machine_rank`.
         dist_url: tcp://HOST:PORT of machine 0, or "auto" on one machine.
         args: for `main`; they must pickle when processes are started.
 

@@ -29,13 +29,9 @@ def distributed(
 ) -> nn.Module:
     """Return the loss with gradients averaged over the processes; itself in a single one.
 
-    Args:
-        loss: returns named losses. When its `detector` went through `shard`, `options` have no
-            meaning.
-        device: of its parameters.
-        options: for DistributedDataParallel, and `fp16_compression`: on GPUs gradients travel in
-            16 bits where the run computes in 16 bits, see `compression`.
-        dtype: of autocast, None for none.
+    `options` are for DistributedDataParallel (none, if the loss's `detector` is sharded), and
+    `fp16_compression`: on GPUs gradients travel in 16 bits where the run computes in 16 bits, that
+    is, `dtype` of autocast says so (`compression`).
     """
     if world_size() == 1:
         return loss

@@ -64,9 +64,8 @@ class Graph(nn.Module):
         self.square = int(model.backbone.padding_constraints.get("square_size", 0))
         self.stride = int(model.backbone.size_divisibility)
         if size is not None and not 1 <= min(size) <= max(size) <= (self.square or max(size)):
-            most = f"at most {self.square} x {self.square} (model.backbone.square_pad)"
-            fits = most if self.square else "pixels, 1 or more"
-            raise InputError(f"--size {size[0]} {size[1]}: HEIGHT and WIDTH are {fits}.")
+            fits = f"1 to {self.square} (model.backbone.square_pad)" if self.square else "1 or more"
+            raise InputError(f"--size {size[0]} {size[1]}: HEIGHT and WIDTH are pixels, {fits}.")
         self.outputs = tuple(model.backbone.output_shape())
         self.threshold, self.most, self.masks = 0.0, 0, "none"
         self.heads = self.maskness = None

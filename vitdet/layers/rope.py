@@ -79,10 +79,7 @@ class Dinov3Rope:
     An axis of the whole map spans -1 to 1 whatever its length; a token stands in the middle of its
     place. The angle of frequency j is 2 pi times that, over 100 ** (2 j / (D / 2)). Numbers and
     order of channels as facebookresearch/dinov3, layers/rope_position_encoding.py, at inference;
-    the published files hold the periods rounded to bfloat16.
-
-    Args:
-        head_dim: channels D of a head, a multiple of 4.
+    the published files hold the periods rounded to bfloat16. D (`head_dim`) is a multiple of 4.
     """
 
     head_dim: int
@@ -107,14 +104,10 @@ def _spread(rows: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
 
 
 def rotate(x: torch.Tensor, tables: RotaryTables) -> torch.Tensor:
-    """Turn queries or keys by their tokens' angles.
+    """Turn queries or keys x (B, N, P + L, D) by their tokens' angles.
 
-    Args:
-        x: (B, N, P + L, D). The P prefix tokens, which have no place, stay as they are.
-        tables: of the L tokens.
-
-    Returns:
-        (B, N, P + L, D) in the type of x; computed in the wider of its type and float32.
+    The P prefix tokens, which have no place, stay as they are. The result has the type of x; it is
+    computed in the wider of that and float32.
     """
     prefix = x.shape[2] - tables.cos.shape[0]
     if prefix:

@@ -66,13 +66,9 @@ def check_word(what: str, word: object, known: Iterable[object]) -> None:
 def exit_status(run: Callable[[], int]) -> int:
     """Run a command and return its exit status; an error of input, disk or user is one line.
 
-    Args:
-        run: returns the status. It should hold the imports too: ^C may come while they last.
-
-    Returns:
-        That of `run`; 2 for an InputError, a file that cannot be read or written, or an output
-        that takes nothing; 130 for ^C, of which a second one ends the process at once; 0 when
-        the reader of a pipe, as `head`, has seen enough.
+    `run` returns the status, and holds the imports too: ^C may come while they last. It is 2 for an
+    InputError, a file that cannot be read or written, or an output that takes nothing; 130 for ^C,
+    of which a second one ends the process at once; 0 when the reader of a pipe has seen enough.
     """
     open_streams()
     try:

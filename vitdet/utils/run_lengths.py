@@ -1,7 +1,7 @@
 """Masks as run lengths, in COCO's format.
 
 pycocotools walks over every pixel of every mask. Most objects fill a small part of their image, so
-here only the rectangle round an object is looked at.
+here only the columns of an object are looked at.
 """
 
 from __future__ import annotations
@@ -30,7 +30,11 @@ def encode(masks: np.ndarray) -> list[RunLengths]:
 
 def encode_patch(patch: np.ndarray, corner: tuple[int, int], size: tuple[int, int]) -> RunLengths:
     """Encode a mask in an image of `size`, given from its `corner` (top, left) on; bool."""
-    ends = _ends(patch, corner, size[0])
+    top, left = corner
+    # Whole columns: a run from the image's lower edge goes on at the upper edge of the next one.
+    line = np.zeros(patch.shape[1] * size[0] + 2, dtype=bool)  # no object at its ends
+    line[1:-1].reshape(-1, size[0])[:, top : top + len(patch)] = patch.T
+    ends = left * size[0] + np.flatnonzero(line[1:] != line[:-1])
     pixels = size[0] * size[1]
     counts = np.diff(ends, prepend=0, append=pixels)
     if len(ends) and ends[-1] == pixels:
@@ -100,19 +104,3 @@ def _extent(filled: np.ndarray) -> tuple[int, int]:
     """First place with a pixel of the object, and the one after the last; (0, 0) for none."""
     places = np.flatnonzero(filled)
     return (int(places[0]), int(places[-1]) + 1) if len(places) else (0, 0)
-
-
-def _ends(patch: np.ndarray, corner: tuple[int, int], height: int) -> np.ndarray:
-    """Where pixels change, counted down the columns of an image one after the other."""
-    rows, columns = patch.shape
-    # One pixel more below each column, which is not the object's: there every run has ended.
-    part = np.zeros((columns, rows + 1), dtype=bool)
-    part[:, :-1] = patch.T
-    changes = np.flatnonzero(np.diff(part.ravel(), prepend=False))
-    if not len(changes):
-        return changes
-    column, row = np.divmod(changes, rows + 1)
-    ends = (corner[1] + column) * height + corner[0] + row
-    # A run from the image's lower edge goes on at the upper edge of the next column.
-    apart = ends[1:-1:2] != ends[2::2]
-    return ends[np.concatenate([[True], np.repeat(apart, 2), [True]])]

@@ -124,9 +124,7 @@ class MsViT(LayeredBackbone):
             self._layers(number).requires_grad_(False)
 
     def _layers(self, number: int) -> nn.ModuleList:
-        layers = self.get_submodule(f"layer{number}")
-        assert isinstance(layers, nn.ModuleList)
-        return layers
+        return getattr(self, f"layer{number}")
 
     def _stride(self, number: int) -> int:
         """Return the stride in pixels of stage `number`, from 1."""

@@ -64,8 +64,7 @@ class Stage:
         exact: 0 chunks, 1 exact window, -1 chunks that wrap around, see `ChunkGrid`.
         mode: vil: 0 all neighbours; -1 own chunk; 1 to 8: in training own chunk and one neighbour
             drawn at random for each call, in evaluation all. Any of the eight numbers means so.
-        attention_backend: kernel of attentions without a learned bias, see
-            `vitdet.layers.attention`.
+        attention_backend: of attentions without a learned bias, see `vitdet.layers.attention`.
         sliding_chunk_backend: kernel of vil, see `sliding_chunk`.
     """
 
@@ -99,21 +98,22 @@ class Stage:
         sliding_chunk.check_pattern(self.exact, self.mode)
         check_backend(self.attention_backend)
         sliding_chunk.check_backend(self.sliding_chunk_backend)
-        if self.embed_dim % self.num_heads:
-            raise InputError(
+        alone = self.attention == "only_global" and not self.num_global_tokens
+        for wrong, text in (
+            (
+                self.embed_dim % self.num_heads,
                 f"num_heads: expected a divisor of embed_dim {self.embed_dim}, got "
-                f"{self.num_heads}. Change one of them."
-            )
-        if self.use_abs_pos and self.embed_dim % 2:
-            raise InputError(
-                "embed_dim: expected an even number with absolute positions (half for rows, half "
-                f"for columns), got {self.embed_dim}. Change it, or set use_abs_pos=False."
-            )
-        if self.attention == "only_global" and not self.num_global_tokens:
-            raise InputError(
-                "num_global_tokens: expected at least 1 for only_global, got 0. Without global "
-                "tokens nothing could be attended to."
-            )
+                f"{self.num_heads}. Change one of them.",
+            ),
+            (
+                self.use_abs_pos and self.embed_dim % 2,
+                "embed_dim: expected an even number with absolute positions, got "
+                f"{self.embed_dim}. Change it, or set use_abs_pos=False.",
+            ),
+            (alone, "num_global_tokens: expected at least 1 for only_global, got 0. Set it to 1."),
+        ):
+            if wrong:
+                raise InputError(text)
 
     @property
     def use_rel_pos(self) -> bool:
@@ -127,11 +127,8 @@ def stages_of(arch: str | None, arguments: dict[str, Any]) -> tuple[Stage, ...]:
     With an ARCH string each stage has what its own part says. In the published code s0 also makes
     every later stage full, whatever its part says.
 
-    Args:
-        arch: the string, or None. Parts may leave out keys.
-        arguments: those of `Stage`, each a value or a list of one a stage; None counts as left out.
-            With `arch` none that stands in it, and `attention` is the kind of the stages with s1.
-
+    `arguments` are those of `Stage`, each a value or a list of one a stage, None for left out. With
+    `arch` none that stands in it, and `attention` is the kind of the stages with s1.
     """
     given = {name: value for name, value in arguments.items() if value is not None}
     known = [field.name for field in fields(Stage)]

@@ -77,8 +77,11 @@ def read(
             got = "got another value. Results of a detector are a list: give annotations."
             raise InputError(f"annotation file {path}: expected an object in COCO's format, {got}")
         check_lists(content, path)
-        contents[split] = _with_file_names(content)
-        as_it_is[split] = content if encoding == "utf-8" else None
+        lvis = [x for x in content["images"] if "file_name" not in x and "coco_url" in x]
+        for image in lvis:  # folder and name of the file stand in a URL only
+            image["file_name"] = "/".join(str(image["coco_url"]).split("/")[-2:])
+        contents[split] = content
+        as_it_is[split] = content if encoding == "utf-8" and not lvis else None
         if encoding != "utf-8":
             name = "UTF-8 with a byte order mark" if encoding == "utf-8-sig" else encoding.upper()
             notes.append(f"{path.name} is read as {name}")
@@ -101,18 +104,6 @@ def read(
 
 
 # --- images ---------------------------------------------------------------------------------------
-
-
-def _with_file_names(content: Json) -> Json:
-    """LVIS has folder and name of a file in a URL only."""
-    urls = [x.get("coco_url") if "file_name" not in x else None for x in content["images"]]
-    if not any(isinstance(url, str) for url in urls):
-        return content
-    images = [
-        {**image, "file_name": "/".join(url.split("/")[-2:])} if isinstance(url, str) else image
-        for image, url in zip(content["images"], urls, strict=True)
-    ]
-    return {**content, "images": images}
 
 
 def _located(

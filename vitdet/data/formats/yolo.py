@@ -12,6 +12,7 @@ import os
 import re
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator
+from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -205,9 +206,10 @@ def _resolved(
     bases: list[Path], value: str, test: Callable[[Path], bool], split: str | None = None
 ) -> tuple[Path | None, bool]:
     """Return what a path means below one of the folders, and whether it lies there as written."""
-    tried = [(files.written(base / files.home(value)), True) for base in bases]
-    tried += [(files.written(base / end), False) for end in _ends(value, split) for base in bases]
-    return next((each for each in tried if test(each[0])), (None, False))
+    as_written = ((base / files.home(value), True) for base in bases)
+    by_ends = ((base / end, False) for end in _ends(value, split) for base in bases)
+    tried = ((files.written(path), how) for path, how in chain(as_written, by_ends) if test(path))
+    return next(tried, (None, False))
 
 
 def _places(listing: Listing, images: Path | None, notes: list[str]) -> Places:
