@@ -76,10 +76,9 @@ def signals_as_before() -> Generator[None, None, None]:
 
 
 PROCESSES = {
-    *("test_accumulation", "test_bad_steps", "test_checkpoints", "test_ema", "test_fsdp"),
-    *("test_kill", "test_launch", "test_resume", "test_signals", "test_train_net"),
+    *("test_bad_steps", "test_checkpoints", "test_ema", "test_fsdp", "test_kill"),
+    *("test_launch", "test_resume", "test_signals", "test_train_net"),
 }
-
 RECIPES = {"test_configs", "test_config_models", "test_published_lr", "test_recipes_page"}
 
 

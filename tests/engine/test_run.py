@@ -269,6 +269,11 @@ def test_an_output_folder_that_cannot_be_made(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(InputError, match=r"train.output_dir: .*: Not a directory"):
         train(recipe(tmp_path / "file" / "out"))
+    (tmp_path / "piped").mkdir()
+    os.mkfifo(tmp_path / "piped/log.txt")  # whoever opens it waits for ever
+    text = r"log\.txt in train\.output_dir: expected a file or a folder, got a pipe"
+    with pytest.raises(InputError, match=text), alone_in(tmp_path / "piped"):
+        pass
     with alone_in(tmp_path / "out"):
         assert (tmp_path / "out" / "run.lock").exists()
     assert not (tmp_path / "out").exists()  # a run that does not begin leaves no folder

@@ -183,6 +183,10 @@ def alone_in(output_dir: Path) -> Iterator[None]:
                 if not output_dir.exists():
                     output_dir.mkdir(parents=True)
                     held.callback(remove_empty)
+                for path in output_dir.iterdir():  # opening a pipe would wait for ever
+                    if path.exists() and not (path.is_file() or path.is_dir()):
+                        text = "expected a file or a folder, got a pipe or a device. Move it away."
+                        raise InputError(f"{path} in train.output_dir: {text}")
                 held.enter_context(locked(output_dir))
             except OSError as error:
                 raise InputError(f"train.output_dir: {os_error_text(error)}") from error
