@@ -335,6 +335,7 @@ def test_text_json_and_what_a_copy_loses(data: Data, tmp_path: Path, capsys) -> 
 
 def test_the_page_has_pictures_and_no_addresses(data: Data, tmp_path: Path, capsys) -> None:
     data.contents["train"]["annotations"][0].update(bbox=[30, 5, 100, 8], area=80)
+    Image.new("RGB", (40, 30), (128, 128, 128)).save(data.folder / "train/train.png")  # no red
     for content in data.contents.values():
         content["categories"][0]["name"] = "\x1b[31m<b>cat\ud800\n"
     assert data.command("--out", tmp_path / "page.html") == 1
