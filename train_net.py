@@ -18,6 +18,8 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
         "SIGUSR1) and saved, --resume goes on; 130 interrupted (^C; the first one saves too).",
     )
     parser.add_argument("--config-file", required=True, metavar="FILE", help="recipe, .py or .yaml")
+    start = "start from it: converted first where it is another project's, the recipe follows it"
+    parser.add_argument("--weights", metavar="FILE", help=start)
     parser.add_argument("--resume", action="store_true", help="continue train.output_dir's run")
     trial = "build all, take two real steps, print memory, time and length, keep nothing"
     parser.add_argument("--dry-run", action="store_true", help=trial)
@@ -56,13 +58,15 @@ def run(arguments: list[str] | None = None) -> int:
     args = parse(arguments)
 
     def start() -> int:
-        from vitdet.engine.launch import launch  # not above: --help should not wait for torch
+        from vitdet.app.start import from_weights  # not above: --help should not wait for torch
+        from vitdet.engine.launch import launch
 
-        if args.print_groups:
-            main(args)
-        else:
-            where = (args.num_gpus, args.num_machines, args.machine_rank, args.dist_url)
-            launch(main, *where, args=(args,))
+        with from_weights(args) as args.overrides:
+            if args.print_groups:
+                main(args)
+            else:
+                where = (args.num_gpus, args.num_machines, args.machine_rank, args.dist_url)
+                launch(main, *where, args=(args,))
         return 0
 
     return exit_status(start)

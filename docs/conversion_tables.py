@@ -1,6 +1,7 @@
 """The tables of docs/conversion.md, made from the code: `python docs/conversion_tables.py`.
 
-What a target format can hold is found by exporting every recipe's names and shapes.
+What a target format can hold is found by exporting the names and shapes of every recipe as it
+follows a published file (of the manifests that the tests read: PYTHONPATH=. has to lead there).
 """
 
 from __future__ import annotations
@@ -12,11 +13,14 @@ from pathlib import Path
 
 import torch
 
+from tests.convert.manifests import find
+from vitdet.app import follow
 from vitdet.config import build_model, load_config
 from vitdet.convert import FORMATS, TARGETS, export
 from vitdet.convert.recipes import COMMANDS, WITHOUT_REL_POS, Command
 from vitdet.utils.checks import InputError
 from vitdet.utils.files import replacing
+from vitdet.weights import Weights
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / "docs" / "conversion.md"
@@ -70,7 +74,7 @@ def tables() -> str:
         _table(("`--source-format`", "files"), formats),
         "### In: the command for a file\n",
         "`python converter.py --source-model FILE --output-model OUT --config-file configs/RECIPE "
-        "ADD`, and the same `key=value` for `train_net.py`.\n",
+        "ADD`.\n",
         _table(("files", "format", "RECIPE", "ADD"), sources),
         "### Out: what other projects can hold of it\n",
         "The command above with `--target-format`, for the backbone. *yes*: every weight; a list: "
@@ -119,15 +123,19 @@ def _some(files: list[str]) -> str:
 
 def cells(command: Command) -> tuple[str, ...]:
     """Return for every target format what it can hold of the backbone that a command gives."""
-    weights = _backbone(command.recipe, command.overrides)
+    weights = _backbone(command)
     if command.format in WITHOUT_REL_POS:
         weights = {name: value for name, value in weights.items() if not _REL_POS.match(name)}
     return tuple(_cell(weights, target) for target in TARGETS)
 
 
 @cache
-def _backbone(recipe: str, overrides: tuple[str, ...]) -> dict[str, torch.Tensor]:
-    cfg = load_config(ROOT / "configs" / f"{recipe}.py", overrides)
+def _backbone(command: Command) -> dict[str, torch.Tensor]:
+    path = ROOT / "configs" / f"{command.recipe}.py"
+    cfg = load_config(path, command.overrides)
+    found = Weights(find(command.files[0]).content())
+    if lines := follow.changes(cfg, found, command.overrides):
+        cfg = load_config(path, [*lines, *command.overrides])
     return build_model(cfg.model, device="meta").state_dict()
 
 

@@ -12,7 +12,7 @@ import torch
 from tests.convert.manifests import find, needs_manifests, pyramid, random, vit
 from vitdet import checkpoint
 from vitdet.app import cli
-from vitdet.app.inspect import describe
+from vitdet.app.describe import describe
 from vitdet.convert.recipes import COMMANDS
 
 

@@ -121,8 +121,8 @@ def test_commands(command: Command, name: str, run: Run, tmp_path: Path) -> None
     assert run(name, *command.words(), "--report", str(report)) == 0
     record = json.loads(report.read_text())
     assert _account(record) == ACCOUNTS[name]
-    target, _ = _recipe(command.recipe, command.overrides)
     weights, about = run.written["model"], run.written["vitdet"]
+    target, _ = _recipe(command.recipe, tuple(about["recipe_overrides"]))
     assert set(weights) | set(about["initialised"]) == set(target)
     assert shapes_of(weights) == {key: target[key] for key in weights}
     # every key is used once or left out by a rule

@@ -97,7 +97,6 @@ def test_our_backbone_computes_the_same(name: str, tmp_path: Path) -> None:
     model, given = saved(name, tmp_path)
     found = weights.read(tmp_path)
     settings = net_settings(found.content, found.config, patch_size=8) | given
-    settings.pop("global_block_indexes")  # no windows here
     net = ViT(img_size=32, patch_size=8, **settings).eval()
     images = torch.randn(2, 3, 32, 32)
     for content in (found.content, model.state_dict()):

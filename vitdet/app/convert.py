@@ -9,20 +9,24 @@ from __future__ import annotations
 import argparse
 import json
 import re
+import shlex
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from omegaconf import DictConfig
 
 from vitdet import checkpoint
+from vitdet.app import follow
 from vitdet.convert import FORMATS, TARGETS, Report, UnaccountedError, convert, export
 from vitdet.convert import classes as heads
 from vitdet.convert.names import shapes_of
 from vitdet.utils.checks import InputError, printable
 from vitdet.utils.files import write_text
 from vitdet.utils.state_dicts import some
+from vitdet.weights import Weights
 from vitdet.weights import read as read_weights
 
 _WHAT = "Convert a checkpoint for a recipe, to other classes, or to another project's names."
@@ -77,7 +81,8 @@ def add_reading_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Convert; return 0, or 1 when some keys are unaccounted for."""
     try:
-        convert_file(args)
+        for line in convert_file(args):
+            print(line)
     except UnaccountedError as error:
         _write_report(args, error.report)
         print(f"error: {error}", file=sys.stderr)
@@ -85,17 +90,22 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def convert_file(args: argparse.Namespace) -> None:
-    """Convert; an input that is wrong is an InputError, unaccounted keys an UnaccountedError."""
+def convert_file(args: argparse.Namespace) -> list[str]:
+    """Convert; an input that is wrong is an InputError, unaccounted keys an UnaccountedError.
+
+    Into `args.overrides` come first those by which the recipe follows the file. Returns the line
+    that trains with the output, none where nothing does.
+    """
     _check_options(args)
     _check_paths(args)
-    content = read_weights(args.source_model, trust=args.trust).content
+    found = read_weights(args.source_model, trust=args.trust)
     source = {"weights": args.weights, "source_format": args.source_format}
     source["source"] = str(args.source_model)
-    if args.config_file:
-        weights, report = _for_recipe(args, content, source)
+    cfg = _recipe(args, found, source) if args.config_file else None
+    if cfg is not None:
+        weights, report = _for_recipe(args, cfg, found.content, source)
     else:
-        weights, report = convert(content, None, **source)
+        weights, report = convert(found.content, None, **source)
     written: dict[str, Any] = {"model": weights, "vitdet": _about(args, report)}
     if args.target_format:
         how = {"backbone_only": args.backbone_only, "allow_inexact": args.allow_inexact}
@@ -108,6 +118,11 @@ def convert_file(args: argparse.Namespace) -> None:
     _write_report(args, report)
     print(printable(report.summary()))
     print(f"wrote        {args.output_model}: {len(weights)} tensors")
+    if cfg is None or "train" not in cfg or args.target_format:
+        return []
+    start = follow.setting("train.init_checkpoint", args.output_model)
+    words = ["--config-file", str(args.config_file), start, *args.overrides]
+    return [printable(f"train        python train_net.py {shlex.join(words)}")]
 
 
 def _check_options(args: argparse.Namespace) -> None:
@@ -135,13 +150,30 @@ def _check_paths(args: argparse.Namespace) -> None:
             raise InputError(f"output {path}: {text}")
 
 
-def _for_recipe(
-    args: argparse.Namespace, content: Mapping[str, Any], source: Mapping[str, Any]
-) -> tuple[dict[str, torch.Tensor], Report]:
-    """Convert the file for the recipe's model, and its head for other classes if asked."""
+def _recipe(args: argparse.Namespace, found: Weights, source: Mapping[str, Any]) -> DictConfig:
+    """Return the recipe, whose backbone follows the file of a foundation model."""
     from vitdet import config  # detectron2 takes seconds to import
 
     cfg = config.load_config(args.config_file, args.overrides, trust=args.trust)
+    typed = [*args.overrides, *([f"{follow.NET}.layer_scale"] if args.fold_layer_scale else [])]
+    lines = follow.changes(cfg, found, typed, **source)
+    args.resize_patch_embed |= lines is not None
+    if not lines:
+        return cfg
+    print(*(printable(f"follows      {line}") for line in lines), sep="\n")
+    args.overrides[:0] = lines
+    return config.load_config(args.config_file, args.overrides, trust=args.trust)
+
+
+def _for_recipe(
+    args: argparse.Namespace,
+    cfg: DictConfig,
+    content: Mapping[str, Any],
+    source: Mapping[str, Any],
+) -> tuple[dict[str, torch.Tensor], Report]:
+    """Convert the file for the recipe's model, and its head for other classes if asked."""
+    from vitdet import config
+
     lists, count = None, 0
     if args.target_classes:
         lists = _class_lists(args, content)
@@ -196,6 +228,7 @@ def _class_lists(args: argparse.Namespace, content: Mapping[str, Any]) -> heads.
 def _about(args: argparse.Namespace, report: Report) -> dict[str, Any]:
     about: dict[str, Any] = {"format": 1, "source_format": report.source_format}
     about["initialised"] = report.initialised
+    about["recipe_overrides"] = follow.of_model(args.overrides)
     if args.target_classes:
         classes = heads.read_classes(args.target_classes)
         about |= {"class_names": list(classes.values()), "class_ids": list(classes)}

@@ -5,12 +5,24 @@ Sizes come from the shapes, what no shape tells from config.json, or from the fo
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import json
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
-from vitdet.app.inspect import backbone_shapes, describe, is_foundation
+from omegaconf import DictConfig, OmegaConf
+
+from vitdet.app.describe import about_of, backbone_shapes, describe, is_foundation
 from vitdet.convert import FORMATS
 from vitdet.utils.checks import InputError
+from vitdet.utils.files import replacing
+from vitdet.weights import Weights
+
+NET = "model.backbone.net"
+_RECORD = "start.json"  # in the folder of a run that began with such a file
+# what a file may ask of a recipe: numbers and words, nothing that is called
+_HARMLESS = re.compile(r"model(\.[a-z]\w*)+=[\w.+, \"\[\]-]*$")
 
 # Heads whose channels are not 64, by width: ViT-H, EVA-g, SigLIP-so400m, ViT-G
 _HEADS = {1280: 16, 1408: 16, 1152: 16, 1664: 16}
@@ -25,6 +37,7 @@ def net_settings(
     config: Mapping[str, Any],
     *,
     weights: str | None = None,
+    source_format: str | None = None,
     patch_size: int = 16,
     source: str = "source",
 ) -> dict[str, Any]:
@@ -34,6 +47,7 @@ def net_settings(
         content: of a file of a foundation model, as `vitdet.checkpoint.read` returned it.
         config: config.json of its folder, {} where there is none.
         weights: the key of the file that holds the state dict, None to find it.
+        source_format: a name in `FORMATS`, None to recognise it.
         patch_size: of the model; positions keep the file's grid.
         source: the file, for messages.
 
@@ -43,7 +57,8 @@ def net_settings(
     Raises:
         InputError: config.json and the weights are of two models; an activation that ours lack.
     """
-    found = describe(content, weights=weights, source=source)
+    how: dict[str, Any] = {"weights": weights, "source": source}
+    found = describe(content, source_format=source_format, **how)
     sizes = found["backbone"]
     if not is_foundation(found):
         return {}
@@ -54,19 +69,20 @@ def net_settings(
                 f"{source}: config.json says {theirs} {config[theirs]}, the weights have "
                 f"{sizes[ours]}: they are not of one model. Fetch both anew."
             )
-    inside = backbone_shapes(content, found["format"], weights=weights, source=source)
+    inside = backbone_shapes(content, found["format"], **how)
     first = {name[9:]: shape for name, shape in inside.items() if name.startswith("blocks.0.")}
-    settings = {name: sizes[name] for name in ("embed_dim", "depth", "qkv_bias", "layer_scale")}
+    settings = {name: sizes[name] for name in ("embed_dim", "depth", "layer_scale")}
+    made = (make.find("blocks.0.attn.qkv.bias", inside) for make in FORMATS[found["format"]].makes)
+    settings["qkv_bias"] = sizes["qkv_bias"] or any(made)  # of zeros, where the format says so
     settings |= _heads(sizes, config, found["format"])
     settings |= _feed_forward(first, sizes["embed_dim"])
     settings |= _positions(sizes, inside, patch_size)
     settings["pre_norm"] = "norm_pre.weight" in inside
     settings |= _untold(found["format"], content, config, settings, source)
-    depth = settings["depth"]
-    settings["global_block_indexes"] = sorted({max(depth * k // 4 - 1, 0) for k in (1, 2, 3, 4)})
-    if sizes["kind"] == "eva02":
-        grid = sizes.get("pos_embed_grid", [16])[0]
-        settings |= {"split_qkv": True, "rope": "eva02", "rope_pretrain_grid": grid}
+    if places := sizes.get("residual_block_indexes"):
+        settings["residual_block_indexes"] = places
+    if sizes["kind"] == "eva02":  # its rotary grid is that of 224 pixels, after 448 pixels too
+        settings |= {"split_qkv": True, "rope": "eva02", "rope_pretrain_grid": 16}
         settings |= {"inner_attn_norm": "attn.inner_attn_ln.weight" in first, "use_rel_pos": False}
     return settings
 
@@ -81,10 +97,11 @@ def _heads(sizes: Mapping[str, Any], config: Mapping[str, Any], fmt: str) -> dic
 
 
 def _feed_forward(first: Mapping[str, tuple[int, ...]], width: int) -> dict[str, Any]:
+    width = width or 1  # of a damaged file
     last = next((first[f"mlp.{n}.weight"] for n in ("fc2", "w3") if f"mlp.{n}.weight" in first), ())
     hidden = last[-1] if last else 4 * width
     gated = any(name.startswith(("mlp.w1", "mlp.w12.")) for name in first)
-    gated = gated or first.get("mlp.fc1.weight", (0,))[0] == 2 * hidden
+    gated = gated or (first.get("mlp.fc1.weight") or (0,))[0] == 2 * hidden
     kind = "mlp" if not gated else "swiglu_norm" if "mlp.ffn_ln.weight" in first else "swiglu"
     ratio = hidden / width
     if int(width * ratio) != hidden:  # the product may round down
@@ -159,3 +176,113 @@ def pixels(config: Mapping[str, Any], preprocessor: Mapping[str, Any]) -> dict[s
             return {}
         found[ours] = [round(255 * float(value), 3) for value in values]
     return found
+
+
+# --- a recipe -------------------------------------------------------------------------------------
+
+
+def changes(
+    cfg: DictConfig,
+    found: Weights,
+    typed: Sequence[str] = (),
+    *,
+    weights: str | None = None,
+    source_format: str | None = None,
+    source: str = "source",
+) -> list[str] | None:
+    """Return key=value for each setting of a recipe's plain ViT that a file has otherwise.
+
+    Args:
+        cfg: a recipe with the changes that a person typed.
+        found: a file, or a folder of the hub.
+        typed: those changes, which win: none of their keys is returned.
+        weights: as of `net_settings`, like the others.
+
+    Returns:
+        None where nothing follows: the recipe has no plain ViT at `NET`, or `net_settings` is {}.
+
+    Raises:
+        InputError: see there.
+    """
+    from vitdet.config import arguments, backbone_settings  # detectron2 takes seconds to import
+
+    node = OmegaConf.select(cfg, NET)
+    if not isinstance(node, DictConfig) or "parallel_branch" not in arguments(node):
+        return None
+    now = backbone_settings(node)
+    how: dict[str, Any] = {"weights": weights, "source_format": source_format, "source": source}
+    net = net_settings(found.content, found.config, patch_size=now["patch_size"], **how)
+    if not net or now["parallel_branch"]:
+        return None
+    keys = {word.partition("=")[0] for word in typed}
+    new = {key: value for key, value in net.items() if now[key] != value}
+    if int(net["embed_dim"] * now["mlp_ratio"]) == int(net["embed_dim"] * net["mlp_ratio"]):
+        new.pop("mlp_ratio", None)
+    theirs = describe(found.content, **how)["backbone"]
+    if theirs.get("pretrain_img_size") == now["pretrain_img_size"]:
+        new.pop("pretrain_img_size", None)  # kernel and grid resampled, as in EVA's p14to16 files
+    if "class_token" in theirs:
+        new.pop("pretrain_use_cls_token", None)  # its row, or zeros for it, nobody reads
+    if "depth" in new and f"{NET}.depth" not in keys:
+        new = _of_depth(now, net["depth"]) | new
+    told = {f"{NET}.{key}": value for key, value in new.items()}
+    if "pixel_mean" in cfg.model:
+        told |= {f"model.{key}": v for key, v in pixels(found.config, found.preprocessor).items()}
+    return [setting(key, value) for key, value in told.items() if key not in keys]
+
+
+def _of_depth(now: Mapping[str, Any], depth: int) -> dict[str, list[int]]:
+    """Return the lists of blocks at the same shares of another depth: ends of quarters stay so."""
+    names = ("global_block_indexes", "residual_block_indexes", "checkpoint_blocks")
+    return {
+        name: sorted({max((i + 1) * depth // now["depth"] - 1, 0) for i in now[name]})
+        for name in names
+        if now[name]
+    }
+
+
+def setting(key: str, value: Any) -> str:
+    """Return key=value; what YAML could read as something else than text stands in quotes."""
+    text = value if re.fullmatch(r"[\w./-]+", str(value)) else json.dumps(value)
+    return f"{key}={text}"
+
+
+def remembered(content: Mapping[str, Any], *, source: str) -> list[str]:
+    """Return the changes of the recipe that converter.py wrote a file for, [] for other files.
+
+    Raises:
+        InputError: they are no changes of a model by numbers and words.
+    """
+    words = about_of(content).get("recipe_overrides", [])
+    if not isinstance(words, list) or not all(map(_HARMLESS.match, map(str, words))):
+        text = "recipe_overrides: expected model.key=value of numbers and words, got"
+        raise InputError(f"{source}: {text} {words!r}. Convert it again.")
+    return [str(word) for word in words]
+
+
+def of_model(overrides: Sequence[str]) -> list[str]:
+    """Return those of a recipe's changes that `remembered` gives again."""
+    return [word for word in overrides if _HARMLESS.match(word)]
+
+
+def keep(folder: Path, record: Mapping[str, Any]) -> None:
+    """Write what a run began with beside its checkpoints, for --resume."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with replacing(folder / _RECORD) as partial:
+        partial.write_text(json.dumps(record) + "\n")
+
+
+def kept(folder: Path) -> dict[str, Any] | None:
+    """Return what `keep` wrote, its "overrides" a list of text; None where it wrote nothing.
+
+    Raises:
+        InputError: it is damaged.
+    """
+    path = folder / _RECORD
+    if not path.is_file():
+        return None
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+        return record | {"overrides": [str(each) for each in record["overrides"]]}
+    except (ValueError, LookupError, TypeError) as error:
+        raise InputError(f"{path}: it cannot be read ({error!r}). Start the run anew.") from error

@@ -7,9 +7,7 @@ from __future__ import annotations
 
 import argparse
 import gc
-import json
 import os
-import re
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,16 +18,15 @@ import torch
 from omegaconf import DictConfig
 
 from vitdet import weights
-from vitdet.app import convert
-from vitdet.app.follow import net_settings, pixels
-from vitdet.config import backbone_settings, load_config
+from vitdet.app import follow
+from vitdet.app.start import converted
+from vitdet.config import load_config
 from vitdet.data.formats import FORMATS
 from vitdet.data.prepare import Prepared, prepare_data
 from vitdet.engine.dry_run import DoesNotFitError
 from vitdet.engine.launch import launch
 from vitdet.engine.run import alone_in, train
 from vitdet.utils.checks import InputError
-from vitdet.utils.files import replacing
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs" / "own"
 SIZES = {"tiny": "eva02_tiny", "small": "vitdet_s", "base": "vitdet_b", "large": "vitdet_l"}
@@ -112,37 +109,27 @@ def _following(args: argparse.Namespace, place: Path) -> list[str]:
 
     A run that is resumed has both from its first start.
     """
-    record = args.out / "start.json"
-    if args.resume and record.is_file():
-        try:
-            kept = json.loads(record.read_text(encoding="utf-8"))
-            args.size, changes = str(kept["size"]), [str(each) for each in kept["overrides"]]
-        except (ValueError, LookupError, TypeError) as error:
-            raise InputError(
-                f"{record}: it cannot be read ({error!r}). Start the run anew."
-            ) from error
-        return changes
+    usual = "base" if torch.cuda.is_available() else "tiny"
+    if args.resume and (record := follow.kept(args.out)):
+        args.size = record.get("size") or args.size or usual
+        return record["overrides"]
     found = weights.read(args.weights) if args.weights else weights.Weights({})
     source, net = f"--weights {args.weights}", {}
     if args.weights:
-        net = net_settings(found.content, found.config, source=source)
+        net = follow.net_settings(found.content, found.config, source=source)
     width = net.get("embed_dim", 0)
     fitting = "small" if width <= 384 else "base" if width <= 768 else "large"
-    usual = "base" if torch.cuda.is_available() else "tiny"
     args.size = args.size or (fitting if net else usual)
-    if not net:
-        return []
-    if args.size == "tiny":
+    if net and args.size == "tiny":
         sizes = "small, base or large for the weights of a foundation model"
         raise InputError(f"--size: expected {sizes}, got tiny. Leave it out: {fitting} is theirs.")
-    cfg = load_config(recipe_of(args.size, masks=False))
-    now = backbone_settings(cfg.model)
-    changes = {f"backbone.net.{key}": value for key, value in net.items() if now[key] != value}
-    changes |= pixels(found.config, found.preprocessor)
-    lines = [_setting(f"model.{key}", value) for key, value in changes.items()]
-    place.mkdir(parents=True, exist_ok=True)
-    with replacing(place / record.name) as partial:
-        partial.write_text(json.dumps({"size": args.size, "overrides": lines}) + "\n")
+    lines = follow.remembered(found.content, source=source)
+    if net:
+        typed = [word for word in args.overrides if word.startswith(follow.NET)]
+        cfg = load_config(recipe_of(args.size, masks=False), typed)
+        lines = follow.changes(cfg, found, typed, source=source) or []
+    if net or lines:
+        follow.keep(place, {"size": args.size, "overrides": lines})
     return lines
 
 
@@ -239,18 +226,12 @@ def _that_fits(
 
 def _overrides(args: argparse.Namespace, changes: dict[str, Any]) -> list[str]:
     """Return key=value for each change that the user's own do not name, and the user's own."""
-    ours = [_setting(key, value) for key, value in changes.items() if key not in _keys(args)]
+    ours = [follow.setting(key, value) for key, value in changes.items() if key not in _keys(args)]
     return [*ours, *args.overrides]
 
 
 def _keys(args: argparse.Namespace) -> set[str]:
     return {override.partition("=")[0] for override in args.overrides}
-
-
-def _setting(key: str, value: Any) -> str:
-    """Return key=value; what YAML could read as something else than text stands in quotes."""
-    text = value if re.fullmatch(r"[\w./-]+", str(value)) else json.dumps(value)
-    return f"{key}={text}"
 
 
 def _start(args: argparse.Namespace, place: Path, recipe: Path, data: Prepared) -> str:
@@ -264,22 +245,11 @@ def _start(args: argparse.Namespace, place: Path, recipe: Path, data: Prepared) 
     names = about.get("class_names") if isinstance(about, dict) else None
     if isinstance(about, dict) and (names is None or tuple(names) == data.class_names):
         return str(args.weights)
-    place.mkdir(parents=True, exist_ok=True)
-    output = place / "start.pth"
     how = ["--backbone-only", "--resize-patch-embed"]
     if names:
         how = ["--target-classes", data.train[0], "--new-classes"]
-    words = ["--source-model", str(args.weights), "--output-model", str(output)]
-    words += ["--config-file", str(recipe), *how, *args.overrides]
-    try:
-        convert.convert_file(convert.parse(words))
-    except InputError as error:
-        why = str(error).removeprefix(f"{args.weights}: ")
-        if "--" in why:
-            why += " These options are those of `vitdet convert`, whose output --weights takes."
-        fits = f"it does not fit {recipe.name} (--size {args.size})"
-        raise InputError(f"--weights {args.weights}: {fits}: {why}") from error
-    return str(output)
+    fits = f"it does not fit {recipe.name} (--size {args.size})"
+    return converted(args.weights, place, recipe, [*how, *args.overrides], fits)[0]
 
 
 def _print_choices(

@@ -6,10 +6,7 @@ docs/conversion.md shows this table (`python docs/conversion_tables.py` writes i
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
-
-_NET = "model.backbone.net."
 
 # Formats whose files have no decomposed relative positions: a model's keep their initialisation.
 WITHOUT_REL_POS = frozenset(
@@ -22,7 +19,8 @@ class Command:
     """The command for some files.
 
     `width` is the channels of the blocks, of the first stage where there are several; `recipe` a
-    path under configs/, without suffix. train_net.py has to be given the `overrides` too.
+    path under configs/, without suffix, whose plain ViT follows a file of a foundation model: only
+    what it cannot follow stands here. train_net.py has to be given the `overrides` too.
     """
 
     format: str
@@ -39,26 +37,16 @@ class Command:
 
 # What some rows have in common.
 _SHORT = {
-    "RESIZE": "--resize-patch-embed",
     "B": "COCO/mask_rcnn_vitdet_b_100ep",
     "L": "COCO/mask_rcnn_vitdet_l_100ep",
     "H": "COCO/mask_rcnn_vitdet_h_75ep",
     "EVA01": "common/models/cascade_mask_rcnn_eva01",
-    "SCALE": "net.layer_scale=true",
-    "SIZE_512": "net.pretrain_img_size=512",
     "EMA": "--weights ema_state",
-    "PLUS": "net.num_heads=20 net.ffn_layer=swiglu",
     "EVA02_B": "COCO/cascade_mask_rcnn_eva02_b_bsl",
     "EVA02_L": "COCO/cascade_mask_rcnn_eva02_l_bsl",
     "STREAMPETR": "backbones/streampetr_eva02_l_800x320",
-    "GIANT": "net.embed_dim=1536 net.depth=40 net.num_heads=24 "
-    "net.ffn_layer=swiglu net.mlp_ratio=2.6667 net.global_block_indexes=[9,19,29,39]",
-    "DINOV2": "--resize-patch-embed net.layer_scale=true net.pretrain_img_size=592",
-    "DINOV3": "net.rope=dinov3 net.use_abs_pos=false net.norm_eps=1e-5 net.layer_scale=true",
-    "CLIP": "net.pre_norm=true net.norm_eps=1e-5",
-    "QUICK": "net.act_layer=quick_gelu",
-    "BEIT": "--allow-inexact net.use_abs_pos=false net.layer_scale=true",
-    "SAM": "net.pretrain_img_size=1024 net.pretrain_use_cls_token=false",
+    "BEIT": "--allow-inexact",
+    "QUICK": "model.backbone.net.act_layer=quick_gelu",
     "LINFORMER": "model.backbone.bottom_up.attention=[linformer,linformer,linformer,linformer] "
     "model.backbone.bottom_up.attention_size=[256,256,256,256] "
     "model.backbone.bottom_up.img_size=1344",
@@ -69,38 +57,38 @@ _SHORT = {
 _ROWS = """
 mae 768 B mae_pretrain_vit_base,mae_pretrain_vit_base.with_decoder
 mae 1024 L mae_pretrain_vit_large
-mae 1280 H mae_pretrain_vit_huge RESIZE
+mae 1280 H mae_pretrain_vit_huge
 timm 768 B vit_base_patch16_224.augreg_in21k,vit_base_patch16_224.augreg2_in21k_ft_in1k
 timm 1024 L vit_large_patch16_224.augreg_in21k
-timm 1024 L vit_large_patch16_384.augreg_in21k_ft_in1k net.pretrain_img_size=384
-timm 768 B deit3_base_patch16_224.fb_in22k_ft_in1k,deit_base_patch16_LS SCALE
-timm 1024 L deit3_large_patch16_224.fb_in22k_ft_in1k,deit_large_patch16_LS SCALE
-timm 1280 H deit3_huge_patch14_224.fb_in22k_ft_in1k,deit_huge_patch14_LS RESIZE SCALE
-timm 768 B timm.vit_base_patch16_clip_224.laion2b CLIP
-timm 1024 L timm.vit_large_patch14_clip_224.openai RESIZE CLIP QUICK
-timm 768 B vit_base_patch14_dinov2.lvd142m,vit_base_patch14_reg4_dinov2.lvd142m DINOV2
-timm 1024 L vit_large_patch14_dinov2.lvd142m,vit_large_patch14_reg4_dinov2.lvd142m DINOV2
-timm 1536 L vit_giant_patch14_reg4_dinov2.lvd142m GIANT DINOV2
-dinov2 768 B dinov2_vitb14,dinov2_vitb14_reg DINOV2
-dinov2 1024 L dinov2_vitl14,dinov2_vitl14_reg DINOV2
-dinov2 1536 L dinov2_vitg14,dinov2_vitg14_reg GIANT DINOV2
-dinov3 384 B vit_small_patch16_dinov3.lvd1689m net.embed_dim=384 net.num_heads=6 DINOV3
-dinov3 768 B dinov3_vitb16,vit_base_patch16_dinov3.lvd1689m DINOV3
-dinov3 1024 L dinov3_vitl16,vit_large_patch16_dinov3.lvd1689m DINOV3
-dinov3 1280 H dinov3_vith16plus,vit_huge_plus_patch16_dinov3.lvd1689m PLUS DINOV3
-clip 768 B openai.ViT-B-16 CLIP QUICK
-clip 768 B open_clip.ViT-B-16 CLIP
-clip 1024 L openai.ViT-L-14 RESIZE CLIP QUICK
-clip 1024 L openai.ViT-L-14-336 RESIZE CLIP QUICK net.pretrain_img_size=384
-clip 1024 L open_clip.ViT-L-14 RESIZE CLIP
+timm 1024 L vit_large_patch16_384.augreg_in21k_ft_in1k
+timm 768 B deit3_base_patch16_224.fb_in22k_ft_in1k,deit_base_patch16_LS
+timm 1024 L deit3_large_patch16_224.fb_in22k_ft_in1k,deit_large_patch16_LS
+timm 1280 H deit3_huge_patch14_224.fb_in22k_ft_in1k,deit_huge_patch14_LS
+timm 768 B timm.vit_base_patch16_clip_224.laion2b
+timm 1024 L timm.vit_large_patch14_clip_224.openai QUICK
+timm 768 B vit_base_patch14_dinov2.lvd142m,vit_base_patch14_reg4_dinov2.lvd142m
+timm 1024 L vit_large_patch14_dinov2.lvd142m,vit_large_patch14_reg4_dinov2.lvd142m
+timm 1536 L vit_giant_patch14_reg4_dinov2.lvd142m
+dinov2 768 B dinov2_vitb14,dinov2_vitb14_reg
+dinov2 1024 L dinov2_vitl14,dinov2_vitl14_reg
+dinov2 1536 L dinov2_vitg14,dinov2_vitg14_reg
+dinov3 384 B vit_small_patch16_dinov3.lvd1689m
+dinov3 768 B dinov3_vitb16,vit_base_patch16_dinov3.lvd1689m
+dinov3 1024 L dinov3_vitl16,vit_large_patch16_dinov3.lvd1689m
+dinov3 1280 H dinov3_vith16plus,vit_huge_plus_patch16_dinov3.lvd1689m
+clip 768 B openai.ViT-B-16 QUICK
+clip 768 B open_clip.ViT-B-16
+clip 1024 L openai.ViT-L-14 QUICK
+clip 1024 L openai.ViT-L-14-336 QUICK
+clip 1024 L open_clip.ViT-L-14
 beit 768 B beit_base.unilm,beitv2_base.unilm BEIT
 beit 768 B beit_base_patch16_224.in22k_ft_in22k,beitv2_base_patch16_224.in1k_ft_in22k BEIT
 beit 1024 L beit_large_patch16_224.in22k_ft_in22k,beitv2_large_patch16_224.in1k_ft_in22k BEIT
-sam 768 B sam_vit_b SAM
-sam 1024 L sam_vit_l SAM
-sam 1280 H sam_vit_h SAM
+sam 768 B sam_vit_b
+sam 1024 L sam_vit_l
+sam 1280 H sam_vit_h
 hf_vitdet 768 B hf_vitdet_base.backbone,hf_vitdet_base.model
-hf_vitdet 768 B hf_vitdet_base.residual net.residual_block_indexes=[2,5,8,11]
+hf_vitdet 768 B hf_vitdet_base.residual
 hf_vitdet 1024 L hf_vitdet_large.backbone
 hf_vitdet 1280 H hf_vitdet_huge.backbone
 eva01 1408 EVA01 eva_coco_det
@@ -114,14 +102,14 @@ eva02 768 LVIS/cascade_mask_rcnn_eva02_b_bsl eva02_B_lvis_bsl
 eva02 1024 LVIS/cascade_mask_rcnn_eva02_l_* eva02_L_lvis_* = bsl sys sys_o365
 eva02 768 EVA02_B eva02_B_pt_in21k_p14to16
 eva02 1024 EVA02_L eva02_L_pt_m38m_p14to16
-eva02 768 EVA02_B eva02_B_pt_in21k_p14,eva02_B_pt_in21k_medft_in21k_p14 RESIZE
-eva02 1024 EVA02_L eva02_L_pt_in21k_p14,eva02_L_pt_m38m_p14 RESIZE
-eva02 1024 EVA02_L eva02_L_pt_m38m_medft_in21k_p14 RESIZE
-eva02 1024 EVA02_L eva02_L_pt_m38m_medft_in21k_p14.448 RESIZE net.pretrain_img_size=512
-timm_eva 768 EVA02_B timm.eva02_base_patch14_224.mim_in22k RESIZE
-timm_eva 1024 EVA02_L timm.eva02_large_patch14_224.mim_m38m RESIZE
-timm_eva 768 EVA02_B timm.eva02_base_patch14_448.mim_in22k_ft_in22k RESIZE SIZE_512
-timm_eva 1024 EVA02_L timm.eva02_large_patch14_448.mim_m38m_ft_in22k RESIZE SIZE_512
+eva02 768 EVA02_B eva02_B_pt_in21k_p14,eva02_B_pt_in21k_medft_in21k_p14
+eva02 1024 EVA02_L eva02_L_pt_in21k_p14,eva02_L_pt_m38m_p14
+eva02 1024 EVA02_L eva02_L_pt_m38m_medft_in21k_p14
+eva02 1024 EVA02_L eva02_L_pt_m38m_medft_in21k_p14.448
+timm_eva 768 EVA02_B timm.eva02_base_patch14_224.mim_in22k
+timm_eva 1024 EVA02_L timm.eva02_large_patch14_224.mim_m38m
+timm_eva 768 EVA02_B timm.eva02_base_patch14_448.mim_in22k_ft_in22k
+timm_eva 1024 EVA02_L timm.eva02_large_patch14_448.mim_m38m_ft_in22k
 streampetr 1024 STREAMPETR streampetr_img_backbone_vit_l,eva02_L_coco_det_sys_o365_remapped
 detectron2 768 COCO/*_vitdet_b_100ep *_vitdet_b.coco = mask_rcnn cascade_mask_rcnn
 detectron2 1024 COCO/*_vitdet_l_100ep *_vitdet_l.coco = mask_rcnn cascade_mask_rcnn
@@ -165,7 +153,7 @@ def _commands(row: str) -> list[Command]:
         words = [word for each in row.split() for word in _SHORT.get(each, each).split()]
         fmt, width, recipe, files, *rest = (word.replace("*", name) for word in words)
         options = tuple(word for word in rest if "=" not in word)
-        changes = (re.sub(r"^net\.", _NET, word) for word in rest if "=" in word)
+        changes = (word for word in rest if "=" in word)
         commands.append(
             Command(fmt, tuple(files.split(",")), int(width), recipe, options, tuple(changes))
         )

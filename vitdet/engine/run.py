@@ -65,7 +65,7 @@ def train(cfg: DictConfig, *, resume: bool = False, dry_run: bool = False) -> Re
     recipe.check_batch(cfg)
     options, batch = cfg.train, cfg.dataloader.train.total_batch_size
     output_dir = Path(options.output_dir)
-    _check_new(output_dir, resume)
+    check_new(output_dir, resume)
     with _one_line_errors(), Signals() as signals, logging_to() as log_to, ExitStack() as stack:
         if is_there := not dry_run and output_dir.is_dir():
             stack.enter_context(alone_in(output_dir))
@@ -86,7 +86,7 @@ def train(cfg: DictConfig, *, resume: bool = False, dry_run: bool = False) -> Re
         # Inputs are right: only now does the run leave something on the disk.
         if not is_there:
             stack.enter_context(alone_in(output_dir))
-            _check_new(output_dir, resume)
+            check_new(output_dir, resume)
         log_to(output_dir / "log.txt")
         note = recipe.write_record(cfg, output_dir, dataset, data)
         del dataset  # the loader has its own copy, in one piece
@@ -195,7 +195,8 @@ def alone_in(output_dir: Path) -> Iterator[None]:
         yield
 
 
-def _check_new(output_dir: Path, resume: bool) -> None:
+def check_new(output_dir: Path, resume: bool) -> None:
+    """Raise InputError where a new run would come into a folder that holds one."""
     found = None if resume else last_checkpoint(output_dir)
     if found is not None:
         text = f"expected a folder without a run, got one that holds {found.name}"
