@@ -81,6 +81,11 @@ def net_settings(
     settings |= _untold(found["format"], content, config, settings, source)
     if places := sizes.get("residual_block_indexes"):
         settings["residual_block_indexes"] = places
+    if settings["rope"] == "pe":
+        grid = sizes.get("pos_embed_grid", [16])[0]
+        settings |= {"rope_pretrain_grid": grid, "pos_embed_resize": "tile"}
+        settings |= {"patch_bias": "patch_embed.proj.bias" in inside, "use_rel_pos": False}
+        settings |= {"window_size": grid} if found["format"] == "sam3" else {}
     if sizes["kind"] == "eva02":  # its rotary grid is that of 224 pixels, after 448 pixels too
         settings |= {"split_qkv": True, "rope": "eva02", "rope_pretrain_grid": 16}
         settings |= {"inner_attn_norm": "attn.inner_attn_ln.weight" in first, "use_rel_pos": False}
@@ -92,7 +97,7 @@ def _heads(sizes: Mapping[str, Any], config: Mapping[str, Any], fmt: str) -> dic
     told = config.get("num_attention_heads", sizes.get("num_heads"))
     usual: int = width // 64 or 1
     if not fmt.startswith(("dino", "hf_dino")):
-        usual = _HEADS.get(width, usual)
+        usual = (_HEADS | {1536: 16} if fmt == "pe" else _HEADS).get(width, usual)
     return {"num_heads": int(told or usual)}
 
 

@@ -10,7 +10,18 @@ from dataclasses import dataclass
 
 # Formats whose files have no decomposed relative positions: a model's keep their initialisation.
 WITHOUT_REL_POS = frozenset(
-    ("mae", "timm", "dinov2", "dinov3", "clip", "beit", "vitae_pretrain", "vitae_classifier")
+    (
+        "mae",
+        "timm",
+        "dinov2",
+        "dinov3",
+        "clip",
+        "pe",
+        "sam3",
+        "beit",
+        "vitae_pretrain",
+        "vitae_classifier",
+    )
 )
 
 
@@ -81,6 +92,17 @@ clip 768 B open_clip.ViT-B-16
 clip 1024 L openai.ViT-L-14 QUICK
 clip 1024 L openai.ViT-L-14-336 QUICK
 clip 1024 L open_clip.ViT-L-14
+pe 1536 COCO/mask_rcnn_pe_core_g_75ep mask_rcnn_PEcore_G_coco75ep
+pe 1536 COCO/mask_rcnn_pe_core_g_75ep pe_core_G14_448_16patch,PE-Core-G14-448
+pe 1536 COCO/mask_rcnn_pe_spatial_g_36ep mask_rcnn_PEspatial_G_coco36ep
+pe 1536 COCO/mask_rcnn_pe_spatial_g_36ep pe_spatial_G14_16patch,PE-Spatial-G14-448
+pe 1536 LVIS/mask_rcnn_pe_core_g_75ep mask_rcnn_PEcore_G_lvis75ep
+pe 1536 LVIS/mask_rcnn_pe_spatial_g_75ep mask_rcnn_PEspatial_G_lvis75ep
+pe 192 B PE-Spatial-T16-512
+pe 384 B PE-Spatial-S16-512
+pe 768 B PE-Spatial-B16-512,PE-Core-B16-224
+pe 1024 L PE-Core-L14-336,PE-Spatial-L14-448
+sam3 1024 L sam3.detector_trunk,sam3.trunk
 beit 768 B beit_base.unilm,beitv2_base.unilm BEIT
 beit 768 B beit_base_patch16_224.in22k_ft_in22k,beitv2_base_patch16_224.in1k_ft_in22k BEIT
 beit 1024 L beit_large_patch16_224.in22k_ft_in22k,beitv2_large_patch16_224.in1k_ft_in22k BEIT
