@@ -42,7 +42,8 @@ def file_options(args: argparse.Namespace) -> dict[str, Any]:
 
 def add_weights_arguments(parser: argparse.ArgumentParser) -> None:
     """Add --weights and the options that say how that file is read."""
-    text = "a run's .pth, a file of `vitdet strip`, or with --config-file a converted file"
+    text = "a run's .pth, a file of `vitdet strip`, a name of `vitdet weights`, or with "
+    text += "--config-file a converted file"
     parser.add_argument("--weights", type=Path, required=True, metavar="FILE", help=text)
     add_file_arguments(parser)
 

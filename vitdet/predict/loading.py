@@ -16,14 +16,18 @@ from torch import nn
 from torch.nn.modules import module as registration
 
 from vitdet import checkpoint
+from vitdet import weights as weights_files
 from vitdet.config import (
     build_model,
     change,
     config_text,
     instantiate,
     load_config,
+    model_settings,
     set_num_classes,
 )
+from vitdet.convert import convert
+from vitdet.convert.names import shapes_of
 from vitdet.data.shapes import CLASSES, drawn_folder
 from vitdet.plain_recipes import recipe_of_file
 from vitdet.utils.checks import InputError
@@ -35,6 +39,7 @@ _FAILURES = (
     *(TypeError, ValueError, LookupError, AttributeError, ArithmeticError, AssertionError),
     *(RuntimeError, MemoryError, ImportError, OmegaConfBaseException),
 )
+_ROOT = Path(__file__).resolve().parents[2]  # configs/ is there
 _DRAWN = "datasets/shapes"  # in configs/mini
 _MAX_ELEMENTS = 1 << 28  # that a model may have beyond twice those of its file
 
@@ -55,7 +60,8 @@ def load(
     """Build the detector of a file and load its weights exactly.
 
     Args:
-        path: a checkpoint of a run, a file of `save_for_inference`, or a converted file.
+        path: a checkpoint of a run, a file of `save_for_inference`, a converted file, or a name
+            as `vitdet.weights.locate` takes it; those of `vitdet.published.ROWS` have a recipe.
         device: where its parameters are made.
         config: a recipe, for files that hold none; it wins over that of the file.
         overrides: "dotted.key=value", changes to the recipe.
@@ -72,12 +78,18 @@ def load(
         InputError: no recipe or class names, another size, an untrained file.
     """
     source = str(path)
-    content = checkpoint.read(path, trust=trust)
+    found = weights_files.read(path, trust=trust)
+    content = found.content
+    if found.row and found.row.recipe and config is None:
+        config = _ROOT / found.row.recipe
     note = content.get("vitdet")
     note = note if isinstance(note, dict) else {}
     cfg = _recipe(note, source, config, overrides, trust)
     names, ids = _classes(cfg, note, class_names, source)
     wanted = checkpoint.chosen(content, weights, source=source)
+    if found.row:
+        set_num_classes(cfg, len(names))
+        wanted = _converted(wanted, cfg.model, source)
     checkpoint.check_trained(wanted, source=source)
     state, _ = checkpoint.weights_of(wanted, source=source)
     with building(source):
@@ -94,6 +106,14 @@ def load(
     about = {"class_names": names, "class_ids": ids, "cfg": cfg}
     about |= {"augmentations": mapper.augmentations.augs, "image_format": mapper.image_format}
     return detector.eval(), about, note
+
+
+def _converted(content: Mapping[str, Any], model: DictConfig, source: str) -> dict[str, Any]:
+    """Return a published file in our names, as the converter writes it."""
+    built = build_model(model, device="meta")
+    told = {"settings": model_settings(model, built), "source": source}
+    state, report = convert(content, shapes_of(built.state_dict()), **told)
+    return {"model": state, "vitdet": {"initialised": report.initialised}}
 
 
 def save_for_inference(source: str | Path, output: str | Path, **options: Any) -> Path:
