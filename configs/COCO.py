@@ -1,4 +1,4 @@
-"""COCO 2017: ViTDet and its rivals (detectron2) and EVA-02. One row is one recipe.
+"""COCO 2017: ViTDet and its rivals (detectron2), EVA-02, PE. One row is one recipe.
 
     python train_net.py --config-file configs/COCO/mask_rcnn_vitdet_l_100ep.py
         --num-gpus 8 --num-machines 8 --machine-rank RANK --dist-url tcp://HOST:PORT
@@ -25,12 +25,13 @@ from .common.changes import (
     eva02_l,
     eva02_steps,
     mvit,
+    pe_g,
     swin,
     system,
     vit_h,
     vit_l,
 )
-from .common.rows import MAE_H, MAE_L, Recipes, Row, steps
+from .common.rows import MAE_H, MAE_L, PE_CORE_G, PE_SPATIAL_G, Recipes, Row, net, steps
 
 EVA_B, EVA_L = "eva02_B_pt_in21k_p14to16.pt", "eva02_L_pt_m38m_p14to16.pt"
 SWIN_B, SWIN_L = (f"swin_{size}_patch4_window7_224_22k.pth" for size in ("base", "large"))
@@ -142,6 +143,18 @@ ROWS = {
         "40000 iterations x 64 images = 21.7 x 118000, warm-up 1 %. Of published files "
         "converter.py --weights ema_state takes the average; evaluate what it writes with "
         "train.eval_weights=model",
+    ),
+    # Perception Encoder (arXiv 2504.13181; facebookresearch/perception_models, apps/detection);
+    # its patches of 14 pixels are resized to 16: converter.py --resize-patch-embed
+    "mask_rcnn_pe_core_g_75ep": Row(
+        "57.0/49.8", 1885.52, "mask_rcnn_PEcore_G_coco75ep.py", (pe_g, COCO_75), PE_CORE_G,
+    ),
+    "mask_rcnn_pe_spatial_g_36ep": Row(
+        "57.8/50.3", 1885.68, "mask_rcnn_PEspatial_G_coco36ep.py",
+        (
+            pe_g, net(layer_scale=True), steps(66375, 59000, 63916, warmup=90),
+        ),
+        PE_SPATIAL_G,
     ),
 }  # fmt: skip
 recipes = Recipes(ROWS, "coco", globals())

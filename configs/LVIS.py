@@ -1,4 +1,4 @@
-"""LVIS v1: ViTDet and its rivals (detectron2) and EVA-02. One row is one recipe.
+"""LVIS v1: ViTDet and its rivals (detectron2), EVA-02, PE. One row is one recipe.
 
     python train_net.py --config-file configs/LVIS/mask_rcnn_vitdet_b_100ep.py
         --num-gpus 8 --num-machines 8 --machine-rank RANK --dist-url tcp://HOST:PORT
@@ -10,6 +10,7 @@ ViT-L; of the others the paper has none.
 
 from .COCO.mask_rcnn_vitdet_b_100ep import dataloader, model, optimizer, schedule, train
 from .common.changes import (
+    COCO_75,
     LVIS_50,
     LVIS_100,
     MVIT_H_SIZE,
@@ -23,12 +24,13 @@ from .common.changes import (
     eva02_steps,
     lvis,
     mvit,
+    pe_g,
     swin,
     system,
     vit_h,
     vit_l,
 )
-from .common.rows import MAE_H, MAE_L, Recipes, Row, net
+from .common.rows import MAE_H, MAE_L, PE_CORE_G, PE_SPATIAL_G, Recipes, Row, net
 from .common.rows import optimizer as rates
 
 EVA_B, EVA_L = "eva02_B_pt_in21k_p14to16.pt", "eva02_L_pt_in21k_p14to16.pt"
@@ -135,6 +137,18 @@ ROWS = {
         "70000 iterations x 64 images = 44.8 x 100000, warm-up 1 %. Of published files "
         "converter.py --weights ema_state takes the average; evaluate what it writes with "
         "train.eval_weights=model",
+    ),
+    # Perception Encoder (arXiv 2504.13181; facebookresearch/perception_models, apps/detection);
+    # its patches of 14 pixels are resized to 16: converter.py --resize-patch-embed
+    "mask_rcnn_pe_core_g_75ep": Row(
+        "51.9/47.9", 1891.57, "mask_rcnn_PEcore_G_lvis75ep.py", (pe_g, lvis, COCO_75), PE_CORE_G,
+    ),
+    "mask_rcnn_pe_spatial_g_75ep": Row(
+        "54.2/49.3", 1891.72, "mask_rcnn_PEspatial_G_lvis75ep.py",
+        (
+            pe_g, net(layer_scale=True), lvis, COCO_75,
+        ),
+        PE_SPATIAL_G,
     ),
 }  # fmt: skip
 recipes = Recipes(ROWS, "lvis", globals())

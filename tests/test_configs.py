@@ -63,7 +63,7 @@ def target(node: DictConfig) -> Any:
 def test_every_recipe_is_found():
     families = Counter(name.rpartition("/")[0] for name in NAMES)
     assert families == {
-        **{"COCO": 16, "LVIS": 15, "O365": 1, "easycv": 7, "mmdetection": 1, "paper": 44},
+        **{"COCO": 18, "LVIS": 17, "O365": 1, "easycv": 7, "mmdetection": 1, "paper": 44},
         **{"vil": 25, "vitae": 7, "own": 8, "mini": 5, "mini/variants": 12},
     }
     assert {name for name in NAMES if not name.startswith(("own/", "mini/"))} == set(PUBLISHED)
@@ -117,11 +117,16 @@ SOFT = {"use_soft_nms": True, "method": "linear", "class_wise": True, "iou_thres
 VALUES: tuple[tuple[str, dict[str, Any]], ...] = (
     # data, heads and training of all that come from detectron2 and its descendants
     (
+        r"(?!.*_pe_)(COCO|LVIS|paper|vitae|easycv|mm).*",
+        {
+            "model.pixel_mean": [123.675, 116.28, 103.53],
+            "model.pixel_std": [58.395, 57.12, 57.375],
+        },
+    ),
+    (
         r"(COCO|LVIS|paper|vitae|easycv|mm).*",
         {
             "model.input_format": "RGB",
-            "model.pixel_mean": [123.675, 116.28, 103.53],
-            "model.pixel_std": [58.395, 57.12, 57.375],
             "train.clip_grad_norm": None,
             "dataloader.train.mapper.recompute_boxes": True,
             "dataloader.test.batch_size": 1,
@@ -266,6 +271,21 @@ VALUES: tuple[tuple[str, dict[str, Any]], ...] = (
             "model.roi_heads.mask_head": None,
         },
     ),
+    # Perception Encoder
+    (
+        r".*_pe_.*",
+        {
+            **{"model.pixel_mean": [127.0] * 3, "model.pixel_std": [127.0] * 3},
+            **{"net.embed_dim": 1536, "net.depth": 50, "net.num_heads": 16, "net.rope": "pe"},
+            **{"net.mlp_ratio": 8960 / 1536, "net.window_size": 32, "net.rope_pretrain_grid": 32},
+            **{"net.global_block_indexes": [12, 24, 36, 49], "net.pretrain_img_size": 512},
+            **{"net.pos_embed_resize": "tile", "net.norm_eps": 1e-5, "net.drop_path_rate": 0.5},
+            **{"optimizer.weight_decay_norm": None, "optimizer.no_decay": []},
+            **{"optimizer.weight_decay": 0.1, "net.checkpoint_blocks": list(range(50))},
+        },
+    ),
+    (r".*_pe_core.*", {"net.layer_scale": None}),
+    (r".*_pe_spatial.*", {"net.layer_scale": True}),
     # the paper: where blocks are global, and what stands for them
     (r"paper/t[28]a_propagation_none_.", {"net.global_block_indexes": []}),
     (r"paper/t[28]c_placement_first_.", {"net.global_block_indexes": [0, 1, 2, 3]}),

@@ -1,9 +1,9 @@
 """The learning rate of every published recipe: start, full, after each step; and by layer.
 
 The numbers stand here a second time, on purpose. Sources: detectron2 projects/ViTDet/configs; EVA
-EVA-02/det/projects/ViTDet/configs; ViTAE-Transformer/ViTDet configs and logs; EasyCV
-configs/detection/vitdet; mmdetection projects/ViTDet; Vision Longformer's YAML files; ViTDet (arXiv
-2203.16527), A.2 and Table 11.
+EVA-02/det/projects/ViTDet/configs; perception_models apps/detection/projects/ViTDet/configs;
+ViTAE-Transformer/ViTDet configs and logs; EasyCV configs/detection/vitdet; mmdetection
+projects/ViTDet; Vision Longformer's YAML files; ViTDet (arXiv 2203.16527), A.2 and Table 11.
 """
 
 from __future__ import annotations
@@ -71,6 +71,9 @@ ROWS = (
     Row(r"LVIS/.*eva02_l_(bsl|sys)", 128, steps(1e-4, 1000, 32_000, 36_000), 40_000, 3.77789e-7),
     Row(r"LVIS/.*eva02_l_sys_o365", 64, ((0, 4e-8), (700, 4e-5)), 70_000, 1.51116e-7),
     Row(r"O365/.*eva02_l", 160, steps(6e-5, 5000, 320_000, 360_000), 400_000, 2.26674e-7),
+    # Perception Encoder
+    Row(r".*_pe_.*_75ep", 64, steps(5e-5, 187.5, 122_916, 133_159), 138_281, 2.31920e-7),
+    Row(r"COCO/.*_pe_.*_36ep", 64, steps(5e-5, 90, 59_000, 63_916), 66_375, 2.31920e-7),
     # EasyCV, mmdetection, ViTAE
     Row(r"easycv/.*_vitdet_b_100ep", 64, EASY, 100 * EPOCH, 9.68890e-7),
     Row(r"easycv/.*_v06_.*_100ep", 64, VITAE, 100 * EPOCH),
@@ -102,7 +105,7 @@ def row_of(name: str) -> Row:
 
 
 def test_every_recipe_has_one_row_and_every_row_a_recipe() -> None:
-    assert len(PUBLISHED) == 116
+    assert len(PUBLISHED) == 120
     assert {row_of(name).recipes for name in PUBLISHED} == {row.recipes for row in ROWS}
 
 

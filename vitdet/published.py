@@ -94,10 +94,10 @@ eva_lvis.pth - 62.2 55.0 1100
     (
         *("pe", "Apache-2.0", f"{_HUB}/facebook/PE-Detection", "hf:facebook/PE-Detection/"),
         """
-mask_rcnn_PEcore_G_coco75ep.pth - 57.0 49.8 -
-mask_rcnn_PEspatial_G_coco36ep.pth - 57.8 50.3 -
-mask_rcnn_PEcore_G_lvis75ep.pth - 51.9 47.9 -
-mask_rcnn_PEspatial_G_lvis75ep.pth - 54.2 49.3 -
+mask_rcnn_PEcore_G_coco75ep.pth COCO/mask_rcnn_pe_core_g_75ep 57.0 49.8 1886
+mask_rcnn_PEspatial_G_coco36ep.pth COCO/mask_rcnn_pe_spatial_g_36ep 57.8 50.3 1886
+mask_rcnn_PEcore_G_lvis75ep.pth LVIS/mask_rcnn_pe_core_g_75ep 51.9 47.9 1892
+mask_rcnn_PEspatial_G_lvis75ep.pth LVIS/mask_rcnn_pe_spatial_g_75ep 54.2 49.3 1892
 """,
     ),
     (

@@ -51,6 +51,23 @@ def vit_h(parts: SimpleNamespace) -> None:
     parts.optimizer.update(layer_decay_rate=0.9, weight_decay_norm=None, no_decay=[])
 
 
+def pe_g(parts: SimpleNamespace) -> None:
+    """Perception Encoder G; Spatial has LayerScale too. Every parameter decays.
+
+    facebookresearch/perception_models, apps/detection/projects/ViTDet: positions and rotary
+    positions are those of the encoder's 32 x 32 places, on the map tiled and stretched.
+    """
+    net = parts.model.backbone.net
+    net.update(embed_dim=1536, depth=50, num_heads=16, mlp_ratio=8960 / 1536, drop_path_rate=0.5)
+    net.update(patch_bias=False, pre_norm=True, norm_eps=1e-5, rope="pe", rope_pretrain_grid=32)
+    net.update(pretrain_img_size=512, pretrain_use_cls_token=False, pos_embed_resize="tile")
+    net.update(window_size=32, global_block_indexes=[12, 24, 36, 49], use_rel_pos=False)
+    net.checkpoint_blocks = list(range(50))
+    parts.model.update(pixel_mean=[127.0] * 3, pixel_std=[127.0] * 3)
+    parts.optimizer.update(lr=5e-5, weight_decay=0.1, layer_decay_rate=0.9)
+    parts.optimizer.update(weight_decay_norm=None, no_decay=[])
+
+
 def swin(lr: float, **size: object) -> Change:
     """Swin-B, or another size, with a feature pyramid network (Mask R-CNN)."""
     decay = dict(weight_decay=0.05, no_decay=["relative_position_bias_table"])

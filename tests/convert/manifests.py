@@ -18,10 +18,14 @@ from vitdet.convert.names import shapes_of
 from vitdet.pyramid import SimpleFeaturePyramid
 
 Weights = dict[str, torch.Tensor]
-_ROOT = Path(__file__).parents[2]
-CHECKPOINTS = Path(os.environ.get("VITDET_CHECKPOINTS", _ROOT / "../shared/checkpoints"))
+_SHARED = Path(__file__).parents[2] / "../shared"
+CHECKPOINTS = [
+    Path(os.environ.get(f"VITDET_{name.upper()}", _SHARED / name))
+    for name in ("checkpoints", "checkpoints2")
+]
 needs_manifests = pytest.mark.skipif(
-    not CHECKPOINTS.is_dir(), reason=f"no manifests: VITDET_CHECKPOINTS is {CHECKPOINTS}"
+    not all(folder.is_dir() for folder in CHECKPOINTS),
+    reason=f"no manifests: VITDET_CHECKPOINTS, VITDET_CHECKPOINTS2 are {CHECKPOINTS}",
 )
 
 
@@ -48,7 +52,7 @@ class Published:
 @cache
 def published() -> dict[str, Published]:
     """Return every file of the manifests under its name."""
-    paths = sorted(CHECKPOINTS.glob("*.json"))
+    paths = sorted(path for folder in CHECKPOINTS for path in folder.glob("*.json"))
     entries = [each for path in paths for each in json.loads(path.read_text())["checkpoints"]]
     return {entry["name"]: _expand(entry) for entry in entries}
 

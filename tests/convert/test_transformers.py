@@ -157,6 +157,9 @@ def test_sam_and_a_whole_clip() -> None:
         ("dinov2_vitg14", {"num_heads": 24, "ffn_layer": "swiglu", "layer_scale": True}),
         ("mae_pretrain_vit_huge", {"num_heads": 16, "mlp_ratio": 4.0, "pretrain_img_size": 256}),
         ("timm.eva02_base_patch14_224.mim_in22k", {"rope": "eva02", "ffn_layer": "swiglu_norm"}),
+        ("PE-Core-G14-448", {"num_heads": 16, "rope": "pe", "rope_pretrain_grid": 32}),
+        ("PE-Spatial-T16-512", {"num_heads": 3, "patch_bias": False, "pretrain_img_size": 512}),
+        ("sam3.detector_trunk", {"rope_pretrain_grid": 24, "pre_norm": True, "norm_eps": 1e-5}),
         ("mask_rcnn_vitdet_b.coco", {}),  # a detector has its own recipe
     ],
 )
@@ -164,6 +167,19 @@ def test_published_files_tell_their_settings(name: str, told: dict[str, Any]) ->
     settings = net_settings(find(name).content(), {})
     assert {key: settings[key] for key in told} == told
     assert bool(settings) == bool(told)
+
+
+@needs_manifests
+@pytest.mark.parametrize("name", ["PE-Core-B16-224", "PE-Spatial-S16-512", "sam3.trunk"])
+def test_the_settings_take_every_weight(name: str) -> None:
+    """At the published sizes, without an override."""
+    content = find(name).content()
+    settings = net_settings(content, {})
+    with torch.device("meta"):
+        net = ViT(**settings)
+    target = shapes_of(net.state_dict())
+    _, report = convert(content, target, settings=settings, resize_patch_embed=True)
+    assert (report.initialised, report.inexact, report.settings) == ([], {}, {})
 
 
 def test_jsons_beside_the_weights(tmp_path: Path) -> None:

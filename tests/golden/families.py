@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from . import detectors, mmdet_nets, plain, vil
+from . import detectors, mmdet_nets, pe, plain, vil
 from .build import Built, Change, Mode, run
 from .cases import Case, UnsupportedCase, read
 from .compare import Comparison, compare
@@ -31,6 +31,9 @@ BUILDERS: dict[str, dict[str, Builder]] = {
         "GeneralizedRCNN": detectors.detector,
     },
     "eva01_det": {"ViT": plain.eva01_vit},
+    "pe_det": {"PEv1_det": pe.pe_det_vit, "SimpleFeaturePyramid": pe.pe_det_vit},
+    "pe": {"VisionTransformer": pe.pe_encoder},
+    "sam3_trunk": {"ViT": pe.sam3_trunk},
     "streampetr": {"EVAViT": plain.streampetr_vit},
     "vitae_vitdet": {
         "ViT": mmdet_nets.vitae_vit,
@@ -57,6 +60,7 @@ BUILDERS: dict[str, dict[str, Builder]] = {
 CONVERSIONS: dict[str, Callable[[Case], dict[str, torch.Tensor]]] = {
     "vitae_vitdet": mmdet_nets.vitae_loaded,
     "vil": vil.conversion,
+    "pe_det": pe.conversion,
 }
 
 

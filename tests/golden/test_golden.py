@@ -2,33 +2,36 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from .build import MODES, Mode
-from .cases import ABSENT, NOT_BUILT, discover, folder, read_info
+from .cases import ABSENT, discover, folders, not_built, read_info
 from .families import compare_case, modes
 
-ROOT = folder()
-pytestmark = pytest.mark.skipif(ROOT is None, reason=ABSENT)
+ROOTS = folders()
 CASES = []
-for _name in discover(ROOT):
-    if ROOT is not None and not _name.startswith("lr_decay/"):
-        _info = read_info(ROOT, _name)
+for _root, _name in ((root, name) for root in ROOTS for name in discover(root)):
+    if _root is not None and not _name.startswith("lr_decay/"):
+        _info = read_info(_root, _name)
         _detector = _info.get("model") == "GeneralizedRCNN"  # one mode is enough for `make quick`
         for _mode in modes(_info, MODES):
             _marks = [pytest.mark.slow] if _detector and str(_mode) != "eager" else []
-            CASES.append(pytest.param(_name, _mode, id=f"{_name}-{_mode}", marks=_marks))
+            CASES.append(pytest.param(_root, _name, _mode, id=f"{_name}-{_mode}", marks=_marks))
 
 
-def test_there_are_cases() -> None:
-    assert CASES, f"no case under {ROOT} that is built"
+@pytest.mark.parametrize("root", ROOTS, ids=["golden", "golden2"][: len(ROOTS)])
+def test_there_are_cases(root: Path | None) -> None:
+    if root is None:
+        pytest.skip(ABSENT)
+    assert any(case.values[0] == root for case in CASES), f"no case under {root} that is built"
 
 
-@pytest.mark.parametrize(("name", "mode"), CASES)
-def test_case(name: str, mode: Mode) -> None:
-    assert ROOT is not None
-    if name in NOT_BUILT:
-        pytest.skip(NOT_BUILT[name])
-    comparison = compare_case(ROOT, name, mode)
+@pytest.mark.parametrize(("root", "name", "mode"), CASES)
+def test_case(root: Path, name: str, mode: Mode) -> None:
+    if reason := not_built(name):
+        pytest.skip(reason)
+    comparison = compare_case(root, name, mode)
     if comparison.failures:
         pytest.fail(comparison.text(), pytrace=False)

@@ -21,11 +21,16 @@ from vitdet.optim import parameter_table
 from vitdet.pyramid import SimpleFeaturePyramid
 
 from .build import given, global_blocks
-from .cases import ABSENT, PROJECT, Options, UnsupportedCase, discover, folder, read_info
+from .cases import PROJECT, Options, UnsupportedCase, discover, folders, read_info
 from .vil import stage_arguments
 
-ROOT = folder()
-NAMES = [name for name in discover(ROOT) if name.startswith("lr_decay/")]
+ROOTS = folders()
+NAMES = [
+    pytest.param(root, name, id=name)
+    for root in ROOTS
+    for name in discover(root)
+    if name.startswith("lr_decay/")
+]
 
 _KEYS = {"what", "source", "notes", "config", "columns", "table", "not_in_optimizer"}
 _COLUMNS = ["lr multiplier", "weight decay"]
@@ -51,6 +56,10 @@ class Table:
 _EVA02 = "cascade_mask_rcnn_eva02"
 # file name of a published config: recipe of this project, where the two differ
 RECIPES = {
+    "mask_rcnn_PEcore_G_coco75ep": "COCO/mask_rcnn_pe_core_g_75ep",
+    "mask_rcnn_PEspatial_G_coco36ep": "COCO/mask_rcnn_pe_spatial_g_36ep",
+    "mask_rcnn_PEcore_G_lvis75ep": "LVIS/mask_rcnn_pe_core_g_75ep",
+    "mask_rcnn_PEspatial_G_lvis75ep": "LVIS/mask_rcnn_pe_spatial_g_75ep",
     "eva2_coco_cascade_mask_rcnn_vitdet_b_4attn_1024_lrd0p7": f"COCO/{_EVA02}_b_bsl",
     "eva2_coco_cascade_mask_rcnn_vitdet_l_4attn_1024_lrd0p8": f"COCO/{_EVA02}_l_bsl",
     "eva2_coco_cascade_mask_rcnn_vitdet_b_6attn_win32_1536_lrd0p7": f"COCO/{_EVA02}_b_sys",
@@ -90,6 +99,14 @@ def _vitdet(config: Options, _: Iterable[str]) -> Table:
     }
     more = {"lr": config.take("base_lr"), "betas": config.take("betas")}
     return Table(build_model(cfg.model, "meta"), arguments, {}, cfg, more)
+
+
+def _pe_det(config: Options, keys: Iterable[str]) -> Table:
+    table = _vitdet(config, keys)
+    target = {name: tuple(value.shape) for name, value in table.model.state_dict().items()}
+    names = find_names(FORMATS["pe"], dict.fromkeys(keys, ()), target, config.place)
+    table.names.update({key: names.in_model(names.of_file(key)[0]) or key for key in keys})
+    return table
 
 
 def _put_sizes(cfg: DictConfig, depth: int, width: int) -> None:
@@ -306,6 +323,7 @@ WITHOUT_RECIPE = (
 TABLES: dict[str, Callable[[Options, Iterable[str]], Table]] = {
     "detectron2_*": _vitdet,
     "eva02_*": _vitdet,
+    "pe_det_*": _pe_det,
     "streampetr_*": _streampetr,
     "vitae_vitdet_*": _vitae,
     "easycv_*": _easycv,
@@ -314,10 +332,9 @@ TABLES: dict[str, Callable[[Options, Iterable[str]], Table]] = {
 }
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_table_and_the_optimizer_of_the_recipe(name: str) -> None:
-    assert ROOT is not None, ABSENT
-    info = read_info(ROOT, name)
+@pytest.mark.parametrize(("root", "name"), NAMES)
+def test_table_and_the_optimizer_of_the_recipe(root: Path, name: str) -> None:
+    info = read_info(root, name)
     if set(info) - _KEYS or info["columns"] != _COLUMNS:
         raise UnsupportedCase(f"{name}: keys {sorted(info)}, columns {info['columns']}")
     builder = next((TABLES[key] for key in TABLES if fnmatch.fnmatchcase(name[9:], key)), None)

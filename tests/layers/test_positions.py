@@ -27,6 +27,12 @@ def test_pos_embed_modes():
     ours = resize_pos_embed(table, (4, 9), "bicubic_antialias")
     torch.testing.assert_close(ours, timm.reshape(1, 4, 9, 6), rtol=0, atol=1e-6)
     assert (resize_pos_embed(table, (4, 9)) - ours).abs().max() > 0.1
+    tiled = resize_pos_embed(table, (4, 15), "tile")
+    rows, columns = torch.arange(4), torch.arange(15) % 7
+    assert torch.equal(tiled, grid[:, rows][:, :, columns])
+    halves = resize_pos_embed(table[:, :2], (1, 4), "bilinear", (1, 2))[0, 0]
+    shares = torch.tensor([1.0, 0.75, 0.25, 0.0])[:, None]
+    torch.testing.assert_close(halves, table[0, 0] * shares + table[0, 1] * (1 - shares))
     with pytest.raises(InputError, match="a map of at most 7x7 tokens, got 8x3"):
         resize_pos_embed(table, (8, 3), "crop")
     with pytest.raises(InputError, match="a square grid, without a class row, got 50 rows"):
@@ -132,6 +138,19 @@ def test_tables_equal_the_formula_and_turn_pairs_like_complex_numbers(size, plac
         assert abs(before * cmath.exp(1j * angles[token, pair].item()) - after) < 2e-5
     low = rotate(x.bfloat16(), tables)
     assert torch.equal(low, rotate(x.bfloat16().float(), tables).bfloat16())
+
+
+def test_perception_encoder_has_columns_first_and_counts_from_one():
+    window, whole = make_ropes("pe", 8, 4, (8, 8))
+    for rope, size, step in ((window, (2, 2), 2.0), (whole, (8, 8), 0.5), (whole, (2, 5), 0.5)):
+        tables, frequencies = rope(size, size, CPU), torch.tensor([1.0, 1.0, 0.01, 0.01])
+        places = torch.cartesian_prod(*map(torch.arange, size)) * step + 1
+        angles = torch.cat([places[:, 1:] * frequencies, places[:, :1] * frequencies], dim=1)
+        torch.testing.assert_close(tables.cos, angles.cos())
+        torch.testing.assert_close(tables.sin, angles.sin())
+    assert make_ropes("pe", 8, None, (8, 8))[0]((1, 3), (1, 3), CPU).sin[:, 0].tolist() == (
+        pytest.approx(torch.tensor([1.0, 2.0, 3.0]).sin().tolist())
+    )
 
 
 def test_products_depend_on_the_offset_alone():

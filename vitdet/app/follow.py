@@ -62,6 +62,10 @@ def net_settings(
     settings |= _positions(sizes, inside, patch_size)
     settings["pre_norm"] = "norm_pre.weight" in inside
     settings |= _untold(found["format"], content, config, settings, source)
+    if settings["rope"] == "pe":
+        grid = sizes.get("pos_embed_grid", [16])[0]
+        settings |= {"rope_pretrain_grid": grid, "pos_embed_resize": "tile"}
+        settings |= {"patch_bias": "patch_embed.proj.bias" in inside, "use_rel_pos": False}
     depth = settings["depth"]
     settings["global_block_indexes"] = sorted({max(depth * k // 4 - 1, 0) for k in (1, 2, 3, 4)})
     if sizes["kind"] == "eva02":
@@ -76,7 +80,7 @@ def _heads(sizes: Mapping[str, Any], config: Mapping[str, Any], fmt: str) -> dic
     told = config.get("num_attention_heads", sizes.get("num_heads"))
     usual: int = width // 64 or 1
     if not fmt.startswith(("dino", "hf_dino")):
-        usual = _HEADS.get(width, usual)
+        usual = (_HEADS | {1536: 16} if fmt == "pe" else _HEADS).get(width, usual)
     return {"num_heads": int(told or usual)}
 
 

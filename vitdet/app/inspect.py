@@ -16,10 +16,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from vitdet.app.convert import add_reading_arguments
-from vitdet.convert import FORMATS, convert, detect
+from vitdet.convert import FORMATS, detect
 from vitdet.convert.names import Names, kind_of, nests, shapes_of, unnest
 from vitdet.convert.recipes import COMMANDS, Command
 from vitdet.convert.rules import KINDS, PATCH, Shape, Shapes, root_of
@@ -27,9 +25,6 @@ from vitdet.utils.checks import InputError, one_line, printable
 from vitdet.utils.state_dicts import some
 from vitdet.weights import locate, read
 
-CONFIGS = Path(__file__).resolve().parents[2] / "configs"
-# what a row may have to allow
-_ALLOWED = {"resize_patch_embed": "--resize-patch-embed", "allow_inexact": "--allow-inexact"}
 _BLOCK = re.compile(r"blocks\.(\d+)\.(.+)$")
 # an attention of a network in stages: of a Vision Longformer, of a ViTAE-S
 _STAGE = re.compile(r"(layer\d+|layers\.\d+\.NC)\.(\d+)\.attn\.proj\.weight$")
@@ -48,7 +43,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Print what the file holds; return 0, or 1 when its format is none that is known."""
-    content = _bare(read(args.file, trust=args.trust).content)
+    from vitdet.predict.others import without_data  # detectron2 takes seconds to import
+
+    content = without_data(read(args.file, trust=args.trust).content)
     place = locate(args.file)
     size = sum(part.stat().st_size for part in (place, *place.glob("*")) if part.is_file())
     found: dict[str, Any] = {"file": str(args.file), "file_bytes": size}
@@ -62,13 +59,6 @@ def run(args: argparse.Namespace) -> int:
         recipes = [] if args.no_recipes else _recipe_lines(content, found)
         print(*map(printable, _lines(found) + recipes), sep="\n")
     return 0 if found["format"] else 1
-
-
-def _bare(value: Any) -> Any:
-    """Return tensors on the meta device, in mappings too, so that the data can go."""
-    if isinstance(value, Mapping):
-        return {name: _bare(each) for name, each in value.items()}
-    return value.to("meta") if isinstance(value, torch.Tensor) else value
 
 
 def _about(content: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -265,19 +255,14 @@ def _rows(content: Mapping[str, Any], found: Mapping[str, Any]) -> list[Command]
 
 def _fit(row: Command, content: Mapping[str, Any], weights: str | None) -> dict[str, Any] | None:
     """Return how the file goes into a row's recipe, None where it does not."""
-    from vitdet import config  # detectron2 takes seconds to import
+    from vitdet.predict.others import ALLOWED, account  # detectron2 takes seconds to import
 
-    cfg = config.load_config(CONFIGS / f"{row.recipe}.py", row.overrides)
-    model = config.build_model(cfg.model, device="meta")
-    target, settings = shapes_of(model.state_dict()), config.model_settings(cfg.model, model)
-    allowed: dict[str, Any] = {name: flag in row.options for name, flag in _ALLOWED.items()}
-    try:
-        _, report = convert(content, target, weights=weights, settings=settings, **allowed)
-    except InputError:
+    report = account(row, content, weights)
+    if report is None:
         return None
     counts = {"resized": len(report.resized), "dropped": len(report.dropped | report.inexact)}
     counts["initialised"] = len(report.initialised)
-    words = [word for word in row.options if word in _ALLOWED.values()] + list(row.overrides)
+    words = [word for word in row.options if word in ALLOWED.values()] + list(row.overrides)
     return {"recipe": f"configs/{row.recipe}.py", "options": words, **counts}
 
 

@@ -1,7 +1,8 @@
 """Plain vision transformers: patches, finished blocks, a map. `eva02`, `vitae`: other defaults.
 
 Li et al., "Exploring Plain Vision Transformer Backbones for Object Detection", and EVA-01, CLIP,
-DeiT-III, DINOv2, DINOv3. Parameter names as facebookresearch/detectron2, backbone/vit.py.
+DeiT-III, DINOv2, DINOv3, Perception Encoder (arXiv 2504.13181), SAM 3's trunk. Parameter names as
+facebookresearch/detectron2, backbone/vit.py.
 """
 
 from __future__ import annotations
@@ -169,11 +170,11 @@ class PlainViT(LayeredBackbone):
 _WORDS = {
     "ffn_layer": ("mlp", "swiglu", "swiglu_norm"),
     "act_layer": ("gelu", "gelu_tanh", "quick_gelu"),
-    "rope": ("none", "dinov3", "eva02"),
+    "rope": ("none", "dinov3", "eva02", "pe"),
     "rope_resize": ("extend", "stretch"),
     "qkv_bias": (True, False, "qv"),
     "rel_pos_resize": ("interpolate", "crop", "beit"),
-    "pos_embed_resize": ("bicubic", "bicubic_antialias", "crop"),
+    "pos_embed_resize": ("bicubic", "bicubic_antialias", "bilinear", "tile", "crop"),
     "propagation": ("naive", "basic", "bottleneck"),
     "propagation_norm": ("LN", "BN"),
 }
@@ -183,6 +184,7 @@ def ViT(
     *,
     img_size: int | Sequence[int] = 1024,
     patch_size: int = 16,
+    patch_bias: bool = True,
     in_chans: int = 3,
     embed_dim: int = 768,
     depth: int = 12,
@@ -216,7 +218,7 @@ def ViT(
     final_norm: bool = False,
     ffn_layer: FeedForward = "mlp",
     act_layer: Activation = "gelu",
-    rope: Literal["none", "dinov3", "eva02"] = "none",
+    rope: Literal["none", "dinov3", "eva02", "pe"] = "none",
     rope_pretrain_grid: int | Sequence[int] | None = 16,
     rope_interpolate: bool = True,
     rope_resize: RopeResize = "extend",
@@ -232,6 +234,7 @@ def ViT(
         img_size: side in pixels of the square training image, or its (height, width): the size of
             the global blocks' tables.
         patch_size: side of a patch in pixels, the stride of the output.
+        patch_bias: whether the patch embedding has a bias; not in Perception Encoder and SAM 3.
         in_chans: channels of an image.
         embed_dim: channels C of a token.
         depth: number of blocks.
@@ -269,8 +272,8 @@ def ViT(
         final_norm: whether there is one after the last.
         ffn_layer: "mlp", "swiglu" (DINOv2-g, DINOv3-H+), or "swiglu_norm" (EVA-02).
         act_layer: of the MLP, "gelu", "gelu_tanh" (SigLIP) or "quick_gelu" (CLIP).
-        rope: rotary positions, "dinov3" or "eva02".
-        rope_pretrain_grid: of "eva02", see `vitdet.layers.rope.make_ropes`.
+        rope: rotary positions, "dinov3", "eva02" or "pe" (Perception Encoder, SAM 3).
+        rope_pretrain_grid: of the last two, see `vitdet.layers.rope.make_ropes`.
         rope_interpolate: whether positions are scaled to that grid (intp_freq).
         rope_resize: see there.
         freeze_patch_embed: whether the patch embedding does not learn (EVA-01).
@@ -287,7 +290,7 @@ def ViT(
     ropes: tuple[Rope | None, Rope | None] = (None, None)
     if rope != "none":
         ropes = make_ropes(rope, embed_dim / num_heads, rope_grid, grid, rope_resize)
-    patch_embed, blocks = PatchEmbed(patch_size, in_chans, embed_dim), []
+    patch_embed, blocks = PatchEmbed(patch_size, in_chans, embed_dim, patch_bias), []
     for i, rate in enumerate(drop_path_rates(drop_path_rate, depth)):
         is_global = i in global_block_indexes or not window_size
         window = global_window_size if is_global else window_size

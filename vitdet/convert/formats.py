@@ -57,7 +57,7 @@ CONSTANTS = (
     Drop(r"(pixel_mean|pixel_std)$", CONSTANT),
     Drop(r"(proposal_generator\.)?anchor_generator\.cell_anchors\.", CONSTANT),
 )
-_TABLES = r"((rope|rope_win|rope_glb|blocks\.\d+\.attn\.rope)\.)freqs_(cos|sin)$"
+_TABLES = r"(rope_win\.|rope_glb\.|((.*\.)?attn\.)?rope\.)freqs_(cos|sin)$|.*\.attn\.freqs_cis$"
 ROPE = Drop(_TABLES, "rotary table, computed from the recipe's sizes")
 NO_REL_POS = Refuse(r".*\.rel_pos_[hw]$", "relative positions, which this format does not have")
 QK_NORM = Refuse(r".*\.attn\.[qk]_norm\.", "q and k are normalised")
@@ -152,6 +152,35 @@ EASYCV = (
     Rename(r"neck\.top_downs\.1\.", "backbone.simfp_3.0."),
     *MMDET,
 )
+
+# --- openai/CLIP, mlfoundations/open_clip, facebookresearch/perception_models ---------------------
+
+CLIP = (
+    Drop(r"class_embedding$", CLASS.why, "cls_token"),
+    Inexact(r"ln_pre\.", PRE_NORM, "norm_pre."),
+    Drop(r"ln_post\.", NORM.why, "norm."),
+    Drop(r"proj$", "projection to the space shared with texts"),
+    *renames(
+        ("pos_embed", "positional_embedding"),
+        ("patch_embed.proj.", "conv1."),
+        ("blocks.{}.attn.qkv.weight", "transformer.resblocks.{}.attn.in_proj_weight"),
+        ("blocks.{}.attn.qkv.bias", "transformer.resblocks.{}.attn.in_proj_bias"),
+        ("blocks.{}.attn.proj.", "transformer.resblocks.{}.attn.out_proj."),
+        ("blocks.{}.norm1.", "transformer.resblocks.{}.ln_1."),
+        ("blocks.{}.norm2.", "transformer.resblocks.{}.ln_2."),
+        ("blocks.{}.mlp.fc1.", "transformer.resblocks.{}.mlp.c_fc."),
+        ("blocks.{}.mlp.fc2.", "transformer.resblocks.{}.mlp.c_proj."),
+        ("blocks.{}.ls1.", "transformer.resblocks.{}.ls_1."),
+        ("blocks.{}.ls2.", "transformer.resblocks.{}.ls_2."),
+    ),
+)
+CLIP_TEXT = Drop(
+    r"transformer\.|token_embedding\.|positional_embedding$|ln_final\.|text|"
+    r"logit_(scale|bias)$|(input_resolution|context_length|vocab_size)$",
+    "text tower",
+)
+CLIP_MAKES = (Make(r"(pos_embed|cls_token)$", (r"\1",), tensors.positions), NO_PATCH_BIAS)
+PE = (("rope", "pe"), ("norm_eps", 1e-5))
 
 # --- Vision Longformer ------------------------------------------------------------------------
 
@@ -262,6 +291,12 @@ _TABLE = (
             *CONSTANTS,
         ),
         makes=(Make(r"pos_embed$", ("pos_embed",), tensors.positions),)),
+    # facebookresearch/sam3, sam3/model/vitdet.py
+    Format("sam3", "Segment Anything 3 (image trunk)",
+        marks=(r"(.*\.)?blocks\.0\.attn\.freqs_cis$", r"(.*\.)?ln_pre\.weight$"),
+        rules=(ROPE, CLASS, Inexact(r"ln_pre\.", PRE_NORM, "norm_pre.")),
+        outside=(Drop(r"(detector|tracker)\.", "SAM 3's neck, text encoder, heads and tracker"),),
+        makes=(NO_PATCH_BIAS,), settings=PE),
     Format("hf_vitdet", "transformers VitDet (backbone)",
         marks=(r"(.*\.)?encoder\.layer\.0\.attention\.qkv\.weight$",),
         anchor="embeddings.projection.weight", rules=renames(*HF_VITDET)),
@@ -269,33 +304,19 @@ _TABLE = (
     # openai/CLIP and mlfoundations/open_clip
     Format("clip", "OpenAI CLIP and open_clip (image tower, ViT)",
         marks=(r"(.*\.)?class_embedding$",
-            r"(.*\.)?transformer\.resblocks\.0\.attn\.in_proj_weight$"),
-        anchor="conv1.weight",
-        rules=(
-            Drop(r"class_embedding$", CLASS.why, "cls_token"),
-            Inexact(r"ln_pre\.", PRE_NORM, "norm_pre."),
-            Drop(r"ln_post\.", NORM.why, "norm."),
-            Drop(r"proj$", "projection to the space shared with texts"),
-            *renames(
-                ("pos_embed", "positional_embedding"),
-                ("patch_embed.proj.", "conv1."),
-                ("blocks.{}.attn.qkv.weight", "transformer.resblocks.{}.attn.in_proj_weight"),
-                ("blocks.{}.attn.qkv.bias", "transformer.resblocks.{}.attn.in_proj_bias"),
-                ("blocks.{}.attn.proj.", "transformer.resblocks.{}.attn.out_proj."),
-                ("blocks.{}.norm1.", "transformer.resblocks.{}.ln_1."),
-                ("blocks.{}.norm2.", "transformer.resblocks.{}.ln_2."),
-                ("blocks.{}.mlp.fc1.", "transformer.resblocks.{}.mlp.c_fc."),
-                ("blocks.{}.mlp.fc2.", "transformer.resblocks.{}.mlp.c_proj."),
-                ("blocks.{}.ls1.", "transformer.resblocks.{}.ls_1."),
-                ("blocks.{}.ls2.", "transformer.resblocks.{}.ls_2."),
-            ),
-        ),
-        outside=(Drop(
-            r"transformer\.|token_embedding\.|positional_embedding$|ln_final\.|text|"
-            r"logit_(scale|bias)$|(input_resolution|context_length|vocab_size)$", "text tower"),),
-        makes=(Make(r"(pos_embed|cls_token)$", (r"\1",), tensors.positions), NO_PATCH_BIAS),
+            r"(.*\.)?transformer\.resblocks\.0\.attn\.in_proj_weight$", r"(.*\.)?ln_post\."),
+        absent=(r"(.*\.)?attn_pool\.probe$",),
+        anchor="conv1.weight", rules=CLIP, outside=(CLIP_TEXT,), makes=CLIP_MAKES,
         settings=(("norm_eps", 1e-5),),
         notes=("OpenAI's weights want act_layer='quick_gelu', open_clip's own mostly 'gelu'",)),
+    # facebookresearch/perception_models: no last norm (Spatial, detectors) or a probe (Core)
+    Format("pe", "Perception Encoder (Core, Spatial, ViTDet detectors)",
+        marks=(r"(.*\.)?ln_pre\.weight$",
+            r"(.*\.)?transformer\.resblocks\.0\.attn\.in_proj_weight$"),
+        anchor="ln_pre.weight",
+        rules=(ROPE, Drop(r"attn_pool\.", "attention pooling of the pretraining"), *CLIP),
+        outside=(CLIP_TEXT, *CONSTANTS), makes=CLIP_MAKES, detector=True,
+        settings=(*PE, *norms("LN", "LN"))),
     # baaivision/EVA, EVA-02: under huggingface/pytorch-image-models' names, then its own
     Format("timm_eva", "timm EVA-02",
         marks=(r"blocks\.0\.attn\.q_proj\.weight$", r"blocks\.0\.mlp\.fc1_g\."),

@@ -13,7 +13,18 @@ _NET = "model.backbone.net."
 
 # Formats whose files have no decomposed relative positions: a model's keep their initialisation.
 WITHOUT_REL_POS = frozenset(
-    ("mae", "timm", "dinov2", "dinov3", "clip", "beit", "vitae_pretrain", "vitae_classifier")
+    (
+        "mae",
+        "timm",
+        "dinov2",
+        "dinov3",
+        "clip",
+        "pe",
+        "sam3",
+        "beit",
+        "vitae_pretrain",
+        "vitae_classifier",
+    )
 )
 
 
@@ -59,6 +70,11 @@ _SHORT = {
     "QUICK": "net.act_layer=quick_gelu",
     "BEIT": "--allow-inexact net.use_abs_pos=false net.layer_scale=true",
     "SAM": "net.pretrain_img_size=1024 net.pretrain_use_cls_token=false",
+    "PE": "net.rope=pe net.pre_norm=true net.norm_eps=1e-5 net.patch_bias=false "
+    "net.pos_embed_resize=tile net.use_rel_pos=false",
+    "PE32": "net.rope_pretrain_grid=32 net.pretrain_img_size=512",
+    "SAM3": "net.depth=32 net.mlp_ratio=4.625 net.global_block_indexes=[7,15,23,31] "
+    "net.window_size=24 net.rope_pretrain_grid=24 net.pretrain_img_size=384",
     "LINFORMER": "model.backbone.bottom_up.attention=[linformer,linformer,linformer,linformer] "
     "model.backbone.bottom_up.attention_size=[256,256,256,256] "
     "model.backbone.bottom_up.img_size=1344",
@@ -93,6 +109,19 @@ clip 768 B open_clip.ViT-B-16 CLIP
 clip 1024 L openai.ViT-L-14 RESIZE CLIP QUICK
 clip 1024 L openai.ViT-L-14-336 RESIZE CLIP QUICK net.pretrain_img_size=384
 clip 1024 L open_clip.ViT-L-14 RESIZE CLIP
+pe 1536 COCO/mask_rcnn_pe_core_g_75ep mask_rcnn_PEcore_G_coco75ep,pe_core_G14_448_16patch
+pe 1536 COCO/mask_rcnn_pe_core_g_75ep PE-Core-G14-448 RESIZE
+pe 1536 COCO/mask_rcnn_pe_spatial_g_36ep mask_rcnn_PEspatial_G_coco36ep,pe_spatial_G14_16patch
+pe 1536 COCO/mask_rcnn_pe_spatial_g_36ep PE-Spatial-G14-448 RESIZE
+pe 1536 LVIS/mask_rcnn_pe_core_g_75ep mask_rcnn_PEcore_G_lvis75ep
+pe 1536 LVIS/mask_rcnn_pe_spatial_g_75ep mask_rcnn_PEspatial_G_lvis75ep
+pe 192 B PE-Spatial-T16-512 net.embed_dim=192 net.num_heads=3 PE PE32
+pe 384 B PE-Spatial-S16-512 net.embed_dim=384 net.num_heads=6 PE PE32
+pe 768 B PE-Spatial-B16-512 PE PE32
+pe 768 B PE-Core-B16-224 PE net.rope_pretrain_grid=14
+pe 1024 L PE-Core-L14-336 RESIZE PE net.rope_pretrain_grid=24 net.pretrain_img_size=384
+pe 1024 L PE-Spatial-L14-448 RESIZE PE PE32
+sam3 1024 L sam3.detector_trunk,sam3.trunk RESIZE PE SAM3
 beit 768 B beit_base.unilm,beitv2_base.unilm BEIT
 beit 768 B beit_base_patch16_224.in22k_ft_in22k,beitv2_base_patch16_224.in1k_ft_in22k BEIT
 beit 1024 L beit_large_patch16_224.in22k_ft_in22k,beitv2_large_patch16_224.in1k_ft_in22k BEIT

@@ -76,10 +76,12 @@ class Linear(nn.Linear):
 class PatchEmbed(nn.Module):
     """Cut an image into squares of `patch_size` pixels and project each (ViT, Sec. 3.1)."""
 
-    def __init__(self, patch_size: int = 16, in_chans: int = 3, embed_dim: int = 768) -> None:
+    def __init__(
+        self, patch_size: int = 16, in_chans: int = 3, embed_dim: int = 768, bias: bool = True
+    ) -> None:
         super().__init__()
         self.patch_size = patch_size
-        self.proj = nn.Conv2d(in_chans, embed_dim, kernel_size=patch_size, stride=patch_size)
+        self.proj = nn.Conv2d(in_chans, embed_dim, patch_size, stride=patch_size, bias=bias)
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         """Map images (B, 3, h, w) to tokens (B, H, W, C), H = ceil(h / patch_size).

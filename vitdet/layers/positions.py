@@ -18,7 +18,7 @@ import torch.nn.functional as F
 
 from vitdet.utils.checks import InputError
 
-PosEmbedResize = Literal["bicubic", "bicubic_antialias", "crop"]
+PosEmbedResize = Literal["bicubic", "bicubic_antialias", "bilinear", "tile", "crop"]
 RelPosResize = Literal["interpolate", "crop", "beit"]
 _BEIT_RATIO = 1.0903078
 
@@ -35,8 +35,10 @@ def resize_pos_embed(
         pos_embed: (1, S * T, C), without a class row.
         size: (H, W) of the map in tokens.
         mode: "bicubic" as detectron2 (backbone/utils.py get_abs_pos: no antialias, corners not
-            aligned), "bicubic_antialias" as timm (layers/pos_embed.py), "crop" takes the upper left
-            H x W places, which is right for a map of the training scale that is only smaller.
+            aligned), "bicubic_antialias" as timm (layers/pos_embed.py), "bilinear" as Perception
+            Encoder (core/vision_encoder/pe.py). "tile" repeats the grid over the map, as Perception
+            Encoder's detectors and SAM 3. "crop" takes the upper left H x W places, which is right
+            for a map of the training scale that is only smaller.
         grid: (S, T), None for a square.
 
     Returns:
@@ -54,6 +56,8 @@ def resize_pos_embed(
     height, width = size
     if size == (S, T):
         return places
+    if mode == "tile":
+        return places.repeat(1, height // S + 1, width // T + 1, 1)[:, :height, :width]
     if mode == "crop":
         if height > S or width > T:
             raise InputError(
@@ -64,7 +68,7 @@ def resize_pos_embed(
     places = F.interpolate(
         places.permute(0, 3, 1, 2),
         size=size,
-        mode="bicubic",
+        mode="bilinear" if mode == "bilinear" else "bicubic",
         align_corners=False,
         antialias=mode == "bicubic_antialias",
     )

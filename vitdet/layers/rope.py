@@ -47,16 +47,24 @@ class EvaRope:
     `places` tokens the numbers are those of baaivision/EVA, EVA-02/det, backbone/utils.py
     VisionRotaryEmbeddingFast.
 
+    Perception Encoder counts from 1, which tells the places from a class token, and has the
+    columns first (facebookresearch/perception_models, core/vision_encoder/rope.py and
+    apps/detection/detectron2_pe/modeling/backbone/pev1_det.py).
+
     Args:
         head_dim: channels D of a head, a multiple of 4.
         grid: (H, W) in tokens of the pretraining's map.
         places: so many rows and columns of tokens span it, and a larger map continues them; None:
             what attends spans it, whatever its size.
+        first: the position of the first row and column.
+        columns_first: whether the first half of the channels turns with the column.
     """
 
     head_dim: int
     grid: Size = (1, 1)
     places: Size | None = (1, 1)
+    first: int = 0
+    columns_first: bool = False
 
     def __call__(self, attends: Size, whole: Size, device: torch.device) -> RotaryTables:
         """Return the tables of what attends, a window or the map."""
@@ -67,8 +75,10 @@ class EvaRope:
         axes = []
         for length, across, span in zip(attends, self.places or attends, self.grid, strict=True):
             positions = torch.arange(length, dtype=torch.float32, device=device) / across * span
+            positions = positions + self.first if self.first else positions
             axes.append((positions[:, None] * frequencies).repeat_interleave(2, 1))  # (S, D / 2)
         angles = _spread(*axes)
+        angles = angles.roll(half, dims=1) if self.columns_first else angles
         return RotaryTables(angles.cos(), angles.sin())
 
 
@@ -122,7 +132,7 @@ def rotate(x: torch.Tensor, tables: RotaryTables) -> torch.Tensor:
 
 
 def make_ropes(
-    kind: Literal["eva02", "dinov3"],
+    kind: Literal["eva02", "dinov3", "pe"],
     head_dim: float,
     grid: int | Sequence[int] | None,
     train_size: Size,
@@ -135,8 +145,11 @@ def make_ropes(
     of it and keeps its distances, and what reaches beyond continues them. With "stretch" the map at
     hand spans the grid on each axis, as in huggingface/pytorch-image-models, models/eva.py.
 
+    Of Perception Encoder: the same with its own order and start. SAM 3's trunk (facebookresearch/
+    sam3, sam3/model/vitdet.py) has it with its window as the grid.
+
     Args:
-        kind: "eva02" or "dinov3", to which what follows `head_dim` means nothing.
+        kind: "eva02", "pe", or "dinov3", to which what follows `head_dim` means nothing.
         head_dim: channels D of a head.
         grid: side in tokens of the pretraining's map, or its (H, W) (pt_hw_seq_len,
             ref_feat_shape); None: a token is a token everywhere (without intp_freq).
@@ -149,9 +162,11 @@ def make_ropes(
             "num_heads with rotary positions: expected a head of a multiple of 4 channels, got "
             f"{head_dim:g}. Change num_heads or embed_dim."
         )
-    if kind == "dinov3" or grid is None:
-        rope = Dinov3Rope(dim) if kind == "dinov3" else EvaRope(dim)
+    if kind == "dinov3":
+        return Dinov3Rope(dim), Dinov3Rope(dim)
+    rope = EvaRope(dim, first=1, columns_first=True) if kind == "pe" else EvaRope(dim)
+    if grid is None:
         return rope, rope
     height, width = (grid, grid) if isinstance(grid, int) else grid
-    window = EvaRope(dim, (height, width), places=None)
+    window = replace(rope, grid=(height, width), places=None)
     return window, window if resize == "stretch" else replace(window, places=train_size)

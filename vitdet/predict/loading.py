@@ -16,21 +16,19 @@ from torch import nn
 from torch.nn.modules import module as registration
 
 from vitdet import checkpoint
-from vitdet import weights as weights_files
 from vitdet.config import (
     build_model,
     change,
     config_text,
     instantiate,
     load_config,
-    model_settings,
     set_num_classes,
 )
-from vitdet.convert import convert
-from vitdet.convert.names import shapes_of
 from vitdet.data.shapes import CLASSES, drawn_folder
 from vitdet.plain_recipes import recipe_of_file
+from vitdet.predict import others
 from vitdet.utils.checks import InputError
+from vitdet.weights import read
 
 logger = logging.getLogger(__name__)
 
@@ -39,7 +37,6 @@ _FAILURES = (
     *(TypeError, ValueError, LookupError, AttributeError, ArithmeticError, AssertionError),
     *(RuntimeError, MemoryError, ImportError, OmegaConfBaseException),
 )
-_ROOT = Path(__file__).resolve().parents[2]  # configs/ is there
 _DRAWN = "datasets/shapes"  # in configs/mini
 _MAX_ELEMENTS = 1 << 28  # that a model may have beyond twice those of its file
 
@@ -60,10 +57,12 @@ def load(
     """Build the detector of a file and load its weights exactly.
 
     Args:
-        path: a checkpoint of a run, a file of `save_for_inference`, a converted file, or a name
-            as `vitdet.weights.locate` takes it; those of `vitdet.published.ROWS` have a recipe.
+        path: a checkpoint of a run, a file of `save_for_inference`, a converted file, a detector
+            of another project (docs/conversion.md), which is converted in memory, or a name as
+            `vitdet.weights.locate` takes it: those of the table bring their recipe.
         device: where its parameters are made.
-        config: a recipe, for files that hold none; it wins over that of the file.
+        config: a recipe, for files that hold none and that none of ours is for
+            (`vitdet.convert.recipes`); it wins over that of the file.
         overrides: "dotted.key=value", changes to the recipe.
         class_names: for files that hold none, or {category id: name}.
         weights: "model", or "ema" for the moving average of a run with train.ema_decay.
@@ -78,22 +77,27 @@ def load(
         InputError: no recipe or class names, another size, an untrained file.
     """
     source = str(path)
-    found = weights_files.read(path, trust=trust)
+    found = read(path, trust=trust)
     content = found.content
-    if found.row and found.row.recipe and config is None:
-        config = _ROOT / found.row.recipe
     note = content.get("vitdet")
     note = note if isinstance(note, dict) else {}
+    if found.row and found.row.recipe and config is None:
+        config = others.CONFIGS.parent / found.row.recipe
+    if config is None and not isinstance(note.get("config"), str):
+        row = others.find_recipe(content, source)
+        if row is not None:
+            config, overrides = others.CONFIGS / f"{row.recipe}.py", (*row.overrides, *overrides)
     cfg = _recipe(note, source, config, overrides, trust)
     names, ids = _classes(cfg, note, class_names, source)
     wanted = checkpoint.chosen(content, weights, source=source)
-    if found.row:
+    with building(source):
         set_num_classes(cfg, len(names))
-        wanted = _converted(wanted, cfg.model, source)
+    if "vitdet" not in content:
+        key = "model" if weights == "ema" else None
+        wanted = others.as_ours(wanted, cfg.model, weights=key, source=source)
     checkpoint.check_trained(wanted, source=source)
     state, _ = checkpoint.weights_of(wanted, source=source)
     with building(source):
-        set_num_classes(cfg, len(names))
         check_size(cfg.model, state, source)
         detector = build_model(cfg.model, device=device)
         mapper = instantiate(cfg.dataloader.test.get("mapper"))
@@ -106,14 +110,6 @@ def load(
     about = {"class_names": names, "class_ids": ids, "cfg": cfg}
     about |= {"augmentations": mapper.augmentations.augs, "image_format": mapper.image_format}
     return detector.eval(), about, note
-
-
-def _converted(content: Mapping[str, Any], model: DictConfig, source: str) -> dict[str, Any]:
-    """Return a published file in our names, as the converter writes it."""
-    built = build_model(model, device="meta")
-    told = {"settings": model_settings(model, built), "source": source}
-    state, report = convert(content, shapes_of(built.state_dict()), **told)
-    return {"model": state, "vitdet": {"initialised": report.initialised}}
 
 
 def save_for_inference(source: str | Path, output: str | Path, **options: Any) -> Path:
