@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import importlib
 import json
 import sys
 import threading
@@ -230,9 +229,9 @@ def test_the_table_is_that_of_the_page_of_recipes() -> None:
         assert Path(row.address).suffix in checkpoint.SUFFIXES
         assert row.kind == "detector" or not (row.recipe or row.box_ap)
         if row.recipe:  # a file, or a row of a table
-            folder, name = Path(row.recipe).parts[1:]
-            table = importlib.import_module(f"configs.{folder}").ROWS
-            assert Path(name).stem in table or (ROOT / row.recipe).is_file()
+            file = ROOT / row.recipe
+            table = file.parent.with_suffix(".py").read_text()
+            assert f'"{file.stem}": ' in table or file.is_file()
         if row.name.startswith("detectron2:"):
             recipe = row.recipe.removeprefix("configs/").removesuffix(".py")
             line = next(each for each in page.splitlines() if f"({row.address})" in each)
