@@ -81,6 +81,11 @@ def test_the_lines_of_the_page(theirs, drawn_run, monkeypatch):
     words = next(line.split() for line in PAGE.read_text().splitlines() if "vitdet predict" in line)
     words = [str(drawn_run.images[0]) if word == "photo.jpg" else word for word in words[1:]]
     assert cli.main([*words, "--device", "cpu", "--out", "out"]) == 0
+    words = ["strip", "model_final_f05665.pkl", "people.safetensors"]
+    assert cli.main(words) == 0
+    monkeypatch.setattr(others, "COMMANDS", ())
+    slim = Predictor.from_checkpoint(words[-1], device="cpu", precision="fp32", boxes_only=True)
+    assert np.array_equal(slim(scope["image"], classes=["person"]).boxes, exact)
     assert '"class": "person"' in (theirs.parent / "out" / "000000.json").read_text()
 
 

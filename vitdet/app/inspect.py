@@ -23,7 +23,7 @@ from vitdet.convert.recipes import COMMANDS, Command
 from vitdet.convert.rules import KINDS, PATCH, Shape, Shapes, root_of
 from vitdet.utils.checks import InputError, one_line, printable
 from vitdet.utils.state_dicts import some
-from vitdet.weights import read
+from vitdet.weights import locate, read
 
 _BLOCK = re.compile(r"blocks\.(\d+)\.(.+)$")
 # an attention of a network in stages: of a Vision Longformer, of a ViTAE-S
@@ -35,7 +35,7 @@ _REGRESSOR = re.compile(r"/roi_heads\.box_predictor\.(?:\d+\.)?bbox_pred\.weight
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of the sub-command."""
-    parser.add_argument("file", type=Path, help="weights, or a folder of the hub")
+    parser.add_argument("file", type=Path, help="weights, a folder of the hub, or a name")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     add_reading_arguments(parser)
     parser.add_argument("--no-recipes", action="store_true", help="try no recipes")
@@ -46,7 +46,8 @@ def run(args: argparse.Namespace) -> int:
     from vitdet.predict.others import without_data  # detectron2 takes seconds to import
 
     content = without_data(read(args.file, trust=args.trust).content)
-    size = sum(part.stat().st_size for part in (args.file, *args.file.glob("*")) if part.is_file())
+    place = locate(args.file)
+    size = sum(part.stat().st_size for part in (place, *place.glob("*")) if part.is_file())
     found: dict[str, Any] = {"file": str(args.file), "file_bytes": size}
     found |= describe(content, weights=args.weights, source=str(args.file))
     tried = [] if args.no_recipes else _rows(content, found)

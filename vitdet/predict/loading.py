@@ -57,8 +57,9 @@ def load(
     """Build the detector of a file and load its weights exactly.
 
     Args:
-        path: a checkpoint of a run, a file of `save_for_inference`, a converted file, or a detector
-            of another project (docs/conversion.md), which is converted in memory.
+        path: a checkpoint of a run, a file of `save_for_inference`, a converted file, a detector
+            of another project (docs/conversion.md), which is converted in memory, or a name as
+            `vitdet.weights.locate` takes it: those of the table bring their recipe.
         device: where its parameters are made.
         config: a recipe, for files that hold none and that none of ours is for
             (`vitdet.convert.recipes`); it wins over that of the file.
@@ -76,9 +77,12 @@ def load(
         InputError: no recipe or class names, another size, an untrained file.
     """
     source = str(path)
-    content = read(path, trust=trust).content
+    found = read(path, trust=trust)
+    content = found.content
     note = content.get("vitdet")
     note = note if isinstance(note, dict) else {}
+    if found.row and found.row.recipe and config is None:
+        config = others.CONFIGS.parent / found.row.recipe
     if config is None and not isinstance(note.get("config"), str):
         row = others.find_recipe(content, source)
         if row is not None:
