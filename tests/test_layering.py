@@ -15,7 +15,7 @@ ROOMS = (  # an import points to an earlier line only, or stays in its own packa
     {"utils"},
     {"layers", "postprocess", "scores"},
     {"backbones", "pyramid", "heads", "optim", "data", "evaluation", "drawing", "checkpoint"}
-    | {"convert", "plain_recipes"},
+    | {"convert", "plain_recipes", "published"},
     {"config", "weights"},
     {"engine", "predict", "export"},
     {"app"},
@@ -25,7 +25,7 @@ LEVEL = {unit: level for level, units in enumerate(ROOMS) for unit in units}
 NARROW = {
     "convert": ("utils", "layers.positions"),  # the two resizes
     "config": ("utils", "plain_recipes"),
-    "weights": ("utils", "checkpoint"),
+    "weights": ("utils", "checkpoint", "published"),
     "engine": ("utils", "checkpoint", "config", "drawing"),
     "configs": ("layers", "backbones", "pyramid", "heads", "optim", "data", "evaluation"),
 }
@@ -38,6 +38,7 @@ OUTSIDE = {
     "checkpoint": {"torch", "numpy", "safetensors"},
     "convert": {"torch", "numpy"},
     "plain_recipes": {"yaml"},
+    "published": set(),
     "backbones": {"torch", "detectron2"},
     "configs": {"detectron2", "omegaconf"},
 }

@@ -205,6 +205,7 @@ def test_options_reach_the_predictor(drawn_run, photos, tmp_path, capsys):
         "plain": [],
         "classes": ["--classes", "star, ring"],
         "again": ["--classes", "ring", "--classes", "star"],
+        "boxes": ["--boxes-only"],
         "tta": ["--tta"],
         "scales": ["--tta-scales", "1,1.5"],
         "slices": ["--slices", "80", "--overlap", "0.1"],
@@ -214,10 +215,16 @@ def test_options_reach_the_predictor(drawn_run, photos, tmp_path, capsys):
         assert written(out) == {"0.json"}
         content = json.loads((out / "0.json").read_text())
         found[name] = [(each["class"], each["score"]) for each in content["detections"]]
+        assert all(("mask" in each) == (name != "boxes") for each in content["detections"])
+    assert found.pop("boxes") == found["plain"]
     assert found["again"] == found["classes"]
     assert len({tuple(each) for each in found.values()}) == 6  # all others differ
     assert found["classes"] == [each for each in found["plain"] if each[0] in ("star", "ring")]
-    assert "pictures in" not in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "pictures in" not in said
+    left_out = len(found["plain"]) - len(found["classes"])
+    assert said.count(f"left out: {left_out} detections of other classes (--classes)\n") == 2
+    assert said.count("left out") == 2
 
 
 @pytest.mark.parametrize(
@@ -265,6 +272,13 @@ def test_a_video_gives_a_video_and_a_line_a_frame(drawn_run, tmp_path, capsys):
     total = sum(len(line["detections"]) for line in lines)
     assert sum(int(count.split()[0]) for count in counts) == total
     assert "bad.mp4: expected frames that OpenCV reads" in said.err
+    words += ["--classes", lines[0]["detections"][0]["class"], "--boxes-only", "--threshold", "0"]
+    assert predict(drawn_run, *words) == 1
+    kept = [json.loads(x)["detections"] for x in (out / "clip.jsonl").read_text().splitlines()]
+    assert not any("mask" in each for frame in kept for each in frame)
+    left_out = total - sum(map(len, kept))
+    said = capsys.readouterr().out
+    assert said.count(f"left out: {left_out} detections of other classes (--classes)\n") == 1
 
 
 def test_strip_writes_a_file_that_predicts(drawn_run, photos, tmp_path, capsys):

@@ -16,7 +16,7 @@ from PIL import Image
 
 import train_net
 from vitdet import checkpoint
-from vitdet.app import cli, train
+from vitdet.app import cli, follow, train
 from vitdet.config import build_model, change, load_config
 from vitdet.engine.dry_run import DoesNotFitError
 from vitdet.utils.files import RESULT_MARKER
@@ -135,9 +135,9 @@ def test_a_folder_with_a_run_is_refused_before_its_data_are_written(
 
 
 def test_paths_that_yaml_would_read_as_something_else() -> None:
-    assert train._setting("a", "/plain/path-1.x") == "a=/plain/path-1.x"
+    assert follow.setting("a", "/plain/path-1.x") == "a=/plain/path-1.x"
     texts = ("12", "1e4", "/a: it's", "/x y/#z", '/"x', "/[a]", "/2026-01-02", "/ü\\")
-    settings = [train._setting("train.output_dir", text) for text in texts]
+    settings = [follow.setting("train.output_dir", text) for text in texts]
     cfg = OmegaConf.create({"train": {"output_dir": ""}})
     assert [change(cfg, [each]).train.output_dir for each in settings] == list(texts)
 

@@ -20,9 +20,11 @@ from vitdet.data.augment import fixed_resize
 from vitdet.data.shapes import CLASSES
 from vitdet.engine import evaluate
 from vitdet.predict import loading
+from vitdet.predict.augmentation import TestTimeAugmentation
 from vitdet.predict.loading import save_for_inference
 from vitdet.predict.predictor import Predictor, open_inputs
 from vitdet.predict.results import Result
+from vitdet.predict.slicing import Slices
 from vitdet.utils.checks import InputError
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
@@ -68,6 +70,60 @@ def test_the_numbers_are_those_of_evaluation(drawn_run, predictor, precision):
     pairs = zip(test.dataset.records, results, strict=True)
     in_order = [each for record, found in pairs for each in found.to_coco(record["image_id"])]
     assert test.evaluator.predictions == in_order
+
+
+WAYS = {
+    "plain": {},
+    "tta": {"tta": TestTimeAugmentation(scales=(1.0, 1.25))},
+    "slices": {"slices": Slices(96)},
+    "batch": {"batch_size": 2},
+}
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_boxes_only_are_the_same_boxes_and_the_mask_head_does_not_run(drawn_run, predictor, way):
+    calls = []
+    heads = predictor.detector.roi_heads
+    counter = heads.mask_head.register_forward_hook(lambda *_: calls.append(1))
+    options = {"augmentations": RESIZE, "threshold": 0.0, "precision": "fp32", **WAYS[way]}
+    given = drawn_run.images[:2]
+    wanted = Predictor(predictor.detector, CLASSES, **options)(given)
+    assert calls
+    calls.clear()
+    other = Predictor(predictor.detector, CLASSES, boxes_only=True, **options)
+    found = other(given)
+    counter.remove()
+    assert not calls
+    assert heads.mask_on
+    for result, whole in zip(found, wanted, strict=True):
+        assert whole.has_masks
+        assert not result.has_masks
+        assert "mask" not in result.to_dict()["detections"][0]
+        assert np.array_equal(result.boxes, whole.boxes)
+        assert np.array_equal(result.scores, whole.scores)
+        assert result.classes == whole.classes
+
+
+@pytest.mark.parametrize("tta", [None, TestTimeAugmentation()])
+def test_scores_that_are_made_of_masks_stay(drawn_run, predictor, monkeypatch, tta):
+    monkeypatch.setattr(predictor.detector.roi_heads, "maskness_thresh", 0.5)
+    options = {"augmentations": RESIZE, "threshold": 0.0, "precision": "fp32", "tta": tta}
+    wanted = Predictor(predictor.detector, CLASSES, **options)(drawn_run.images[0])
+    boxes = Predictor(predictor.detector, CLASSES, boxes_only=True, **options)
+    found = boxes(drawn_run.images[0])
+    assert np.array_equal(found.scores, wanted.scores)
+    assert np.array_equal(found.boxes, wanted.boxes)
+    assert not found.has_masks
+
+
+def test_classes_of_a_call(drawn_run, predictor):
+    whole = predictor(drawn_run.images[0])
+    some = predictor(drawn_run.images[0], classes=[whole.names[0]])
+    assert set(some.names) == {whole.names[0]}
+    assert len(some) + some.left_out == len(whole) > len(some)
+    assert np.array_equal(some.scores, whole.of_classes([whole.names[0]]).scores)
+    with pytest.raises(InputError, match=r"class 'sta': none of the 6 classes\. Did you mean star"):
+        predictor(iter(()), classes=["sta"])
 
 
 # --- what it can be given ---------------------------------------------------------------------

@@ -24,6 +24,7 @@ COMMANDS = {
     ),
     "val": ("evaluate a checkpoint: AP on its recipe's test set or on other data",),
     "strip": ("write a checkpoint's weights, class names and recipe alone, to predict with",),
+    "weights": ("list published weights that have a name here: AP, size, licence, origin",),
     "convert": (
         "convert weights for a recipe, to other classes, or to another project's names",
         "some keys of the file are unaccounted for, and nothing is written",

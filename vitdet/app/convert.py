@@ -52,7 +52,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     json_file: dict[str, Any] = {"type": Path, "metavar": "JSON"}
     formats = "; ".join(f"{fmt.name}: {fmt.what}" for fmt in FORMATS.values())
     targets = "; ".join(f"{target.name}: {target.what}" for target in TARGETS.values())
-    add("--source-model", type=Path, required=True, help="file to read")
+    add("--source-model", type=Path, required=True, help="file or name to read")
     add("--output-model", type=Path, required=True, help=".pth or .safetensors")
     add("--config-file", type=Path, help="recipe to convert for; where names alone change, none")
     add("--report", type=Path, help="JSON file: what became of every key")

@@ -14,27 +14,20 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from vitdet.app import follow
 from vitdet.app.convert import add_reading_arguments
 from vitdet.app.describe import about_of, describe, is_foundation
-from vitdet.convert import convert
-from vitdet.convert.names import shapes_of
 from vitdet.convert.recipes import COMMANDS, Command
 from vitdet.utils.checks import InputError, one_line, printable
 from vitdet.utils.state_dicts import some
-from vitdet.weights import Weights, read
+from vitdet.weights import Weights, locate, read
 
 _USUAL = "configs/COCO/mask_rcnn_vitdet_b_100ep.py"  # it follows any plain ViT
-CONFIGS = Path(__file__).resolve().parents[2] / "configs"
-# what a row may have to allow
-_ALLOWED = {"resize_patch_embed": "--resize-patch-embed", "allow_inexact": "--allow-inexact"}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of the sub-command."""
-    parser.add_argument("file", type=Path, help="weights, or a folder of the hub")
+    parser.add_argument("file", type=Path, help="weights, a folder of the hub, or a name")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     add_reading_arguments(parser)
     parser.add_argument("--no-recipes", action="store_true", help="try no recipes")
@@ -42,10 +35,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Print what the file holds; return 0, or 1 when its format is none that is known."""
-    read_ = read(args.file, trust=args.trust)
-    held = replace(read_, content=_bare(read_.content))
-    del read_
-    size = sum(part.stat().st_size for part in (args.file, *args.file.glob("*")) if part.is_file())
+    from vitdet.predict.others import without_data  # detectron2 takes seconds to import
+
+    held = read(args.file, trust=args.trust)
+    held = replace(held, content=without_data(held.content))
+    place = locate(args.file)
+    size = sum(part.stat().st_size for part in (place, *place.glob("*")) if part.is_file())
     found: dict[str, Any] = {"file": str(args.file), "file_bytes": size}
     found |= describe(held.content, weights=args.weights, source=str(args.file))
     tried = [] if args.no_recipes else _rows(held.content, found)
@@ -57,13 +52,6 @@ def run(args: argparse.Namespace) -> int:
         recipes = [] if args.no_recipes else _recipe_lines(held.content, found)
         print(*map(printable, _lines(found) + recipes), sep="\n")
     return 0 if found["format"] else 1
-
-
-def _bare(value: Any) -> Any:
-    """Return tensors on the meta device, in mappings too, so that the data can go."""
-    if isinstance(value, Mapping):
-        return {name: _bare(each) for name, each in value.items()}
-    return value.to("meta") if isinstance(value, torch.Tensor) else value
 
 
 # --- the command ---------------------------------------------------------------------------------
@@ -82,23 +70,22 @@ def _rows(content: Mapping[str, Any], found: Mapping[str, Any]) -> list[Command]
 def _fit(row: Command, held: Weights, weights: str | None) -> dict[str, Any] | None:
     """Return how the file goes into a row's recipe, None where it does not."""
     from vitdet import config  # detectron2 takes seconds to import
+    from vitdet.predict.others import ALLOWED, CONFIGS, converted
 
     path = CONFIGS / f"{row.recipe}.py"
-    allowed: dict[str, Any] = {name: flag in row.options for name, flag in _ALLOWED.items()}
+    allowed: dict[str, Any] = {name: flag in row.options for name, flag in ALLOWED.items()}
     try:
         cfg = config.load_config(path, row.overrides)
         followed = follow.changes(cfg, held, row.overrides, weights=weights)
         if followed is not None:
             cfg = config.load_config(path, [*followed, *row.overrides])
             allowed["resize_patch_embed"] = True
-        model = config.build_model(cfg.model, device="meta")
-        target, settings = shapes_of(model.state_dict()), config.model_settings(cfg.model, model)
-        _, report = convert(held.content, target, weights=weights, settings=settings, **allowed)
+        _, report = converted(held.content, cfg.model, weights=weights, **allowed)
     except InputError:
         return None
     counts = {"resized": len(report.resized), "dropped": len(report.dropped | report.inexact)}
     counts["initialised"] = len(report.initialised)
-    words = [word for word in row.options if word in _ALLOWED.values()] + list(row.overrides)
+    words = [word for word in row.options if word in ALLOWED.values()] + list(row.overrides)
     return {"recipe": f"configs/{row.recipe}.py", "options": words, **counts}
 
 

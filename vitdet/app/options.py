@@ -42,7 +42,7 @@ def file_options(args: argparse.Namespace) -> dict[str, Any]:
 
 def add_weights_arguments(parser: argparse.ArgumentParser) -> None:
     """Add --weights and the options that say how that file is read."""
-    text = "a run's .pth, a file of `vitdet strip`, or with --config-file a converted file"
+    text = "a run's .pth, a file of `vitdet strip`, a detector of another project, or a name"
     parser.add_argument("--weights", type=Path, required=True, metavar="FILE", help=text)
     add_file_arguments(parser)
 

@@ -49,6 +49,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--threshold", type=float, default=0.5, help="least score (default %(default)s)")
     only = "only these, by name; may be given several times"
     add("--classes", action="append", default=[], metavar="A,B", help=only)
+    faster = "leave out the masks, which are then not computed"
+    add("--boxes-only", action="store_true", help=faster)
     both = "write boxes and masks, too: one .json an image, one .jsonl a video"
     add("--save-json", action="store_true", help=both)
     add("--no-pictures", action="store_true", help="draw nothing")
@@ -75,9 +77,10 @@ def run(args: argparse.Namespace) -> int:
         print(passed_over_text(passed_over))
     files = list(found.values())
     outputs = output_names(files, args.out)
-    done = 0
+    done = left_out = 0
     if files:
-        predictor = load_predictor(args, precision=args.precision, threshold=args.threshold)
+        options = {"threshold": args.threshold, "boxes_only": args.boxes_only}
+        predictor = load_predictor(args, precision=args.precision, **options)
         names = [n for text in args.classes for n in split_names(text, predictor.class_names)]
         class_indexes(names, predictor.class_names)  # an unknown name is told
         predictor.classes = tuple(names) or None
@@ -88,14 +91,17 @@ def run(args: argparse.Namespace) -> int:
                 with _going_on(path, bad):
                     _write(result, outputs[path], args)
                     print(_line(path, result.size, result.counts(), f"{seconds:.2f} s"), flush=True)
-                    done += 1
+                    done, left_out = done + 1, left_out + result.left_out
             for path in sorted(set(files) - set(images)):
                 with _going_on(path, bad):
-                    print(_video(predictor, path, outputs[path], args), flush=True)
-                    done += 1
+                    line, others = _video(predictor, path, outputs[path], args)
+                    print(line, flush=True)
+                    done, left_out = done + 1, left_out + others
         except (KeyboardInterrupt, OSError):  # `cli.main` says which
             print(f"{done} of {len(files)} inputs are done, see {args.out}", file=sys.stderr)
             raise
+    if done and args.classes:
+        print(f"left out: {left_out} detections of other classes (--classes)")
     if done and not args.no_pictures:
         print(f"pictures in {args.out}")
     if bad and done + len(bad) > 1:
@@ -212,11 +218,13 @@ def _line(path: Path, size: tuple[int, int], counts: dict[str, int], took: str) 
     return f"{one_line(str(path))}  {size[0]} x {size[1]}  {found}  ({took})"
 
 
-def _video(predictor: Predictor, path: Path, output: Path, args: argparse.Namespace) -> str:
-    """Predict on a video frame by frame and return the line about it."""
+def _video(
+    predictor: Predictor, path: Path, output: Path, args: argparse.Namespace
+) -> tuple[str, int]:
+    """Predict on a video frame by frame; return the line about it, and how many are left out."""
     started = time.perf_counter()
     counts: Counter[str] = Counter()
-    size, frames = (0, 0), 0
+    size, frames, left_out = (0, 0), 0, 0
     with ExitStack() as stack:
         sinks: list[Callable[[Result], object]] = []
         if not args.no_pictures:
@@ -231,8 +239,9 @@ def _video(predictor: Predictor, path: Path, output: Path, args: argparse.Namesp
                 sink(result)
             counts.update(result.counts())
             size, frames = result.size, frames + 1
+            left_out += result.left_out
     took = f"{frames} frames, {time.perf_counter() - started:.1f} s"
-    return _line(path, size, dict(counts.most_common()), took)
+    return _line(path, size, dict(counts.most_common()), took), left_out
 
 
 def _property(path: Path, name: int) -> float:

@@ -77,6 +77,7 @@ def from_weights(args: argparse.Namespace) -> Iterator[list[str]]:
 
 def _begun(args: argparse.Namespace, place: Path) -> list[str]:
     """Convert the file into `place` if need be; return the changes to the recipe, and keep them."""
+    args.weights = weights.locate(args.weights)
     source, content = f"--weights {args.weights}", weights.read(args.weights).content
     start, lines = str(args.weights), follow.remembered(content, source=source)
     if args.num_machines > 1 or "LOCAL_RANK" in os.environ:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from vitdet.app.options import add_file_arguments, file_options
 from vitdet.predict.loading import save_for_inference
+from vitdet.weights import locate
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -22,6 +23,6 @@ def run(args: argparse.Namespace) -> int:
     """Write the file; return 0."""
     options = file_options(args)
     save_for_inference(args.source, args.output, overrides=args.overrides, **options)
-    before, after = (path.stat().st_size / 2**20 for path in (args.source, args.output))
+    before, after = (path.stat().st_size / 2**20 for path in (locate(args.source), args.output))
     print(f"wrote {args.output}: {after:.1f} MiB ({args.source}: {before:.1f} MiB)")
     return 0

@@ -43,7 +43,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--images", type=Path, metavar="DIR", help="images, where they are not with the labels")
     what = "of the model (default: that of --weights; without, tiny on a CPU, else base)"
     add("--size", choices=list(SIZES), help=what)
-    what = "to start from: a file of any known format, or a folder of the hub"
+    what = "to start from: a file of any known format, a folder of the hub, a name"
     add("--weights", type=Path, metavar="FILE", help=what)
     add("--epochs", type=float, metavar="N", help=f"rounds of the data (default {_EPOCHS})")
     add("--batch", type=int, metavar="N", help="images a step; left out: what fits")
@@ -68,6 +68,8 @@ def run(args: argparse.Namespace) -> int:
         InputError: data, weights or an option that a user can repair.
     """
     _check(args)
+    if args.weights and not args.resume:
+        args.weights = weights.locate(args.weights)
     if not args.dry_run:
         _run(args, args.out)
         return 0

@@ -26,7 +26,9 @@ from vitdet.config import (
 )
 from vitdet.data.shapes import CLASSES, drawn_folder
 from vitdet.plain_recipes import recipe_of_file
+from vitdet.predict import others
 from vitdet.utils.checks import InputError
+from vitdet.weights import read
 
 logger = logging.getLogger(__name__)
 
@@ -55,9 +57,12 @@ def load(
     """Build the detector of a file and load its weights exactly.
 
     Args:
-        path: a checkpoint of a run, a file of `save_for_inference`, or a converted file.
+        path: a checkpoint of a run, a file of `save_for_inference`, a converted file, a detector
+            of another project (docs/conversion.md), which is converted in memory, or a name as
+            `vitdet.weights.locate` takes it: those of the table bring their recipe.
         device: where its parameters are made.
-        config: a recipe, for files that hold none; it wins over that of the file.
+        config: a recipe, for files that hold none and that none of ours is for
+            (`vitdet.convert.recipes`); it wins over that of the file.
         overrides: "dotted.key=value", changes to the recipe.
         class_names: for files that hold none, or {category id: name}.
         weights: "model", or "ema" for the moving average of a run with train.ema_decay.
@@ -72,16 +77,27 @@ def load(
         InputError: no recipe or class names, another size, an untrained file.
     """
     source = str(path)
-    content = checkpoint.read(path, trust=trust)
+    found = read(path, trust=trust)
+    content = found.content
     note = content.get("vitdet")
     note = note if isinstance(note, dict) else {}
+    if found.row and found.row.recipe and config is None:
+        config = others.CONFIGS.parent / found.row.recipe
+    if config is None and not isinstance(note.get("config"), str):
+        row = others.find_recipe(content, source)
+        if row is not None:
+            config, overrides = others.CONFIGS / f"{row.recipe}.py", (*row.overrides, *overrides)
     cfg = _recipe(note, source, config, overrides, trust)
     names, ids = _classes(cfg, note, class_names, source)
     wanted = checkpoint.chosen(content, weights, source=source)
+    with building(source):
+        set_num_classes(cfg, len(names))
+    if "vitdet" not in content:
+        key = "model" if weights == "ema" else None
+        wanted = others.as_ours(wanted, cfg.model, weights=key, source=source)
     checkpoint.check_trained(wanted, source=source)
     state, _ = checkpoint.weights_of(wanted, source=source)
     with building(source):
-        set_num_classes(cfg, len(names))
         check_size(cfg.model, state, source)
         detector = build_model(cfg.model, device=device)
         mapper = instantiate(cfg.dataloader.test.get("mapper"))

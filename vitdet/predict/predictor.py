@@ -6,6 +6,7 @@ import glob
 import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -46,6 +47,8 @@ class Predictor:
         precision: "fp32", "bf16", "fp16", or "auto" for bf16 where the device has it.
         threshold: detections with a lower score are left out; 0 leaves out nothing.
         classes: names of the only classes to report, None for all.
+        boxes_only: compute no masks; boxes and scores are the same to the bit. Where a recipe makes
+            scores of masks (maskness_thresh), they are computed and left out.
         tta: test-time augmentation, None for none.
         slices: cut large images into parts of this size, None to take them whole.
         batch_size: images that go through the detector together.
@@ -67,6 +70,7 @@ class Predictor:
         precision: str = "auto",
         threshold: float = 0.5,
         classes: Sequence[str] | None = None,
+        boxes_only: bool = False,
         tta: TestTimeAugmentation | None = None,
         slices: Slices | None = None,
         batch_size: int = 1,
@@ -91,6 +95,7 @@ class Predictor:
         self.precision = precision
         self.threshold = threshold
         self.classes = None if classes is None else tuple(classes)
+        self.boxes_only = boxes_only
         self.tta = tta
         self.slices = slices
         self.batch_size = batch_size
@@ -116,7 +121,8 @@ class Predictor:
         Args:
             path, config, overrides, class_names, weights, trust: see `vitdet.predict.loading.load`.
             device: "auto", "cpu", "cuda", "cuda:1", "mps".
-            options: precision, threshold, classes, tta, slices, batch_size: see the class.
+            options: precision, threshold, classes, boxes_only, tta, slices, batch_size: see the
+                class.
 
         Raises:
             InputError: no such file, nothing known of the recipe, weights of another size.
@@ -134,23 +140,27 @@ class Predictor:
         predictor.source = None if config is not None or trust else str(path)
         return predictor
 
-    def __call__(self, images: Any) -> Any:
-        """Find objects in what `open_inputs` takes.
+    def __call__(self, images: Any, classes: Sequence[str] | None = None) -> Any:
+        """Find objects in what `open_inputs` takes, of `classes` if given, else of the predictor's.
 
         Returns:
             A `Result` for one image, a list of them for many (a list, folder, pattern), an iterator
             for a video or a generator, of which only a batch is in memory.
 
         Raises:
-            InputError: something else; a file that is missing or damaged.
+            InputError: something else; a file that is missing or damaged; an unknown class.
         """
+        classes = self.classes if classes is None else classes
+        class_indexes(classes or (), self.class_names)
         kind, pictures = open_inputs(images)
-        results = self._stream(pictures)
+        results = self._stream(pictures, classes)
         if kind == "stream":
             return results
         return next(results) if kind == "one" else list(results)
 
-    def _stream(self, pictures: Iterable[Picture]) -> Iterator[Result]:
+    def _stream(
+        self, pictures: Iterable[Picture], classes: Sequence[str] | None
+    ) -> Iterator[Result]:
         waiting = iter(pictures)
         while batch := list(islice(waiting, self.batch_size)):
             images = [picture.pixels() for picture in batch]
@@ -162,7 +172,7 @@ class Predictor:
             for picture, (instances, masks) in zip(batch, found, strict=True):
                 result = Result(picture, instances, self.class_names, self.class_ids, masks)
                 result = result.above(self.threshold)
-                yield result if self.classes is None else result.of_classes(self.classes)
+                yield result if classes is None else result.of_classes(classes)
 
     def detect(self, images: Sequence[np.ndarray]) -> list[Instances]:
         """Return all detections in images uint8 RGB (height, width, 3) that are taken whole.
@@ -173,13 +183,16 @@ class Predictor:
         dtype, tta = autocast_dtype(self.precision, self.device), self.tta
         autocast = torch.autocast(self.device.type, dtype, enabled=dtype is not None)
         ordered = [each if self.image_format == "RGB" else each[..., ::-1] for each in images]
-        with loading.building(self.source), torch.inference_mode(), autocast:
+        masks = _without_mask_head(self.detector) if self.boxes_only else nullcontext()
+        with loading.building(self.source), torch.inference_mode(), autocast, masks:
             inputs = [self.model_input(image) for image in ordered]
             if tta is None or tta == TestTimeAugmentation(flip=False):
                 found = [output["instances"] for output in self.detector(inputs)]
             else:
                 both = zip(inputs, ordered, strict=True)
                 found = [augmentation.detect(self.detector, x, image, tta) for x, image in both]
+        for instances in found if self.boxes_only else ():
+            instances.get_fields().pop("pred_masks", None)
         return [_plain(instances) for instances in found]
 
     def model_input(self, image: np.ndarray) -> dict[str, Any]:
@@ -205,6 +218,21 @@ class Predictor:
                 "predictor's augmentations. Give those of the recipe, as from_checkpoint does."
             )
         return {"image": torch.from_numpy(planes), "height": height, "width": width}
+
+
+@contextmanager
+def _without_mask_head(detector: Any) -> Iterator[None]:
+    """Leave the mask head out, unless scores are made of its masks."""
+    heads = getattr(detector, "roi_heads", None)
+    found = getattr(heads, "mask_on", False) and getattr(heads, "maskness_thresh", None) is None
+    if not found:
+        yield
+        return
+    heads.mask_on = False  # pyright: ignore[reportOptionalMemberAccess]
+    try:
+        yield
+    finally:
+        heads.mask_on = True  # pyright: ignore[reportOptionalMemberAccess]
 
 
 def _plain(instances: Instances) -> Instances:

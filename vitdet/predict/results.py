@@ -47,6 +47,7 @@ class Result:
         classes: class indexes.
         names: class name of each detection.
         masks: in COCO's encoding; None where the detector predicts boxes only.
+        left_out: number of detections that `of_classes` left out.
 
     Args:
         picture: the image.
@@ -77,6 +78,7 @@ class Result:
         self.classes: list[int] = instances.pred_classes.tolist()
         self.names = [self.class_names[index] for index in self.classes]
         self.masks = masks if pixels is None else encode(pixels.numpy())
+        self.left_out = 0
 
     @property
     def has_masks(self) -> bool:
@@ -122,7 +124,9 @@ class Result:
             InputError: a name that is no class, with the nearest one.
         """
         wanted = torch.tensor(class_indexes(names, self.class_names))
-        return self._part(torch.isin(self._found.pred_classes, wanted))
+        part = self._part(torch.isin(self._found.pred_classes, wanted))
+        part.left_out = len(self) - len(part)
+        return part
 
     def _part(self, kept: Any) -> Result:
         masks = self.masks

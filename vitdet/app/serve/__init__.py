@@ -70,7 +70,10 @@ def run(args: argparse.Namespace) -> int:
         text = "can use this server; there is no password and no encryption"
         print(f"warning: every machine that reaches {args.host} {text}", file=sys.stderr)
     if not args.weights.exists():  # said before the process has loaded its libraries
-        raise InputError(f"--weights {args.weights}: there is no such file. Check the path.")
+        from vitdet.weights import locate
+
+        if not locate(args.weights).exists():
+            raise InputError(f"--weights {args.weights}: there is no such file. Check the path.")
     limits = server.Limits(max_bytes=args.max_bytes, max_pixels=args.max_pixels)
     multiprocessing.set_forkserver_preload(["vitdet.predict.predictor"])
     with server.listen(args.host, args.port) as listening:
