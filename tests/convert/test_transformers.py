@@ -169,6 +169,28 @@ def test_published_files_tell_their_settings(name: str, told: dict[str, Any]) ->
     assert bool(settings) == bool(told)
 
 
+@pytest.mark.parametrize("name", ["core_tiny_patch16_384", "spatial_gigantic_patch14_448"])
+def test_timm_has_perception_encoder_too(name: str) -> None:
+    eva = pytest.importorskip("timm.models.eva")
+    sizes = {"embed_dim": 64, "depth": 2, "num_heads": 1, "img_size": 64, "patch_size": 16}
+    torch.manual_seed(0)
+    model = getattr(eva, f"vit_pe_{name}")(**sizes, ref_feat_shape=(4, 4)).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.normal_(0, 0.3)
+    content = model.state_dict()
+    settings = net_settings(content, {}) | {"use_cls_token": "cls_token" in content}
+    settings.pop("global_block_indexes")
+    net = ViT(img_size=64, **settings).eval()
+    state, report = convert(content, shapes_of(net.state_dict()), settings=settings)
+    assert (report.initialised, report.inexact, report.settings) == ([], {}, {})
+    net.load_state_dict(state)
+    images = torch.randn(2, 3, 64, 64)
+    with torch.no_grad():
+        theirs = model.forward_intermediates(images, [1], norm=False, intermediates_only=True)[0]
+        torch.testing.assert_close(net(images)["last_feat"], theirs, rtol=0, atol=1e-4)
+
+
 @needs_manifests
 @pytest.mark.parametrize("name", ["PE-Core-B16-224", "PE-Spatial-S16-512", "sam3.trunk"])
 def test_the_settings_take_every_weight(name: str) -> None:

@@ -80,7 +80,9 @@ def _heads(sizes: Mapping[str, Any], config: Mapping[str, Any], fmt: str) -> dic
     told = config.get("num_attention_heads", sizes.get("num_heads"))
     usual: int = width // 64 or 1
     if not fmt.startswith(("dino", "hf_dino")):
-        usual = (_HEADS | {1536: 16} if fmt == "pe" else _HEADS).get(width, usual)
+        usual = (_HEADS | {1536: 16} if ("rope", "pe") in FORMATS[fmt].settings else _HEADS).get(
+            width, usual
+        )
     return {"num_heads": int(told or usual)}
 
 

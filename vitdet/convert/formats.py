@@ -153,6 +153,15 @@ EASYCV = (
     *MMDET,
 )
 
+TIMM = (
+    *(CLASS, NORM, GAMMA, NO_REL_POS, QK_NORM),
+    Drop(r"reg_token$", REGISTERS),
+    Drop(r"(fc_norm|head|head_dist|pre_logits|attn_pool)\.", "classifier"),
+    Inexact(r"norm_pre\.", PRE_NORM),
+    Refuse(r"dist_token$", "a distillation token, with a row of its own in pos_embed"),
+    Refuse(r".*\.(attn|mlp)\.norm\.", "a norm inside the attention or the MLP"),
+)
+
 # --- openai/CLIP, mlfoundations/open_clip, facebookresearch/perception_models ---------------------
 
 CLIP = (
@@ -384,6 +393,14 @@ _TABLE = (
             r"(.*\.)?blocks\.(0\.)?0\.ls1\.gamma$"),
         rules=(CLASS, MASK, NORM, UNGROUP, Drop(r"register_tokens$", REGISTERS, "reg_token")),
         outside=(DINO_HEADS,), makes=packed("w12"), settings=(("norm_eps", 1e-6),)),
+    # huggingface/pytorch-image-models: as its CLIP, but pooled by attention, or without last norm
+    *(Format(name, f"timm Perception Encoder ({what})",
+        marks=(r"norm_pre\.weight$", r"blocks\.0\.attn\.qkv\.weight$", *marks),
+        absent=(r"patch_embed\.proj\.bias$", *absent),
+        rules=TIMM, makes=(NO_PATCH_BIAS,), settings=PE)
+      for name, what, marks, absent in (
+          ("timm_pe_core", "Core", (r"attn_pool\.latent$",), ()),
+          ("timm_pe", "Spatial, Lang", (), (r"(norm|fc_norm)\.",)))),
     # facebookresearch/detectron2: our names are theirs
     Format("detectron2", "detectron2 model zoo (.pkl) and files trained with detectron2 (.pth)",
         marks=(r"(backbone\.)?((net|bottom_up)\.)?patch_embed\.",),
@@ -405,14 +422,6 @@ _TABLE = (
     Format("timm", "timm plain ViT (AugReg, DeiT-III, CLIP, DINOv2, ...)",
         marks=(r"blocks\.0\.attn\.qkv\.weight$", r"norm\.weight$|fc_norm\."),
         absent=(r"mask_token$",),
-        rules=(
-            *(CLASS, NORM, GAMMA, NO_REL_POS, QK_NORM),
-            Drop(r"reg_token$", REGISTERS),
-            Drop(r"(fc_norm|head|head_dist|pre_logits|attn_pool)\.", "classifier"),
-            Inexact(r"norm_pre\.", PRE_NORM),
-            Refuse(r"dist_token$", "a distillation token, with a row of its own in pos_embed"),
-            Refuse(r".*\.(attn|mlp)\.norm\.", "a norm inside the attention or the MLP"),
-        ),
-        makes=(*packed("fc1"), W3, NO_PATCH_BIAS)),
+        rules=TIMM, makes=(*packed("fc1"), W3, NO_PATCH_BIAS)),
 )  # fmt: skip
 FORMATS = {fmt.name: fmt for fmt in _TABLE}

@@ -13,19 +13,8 @@ _NET = "model.backbone.net."
 
 # Formats whose files have no decomposed relative positions: a model's keep their initialisation.
 WITHOUT_REL_POS = frozenset(
-    (
-        "mae",
-        "timm",
-        "dinov2",
-        "dinov3",
-        "clip",
-        "pe",
-        "sam3",
-        "beit",
-        "vitae_pretrain",
-        "vitae_classifier",
-    )
-)
+    ("mae", "timm", "dinov2", "dinov3", "clip", "beit", "vitae_pretrain", "vitae_classifier")
+) | {"pe", "sam3"}
 
 
 @dataclass(frozen=True)
