@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 import vitdet
-from tests.convert.manifests import CHECKPOINTS, find
+from tests.convert.manifests import find, needs_manifests
 from vitdet import build_model, load_config
 from vitdet.config import instantiate, save_config
 from vitdet.convert import convert
@@ -97,7 +97,7 @@ def test_rates_fall_by_the_layer_or_are_a_tenth():
         assert setting == pytest.approx((rate, 0.01)), parameter
 
 
-@pytest.mark.skipif(not CHECKPOINTS.is_dir(), reason="no manifests: see VITDET_CHECKPOINTS")
+@needs_manifests
 @pytest.mark.parametrize(
     ("file", "fresh"),
     [

@@ -152,15 +152,12 @@ def snapshots(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any
             (folder / "pytorch_model.bin.index.json").write_text(json.dumps(places))
             checkpoint.write(folder / "small.pth", SMALL)
             (folder / "small.pth").rename(folder / "pytorch_model-1-of-1.bin")
+        if allow_patterns == ["sub/one.pth"]:
+            (folder / "sub").mkdir()
+            checkpoint.write(folder / "sub/one.pth", SMALL)
         return str(folder)
 
-    def one(repository: str, file: str, *, revision: str | None) -> str:
-        calls.append((repository, revision, file))
-        checkpoint.write(folder / "one.pth", SMALL)
-        return str(folder / "one.pth")
-
     monkeypatch.setattr(hub, "snapshot_download", snapshot)
-    monkeypatch.setattr(hub, "hf_hub_download", one)
     return calls
 
 
@@ -182,7 +179,9 @@ def test_a_repository_gives_its_best_weights_alone(snapshots: list[tuple[Any, ..
     ]
     snapshots.clear()
     assert weights.read("hf:o/n/sub/one.pth").content.keys() == SMALL.keys()
-    assert snapshots == [("o/n", None, "sub/one.pth")]
+    assert snapshots == [("o/n", None, ["sub/one.pth"])]
+    with pytest.raises(InputError, match=r"expected two\.pth in the repository, got none"):
+        weights.locate("hf:o/n/two.pth")
 
 
 def test_timm_names_are_those_of_timm(snapshots: list[tuple[Any, ...]], monkeypatch) -> None:

@@ -184,14 +184,13 @@ def _from_hub(where: str, name: str) -> Path:
     # of the hub, and of its HTTP library, of which there have been several
     refused: tuple[Any, ...] = (OSError, ValueError, RuntimeError, *HfHubHTTPError.__bases__)
     try:
-        if file:
-            return Path(hub.hf_hub_download(repository, file, revision=revision or None))
-        for each in _NAMES:
+        for each in (file,) if file else _NAMES:
             shards = [f"{each.split('.')[0]}-*-of-*"] if each.endswith(".index.json") else []
-            how: Any = {"revision": revision or None, "allow_patterns": [*_TOLD, each, *shards]}
+            wanted = [file] if file else [*_TOLD, each, *shards]
+            how: Any = {"revision": revision or None, "allow_patterns": wanted}
             folder = Path(hub.snapshot_download(repository, **how))
             if (folder / each).is_file():
-                return folder
+                return folder / file
     except refused as error:
         page = f"https://huggingface.co/{repository}/{{}}/{revision or 'main'}"
         remedy = f"Download {page.format('resolve')}/{file} and name that file"
@@ -201,7 +200,7 @@ def _from_hub(where: str, name: str) -> Path:
         row = ROWS.get(name)
         recipe = f" with --config-file {row.recipe}" if row and row.recipe else ""
         raise _not_fetched(name, error, remedy + recipe) from error
-    got = f"expected one of {', '.join(_NAMES)} in the repository, got none"
+    got = f"expected {file or 'one of ' + ', '.join(_NAMES)} in the repository, got none"
     raise InputError(f"weights {name}: {got}. Name a file of it: hf:{repository}/FILE")
 
 
