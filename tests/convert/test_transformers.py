@@ -179,7 +179,6 @@ def test_timm_has_perception_encoder_too(name: str) -> None:
             parameter.normal_(0, 0.3)
     content = model.state_dict()
     settings = net_settings(content, {}) | {"use_cls_token": "cls_token" in content}
-    settings.pop("global_block_indexes")
     net = ViT(img_size=64, **settings).eval()
     state, report = convert(content, shapes_of(net.state_dict()), settings=settings)
     assert (report.initialised, report.inexact, report.settings) == ([], {}, {})
