@@ -15,6 +15,7 @@ from vitdet.backbones.msvit import attention as attention_module
 from vitdet.backbones.msvit.attention import OnlyGlobalAttention
 from vitdet.config import build_model
 from vitdet.layers.norms import ChannelLayerNorm
+from vitdet.optim import parameter_table
 
 
 @pytest.mark.parametrize(
@@ -47,6 +48,27 @@ def test_retinanet_has_five_levels(size: str):
     strides = {name: shape.stride for name, shape in model.backbone.output_shape().items()}
     assert strides == {f"p{i}": 2**i for i in range(3, 8)}
     assert model.head_in_features == list(strides)
+
+
+def test_weight_decay_and_rate_of_single_parameters():
+    for name, parameter, rate, decay in (
+        ("COCO/mask_rcnn_vitdet_b_100ep", "net.patch_embed.proj.weight", 0.7**13, 0.1),
+        ("COCO/mask_rcnn_vitdet_b_100ep", "net.blocks.11.attn.qkv.weight", 0.7, 0.1),
+        ("COCO/mask_rcnn_vitdet_b_100ep", "net.blocks.11.norm1.bias", 0.7, 0.0),
+        ("COCO/mask_rcnn_vitdet_b_100ep", "net.pos_embed", 0.7**13, 0.0),
+        ("COCO/mask_rcnn_vitdet_b_100ep", "simfp_2.1.weight", 1.0, 0.1),
+        ("COCO/mask_rcnn_vitdet_h_75ep", "net.blocks.31.norm1.bias", 0.9, 0.1),
+        ("COCO/cascade_mask_rcnn_eva02_b_bsl", "net.pos_embed", 0.7**13, 0.1),
+        ("vitae/mask_rcnn_vit_b_100ep", "simfp_2.1.weight", 1.0, 0.0),
+        ("easycv/mask_rcnn_vitdet_b_100ep", "net.blocks.0.norm1.weight", 0.7**12, 0.0),
+        ("easycv/mask_rcnn_vitdet_b_100ep", "simfp_2.1.weight", 1.0, 0.1),
+        ("vil/mask_rcnn_vil_tiny_1x", "fpn_lateral2.bias", 1.0, 0.05),
+    ):
+        optimizer = recipe(name).optimizer
+        skipped = ("_target_", "lr", "betas")
+        rules = {key: optimizer[key] for key in optimizer if key not in skipped}
+        setting = parameter_table(model_of(name), **rules)[f"backbone.{parameter}"]
+        assert setting == pytest.approx((rate, decay)), (name, parameter)
 
 
 # --- Vision Longformer: what its README counted --------------------------------------------------

@@ -37,7 +37,6 @@ from vitdet.config import (
     load_config,
     save_config,
 )
-from vitdet.optim import parameter_table
 from vitdet.utils.checks import InputError
 
 MASK = "cascade_mask_rcnn_eva02"
@@ -405,27 +404,6 @@ def test_sizes(pattern: str, pixels: int):
         _, resize = instantiate(recipe(name).dataloader.train.mapper.augmentations)
         several = [640, 672, 704, 736, 768, 800] if name.endswith("3x") else [800]
         assert (list(resize.short_edge_length), resize.max_size) == (several, 1333)
-
-
-def test_weight_decay_and_rate_of_single_parameters():
-    for name, parameter, rate, decay in (
-        ("COCO/mask_rcnn_vitdet_b_100ep", "net.patch_embed.proj.weight", 0.7**13, 0.1),
-        ("COCO/mask_rcnn_vitdet_b_100ep", "net.blocks.11.attn.qkv.weight", 0.7, 0.1),
-        ("COCO/mask_rcnn_vitdet_b_100ep", "net.blocks.11.norm1.bias", 0.7, 0.0),
-        ("COCO/mask_rcnn_vitdet_b_100ep", "net.pos_embed", 0.7**13, 0.0),
-        ("COCO/mask_rcnn_vitdet_b_100ep", "simfp_2.1.weight", 1.0, 0.1),
-        ("COCO/mask_rcnn_vitdet_h_75ep", "net.blocks.31.norm1.bias", 0.9, 0.1),
-        (f"COCO/{MASK}_b_bsl", "net.pos_embed", 0.7**13, 0.1),
-        ("vitae/mask_rcnn_vit_b_100ep", "simfp_2.1.weight", 1.0, 0.0),
-        ("easycv/mask_rcnn_vitdet_b_100ep", "net.blocks.0.norm1.weight", 0.7**12, 0.0),
-        ("easycv/mask_rcnn_vitdet_b_100ep", "simfp_2.1.weight", 1.0, 0.1),
-        ("vil/mask_rcnn_vil_tiny_1x", "fpn_lateral2.bias", 1.0, 0.05),
-    ):
-        optimizer = recipe(name).optimizer
-        skipped = ("_target_", "lr", "betas")
-        rules = {key: optimizer[key] for key in optimizer if key not in skipped}
-        setting = parameter_table(model_of(name), **rules)[f"backbone.{parameter}"]
-        assert setting == pytest.approx((rate, decay)), (name, parameter)
 
 
 def test_the_published_flags_work_on_every_recipe_of_eva02():

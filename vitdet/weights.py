@@ -173,7 +173,7 @@ def _from_hub(where: str, name: str) -> Path:
         import huggingface_hub as hub
         from huggingface_hub.errors import HfHubHTTPError
     except ImportError as error:
-        text = f"weights {name}: needs huggingface_hub ({error}). pip install 'vitdet[hub]'"
+        text = f"weights {name}: needs huggingface_hub ({error}). pip install huggingface_hub"
         raise InputError(text) from error
     where, _, revision = where.partition("@")
     owner, _, rest = where.partition("/")
