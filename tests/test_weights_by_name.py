@@ -214,7 +214,7 @@ def test_offline_a_name_says_what_to_put_where(tmp_path: Path, monkeypatch) -> N
     checkpoint.write(kept / "model.safetensors", {"model": SMALL})
     assert weights.read("hf:o/n").content.keys() == SMALL.keys()
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
-    with pytest.raises(InputError, match=r"needs huggingface_hub \(.*pip install 'vitdet\[hub\]'"):
+    with pytest.raises(InputError, match=r"needs huggingface_hub \(.*pip install huggingface_hub"):
         weights.locate("hf:o/n")
 
 
