@@ -71,7 +71,8 @@ def test_a_converted_file_loads_into_the_recipes_model(
         assert torch.equal(value, mae()[name[4:]] if inside else before[name])
         assert (name in initialised) == (not inside)
     about = content["vitdet"]
-    assert about == {"format": 1, "source_format": "mae", "initialised": initialised}
+    expected = {"format": 1, "source_format": "mae", "initialised": initialised}
+    assert about == expected | {"recipe_overrides": []}  # the recipe is as the file
 
     record = json.loads(report.read_text())
     assert record["used"]["blocks.1.mlp.fc2.bias"] == "net.blocks.1.mlp.fc2.bias"
@@ -106,7 +107,8 @@ def test_other_containers(folder: Path, run: Run) -> None:
     (folder / "zoo.pkl").write_bytes(data)
     assert run(source="zoo.pkl") == 0
     content = checkpoint.read(folder / "out" / "vit.pth")
-    assert content["vitdet"] == {"format": 1, "source_format": "detectron2", "initialised": []}
+    expected = {"format": 1, "source_format": "detectron2", "initialised": []}
+    assert content["vitdet"] == expected | {"recipe_overrides": []}
     assert all(torch.equal(content["model"][name], value) for name, value in weights.items())
     torch.save({"model": mae(), "when": datetime.date(2022, 3, 30)}, folder / "dated.pth")
     assert run(source="dated.pth") == 2
