@@ -20,6 +20,8 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--config-file", required=True, metavar="FILE", help="recipe, .py or .yaml")
     start = "start from it: converted first where it is another project's, the recipe follows it"
     parser.add_argument("--weights", metavar="FILE", help=start)
+    what = "what of the backbone learns: all of it, adapters (lora), nothing (head)"
+    parser.add_argument("--tune", choices=("all", "lora", "head"), help=what)
     parser.add_argument("--resume", action="store_true", help="continue train.output_dir's run")
     trial = "build all, take two real steps, print memory, time and length, keep nothing"
     parser.add_argument("--dry-run", action="store_true", help=trial)

@@ -61,6 +61,9 @@ class Train:
     compile: bool = False  # torch.compile of the backbone's blocks
     accumulate: int = 1  # parts in which a process takes its images of a step, to save memory
     freeze_blocks: int = 0  # so many blocks, and the embeddings before them, do not learn
+    tune: str = "all"  # what of the backbone learns: "all", adapters ("lora"), nothing ("head")
+    lora_rank: int = 8  # of the adapters
+    lora_alpha: float = 16.0  # they are added with the factor alpha / rank
     on_bad_step: str = "stop"  # a loss or gradient that is not finite: "stop" or "skip"
     max_bad_steps: int = 10  # then the run stops all the same
     loggers: list[str] | None = field(default_factory=list)  # "wandb" (an extra of the package)

@@ -204,6 +204,13 @@ def ddp_and_fsdp(folder: str) -> None:
         even(resumed, resume=True, **kinds[target])
 
 
+def tuned(folder: str, start: str, parallel: str) -> None:
+    """Train adapters; stop and go on."""
+    options = {"tune": "lora", "init_checkpoint": start, "ema_decay": 0.5, "parallel": parallel}
+    for num_images in (16, 32):
+        train_even_batches(folder, num_images=num_images, resume=num_images > 16, **options)
+
+
 class Gathered(tiny_recipe.CountingEvaluator):
     """Counts the images and scores of all processes, in the main one."""
 

@@ -51,7 +51,7 @@ def converted(
 
 @contextmanager
 def from_weights(args: argparse.Namespace) -> Iterator[list[str]]:
-    """Yield the changes to the recipe of train_net.py's command line, those of --weights first.
+    """Yield the changes to the recipe of train_net.py's command line, first --weights', --tune's.
 
     A file of ours, or one that converter.py wrote, is loaded as it is, with the changes that it
     was converted for. Any other is converted: into the run's folder, whose record a --resume reads,
@@ -72,6 +72,8 @@ def from_weights(args: argparse.Namespace) -> Iterator[list[str]]:
                     place = Path(stack.enter_context(TemporaryDirectory()))
                 check_new(place, args.resume)
                 lines = _begun(args, place)
+        if args.tune:
+            lines += follow.tuned(load_config(args.config_file), args.tune, args.overrides)
         yield [*lines, *args.overrides]
 
 

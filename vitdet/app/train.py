@@ -45,6 +45,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--size", choices=list(SIZES), help=what)
     what = "to start from: a file of any known format, a folder of the hub, a name"
     add("--weights", type=Path, metavar="FILE", help=what)
+    what = "what of the backbone learns: all of it, adapters (lora), nothing (head)"
+    add("--tune", choices=("all", "lora", "head"), help=what)
     add("--epochs", type=float, metavar="N", help=f"rounds of the data (default {_EPOCHS})")
     add("--batch", type=int, metavar="N", help="images a step; left out: what fits")
     empty = "train with a validation part without objects"
@@ -114,7 +116,7 @@ def _following(args: argparse.Namespace, place: Path) -> list[str]:
     usual = "base" if torch.cuda.is_available() else "tiny"
     if args.resume and (record := follow.kept(args.out)):
         args.size = record.get("size") or args.size or usual
-        return record["overrides"]
+        return [*record["overrides"], *_tuned(args)]
     found = weights.read(args.weights) if args.weights else weights.Weights({})
     source, net = f"--weights {args.weights}", {}
     if args.weights:
@@ -130,9 +132,17 @@ def _following(args: argparse.Namespace, place: Path) -> list[str]:
         typed = [word for word in args.overrides if word.startswith(follow.NET)]
         cfg = load_config(recipe_of(args.size, masks=False), typed)
         lines = follow.changes(cfg, found, typed, source=source) or []
+    lines += _tuned(args)
     if net or lines:
         follow.keep(place, {"size": args.size, "overrides": lines})
     return lines
+
+
+def _tuned(args: argparse.Namespace) -> list[str]:
+    if args.tune is None:
+        return []
+    cfg = load_config(recipe_of(args.size, masks=False))
+    return follow.tuned(cfg, args.tune, args.overrides)
 
 
 def recipe_of(size: str, *, masks: bool) -> Path:
@@ -267,10 +277,11 @@ def _print_choices(
     words = ["python", "train_net.py", "--config-file", str(recipe)]
     words += ["--num-gpus", str(args.num_gpus)] if args.num_gpus > 1 else []
     words += ["--resume"] if args.resume else []
+    tune = f", train.tune={cfg.train.tune}" * (cfg.train.tune != "all")
     lines = [
         f"recipe       {recipe.relative_to(CONFIGS.parents[1])} ({args.size}): {what}",
         f"start        {start}",
-        f"length       {length}, {batch} a step, learning rate {cfg.optimizer.lr:g}",
+        f"length       {length}, {batch} a step, learning rate {cfg.optimizer.lr:g}{tune}",
         f"results      {cfg.train.output_dir}",
         f"the same     {shlex.join([*words, *overrides])}",
     ]

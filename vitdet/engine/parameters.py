@@ -1,4 +1,4 @@
-"""The parameters of a detector: which learn, how fast, their moments, average, compiled blocks."""
+"""The parameters of a detector: how fast they learn, moments, average, compiled blocks."""
 
 from __future__ import annotations
 
@@ -10,48 +10,16 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 from tabulate import tabulate
 from torch import nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
-from vitdet.config import build_model, instantiate
+from vitdet.config import build_model, complete, instantiate
 from vitdet.engine.parallel import shard_like
+from vitdet.engine.tune import set_up
 from vitdet.utils.checks import InputError
 
 # Compiled versions of the one function that all blocks share: window or global attention, with or
 # without stochastic depth, training or evaluation, one size or any. torch's limit is 8, beyond
 # which it goes on uncompiled.
 _VERSIONS = 64
-
-
-def freeze_blocks(detector: nn.Module, blocks: int) -> list[str]:
-    """Stop the embeddings and the first `blocks` blocks from learning; return the names.
-
-    Call it before optimizer, average and parallel wrapper are made. BatchNorm among them uses its
-    running statistics; propagation blocks, which no pretraining has, learn on.
-
-    Raises:
-        InputError: a number outside the backbone's blocks, or a backbone that does not know them.
-    """
-    if blocks == 0:
-        return []
-    backbone: Any = getattr(detector, "backbone", None)
-    depth = getattr(backbone, "num_layers", None)  # a pyramid passes the question on to its network
-    if not isinstance(depth, int) or not hasattr(backbone, "layer_id"):
-        kind = type(getattr(backbone, "net", backbone)).__name__
-        raise InputError(f"train.freeze_blocks: {kind} has no layer_id(). Set it to 0.")
-    if not 0 <= blocks <= depth:
-        raise InputError(f"train.freeze_blocks: expected 0 to {depth} blocks, got {blocks}.")
-    frozen = []
-    for name, module in backbone.named_modules():
-        own = dict(module.named_parameters(name, recurse=False))
-        names = [each for each in own if backbone.layer_id(each) <= blocks]
-        for each in names:
-            own[each].requires_grad_(False)
-        if names and isinstance(module, _BatchNorm):
-            module.eval()
-            norm: Any = module
-            norm.train = lambda *_, norm=norm: norm  # what trains the whole detector passes by
-        frozen += [f"backbone.{each}" for each in names]
-    return frozen
 
 
 def compile_blocks(model: nn.Module, **options: Any) -> int:
@@ -80,7 +48,7 @@ def group_lines(cfg: DictConfig) -> Iterator[str]:
         keys = ", ".join(map(str, cfg))
         raise InputError(f"recipe for --print-groups: expected an optimizer, got only {keys}.")
     model = build_model(cfg.model, device="meta")
-    freeze_blocks(model, OmegaConf.select(cfg, "train.freeze_blocks") or 0)
+    set_up(model, complete(cfg.get("train") or OmegaConf.create()))
     optimizer = instantiate(cfg.optimizer, model=model)
     found = {
         id(parameter): (f"{group['lr']:.6g}", f"{group['weight_decay']:.6g}")

@@ -19,6 +19,7 @@ from vitdet.config import KEYS, arguments, complete, config_text
 from vitdet.engine.bad_steps import POLICIES
 from vitdet.engine.log import check_loggers
 from vitdet.engine.parallel import PARALLEL
+from vitdet.engine.tune import TUNE
 from vitdet.utils.checks import InputError
 from vitdet.utils.distributed import is_main, world_size
 from vitdet.utils.env import describe
@@ -38,8 +39,9 @@ _CHOICES = {
     "eval_weights": checkpoint.WEIGHTS,
     "on_bad_step": POLICIES,
     "parallel": PARALLEL,
+    "tune": TUNE,
 }
-_LEAST = {"num_images": 1, "accumulate": 1, "max_bad_steps": 0}
+_LEAST = {"num_images": 1, "accumulate": 1, "max_bad_steps": 0, "lora_rank": 1}
 
 
 def check_recipe(cfg: DictConfig) -> DictConfig:
@@ -79,6 +81,7 @@ def _check_train(train: DictConfig) -> None:
             raise InputError(f"train.{key}: expected {least} or more, got {train[key]}.")
     if train.parallel == "fsdp" and train.compile:
         raise InputError("train.compile: it does not go with train.parallel=fsdp: set one of them.")
+    _check_tune(train)
     if train.epochs is not None and not 0 < train.epochs < math.inf:
         raise InputError(f"train.epochs: expected a number above 0 or null, got {train.epochs}.")
     _ = [_images(key, train[key], 100, 1) for key in _PERIODS]
@@ -88,6 +91,14 @@ def _check_train(train: DictConfig) -> None:
         raise InputError(f"train.early_stopping: {wanted}, got {dict(stop)}.")
     if stop is not None and train.eval_every in (0, "0%"):
         raise InputError("train.early_stopping: no evaluation, as train.eval_every is 0.")
+
+
+def _check_tune(train: DictConfig) -> None:
+    if train.tune != "all" and train.freeze_blocks:
+        text = f"train.tune={train.tune} freezes every block, got train.freeze_blocks"
+        raise InputError(f"{text}={train.freeze_blocks} too. Leave one of them out.")
+    if not 0 < train.lora_alpha < math.inf:
+        raise InputError(f"train.lora_alpha: expected a number above 0, got {train.lora_alpha}.")
 
 
 def check_batch(cfg: DictConfig) -> None:

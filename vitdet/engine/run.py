@@ -15,7 +15,7 @@ from torch import nn
 
 from vitdet import checkpoint
 from vitdet.config import build_model, instantiate, set_num_classes
-from vitdet.engine import recipe
+from vitdet.engine import recipe, tune
 from vitdet.engine.bad_steps import BadSteps
 from vitdet.engine.checkpoints import FINAL, Checkpoints, Found, last_checkpoint, usable
 from vitdet.engine.dry_run import try_steps
@@ -30,7 +30,7 @@ from vitdet.engine.evaluate import (
 )
 from vitdet.engine.log import Metrics, Progress, logging_to
 from vitdet.engine.parallel import shard
-from vitdet.engine.parameters import compile_blocks, freeze_blocks
+from vitdet.engine.parameters import compile_blocks
 from vitdet.engine.signals import Signals, Watch
 from vitdet.engine.trainer import Trainer
 from vitdet.utils.checks import InputError, os_error_text
@@ -214,7 +214,7 @@ def _build_trainer(cfg: DictConfig) -> Trainer:
     if device.type == "cpu" and options.precision == "fp16":
         logger.warning("train.precision=fp16 is slow on a CPU: train.precision=auto is fast there")
     detector = build_model(cfg.model, device=str(device))
-    freeze_blocks(detector, options.freeze_blocks)
+    tune.set_up(detector, options)
     if options.compile:
         compile_blocks(detector)
     if options.parallel == "fsdp":
@@ -246,11 +246,15 @@ def _load(
     if resume and previous is None:
         logger.info("no checkpoint in %s: starting a new run", cfg.train.output_dir)
     if previous is None and not cfg.train.init_checkpoint:
+        if cfg.train.tune != "all":
+            text = "expected weights to start from (train.init_checkpoint, --weights), got none"
+            raise InputError(f"train.tune={cfg.train.tune}: {text}: nothing would learn them.")
         logger.info("no train.init_checkpoint: starting from random weights")
         return None
     source, content = previous or _read(Path(cfg.train.init_checkpoint))
     if previous is not None:
         recipe.check_data(data, content, str(source), allow=cfg.train.allow_changed_data)
+        content = tune.of_file(trainer.detector, content, str(source))
     _load_weights(trainer.detector, content, str(source), data["train"]["class_names"])
     if previous is not None:
         trainer.load_state_dict(content, source=str(source))
@@ -263,6 +267,7 @@ def _load_weights(
 ) -> None:
     """Load the weights of a file's content exactly; its class names, if any, must be ours."""
     state, initialised = checkpoint.weights_of(content, source=source)
+    initialised = [*initialised, *tune.adapter_names(detector)]
     checkpoint.load_weights(detector, state, source=source, initialised=initialised)
     about = content.get("vitdet")
     theirs = about.get("class_names") if isinstance(about, dict) else None
@@ -279,9 +284,10 @@ def _evaluated(
     trainer: Trainer, test: TestSet, options: Any, metrics: Metrics, signals: Signals
 ) -> Results:
     with signals.evaluating(trainer):
-        results = test.evaluate(trainer.detector, options.eval_precision)
+        with tune.merging(trainer.detector):
+            results = test.evaluate(trainer.detector, options.eval_precision)
         if trainer.ema is not None:
-            with trainer.ema.applied():
+            with trainer.ema.applied(), tune.merging(trainer.detector):
                 results |= test.evaluate(trainer.detector, options.eval_precision, "ema/")
     metrics.write(trainer.images_seen, flatten(results))
     return results

@@ -14,7 +14,7 @@ from torch import nn
 from torch.distributed.tensor import DTensor
 
 from vitdet.checkpoint import AVERAGE
-from vitdet.engine import parameters
+from vitdet.engine import parameters, tune
 from vitdet.engine.bad_steps import (
     BadSteps,
     NonFiniteLossError,
@@ -315,15 +315,14 @@ class Trainer:
         All processes must call it: from then on they have the same buffers.
         """
         sync_buffers(self.detector.buffers())
-        average = {}
+        states = {"model": self.detector.state_dict()}
         if self.ema is not None:
             named = dict(self.detector.named_buffers())
             sync_buffers(value for name, value in self.ema.state.items() if name in named)
-            average = {AVERAGE: self.ema.state}
+            states[AVERAGE] = self.ema.state
         met = {"bad_steps": list(self.bad_steps.met)} if self.bad_steps.met else {}
         return {
-            "model": self.detector.state_dict(),
-            **average,
+            **tune.for_file(self.detector, states),
             **met,
             "optimizer": self.optimizer.state_dict(),
             "scaler": self.scaler.state_dict(),
