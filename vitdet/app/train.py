@@ -29,7 +29,13 @@ from vitdet.engine.run import alone_in, train
 from vitdet.utils.checks import InputError
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs" / "own"
-SIZES = {"tiny": "eva02_tiny", "small": "vitdet_s", "base": "vitdet_b", "large": "vitdet_l"}
+SIZES = {
+    "tiny": "eva02_tiny",
+    "light": "vitdet_s_light",
+    "small": "vitdet_s",
+    "base": "vitdet_b",
+    "large": "vitdet_l",
+}
 _EPOCHS = 50
 _BATCH = "dataloader.train.total_batch_size"
 
