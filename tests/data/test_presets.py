@@ -12,6 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
+from vitdet.app import cli
 from vitdet.data.augment import NOTHING, View, large_scale_jitter, tight
 from vitdet.data.loaders import build_train_loader
 from vitdet.data.mapper import Mapper
@@ -21,8 +22,10 @@ from vitdet.data.presets import (
     STEPS,
     Scene,
     augment,
+    colour,
     cutout,
     mosaic,
+    noise,
     orient,
     paste,
     rotate,
@@ -49,7 +52,7 @@ def _scene(size=(40, 56), seed=0, masks=True, objects=7) -> Scene:
     return Scene(image, found, rng.integers(0, 5, objects), drawn if masks else None)
 
 
-def _full(scene: Scene) -> np.ndarray:
+def _full(scene: Scene) -> Any:
     """Masks on the whole canvas; each rectangle is tight."""
     filled = np.zeros((len(scene.masks or ()), *scene.size), dtype=bool)
     for mask, ((left, top, right, bottom), pixels) in zip(filled, scene.masks or (), strict=True):
@@ -99,7 +102,7 @@ def test_a_turned_mask_takes_the_nearest_pixel(degrees):
     cos, sin = np.cos(np.deg2rad(degrees)), np.sin(np.deg2rad(degrees))
     rows = np.floor(cos * ys - sin * xs + 20).astype(int)
     columns = np.floor(cos * xs + sin * ys + 20).astype(int)
-    inside = (rows >= 0) & (rows < 40) & (columns >= 0) & (columns < 40)
+    inside: Any = (rows >= 0) & (rows < 40) & (columns >= 0) & (columns < 40)
     for one, other in zip(_full(scene), _full(found), strict=True):
         np.testing.assert_array_equal(other, one[rows.clip(0, 39), columns.clip(0, 39)] & inside)
     if degrees in (0, 90):
@@ -140,7 +143,7 @@ def test_pasted_objects_hide_those_below():
     found = paste(scene, other, chosen)
     before, above = _full(scene), _full(other)[chosen, :40]
     above = np.pad(above, ((0, 0), (0, 0), (0, 56 - 48)))
-    hidden = above.any(axis=0)
+    hidden: Any = above.any(axis=0)
     np.testing.assert_array_equal(_full(found), np.concatenate([before & ~hidden, above]))
     picture = np.pad(other.image, ((0, 0), (0, 8), (0, 0)))[:40]
     np.testing.assert_array_equal(found.image, np.where(hidden[..., None], picture, scene.image))
@@ -220,6 +223,19 @@ def test_half_a_view_shows_the_same_at_half_the_size(flip):
             )
 
 
+def test_noise_and_colours_are_in_every_channel():
+    """Of a grey picture: noise of its deviation, dyes that differ, and nothing at 0."""
+    grey = Scene(np.full((64, 64, 3), 128, np.uint8), np.zeros((0, 4)), np.zeros(0, np.int64), [])
+    for seed in range(5):
+        with random_state(seed):
+            deviations = noise(grey, 20).image.std(axis=(0, 1))
+            (shade,) = np.unique(colour(grey, stain=0.3).image.reshape(-1, 3), axis=0)
+        assert deviations.min() > 0.9 * deviations.max() > 0
+        assert len(set(shade.tolist())) > 1
+    with random_state(0):
+        np.testing.assert_array_equal(colour(_scene()).image, _scene().image)
+
+
 def test_every_preset_by_its_rows():
     """Names and chances are right; all steps leave pictures, boxes and masks that fit."""
     known = {*STEPS, "mosaic", "copy_paste"}
@@ -257,12 +273,12 @@ def shapes(tmp_path_factory):
     return shapes_dataset(tmp_path_factory.mktemp("shapes"), "train", num_images=11, size=64)
 
 
-def _batches(dataset, number, preset="strong", **options) -> list[dict[str, Any]]:
+def _batches(dataset, number, preset: Any = "strong", **options) -> list[dict[str, Any]]:
     masks = options.pop("use_masks", True)
     mapper = Mapper(
         large_scale_jitter(64, 0.5, 1.5), is_train=True, fast=True, preset=preset, use_masks=masks
     )
-    values = {"total_batch_size": 4, "num_workers": 0, "seed": 3} | options
+    values: dict[str, Any] = {"total_batch_size": 4, "num_workers": 0, "seed": 3} | options
     loader = build_train_loader(dataset, mapper, **values)
     return [item for batch in islice(iter(loader), number) for item in batch]
 
@@ -359,3 +375,19 @@ def test_documents_keep_their_side_up(tmp_path):
 def test_wrong_presets_are_one_line(options, text):
     with pytest.raises(InputError, match=text):
         Mapper([], is_train=True, **options)
+
+
+@pytest.mark.parametrize("masks", [True, False])
+def test_the_check_shows_a_sheet(tiny, tmp_path, capsys, masks):
+    """Of what can be read: a damaged image is left out, and the page is there all the same."""
+    for each in tiny.content["annotations"][: 0 if masks else 3]:
+        del each["segmentation"]
+    tiny.write()
+    (tiny.images / "2.jpg").write_bytes(b"")
+    words = ["data", "check", str(tiny.json_file), "--images", str(tiny.images)]
+    assert cli.main([*words, "--augmented", "strong", "--out", str(tmp_path / "page.html")]) == 1
+    text = (tmp_path / "page.html").read_text()
+    sheet = text[text.index("Augmented: strong") :]
+    assert sheet.count("<figcaption>1.jpg</figcaption>") == 12
+    assert cli.main([*words, "--augmented", "strong"]) == 2
+    assert "--augmented: expected --out page.html" in capsys.readouterr().err

@@ -227,7 +227,8 @@ def noise(scene: Scene, deviation: float) -> Scene:
     """Add normal noise of a standard deviation of at most so much, of 255."""
     added = np.empty(scene.image.shape, dtype=np.int16)
     cv2.setRNGSeed(int(np.random.randint(2**31)))
-    cv2.randn(added, 0, float(np.random.uniform(0, deviation)))
+    spread = np.array([[np.random.uniform(0, deviation)]])
+    cv2.randn(added.reshape(len(added), -1), np.zeros((1, 1)), spread)  # as if of one channel
     return replace(scene, image=cv2.add(scene.image, added, dtype=cv2.CV_8U))
 
 
@@ -339,6 +340,14 @@ def find_preset(name: str) -> Preset:
             f"mapper.preset: expected one of {', '.join(PRESETS)}, got {name!r}.{hint}"
         )
     return PRESETS[name]
+
+
+def steps_of(name: str, *, masks: bool) -> str:
+    """Return a line on a preset: its steps with their chances, and what needs `masks`."""
+    rows = {step: chance for step, (chance, _) in find_preset(name).steps.items()}
+    without = not masks and rows.pop("copy_paste", None)
+    text = ", ".join(f"{step} {100 * chance:.0f} %" for step, chance in rows.items())
+    return f"{name}: {text}{'; no copy_paste, which needs masks' if without else ''}"
 
 
 def augment(preset: Preset, draw: Callable[[bool, bool], Scene]) -> Scene:
