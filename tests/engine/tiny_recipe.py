@@ -120,7 +120,9 @@ class CountingEvaluator:
 
     def evaluate(self) -> dict:
         values = {"AP": float(self.images), "AP50": self.scores, "APs": float("nan")}
-        return {"bbox": {**values, "per_class": dict.fromkeys(self.dataset.class_names, 1.0)}}
+        found = {"over_all": self.images / 100, "by_class": {}}
+        per_class = dict.fromkeys(self.dataset.class_names, 1.0)
+        return {"bbox": {**values, "per_class": per_class, "thresholds": found}}
 
 
 def detector_node(drop_path_rate: float = 0.0, checkpoint_blocks: tuple[int, ...] = ()):
