@@ -23,6 +23,7 @@ from vitdet.app.start import converted
 from vitdet.config import load_config
 from vitdet.data.formats import FORMATS
 from vitdet.data.prepare import Prepared, prepare_data
+from vitdet.data.presets import PRESETS, steps_of
 from vitdet.engine.checkpoints import LAST
 from vitdet.engine.dry_run import DoesNotFitError
 from vitdet.engine.launch import launch
@@ -32,6 +33,7 @@ from vitdet.utils.checks import InputError
 CONFIGS = Path(__file__).resolve().parents[2] / "configs" / "own"
 SIZES = {"tiny": "eva02_tiny", "small": "vitdet_s", "base": "vitdet_b", "large": "vitdet_l"}
 _EPOCHS = 50
+_PRESET = "dataloader.train.mapper.preset"
 _BATCH = "dataloader.train.total_batch_size"
 
 
@@ -47,6 +49,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     what = "to start from: a file of any known format, a folder of the hub, a name"
     add("--weights", type=Path, metavar="FILE", help=what)
     add("--epochs", type=float, metavar="N", help=f"rounds of the data (default {_EPOCHS})")
+    what = "more augmentation, for the kind of images (docs/data.md; default: scale, crop, flip)"
+    add("--augment", choices=list(PRESETS), help=what)
     add("--batch", type=int, metavar="N", help="images a step; left out: what fits")
     empty = "train with a validation part without objects"
     add("--allow-empty", action="store_true", help=empty)
@@ -194,6 +198,8 @@ def _choices(args: argparse.Namespace, cfg: DictConfig, data: Prepared) -> dict[
         "train.output_dir": str(args.out.absolute()),
         "train.seed": args.seed,
     }
+    if args.augment:
+        found[_PRESET] = args.augment
     if "train.num_images" not in _keys(args):
         found["train.epochs"] = args.epochs or _EPOCHS
     elif args.epochs is not None:
@@ -283,6 +289,8 @@ def _print_choices(
         f"results      {cfg.train.output_dir}",
         f"the same     {shlex.join([*words, *overrides])}",
     ]
+    if preset := cfg.dataloader.train.mapper.get("preset"):
+        lines.insert(2, f"augment      {steps_of(preset, masks=data.masks)}")
     # of a dry run: where the files will be
     print(*(line.replace(str(place), str(args.out)) for line in lines), sep="\n", flush=True)
 
