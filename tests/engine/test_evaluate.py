@@ -153,6 +153,9 @@ def test_the_best_weights_are_kept_and_said(tmp_path):
     content = checkpoint.read(tmp_path / BEST)
     assert content["images_seen"] == best
     assert {"model", "optimizer", "seed", "vitdet"} <= content.keys()
+    for name in (BEST, FINAL):  # with what their evaluation found
+        kept = checkpoint.read(tmp_path / name)["vitdet"]["thresholds"]
+        assert kept == {"model": {"over_all": 0.06, "by_class": {}}}
     log = (tmp_path / "log.txt").read_text()
     said = f"best bbox/AP50 so far: {values[best]:.2f} after {best} images: {BEST}"
     assert said in log
@@ -229,7 +232,7 @@ def test_the_evaluator_knows_its_names_before_it_has_results(tmp_path, masks):
     evaluator.process([{"image_id": record["image_id"]} for record in dataset.records], outputs)
     results = evaluator.evaluate()
     found = [f"{task}/{key}" for task, each in results.items() for key in each]
-    found = [name for name in found if not name.endswith("/per_class")]
+    found = [name for name in found if not name.endswith(("/per_class", "/thresholds"))]
     assert evaluator.metric_names[: len(found)] == found
     assert len(evaluator.metric_names) == len(found) * (1 if masks else 2)
 

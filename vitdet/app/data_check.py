@@ -12,13 +12,16 @@ from typing import Any, get_args
 import numpy as np
 from PIL import Image, ImageDraw
 
+from vitdet.app.augmented import sheet
 from vitdet.app.pages import jpeg, render
 from vitdet.data.clean import Checked, check_data, check_output, write_repaired
+from vitdet.data.files import Found
 from vitdet.data.findings import KINDS, Finding, by_kind
 from vitdet.data.formats import FORMATS, find_data
 from vitdet.data.images import open_image
 from vitdet.data.labels import Boxes
 from vitdet.data.masks import read_box
+from vitdet.data.presets import PRESETS
 from vitdet.utils.checks import InputError, one_line
 from vitdet.utils.files import write_text
 
@@ -45,6 +48,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="how boxes are written: x y width height, corners x1 y1 x2 y2, or fractions of the "
         "sides; left out: x y width height, unless they look otherwise",
     )
+    what = "add training images to the page as this preset of a training augments them"
+    add("--augmented", choices=list(PRESETS), metavar="PRESET", help=f"{what} (with --out)")
     add("--json", action="store_true", help="print JSON, for machines")
 
 
@@ -57,17 +62,10 @@ def run(args: argparse.Namespace) -> int:
     data = find_data(args.data, args.format, args.images)
     if args.fix:  # before the work rather than after it
         check_output(data, args.fix)
-    if args.out:  # never a file of the data, or one that is no page
-        folders = [data.folder, *(part.images for part in data.parts.values())]
-        inside = any(args.out.resolve().is_relative_to(folder.resolve()) for folder in folders)
-        if inside or (args.out.exists() and args.out.suffix.lower() not in (".html", ".htm")):
-            got = "one inside the data" if inside else "a file that is no page"
-            raise InputError(
-                f"--out {args.out}: expected a new file apart from the data, got {got}."
-            )
+    _check_page(args, data)
     checked = check_data(data, None if args.json else _progress, boxes=args.boxes)
     if args.out:
-        write_text(args.out, _page(checked))
+        write_text(args.out, _page(checked, args.augmented))
     print(json.dumps(_as_json(checked), indent=1) if args.json else _text(checked), flush=True)
     beside = sys.stderr if args.json else sys.stdout
     if args.out:
@@ -88,6 +86,20 @@ def run(args: argparse.Namespace) -> int:
     for kind, count in Counter(each.kind for each in again.faults).items():
         print(f"still        {count} x {kind}", file=beside)
     return 1 if again.faults or any(kinds for _, kinds in losses) else 0
+
+
+def _check_page(args: argparse.Namespace, data: Found) -> None:
+    """Raise an InputError where the page would be a file of the data, or one that is no page."""
+    if args.augmented and not args.out:
+        raise InputError("--augmented: expected --out page.html, where its sheet is, got none.")
+    if args.out:
+        folders = [data.folder, *(part.images for part in data.parts.values())]
+        inside = any(args.out.resolve().is_relative_to(folder.resolve()) for folder in folders)
+        if inside or (args.out.exists() and args.out.suffix.lower() not in (".html", ".htm")):
+            got = "one inside the data" if inside else "a file that is no page"
+            raise InputError(
+                f"--out {args.out}: expected a new file apart from the data, got {got}."
+            )
 
 
 def _by_kind(checked: Checked) -> dict[str, list[Finding]]:
@@ -149,7 +161,7 @@ def _progress(seen: int, total: int) -> None:
 # --- the page -----------------------------------------------------------------------------------
 
 
-def _page(checked: Checked) -> str:
+def _page(checked: Checked, preset: str | None) -> str:
     """Return the page as HTML."""
     kinds = _by_kind(checked)
     rows = [
@@ -161,6 +173,9 @@ def _page(checked: Checked) -> str:
         {"title": "Parts and sizes", "tables": [_parts(checked)]},
         {"title": "Classes", "tables": [_classes(checked)]},
     ]
+    if preset:
+        examples = sheet(checked, preset)
+        sections.append({"title": f"Augmented: {preset}", "examples": examples})
     for kind, each in kinds.items():
         examples = [_example(checked, finding) for finding in each[:_PICTURES]]
         sections.append({"title": kind, "text": KINDS[kind].text, "examples": examples})

@@ -85,7 +85,7 @@ def coco_dataset(
     try:
         categories = sorted(found.content["categories"], key=lambda each: each["id"])
         names = tuple(category["name"] for category in categories)
-        records = _records(found, image_root, style, json_file)
+        records = records_of(found, image_root, style, json_file)
     except KeyError as error:  # where nothing was looked at
         text = f"annotation file {json_file}: an entry has no key {error}. Convert it to COCO's"
         raise InputError(f"{text} format.") from error
@@ -113,7 +113,7 @@ def _read(json_file: Path, images: Path, style: Style, check: Check) -> Cleaned:
     return found
 
 
-def _records(found: Cleaned, image_root: Path, style: Style, json_file: Path) -> list[Json]:
+def records_of(found: Cleaned, image_root: Path, style: Style, json_file: Path) -> list[Json]:
     """Turn annotations into detectron2 dataset dicts, ordered by image id.
 
     Where some objects have no mask, none has one in the records: only boxes can be trained.

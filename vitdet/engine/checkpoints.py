@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -184,6 +184,19 @@ class Checkpoints(Hook):
         self.wait()
         assert self.newest is not None
         return self.output_dir / self.newest
+
+    def add_note(self, found: Mapping[str, Any]) -> None:
+        """Add what its evaluation found to the note of the checkpoint of this moment."""
+        assert self.newest is not None, "an evaluation comes after a checkpoint"
+        path = self.output_dir / self.newest
+
+        def add() -> None:
+            content = checkpoint.read(path)
+            content["vitdet"] = {**content["vitdet"], **found}
+            checkpoint.write(path, content)
+
+        if found:
+            self._submit(add)
 
     def keep_best(self) -> None:
         """Give the checkpoint of this moment a second name, `model_best.pth`."""

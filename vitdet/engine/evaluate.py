@@ -28,6 +28,7 @@ from vitdet.utils.checks import InputError, nearest
 from vitdet.utils.distributed import broadcast_object, is_main
 from vitdet.utils.files import write_text
 from vitdet.utils.precision import autocast_dtype
+from vitdet.utils.thresholds import of_results
 
 logger = logging.getLogger(__name__)
 
@@ -273,6 +274,7 @@ class Evaluations(Hook):
         if self._latest is None:
             self.checkpoints.ensure(trainer)
             self._latest = self.evaluate()
+            self.checkpoints.add_note(of_results(self._latest))
             # Only the main process has numbers, and all must decide alike.
             self.values[trainer.images_seen] = broadcast_object(flatten(self._latest))
             self._keep_best(trainer.images_seen)
