@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -90,6 +90,20 @@ KINDS: dict[str, Kind] = {
     "tiny object": Kind("a side of less than 2 pixels", "note"),
     "turned by EXIF": Kind("read as it is shown, as labels should be", "note"),
 }
+_SAMPLE = 1000  # annotations that are looked at
+_TASKS: dict[str, Callable[[Json], bool]] = {  # others than detection, by what all annotations have
+    "captions": lambda each: "caption" in each,
+    "panoptic segments": lambda each: "segments_info" in each,
+    "oriented boxes (5 or 8 numbers)": lambda each: (
+        isinstance(box := each.get("bbox"), list) and len(box) in (5, 8)
+    ),
+    "key points without boxes": lambda each: (
+        "keypoints" in each and not each.get("bbox") and not each.get("segmentation")
+    ),
+    "predictions (each has a score; if they are labels, remove it)": lambda each: (
+        type(each.get("score")) is float and each["score"] < 1
+    ),
+}
 BOXES = {"corner boxes": "corners", "fraction boxes": "fractions"}  # kind: answer of --boxes
 
 
@@ -153,7 +167,15 @@ def stop_at_faults(source: Path, findings: Iterable[Finding]) -> None:
 
 
 def check_lists(content: Json, source: Path) -> None:
-    """Raise an InputError where one of COCO's three lists is not there, or is none of objects."""
+    """Raise an InputError where one of COCO's three lists is not there, or is of another task."""
+    labels = content.get("annotations")
+    labels = labels[:: max(1, len(labels) // _SAMPLE)] if isinstance(labels, list) else []
+    for task, is_of in _TASKS.items():
+        if labels and all(isinstance(each, dict) and is_of(each) for each in labels):
+            raise InputError(
+                f"annotation file {source}: expected labels of objects, got {task}. Give those of "
+                "the objects, each with its class and box."
+            )
     for key in ("images", "annotations", "categories"):
         entries = content.get(key)
         if not isinstance(entries, list) or not all(isinstance(each, dict) for each in entries):
