@@ -15,7 +15,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from vitdet import weights
 from vitdet.app import follow
@@ -198,6 +198,9 @@ def _choices(args: argparse.Namespace, cfg: DictConfig, data: Prepared) -> dict[
         "train.output_dir": str(args.out.absolute()),
         "train.seed": args.seed,
     }
+    began = args.out / "config.yaml"
+    if args.resume and not args.augment and began.is_file():
+        args.augment = OmegaConf.select(OmegaConf.load(began), _PRESET)
     if args.augment:
         found[_PRESET] = args.augment
     if "train.num_images" not in _keys(args):
