@@ -102,10 +102,13 @@ COUNTED = (
     "1 x link that leads nowhere|1 x name that is"
 )
 TWO_FOLDERS: Changes = {
-    f"{kind}/{name}.{suffix}": f"mv:{part}/1.{suffix}"
-    for kind, suffix in (("Annotations", "xml"), ("JPEGImages", "jpg"))
-    for name, part in (("a", "train"), ("b", "valid"))
-} | {"Annotations/c.xml": "mv:train/c.xml", "JPEGImages/c.jpg": "mv:train/c.jpg"}
+    "Annotations/a.xml": "mv:train/1.xml",
+    "JPEGImages/a.jpg": "mv:train/1.jpg",
+    "Annotations/b.xml": "mv:valid/1.xml",
+    "JPEGImages/b.jpg": "mv:valid/1.jpg",
+    "Annotations/c.xml": "mv:train/c.xml",
+    "JPEGImages/c.jpg": "mv:train/c.jpg",
+}
 MACHINE = f"path: /x\ntrain: /x/images/train\nval: 'D:\\y\\images\\val'\n{NAMES}"
 
 # {kind: (changes to the folder, what the notes say, parts of it separated by |)}
@@ -438,7 +441,7 @@ def test_paths_on_the_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         "pipe": "pipe: expected a file, got a folder, pipe or device",
         "loop": "got a link that leads nowhere",
         "x.zip": "got an archive .unpack it and give the folder",
-        "x.csv": r"expected a folder, a json in COCO's format or a data\.yaml, got another file",
+        "x.csv": r"x\.csv: expected json, got text that is not",
         "x" * 5000: "nothing at this path",
     }.items():
         with pytest.raises(InputError, match=wanted):

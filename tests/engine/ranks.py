@@ -32,7 +32,6 @@ from vitdet.data.augment import fixed_resize, large_scale_jitter
 from vitdet.data.loaders import build_test_loader, build_train_loader
 from vitdet.data.mapper import Mapper
 from vitdet.data.shapes import CLASSES, shapes_dataset
-from vitdet.engine import parameters
 from vitdet.engine.checkpoints import usable
 from vitdet.engine.launch import launch
 from vitdet.engine.run import evaluate, train
@@ -64,19 +63,6 @@ def train_even_batches(
     cfg.optimizer.eps = 1e-4
     cfg.dataloader.train.update(total_batch_size=8, poison_at=poison_at)
     train(cfg, resume=resume)
-
-
-def train_with_average(folder: str, decay: float) -> None:
-    """As `train_even_batches`, and every process writes down its own average of the weights."""
-
-    class Recorded(parameters.Ema):
-        def update(self) -> None:
-            super().update()
-            torch.save(self.state, Path(folder) / f"ema{rank()}.pth")
-
-    Path(folder).mkdir(exist_ok=True)
-    parameters.Ema = Recorded
-    train_even_batches(folder, ema_decay=decay)
 
 
 def bad_gradient_of_rank_1(_: str) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections import Counter
 from pathlib import Path
@@ -25,7 +24,7 @@ from vitdet.data.presets import PRESETS
 from vitdet.utils.checks import InputError, one_line
 from vitdet.utils.files import write_text
 
-_EXAMPLES, _IN_JSON, _PICTURES = 3, 20, 6  # of a kind, in the text, in json and on the page
+_EXAMPLES, _PICTURES = 3, 6  # of a kind, in the text and on the page
 _CLASSES = 40  # on the page, the most frequent
 _SIDE = 240  # pixels of a picture's longer side
 _MARGIN = 16  # pixels round it, where boxes that stick out are seen
@@ -50,7 +49,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     what = "add training images to the page as this preset of a training augments them"
     add("--augmented", choices=list(PRESETS), metavar="PRESET", help=f"{what} (with --out)")
-    add("--json", action="store_true", help="print JSON, for machines")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -63,17 +61,16 @@ def run(args: argparse.Namespace) -> int:
     if args.fix:  # before the work rather than after it
         check_output(data, args.fix)
     _check_page(args, data)
-    checked = check_data(data, None if args.json else _progress, boxes=args.boxes)
+    checked = check_data(data, _progress, boxes=args.boxes)
     if args.out:
         write_text(args.out, _page(checked, args.augmented))
-    print(json.dumps(_as_json(checked), indent=1) if args.json else _text(checked), flush=True)
-    beside = sys.stderr if args.json else sys.stdout
+    print(_text(checked), flush=True)
     if args.out:
-        print(f"page         {args.out}", file=beside)
+        print(f"page         {args.out}")
     if not args.fix:
         return 1 if checked.faults else 0
     lost = write_repaired(checked, args.fix)
-    print(f"repaired     all changes are listed in {args.fix / 'repairs.json'}", file=beside)
+    print(f"repaired     all changes are listed in {args.fix / 'repairs.json'}")
     gone = [each for each in checked.findings if each.done == "left out with its objects"]
     images = Counter(each.kind for each in gone)
     masks = {kind: lost.pop(kind) for kind in ("wrong mask", "empty mask") if kind in lost}
@@ -81,10 +78,10 @@ def run(args: argparse.Namespace) -> int:
     for what, kinds in losses:
         if kinds:
             reasons = ", ".join(f"{count} x {kind}" for kind, count in kinds.items())
-            print(f"lost         {sum(kinds.values())} {what} ({reasons})", file=beside)
+            print(f"lost         {sum(kinds.values())} {what} ({reasons})")
     again = check_data(find_data(args.fix))
     for kind, count in Counter(each.kind for each in again.faults).items():
-        print(f"still        {count} x {kind}", file=beside)
+        print(f"still        {count} x {kind}")
     return 1 if again.faults or any(kinds for _, kinds in losses) else 0
 
 
@@ -107,29 +104,6 @@ def _by_kind(checked: Checked) -> dict[str, list[Finding]]:
     found = by_kind(checked.findings)
     order = sorted(found, key=lambda kind: (KINDS[kind].severity != "fault", -len(found[kind])))
     return {kind: found[kind] for kind in order}
-
-
-def _as_json(checked: Checked) -> dict[str, Any]:
-    return {
-        "folder": str(checked.data.folder),
-        "format": checked.data.format,
-        "notes": list(checked.data.notes),
-        "parts": {
-            split: {key: len(part.content[key]) for key in ("images", "annotations")}
-            for split, part in checked.data.parts.items()
-        },
-        "faults": len(checked.faults),
-        "classes": {split: _class_counts(checked, split) for split in checked.data.parts},
-        "findings": {
-            kind: {
-                "severity": KINDS[kind].severity,
-                "text": KINDS[kind].text,
-                "count": len(found),
-                "examples": [each._asdict() for each in found[:_IN_JSON]],
-            }
-            for kind, found in _by_kind(checked).items()
-        },
-    }
 
 
 def _text(checked: Checked) -> str:

@@ -54,13 +54,6 @@ def find_data(
     elif folder.suffix.lower() in (".yaml", ".yml") and form in (None, "yolo"):
         found = yolo.read(Listing(folder.parent), [folder], images, splits)
     else:
-        data = files.read_bytes(folder)
-        begin = data[:2000].strip(b"\xff\xfe\xef\xbb\xbf\x00 \r\n\t")[:1]
-        if (kind := files.kind_of(data)) or begin not in (b"{", b"["):
-            raise InputError(
-                f"data {folder}: expected a folder, a json in COCO's format or a data.yaml, got "
-                f"{kind or 'another file'}. Give the folder of the data."
-            )
         found = coco.read(Listing(folder.parent), [folder], images, SPLITS)
     if WHOLE in found.parts and {"train", "val"} & set(found.parts):
         got = ", ".join(os.path.relpath(each.source, folder) for each in found.parts.values())

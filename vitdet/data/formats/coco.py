@@ -73,9 +73,6 @@ def read(
     contents, as_it_is = {}, {}
     for split, path in wanted.items():
         content, encoding = files.read_json(path)
-        if not isinstance(content, dict):
-            got = "got another value. Results of a detector are a list: give annotations."
-            raise InputError(f"annotation file {path}: expected an object in COCO's format, {got}")
         check_lists(content, path)
         lvis = [x for x in content["images"] if "file_name" not in x and "coco_url" in x]
         for image in lvis:  # folder and name of the file stand in a URL only

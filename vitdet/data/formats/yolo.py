@@ -82,9 +82,7 @@ def read(
         places = _places(listing, images, notes)
     names, shape = _names(path, about), _key_point_shape(path, about)
     wanted = files.only_wanted(places, splits)
-    labels = {
-        split: _labels(split, where, listing, images, notes) for split, where in wanted.items()
-    }
+    labels = {split: _labels(split, where, listing, notes) for split, where in wanted.items()}
     used = {label for part in labels.values() for label in part.values()}
     lines = {label: list(_lines(label)) if label else [] for label in used}
     if shape is None:
@@ -234,13 +232,13 @@ def _places(listing: Listing, images: Path | None, notes: list[str]) -> Places:
 
 
 def _labels(
-    split: str, places: list[Path], listing: Listing, given: Path | None, notes: list[str]
+    split: str, places: list[Path], listing: Listing, notes: list[str]
 ) -> dict[Path, Path | None]:
     """Return the images of a part, with the label files of those that have one."""
     found: dict[Path, Path | None] = {}
     used: dict[Path, Path] = {}
     for image in (image for place in places for image in _images(place, listing, split, notes)):
-        path = found[image] = _label_file(image, listing.folder, given)
+        path = found[image] = _label_file(image)
         other = used.setdefault(path, image) if path else image
         if other.parent == image.parent and other != image:
             raise InputError(
@@ -312,19 +310,12 @@ def _images(place: Path, folder: Listing, split: str, notes: list[str]) -> list[
     return [files.written(path) for path in found.values() if path]
 
 
-def _label_file(image: Path, folder: Path, given: Path | None) -> Path | None:
-    """Return the label file of an image, whose path is as it is written; None where it has none.
-
-    The folder of the data has the labels where the user named (`given`) another for the images.
-    """
+def _label_file(image: Path) -> Path | None:
+    """Return the label file of an image, whose path is as it is written; None where it has none."""
     places = [each / image.stem for each in _label_folders(image)]
     if not places:
         real = Path(os.path.realpath(image)).with_suffix("")
         places = [image.with_suffix(""), *(x / real.name for x in _label_folders(real)), real]
-    if given is not None and image.is_relative_to(given):
-        inside = image.parent.relative_to(given)
-        own = [folder / name / inside / image.stem for name in ("labels", "Labels", ".")]
-        places = [*own, *places]
     paths = (place.with_name(f"{place.name}.txt") for place in places)
     return next((path for path in paths if files.exists(path) or files.is_link(path)), None)
 
