@@ -42,20 +42,20 @@ def main(args: argparse.Namespace) -> None:
     from vitdet.engine.parameters import group_lines
     from vitdet.engine.run import evaluate, train
 
-    # torchrun starts its workers again when one has died
-    restarted = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
     cfg = load_config(args.config_file, args.overrides)
     if args.print_groups:
         print(*group_lines(cfg), sep="\n", flush=True)
     elif args.eval_only:
         evaluate(cfg, resume=args.resume)
     else:
-        train(cfg, resume=args.resume or restarted, dry_run=args.dry_run)
+        train(cfg, resume=args.resume, dry_run=args.dry_run)
 
 
 def run(arguments: list[str] | None = None) -> int:
     """Start the processes; return the exit status, that of a preemption as a SystemExit."""
     args = parse(arguments)
+    # torchrun starts its workers again when one has died
+    args.resume |= int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
 
     def start() -> int:
         from vitdet.app.start import from_weights  # not above: --help should not wait for torch

@@ -8,8 +8,6 @@ from collections.abc import Iterator
 from graphlib import TopologicalSorter
 from pathlib import Path
 
-import pytest
-
 PROJECT = Path(__file__).resolve().parents[1]
 ROOMS = (  # an import points to an earlier line only, or stays in its own package or module
     {"utils"},
@@ -109,24 +107,3 @@ def test_no_module_imports_itself_through_others() -> None:
     packages = {name for name in VITDET if any(other.startswith(f"{name}.") for other in VITDET)}
     inner = {name: seen - packages - {name} for name, seen in graph.items()}
     assert len(list(TopologicalSorter(inner).static_order())) >= len(VITDET)
-
-
-@pytest.mark.parametrize(
-    ("module", "target", "wrong"),
-    [
-        ("vitdet.layers.parts", "vitdet.backbones.vit", True),  # up
-        ("vitdet.pyramid", "vitdet.backbones.vit", True),  # across
-        ("vitdet.convert.tensors", "vitdet.layers.parts.Mlp", True),  # no resize
-        ("vitdet.convert.tensors", "vitdet.layers.positions.resize_rel_pos", False),
-        ("vitdet.engine.run", "vitdet.data.loaders", True),
-        ("vitdet.engine.run", "vitdet.checkpoint", False),
-        ("vitdet.utils.env", "vitdet.build_model", True),  # the doors are for users
-        ("vitdet.optim", "detectron2.solver", True),
-        ("vitdet.heads", "detectron2.layers", False),
-        ("configs.COCO", "vitdet.engine.run", True),
-    ],
-)
-def test_wrong_imports_are_found(module: str, target: str, wrong: bool) -> None:
-    assert is_wrong(module, target) is wrong
-    source = f"def f():\n    from {target.rpartition('.')[0]} import {target.rpartition('.')[2]}"
-    assert list(imports_of(source, "a")) == [target]

@@ -11,7 +11,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from vitdet.scores import Json, evaluated, metrics, read_truth
+from vitdet.scores import Json, best_thresholds, evaluated, metrics, read_truth
 from vitdet.utils import distributed
 from vitdet.utils.checks import InputError
 from vitdet.utils.files import write_text
@@ -107,6 +107,8 @@ class CocoEvaluator:
         Returns:
             {"bbox": metrics, "segm": metrics}, metrics in percent: AP, AP50, AP75, APs, APm, APl,
             AR..., for LVIS APr, APc, APf, and `per_class` {name: AP}; nan where nothing counts.
+            The first also has `thresholds`, the scores with the largest F1 as fractions:
+            {"over_all": score, "by_class": {name: score}}.
             Empty in processes other than the main one, and for files without annotations.
 
         Raises:
@@ -130,18 +132,28 @@ class CocoEvaluator:
             return OrderedDict()
         masks = any(flag for _, flag in seen)
         iou_types = self._iou_types or (("bbox", "segm") if masks else ("bbox",))
-        return OrderedDict((kind, self._score(truth, results, kind)) for kind in iou_types)
+        return OrderedDict(
+            (kind, self._score(truth, results, kind, find_threshold=not place))
+            for place, kind in enumerate(iou_types)
+        )
 
-    def _score(self, truth: Json, results: list[Json], iou_type: str) -> Json:
+    def _score(
+        self, truth: Json, results: list[Json], iou_type: str, *, find_threshold: bool
+    ) -> Json:
         data = self._dataset
         images = {record["image_id"] for record in data.records}
         rules = (iou_type, self._max_dets, data.style, images)
         made = evaluated(truth, results, *rules, encoded_here=True)
         scores = metrics(made, truth, data.style)
         by_id = scores.pop("per_category_AP")
-        classes = zip(data.class_names, data.class_ids, strict=True)
-        per_class = {name: 100 * by_id[category] for name, category in classes}
-        return {name: 100 * value for name, value in scores.items()} | {"per_class": per_class}
+        classes = dict(zip(data.class_names, data.class_ids, strict=True))
+        made_of = {name: 100 * value for name, value in scores.items()}
+        made_of["per_class"] = {name: 100 * by_id[category] for name, category in classes.items()}
+        if find_threshold:
+            over_all, own = best_thresholds(made)
+            by_class = {name: own[category] for name, category in classes.items()}
+            made_of["thresholds"] = {"over_all": over_all, "by_class": by_class}
+        return made_of
 
     def _check_seen(self, seen: list[int]) -> None:
         wanted = Counter({record["image_id"]: 1 for record in self._dataset.records})

@@ -55,7 +55,8 @@ def test_a_folder_gives_pictures_json_and_a_line_each(drawn_run, photos, tmp_pat
     assert cv2.imread(str(out / "0.jpg")).shape == (480, 480, 3)
     said = capsys.readouterr()
     assert said.err == ""
-    lines = said.out.splitlines()
+    first, *lines = said.out.splitlines()
+    assert first == "threshold 0"
     assert [line.split("  ")[0] for line in lines[:-1]] == sorted(map(str, photos.iterdir()))
     assert lines[-1] == f"pictures in {out}"
     options = {"threshold": 0.0, "device": "cpu", "precision": "fp32", "batch_size": 2}
@@ -234,7 +235,7 @@ def test_options_reach_the_predictor(drawn_run, photos, tmp_path, capsys):
         (["--tta-scales", "1,big"], "--tta-scales: expected numbers such as 1,1.25, got 1,big"),
         (["--overlap", "0.2"], "--overlap: expected --slices beside it, got none"),
         (["--slices", "0"], "slices: expected a size of at least 1 pixel"),
-        (["--threshold", "2"], "predictor: expected a threshold of 0 to 1"),
+        (["--threshold", "2"], "threshold: expected a score of 0 to 1, got 2"),
         (["--device", "gpu"], "device gpu: torch cannot use it ("),
         (["--class-names", "no.json"], "no.json: No such file"),
     ],

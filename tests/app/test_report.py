@@ -208,8 +208,8 @@ def test_a_run_that_missed_everything_and_numbers_that_are_none(good: Path, tmp_
 
 def test_a_wrong_option_is_one_line(good: Path, capsys) -> None:
     wrong = {
-        ("--threshold", "2"): "--threshold 2 --images 12: a score is from 0 to 1",
-        ("--images", "-1"): "images are 0 or more",
+        ("--threshold", "2"): "threshold: expected a score of 0 to 1, got 2",
+        ("--images", "-1"): "--images -1: expected 0 or more",
         ("--out", "/nowhere/x.html"): "there is no folder /nowhere",
         ("--predictions", "no.json"): "no.json: No such file",
     }

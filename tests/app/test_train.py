@@ -152,10 +152,27 @@ def test_paths_that_yaml_would_read_as_something_else() -> None:
         ("--format coco", "expected json files with images, annotations and categories"),
         ("train.lr=1", "override 'train.lr': expected a key of train"),
         ("--weights none.pth", "none.pth"),
+        ("dataloader.train.mapper.preset=cell", "got 'cell'. Did you mean cells?"),
     ],
 )
 def test_wrong_options_are_one_line(capsys: Capture, data: Path, words: str, text: str) -> None:
     assert text in _error(capsys, data, *words.split())
+
+
+def test_a_preset_is_a_value_of_the_recipe(capsys: Capture, data: Path) -> None:
+    text = _printed(capsys, data, "--augment", "aerial")
+    assert _recipe(text).dataloader.train.mapper.preset == "aerial"
+    assert "augment      aerial: mosaic 25 %, copy_paste 50 %, orientation 100 %, col" in text
+    (data / "labels" / "0.txt").write_text("0 0.5 0.5 0.2 0.2\n")  # a box: boxes only
+    text = _printed(capsys, data, "--augment", "cells", "--seed", "1")
+    assert " noise 10 %; no copy_paste, which needs masks\n" in text
+    assert "\naugment " not in _printed(capsys, data)
+    # of a run that is resumed it is the one that it began with
+    run = data.parent / "run"
+    _printed(capsys, data, "--out", str(run))
+    (run / "config.yaml").write_text("dataloader: {train: {mapper: {preset: light}}}")
+    text = _printed(capsys, data, "--out", str(run), "--resume")
+    assert _recipe(text).dataloader.train.mapper.preset == "light"
 
 
 def test_under_torchrun_and_without_recipes_it_says_what_to_do(

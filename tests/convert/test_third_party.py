@@ -91,6 +91,34 @@ def test_timm(options: dict[str, Any], ours: dict[str, Any]) -> None:
     assert set(report.dropped.values()) <= {"classifier"}
 
 
+EVA = {"qkv_fused": False, "mlp_ratio": 8 / 3, "swiglu_mlp": True, "scale_mlp": True}
+EVA |= {"use_rot_pos_emb": True, "use_fc_norm": False}
+EVA_OURS = {"ffn_layer": "swiglu_norm", "mlp_ratio": 8 / 3, "rope": "eva02"}
+
+
+@pytest.mark.parametrize(
+    ("grid", "model_size", "size"),
+    [
+        *(([12, 12], 64, (96, 160)), (None, 64, (64, 64)), ([7, 11], (64, 96), (64, 96))),
+        *(("vit", (64, 96), (64, 96)), ("vit", (64, 96), (80, 112))),
+    ],
+)
+def test_timm_on_rectangles(grid: Any, model_size: Any, size: tuple[int, int]) -> None:
+    """Rotary positions of an EVA-02 and tables of a ViT are stretched, as timm does."""
+    options = {"img_size": model_size, "num_classes": 0, "global_pool": ""}
+    options |= {"dynamic_img_size": True}
+    ours: dict[str, Any] = CLASS | {"pretrain_img_size": model_size, "img_size": model_size}
+    ours |= {"pos_embed_resize": "bicubic_antialias", "patch_size": 16}
+    if grid == "vit":
+        model = randomised(timm_vit(**options))
+    else:
+        ours |= EVA_OURS | {"rope_pretrain_grid": grid, "rope_resize": "stretch"}
+        options |= EVA | {"ref_feat_shape": grid}
+        model = randomised(timm("models.eva", "Eva")(**SMALL | options))
+    picture, fmt = image(*size), "timm" if grid == "vit" else "timm_eva"
+    assert not same(model.state_dict(), fmt, tokens_of(model, picture), picture, **ours).dropped
+
+
 def test_deit3_of_its_own_repository_and_mae_with_its_decoder() -> None:
     model = randomised(timm_vit(no_embed_class=True, init_values=1.0))
     state = {re.sub(r"\.ls(\d)\.gamma", r".gamma_\1", n): v for n, v in model.state_dict().items()}

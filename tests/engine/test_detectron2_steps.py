@@ -65,14 +65,15 @@ def float64(monkeypatch) -> Iterator[None]:
 
 def theirs() -> nn.Module:
     node = detector_node()
-    net = {key: value for key, value in node.backbone.net.items() if key != "checkpoint_blocks"}
+    ours = ("checkpoint_blocks", "norm_eps")
+    net = {key: value for key, value in node.backbone.net.items() if key not in ours}
     blocks = range(net["depth"])
     seen = net.pop("global_block_indexes")
     net["window_block_indexes"] = [block for block in blocks if block not in seen]
     node.roi_heads.num_classes = len(CLASSES)
     node.backbone._target_ = SimpleFeaturePyramid
     net |= {"_target_": ViT, "norm_layer": partial(nn.LayerNorm, eps=1e-6)}  # as in its recipes
-    node.backbone.update(net=net, in_feature="last_feat", norm="LN")
+    node.backbone.net = net
     with random_state(11):
         model = instantiate(node).train()
     for parameter in model.parameters():  # position tables begin at 0

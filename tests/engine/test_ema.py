@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import pytest
-import ranks
 import torch
-from pair import in_pair
 from test_run import assert_same, numbers, results_of
 from tiny_recipe import recipe
 from torch import nn
@@ -116,16 +114,3 @@ def test_the_average_begins_with_the_weights_that_the_run_begins_with_and_goes_o
     ):
         with pytest.raises(InputError, match=r"train\.ema_decay for resuming .*" + text):
             train(recipe(tmp_path / folder, num_images=8, ema_decay=decay), resume=True)
-
-
-@pytest.mark.slow
-def test_two_processes_have_the_average_of_one(tmp_path):
-    one, two = tmp_path / "one", tmp_path / "two"
-    ranks.train_even_batches(str(one), ema_decay=DECAY)
-    in_pair(ranks.train_with_average, str(two), DECAY)
-    ours, theirs = (checkpoint.read(folder / "model_final.pth") for folder in (one, two))
-    for name, average in ours["ema_state"].items():
-        torch.testing.assert_close(theirs["ema_state"][name], average, rtol=0, atol=1e-6, msg=name)
-    states = [torch.load(two / f"ema{rank}.pth") for rank in range(2)]
-    assert_same(states[0], states[1])
-    assert_same(states[0], dict(theirs["ema_state"]))

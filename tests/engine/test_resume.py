@@ -106,17 +106,18 @@ def test_two_processes_then_one_then_two_train_on_the_same_images(
 
 
 def test_two_processes_train_to_the_weights_of_one(tmp_path):
-    """Same total batch, five steps of AdamW."""
+    """Same total batch, five steps of AdamW, and the same average of the weights."""
     one, two = tmp_path / "one", tmp_path / "two"
-    train_even_batches(str(one), checkpoint_every=8)
-    in_pair(train_even_batches, str(two))
+    train_even_batches(str(one), checkpoint_every=8, ema_decay=0.75)
+    in_pair(train_even_batches, str(two), ema_decay=0.75)
     first = checkpoint.read(one / "model_000000008.pth")["model"]
     ours, theirs = (checkpoint.read(each / "model_final.pth") for each in (one, two))
     assert ours["images_seen"] == theirs["images_seen"] == 40
     moved = [(ours["model"][name] - first[name]).abs().max().item() for name in first]
     assert max(moved) > 1e-3  # the steps are large against the difference below
-    for name, weight in ours["model"].items():
-        torch.testing.assert_close(theirs["model"][name], weight, rtol=0, atol=1e-6, msg=name)
+    for part in ("model", "ema_state"):
+        for name, weight in ours[part].items():
+            torch.testing.assert_close(theirs[part][name], weight, rtol=0, atol=1e-6, msg=name)
 
 
 def test_with_other_reading_processes_and_the_real_evaluator(data, tmp_path, monkeypatch):

@@ -207,14 +207,10 @@ def test_a_step_in_parts_is_that_of_the_whole_batch(accumulate):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("parallel", ["", "ddp", "fsdp"])
-def test_parts_have_the_weights_of_one_batch_also_in_two_processes(tmp_path, parallel):
+def test_parts_have_the_weights_of_one_batch_also_in_two_processes(tmp_path):
+    """Of sharded weights test_fsdp.py says it."""
     ranks.train_even_batches(str(tmp_path / "whole"))
-    if parallel:
-        parts = {"accumulate": 2, "parallel": parallel}
-        in_pair(ranks.train_even_batches, tmp_path / "parts", **parts)
-    else:
-        ranks.train_even_batches(str(tmp_path / "parts"), accumulate=4)
+    in_pair(ranks.train_even_batches, tmp_path / "parts", accumulate=2)
     folders = [tmp_path / "whole", tmp_path / "parts"]
     whole, parts = (checkpoint.read(folder / "model_final.pth")["model"] for folder in folders)
     for name, weight in whole.items():

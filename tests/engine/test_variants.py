@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,6 @@ from vitdet.backbones.vitae import ViTAE
 from vitdet.backbones.vitae_s import ViTAES
 from vitdet.config import build_model, load_config
 from vitdet.engine.losses import DetectorLoss
-from vitdet.engine.run import train
 from vitdet.optim import adamw
 from vitdet.utils.env import seed_all
 
@@ -145,32 +143,3 @@ def test_retinanet_learns() -> None:
     losses = learn(model)
     assert sum(losses[-3:]) / 3 < 0.75 * losses[0]
     assert finds_something(model)
-
-
-# --- the recipes of configs/mini/variants, from the first image to the AP table -----------------
-
-ITERATIONS = 32
-
-
-@pytest.mark.slow
-def test_a_tiny_recipe_trains_on_the_shapes(tmp_path: Path) -> None:
-    """Two drawn images, over and over: the losses fall, and the run ends with an evaluation."""
-    train_part, test_part = "dataloader.train", "dataloader.test"
-    cfg = load_config(
-        CONFIGS / "mini/variants/fpn_stages.py",
-        [
-            *(f"train.num_images={2 * ITERATIONS}", "train.checkpoint_every=1000"),
-            *("train.log_every=1", "train.precision=fp32", "train.device=cpu"),
-            *(f"train.output_dir={tmp_path}/run", "optimizer.lr=1.5e-3", "schedule.warmup=16"),
-            f"schedule.num_images={2 * ITERATIONS}",
-            *(f"{train_part}.total_batch_size=2", f"{test_part}.num_workers=0"),
-            *(f"{part}.dataset.num_images=2" for part in (train_part, test_part)),
-            *(f"{part}.dataset.root={tmp_path}/shapes" for part in (train_part, test_part)),
-        ],
-    )
-    results = train(cfg)
-    assert set(results) == {"bbox", "segm"}
-    lines = (tmp_path / "run/metrics.json").read_text().splitlines()
-    losses = [found["total_loss"] for found in map(json.loads, lines) if "total_loss" in found]
-    assert len(losses) == ITERATIONS
-    assert sum(losses[-4:]) < 0.8 * sum(losses[:4])

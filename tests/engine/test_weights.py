@@ -128,7 +128,7 @@ def test_train_net_begins_with_any_file_and_goes_on(dinov2, recipe, tmp_path, ca
     assert (status, error) == (0, "")
     lines = [*(NET + each for each in FOLLOWED), f"train.init_checkpoint={out}/start.pth"]
     record = (out / "start.json").read_bytes()
-    assert json.loads(record) == {"overrides": lines}
+    assert json.loads(record) == {"overrides": lines, "weights": str(dinov2)}
     assert f"loaded {out}/start.pth (0 images seen)" in text
     net = backbone_settings(load_config(out / "config.yaml", trust=True).model)
     assert (net["depth"], net["layer_scale"], net["pretrain_img_size"]) == (4, True, 80)

@@ -13,6 +13,7 @@ import pytest
 from omegaconf import DictConfig
 from torch import nn
 
+from tests.recipes import rows
 from vitdet.backbones.eva02 import EVA02ViT
 from vitdet.config import build_model, load_config
 from vitdet.convert.formats import FORMATS
@@ -53,25 +54,6 @@ class Table:
 
 # --- detectron2 and EVA-02 ---------------------------------------------------------------------
 
-_EVA02 = "cascade_mask_rcnn_eva02"
-# file name of a published config: recipe of this project, where the two differ
-RECIPES = {
-    "mask_rcnn_PEcore_G_coco75ep": "COCO/mask_rcnn_pe_core_g_75ep",
-    "mask_rcnn_PEspatial_G_coco36ep": "COCO/mask_rcnn_pe_spatial_g_36ep",
-    "mask_rcnn_PEcore_G_lvis75ep": "LVIS/mask_rcnn_pe_core_g_75ep",
-    "mask_rcnn_PEspatial_G_lvis75ep": "LVIS/mask_rcnn_pe_spatial_g_75ep",
-    "eva2_coco_cascade_mask_rcnn_vitdet_b_4attn_1024_lrd0p7": f"COCO/{_EVA02}_b_bsl",
-    "eva2_coco_cascade_mask_rcnn_vitdet_l_4attn_1024_lrd0p8": f"COCO/{_EVA02}_l_bsl",
-    "eva2_coco_cascade_mask_rcnn_vitdet_b_6attn_win32_1536_lrd0p7": f"COCO/{_EVA02}_b_sys",
-    "eva2_coco_cascade_mask_rcnn_vitdet_l_8attn_win32_1536_lrd0p8": f"COCO/{_EVA02}_l_sys",
-    "eva2_o365_to_coco_cascade_mask_rcnn_vitdet_l_8attn_1536_lrd0p8": f"COCO/{_EVA02}_l_sys_o365",
-    "eva2_lvis_cascade_mask_rcnn_vitdet_b_4attn_1024_lrd0p7": f"LVIS/{_EVA02}_b_bsl",
-    "eva2_lvis_cascade_mask_rcnn_vitdet_l_4attn_1024_lrd0p8": f"LVIS/{_EVA02}_l_bsl",
-    "eva2_lvis_cascade_mask_rcnn_vitdet_l_8attn_win32_1536_lrd0p8": f"LVIS/{_EVA02}_l_sys",
-    "eva2_o365_to_lvis_cascade_mask_rcnn_vitdet_l_8attn_1536_lrd0p8": f"LVIS/{_EVA02}_l_sys_o365",
-    "eva2_o365_cascade_mask_rcnn_vitdet_l_8attn_1536_lrd0p8": "O365/cascade_rcnn_eva02_l",
-}
-
 
 def _recipe(name: str) -> DictConfig:
     try:
@@ -82,8 +64,13 @@ def _recipe(name: str) -> DictConfig:
 
 def _vitdet(config: Options, _: Iterable[str]) -> Table:
     published = Path(config.take("config_file"))
-    same = f"{published.parent.name}/{published.stem}"
-    cfg = _recipe(RECIPES.get(published.stem, same))
+    named = [  # the sources of rows tell which published config they are
+        f"{family}/{name}"
+        for family in ("COCO", "LVIS", "O365")
+        for name, row in rows(family).items()
+        if re.search(rf"\b{published.stem}\.py", row.source)
+    ]
+    cfg = _recipe(*(named or [f"{published.parent.name}/{published.stem}"]))
     depth = config.take("depth")
     config.only("num_layers", (depth,))  # vitdet asks the backbone for its number of layers
     _put_sizes(cfg, depth, config.take("embed_dim"))

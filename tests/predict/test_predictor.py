@@ -262,7 +262,7 @@ def test_threshold_and_classes_choose_detections(drawn_run, predictor):
     ("options", "text"),
     [
         ({"classes": ["circel"]}, r"class 'circel': none of the 6 classes\. Did you mean circle"),
-        ({"threshold": 1.5}, r"a threshold of 0 to 1, .*, got threshold=1\.5"),
+        ({"threshold": 1.5}, r"threshold: expected a score of 0 to 1, got 1\.5"),
         ({"batch_size": 0}, r"batch_size of 1 or more.*batch_size=0"),
         ({"image_format": "GRB"}, r"image_format=GRB"),
         ({"precision": "fp8"}, r"precision: expected one of auto, bf16, fp16, fp32, got fp8"),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections import Counter
 from pathlib import Path
@@ -12,17 +11,20 @@ from typing import Any, get_args
 import numpy as np
 from PIL import Image, ImageDraw
 
+from vitdet.app.augmented import sheet
 from vitdet.app.pages import jpeg, render
 from vitdet.data.clean import Checked, check_data, check_output, write_repaired
+from vitdet.data.files import Found
 from vitdet.data.findings import KINDS, Finding, by_kind
 from vitdet.data.formats import FORMATS, find_data
 from vitdet.data.images import open_image
 from vitdet.data.labels import Boxes
 from vitdet.data.masks import read_box
+from vitdet.data.presets import PRESETS
 from vitdet.utils.checks import InputError, one_line
 from vitdet.utils.files import write_text
 
-_EXAMPLES, _IN_JSON, _PICTURES = 3, 20, 6  # of a kind, in the text, in json and on the page
+_EXAMPLES, _PICTURES = 3, 6  # of a kind, in the text and on the page
 _CLASSES = 40  # on the page, the most frequent
 _SIDE = 240  # pixels of a picture's longer side
 _MARGIN = 16  # pixels round it, where boxes that stick out are seen
@@ -45,7 +47,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="how boxes are written: x y width height, corners x1 y1 x2 y2, or fractions of the "
         "sides; left out: x y width height, unless they look otherwise",
     )
-    add("--json", action="store_true", help="print JSON, for machines")
+    what = "add training images to the page as this preset of a training augments them"
+    add("--augmented", choices=list(PRESETS), metavar="PRESET", help=f"{what} (with --out)")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -57,25 +60,17 @@ def run(args: argparse.Namespace) -> int:
     data = find_data(args.data, args.format, args.images)
     if args.fix:  # before the work rather than after it
         check_output(data, args.fix)
-    if args.out:  # never a file of the data, or one that is no page
-        folders = [data.folder, *(part.images for part in data.parts.values())]
-        inside = any(args.out.resolve().is_relative_to(folder.resolve()) for folder in folders)
-        if inside or (args.out.exists() and args.out.suffix.lower() not in (".html", ".htm")):
-            got = "one inside the data" if inside else "a file that is no page"
-            raise InputError(
-                f"--out {args.out}: expected a new file apart from the data, got {got}."
-            )
-    checked = check_data(data, None if args.json else _progress, boxes=args.boxes)
+    _check_page(args, data)
+    checked = check_data(data, _progress, boxes=args.boxes)
     if args.out:
-        write_text(args.out, _page(checked))
-    print(json.dumps(_as_json(checked), indent=1) if args.json else _text(checked), flush=True)
-    beside = sys.stderr if args.json else sys.stdout
+        write_text(args.out, _page(checked, args.augmented))
+    print(_text(checked), flush=True)
     if args.out:
-        print(f"page         {args.out}", file=beside)
+        print(f"page         {args.out}")
     if not args.fix:
         return 1 if checked.faults else 0
     lost = write_repaired(checked, args.fix)
-    print(f"repaired     all changes are listed in {args.fix / 'repairs.json'}", file=beside)
+    print(f"repaired     all changes are listed in {args.fix / 'repairs.json'}")
     gone = [each for each in checked.findings if each.done == "left out with its objects"]
     images = Counter(each.kind for each in gone)
     masks = {kind: lost.pop(kind) for kind in ("wrong mask", "empty mask") if kind in lost}
@@ -83,11 +78,25 @@ def run(args: argparse.Namespace) -> int:
     for what, kinds in losses:
         if kinds:
             reasons = ", ".join(f"{count} x {kind}" for kind, count in kinds.items())
-            print(f"lost         {sum(kinds.values())} {what} ({reasons})", file=beside)
+            print(f"lost         {sum(kinds.values())} {what} ({reasons})")
     again = check_data(find_data(args.fix))
     for kind, count in Counter(each.kind for each in again.faults).items():
-        print(f"still        {count} x {kind}", file=beside)
+        print(f"still        {count} x {kind}")
     return 1 if again.faults or any(kinds for _, kinds in losses) else 0
+
+
+def _check_page(args: argparse.Namespace, data: Found) -> None:
+    """Raise an InputError where the page would be a file of the data, or one that is no page."""
+    if args.augmented and not args.out:
+        raise InputError("--augmented: expected --out page.html, where its sheet is, got none.")
+    if args.out:
+        folders = [data.folder, *(part.images for part in data.parts.values())]
+        inside = any(args.out.resolve().is_relative_to(folder.resolve()) for folder in folders)
+        if inside or (args.out.exists() and args.out.suffix.lower() not in (".html", ".htm")):
+            got = "one inside the data" if inside else "a file that is no page"
+            raise InputError(
+                f"--out {args.out}: expected a new file apart from the data, got {got}."
+            )
 
 
 def _by_kind(checked: Checked) -> dict[str, list[Finding]]:
@@ -95,29 +104,6 @@ def _by_kind(checked: Checked) -> dict[str, list[Finding]]:
     found = by_kind(checked.findings)
     order = sorted(found, key=lambda kind: (KINDS[kind].severity != "fault", -len(found[kind])))
     return {kind: found[kind] for kind in order}
-
-
-def _as_json(checked: Checked) -> dict[str, Any]:
-    return {
-        "folder": str(checked.data.folder),
-        "format": checked.data.format,
-        "notes": list(checked.data.notes),
-        "parts": {
-            split: {key: len(part.content[key]) for key in ("images", "annotations")}
-            for split, part in checked.data.parts.items()
-        },
-        "faults": len(checked.faults),
-        "classes": {split: _class_counts(checked, split) for split in checked.data.parts},
-        "findings": {
-            kind: {
-                "severity": KINDS[kind].severity,
-                "text": KINDS[kind].text,
-                "count": len(found),
-                "examples": [each._asdict() for each in found[:_IN_JSON]],
-            }
-            for kind, found in _by_kind(checked).items()
-        },
-    }
 
 
 def _text(checked: Checked) -> str:
@@ -149,7 +135,7 @@ def _progress(seen: int, total: int) -> None:
 # --- the page -----------------------------------------------------------------------------------
 
 
-def _page(checked: Checked) -> str:
+def _page(checked: Checked, preset: str | None) -> str:
     """Return the page as HTML."""
     kinds = _by_kind(checked)
     rows = [
@@ -161,6 +147,9 @@ def _page(checked: Checked) -> str:
         {"title": "Parts and sizes", "tables": [_parts(checked)]},
         {"title": "Classes", "tables": [_classes(checked)]},
     ]
+    if preset:
+        examples = sheet(checked, preset)
+        sections.append({"title": f"Augmented: {preset}", "examples": examples})
     for kind, each in kinds.items():
         examples = [_example(checked, finding) for finding in each[:_PICTURES]]
         sections.append({"title": kind, "text": KINDS[kind].text, "examples": examples})

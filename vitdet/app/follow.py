@@ -5,6 +5,7 @@ Sizes come from the shapes, what no shape tells from config.json, or from the fo
 
 from __future__ import annotations
 
+import argparse
 import json
 import re
 from collections.abc import Mapping, Sequence
@@ -15,12 +16,13 @@ from omegaconf import DictConfig, OmegaConf
 
 from vitdet.app.describe import about_of, backbone_shapes, describe, is_foundation
 from vitdet.convert import FORMATS
+from vitdet.engine.checkpoints import LAST
 from vitdet.utils.checks import InputError
 from vitdet.utils.files import replacing
 from vitdet.weights import Weights
 
 NET = "model.backbone.net"
-_RECORD = "start.json"  # in the folder of a run that began with such a file
+RECORD = "start.json"  # in the folder of a run that began with such a file
 # what a file may ask of a recipe: numbers and words, nothing that is called
 _HARMLESS = re.compile(r"model(\.[a-z]\w*)+=[\w.+, \"\[\]-]*$")
 
@@ -275,21 +277,28 @@ def of_model(overrides: Sequence[str]) -> list[str]:
 def keep(folder: Path, record: Mapping[str, Any]) -> None:
     """Write what a run began with beside its checkpoints, for --resume."""
     folder.mkdir(parents=True, exist_ok=True)
-    with replacing(folder / _RECORD) as partial:
+    with replacing(folder / RECORD) as partial:
         partial.write_text(json.dumps(record) + "\n")
 
 
-def kept(folder: Path) -> dict[str, Any] | None:
-    """Return what `keep` wrote, its "overrides" a list of text; None where it wrote nothing.
+def begun(args: argparse.Namespace, folder: Path) -> dict[str, Any] | None:
+    """Return what `keep` wrote where a run is resumed, its "overrides" a list of text, or None.
+
+    A run that ended before its first checkpoint has none: it begins again, with its own weights
+    where --weights names no others.
 
     Raises:
-        InputError: it is damaged.
+        InputError: the record is damaged.
     """
-    path = folder / _RECORD
-    if not path.is_file():
+    path, goes_on = folder / RECORD, (folder / LAST).exists()
+    if not args.resume or not path.is_file() or (args.weights and not goes_on):
         return None
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
-        return record | {"overrides": [str(each) for each in record["overrides"]]}
+        record |= {"overrides": [str(each) for each in record["overrides"]]}
     except (ValueError, LookupError, TypeError) as error:
         raise InputError(f"{path}: it cannot be read ({error!r}). Start the run anew.") from error
+    if goes_on:
+        return record
+    args.weights = Path(record["weights"]) if "weights" in record else None
+    return None

@@ -27,6 +27,7 @@ from vitdet.config import (
 from vitdet.data.shapes import CLASSES, drawn_folder
 from vitdet.plain_recipes import recipe_of_file
 from vitdet.predict import others
+from vitdet.utils import thresholds
 from vitdet.utils.checks import InputError
 from vitdet.weights import read
 
@@ -137,6 +138,7 @@ def save_for_inference(source: str | Path, output: str | Path, **options: Any) -
         "config": config_text(loaded["cfg"]),
         "weights": options.get("weights", "model"),
     }
+    about |= thresholds.chosen(None, note, about["weights"], str(source)).note()
     versions = note.get("environment")
     if isinstance(versions, dict) and all(isinstance(each, str) for each in versions.values()):
         about["environment"] = versions

@@ -32,6 +32,7 @@ from vitdet.predict.loading import building, check_size, check_test_data
 from vitdet.scores import read_truth
 from vitdet.utils.checks import InputError
 from vitdet.utils.run_lengths import decode
+from vitdet.utils.thresholds import Thresholds, of_results
 
 _MOST = 12  # classes in a plot, those with the lowest AP
 _MATRIX = 80  # classes of a confusion matrix
@@ -72,6 +73,7 @@ class Run(NamedTuple):
     versions: Json
     dataset: Any  # of the test
     predictions: list[Json]  # in COCO's format
+    note: Json  # the thresholds that the evaluation found
 
 
 def read_run(folder: Path, predictions: Path | None, device: str, *, trust: bool) -> Run:
@@ -94,7 +96,7 @@ def read_run(folder: Path, predictions: Path | None, device: str, *, trust: bool
         check_test_data(cfg, str(config))
     with building(str(config)):
         dataset = TestSet(cfg).dataset
-    weights, scores, classes = _results(results)
+    weights, scores, classes, note = _results(results)
     environment = folder / "environment.json"
     versions = _json(environment, dict) if environment.is_file() else {}
     kept = predictions or folder / PREDICTIONS
@@ -104,7 +106,7 @@ def read_run(folder: Path, predictions: Path | None, device: str, *, trust: bool
         inside = folder / weights
         found = _predict(cfg, inside if inside.is_file() else weights, device)
     recipe, metrics = config.read_text(encoding="utf-8"), _metrics(folder / "metrics.json")
-    return Run(cfg, recipe, str(weights), scores, classes, metrics, versions, dataset, found)
+    return Run(cfg, recipe, str(weights), scores, classes, metrics, versions, dataset, found, note)
 
 
 def _predict(cfg: DictConfig, weights: Path, device: str) -> list[Json]:
@@ -132,8 +134,8 @@ def _json(path: Path, kind: type) -> Any:
     return content
 
 
-def _results(path: Path) -> tuple[Path, dict[str, dict[str, float]], dict[str, dict[str, float]]]:
-    """Return the weights that were evaluated, {task: numbers}, {task: AP of classes}."""
+def _results(path: Path) -> tuple[Path, Json, Json, Json]:
+    """Return the weights evaluated, {task: numbers}, {task: AP of classes}, and the thresholds."""
     content = _json(path, dict)
     try:
         weights, tasks = Path(content["checkpoint"]), content["results"].items()
@@ -144,11 +146,11 @@ def _results(path: Path) -> tuple[Path, dict[str, dict[str, float]], dict[str, d
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         text = 'no AP under "results", as an evaluation writes it'
         raise InputError(f"{path}: {text}. Evaluate the run again.") from error
-    return weights, scores, classes
+    return weights, scores, classes, of_results(content["results"])
 
 
 def _numbers(given: Json) -> dict[str, float]:
-    found = {name: value for name, value in given.items() if name != "per_class"}
+    found = {n: v for n, v in given.items() if n not in ("per_class", "thresholds")}
     return {name: math.nan if value is None else float(value) for name, value in found.items()}
 
 
@@ -174,7 +176,7 @@ def _metrics(path: Path) -> list[dict[str, float]]:
 # --- sections ------------------------------------------------------------------------------------
 
 
-def sections(run: Run, iou_type: str, threshold: float, images: int) -> list[Json]:
+def sections(run: Run, iou_type: str, threshold: Thresholds, images: int) -> list[Json]:
     """Return what there is to show of a run, {} of what it has not; arguments as on the command.
 
     Raises:
@@ -185,7 +187,7 @@ def sections(run: Run, iou_type: str, threshold: float, images: int) -> list[Jso
         data.truth or read_truth(data.json_file),
         run.predictions,
         iou_type,
-        threshold,
+        dict(zip(data.class_ids, threshold.of(data.class_names), strict=True)),
         max_dets=run.cfg.dataloader.evaluator.get("max_dets", 100),
         style=data.style,
         image_ids=[record["image_id"] for record in data.records],
