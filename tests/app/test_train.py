@@ -80,6 +80,7 @@ def _error(capsys: Capture, data: Path, *words: str) -> str:
     [
         ("tiny", True, 192, 256, 5e-4),
         ("tiny", False, 192, 256, 5e-4),
+        ("light", True, 384, 320, 2e-4),
         ("small", False, 384, 512, 1e-4 * 8 / 16),
         ("base", True, 768, 1024, 2.5e-5 * 8 / 16),
         ("large", False, 1024, 1024, 2.5e-5 * 8 / 16),

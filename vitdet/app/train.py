@@ -127,7 +127,7 @@ def _following(args: argparse.Namespace, place: Path) -> list[str]:
 
     A run that is resumed has both from its first start.
     """
-    usual = "base" if torch.cuda.is_available() else "tiny"
+    usual, small = ("base", "small") if torch.cuda.is_available() else ("tiny", "light")
     if record := follow.begun(args, args.out):
         args.size = record.get("size") or args.size or usual
         return record["overrides"]
@@ -136,10 +136,10 @@ def _following(args: argparse.Namespace, place: Path) -> list[str]:
     if args.weights:
         net = follow.net_settings(found.content, found.config, source=source)
     width = net.get("embed_dim", 0)
-    fitting = "small" if width <= 384 else "base" if width <= 768 else "large"
+    fitting = small if width <= 384 else "base" if width <= 768 else "large"
     args.size = args.size or (fitting if net else usual)
     if net and args.size == "tiny":
-        sizes = "small, base or large for the weights of a foundation model"
+        sizes = "light, small, base or large for the weights of a foundation model"
         raise InputError(f"--size: expected {sizes}, got tiny. Leave it out: {fitting} is theirs.")
     lines = follow.remembered(found.content, source=source)
     if net:
