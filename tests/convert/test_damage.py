@@ -172,12 +172,8 @@ DAMAGED: list[tuple[str, str, bytes, str]] = [
     ("a note that is no JSON", ".safetensors", header(__metadata__={"vitdet": "{"}), READ),
     ("no tensors", ".pth", saved({"model": {"a": 1}}), "expected tensors, got other things: a"),
     ("nothing known", ".pth", saved({"a": BIAS}), "format: expected one of vitdet, "),
-    ("inf", ".pth", changed(bias=BIAS / 0), "blocks.0.mlp.fc1.bias: expected finite numbers"),
-    ("complex", ".pth", changed(bias=BIAS.cfloat()), "expected float64, float32, bfloat16 or"),
     ("another shape", ".pth", changed(bias=BIAS[:3]), "expected (64,) (model), got (3,) (file)"),
     ("no dimension", ".pth", changed(pos_embed=torch.ones(())), "shape of net.pos_embed"),
-    ("a missing weight", ".pth", changed(bias=None), "1 of its weights are not in the file"),
-    ("another width", ".pth", saved({"model": mae(embed_dim=32)}), "32 channels"),
     ("a name with a line", ".pth", changed(**{"blocks.0.a\nb": BIAS}), "(blocks.0.a b)"),
     ("a wrong list", ".pth", ours(initialised=3), "initialised: expected a list of names"),
 ]
