@@ -33,7 +33,7 @@ class Row(NamedTuple):
     lowest: float | None = None
 
 
-def steps(full: float, warmup: float, first: float, second: float, start: float = 1e-3):
+def steps(full, warmup, first, second, start=1e-3):
     rates = (start * full, full, full / 10, full / 100)
     return tuple(zip((0, warmup, first, second), rates, strict=True))
 
@@ -98,7 +98,7 @@ ROWS = (
 )
 
 
-def row_of(name: str) -> Row:
+def row_of(name):
     (found,) = [row for row in ROWS if re.fullmatch(row.recipes, name)]
     return found
 
