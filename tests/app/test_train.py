@@ -167,6 +167,12 @@ def test_a_preset_is_a_value_of_the_recipe(capsys: Capture, data: Path) -> None:
     text = _printed(capsys, data, "--augment", "cells", "--seed", "1")
     assert " noise 10 %; no copy_paste, which needs masks\n" in text
     assert "\naugment " not in _printed(capsys, data)
+    # of a run that is resumed it is the one that it began with
+    run = data.parent / "run"
+    _printed(capsys, data, "--out", str(run))
+    (run / "config.yaml").write_text("dataloader: {train: {mapper: {preset: light}}}")
+    text = _printed(capsys, data, "--out", str(run), "--resume")
+    assert _recipe(text).dataloader.train.mapper.preset == "light"
 
 
 def test_under_torchrun_and_without_recipes_it_says_what_to_do(

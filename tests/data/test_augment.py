@@ -85,7 +85,7 @@ def _got_mask(drawn: Any, size: tuple[int, int]) -> np.ndarray:
 def test_a_view_is_what_the_transforms_leave(augmentations, size, seed):
     listed = T.AugmentationList(augmentations)
     with random_state(seed):
-        view, _ = draw_view(listed, size)
+        view = draw_view(listed, size)
     with random_state(seed):
         transforms = listed(T.AugInput(np.zeros((*size, 3), dtype=np.uint8)))
     image = _noise(*size, seed=seed)

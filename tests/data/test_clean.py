@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from vitdet.data.clean import Cleaned, clean
-from vitdet.data.findings import KINDS, notes_on, stop_at_faults
+from vitdet.data.clean import clean
+from vitdet.data.findings import KINDS, Cleaned, notes_on, stop_at_faults
 from vitdet.data.images import Header
 from vitdet.data.labels import ImageFile
 from vitdet.data.masks import read_mask

@@ -98,7 +98,7 @@ def test_keep_takes_what_detectron2_takes(tiny):
     ("change", "text"),
     [
         ("[1", r"instances\.json: expected json, got text that is not \(.*char \d+\)"),
-        ([1], r'expected an object with "images".*got a list\. A list is often'),
+        ([1], r"expected an object in COCO's format, got a list\. Results"),
         ({"annotations": None}, r'expected a list "annotations" of objects \(COCO .*got the keys'),
         ({"categories": []}, "got no category"),
         ({"categories": [{"id": 1}]}, r'category number 0: expected the key "name", got no such'),

@@ -101,11 +101,14 @@ COUNTED = (
     "1 x .heic (convert HEIC|1 x result of vitdet|1 x folder of a run|1 x pipe|"
     "1 x link that leads nowhere|1 x name that is"
 )
-TWO_FOLDERS = {
-    f"{kind}/{name}.{suffix}": f"mv:{part}/1.{suffix}"
-    for kind, suffix in (("Annotations", "xml"), ("JPEGImages", "jpg"))
-    for name, part in (("a", "train"), ("b", "valid"))
-} | {"Annotations/c.xml": "mv:train/c.xml", "JPEGImages/c.jpg": "mv:train/c.jpg"}
+TWO_FOLDERS: Changes = {
+    "Annotations/a.xml": "mv:train/1.xml",
+    "JPEGImages/a.jpg": "mv:train/1.jpg",
+    "Annotations/b.xml": "mv:valid/1.xml",
+    "JPEGImages/b.jpg": "mv:valid/1.jpg",
+    "Annotations/c.xml": "mv:train/c.xml",
+    "JPEGImages/c.jpg": "mv:train/c.jpg",
+}
 MACHINE = f"path: /x\ntrain: /x/images/train\nval: 'D:\\y\\images\\val'\n{NAMES}"
 
 # {kind: (changes to the folder, what the notes say, parts of it separated by |)}
@@ -118,7 +121,8 @@ READ: dict[str, dict[str, tuple[Changes, str]]] = {
             "",
         ),
         "key points": (labels(POSE) | described(f"kpt_shape: [3, 3]\n{NAMES}"), "key points are"),
-        "oriented boxes": (labels("0 0.45 0.4 0.6 0.41 0.6 0.6 0.45 0.59"), ""),
+        "upright rectangles": (labels("0 .45 .4 .6 .4 .6 .6 .45 .6"), ""),
+        "other quadrangles": (labels("0 .45 .4 .6 .41 .65 .6 .42 .57"), ""),
         "names are text": (
             described("names: {0: yes, 1: 010, 2: 1e3, 3: null, 4: 2026-01-02}"),
             "",
@@ -129,7 +133,46 @@ READ: dict[str, dict[str, tuple[Changes, str]]] = {
         ),
         "another machine": ({"data.yaml": MACHINE}, "D:\\y\\images\\val is found as"),
         "capital folders": (CAPITALS | {"classes.txt": "cat\r\ndog\r\n"}, ""),
-        "darknet": (DARKNET, "train.txt: 2 of 2 images are found by their paths' ends"),
+        "darknet": (DARKNET, "train.txt: 2 of 2 images are found by their base"),
+        "Roboflow, Windows": (
+            {
+                **{f"{kind}/val": f"mv:valid/{kind}" for kind in ("images", "labels")},
+                "data.yaml": f"train: ../images/train\nval: D:\\rf\\valid\\images\n{NAMES}",
+            },
+            "data.yaml: D:\\rf\\valid\\images is found as",
+        ),
+        "case of folders": ({"data.yaml": f"train: Images/Train\nval: images/VAL\n{NAMES}"}, ""),
+        "case of labels": (
+            {"labels/train/a.txt": "mv:labels/train/A.TXT"},
+            "train: labels of 1 image are found by their base names",
+        ),
+        "pictures": (
+            {
+                "images": "mv:JPEGImages",
+                "labels": "mv:annotations",
+                "data.yaml": f"train: JPEGImages/train\nval: JPEGImages/val\n{NAMES}",
+            },
+            "train: labels of 2 images are found|val: labels of 1 image are found",
+        ),
+        "lists": (
+            {
+                "data.yaml": f"train: t.txt\nval: /x/v.txt\n{NAMES}",
+                "t.txt": "a\r\nIMAGES/train/b.JPG\r\n",
+                "v.txt": "D:\\x\\images\\val\\c.jpg".encode("utf-16"),
+            },
+            "t.txt: 2 of 2 images are found by their base names|v.txt: 1 of 1 images",
+        ),
+        "other names of names": (
+            {
+                "data.yaml": None,
+                "x.data": "train=t.txt\nvalid = v.txt\nnames = x/my.names",
+                "my.names": "\ufeffcat\ndog\n",
+                "t.txt": "images/train/a.jpg\nimages/train/b.jpg",
+                "v.txt": "images/val/c.jpg",
+            },
+            "",
+        ),
+        "labelImg": ({"data.yaml": None, "predefined_classes.txt": "cat\ndog\n"}, ""),
         "val is train": (
             {"data.yaml": f"train: images/train\nval: images/train\n{NAMES}"},
             "2 images of val are in train, too",
@@ -146,6 +189,21 @@ READ: dict[str, dict[str, tuple[Changes, str]]] = {
         "percent": ({"train/a.jpg": "mv:train/my a.jpg"} | named("my%20a.jpg", "b.jpg"), "1 of 2"),
         "case": ({"train/a.jpg": "mv:train/A.JPG"}, "a.jpg is train/A.JPG"),
         "NFC": ({"train/a.jpg": "mv:train/e\u0301.jpg"} | named("\u00e9.jpg", "b.jpg"), "1 of 2"),
+        "addresses": (named("s3://x/train/a.jpg", "https://x.org/b.jpg?alt=1"), FOUND),
+        "blanks, no suffix": (named(" a.jpg ", "x/b"), FOUND),
+        "far down": ({"annotations": "mv:x/y/z/annotations"}, ""),
+        "predictions beside": (
+            {"annotations/results_train.json": '[{"image_id": 1, "score": 0.5}]'},
+            "left out: 1 json file of other kinds (first: annotations/results_train.json)",
+        ),
+        "test without labels": (
+            {"annotations/image_info_test.json": '{"images": [], "categories": []}'},
+            "kinds",
+        ),
+        "spelt otherwise": (
+            _category(id=9, name="DOG"),
+            "classes that differ in their spelling alone: dog, DOG",
+        ),
         "no folders": (
             {"train/a.jpg": "mv:train/x/a.jpg", "train/b.jpg": "mv:train/y/b.jpg"},
             FOUND,
@@ -180,7 +238,29 @@ READ: dict[str, dict[str, tuple[Changes, str]]] = {
             {"ImageSets/Main/train.txt": "a.jpg\nVOC/b.jpg 1\n", "ImageSets/Main/val.txt": "c"},
             "",
         ),
-        "no list": ({"ImageSets/Main/train.txt": "a\n"}, "2 xml files that no list of ImageSets"),
+        "no list": ({"ImageSets/Main/train.txt": "a\n"}, "2 xml files that no list of a part"),
+        "lists beside": ({"train.txt": "a\nb\n", "val.txt": "C.JPG"}, ""),
+        "no images of a test": (
+            {"imagesets/main/test.txt": "x\ny\n", "imagesets/main/train.txt": "a\nb\nc"},
+            "test.txt: 2 names without xml",
+        ),
+        "rest of trainval": (
+            {"ImageSets/Main/trainval.txt": "a\nb\nc", "ImageSets/Main/train.txt": "a\nc"},
+            "",
+        ),
+        "empty list": ({"ImageSets/Main/train.txt": "a\nb\nc", "ImageSets/Main/val.txt": ""}, ""),
+        "other xml": (
+            {"annotations.xml": "<annotations><image/></annotations>"},
+            "left out: 1 xml file of other kinds (first: annotations.xml)",
+        ),
+        "percent": (
+            {
+                "JPEGImages/a.jpg": "mv:JPEGImages/a 1.png",
+                "Annotations/a.xml": "mv:Annotations/a%201.xml",
+            },
+            "",
+        ),
+        "namespace": ({"Annotations/a.xml": f'<annotation xmlns="x">{OBJECT}</annotation>'}, ""),
         "parts": (xml(OBJECT.replace("</o", f"<part><name>head</name>{BOX}</part></o")), ""),
         "image without xml": ({"JPEGImages/x.jpg": "img:"}, "1 image without xml"),
         "one name in two folders": (TWO_FOLDERS, ""),
@@ -193,6 +273,7 @@ READ: dict[str, dict[str, tuple[Changes, str]]] = {
 EXPECTED: dict[str, tuple[tuple[str, ...], int]] = {
     "names are text": (("yes", "010", "1e3", "null", "2026-01-02"), 3),
     "no such val": (("cat", "dog"), 2),
+    "spelt otherwise": (("cat", "dog", "DOG"), 3),
     "val is train": (("cat", "dog"), 4),
     "image without label": (("cat", "dog"), 2),
     "val lacks a class": (("cat", "dog", "cow"), 3),
@@ -360,7 +441,7 @@ def test_paths_on_the_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         "pipe": "pipe: expected a file, got a folder, pipe or device",
         "loop": "got a link that leads nowhere",
         "x.zip": "got an archive .unpack it and give the folder",
-        "x.csv": r"expected a folder, a json in COCO's format or a data\.yaml, got another file",
+        "x.csv": r"x\.csv: expected json, got text that is not",
         "x" * 5000: "nothing at this path",
     }.items():
         with pytest.raises(InputError, match=wanted):

@@ -121,10 +121,9 @@ class View:
         if self.crop is None:
             return replace(self, resized=(height, width))
         top, left, *sides = (value // 2 for value in self.crop)
-        corner = min(top, height - 1), min(left, width - 1)
-        return replace(
-            self, resized=(height, width), crop=(*corner, max(1, sides[0]), max(1, sides[1]))
-        )
+        rows, columns = (max(1, side) for side in sides)
+        crop = (min(top, height - 1), min(left, width - 1), rows, columns)
+        return replace(self, resized=(height, width), crop=crop)
 
     def then(self, transform: T.Transform) -> View:
         """Return the view after one more transform; another kind or order is an InputError."""
@@ -247,14 +246,14 @@ class _Sizes:
         self.view = self.view.then(transform)
 
 
-def draw_view(augmentations: T.AugmentationList, source: Size) -> tuple[View, T.TransformList]:
+def draw_view(augmentations: T.AugmentationList, source: Size) -> View:
     """Let augmentations draw the same random numbers as for an image of (height, width) `source`.
 
     Anything but flip, resize and crop, in this order, is an InputError.
     """
     sizes: Any = _Sizes(source)
-    transforms: Any = augmentations(sizes)
-    return sizes.view, transforms
+    augmentations(sizes)
+    return sizes.view
 
 
 def _cropped(polygon: np.ndarray, crop: tuple[int, int, int, int]) -> list[np.ndarray]:

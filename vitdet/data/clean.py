@@ -23,7 +23,7 @@ import numpy as np
 from PIL import Image
 
 from vitdet.data.files import Found
-from vitdet.data.findings import BOXES, KINDS, Finding, Json, Log, check_lists
+from vitdet.data.findings import BOXES, KINDS, Cleaned, Finding, Json, check_lists
 from vitdet.data.images import TURN, ImageError, header_of, open_file, open_image, opened
 from vitdet.data.labels import (
     Boxes,
@@ -40,15 +40,6 @@ from vitdet.utils.checks import InputError
 
 _LONG = 32  # times as long as high, or higher
 _LONGEST_NAME = 200  # bytes of a file name, which may be given a number too
-
-
-@dataclass
-class Cleaned:
-    """The result of a pass."""
-
-    content: Json  # what was given where nothing had to change, else a copy
-    findings: list[Finding] = field(default_factory=list)
-    changed: bool = False  # whether the content says something else than what was given
 
 
 def clean(
@@ -80,7 +71,7 @@ def clean(
         InputError: what is no COCO content at all.
     """
     check_lists(content, source)
-    log = Log()
+    log = Cleaned(content)
     try:
         classes = Classes(content["categories"], log)
         found = Images(content["images"], images, style, files, log)
@@ -90,9 +81,9 @@ def clean(
     annotations = labels.read(content["annotations"], without_mask)
     if log.changed:
         images_kept = [image for image, _ in found.kept.values()]
-        content = {**content, "images": images_kept, "categories": classes.kept}
-        content["annotations"] = annotations
-    return Cleaned(content, log.found, log.changed)
+        lists = {"images": images_kept, "categories": classes.kept, "annotations": annotations}
+        log.content = {**content, **lists}
+    return log
 
 
 # --- the check of a whole data set: labels, image files, and one part against another -------------
@@ -188,8 +179,6 @@ def _of_file(image: Json, file: ImageFile) -> Iterator[tuple[str, str, str]]:
         yield "elongated image", f"{sides[0]} x {sides[1]} (height x width)", ""
     if header is None:
         return
-    if Path(image["file_name"]).suffix.lower() not in header.suffixes:
-        yield "wrong extension", f"a {header.format} file", f"renamed to {header.suffixes[0]}"
     if header.orientation != 1 and (sides == header.upright or sides != header.stored):
         yield "turned by EXIF", f"stored {header.stored[0]} x {header.stored[1]}", ""
     if header.deep:
@@ -343,12 +332,10 @@ def _wanted(image: Json, file: ImageFile) -> PurePosixPath:
     fits = all(
         len(os.fsencode(part)) <= _LONGEST_NAME and part.isprintable() for part in name.parts
     )
-    suffixes = file.header.suffixes if file.header else [name.suffix[:8]]
     if name.is_absolute() or ".." in name.parts or not fits:
-        name = PurePosixPath(f"{image['id']}{suffixes[0]}")
-    if file.header is not None and (file.header.deep or _is_turned(image, file)):
-        suffixes = [".png"]
-    return name if name.suffix.lower() in suffixes else name.with_suffix(suffixes[0])
+        name = PurePosixPath(f"{image['id']}{name.suffix[:8]}")
+    made = file.header is not None and (file.header.deep or _is_turned(image, file))
+    return name.with_suffix(".png") if made else name
 
 
 def _is_turned(image: Json, file: ImageFile) -> bool:

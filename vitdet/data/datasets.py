@@ -17,9 +17,9 @@ from detectron2.data.datasets import builtin
 from detectron2.data.detection_utils import get_fed_loss_cls_weights
 from detectron2.structures import BoxMode
 
-from vitdet.data.clean import Cleaned, clean
+from vitdet.data.clean import clean
 from vitdet.data.files import read_json
-from vitdet.data.findings import Json, check_lists, notes_on, stop_at_faults
+from vitdet.data.findings import Cleaned, Json, check_lists, notes_on, stop_at_faults
 from vitdet.data.labels import Style, file_name
 from vitdet.data.masks import is_polygon
 from vitdet.utils.checks import InputError, nearest
@@ -95,13 +95,8 @@ def coco_dataset(
 
 def _read(json_file: Path, images: Path, style: Style, check: Check) -> Cleaned:
     content, _ = read_json(json_file)
-    if not isinstance(content, dict):
-        raise InputError(
-            f'annotation file {json_file}: expected an object with "images", "annotations" and '
-            f'"categories", got a {type(content).__name__}. A list is often a file of results.'
-        )
     if check == "keep":
-        content = {"annotations": [], **content}
+        content = {"annotations": [], **content} if isinstance(content, dict) else content
         check_lists(content, json_file)
         return Cleaned(content)
     without_mask = "drop" if check == "drop" else "keep"

@@ -110,7 +110,7 @@ class Mapper:
         record = others[np.random.randint(len(others))] if other else record
         wanted = self.is_train and "annotations" in record
         annotations = self._annotations(record) if wanted else []
-        view, _ = draw_view(self.augmentations, (record["height"], record["width"]))
+        view = draw_view(self.augmentations, (record["height"], record["width"]))
         view = view.halved() if half else view
         picture, reduction = read_reduced(record, view.shrink)
         given = ((each["bbox"], each["bbox_mode"], BoxMode.XYXY_ABS) for each in annotations)

@@ -19,6 +19,7 @@ from vitdet.utils.checks import InputError, nearest
 
 GREY = (124, 116, 104)  # RGB of what is empty or hidden: the usual pixel_mean, 0 in the model
 Shape = Literal["ellipse", "rectangle"]
+Steps = dict[str, tuple[float, dict[str, Any]]]  # {name: (chance, its values)}
 
 
 @dataclass(frozen=True)
@@ -37,9 +38,9 @@ class Scene:
 
 
 class Preset(NamedTuple):
-    """A row of the table: {step: (chance, its values)} in the order in which they are taken."""
+    """A row of the table: its steps in the order in which they are taken."""
 
-    steps: dict[str, tuple[float, dict[str, Any]]]
+    steps: Steps
     flip: bool = True  # whether the recipe's own flips stay
 
 
@@ -250,84 +251,54 @@ def _within(limit: float) -> float:
 # --- the table ------------------------------------------------------------------------------------
 
 
-def _any_orientation(scene: Scene) -> Scene:
-    return orient(scene, *(bool(np.random.randint(2)) for _ in range(3)))
-
-
-def _any_angle(scene: Scene, degrees: float, shape: Shape = "ellipse") -> Scene:
-    return rotate(scene, _within(degrees), shape)
-
-
 STEPS: dict[str, Callable[..., Scene]] = {
-    "orientation": _any_orientation,
-    "angle": _any_angle,
+    "orientation": lambda scene: orient(scene, *(bool(np.random.randint(2)) for _ in range(3))),
+    "angle": lambda scene, degrees, **shape: rotate(scene, _within(degrees), **shape),
     "colour": colour,
     "blur": blur,
     "noise": noise,
     "cutout": cutout,
 }  # and "mosaic" and "copy_paste", which take other pictures
-_PHOTOGRAPH = {"brightness": 0.2, "contrast": 0.2, "saturation": 0.3, "hue": 0.02}
-
+_OTHERS: Steps = {"mosaic": (0.25, {}), "copy_paste": (0.5, {})}
+_CAMERA: Steps = {
+    "colour": (0.8, {"brightness": 0.2, "contrast": 0.2, "saturation": 0.3, "hue": 0.02}),
+    "blur": (0.1, {"sigma": 1.0}),
+    "noise": (0.1, {"deviation": 6.0}),
+}
+_STRONG: Steps = {
+    "mosaic": (0.5, {}),
+    "copy_paste": (0.5, {}),
+    "angle": (0.5, {"degrees": 10.0}),
+    "colour": (0.9, {"brightness": 0.4, "contrast": 0.4, "saturation": 0.5, "hue": 0.04}),
+    "blur": (0.2, {"sigma": 2.0}),
+    "noise": (0.2, {"deviation": 12.0}),
+    "cutout": (0.5, {"holes": 4, "side": 0.25}),
+}
+_PAGES: Steps = {
+    "angle": (0.5, {"degrees": 3.0, "shape": "rectangle"}),
+    "colour": (0.8, {"brightness": 0.2, "contrast": 0.3, "saturation": 0.2}),
+    "blur": (0.2, {"sigma": 1.0}),
+    "noise": (0.2, {"deviation": 8.0}),
+}
+_SLIDES: Steps = {
+    "orientation": (1.0, {}),
+    "colour": (0.8, {"brightness": 0.1, "saturation": 0.2, "hue": 0.02, "stain": 0.15}),
+    "blur": (0.2, {"sigma": 1.5}),
+    "noise": (0.1, {"deviation": 6.0}),
+}
 PRESETS: dict[str, Preset] = {
     # other light, and nothing that could be wrong for any data
-    "light": Preset(
-        {"colour": (0.5, dict.fromkeys(("brightness", "contrast", "saturation"), 0.1))}
-    ),
+    "light": Preset({"colour": (0.5, {"brightness": 0.1, "contrast": 0.1, "saturation": 0.1})}),
     # photographs: also new surroundings, and objects that hide one another
-    "standard": Preset(
-        {
-            "mosaic": (0.25, {}),
-            "copy_paste": (0.5, {}),
-            "colour": (0.8, _PHOTOGRAPH),
-            "blur": (0.1, {"sigma": 1.0}),
-            "noise": (0.1, {"deviation": 6.0}),
-            "cutout": (0.2, {"holes": 2, "side": 0.2}),
-        }
-    ),
+    "standard": Preset({**_OTHERS, **_CAMERA, "cutout": (0.2, {"holes": 2, "side": 0.2})}),
     # few photographs, or a long training of a large model
-    "strong": Preset(
-        {
-            "mosaic": (0.5, {}),
-            "copy_paste": (0.5, {}),
-            "angle": (0.5, {"degrees": 10.0}),
-            "colour": (0.9, {"brightness": 0.4, "contrast": 0.4, "saturation": 0.5, "hue": 0.04}),
-            "blur": (0.2, {"sigma": 2.0}),
-            "noise": (0.2, {"deviation": 12.0}),
-            "cutout": (0.5, {"holes": 4, "side": 0.25}),
-        }
-    ),
+    "strong": Preset(_STRONG),
     # seen from above, no side is up; the camera looks straight down, so no perspective
-    "aerial": Preset(
-        {
-            "mosaic": (0.25, {}),
-            "copy_paste": (0.5, {}),
-            "orientation": (1.0, {}),
-            "colour": (0.8, _PHOTOGRAPH),
-            "blur": (0.1, {"sigma": 1.0}),
-            "noise": (0.1, {"deviation": 6.0}),
-        }
-    ),
+    "aerial": Preset({**_OTHERS, "orientation": (1.0, {}), **_CAMERA}),
     # pages are read one way up; where a part stands says what it is, so nothing is pasted
-    "documents": Preset(
-        {
-            "angle": (0.5, {"degrees": 3.0, "shape": "rectangle"}),
-            "colour": (0.8, {"brightness": 0.2, "contrast": 0.3, "saturation": 0.2}),
-            "blur": (0.2, {"sigma": 1.0}),
-            "noise": (0.2, {"deviation": 8.0}),
-        },
-        flip=False,
-    ),
+    "documents": Preset(_PAGES, flip=False),
     # a slide has no side that is up; stains and focus differ from slide to slide
-    "cells": Preset(
-        {
-            "mosaic": (0.25, {}),
-            "copy_paste": (0.5, {}),
-            "orientation": (1.0, {}),
-            "colour": (0.8, {"brightness": 0.1, "saturation": 0.2, "hue": 0.02, "stain": 0.15}),
-            "blur": (0.2, {"sigma": 1.5}),
-            "noise": (0.1, {"deviation": 6.0}),
-        }
-    ),
+    "cells": Preset({**_OTHERS, **_SLIDES}),
 }
 
 
