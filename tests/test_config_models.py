@@ -1,9 +1,6 @@
 """The models of recipes: what no value of a recipe tells, and what a README counted."""
 
-from __future__ import annotations
-
 from copy import deepcopy
-from typing import Any
 
 import pytest
 from torch import nn
@@ -39,8 +36,8 @@ def test_norms_of_pyramid_and_heads(name, kind, eps, in_rpn, between):
 
 
 @pytest.mark.parametrize("size", ["b", "l", "h"])
-def test_retinanet_has_five_levels(size: str):
-    model: Any = model_of(f"paper/fig5_retinanet_{size}")
+def test_retinanet_has_five_levels(size):
+    model = model_of(f"paper/fig5_retinanet_{size}")
     strides = {name: shape.stride for name, shape in model.backbone.output_shape().items()}
     assert strides == {f"p{i}": 2**i for i in range(3, 8)}
     assert model.head_in_features == list(strides)
@@ -83,7 +80,7 @@ VIL = {
 
 
 @pytest.mark.parametrize("name", VIL)
-def test_parameters_of_vil_with_the_published_classifier(name: str):
+def test_parameters_of_vil_with_the_published_classifier(name):
     """The README counted all rows with absolute positions, those with relative ones too."""
     published, millions = VIL[name]
     node = deepcopy(recipe(f"vil/{name}").model)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from vitdet.app.report.numbers import Judged, confusion, judge
+from vitdet.app.report.numbers import Judged, confusion, costs, judge
 from vitdet.scores import evaluate_results
 from vitdet.utils.run_lengths import encode
 
@@ -107,6 +107,17 @@ def one_image(truth: list, found: list, threshold: float = 0.0, crowd: int = 0) 
 )
 def test_kinds_of_errors(found: list, expected: list[str]) -> None:
     assert [each.kind for each in one_image([(1, A), (2, B)], found).mistakes] == expected
+
+
+def test_what_an_error_costs() -> None:
+    """One of two objects found and two wrong: F1 is 2 / 5, and without each kind by hand."""
+    image = one_image([(1, A), (2, B)], [(1, A, 0.9), (1, FAR, 0.8), (1, B, 0.7)])
+    found = {kind: each for kind, each in costs([image]).items() if each[0]}
+    assert found == {
+        "background": (1, pytest.approx(200 / 4 - 200 / 5)),
+        "classification": (1, pytest.approx(400 / 5 - 200 / 5)),  # it would find the other object
+    }
+    assert costs([one_image([(1, A)], [])])["missed"] == (1, pytest.approx(100.0))
 
 
 def test_crowds_and_low_scores_are_no_mistakes() -> None:

@@ -341,7 +341,11 @@ def test_the_page_has_pictures_and_no_addresses(data: Data, tmp_path: Path, caps
     assert r"&lt;b&gt;cat\ud800" in plain
     assert "||1||1||" in plain  # objects of train and val
     assert "|train||1||40 x 30||40 x 30||1||1||0||" in plain
-    (example,) = re.findall(r'src="data:image/jpeg;base64,([^"]+)"', text)
+    assert "2 objects of 1 classes in 2 images; 1 classes have fewer than 30: " in text
+    # the fault, a sheet of what can be trained with, a crop of the smallest object of each image
+    example, *others = re.findall(r'src="data:image/jpeg;base64,([^"]+)"', text)
+    shown = [Image.open(io.BytesIO(base64.b64decode(each))).size for each in others]
+    assert shown == [(512, 384), (240, 240), (240, 240)]
     picture = Image.open(io.BytesIO(base64.b64decode(example))).convert("RGB")
     assert picture.size == (240 + 32, 180 + 32)
     # the box reaches from 30 of 40 pixels to the edge of the picture

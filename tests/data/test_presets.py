@@ -387,7 +387,7 @@ def test_the_check_shows_a_sheet(tiny, tmp_path, capsys, masks):
     words = ["data", "check", str(tiny.json_file), "--images", str(tiny.images)]
     assert cli.main([*words, "--augmented", "strong", "--out", str(tmp_path / "page.html")]) == 1
     text = (tmp_path / "page.html").read_text()
-    sheet = text[text.index("Augmented: strong") :]
+    sheet = text[text.rindex("Augmented: strong") :]
     assert sheet.count("<figcaption>1.jpg</figcaption>") == 12
     assert cli.main([*words, "--augmented", "strong"]) == 2
     assert "--augmented: expected --out page.html" in capsys.readouterr().err

@@ -154,13 +154,12 @@ def test_a_damaged_pointer_leads_to_the_newest(tmp_path, text):
 
 @pytest.mark.slow
 def test_a_run_goes_on_from_the_checkpoint_before_a_damaged_one(tmp_path):
-    """Written with and without a thread."""
     undisturbed, run = tmp_path / "undisturbed", tmp_path / "run"
     train(recipe(undisturbed, checkpoint_every=8, eval_every=16))
     shutil.copytree(undisturbed, run)
     for name in ("model_final.pth", "model_000000016.pth"):
         damage(run / name)
-    options = {"checkpoint_every": 8, "eval_every": 16, "async_checkpoints": False}
+    options = {"checkpoint_every": 8, "eval_every": 16}
     train(recipe(run, **options), resume=True)
     log = (run / "log.txt").read_text()
     assert "model_final.pth: it cannot be read" in log

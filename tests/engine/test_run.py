@@ -91,8 +91,8 @@ def undisturbed(runs) -> Path:
 def test_a_run_leaves_its_record(undisturbed):
     assert {path.name for path in undisturbed.iterdir() if "tfevents" not in path.name} == {
         *("config.yaml", "environment.json", "last_checkpoint", "log.txt", "metrics.json"),
-        *("model_000000008.pth", "model_000000016.pth", FINAL, "results.json", "run.json"),
-        "run.lock",
+        *("model_000000008.pth", "model_000000016.pth", BEST, FINAL, "results.json"),
+        *("run.json", "run.lock"),
     }
     assert len(list(undisturbed.glob("events.out.tfevents.*"))) == 1
     assert (undisturbed / "last_checkpoint").read_text() == "model_final.pth\n"
@@ -123,7 +123,7 @@ def test_metrics_hold_each_loss_and_learning_rate_and_the_log_its_lines(undistur
     log = (undisturbed / "log.txt").read_text()
     for text in ("starting from random weights", "24/24 images  eta 0:00:00  loss", "AP    AP50"):
         assert text in log
-    assert "lr 0.0001 lowest 3.43e-05" in log
+    assert "lr 0.0001 " in log
 
 
 # --- going on ------------------------------------------------------------------------------------
@@ -152,7 +152,7 @@ def test_a_finished_run_is_continued_when_it_gets_longer(tmp_path):
         train(recipe(tmp_path, **options), resume=True)
     assert checkpoint.read(tmp_path / FINAL)["images_seen"] == 20
     names = sorted(path.name for path in tmp_path.glob("*model_*"))
-    assert names == ["model_000000008.pth", "model_000000012.pth", FINAL]
+    assert names == ["model_000000008.pth", "model_000000012.pth", BEST, FINAL]
 
 
 def test_a_folder_that_holds_a_run_is_not_overwritten(undisturbed):
@@ -326,11 +326,12 @@ def test_signals_during_an_evaluation_leave_at_once(tmp_path, monkeypatch):
 
     monkeypatch.setattr(CountingEvaluator, "evaluate", told)
     for number, status in ((signal.SIGTERM, 75), (signal.SIGINT, 130)):
+        name = "SIGTERM" if number is signal.SIGTERM else "^C"
         with pytest.raises(Preempted) as caught:
             train(recipe(tmp_path / str(status), eval_every=12))
         assert caught.value.code == status
-        said = f"{number.name} after 12 images: saved before this evaluation, leaving with status"
-        assert str(caught.value) == f"{said} {status}; --resume goes on from here"
+        said = f"{name} after 12 images: saved before this evaluation, leaving with status {status}"
+        assert str(caught.value) == f"{said}; the same command with --resume goes on from here"
         assert last_checkpoint(tmp_path / str(status)).name == "model_000000012.pth"
         for each in PREEMPTION:  # a scheduler's repetitions do not change the status
             signal.raise_signal(each)
@@ -349,7 +350,7 @@ def test_interrupts_while_data_are_read_and_while_training(tmp_path, monkeypatch
         original(self, batch)
 
     monkeypatch.setattr(Trainer, "step", told)
-    with pytest.raises(Preempted, match=r"SIGINT after 4 images: saved model_000000004\.pth,.*130"):
+    with pytest.raises(Preempted, match=r"\^C after 4 images: saved model_000000004\.pth,.*130"):
         train(recipe(tmp_path / "out"))
 
     def told_twice(*_: object) -> None:

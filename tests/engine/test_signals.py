@@ -67,9 +67,7 @@ def test_the_hook_saves_and_leaves(caplog):
     with caplog.at_level("INFO"), pytest.raises(Preempted) as caught, hook:
         hook.after_step(trainer_at(4, 8))
     assert (saved, caught.value.code) == ([4], 75)
-    said = (
-        "SIGUSR1 after 4 images: saved model_000000004.pth, leaving with status 75; --resume goes"
-    )
+    said = "SIGUSR1 after 4 images: saved model_000000004.pth, leaving with status 75; the same com"
     assert str(caught.value).startswith(said)
     assert said in caplog.text
     assert {signal.getsignal(each) for each in NUMBERS} == {signal.SIG_IGN}  # they are repeated

@@ -28,7 +28,7 @@ from vitdet.engine.checkpoints import LAST
 from vitdet.engine.dry_run import DoesNotFitError
 from vitdet.engine.launch import launch
 from vitdet.engine.run import alone_in, train
-from vitdet.utils.checks import InputError
+from vitdet.utils.checks import InputError, before_first_step
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs" / "own"
 SIZES = {"tiny": "eva02_tiny", "small": "vitdet_s", "base": "vitdet_b", "large": "vitdet_l"}
@@ -86,7 +86,7 @@ def run(args: argparse.Namespace) -> int:
 
 def _run(args: argparse.Namespace, place: Path) -> None:
     """Write data and weights to start from into `place`, and train."""
-    with alone_in(place):  # another run's data are not to be written over
+    with before_first_step(), alone_in(place):  # another run's data are not to be written over
         data = prepare_data(
             args.data,
             place / "data",
@@ -184,7 +184,8 @@ def _choices(args: argparse.Namespace, cfg: DictConfig, data: Prepared) -> dict[
     """Return the changes to the recipe that data and options ask for."""
     usual = cfg.dataloader.train.total_batch_size
     batch = args.batch or usual
-    while not args.batch and batch > max(data.num_images, args.num_gpus):
+    free = not args.batch and _BATCH not in _keys(args)
+    while free and batch > max(data.num_images, args.num_gpus):
         if batch % (2 * args.num_gpus):
             break
         batch //= 2
