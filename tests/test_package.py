@@ -1,6 +1,5 @@
 """What a wheel holds, and what is said where a package is missing."""
 
-import sys
 from pathlib import Path
 
 import pytest
@@ -35,16 +34,16 @@ def test_a_recipe_is_found_from_any_folder(tmp_path, monkeypatch):
 
 
 def test_a_missing_package_is_one_line_that_names_the_command(monkeypatch, capsys):
-    monkeypatch.setitem(sys.modules, "detectron2.config", None)
-    for name in [each for each in sys.modules if each.startswith(("vitdet.app", "vitdet.config"))]:
-        monkeypatch.delitem(sys.modules, name)
-    monkeypatch.delitem(vars(vitdet), "config", raising=False)
-    assert cli.main(["predict", "x.jpg", "--weights", "x.pth"]) == 2
-    assert "vitdet needs detectron2, which is not installed: run `vitdet setup`" in (
-        capsys.readouterr().err
-    )
-    with pytest.raises(ImportError, match="run `vitdet setup`"):
-        _ = vitdet.load_config
+    def run(args):
+        raise ModuleNotFoundError("No module named 'cv2.dnn'", name="cv2.dnn")
+
+    monkeypatch.setattr(setup, "run", run)
+    assert cli.main(["setup"]) == 2
+    text = "vitdet needs cv2, which is not installed: run `vitdet setup`"
+    assert capsys.readouterr().err.startswith(f"error: {text}")
+    monkeypatch.setattr(vitdet.importlib, "import_module", run)
+    with pytest.raises(ImportError, match="needs cv2, which is not installed"):
+        _ = vitdet.Predictor
 
 
 def test_setup_brings_what_is_missing_and_nothing_else(monkeypatch):
