@@ -12,7 +12,6 @@ import shutil
 import sys
 import time
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -29,7 +28,6 @@ from vitdet.predict.loading import load
 from vitdet.utils.checks import InputError
 
 RECIPE = Path(__file__).resolve().parents[1] / "configs/mini/mask_rcnn_eva02_shapes.py"
-Recipe = dict[str, Any]
 
 
 # --- attacks ----------------------------------------------------------------------------------
