@@ -256,6 +256,7 @@ class _Runs:
         return os.system, (self.command,)
 
 
+@pytest.mark.slow
 def test_no_command_runs_the_code_in_a_pickle(drawn_run, canary, capsys):
     theirs, run = canary.parent / "theirs.pth", canary.parent / "run"
     content = checkpoint.read(drawn_run.weights)

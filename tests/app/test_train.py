@@ -147,6 +147,7 @@ def test_paths_that_yaml_would_read_as_something_else() -> None:
     [
         ("--epochs 0", "--epochs: expected more than 0, got 0.0"),
         ("--epochs 2 train.num_images=9", "got --epochs 2 and train.num_images. Leave one"),
+        ("--batch 2 dataloader.train.total_batch_size=4", "expected one word, got --batch 2 and"),
         ("--batch 3 --num-gpus 2", "--batch: expected a multiple of 2 processes"),
         ("--val-fraction 2", "--val-fraction: expected a number between 0 and 1, got 2.0"),
         ("--format coco", "expected json files with images, annotations and categories"),

@@ -131,7 +131,10 @@ READ: dict[str, dict[str, tuple[Changes, str]]] = {
             {"data.yaml": f"train: images/train\nval: ../valid/images\n{NAMES}"},
             "data.yaml: nothing at ../valid/images, which it names as val",
         ),
-        "another machine": ({"data.yaml": MACHINE}, "D:\\y\\images\\val is found as"),
+        "another machine": (
+            {"data.yaml": MACHINE, "older/images/train/z.jpg": "img:"},
+            "D:\\y\\images\\val is found as",
+        ),
         "capital folders": (CAPITALS | {"classes.txt": "cat\r\ndog\r\n"}, ""),
         "darknet": (DARKNET, "train.txt: 2 of 2 images are found by their base"),
         "Roboflow, Windows": (
@@ -143,7 +146,7 @@ READ: dict[str, dict[str, tuple[Changes, str]]] = {
         ),
         "case of folders": ({"data.yaml": f"train: Images/Train\nval: images/VAL\n{NAMES}"}, ""),
         "case of labels": (
-            {"labels/train/a.txt": "mv:labels/train/A.TXT"},
+            {"labels/train/a.txt": "mv:labels/train/A.TXT", "labels/old/a.txt": LINE},
             "train: labels of 1 image are found by their base names",
         ),
         "pictures": (
@@ -184,7 +187,7 @@ READ: dict[str, dict[str, tuple[Changes, str]]] = {
     },
     "coco": {
         "linked": ({"train": "ln:store"}, ""),
-        "Windows": (named("train\\a.jpg", "C:\\pics\\b.jpg"), FOUND),
+        "Windows": (named("train\\a.jpg", "C:\\pics\\B.JPEG"), FOUND),
         "absolute, Label Studio": (named("/x/a.jpg", "/data/local-files/?d=train/b.jpg"), FOUND),
         "percent": ({"train/a.jpg": "mv:train/my a.jpg"} | named("my%20a.jpg", "b.jpg"), "1 of 2"),
         "case": ({"train/a.jpg": "mv:train/A.JPG"}, "a.jpg is train/A.JPG"),

@@ -109,7 +109,7 @@ def test_epochs_and_shares_become_images(tmp_path, values, filter_empty, expecte
     [
         ((), (10, 5, 10, [16, 20])),  # in proportion
         (("checkpoint_every=6", "eval_every=0"), (6, 0, 10, [16, 20])),
-        (("checkpoint_every=50%",), (5, 5, 10, [16, 20])),
+        (("checkpoint_every=25%",), (3, 5, 10, [16, 20])),  # not at 8 and at 10
         (("schedule.warmup=5", "schedule.milestones=[5, 10]"), (10, 5, 12, [12, 24])),
         (("schedule.num_images=10", "schedule.milestones=[6, 9]"), (10, 5, 10, [6, 9])),
     ],
