@@ -61,6 +61,7 @@ def start(path: Path, out: Path) -> tuple[list[str], dict[str, torch.Tensor]]:
     return changes, checkpoint.read(train._start(args, out, recipe, DATA))["model"]
 
 
+@pytest.mark.slow
 def test_both_layouts_of_the_same_weights_start_alike(
     weights: dict[str, Path], tmp_path: Path
 ) -> None:
@@ -100,6 +101,7 @@ def test_a_run_that_is_resumed_has_the_same_backbone(
         train._following(args, tmp_path)
 
 
+@pytest.mark.slow
 def test_a_run_that_ended_before_its_first_checkpoint_leaves_nothing_that_counts(
     weights: dict[str, Path], tmp_path: Path
 ) -> None:

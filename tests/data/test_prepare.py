@@ -1,10 +1,7 @@
 """Putting a validation part aside, and what is kept beside a run."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
-from typing import Any
 
 import pytest
 from folders import change
@@ -13,12 +10,12 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from vitdet.data.datasets import coco_dataset
-from vitdet.data.prepare import Prepared, prepare_data, split_content
+from vitdet.data.prepare import prepare_data, split_content
 from vitdet.utils.checks import InputError
 from vitdet.utils.files import RESULT_MARKER
 
 
-def _content(classes: list[set[int]]) -> dict[str, Any]:
+def _content(classes):
     """Images 1, 2, ... with an object of each of the classes given."""
     annotations = [
         {"id": 100 * i + label, "image_id": i, "category_id": label, "bbox": [0, 0, 4, 4]}
@@ -32,11 +29,11 @@ def _content(classes: list[set[int]]) -> dict[str, Any]:
     }
 
 
-def _ids(part: dict[str, Any]) -> set[int]:
+def _ids(part):
     return {each["id"] for each in part["images"]}
 
 
-def _classes(part: dict[str, Any]) -> set[int]:
+def _classes(part):
     return {each["category_id"] for each in part["annotations"]}
 
 
@@ -48,9 +45,7 @@ def _classes(part: dict[str, Any]) -> set[int]:
     fraction=st.sampled_from([0.1, 0.3, 0.5, 0.9]),
     seed=st.integers(0, 5),
 )
-def test_a_split_loses_nothing(
-    tmp_path: Path, classes: list[set[int]], fraction: float, seed: int
-) -> None:
+def test_a_split_loses_nothing(tmp_path, classes, fraction, seed):
     content = _content(classes)
     train, val = split_content(content, tmp_path, fraction, seed)
     assert _ids(train) | _ids(val) == _ids(content)
@@ -67,7 +62,7 @@ def test_a_split_loses_nothing(
     assert split_content(content, tmp_path, fraction, seed) == (train, val)
 
 
-def test_every_class_of_two_images_or_more_is_in_both_parts(tmp_path: Path) -> None:
+def test_every_class_of_two_images_or_more_is_in_both_parts(tmp_path):
     content = _content([{0}] * 40 + [{1}] * 2 + [{2}] * 3 + [{3}])
     train, val = split_content(content, tmp_path, 0.1, 0)
     assert _classes(train) == {0, 1, 2, 3}
@@ -78,7 +73,7 @@ def test_every_class_of_two_images_or_more_is_in_both_parts(tmp_path: Path) -> N
         split_content(_content([{0}]), tmp_path)
 
 
-def test_copies_stay_together(tmp_path: Path) -> None:
+def test_copies_stay_together(tmp_path):
     content = _content([{0}] * 20)
     for i in range(1, 21):  # 5 to 8 have the bytes of 4
         Image.new("RGB", (8, 8), (4 if i in range(5, 9) else i, 0, 0)).save(tmp_path / f"{i}.png")
@@ -95,7 +90,7 @@ def test_copies_stay_together(tmp_path: Path) -> None:
 
 
 @pytest.fixture
-def data(tmp_path: Path) -> Path:
+def data(tmp_path):
     """Twelve images with YOLO's labels, without a validation part."""
     folder = tmp_path / "data"
     for i in range(12):
@@ -105,11 +100,11 @@ def data(tmp_path: Path) -> Path:
     return folder
 
 
-def _contents(prepared: Prepared) -> list[dict[str, Any]]:
+def _contents(prepared):
     return [json.loads(Path(part[0]).read_text()) for part in (prepared.train, prepared.val)]
 
 
-def test_the_split_is_written_beside_the_run(data: Path, tmp_path: Path) -> None:
+def test_the_split_is_written_beside_the_run(data, tmp_path):
     cache = tmp_path / "run" / "data"
     before = sorted(data.rglob("*"))
     prepared = prepare_data(data, cache)
@@ -127,9 +122,7 @@ def test_the_split_is_written_beside_the_run(data: Path, tmp_path: Path) -> None
     assert prepare_data(data, data / "data").notes[0] == prepared.notes[0]
 
 
-def test_a_new_run_reads_the_data_anew_and_a_resumed_one_goes_on_with_its_own(
-    data: Path, tmp_path: Path
-) -> None:
+def test_a_new_run_reads_the_data_anew_and_a_resumed_one_goes_on_with_its_own(data, tmp_path):
     cache = tmp_path / "run" / "data"
     change(data, {"labels": "ln:../elsewhere"})  # behind a link, which a glance does not see
     prepare_data(data, cache)
@@ -154,7 +147,7 @@ def test_a_new_run_reads_the_data_anew_and_a_resumed_one_goes_on_with_its_own(
         assert boxes.count([12, 9, 16, 12]) == 3
 
 
-def test_some_masks_are_none(data: Path, tmp_path: Path) -> None:
+def test_some_masks_are_none(data, tmp_path):
     change(data, {"labels/3.txt": "0 0.1 0.1 0.5 0.1 0.5 0.5\n"})
     prepared = prepare_data(data, tmp_path / "run")
     assert not prepared.masks

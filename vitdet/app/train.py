@@ -169,6 +169,9 @@ def _check(args: argparse.Namespace) -> None:
         value = getattr(args, name)
         if value is not None and value <= 0:
             raise InputError(f"--{name.replace('_', '-')}: expected more than 0, got {value}.")
+    if args.batch and _BATCH in _keys(args):
+        got = f"--batch {args.batch} and {_BATCH}. Leave one of them out."
+        raise InputError(f"images a step: expected one word, got {got}")
     again = not args.resume and not args.dry_run  # refused before data are written
     if again and (args.out / "last_checkpoint").exists():
         raise InputError(
