@@ -338,7 +338,7 @@ def test_signals_during_an_evaluation_leave_at_once(tmp_path, monkeypatch):
 def test_interrupts_while_data_are_read_and_while_training(tmp_path, monkeypatch):
     with monkeypatch.context() as patched:
         patched.setattr(run, "build_dataset", lambda _: signal.raise_signal(signal.SIGINT))
-        with pytest.raises(KeyboardInterrupt):
+        with pytest.raises(KeyboardInterrupt, match="before the first step: nothing was lost"):
             train(recipe(tmp_path / "out"))
     assert not (tmp_path / "out").exists()
     original = Trainer.step
@@ -356,7 +356,7 @@ def test_interrupts_while_data_are_read_and_while_training(tmp_path, monkeypatch
         signal.raise_signal(signal.SIGINT)
 
     monkeypatch.setattr(Trainer, "step", told_twice)
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(KeyboardInterrupt, match="at once; --resume goes on from the last"):
         train(recipe(tmp_path / "out"), resume=True)
     assert last_checkpoint(tmp_path / "out").name == "model_000000004.pth"
 
