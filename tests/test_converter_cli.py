@@ -3,7 +3,6 @@
 import datetime
 import json
 import pickle
-from collections.abc import Callable
 
 import pytest
 import safetensors.torch
@@ -16,7 +15,6 @@ from vitdet.config import build_model, load_config
 from vitdet.convert import convert, detect
 from vitdet.convert.names import shapes_of
 
-Run = Callable[..., int]
 CLASS = {"cls_token": "class token: a detector's backbone has none"}
 
 

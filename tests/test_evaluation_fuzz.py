@@ -4,7 +4,6 @@ import copy
 import json
 import math
 from collections import Counter
-from typing import Any
 
 import numpy as np
 import pycocotools.mask as mask_util
@@ -14,7 +13,6 @@ from pycocotools.cocoeval import COCOeval
 
 from vitdet.scores import evaluate_results
 
-Json = dict[str, Any]
 SETS = 40
 
 

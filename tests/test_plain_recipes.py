@@ -12,7 +12,6 @@ import shutil
 import sys
 import time
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -29,7 +28,6 @@ from vitdet.predict.loading import load
 from vitdet.utils.checks import InputError
 
 RECIPE = Path(__file__).resolve().parents[1] / "configs/mini/mask_rcnn_eva02_shapes.py"
-Recipe = dict[str, Any]
 
 
 # --- attacks ----------------------------------------------------------------------------------
@@ -230,11 +228,12 @@ def test_no_command_runs_what_a_yaml_or_a_runs_folder_says(drawn_run, whole, can
     theirs = folder / "config.yaml"
     results = {"checkpoint": str(weights), "results": {"bbox": {"AP": 1.0}}}
     (folder / "results.json").write_text(json.dumps(results))
+    (folder / "coco_instances_results.json").write_text("[]")
     config = ("--config-file", theirs)
     source = ("--source-model", weights, "--output-model", canary.parent / "o.pth", *config)
     commands = _commands(canary.parent, drawn_run.images[0], weights, *config) | {
         "convert": lambda: converter.main([str(word) for word in source]),
-        "report": lambda: cli.main(["report", str(folder), "--device", "cpu"]),
+        "report": lambda: cli.main(["report", str(folder)]),
         "train_net": lambda: _train_net(*config, "--eval-only"),
         "resume": lambda: _train_net(*config, "--resume"),
     }
@@ -243,7 +242,8 @@ def test_no_command_runs_what_a_yaml_or_a_runs_folder_says(drawn_run, whole, can
         for run in commands.values():
             assert str(theirs) in _refused(run, capsys)
     left = sorted(path.name for path in canary.parent.rglob("*"))
-    assert left == ["canary", "config.yaml", "cwd", "results.json", "run", "trust_canary.py"]
+    ours = ["coco_instances_results.json", "config.yaml", "cwd", "results.json", "run"]
+    assert left == ["canary", *ours, "trust_canary.py"]
 
 
 class _Runs:

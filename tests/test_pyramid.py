@@ -74,7 +74,7 @@ def filled(module):
             {"top_block": LastLevelMaxPool(), "scale_factors": [2.0, 1.0]},
             r"in_feature of top_block: expected one of p4, last_feat, got 'p5'",
         ),
-        ({"scale_factors": [4.0, 1.0]}, r"scale_factors: .* got strides of 4, 16 pixels\. Set"),
+        ({"scale_factors": [4.0, 1.0]}, r"scale_factors: .* got strides of 4, 16 pixels\. Leave"),
     ],
 )
 def test_wrong_choices(changes, text):

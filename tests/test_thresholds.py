@@ -12,7 +12,7 @@ import pytest
 from app.test_report_numbers import random_data
 
 from vitdet import checkpoint
-from vitdet.app import cli
+from vitdet.app import cli, serve
 from vitdet.predict.predictor import Predictor
 from vitdet.scores import best_thresholds, evaluated
 from vitdet.utils import thresholds
@@ -119,6 +119,19 @@ def test_a_file_keeps_it_and_every_command_uses_it(drawn_run, tmp_path: Path, ca
     assert cli.main([*words, "--threshold", "1"]) == 0
     best = f"nothing (the best score is {every.scores[0]:.2f}, of {every.names[0]})"
     assert best in capsys.readouterr().out
+    # the page of `serve` gets every detection and the thresholds; --threshold wins
+    words = ["serve", "--weights", str(slim), "--device", "cpu"]
+    for more, expected in (([], list(least)), (["--threshold", "0.7"], [0.7] * len(least))):
+        about, answer = serve._start(cli.parse([*words, *more]))
+        assert (about["thresholds"], about["threshold"]) == (expected, max(expected))
+        status, shown = answer(drawn_run.images[0].read_bytes())
+        assert (status, len(json.loads(shown)["detections"])) == (200, len(every))
+    again = tmp_path / "again.pth"
+    names = ["--source-model", str(path), "--output-model", str(again)]
     assert (
-        json.loads(json.dumps(predictor.threshold.note()))["thresholds"]["model"]["over_all"] == 1
+        cli.main(
+            ["convert", *names, "--config-file", str(drawn_run.weights.parent / "config.yaml")]
+        )
+        == 0
     )
+    assert checkpoint.read(again)["vitdet"]["thresholds"] == content["vitdet"]["thresholds"]

@@ -36,6 +36,7 @@ LOOK = "Look at the path, its rights and the space of its disk."
         (OSError(errno.EXDEV, "Far", "a", None, "b"), 2, f"error: a -> b: Far. {LOOK}"),
         (OSError("odd"), 2, f"error: a file or device: odd. {LOOK}"),
         (KeyboardInterrupt(), 130, "interrupted"),
+        (KeyboardInterrupt("before it began"), 130, "interrupted before it began"),
         (BrokenPipeError(errno.EPIPE, "Broken pipe"), 0, ""),
     ],
 )  # fmt: skip

@@ -38,6 +38,7 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
         flags={"allow_objects": True},
     )
     about = {"class_names": ["dark", "light"], "class_ids": [1, 7], "config": config_text(cfg)}
+    about["thresholds"] = {"model": {"over_all": 0.4, "by_class": {"dark": 0.3}}}
     folder = tmp_path_factory.mktemp("run")
     state = with_objects(build_model(cfg.model)).state_dict()
     checkpoint.write(folder / "model_final.pth", {"model": state, "vitdet": about})
@@ -64,6 +65,7 @@ def test_onnx_from_a_checkpoint(weights: Path, tmp_path: Path, capsys) -> None:
     session = onnxruntime.InferenceSession(str(out))
     note = session.get_modelmeta().custom_metadata_map
     assert json.loads(note["class_names"]) == ["dark", "light"]
+    assert json.loads(note["thresholds"]) == [0.3, 0.4]
     assert json.loads(note["category_ids"]) == [1, 7]
     assert "resize_shortest_edge" in note["preprocessing"]
     assert "_target_: vitdet.backbones.vit.ViT" in note["recipe"]

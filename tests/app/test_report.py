@@ -1,7 +1,5 @@
 """`vitdet report`: the page of a run, against the run's own numbers."""
 
-from __future__ import annotations
-
 import base64
 import html
 import io
@@ -26,7 +24,7 @@ RECIPE = Path(__file__).resolve().parents[2] / "configs/mini/mask_rcnn_eva02_sha
 KEPT = "coco_instances_results.json"
 
 
-def recipe(folder: Path, data: Path):
+def recipe(folder, data):
     changes = [f"dataloader.{part}.dataset.root={data}" for part in ("train", "test")]
     changes += ["dataloader.train.dataset.num_images=4", "dataloader.test.dataset.num_images=6"]
     head = "model.roi_heads.box_predictor"
@@ -36,7 +34,7 @@ def recipe(folder: Path, data: Path):
 
 
 @pytest.fixture(scope="module")
-def good(tmp_path_factory) -> Path:
+def good(tmp_path_factory):
     """The folder of a run with predictions: the truth, some of it shifted or renamed."""
     place = tmp_path_factory.mktemp("good")
     folder = place / "r<un>"
@@ -71,23 +69,23 @@ def good(tmp_path_factory) -> Path:
 class Page:
     """A page that was written, and the cells of its tables."""
 
-    def __init__(self, folder: Path, *options: str) -> None:
+    def __init__(self, folder, *options):
         assert cli.main(["report", str(folder), *options]) == 0
         self.text = (folder / "report.html").read_text()
         rows = [re.findall(r"<t[hd].*?>(.*?)</t[hd]>", row) for row in self.text.split("<tr>")]
         self.rows = [[html.unescape(cell) for cell in row] for row in rows if row]
 
-    def row(self, first: str) -> list[str]:
+    def row(self, first):
         """The first row that begins with a text."""
         return next(row for row in self.rows if row[0] == first)
 
-    def pictures(self, kind: str) -> list[bytes]:
+    def pictures(self, kind):
         return list(
             map(base64.b64decode, re.findall(rf'"data:image/{kind};base64,(.*?)"', self.text))
         )
 
 
-def test_the_page_has_the_numbers_of_the_run_and_needs_nothing_from_outside(good: Path) -> None:
+def test_the_page_has_the_numbers_of_the_run_and_needs_nothing_from_outside(good):
     page = Page(good, "--images", "3")
     results = json.loads((good / "results.json").read_text())["results"]["bbox"]
     assert 20 < results["AP"] < 90
@@ -124,7 +122,7 @@ def test_the_page_has_the_numbers_of_the_run_and_needs_nothing_from_outside(good
     assert ["<svg" in each.decode() for each in page.pictures(r"svg\+xml")] == [True] * 5
 
 
-def test_other_predictions_are_remarked(good: Path, tmp_path: Path) -> None:
+def test_other_predictions_are_remarked(good, tmp_path):
     found = json.loads((good / KEPT).read_text())
     half = tmp_path / "half.json"
     half.write_text(json.dumps(found[: len(found) // 2]))
@@ -132,7 +130,7 @@ def test_other_predictions_are_remarked(good: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_run_keeps_its_predictions_and_thresholds(tmp_path: Path) -> None:
+def test_a_run_keeps_its_predictions_and_thresholds(tmp_path):
     run = tmp_path / "run"
     train(recipe(run, tmp_path / "data"))
     kept = json.loads((run / KEPT).read_text())
@@ -174,7 +172,7 @@ def test_a_run_keeps_its_predictions_and_thresholds(tmp_path: Path) -> None:
         (KEPT, ["[3]", '[{"image_id": 1}]'], "result 0"),
     ],
 )
-def test_a_damaged_run_is_one_line(good, tmp_path, name: str, contents, text, capsys) -> None:
+def test_a_damaged_run_is_one_line(good, tmp_path, name, contents, text, capsys):
     copy = shutil.copytree(good, tmp_path / "copy")
     for content in contents:
         (copy / name).unlink(missing_ok=True)
@@ -186,7 +184,7 @@ def test_a_damaged_run_is_one_line(good, tmp_path, name: str, contents, text, ca
         assert error.count("\n") == 1
 
 
-def test_a_run_that_missed_everything_and_numbers_that_are_none(good: Path, tmp_path: Path) -> None:
+def test_a_run_that_missed_everything_and_numbers_that_are_none(good, tmp_path):
     """No detection, losses that cannot be drawn, an image that is damaged: there is a page."""
     copy = shutil.copytree(good, tmp_path / "copy")
     (copy / KEPT).write_text("[]")
@@ -210,7 +208,7 @@ def test_a_run_that_missed_everything_and_numbers_that_are_none(good: Path, tmp_
     assert not [plot for plot in plots if b"mathdefault" in plot]
 
 
-def test_a_wrong_option_is_one_line(good: Path, capsys) -> None:
+def test_a_wrong_option_is_one_line(good, capsys):
     wrong = {
         ("--threshold", "2"): "threshold: expected a score of 0 to 1, got 2",
         ("--images", "-1"): "--images -1: expected 0 or more",
@@ -222,7 +220,7 @@ def test_a_wrong_option_is_one_line(good: Path, capsys) -> None:
         assert text in capsys.readouterr().err
 
 
-def test_names_of_classes_are_no_formulas() -> None:
+def test_names_of_classes_are_no_formulas():
     x = [0.0, 1.0]
     plots = [base64.b64decode(lines({n: (x, x)})[26:]) for n in (r"$\frac$", "x")]
     assert plots[0].count(b"<use") > plots[1].count(b"<use") + 4

@@ -160,6 +160,18 @@ def test_wrong_options_are_one_line(capsys: Capture, data: Path, words: str, tex
     assert text in _error(capsys, data, *words.split())
 
 
+def test_an_interrupt_while_data_are_prepared_says_how_to_go_on(data, tmp_path, monkeypatch):
+    def told(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("vitdet.app.train.prepare_data", told)
+    words = ["train", "--data", str(data), "--out", str(tmp_path / "out")]
+    args = cli.parse(words)
+    with pytest.raises(KeyboardInterrupt, match=r"before the first step: .* command again"):
+        args.run(args)
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_preset_is_a_value_of_the_recipe(capsys: Capture, data: Path) -> None:
     text = _printed(capsys, data, "--augment", "aerial")
     assert _recipe(text).dataloader.train.mapper.preset == "aerial"

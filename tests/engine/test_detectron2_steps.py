@@ -38,7 +38,6 @@ from vitdet.engine.trainer import Trainer
 from vitdet.utils.env import random_state, seed_all, seed_from
 
 STEPS, WARM_UP, MILESTONES, LR, SEED = 20, 5, [12, 16], 1e-3, 3
-State = dict[str, torch.Tensor]
 
 
 @pytest.fixture

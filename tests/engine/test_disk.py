@@ -2,7 +2,6 @@
 
 import resource
 import subprocess
-from collections.abc import Callable
 
 import pytest
 from test_run import assert_same
@@ -14,7 +13,6 @@ from vitdet.engine.run import train
 from vitdet.utils.checks import InputError
 
 pytestmark = pytest.mark.slow
-Mount = Callable[[str], None]
 
 
 @pytest.fixture

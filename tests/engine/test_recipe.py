@@ -1,7 +1,5 @@
 """A recipe's values and lengths, and where the lines and numbers of a run go."""
 
-from __future__ import annotations
-
 import json
 import logging
 from pathlib import Path
@@ -177,7 +175,7 @@ def test_a_resume_drops_later_lines(tmp_path):
 
 
 def test_the_gradient_norm_is_the_mean_of_the_finite_ones():
-    def step(norm: float | None) -> StepRecord:
+    def step(norm):
         given = None if norm is None else torch.tensor(norm)
         return StepRecord(torch.zeros(0), (), [], 0.1, 0, given)
 

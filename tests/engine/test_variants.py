@@ -1,7 +1,6 @@
 """Tiny versions of every backbone, propagation and pyramid of the recipes learn a few pictures."""
 
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -19,7 +18,6 @@ from vitdet.engine.losses import DetectorLoss
 from vitdet.optim import adamw
 from vitdet.utils.env import seed_all
 
-Node = Any
 STEPS = 14
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 

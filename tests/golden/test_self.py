@@ -1,6 +1,5 @@
 """The golden tests can fail: spoilt models, unknown configs and unknown families are noticed."""
 
-from collections.abc import Callable
 from types import ModuleType, SimpleNamespace
 
 import numpy as np
@@ -24,9 +23,6 @@ from .families import compare_case
 ROOT = folder()
 
 # --- spoilt models are noticed -----------------------------------------------------------------
-
-Patch = pytest.MonkeyPatch
-Spoil = Callable[[nn.Module, Patch], object]
 
 
 def setting(kind, attribute, value):

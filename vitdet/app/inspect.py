@@ -43,6 +43,8 @@ def run(args: argparse.Namespace) -> int:
     size = sum(part.stat().st_size for part in (place, *place.glob("*")) if part.is_file())
     found: dict[str, Any] = {"file": str(args.file), "file_bytes": size}
     found |= describe(held.content, weights=args.weights, source=str(args.file))
+    how = {"weights": args.weights, "source": str(args.file)}
+    follow.net_settings(held.content, held.config, **how)  # one that training would refuse
     tried = [] if args.no_recipes else _rows(held.content, found)
     fits = [fit for row in tried if (fit := _fit(row, held, args.weights))]
     found["recipes"] = sorted(fits, key=lambda fit: fit["initialised"])

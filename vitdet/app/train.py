@@ -139,7 +139,7 @@ def _following(args: argparse.Namespace, place: Path) -> list[str]:
     if net:
         typed = [word for word in args.overrides if word.startswith(follow.NET)]
         cfg = load_config(recipe_of(args.size, masks=False), typed)
-        lines = follow.changes(cfg, found, typed, source=source) or []
+        lines = follow.changes(cfg, found, typed, source=source, divide=True) or []
     if args.weights:
         start = {"size": args.size, "overrides": lines, "weights": str(args.weights.absolute())}
         follow.keep(place, start)
