@@ -1,9 +1,12 @@
 """The command line: help, exit statuses, one line for an error."""
 
+from pathlib import Path
+
 import pytest
 import torch
 
 from vitdet.app import cli
+from vitdet.app.words import TEXTS
 
 
 @pytest.mark.parametrize("command", cli.COMMANDS)
@@ -60,3 +63,29 @@ def test_an_unknown_format_is_status_1_and_wrong_files_are_status_2(tmp_path, ca
         assert found.err.startswith("error: ")
         assert found.err.count("\n") == 1
         assert text in found.err
+
+
+@pytest.mark.parametrize(
+    ("words", "name", "value"),
+    [
+        ("predict a.jpg --weights w.pth --conf 0.3", "threshold", 0.3),
+        ("serve --model=w.pth", "weights", Path("w.pth")),
+        ("predict a.jpg --weights w.pth --batch 4", "batch_size", 4),
+        ("train --data D --batch-size 4", "batch", 4),
+        (
+            "train --data D --lr 1e-4 --device cuda:0",
+            "overrides",
+            ["optimizer.lr=1e-4", "train.device=cuda:0"],
+        ),
+    ],
+)
+def test_words_of_other_projects_are_read(words, name, value):
+    assert getattr(cli.parse(words.split()), name) == value
+
+
+@pytest.mark.parametrize("word", [*TEXTS, "--thresh"])
+def test_other_words_are_told_what_does_it_and_nothing_is_abbreviated(word, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        cli.parse(["predict", "a.jpg", "--weights", "w.pth", word, "1"])
+    text = TEXTS.get(word, "did you mean --threshold?")
+    assert f"unrecognized arguments: {word} ({text})" in capsys.readouterr().err
