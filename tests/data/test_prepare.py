@@ -4,13 +4,14 @@ import json
 from pathlib import Path
 
 import pytest
-from folders import change
+from folders import OBJECT, SIZE, TRAIN, VAL, change, coco, content, voc, xml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
 from vitdet.data.datasets import coco_dataset
-from vitdet.data.prepare import prepare_data, split_content
+from vitdet.data.formats import find_data
+from vitdet.data.prepare import prepare_data, prepare_part, split_content
 from vitdet.utils.checks import InputError
 from vitdet.utils.files import RESULT_MARKER
 
@@ -155,3 +156,61 @@ def test_some_masks_are_none(data, tmp_path):
     for part in (prepared.train, prepared.val):
         records = coco_dataset(*part).records
         assert not any("segmentation" in each for r in records for each in r["annotations"])
+
+
+# --- parts, and what a training stops at ----------------------------------------------------------
+
+
+def test_parts_of_a_training_and_of_an_evaluation(tmp_path):
+    coco(tmp_path)
+    run = tmp_path / "run/data"
+    bad = '{"images": [], "annotations": [], "categories": 3}'
+    change(tmp_path, {TRAIN: "mv:train.json", VAL: "mv:val.json", "test.json": bad})
+    # the test part is not read for a training
+    assert prepare_data(tmp_path, run).train[0] == str(tmp_path / "train.json")
+    Image.new("RGB", SIZE).save(tmp_path / "train/b.jpg")
+    change(tmp_path, {"test.json": json.dumps(content("a.jpg", "b.jpg"))})
+    (annotations, images), notes = prepare_part(tmp_path, run)
+    assert (annotations, images) == (str(tmp_path / "val.json"), str(tmp_path / "val"))
+    assert notes[-1] == "evaluated is val, of 1 images"
+    # images of a json are found as for a training
+    assert prepare_part(tmp_path / "train.json", run)[0][1] == str(tmp_path / "train")
+    # classes are matched by their names, in the model's order
+    annotations = prepare_part(tmp_path, run, class_names=("dog", "owl", "cat"))[0][0]
+    written = json.loads(Path(annotations).read_text())
+    assert [each["name"] for each in written["categories"]] == ["dog", "owl", "cat"]
+    assert [each["category_id"] for each in written["annotations"]] == [1]
+    assert prepare_part(tmp_path, run, class_names=("dog",))[0][0] == str(tmp_path / "val.json")
+    change(tmp_path, {"val.json": None, "train.json": None})
+    assert prepare_part(tmp_path, run)[0] == (str(run / "test.json"), str(tmp_path))
+    with pytest.raises(InputError, match="images to train on, got COCO json with test only"):
+        prepare_data(tmp_path, run)
+    # a file that the user names is what he trains on, whatever its name
+    assert prepare_data(tmp_path / "test.json", run, val_fraction=0.5).num_images == 1
+
+
+def test_a_part_without_objects_is_an_error_unless_it_is_asked_for(tmp_path):
+    coco(tmp_path)
+    change(tmp_path, {VAL: lambda values: values.update(annotations=[])})
+    wanted = r"validation part .*val\.json: expected images with objects, got none in 1 image\. "
+    with pytest.raises(InputError, match=f"{wanted}.*--allow-empty"):
+        prepare_data(tmp_path, tmp_path / "run")
+    assert prepare_data(tmp_path, tmp_path / "run", allow_empty=True).num_images == 2
+    with pytest.raises(InputError, match=r"data to evaluate on .*: expected images with objects"):
+        prepare_part(tmp_path, tmp_path / "run")
+
+
+def test_faults_of_voc_stop_a_training_and_name_the_xml(tmp_path):
+    voc(tmp_path)
+    size = "<size><width>{}</width><height>{}</height></size>"
+    for inside, wanted in (
+        (size.format(80, 20) + OBJECT, "the size of a.jpg, 40 x 20"),
+        (OBJECT.replace("<xmin>1<", "<xmin>11<"), "xmin below xmax .*xmin 11, .*xmax 10"),
+    ):
+        change(tmp_path, xml(inside))
+        assert len(find_data(tmp_path).parts["all"].problems) == 1  # a check goes on
+        with pytest.raises(InputError, match=rf"Annotations/a\.xml: expected {wanted}"):
+            prepare_data(tmp_path, tmp_path / "run")
+    change(tmp_path, xml(size.format(0, 0) + OBJECT) | {"JPEGImages/b.jpg": "no image"})
+    with pytest.raises(InputError, match=r"JPEGImages/b\.jpg"):
+        prepare_data(tmp_path, tmp_path / "run")

@@ -72,9 +72,9 @@ def _rows(content: Mapping[str, Any], found: Mapping[str, Any]) -> list[Command]
 def _fit(row: Command, held: Weights, weights: str | None) -> dict[str, Any] | None:
     """Return how the file goes into a row's recipe, None where it does not."""
     from vitdet import config  # detectron2 takes seconds to import
-    from vitdet.predict.others import ALLOWED, CONFIGS, converted
+    from vitdet.predict.others import ALLOWED, converted
 
-    path = CONFIGS / f"{row.recipe}.py"
+    path = config.CONFIGS / f"{row.recipe}.py"
     allowed: dict[str, Any] = {name: flag in row.options for name, flag in ALLOWED.items()}
     try:
         cfg = config.load_config(path, row.overrides)
