@@ -188,11 +188,9 @@ def test_a_preset_is_a_value_of_the_recipe(capsys: Capture, data: Path) -> None:
     assert _recipe(text).dataloader.train.mapper.preset == "light"
 
 
-def test_under_torchrun_and_without_recipes_it_says_what_to_do(
-    capsys: Capture, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_under_torchrun_it_says_what_to_do(
+    capsys: Capture, data: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(train, "CONFIGS", tmp_path / "site-packages/configs/own")
-    assert "install vitdet from it by `pip install --editable .`" in _error(capsys, data)
     monkeypatch.setenv("LOCAL_RANK", "0")
     assert "it prints the train_net.py command that torchrun can run" in _error(capsys, data)
 

@@ -116,7 +116,7 @@ def test_a_run_that_ended_before_its_first_checkpoint_leaves_nothing_that_counts
     train._following(arguments("--out", str(tmp_path)), tmp_path)
     assert not record.exists()
 
-    recipe = f"{train.CONFIGS}/faster_rcnn_vitdet_s.py"
+    recipe = f"{train.OWN}/faster_rcnn_vitdet_s.py"
     words = ["--config-file", recipe, f"train.output_dir={tmp_path}"]
     with from_weights(train_net.parse([*words, "--weights", str(hub)])) as first:
         assert f"train.init_checkpoint={tmp_path / 'start.pth'}" in first

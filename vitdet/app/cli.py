@@ -11,6 +11,7 @@ import importlib
 import sys
 from collections.abc import Sequence
 
+from vitdet import __version__
 from vitdet.utils.checks import exit_status
 
 # Command -> one line for people, and what exit status 1 means, if anything. The module of the same
@@ -38,6 +39,7 @@ COMMANDS = {
         "the file does not find what the model finds, and is not written",
     ),
     "report": ("write a page about a run: AP, curves, errors and the worst images",),
+    "setup": ("bring detectron2, and what it imports, where they are missing",),
     "serve": ("serve a page to which one gives an image, and sees what is found",),
 }
 _MODULES = {"data": "data_check"}
@@ -54,6 +56,7 @@ def parse(words: Sequence[str]) -> argparse.Namespace:
         description="Plain-ViT object detection and instance segmentation.",
         epilog=ends.format("; 1 done and the answer is no"),
     )
+    whole.add_argument("--version", action="version", version=f"vitdet {__version__}")
     parts = whole.add_subparsers(dest="command", metavar="COMMAND", required=True)
     for name, (what, *no) in COMMANDS.items():
         text = f"{what[0].upper()}{what[1:]}."

@@ -20,7 +20,7 @@ from omegaconf import DictConfig, OmegaConf
 from vitdet import weights
 from vitdet.app import follow
 from vitdet.app.start import converted
-from vitdet.config import load_config
+from vitdet.config import CONFIGS, load_config
 from vitdet.data.formats import FORMATS
 from vitdet.data.prepare import Prepared, prepare_data
 from vitdet.data.presets import PRESETS, steps_of
@@ -30,7 +30,7 @@ from vitdet.engine.launch import launch
 from vitdet.engine.run import alone_in, train
 from vitdet.utils.checks import InputError, before_first_step
 
-CONFIGS = Path(__file__).resolve().parents[2] / "configs" / "own"
+OWN = CONFIGS / "own"
 SIZES = {"tiny": "eva02_tiny", "small": "vitdet_s", "base": "vitdet_b", "large": "vitdet_l"}
 _EPOCHS = 50
 _PRESET = "dataloader.train.mapper.preset"
@@ -149,14 +149,8 @@ def _following(args: argparse.Namespace, place: Path) -> list[str]:
 
 
 def recipe_of(size: str, *, masks: bool) -> Path:
-    """Return the recipe of a size, with or without masks; an InputError where it is not there."""
-    path = CONFIGS / f"{'mask' if masks else 'faster'}_rcnn_{SIZES[size]}.py"
-    if not CONFIGS.with_suffix(".py").is_file():  # the table of which it is a row
-        raise InputError(
-            f"recipes of vitdet train: expected the file {path}, got nothing. They are part of the "
-            "project's checkout: install vitdet from it by `pip install --editable .`."
-        )
-    return path
+    """Return the recipe of a size, with or without masks."""
+    return OWN / f"{'mask' if masks else 'faster'}_rcnn_{SIZES[size]}.py"
 
 
 def _check(args: argparse.Namespace) -> None:
@@ -290,7 +284,7 @@ def _print_choices(
     words += ["--num-gpus", str(args.num_gpus)] if args.num_gpus > 1 else []
     words += ["--resume"] if args.resume else []
     lines = [
-        f"recipe       {recipe.relative_to(CONFIGS.parents[1])} ({args.size}): {what}",
+        f"recipe       {recipe.relative_to(CONFIGS.parent)} ({args.size}): {what}",
         f"start        {start}",
         f"length       {length}, {batch} a step, learning rate {cfg.optimizer.lr:g}",
         f"results      {cfg.train.output_dir}",
