@@ -1,10 +1,6 @@
 """`vitdet export`: from a checkpoint to a file, its report and the exit status."""
 
-from __future__ import annotations
-
 import json
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import onnxruntime
@@ -28,7 +24,7 @@ from vitdet.predict.predictor import Predictor
 
 
 @pytest.fixture(scope="module")
-def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def weights(tmp_path_factory):
     """A checkpoint of a tiny detector, as a run writes it, and a folder of photographs."""
     resize = L(resize_shortest_edge)(size=64, max_size=64)
     mapper = L(Mapper)(augmentations=resize, is_train=False, image_format="RGB")
@@ -49,12 +45,12 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "model_final.pth"
 
 
-def arguments(weights: Path, out: Path, *more: object) -> list[str]:
+def arguments(weights, out, *more):
     # --trust: the tiny model has parts that no recipe of configs/ has
     return ["export", "--weights", *map(str, (weights, "--trust", "--out", out, *more))]
 
 
-def test_onnx_from_a_checkpoint(weights: Path, tmp_path: Path, capsys) -> None:
+def test_onnx_from_a_checkpoint(weights, tmp_path, capsys):
     """A file that another program can use with what it says of itself."""
     out, photographs = tmp_path / "detector.onnx", weights.parent / "photographs"
     assert main(arguments(weights, out, "--images", photographs, "--masks", "boxes")) == 0
@@ -69,13 +65,11 @@ def test_onnx_from_a_checkpoint(weights: Path, tmp_path: Path, capsys) -> None:
     assert json.loads(note["category_ids"]) == [1, 7]
     assert "resize_shortest_edge" in note["preprocessing"]
     assert "_target_: vitdet.backbones.vit.ViT" in note["recipe"]
-    found: Any = session.run(None, {"image": np.asarray(draw(0)["image"])})
+    found = session.run(None, {"image": np.asarray(draw(0)["image"])})
     assert len(found[0]) > 0
 
 
-def test_drawn_images_one_size_and_a_file_that_differs(
-    weights: Path, tmp_path: Path, capsys, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_drawn_images_one_size_and_a_file_that_differs(weights, tmp_path, capsys, monkeypatch):
     """Exit status 1, nothing at the place of the file, and the reason in words."""
     out = tmp_path / "backbone.onnx"
     words = ("--part", "backbone", "--size", "48", "64", "--num-images", "2", "--format", "onnx")
@@ -106,7 +100,7 @@ def test_drawn_images_one_size_and_a_file_that_differs(
         ("model.roi_heads.box_predictor.test_score_thresh=1.0", "no object is found on the 5"),
     ],
 )
-def test_wrong_input(weights: Path, tmp_path: Path, capsys, monkeypatch, words, text) -> None:
+def test_wrong_input(weights, tmp_path, capsys, monkeypatch, words, text):
     monkeypatch.chdir(tmp_path)
     assert main([*arguments(weights, tmp_path / "a.onnx"), *words.split()]) == 2
     printed = capsys.readouterr()
@@ -115,7 +109,7 @@ def test_wrong_input(weights: Path, tmp_path: Path, capsys, monkeypatch, words, 
     assert list(tmp_path.iterdir()) == []
 
 
-def test_images_are_fitted(weights: Path) -> None:
+def test_images_are_fitted(weights):
     """Into one size without distortion, the rest black; else by the recipe's rule."""
     predictor = Predictor.from_checkpoint(weights, device="cpu", trust=True)
     folder = weights.parent / "photographs"

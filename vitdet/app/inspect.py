@@ -96,11 +96,14 @@ def _recipe_lines(content: Mapping[str, Any], found: Mapping[str, Any]) -> list[
     if isinstance(about_of(content).get("config"), str):
         return ["recipe       in the file: vitdet predict, val, export need no --config-file"]
     lines = []
-    if is_foundation(found):
-        fit = found["recipes"][0]["recipe"] if found["recipes"] else _USUAL
-        words = f"--weights {shlex.quote(found['file'])}"
-        lines.append(f"train        vitdet train --data FOLDER {words}")
-        lines.append(f"             python train_net.py --config-file {fit} {words}")
+    usual = [{"recipe": _USUAL, "options": []}] if is_foundation(found) else []
+    best = next(iter([*found["recipes"], *usual]), None)
+    if best and not any(word.startswith("--") for word in best["options"]):
+        words = ["--weights", found["file"], *best["options"]]
+        own = f"vitdet train --data FOLDER {shlex.join(words)}" if is_foundation(found) else ""
+        line = f"python train_net.py --config-file {best['recipe']} {shlex.join(words)}"
+        heads = ("train        ", " " * 13)
+        lines += [head + text for head, text in zip(heads, filter(None, (own, line)), strict=False)]
     file = ["--source-model", found["file"], "--output-model", "OUT.pth"]
     for fit in found["recipes"]:
         counts = [f"{fit[word]} {word}" for word in ("resized", "dropped", "initialised")]
