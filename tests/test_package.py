@@ -3,11 +3,14 @@
 from pathlib import Path
 
 import pytest
+import torch
 
 import vitdet
+from vitdet import weights
 from vitdet.app import cli, setup
 from vitdet.config import CONFIGS, load_config
 from vitdet.utils.checks import InputError
+from vitdet.utils.precision import pick_device
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -62,3 +65,13 @@ def test_the_version_is_said(capsys):
     with pytest.raises(SystemExit, match="0"):
         cli.main(["--version"])
     assert capsys.readouterr().out == f"vitdet {vitdet.__version__}\n"
+
+
+def test_a_run_stands_for_its_best_weights_and_a_number_for_a_gpu(tmp_path):
+    for name, value in (("model_0001.pth", 1), ("model_final.pth", 2), ("model_best.pth", 3)):
+        torch.save({"model": {"a": torch.tensor([value])}}, tmp_path / name)
+    assert weights.read(tmp_path).content["model"]["a"].item() == 3
+    (tmp_path / "model_best.pth").unlink()
+    assert weights.read(tmp_path).content["model"]["a"].item() == 2
+    with pytest.raises(InputError, match="device cuda:99"):
+        pick_device("99")
