@@ -12,6 +12,7 @@ from vitdet.utils.checks import exit_status
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     """Return the command line as detectron2's tools name it."""
     parser = argparse.ArgumentParser(
+        allow_abbrev=False,
         description="Train or evaluate a detector. Runs on the GPU, or on the CPU without one.",
         epilog="Under torchrun the flags about processes and machines come from its environment. "
         "Exit status: 0 done; 2 something to repair, in one line; 75 told to leave (SIGTERM, "

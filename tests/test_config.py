@@ -1,7 +1,5 @@
 """Reading, changing, saving and building recipes; test_configs.py builds the published ones."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 from omegaconf import OmegaConf
@@ -126,11 +124,11 @@ def test_meta_device_takes_constructors_that_read_a_linspace():
 
 
 class Part:
-    def __init__(self, size: int, rate: float = 0.1, name: str | None = None):
+    def __init__(self, size, rate=0.1, name=None):
         self.size, self.rate, self.name = size, rate, name
 
 
-def anything(**options: int) -> dict[str, int]:
+def anything(**options):
     return options
 
 

@@ -6,13 +6,8 @@ EVA-02/det, ViTAE-Transformer/ViTDet, alibaba/EasyCV, open-mmlab/mmdetection pro
 microsoft/VisionLongformerForObjectDetection, and the tables of ViTDet (arXiv 2203.16527).
 """
 
-from __future__ import annotations
-
 import re
 from collections import Counter
-from collections.abc import Iterator
-from pathlib import Path
-from typing import Any
 
 import pytest
 import yaml
@@ -44,7 +39,7 @@ from vitdet.utils.checks import InputError
 MASK = "cascade_mask_rcnn_eva02"
 
 
-def calls(node: Any, key: str = "") -> Iterator[tuple[str, DictConfig]]:
+def calls(node, key=""):
     """Every LazyCall in a config, with its place."""
     if isinstance(node, DictConfig):
         if "_target_" in node:
@@ -56,7 +51,7 @@ def calls(node: Any, key: str = "") -> Iterator[tuple[str, DictConfig]]:
             yield from calls(item, f"{key}.{i}")
 
 
-def target(node: DictConfig) -> Any:
+def target(node):
     found = node["_target_"]
     return locate(found) if isinstance(found, str) else found
 
@@ -82,7 +77,7 @@ def test_the_old_path_of_a_row_is_its_name(tmp_path):
 
 
 @pytest.mark.parametrize("name", each(NAMES))
-def test_recipe(name: str, tmp_path: Path):
+def test_recipe(name, tmp_path):
     cfg = recipe(name)
     assert sorted(cfg) == ["dataloader", "model", "optimizer", "schedule", "train"]
     assert {value.device.type for value in model_of(name).parameters()} == {"meta"}
@@ -101,7 +96,7 @@ def test_recipe(name: str, tmp_path: Path):
 
 
 @pytest.mark.parametrize("family", [name for name in TABLES if "/" not in name and name != "own"])
-def test_rows_say_what_was_published(family: str):
+def test_rows_say_what_was_published(family):
     for name, row in rows(family).items():
         published = PUBLISHED[f"{family}/{name}"]
         assert f"{row.millions:.2f}" == f"{published.parameters / 1e6:.2f}", name
@@ -114,7 +109,7 @@ def test_rows_say_what_was_published(family: str):
 VALUES = yaml.safe_load((ROOT / "tests/published_values.yaml").read_text())
 
 
-def value_of(cfg: DictConfig, key: str) -> Any:
+def value_of(cfg, key):
     backbone = cfg.model.backbone
     first, _, rest = key.partition(".")
     if key == "low":
@@ -130,7 +125,7 @@ def value_of(cfg: DictConfig, key: str) -> Any:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("pattern", VALUES)
-def test_published_values(pattern: str):
+def test_published_values(pattern):
     expected = VALUES[pattern]
     found = [name for name in NAMES if re.fullmatch(pattern, name)]
     assert found
@@ -148,7 +143,7 @@ SIZES = (  # pixels in training and evaluation, large-scale jitter
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("pattern", "pixels"), SIZES)
-def test_sizes(pattern: str, pixels: int):
+def test_sizes(pattern, pixels):
     for name in [name for name in NAMES if re.fullmatch(pattern, name)]:
         data, backbone = recipe(name).dataloader, recipe(name).model.backbone
         flip, scale, crop = instantiate(data.train.mapper.augmentations)
@@ -170,18 +165,18 @@ def test_the_published_flags_work_on_every_recipe_of_eva02():
     flags += ["override_score_thresh=0.0", "maskness_thresh=0.5"]
     path = CONFIGS / f"COCO/{MASK}_b_bsl.py"
     cfg = load_config(path, [f"model.roi_heads.{flag}" for flag in flags])
-    module: Any = build_model(cfg.model, "meta").roi_heads
+    module = build_model(cfg.model, "meta").roi_heads
     assert type(module) is heads.CascadeROIHeads
     assert (module.use_soft_nms, module.iou_threshold, module.maskness_thresh) == (True, 0.6, 0.5)
     assert module.override_score_thresh == 0.0
-    plain: Any = model_of(f"COCO/{MASK}_b_bsl").roi_heads
+    plain = model_of(f"COCO/{MASK}_b_bsl").roi_heads
     assert (type(plain), plain.plain) == (heads.CascadeROIHeads, True)
 
 
 @pytest.mark.slow
 def test_a_recipe_from_elsewhere_may_build_what_these_build():
     """Put a part that a recipe builds anew into PARTS, and take out what none builds any more."""
-    found: dict[str, set[str]] = {place: set() for place in plain_recipes.PARTS}
+    found = {place: set() for place in plain_recipes.PARTS}
     for name in [*NAMES, "common/models/cascade_mask_rcnn_eva01"]:  # of no recipe yet
         for key, node in calls(recipe(name)):
             place = plain_recipes._place(tuple(key.split(".")[1:]))

@@ -1,18 +1,15 @@
 """The threshold: found by evaluation as by brute force, kept in files, used by who predicts."""
 
-from __future__ import annotations
-
 import json
 import math
 from collections import Counter
-from pathlib import Path
 
 import numpy as np
 import pytest
 from app.test_report_numbers import random_data
 
 from vitdet import checkpoint
-from vitdet.app import cli
+from vitdet.app import cli, serve
 from vitdet.predict.predictor import Predictor
 from vitdet.scores import best_thresholds, evaluated
 from vitdet.utils import thresholds
@@ -21,7 +18,7 @@ from vitdet.utils.checks import InputError
 KEPT = {"over_all": 0.4, "by_class": {"star": 0.2}}
 
 
-def tried(pairs: list[tuple[float, bool]], objects: int) -> float:
+def tried(pairs, objects):
     """Try the score of every detection; then go half the way to the next lower one."""
     best = (0.0, 0.0)
     for least, _ in pairs:
@@ -32,7 +29,7 @@ def tried(pairs: list[tuple[float, bool]], objects: int) -> float:
 
 
 @pytest.mark.parametrize("seed", range(20))
-def test_the_threshold_is_that_of_brute_force(seed: int) -> None:
+def test_the_threshold_is_that_of_brute_force(seed):
     draw = np.random.default_rng(seed)
     scores, right = draw.integers(1, 12, 30) / 12, draw.random(30) < 0.3 * (seed > 0)
     objects = int(right.sum()) + seed
@@ -41,7 +38,7 @@ def test_the_threshold_is_that_of_brute_force(seed: int) -> None:
 
 
 @pytest.mark.parametrize("lvis", [False, True])
-def test_matches_are_those_of_greedy_matching(lvis: bool, monkeypatch) -> None:
+def test_matches_are_those_of_greedy_matching(lvis, monkeypatch):
     """By its definition: the best score first, each takes the free object that it overlaps most."""
     truth, results = random_data(lvis)
     if not lvis:  # a category of few objects has the threshold over all
@@ -75,13 +72,13 @@ def test_matches_are_those_of_greedy_matching(lvis: bool, monkeypatch) -> None:
     assert len(used) == 1 + sum(count >= 5 for count in counts.values())
 
 
-def overlap(a: list[float], b: list[float]) -> float:
+def overlap(a, b):
     wide = max(0.0, min(a[0] + a[2], b[0] + b[2]) - max(a[0], b[0]))
     both = wide * max(0.0, min(a[1] + a[3], b[1] + b[3]) - max(a[1], b[1]))
     return both / (a[2] * a[3] + b[2] * b[3] - both)
 
 
-def test_who_gives_one_wins_then_the_file_then_the_half() -> None:
+def test_who_gives_one_wins_then_the_file_then_the_half():
     note = {"thresholds": {"model": KEPT, "ema": {"over_all": 0.3, "by_class": {}}}}
     names = ("star", "ring")
     assert thresholds.chosen(0.7, note).of(names) == (0.7, 0.7)
@@ -97,7 +94,7 @@ def test_who_gives_one_wins_then_the_file_then_the_half() -> None:
             thresholds.chosen(None, {"thresholds": wrong}, source="f")
 
 
-def test_a_file_keeps_it_and_every_command_uses_it(drawn_run, tmp_path: Path, capsys) -> None:
+def test_a_file_keeps_it_and_every_command_uses_it(drawn_run, tmp_path, capsys):
     content = checkpoint.read(drawn_run.weights)
     content["vitdet"]["thresholds"] = {"model": {"over_all": 1.0, "by_class": {"star": 0.2}}}
     path, slim = tmp_path / "a.pth", tmp_path / "slim.safetensors"
@@ -119,6 +116,19 @@ def test_a_file_keeps_it_and_every_command_uses_it(drawn_run, tmp_path: Path, ca
     assert cli.main([*words, "--threshold", "1"]) == 0
     best = f"nothing (the best score is {every.scores[0]:.2f}, of {every.names[0]})"
     assert best in capsys.readouterr().out
+    # the page of `serve` gets every detection and the thresholds; --threshold wins
+    words = ["serve", "--weights", str(slim), "--device", "cpu"]
+    for more, expected in (([], list(least)), (["--threshold", "0.7"], [0.7] * len(least))):
+        about, answer = serve._start(cli.parse([*words, *more]))
+        assert (about["thresholds"], about["threshold"]) == (expected, max(expected))
+        status, shown = answer(drawn_run.images[0].read_bytes())
+        assert (status, len(json.loads(shown)["detections"])) == (200, len(every))
+    again = tmp_path / "again.pth"
+    names = ["--source-model", str(path), "--output-model", str(again)]
     assert (
-        json.loads(json.dumps(predictor.threshold.note()))["thresholds"]["model"]["over_all"] == 1
+        cli.main(
+            ["convert", *names, "--config-file", str(drawn_run.weights.parent / "config.yaml")]
+        )
+        == 0
     )
+    assert checkpoint.read(again)["vitdet"]["thresholds"] == content["vitdet"]["thresholds"]

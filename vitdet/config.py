@@ -24,6 +24,9 @@ from vitdet.utils.checks import InputError, nearest
 from vitdet.utils.files import write_text
 
 KEYS = ("model", "dataloader", "optimizer", "schedule", "train")  # of a recipe to train
+_HERE = Path(__file__).resolve().parent
+# the recipes: in a wheel they are inside the package, in a checkout beside it
+CONFIGS = (_HERE if (_HERE / "configs").is_dir() else _HERE.parent) / "configs"
 
 
 @dataclass
@@ -111,7 +114,8 @@ def load_config(
 
     Args:
         path: a LazyConfig `.py` file, which is run; or a `.yaml` file that `save_config` wrote,
-            which is plain data (`vitdet.plain_recipes`).
+            which is plain data (`vitdet.plain_recipes`). configs/... where there is no such file
+            is that of this package.
         overrides: "dotted.key=value" each; the value is YAML ("1e-4", "[1, 2]", "null", "true").
             A key must exist, or be an argument of the callable that its node describes.
         trust: build what a .yaml names outside this project, too: it may run code of its author.
@@ -122,10 +126,17 @@ def load_config(
     Raises:
         InputError: no such file, it does not load, an unknown key, a value of another type.
     """
-    cfg = change(_read(Path(path), trust), overrides)
+    cfg = change(_read(_ours(Path(path).expanduser()), trust), overrides)
     if isinstance(cfg.get("train"), DictConfig):
         cfg.train = complete(cfg.train)
     return cfg
+
+
+def _ours(path: Path) -> Path:
+    tables = (each.with_name(f"{each.name}.py") for each in path.parents if each.name)
+    if path.parts[:1] != ("configs",) or any(each.is_file() for each in (path, *tables)):
+        return path
+    return CONFIGS.parent / path
 
 
 def _read(path: Path, trust: bool) -> DictConfig:

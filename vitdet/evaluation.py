@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from collections import Counter, OrderedDict
 from collections.abc import Iterable, Sequence
@@ -14,7 +13,6 @@ from typing import Any
 from vitdet.scores import Json, best_thresholds, evaluated, metrics, read_truth
 from vitdet.utils import distributed
 from vitdet.utils.checks import InputError
-from vitdet.utils.files import write_text
 from vitdet.utils.run_lengths import RunLengths, encode
 
 logger = logging.getLogger(__name__)
@@ -38,7 +36,6 @@ class CocoEvaluator:
         max_dets: detections that count, the best by score: of an image and category by COCO's
             rules (usual value 100), of an image by LVIS's (300).
         iou_types: of "bbox" and "segm"; None for bbox, and segm when the model predicts masks.
-        output_dir: folder for the predictions, `coco_instances_results.json`, or None.
 
     Raises:
         InputError: the data set does not say what evaluation needs, or has no annotation file.
@@ -50,7 +47,6 @@ class CocoEvaluator:
         *,
         max_dets: int = 100,
         iou_types: Sequence[str] | None = None,
-        output_dir: str | Path | None = None,
     ) -> None:
         if missing := [name for name in _OF_DATA if not hasattr(dataset, name)]:
             text = f"the data set, a {type(dataset).__name__}, has no {', '.join(missing)}"
@@ -59,7 +55,6 @@ class CocoEvaluator:
         if not Path(dataset.json_file).is_file():
             text = f"no annotation file {dataset.json_file} to evaluate by"
             raise InputError(f"{dataset.name}: {text}")
-        self._output_dir = output_dir
         self._dataset = dataset
         self._max_dets = max_dets
         self._iou_types = iou_types
@@ -122,10 +117,6 @@ class CocoEvaluator:
         if not distributed.is_main():
             return OrderedDict()
         self.predictions = results = list(chain.from_iterable(gathered))
-        if self._output_dir is not None:
-            Path(self._output_dir).mkdir(parents=True, exist_ok=True)
-            text = json.dumps(results)
-            write_text(Path(self._output_dir) / "coco_instances_results.json", text)
         truth = self._dataset.truth or read_truth(self._dataset.json_file)
         if "annotations" not in truth:
             logger.warning("%s has no annotations: nothing to score", self._dataset.json_file)

@@ -61,6 +61,7 @@ def start(path: Path, out: Path) -> tuple[list[str], dict[str, torch.Tensor]]:
     return changes, checkpoint.read(train._start(args, out, recipe, DATA))["model"]
 
 
+@pytest.mark.slow
 def test_both_layouts_of_the_same_weights_start_alike(
     weights: dict[str, Path], tmp_path: Path
 ) -> None:
@@ -100,6 +101,7 @@ def test_a_run_that_is_resumed_has_the_same_backbone(
         train._following(args, tmp_path)
 
 
+@pytest.mark.slow
 def test_a_run_that_ended_before_its_first_checkpoint_leaves_nothing_that_counts(
     weights: dict[str, Path], tmp_path: Path
 ) -> None:
@@ -114,7 +116,7 @@ def test_a_run_that_ended_before_its_first_checkpoint_leaves_nothing_that_counts
     train._following(arguments("--out", str(tmp_path)), tmp_path)
     assert not record.exists()
 
-    recipe = f"{train.CONFIGS}/faster_rcnn_vitdet_s.py"
+    recipe = f"{train.OWN}/faster_rcnn_vitdet_s.py"
     words = ["--config-file", recipe, f"train.output_dir={tmp_path}"]
     with from_weights(train_net.parse([*words, "--weights", str(hub)])) as first:
         assert f"train.init_checkpoint={tmp_path / 'start.pth'}" in first
@@ -133,7 +135,7 @@ def test_sizes(weights: dict[str, Path], tmp_path: Path) -> None:
     assert train._following(args, tmp_path) == []
     assert args.size == ("base" if torch.cuda.is_available() else "tiny")
     args = arguments("--weights", str(weights["hub"]), "--size", "tiny")
-    with pytest.raises(InputError, match=r"--size: expected small, base or large .*: small is th"):
+    with pytest.raises(InputError, match=r"--size: expected light, small, .*: (light|small) is th"):
         train._following(args, tmp_path)
     args = arguments("--weights", str(weights["hub"]), "--size", "base")
     train._following(args, tmp_path)

@@ -1,11 +1,7 @@
 """Data that cannot be read: one line that says where, what came, and what to do."""
 
-from __future__ import annotations
-
 import json
 import re
-from pathlib import Path
-from typing import Any
 
 import pytest
 from folders import (
@@ -14,7 +10,6 @@ from folders import (
     OBJECT,
     TRAIN,
     VAL,
-    Changes,
     change,
     content,
     described,
@@ -34,21 +29,21 @@ DTD = '<!DOCTYPE x [<!ENTITY a "aa"><!ENTITY b "&a;&a;">]>'
 OPEN = '{"images": [], "categories": '
 A_TXT, A_XML = "labels/train/a.txt", "Annotations/a.xml"
 SHAPE = described("kpt_shape: [5, 2]\nnames: [a, b]")
-TWO_YEARS: Changes = {
+TWO_YEARS = {
     "Annotations/a.xml": "mv:V1/Annotations/a.xml",
     "Annotations": "mv:V2/Annotations",
 }
 
 
-def _yaml(text: str, **files: str) -> Changes:
+def _yaml(text, **files):
     return {"data.yaml": text, **{f"{name}.txt": lines for name, lines in files.items()}}
 
 
-def _of_another_task(**values: Any) -> Changes:
+def _of_another_task(**values):
     return {VAL: lambda content: [each.update(values) for each in content["annotations"]]}
 
 
-WRONG: dict[str, dict[str, tuple[Changes, str]]] = {
+WRONG = {
     "yolo": {
         "class": (labels("2 .5 .5 .5 .5"), r"a\.txt, line 2: .*number from 0 to 1, got 2"),
         "score": (labels("0 .5 .5 .5 .5 .9"), "got 6 numbers .a sixth is a score;"),
@@ -146,7 +141,7 @@ WRONG: dict[str, dict[str, tuple[Changes, str]]] = {
 
 
 @pytest.mark.parametrize(("form", "kind"), [(form, kind) for form in WRONG for kind in WRONG[form]])
-def test_is_an_error_of_one_line(tmp_path: Path, form: str, kind: str) -> None:
+def test_is_an_error_of_one_line(tmp_path, form, kind):
     FORMS[form](tmp_path)
     changes, wanted = WRONG[form][kind]
     change(tmp_path, changes)
@@ -182,13 +177,13 @@ FOREIGN = [
 
 
 @pytest.mark.parametrize(("suffix", "text", "tool"), FOREIGN)
-def test_labels_of_other_tools_are_named(tmp_path: Path, suffix: str, text: str, tool: str) -> None:
+def test_labels_of_other_tools_are_named(tmp_path, suffix, text, tool):
     change(tmp_path, {"a.jpg": "img:", f"a.{suffix}": text})
     with pytest.raises(InputError, match=rf"got .*1 x .{suffix}.* a.{suffix} is .*{tool}"):
         find_data(tmp_path)
 
 
-def test_a_folder_of_no_format_says_what_was_looked_for_and_what_is_near(tmp_path: Path) -> None:
+def test_a_folder_of_no_format_says_what_was_looked_for_and_what_is_near(tmp_path):
     image(tmp_path / "a.jpg")
     change(tmp_path, {"notes/x.md": ""})
     with pytest.raises(InputError, match=r"expected json files .* got notes/, 1 x \.jpg\. Give"):

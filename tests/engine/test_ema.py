@@ -1,7 +1,5 @@
 """The moving average of the weights: its values, its way through a run, its names."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 from test_run import assert_same, numbers, results_of
@@ -18,7 +16,7 @@ DECAY = 0.75
 
 
 class Model(nn.Module):
-    def __init__(self) -> None:
+    def __init__(self):
         super().__init__()
         self.weight = nn.Parameter(torch.zeros(2))
         self.frozen = nn.Parameter(torch.full((2,), 0.1), requires_grad=False)
@@ -66,10 +64,10 @@ def test_a_run_averages_every_step_and_nothing_else_changes(tmp_path, monkeypatc
     options = {"checkpoint_every": 8, "eval_every": 16}
     train(recipe(tmp_path / "with", **options, ema_decay=DECAY))
     train(recipe(tmp_path / "without", **options))
-    history: list[dict[str, torch.Tensor]] = []
+    history = []
     original = Trainer.step
 
-    def step(self: Trainer, batch: list) -> None:
+    def step(self, batch):
         if not history:
             history.append({k: v.clone() for k, v in self.detector.state_dict().items()})
         original(self, batch)

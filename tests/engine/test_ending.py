@@ -1,13 +1,10 @@
 """What a person sees of a training: the bar, and what is said at its end."""
 
-from __future__ import annotations
-
 import json
 import sys
 from collections import Counter
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
 
 import pytest
 import ranks
@@ -46,7 +43,7 @@ def test_a_bar_while_it_trains_and_a_block_at_the_end(tmp_path, monkeypatch, cap
     assert text.count("/16 images  eta") == 4  # a line a step where there are so few
 
 
-def data(*classes: int) -> Any:
+def data(*classes):
     records = [{"file_name": "a.jpg", "annotations": [{"category_id": c} for c in classes]}]
     return SimpleNamespace(records=records, class_names=("cat", "dog", "cow"))
 
@@ -57,11 +54,11 @@ def test_why_ap_is_near_zero_follows_from_counts(tmp_path):
     lines = [{"images_seen": n, "total_loss": loss} for n, loss in ((4, 3.0), (8, 2.5), (12, 9.0))]
     (tmp_path / "metrics.json").write_text("\n".join(map(json.dumps, lines)))
     train_of = {"output_dir": str(tmp_path), "init_checkpoint": ""}
-    cfg: Any = OmegaConf.create({"train": train_of, "schedule": {"num_images": 40}})
-    seen: Any = SimpleNamespace(images_seen=8)
+    cfg = OmegaConf.create({"train": train_of, "schedule": {"num_images": 40}})
+    seen = SimpleNamespace(images_seen=8)
     counts = {"images": 1, "objects": 3}
     evaluator = SimpleNamespace(predictions=[{"score": 0.125}, {"score": 0.25}])
-    test: Any = SimpleNamespace(dataset=data(1, 2), evaluator=evaluator)
+    test = SimpleNamespace(dataset=data(1, 2), evaluator=evaluator)
     words = (cfg, seen, test, {"train": counts, "test": {"images": 80, "objects": 9}}, made)
     assert list(ending._reasons(*words)) == [
         "too short: 8 images were seen, the recipe is made for 40",

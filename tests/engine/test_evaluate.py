@@ -1,12 +1,8 @@
 """Evaluations: any evaluator and model, the best weights, the end of a run that gets no better."""
 
-from __future__ import annotations
-
 import json
 import math
-from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
 
 import numpy as np
 import pytest
@@ -42,32 +38,32 @@ STOPPING = {"best_metric": "bbox/AP", "patience": 2}  # 6.0 each time
 class Detector(nn.Module):
     """Says the same of every image: `outputs` of its own."""
 
-    def __init__(self, **outputs: Any) -> None:
+    def __init__(self, **outputs):
         super().__init__()
         self.weight = nn.Parameter(torch.zeros(1))
         self.outputs = outputs
 
-    def forward(self, batch: list) -> list:
+    def forward(self, batch):
         return [self.outputs for _ in batch]
 
 
 class Evaluator:
     """Any results."""
 
-    def __init__(self, results: Any) -> None:
+    def __init__(self, results):
         self.results, self.seen = results, []
 
-    def reset(self) -> None:
+    def reset(self):
         self.seen.clear()
 
-    def process(self, inputs: list, outputs: list) -> None:
+    def process(self, inputs, outputs):
         self.seen += outputs
 
-    def evaluate(self) -> Any:
+    def evaluate(self):
         return self.results
 
 
-def run(results: Any, detector: Detector | None = None) -> tuple[Any, list]:
+def run(results, detector=None):
     evaluator = Evaluator(results)
     batches = [[{"image": torch.zeros(3, 8, 8)}]]
     return run_evaluator(detector or Detector(), batches, evaluator, "fp32"), evaluator.seen
@@ -105,11 +101,11 @@ def test_outputs_of_other_models_arrive_in_float32():
 
 
 class Flat(Evaluator):
-    def __init__(self, dataset: Any) -> None:
+    def __init__(self, dataset):
         super().__init__({"accuracy": 0.5})
 
 
-def no_records() -> Any:
+def no_records():
     """A data set of one's own: the loaders of the test draw their images themselves."""
     return SimpleNamespace(name="own", class_names=("dark", "light"), num_images=6)
 
@@ -140,7 +136,7 @@ def test_a_run_with_an_evaluator_and_data_of_another_kind(tmp_path, monkeypatch)
 # --- the best weights, and an early end ----------------------------------------------------------
 
 
-def evaluated(folder: Path) -> dict[int, float]:
+def evaluated(folder):
     lines = [line for line in numbers(folder) if "bbox/AP" in line]
     return {line["images_seen"]: line["bbox/AP50"] for line in lines}
 
@@ -210,7 +206,7 @@ def test_a_run_without_improvement_ends_early_and_normally(tmp_path, monkeypatch
 )
 def test_when_to_stop(values, patience, stops_after, caplog):
     options = complete(OmegaConf.create({"patience": patience}))
-    found: Any = Evaluations(options, 4, None, dict)  # type: ignore[arg-type]
+    found = Evaluations(options, 4, None, dict)
     stopped = None
     for number, value in enumerate(values, start=1):
         found.values[number] = {} if value is None else {"segm/AP": float(value)}
@@ -236,7 +232,7 @@ def test_the_evaluator_knows_its_names_before_it_has_results(tmp_path, masks):
     assert evaluator.metric_names[: len(found)] == found
     assert len(evaluator.metric_names) == len(found) * (1 if masks else 2)
 
-    def check(evaluator: object, **options: Any) -> None:
+    def check(evaluator, **options):
         check_metric(complete(OmegaConf.create(options)), evaluator)
 
     check(evaluator, best_metric="segm/APm")

@@ -1,13 +1,10 @@
 """Processes of a run: started, ended, told to end; by `launch`, the command line and torchrun."""
 
-from __future__ import annotations
-
 import os
 import signal
 import subprocess
 import sys
 from datetime import timedelta
-from pathlib import Path
 
 import pytest
 import ranks
@@ -128,7 +125,7 @@ def test_a_signal_ends_both_processes(tmp_path, sent):
 # --- torchrun ------------------------------------------------------------------------------------
 
 
-def torchrun(config: Path, *arguments: str, restarts: int) -> subprocess.Popen[str]:
+def torchrun(config, *arguments, restarts):
     start = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     script = [str(PROJECT / "train_net.py"), "--config-file", str(config), *arguments]
     words = [sys.executable, *start, "--max-restarts", str(restarts), *script]
@@ -137,12 +134,12 @@ def torchrun(config: Path, *arguments: str, restarts: int) -> subprocess.Popen[s
     )
 
 
-def wait_for_steps(out: Path, process: subprocess.Popen) -> None:
+def wait_for_steps(out, process):
     metrics = out / "metrics.json"
     wait_until(lambda: metrics.exists() and metrics.read_text(), lambda: process.poll() is None)
 
 
-def mortal(folder: Path, dies_at: int):
+def mortal(folder, dies_at):
     """A recipe whose rank 1 is killed once; there is a checkpoint after 8 images."""
     folder.mkdir()
     options = {"checkpoint_every": 8, "ema_decay": 0.9}

@@ -1,7 +1,5 @@
 """Losses of a batch: those of its images, whatever else is in the batch, for every kind of head."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 from detectron2.modeling import GeneralizedRCNN
@@ -16,12 +14,12 @@ from vitdet.utils.checks import InputError
 from vitdet.utils.env import random_state, seed_all, seed_from
 
 
-def mask_rcnn(**options) -> nn.Module:
+def mask_rcnn(**options):
     seed_all(0)
     return build_model(detector_node(**options)).train()
 
 
-def federated_cascade() -> nn.Module:
+def federated_cascade():
     """Three stages with class-agnostic boxes and a federated loss that draws one of two classes."""
     seed_all(0)
     node = detector_node()
@@ -34,7 +32,7 @@ def federated_cascade() -> nn.Module:
     return detector.train()
 
 
-def four_images() -> list[dict]:
+def four_images():
     records = [draw(position) for position in range(4)]
     records[2]["instances"] = records[2]["instances"][[]]  # an image without objects
     return records
@@ -43,11 +41,11 @@ def four_images() -> list[dict]:
 class OneByOne(nn.Module):
     """detectron2's own losses of one image after the other, each under its own random state."""
 
-    def __init__(self, detector: nn.Module) -> None:
+    def __init__(self, detector):
         super().__init__()
         self.detector = detector
 
-    def forward(self, batch: list) -> dict[str, torch.Tensor]:
+    def forward(self, batch):
         found = []
         for record in batch:
             with random_state(seed_from(5, record["position"])):
@@ -55,9 +53,9 @@ class OneByOne(nn.Module):
         return {name: sum(each[name] for each in found) / len(found) for name in found[0]}
 
 
-def losses_and_gradients(loss: nn.Module, batches: list[list]) -> tuple[dict, dict, set]:
+def losses_and_gradients(loss, batches):
     """Mean losses, their gradient and what the heads report, of images cut into batches."""
-    means: dict[str, float] = {}
+    means = {}
     with EventStorage(0) as storage:
         for batch in batches:
             share = len(batch) / 4
@@ -88,22 +86,22 @@ def test_a_batch_gives_detectron2s_mean_over_its_images_however_it_is_cut(make, 
             torch.testing.assert_close(ours[name], gradient, rtol=1e-4, atol=1e-6)
 
 
-def own_forward(detector: nn.Module) -> None:
+def own_forward(detector):
     class OwnForward(GeneralizedRCNN):
-        def forward(self, batched_inputs: list) -> dict[str, torch.Tensor]:
+        def forward(self, batched_inputs):
             return super().forward(batched_inputs)
 
     detector.__class__ = OwnForward
 
 
-def own_predictor(detector: nn.Module) -> None:
+def own_predictor(detector):
     class OwnPredictor(FastRCNNOutputLayers):
         pass
 
     detector.roi_heads.box_predictor.__class__ = OwnPredictor
 
 
-def boxes_of_the_predictor(detector: nn.Module) -> None:
+def boxes_of_the_predictor(detector):
     detector.roi_heads.train_on_pred_boxes = True
 
 

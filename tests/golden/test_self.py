@@ -1,11 +1,6 @@
 """The golden tests can fail: spoilt models, unknown configs and unknown families are noticed."""
 
-from __future__ import annotations
-
-from collections.abc import Callable, Mapping
-from pathlib import Path
 from types import ModuleType, SimpleNamespace
-from typing import Any
 
 import numpy as np
 import pytest
@@ -22,21 +17,18 @@ from vitdet.layers.parts import Mlp, window_partition, window_reverse
 
 from .build import Mode, vit_options
 from .cases import ABSENT, Case, Options, UnsupportedCase, discover, folder
-from .compare import Comparison, compare
+from .compare import compare
 from .families import compare_case
 
 ROOT = folder()
 
 # --- spoilt models are noticed -----------------------------------------------------------------
 
-Patch = pytest.MonkeyPatch
-Spoil = Callable[[nn.Module, Patch], object]
 
-
-def setting(kind: type[nn.Module], attribute: str, value: object) -> Spoil:
+def setting(kind, attribute, value):
     """Return what sets an attribute in every module of a kind."""
 
-    def spoil(model: nn.Module, _: Patch) -> None:
+    def spoil(model, _):
         modules = [module for module in model.modules() if isinstance(module, kind)]
         assert modules, f"no {kind.__name__} in the model"
         for module in modules:
@@ -45,10 +37,10 @@ def setting(kind: type[nn.Module], attribute: str, value: object) -> Spoil:
     return spoil
 
 
-def scaling(factor: Callable[[torch.Tensor], float], *names: str) -> Spoil:
+def scaling(factor, *names):
     """Return what multiplies the parameters with a name in theirs by a number."""
 
-    def spoil(model: nn.Module, _: Patch) -> None:
+    def spoil(model, _):
         for name, value in model.named_parameters():
             if any(each in name for each in names):
                 value.data *= factor(value)
@@ -56,19 +48,19 @@ def scaling(factor: Callable[[torch.Tensor], float], *names: str) -> Spoil:
     return spoil
 
 
-def rel_pos_aligned_corners(_: nn.Module, patch: Patch) -> None:
-    def interpolate(table: torch.Tensor, **options: Any) -> torch.Tensor:
+def rel_pos_aligned_corners(_, patch):
+    def interpolate(table, **options):
         return F.interpolate(table, **options | {"align_corners": True})
 
     patch.setattr(positions_module, "F", SimpleNamespace(interpolate=interpolate))
 
 
-def window_padding_above(_: nn.Module, patch: Patch) -> None:
-    def partition(x: torch.Tensor, size: int) -> torch.Tensor:
+def window_padding_above(_, patch):
+    def partition(x, size):
         padded = F.pad(x, (0, 0, -x.shape[2] % size, 0, -x.shape[1] % size, 0))
         return window_partition(padded, size)
 
-    def reverse(windows: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+    def reverse(windows, size):
         side = windows.shape[1]
         above, left = -size[0] % side, -size[1] % side
         return window_reverse(windows, (size[0] + above, size[1] + left))[:, above:, left:]
@@ -77,12 +69,12 @@ def window_padding_above(_: nn.Module, patch: Patch) -> None:
     patch.setattr(block_module, "window_reverse", reverse)
 
 
-def gradient_cut(model: nn.Module, _: Patch) -> None:
+def gradient_cut(model, _):
     model.get_submodule("blocks.2.mlp").register_forward_hook(lambda _, __, output: output.detach())
 
 
 # what is spoilt, in which public case of detectron2, and keys that have to differ
-SPOILT: list[tuple[Spoil, str, list[str]]] = [
+SPOILT = [
     (setting(nn.LayerNorm, "eps", 1e-5), "vit_small_input", ["last_feat"]),
     (
         scaling(lambda _: 1.01, "blocks.1.mlp.fc1.weight"),
@@ -119,9 +111,7 @@ SPOILT: list[tuple[Spoil, str, list[str]]] = [
 
 
 @pytest.mark.parametrize(("spoil", "name", "keys"), SPOILT)
-def test_spoilt_model_is_noticed(
-    spoil: Spoil, name: str, keys: list[str], monkeypatch: Patch
-) -> None:
+def test_spoilt_model_is_noticed(spoil, name, keys, monkeypatch):
     if ROOT is None:
         pytest.skip(ABSENT)
     if f"detectron2/{name}" not in discover(ROOT):
@@ -151,9 +141,7 @@ INFO = {
         ({"model": "Swinny"}, r"swinny/x: model 'Swinny', known of this family are \[\]"),
     ],
 )
-def test_unknown_files_and_families_fail(
-    change: dict[str, object], message: str, tmp_path: Path
-) -> None:
+def test_unknown_files_and_families_fail(change, message, tmp_path):
     stub = f"def load(path):\n    return {INFO | change!r}, {{}}\n"
     (tmp_path / "golden.py").write_text(stub)
     with pytest.raises(UnsupportedCase, match=message):
@@ -168,7 +156,7 @@ def test_unknown_files_and_families_fail(
         ({"act_layer": {"name": "SiLU"}}, r"place.act_layer.name: expected one of \['GELU'\]"),
     ],
 )
-def test_unknown_config_fails(config: dict[str, object], message: str) -> None:
+def test_unknown_config_fails(config, message):
     with pytest.raises(UnsupportedCase, match=message):
         vit_options(Options(config, "place"))
 
@@ -176,31 +164,29 @@ def test_unknown_config_fails(config: dict[str, object], message: str) -> None:
 # --- the comparison itself ---------------------------------------------------------------------
 
 
-def toy_case(arrays: Mapping[str, Any], **info: object) -> Case:
+def toy_case(arrays, **info):
     """Make a case with one output y (2, 3) = 0..5, stored whole."""
     y = np.arange(6, dtype=np.float32).reshape(2, 3)
     stored = {"y": y, "stats/y": np.array([2.5, y.std(), 5.0]), "grad_norm/w": np.float32(4.0)}
     golden = ModuleType("toy")
-    golden.image = lambda _, shape: np.zeros(shape, np.float32)  # pyright: ignore
+    golden.image = lambda _, shape: np.zeros(shape, np.float32)
     defaults = {"outputs": {"y": [2, 3]}, "extra": {}, "subsampled": {"stride": {}}, "loss": 0.0}
     defaults |= {"parameters_without_grad": []}
     return Case("toy/case", defaults | info, {**stored, **arrays}, golden)
 
 
-def compare_toy(
-    case: Case, y: torch.Tensor | None = None, w: torch.Tensor | None = None, **extra: torch.Tensor
-) -> Comparison:
+def compare_toy(case, y=None, w=None, **extra):
     if y is None:
         y = torch.arange(6.0).view(2, 3)
     gradients = {"w": torch.full((4,), 2.0) if w is None else w}
     return compare(case, {"y": y}, extra, gradients, [])
 
 
-def failing(comparison: Comparison) -> list[str]:
+def failing(comparison):
     return sorted(each.key for each in comparison.failures)
 
 
-def test_values_shapes_and_nan() -> None:
+def test_values_shapes_and_nan():
     assert failing(compare_toy(toy_case({}))) == []
     y = torch.arange(6.0).view(2, 3)
     assert failing(compare_toy(toy_case({}), y.view(3, 2))) == ["y"]
@@ -215,14 +201,14 @@ def test_values_shapes_and_nan() -> None:
     assert failing(compare_toy(toy_case({}), y)) == ["loss", "stats/y", "y"]
 
 
-def test_stored_keys_must_be_compared() -> None:
+def test_stored_keys_must_be_compared():
     case = toy_case({"extra/blocks.0": np.zeros(1, np.float32), "grad_norm/v": np.float32(1)})
     comparison = compare_toy(case)
     assert failing(comparison) == ["extra/blocks.0", "grad_norm/v"]
     assert "vitdet offers nothing to compare" in comparison.text()
 
 
-def test_gradient_norms_are_relative() -> None:
+def test_gradient_norms_are_relative():
     assert failing(compare_toy(toy_case({}), w=torch.full((4,), 2.00001))) == []
     assert failing(compare_toy(toy_case({}), w=torch.full((4,), 2.0001))) == ["grad_norm/w"]
     none_stored = toy_case({}, parameters_without_grad=["w"])
@@ -230,7 +216,7 @@ def test_gradient_norms_are_relative() -> None:
 
 
 @pytest.mark.parametrize(("moved", "expected"), [(1, []), (5, ["extra/detections.0.scores"])])
-def test_near_ties_may_change_order(moved: int, expected: list[str]) -> None:
+def test_near_ties_may_change_order(moved, expected):
     stored = np.linspace(1, 0, 100, dtype=np.float32)
     stats, key = np.array([stored.mean(), stored.std(), 1.0]), "extra/detections.0.scores"
     case = toy_case({key: stored, f"stats/{key}": stats}, extra={"detections.0.scores": [100]})

@@ -1,4 +1,4 @@
-"""The sheet of `vitdet data check --augmented PRESET`: training images as a model gets them."""
+"""Sheets of `vitdet data check --out`: labelled images, as they are and as a preset makes them."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 from PIL import Image
 
 from vitdet.app.pages import jpeg
-from vitdet.data.augment import large_scale_jitter
+from vitdet.data.augment import large_scale_jitter, resize_shortest_edge
 from vitdet.data.clean import Checked
 from vitdet.data.datasets import has_objects, records_of
 from vitdet.data.mapper import Mapper
@@ -19,8 +19,11 @@ from vitdet.utils.run_lengths import encode
 _PICTURES, _SIDE = 12, 384  # of the sheet; pixels of a picture's side
 
 
-def sheet(checked: Checked, preset: str) -> list[tuple[str, str]]:
-    """Return pictures with boxes and masks, and captions: images that can be read, by turns."""
+def sheet(checked: Checked, preset: str | None) -> list[tuple[str, str]]:
+    """Return pictures with boxes and masks, and captions.
+
+    They are images that can be read: with a preset augmented, by turns, else from all over a part.
+    """
     split = "train" if "train" in checked.cleaned else next(iter(checked.cleaned))
     part, cleaned = checked.data.parts[split], checked.cleaned[split]
     headers = {name: each.header for name, each in checked.files[split].items()}
@@ -35,11 +38,14 @@ def sheet(checked: Checked, preset: str) -> list[tuple[str, str]]:
     found = records_of(replace(cleaned, content=content), part.images, "coco", part.source)
     records = list(filter(has_objects, found))
     masks = all("segmentation" in item for each in records for item in each["annotations"])
-    jitter = large_scale_jitter(_SIDE, 0.5, 1.5)
-    mapper = Mapper(jitter, is_train=True, fast=True, preset=preset, use_masks=masks)
+    plain = resize_shortest_edge(_SIDE, 2 * _SIDE)
+    changes = large_scale_jitter(_SIDE, 0.5, 1.5) if preset else plain
+    mapper = Mapper(changes, is_train=True, fast=True, preset=preset, use_masks=masks)
     names = [each["name"] for each in sorted(content["categories"], key=lambda each: each["id"])]
     shown = []
-    for number in range(_PICTURES if records else 0):
+    if preset is None:
+        records = records[:: max(1, len(records) // _PICTURES)][:_PICTURES]
+    for number in range(_PICTURES if preset and records else len(records)):
         record = records[number % len(records)]
         with random_state(seed_from(0, number)):
             result = mapper(record, records)

@@ -41,7 +41,7 @@ _NEEDED = {
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
     """Return the command line; underscores in option names are read as dashes."""
-    parser = argparse.ArgumentParser(description=_WHAT)
+    parser = argparse.ArgumentParser(description=_WHAT, allow_abbrev=False)
     add_arguments(parser)
     dashed = [re.sub("^--[^=]+", lambda name: name[0].replace("_", "-"), word) for word in argv]
     return parser.parse_intermixed_args(dashed)

@@ -28,6 +28,10 @@ _HARMLESS = re.compile(r"model(\.[a-z]\w*)+=[\w.+, \"\[\]-]*$")
 
 # Heads whose channels are not 64, by width: ViT-H, EVA-g, SigLIP-so400m, ViT-G
 _HEADS = {1280: 16, 1408: 16, 1152: 16, 1664: 16}
+_TOLD = {  # what is read of config.json, where it is there
+    **dict.fromkeys(("hidden_size", "num_hidden_layers", "num_attention_heads"), int),
+    **{"layer_norm_eps": float, "hidden_act": str},
+}
 _ACTIVATIONS = {
     **{"gelu": "gelu", "quick_gelu": "quick_gelu", "silu": "gelu"},  # silu is that of a SwiGLU
     **dict.fromkeys(("gelu_new", "gelu_pytorch_tanh", "gelu_fast"), "gelu_tanh"),
@@ -65,6 +69,10 @@ def net_settings(
     if not is_foundation(found):
         return {}
     config = vision if isinstance(vision := config.get("vision_config"), Mapping) else config
+    for key, kind in _TOLD.items():
+        if key in config and not (type(value := config[key]) is kind and value):
+            text = f"{key}: expected {kind.__name__}, got {value!r}. Fetch it anew."
+            raise InputError(f"{source}: config.json: {text}")
     for ours, theirs in (("embed_dim", "hidden_size"), ("depth", "num_hidden_layers")):
         if config.get(theirs, sizes[ours]) != sizes[ours]:
             raise InputError(
@@ -198,6 +206,7 @@ def changes(
     weights: str | None = None,
     source_format: str | None = None,
     source: str = "source",
+    divide: bool = False,
 ) -> list[str] | None:
     """Return key=value for each setting of a recipe's plain ViT that a file has otherwise.
 
@@ -205,7 +214,8 @@ def changes(
         cfg: a recipe with the changes that a person typed.
         found: a file, or a folder of the hub.
         typed: those changes, which win: none of their keys is returned.
-        weights: as of `net_settings`, like the others.
+        weights: as of `net_settings`, like the next two.
+        divide: make windows divide the training map, but where the file has tables for them.
 
     Returns:
         None where nothing follows: the recipe has no plain ViT at `NET`, or `net_settings` is {}.
@@ -224,7 +234,7 @@ def changes(
     if not net or now["parallel_branch"]:
         return None
     keys = {word.partition("=")[0] for word in typed}
-    new = {key: value for key, value in net.items() if now[key] != value}
+    new = dict(net)
     if int(net["embed_dim"] * now["mlp_ratio"]) == int(net["embed_dim"] * net["mlp_ratio"]):
         new.pop("mlp_ratio", None)
     theirs = describe(found.content, **how)["backbone"]
@@ -234,6 +244,11 @@ def changes(
         new.pop("pretrain_use_cls_token", None)  # its row, or zeros for it, nobody reads
     if "depth" in new and f"{NET}.depth" not in keys:
         new = _of_depth(now, net["depth"]) | new
+    if divide and "window_size" not in theirs:
+        new["window_size"] = _dividing(new.get("window_size", now["window_size"]), now)
+    elif "window_size" in theirs:
+        new["window_size"] = theirs["window_size"]
+    new = {key: value for key, value in new.items() if now[key] != value}
     told = {f"{NET}.{key}": value for key, value in new.items()}
     if "pixel_mean" in cfg.model:
         told |= {f"model.{key}": v for key, v in pixels(found.config, found.preprocessor).items()}
@@ -248,6 +263,13 @@ def _of_depth(now: Mapping[str, Any], depth: int) -> dict[str, list[int]]:
         for name in names
         if now[name]
     }
+
+
+def _dividing(window: int, now: Mapping[str, Any]) -> int:
+    """Return the side nearest to a window's, the larger of two, that divides the training map."""
+    side = now["img_size"] // now["patch_size"] if isinstance(now["img_size"], int) else 0
+    fitting = [n for n in range(2, side) if side % n == 0 and window <= 2 * n <= 4 * window]
+    return min(fitting, key=lambda n: (abs(n - window), -n), default=window)
 
 
 def setting(key: str, value: Any) -> str:

@@ -20,7 +20,7 @@ from omegaconf import DictConfig, OmegaConf
 from vitdet import weights
 from vitdet.app import follow
 from vitdet.app.start import converted
-from vitdet.config import load_config
+from vitdet.config import CONFIGS, load_config
 from vitdet.data.formats import FORMATS
 from vitdet.data.prepare import Prepared, prepare_data
 from vitdet.data.presets import PRESETS, steps_of
@@ -30,7 +30,7 @@ from vitdet.engine.launch import launch
 from vitdet.engine.run import alone_in, train
 from vitdet.utils.checks import InputError, before_first_step
 
-CONFIGS = Path(__file__).resolve().parents[2] / "configs" / "own"
+OWN = CONFIGS / "own"
 SIZES = {
     "tiny": "eva02_tiny",
     "light": "vitdet_s_light",
@@ -145,7 +145,7 @@ def _following(args: argparse.Namespace, place: Path) -> list[str]:
     if net:
         typed = [word for word in args.overrides if word.startswith(follow.NET)]
         cfg = load_config(recipe_of(args.size, masks=False), typed)
-        lines = follow.changes(cfg, found, typed, source=source) or []
+        lines = follow.changes(cfg, found, typed, source=source, divide=True) or []
     if args.weights:
         start = {"size": args.size, "overrides": lines, "weights": str(args.weights.absolute())}
         follow.keep(place, start)
@@ -155,14 +155,8 @@ def _following(args: argparse.Namespace, place: Path) -> list[str]:
 
 
 def recipe_of(size: str, *, masks: bool) -> Path:
-    """Return the recipe of a size, with or without masks; an InputError where it is not there."""
-    path = CONFIGS / f"{'mask' if masks else 'faster'}_rcnn_{SIZES[size]}.py"
-    if not CONFIGS.with_suffix(".py").is_file():  # the table of which it is a row
-        raise InputError(
-            f"recipes of vitdet train: expected the file {path}, got nothing. They are part of the "
-            "project's checkout: install vitdet from it by `pip install --editable .`."
-        )
-    return path
+    """Return the recipe of a size, with or without masks."""
+    return OWN / f"{'mask' if masks else 'faster'}_rcnn_{SIZES[size]}.py"
 
 
 def _check(args: argparse.Namespace) -> None:
@@ -175,6 +169,9 @@ def _check(args: argparse.Namespace) -> None:
         value = getattr(args, name)
         if value is not None and value <= 0:
             raise InputError(f"--{name.replace('_', '-')}: expected more than 0, got {value}.")
+    if args.batch and _BATCH in _keys(args):
+        got = f"--batch {args.batch} and {_BATCH}. Leave one of them out."
+        raise InputError(f"images a step: expected one word, got {got}")
     again = not args.resume and not args.dry_run  # refused before data are written
     if again and (args.out / "last_checkpoint").exists():
         raise InputError(
@@ -293,7 +290,7 @@ def _print_choices(
     words += ["--num-gpus", str(args.num_gpus)] if args.num_gpus > 1 else []
     words += ["--resume"] if args.resume else []
     lines = [
-        f"recipe       {recipe.relative_to(CONFIGS.parents[1])} ({args.size}): {what}",
+        f"recipe       {recipe.relative_to(CONFIGS.parent)} ({args.size}): {what}",
         f"start        {start}",
         f"length       {length}, {batch} a step, learning rate {cfg.optimizer.lr:g}",
         f"results      {cfg.train.output_dir}",

@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import combinations
 from pathlib import Path, PurePosixPath
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -49,7 +49,6 @@ def clean(
     *,
     style: Style = "coco",
     boxes: Boxes = "ask",
-    without_mask: Literal["keep", "drop"] = "keep",
     files: Mapping[str, ImageFile] | None = None,
 ) -> Cleaned:
     """Read the lists of a COCO content; say and mend what is wrong with them.
@@ -63,7 +62,6 @@ def clean(
         source: where the content comes from, for messages.
         style: "lvis" where file names are in `coco_url`.
         boxes: how they are written; "ask": x, y, width, height, unless they look otherwise.
-        without_mask: "drop" leaves out objects without a mask, where others have one.
         files: {file name: what its file is}, for a closer look at everything; None opens only files
             of images without a size, and leaves alone what a training does not stop at.
 
@@ -78,7 +76,7 @@ def clean(
     except InputError as error:
         raise InputError(f"annotation file {source}, {error}") from error
     labels = Labels(found, classes, log, boxes=boxes, closer=files is not None)
-    annotations = labels.read(content["annotations"], without_mask)
+    annotations = labels.read(content["annotations"])
     if log.changed:
         images_kept = [image for image, _ in found.kept.values()]
         lists = {"images": images_kept, "categories": classes.kept, "annotations": annotations}

@@ -99,8 +99,7 @@ def _read(json_file: Path, images: Path, style: Style, check: Check) -> Cleaned:
         content = {"annotations": [], **content} if isinstance(content, dict) else content
         check_lists(content, json_file)
         return Cleaned(content)
-    without_mask = "drop" if check == "drop" else "keep"
-    found = clean(content, images, json_file, style=style, without_mask=without_mask)
+    found = clean(content, images, json_file, style=style)
     if check == "error":
         stop_at_faults(json_file, found.findings)
     for line in notes_on(found.findings):
@@ -113,7 +112,7 @@ def records_of(found: Cleaned, image_root: Path, style: Style, json_file: Path) 
 
     Where some objects have no mask, none has one in the records: only boxes can be trained.
     """
-    mixed = any(each.kind == "object without mask" and not each.done for each in found.findings)
+    mixed = any(each.kind == "object without mask" for each in found.findings)
     ids = sorted(category["id"] for category in found.content["categories"])
     class_index = {category: index for index, category in enumerate(ids)}
     by_image: dict[int, list[Json]] = defaultdict(list)

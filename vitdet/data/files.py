@@ -394,8 +394,9 @@ def by_names(
 
 
 def plain(name: str) -> str:
-    """A name to compare by: one form of Unicode (NFC), no difference of case."""
-    return unicodedata.normalize("NFC", name).casefold()
+    """A name to compare by: one form of Unicode (NFC), no difference of case, .jpeg is .jpg."""
+    text = unicodedata.normalize("NFC", name).casefold()
+    return f"{text[:-5]}.jpg" if text.endswith(".jpeg") else text
 
 
 def _in_common(first: Iterable[str], second: Iterable[str]) -> int:

@@ -217,7 +217,7 @@ class Labels:
         self.seen: set[str] = set()
         self.lie: list[tuple[Box, Size]] = []  # the boxes that were read, in images of these sizes
 
-    def read(self, given: list[Json], without_mask: Literal["keep", "drop"]) -> list[Json]:
+    def read(self, given: list[Json]) -> list[Json]:
         """Return the annotations that stay."""
         self.free = count(max((whole(each.get("id")) or 0 for each in given), default=0) + 1)
         found = list(self._read(given))
@@ -226,11 +226,7 @@ class Labels:
         bare = sum(not each.get("segmentation") for each in objects)
         if 0 < bare < len(objects):
             self.log.where = f"{bare} of {len(objects)} objects"
-            drop = without_mask == "drop"
-            done = "left out" if drop else ""
-            self.log.say("object without mask", "no segmentation", done, lost=bare * drop)
-            if drop:
-                found = [each for each in found if each.get("segmentation") or each.get("iscrowd")]
+            self.log.say("object without mask", "no segmentation")
         self._fit_of_boxes()
         for key, objects_of in self.counts.items() if self.closer else ():
             if objects_of > _MANY:

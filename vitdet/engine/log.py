@@ -28,6 +28,7 @@ logger = logging.getLogger(__name__)
 
 IMAGES = "images_seen"  # x of every number
 METRICS = "metrics.json"
+_WAITS = 0.3  # of its time, and a run says so
 _STEPS = 20  # between two lines, where the recipe says nothing; and the least lines of a run
 
 # --- lines ---------------------------------------------------------------------------------------
@@ -240,14 +241,16 @@ class Progress(Hook):
         self.metrics.write(seen, {**values, **heads})
         if self._bar is not None:
             self._bar.set_postfix_str(f"loss {values['total_loss']:.4g}")
+        waited = window.data_seconds / seconds
         logger.info(
-            "%d/%d images  eta %s  loss %s  lr %.3g  %.2f img/s  data %.2g s  %d MB",
+            "%d/%d images  eta %s  loss %s  lr %.3g  %.2f img/s%s",
             seen,
             max(self.goal, seen),
             timedelta(seconds=round(max(self.goal - seen, 0) / speed)),
             _losses(losses),
-            *(values[name] for name in ("lr", "images_per_second", "data_seconds")),
-            values["max_memory_mb"],
+            values["lr"],
+            speed,
+            f"  {waited:.0%} of the time waiting for images" if waited > _WAITS else "",
         )
 
 

@@ -115,7 +115,8 @@ def set_length(cfg: DictConfig, dataset: Any) -> None:
         images = _images("train", key, train[key], train.num_images, batch)
         if not isinstance(train[key], str):
             images *= train.num_images / own
-        train[key] = max(round(images), 1) if images else 0
+        # up: four quarters of 410 images are done at the end, not just before it
+        train[key] = math.ceil(round(images, 3)) if images else 0
     _set_schedule(cfg)
     images, steps = train.num_images, -(-train.num_images // batch)
     evaluated = (

@@ -17,6 +17,7 @@ from torch.nn.modules import module as registration
 
 from vitdet import checkpoint
 from vitdet.config import (
+    CONFIGS,
     build_model,
     change,
     config_text,
@@ -83,11 +84,11 @@ def load(
     note = content.get("vitdet")
     note = note if isinstance(note, dict) else {}
     if found.row and found.row.recipe and config is None:
-        config = others.CONFIGS.parent / found.row.recipe
+        config = CONFIGS.parent / found.row.recipe
     if config is None and not isinstance(note.get("config"), str):
         row = others.find_recipe(content, source)
         if row is not None:
-            config, overrides = others.CONFIGS / f"{row.recipe}.py", (*row.overrides, *overrides)
+            config, overrides = CONFIGS / f"{row.recipe}.py", (*row.overrides, *overrides)
     cfg = _recipe(note, source, config, overrides, trust)
     names, ids = _classes(cfg, note, class_names, source)
     wanted = checkpoint.chosen(content, weights, source=source)

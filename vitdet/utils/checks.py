@@ -88,6 +88,8 @@ def exit_status(run: Callable[[], int]) -> int:
         return status
     except InputError as error:
         return _say(f"error: {error}", INPUT_ERROR_STATUS)
+    except ModuleNotFoundError as error:
+        return _say(f"error: {missing_text(error)}", INPUT_ERROR_STATUS)
     except BrokenPipeError:
         _drop_stdout()
         return 0
@@ -108,6 +110,16 @@ def open_streams() -> None:
     for stream in (sys.stdout, sys.stderr):  # names of files may hold what no encoding knows
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
+
+
+def missing_text(error: ModuleNotFoundError) -> str:
+    """Return how to bring a package that is not here."""
+    package = str(error.name).partition(".")[0]
+    return (
+        f"vitdet needs {package}, which is not installed: run `vitdet setup`, which brings what is "
+        "missing (or build the official detectron2 with `pip install --no-build-isolation "
+        "'detectron2 @ git+https://github.com/facebookresearch/detectron2.git'`)."
+    )
 
 
 def os_error_text(error: OSError) -> str:

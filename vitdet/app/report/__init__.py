@@ -19,11 +19,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--iou-type", choices=["bbox", "segm"], default="bbox", help=what)
     add_threshold_argument(parser)
     add("--images", type=int, default=12, help="worst images shown (default 12)")
-    what = "results in COCO's format; left out: those of the run, which is evaluated if it has none"
+    what = "results in COCO's format; left out: those of the run"
     add("--predictions", type=Path, help=what)
     what = "build parts of the run's recipe from outside vitdet"
     add("--trust", action="store_true", help=what)
-    add("--device", choices=["auto", "cpu", "cuda"], default="auto")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -41,16 +40,17 @@ def run(args: argparse.Namespace) -> int:
         raise InputError(f"--out {out}: there is no folder {out.parent}. Make it first.")
     # matplotlib and the engine are slow to import, and --help needs neither
     from vitdet.app.pages import render
-    from vitdet.app.report.page import NAMES, read_run, sections
+    from vitdet.app.report.page import MARKS, NAMES, read_run, sections
     from vitdet.utils.files import write_text
 
-    found = read_run(folder, args.predictions, args.device, trust=args.trust)
+    found = read_run(folder, args.predictions, trust=args.trust)
     source = str(folder / "results.json")
     which = min(found.note.get(thresholds.KEY, ["model"]))  # those of "ema" are evaluated last
     least = thresholds.chosen(args.threshold, found.note, which, source)
-    parts = sections(found, args.iou_type, least, args.images)
-    values = {"about": f"{found.checkpoint} on {found.dataset.name}", "sections": parts}
-    values |= {"kind": NAMES[args.iou_type], "threshold": least.text()}
+    verdict, parts = sections(found, args.iou_type, least, args.images)
+    about = f"{found.checkpoint} on {found.dataset.name}, threshold {least.text()}"
+    values = {"about": about, "verdict": verdict, "kind": NAMES[args.iou_type], "marks": MARKS}
+    values["sections"] = parts
     write_text(out, render("report.html", title=folder.resolve().name, **values))
     print(f"report: {out} ({out.stat().st_size / 1e6:.1f} MB)")
     return 0

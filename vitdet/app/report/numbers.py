@@ -129,6 +129,29 @@ def _mistake(found: Json, overlaps: np.ndarray, objects: list[Json]) -> Mistake:
     return Mistake("both", found, objects[beside], others[beside])
 
 
+def costs(judged: Sequence[Judged]) -> dict[str, tuple[int, float]]:
+    """Return how many mistakes there are of each kind, and what F1 (percent) gains without them.
+
+    What is only badly placed, or of another class, would find its object.
+    """
+    objects, right = sum(len(each.objects) for each in judged), sum(each.right for each in judged)
+    mistakes = [each for image in judged for each in image.mistakes]
+    wrong = sum(each.kind != "missed" for each in mistakes)
+    had = {a["id"] for each in judged for a, _ in each.pairs[: each.right] if a}
+
+    def f1(right: int, wrong: int) -> float:
+        return 200 * right / max(1, right + wrong + objects)
+
+    found = {}
+    for kind in KINDS:
+        mine = [each for each in mistakes if each.kind == kind]
+        ids = {each.truth["id"] for each in mine if each.truth} - had
+        more = len(ids) if kind in ("localisation", "classification", "missed") else 0
+        less = wrong if kind == "missed" else wrong - len(mine)
+        found[kind] = (len(mine), f1(right + more, less) - f1(right, wrong))
+    return found
+
+
 def confusion(judged: Sequence[Judged], class_ids: Sequence[int]) -> np.ndarray:
     """Count objects by what they are and what they are taken for.
 

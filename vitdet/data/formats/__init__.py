@@ -112,6 +112,7 @@ def _hints(listing: Listing) -> Iterator[str]:
     for path in listing.of(".yaml", ".yml"):
         if path.parent != folder and path.stem.lower() in ("data", "dataset"):
             yield f"There is {path.relative_to(folder)}: give {path.parent}."
+            return
     found = [path for suffix in _SUFFIXES for path in listing.of(suffix)[:_MAX_LOOKED_AT]]
     for path in found:
         data = files.read_bytes(path)

@@ -193,15 +193,21 @@ def _named_places(
 
 
 def _by_end(name: str, listing: Listing, split: str) -> Path | None:
-    """Return the folder of images, or list, that the end of a path means; it may say the part."""
-    folder, below = listing.folder, _below(listing)
-    folders = {each for path in below.images() for each in path.relative_to(folder).parents}
-    choice = [*(folder / each for each in sorted(folders)), *below.of(".txt")]
-    place = files.by_names([name], choice, split=split).get(name)
-    if place is not None and split in map(files.split_of, files.spellings(name)[0]):
-        inside = place.relative_to(folder).parts
-        return place if split in map(files.split_of, inside) else None
-    return place
+    """Return the folder of images, or list, that the end of a path means.
+
+    Where the path says the part, that end has to say it.
+    """
+    folder, parts = listing.folder, files.spellings(name)[0]
+    ends = (folder.joinpath(*parts[first:]) for first in range(1, len(parts)))
+    place = next(filter(files.exists, ends), None)
+    if place is None:
+        below = _below(listing)
+        folders = {each for path in below.images() for each in path.relative_to(folder).parents}
+        choice = [*(folder / each for each in sorted(folders)), *below.of(".txt")]
+        place = files.by_names([name], choice, split=split).get(name)
+    if place is None or split not in map(files.split_of, parts):
+        return place
+    return place if split in map(files.split_of, place.relative_to(folder).parts) else None
 
 
 def _below(listing: Listing) -> Listing:
@@ -248,12 +254,12 @@ def _labels(
     if not found:
         raise InputError(f"{places[0]}: expected images, got none. Correct the path.")
     bare = [image for image, path in found.items() if path is None]
-    if bare and (by_end := _labels_by_end(bare, listing, split, anywhere=not used)):
+    if bare and (by_end := _labels_by_end(bare, used, listing, split)):
         found |= by_end
-        first = next(iter(by_end.items()))
+        count, image = counted(len(by_end), "image"), next(iter(by_end))
         notes.append(
-            f"{split}: labels of {counted(len(by_end), 'image')} are found by their base names, "
-            f"{first[1]} is of {first[0].name}"
+            f"{split}: labels of {count} are found by their base names: {image.name} has "
+            f"{by_end[image]}"
         )
     if bare := sum(each is None for each in found.values()):
         notes.append(f"{split}: {bare} of {counted(len(found), 'image')} have no label file")
@@ -261,28 +267,23 @@ def _labels(
 
 
 def _labels_by_end(
-    images: list[Path], listing: Listing, split: str, *, anywhere: bool
+    images: list[Path], used: Collection[Path], listing: Listing, split: str
 ) -> dict[Path, Path]:
     """Return the label files of images that have none where they should be.
 
-    Where others of the part have theirs, only the name may be spelt otherwise; else it is an image
-    without labels. Where none has, the folder of the labels may be another, if not that of another
-    part.
+    Where others of the part have theirs (`used`), only the name may be spelt otherwise. Where none
+    has, the folder of the labels may be another, if it is not that of another part.
     """
-    folder = listing.folder
-    texts = [
-        path
-        for path in _below(listing).of(".txt")
-        if files.split_of_path(path.parent / "-", folder) in (None, WHOLE, split)
-        and path.name.lower() not in _NAME_FILES
-    ]
+    texts = [x for x in _below(listing).of(".txt") if x.name.lower() not in _NAME_FILES]
+    parts = ((x, files.split_of_path(x.parent / "-", listing.folder)) for x in texts)
+    texts = [files.written(x) for x, part in parts if part in (None, split) or split == WHOLE]
     names = {str(files.written(image.with_suffix(".txt"))): image for image in images}
-    found = files.by_names(names, texts, split=split)
+    found = files.by_names(names, texts, used, split).items()
+    pairs = ((names[name], path) for name, path in found)
     return {
-        names[name]: files.written(path)
-        for name, path in found.items()
-        for image in [names[name]]
-        if anywhere or path.parent in (image.parent, *_label_folders(image))
+        image: path
+        for image, path in pairs
+        if not used or path.parent in (image.parent, *_label_folders(image))
     }
 
 
