@@ -95,8 +95,8 @@ def light(parts: SimpleNamespace) -> None:
     """
     vit_s(parts)
     image_size(parts, LIGHT)
-    model, backbone = parts.model, parts.model.backbone
-    rpn, heads = model.proposal_generator, model.roi_heads
+    backbone, heads = parts.model.backbone, parts.model.roi_heads
+    rpn = parts.model.proposal_generator
     backbone.out_channels = rpn.head.in_channels = 128
     backbone.net.update(window_size=0, global_block_indexes=[], use_rel_pos=False)
     rpn.head.conv_dims = [-1]
