@@ -12,6 +12,7 @@ from vitdet.utils.checks import exit_status
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     """Return the command line as detectron2's tools name it."""
     parser = argparse.ArgumentParser(
+        allow_abbrev=False,
         description="Train or evaluate a detector. Runs on the GPU, or on the CPU without one.",
         epilog="Under torchrun the flags about processes and machines come from its environment. "
         "Exit status: 0 done; 2 something to repair, in one line; 75 told to leave (SIGTERM, "
@@ -44,20 +45,20 @@ def main(args: argparse.Namespace) -> None:
     from vitdet.engine.parameters import group_lines
     from vitdet.engine.run import evaluate, train
 
-    # torchrun starts its workers again when one has died
-    restarted = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
     cfg = load_config(args.config_file, args.overrides)
     if args.print_groups:
         print(*group_lines(cfg), sep="\n", flush=True)
     elif args.eval_only:
         evaluate(cfg, resume=args.resume)
     else:
-        train(cfg, resume=args.resume or restarted, dry_run=args.dry_run)
+        train(cfg, resume=args.resume, dry_run=args.dry_run)
 
 
 def run(arguments: list[str] | None = None) -> int:
     """Start the processes; return the exit status, that of a preemption as a SystemExit."""
     args = parse(arguments)
+    # torchrun starts its workers again when one has died
+    args.resume |= int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
 
     def start() -> int:
         from vitdet.app.start import from_weights  # not above: --help should not wait for torch

@@ -72,12 +72,7 @@ ROWS = {
     ),
     "cascade_mask_rcnn_mvitv2_l_in21k_50ep": Row(
         "55.7/48.3", 265.11, "model 325607715; the paper has 55.7/48.3 and 270 M parameters",
-        (
-            mvit(8e-5, **MVIT_L_SIZE),
-            COCO_50,
-            cascaded,
-        ),
-        MVIT_L,
+        (mvit(8e-5, **MVIT_L_SIZE), COCO_50, cascaded), MVIT_L,
     ),
     "cascade_mask_rcnn_mvitv2_h_in21k_36ep": Row(
         "55.9/48.3", 718.16, "model 326187358; the paper has 55.8/48.3 and lr 8e-5",
@@ -95,19 +90,13 @@ ROWS = {
         "55.5/47.1", 141.12,
         "eva02_B_coco_bsl, eva2_coco_cascade_mask_rcnn_vitdet_b_4attn_1024_lrd0p7.py; its log: "
         "55.5017 / 47.0794",
-        (
-            eva02_b, eva02_steps(128, 5e-5, 60000),
-        ),
-        EVA_B,
+        (eva02_b, eva02_steps(128, 5e-5, 60000)), EVA_B,
     ),
     "cascade_mask_rcnn_eva02_l_bsl": Row(
         "59.2/50.8", 360.91,
         "eva02_L_coco_bsl, eva2_coco_cascade_mask_rcnn_vitdet_l_4attn_1024_lrd0p8.py; its log: "
         "59.1550 / 50.7923",
-        (
-            eva02_l, eva02_steps(144, 6e-5, 60000),
-        ),
-        EVA_L,
+        (eva02_l, eva02_steps(144, 6e-5, 60000)), EVA_L,
     ),
     # At 1536 pixels: soft-NMS (linear, 0.6, class by class, candidates with scores above 0), at
     # most 1000 detections an image where the published code returns all it has; for the mask AP
@@ -126,10 +115,7 @@ ROWS = {
         "62.3/53.8", 360.91,
         "eva02_L_coco_sys, eva2_coco_cascade_mask_rcnn_vitdet_l_8attn_win32_1536_lrd0p8.py; its "
         "log: 62.2848 / 53.8006",
-        (
-            eva02_l, system(THIRDS, 32, override_score_thresh=0.0),
-            eva02_steps(128, 5e-5, 60000),
-        ),
+        (eva02_l, system(THIRDS, 32, override_score_thresh=0.0), eva02_steps(128, 5e-5, 60000)),
         EVA_L,
     ),
     "cascade_mask_rcnn_eva02_l_sys_o365": Row(
@@ -151,10 +137,7 @@ ROWS = {
     ),
     "mask_rcnn_pe_spatial_g_36ep": Row(
         "57.8/50.3", 1885.68, "mask_rcnn_PEspatial_G_coco36ep.py",
-        (
-            pe_g, net(layer_scale=True), steps(66375, 59000, 63916, warmup=90),
-        ),
-        PE_SPATIAL_G,
+        (pe_g, net(layer_scale=True), steps(66375, 59000, 63916, warmup=90)), PE_SPATIAL_G,
     ),
 }  # fmt: skip
 recipes = Recipes(ROWS, "coco", globals())

@@ -36,8 +36,6 @@ from .common.rows import optimizer as rates
 EVA_B, EVA_L = "eva02_B_pt_in21k_p14to16.pt", "eva02_L_pt_in21k_p14to16.pt"
 SWIN_B, SWIN_L = (f"swin_{size}_patch4_window7_224_22k.pth" for size in ("base", "large"))
 MVIT_B, MVIT_L, MVIT_H = (f"MViTv2_{size}_in21k.pyth" for size in "BLH")
-
-
 VIT_H = (vit_h, net(drop_path_rate=0.4), lvis)
 
 ROWS = {
@@ -69,30 +67,18 @@ ROWS = {
     ),
     "cascade_mask_rcnn_swin_l_in21k_50ep": Row(
         "46.0/41.4", 251.55, "model 329222724",
-        (
-            swin(1e-4, **SWIN_L_SIZE, drop_path_rate=0.3),
-            LVIS_50, cascaded, lvis,
-        ),
-        SWIN_L,
+        (swin(1e-4, **SWIN_L_SIZE, drop_path_rate=0.3), LVIS_50, cascaded, lvis), SWIN_L,
     ),
     "cascade_mask_rcnn_mvitv2_b_in21k_100ep": Row(
         "46.3/42.0", 106.89, "model 329477206", (mvit(1e-4), LVIS_100, cascaded, lvis), MVIT_B,
     ),
     "cascade_mask_rcnn_mvitv2_l_in21k_50ep": Row(
         "49.4/44.2", 268.85, "model 329661552",
-        (
-            mvit(4e-5, **MVIT_L_SIZE),
-            LVIS_50, cascaded, lvis,
-        ),
-        MVIT_L,
+        (mvit(4e-5, **MVIT_L_SIZE), LVIS_50, cascaded, lvis), MVIT_L,
     ),
     "cascade_mask_rcnn_mvitv2_h_in21k_50ep": Row(
         "49.5/44.1", 721.90, "model 330445165",
-        (
-            mvit(2e-5, **MVIT_H_SIZE),
-            LVIS_50, cascaded, lvis,
-        ),
-        MVIT_H,
+        (mvit(2e-5, **MVIT_H_SIZE), LVIS_50, cascaded, lvis), MVIT_H,
         "activation checkpointing as in configs/COCO.py",
     ),
     # EVA-02: 128 images a step, cuts at 80 % and 90 %
@@ -100,19 +86,13 @@ ROWS = {
         "47.1/41.4", 144.86,
         "eva02_B_lvis_bsl, eva2_lvis_cascade_mask_rcnn_vitdet_b_4attn_1024_lrd0p7.py; its log: "
         "47.1304 / 41.3575",
-        (
-            eva02_b, lvis, eva02_steps(128, 1e-4, 50000, every=2500),
-        ),
-        EVA_B,
+        (eva02_b, lvis, eva02_steps(128, 1e-4, 50000, every=2500)), EVA_B,
     ),
     "cascade_mask_rcnn_eva02_l_bsl": Row(
         "55.3/48.6", 364.65,
         "eva02_L_lvis_bsl, eva2_lvis_cascade_mask_rcnn_vitdet_l_4attn_1024_lrd0p8.py; its log: "
         "55.2866 / 48.5964. The README's link to its weights leads to those of the COCO row",
-        (
-            eva02_l, lvis, eva02_steps(128, 1e-4, 40000, every=2500),
-        ),
-        EVA_L,
+        (eva02_l, lvis, eva02_steps(128, 1e-4, 40000, every=2500)), EVA_L,
     ),
     # At 1536 pixels: soft-NMS (linear, 0.6, class by class, candidates with scores above 0.02),
     # scores times maskness above 0.5, for boxes and masks; at most 1000 detections an image are
@@ -134,21 +114,16 @@ ROWS = {
         "its log: 65.2244 / 57.3209",
         (eva02_l, lvis, system(THIRDS, 16, maskness_thresh=0.5), averaged(70000, 1000)),
         "eva02_L_in21k_to_o365.pth",
-        "70000 iterations x 64 images = 44.8 x 100000, warm-up 1 %. Of published files "
-        "converter.py --weights ema_state takes the average; evaluate what it writes with "
-        "train.eval_weights=model",
+        "70000 iterations x 64 images = 44.8 x 100000, warm-up 1 %. The average of published files "
+        "as in configs/COCO.py",
     ),
-    # Perception Encoder (arXiv 2504.13181; facebookresearch/perception_models, apps/detection);
-    # its patches of 14 pixels are resized to 16: converter.py --resize-patch-embed
+    # Perception Encoder, as in configs/COCO.py
     "mask_rcnn_pe_core_g_75ep": Row(
         "51.9/47.9", 1891.57, "mask_rcnn_PEcore_G_lvis75ep.py", (pe_g, lvis, COCO_75), PE_CORE_G,
     ),
     "mask_rcnn_pe_spatial_g_75ep": Row(
         "54.2/49.3", 1891.72, "mask_rcnn_PEspatial_G_lvis75ep.py",
-        (
-            pe_g, net(layer_scale=True), lvis, COCO_75,
-        ),
-        PE_SPATIAL_G,
+        (pe_g, net(layer_scale=True), lvis, COCO_75), PE_SPATIAL_G,
     ),
 }  # fmt: skip
 recipes = Recipes(ROWS, "lvis", globals())

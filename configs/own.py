@@ -20,7 +20,7 @@ from vitdet.data.datasets import coco_dataset
 from vitdet.heads import StandardROIHeads
 from vitdet.optim import Cosine
 
-from .common.changes import boxes_only, vit_l
+from .common.changes import boxes_only, image_size, vit_l
 from .common.data.coco import dataloader
 from .common.models.mask_rcnn_vitdet import model
 from .common.rows import Change, Recipes, Row
@@ -32,7 +32,7 @@ from .mini.mask_rcnn_vitdet_coco_mini import optimizer as _tiny_optimizer
 from .mini.mask_rcnn_vitdet_coco_mini import schedule as _tiny_schedule
 from .mini.mask_rcnn_vitdet_coco_mini import train as _tiny_train
 
-SMALL = 512  # pixels
+SMALL, LIGHT = 512, 320  # pixels
 
 
 def own_data(data: DictConfig, size: int, min_scale: float = 0.1, max_scale: float = 2.0) -> None:
@@ -86,6 +86,37 @@ def vit_s(parts: SimpleNamespace) -> None:
     parts.schedule = L(Cosine)(num_images=40000, warmup=250 * 16, warmup_factor=0.001)
 
 
+def light(parts: SimpleNamespace) -> None:
+    """The same ViT-S for a machine without a GPU: 320 pixels, narrow heads, 500 iterations x 8.
+
+    20 x 20 tokens are few enough for global attention in every block, as in the pretraining. What
+    costs most in `vit_s` is a quarter here: pyramid and RPN (128 channels), the box head (128
+    regions, two fully connected layers). Anchors are half as large, as the objects are.
+    """
+    vit_s(parts)
+    image_size(parts, LIGHT)
+    backbone, heads = parts.model.backbone, parts.model.roi_heads
+    rpn = parts.model.proposal_generator
+    backbone.out_channels = rpn.head.in_channels = 128
+    backbone.net.update(window_size=0, global_block_indexes=[], use_rel_pos=False)
+    rpn.head.conv_dims = [-1]
+    rpn.anchor_generator.sizes = [[16], [32], [64], [128], [256]]
+    rpn.update(batch_size_per_image=128, pre_nms_topk=[500, 500], post_nms_topk=[300, 300])
+    heads.batch_size_per_image = 128
+    heads.box_head.update(conv_dims=[], fc_dims=[512, 512])
+    heads.box_head.input_shape.channels = 128
+    heads.box_predictor.input_shape.channels = 512
+    if "mask_head" in heads:
+        heads.mask_head.update(conv_dims=[128] * 4)
+        heads.mask_head.input_shape.channels = 128
+    parts.dataloader.train.mapper.augmentations.update(min_scale=0.5, max_scale=1.5)
+    parts.dataloader.train.update(total_batch_size=8, num_workers=1)
+    parts.optimizer.lr = 2e-4
+    parts.train.update(num_images=4000, reference_batch=8, checkpoint_every=1000, eval_every=1000)
+    parts.train.update(log_every=10)
+    parts.schedule.update(num_images=4000, warmup=50 * 8)
+
+
 def tiny(parts: SimpleNamespace) -> None:
     """Blocks of mini/mask_rcnn_eva02_shapes.py, wider and six, in mini's model of real photographs.
 
@@ -124,6 +155,7 @@ def no_masks(parts: SimpleNamespace) -> None:
 SIZES = {  # parameters of 80 classes with and without masks, in millions
     "eva02_tiny": (tiny,),
     "vitdet_s": (vit_s,),
+    "vitdet_s_light": (light,),
     "vitdet_b": (vit_b,),
     "vitdet_l": (vit_b, vit_l),
 }

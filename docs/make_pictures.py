@@ -53,7 +53,7 @@ def report(driver: Any, run: Path, folder: Path) -> None:
     call(folder, *COMMAND, "report", str(run), "--out", str(written), "--images", "3")
     driver.get(written.as_uri())
     top = driver.execute_script(
-        "return document.getElementById('confusion').getBoundingClientRect().bottom"
+        "return document.getElementById('kinds-of-errors').getBoundingClientRect().bottom"
     )
     save(screenshot(driver, 0, top + 12), "report.png")
     box = driver.execute_script(

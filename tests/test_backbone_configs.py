@@ -1,12 +1,9 @@
 """The files under configs/backbones: image features for other projects."""
 
-from __future__ import annotations
-
 import ast
 import re
 from functools import cache, partial
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -26,11 +23,11 @@ SIZES = {  # (height, width) of the images, side of a global window in tokens
 
 
 @cache
-def model_of(name: str) -> nn.Module:
+def model_of(name):
     return build_model(load_config(FOLDER / f"{name}.py").model, device="meta")
 
 
-def shapes(model: nn.Module) -> dict[str, tuple[int, ...]]:
+def shapes(model):
     return {name: tuple(value.shape) for name, value in model.state_dict().items()}
 
 
@@ -62,7 +59,7 @@ def test_the_three_lines_of_the_readme_do_what_they_say(monkeypatch):
     assert len(lines) == 3
     monkeypatch.chdir(root)
     monkeypatch.setattr(vitdet, "build_model", partial(build_model, device="meta"))
-    names: dict[str, Any] = {"images": torch.zeros(1, 3, 320, 800, device="meta")}
+    names = {"images": torch.zeros(1, 3, 320, 800, device="meta")}
     exec("\n".join(lines), names)
     said = re.findall(r'"(p\d)": \(B, (\d+), (\d+), (\d+)\)', lines[-1])
     assert {level for level, *_ in said} == {"p2", "p6"}
@@ -70,7 +67,7 @@ def test_the_three_lines_of_the_readme_do_what_they_say(monkeypatch):
         assert tuple(names["features"][level].shape) == (1, *map(int, shape))
 
 
-def rates(name: str, overrides: list[str]) -> dict[str, tuple[float, float]]:
+def rates(name, overrides):
     """(lr, weight decay) of the parameters of a detector round the backbone."""
     detector = nn.Module()
     detector.img_backbone, detector.head = model_of(name), nn.Linear(2, 2, device="meta")

@@ -1,11 +1,7 @@
 """The benchmarks run at small size, their tables have the rows, and their comparisons can fail."""
 
-from __future__ import annotations
-
 import sys
-from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
 
 import attention
 import backbone
@@ -20,12 +16,12 @@ PACKAGES = {"segment-anything": "segment_anything", "transformers": "transformer
 
 
 @pytest.fixture
-def run(monkeypatch, tmp_path: Path, capsys) -> Callable[..., list[list[str]]]:
+def run(monkeypatch, tmp_path, capsys):
     """Run a benchmark in this process; return the cells of its table, as printed and written."""
     monkeypatch.setattr(common, "RESULTS", tmp_path)
     monkeypatch.setattr(common, "EXACT_MALLOC", {})
 
-    def call(module: ModuleType, *words: str) -> list[list[str]]:
+    def call(module, *words):
         words = (*words, "--device", "cpu", "--repeat", "1", "--threads", "1", "--write")
         monkeypatch.setattr(sys, "argv", [str(module.__file__), *words])
         module.main()
@@ -39,8 +35,8 @@ def run(monkeypatch, tmp_path: Path, capsys) -> Callable[..., list[list[str]]]:
     return call
 
 
-def test_contenders_run_in_turn_and_ratios_are_taken_round_by_round() -> None:
-    order: list[str] = []
+def test_contenders_run_in_turn_and_ratios_are_taken_round_by_round():
+    order = []
     now = iter(range(100))
     todo = {name: lambda name=name: order.append(name) for name in "ab"}
     times = common.in_turn(todo, 2, clock=lambda: float(next(now)))
@@ -52,7 +48,7 @@ def test_contenders_run_in_turn_and_ratios_are_taken_round_by_round() -> None:
 
 @pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="Linux only")
-def test_peak_memory_is_what_a_tensor_takes() -> None:
+def test_peak_memory_is_what_a_tensor_takes():
     # in a process of its own: in this one malloc may hand out what an earlier test has freed
     code = f"""
 import json, sys, torch
@@ -65,7 +61,7 @@ print(json.dumps(common.peak_memory(lambda: torch.ones(64 * common.MIB, dtype=to
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", peers.PEERS)
-def test_peers_compute_what_ours_does(name: str) -> None:
+def test_peers_compute_what_ours_does(name):
     if name in PACKAGES:
         pytest.importorskip(PACKAGES[name], reason=f"{name} is not installed")
     mine, theirs = peers.build(peers.OURS, TINY), peers.build(name, TINY)
@@ -79,7 +75,7 @@ def test_peers_compute_what_ours_does(name: str) -> None:
                     peers.check("them", tokens, mine.tokens(x))
 
 
-def test_backbone(run, monkeypatch) -> None:
+def test_backbone(run, monkeypatch):
     monkeypatch.setattr(backbone, "measured", lambda *_: 1.5)
     words = ["--model", "tiny", "--size", "64", "--peers", "detectron2", "timm"]
     table = run(backbone, *words, "--backward")
@@ -90,7 +86,7 @@ def test_backbone(run, monkeypatch) -> None:
     assert all(float(line[-1]) < 1e-4 for line in table[5:])
 
 
-def test_attention(run) -> None:
+def test_attention(run):
     rows = run(attention, "--dtype", "bfloat16", "--sizes", "2x5x5", "1x8x4", "--backward")[2:]
     for name in ("no bias", "eager", "blocks", "sdpa"):
         assert [row[0] for row in rows if row[1] == name] == ["2x5x5", "1x8x4"]
@@ -99,7 +95,7 @@ def test_attention(run) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("mode", [[], ["--train"]])
-def test_detector(run, monkeypatch, mode: list[str]) -> None:
+def test_detector(run, monkeypatch, mode):
     monkeypatch.setattr(detector, "measured", lambda *_: [1.0])
     table = run(detector, "--tiny", *mode)
     assert [line[0] for line in table[2:]] == ["vitdet", "detectron2"]

@@ -1,7 +1,5 @@
 """Reading without running anything, writing whole or not at all, loading exactly."""
 
-from __future__ import annotations
-
 import argparse
 import collections
 import datetime
@@ -11,9 +9,6 @@ import random
 import resource
 import time
 import zipfile
-from collections.abc import Callable
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -34,8 +29,8 @@ ARRAYS = {
 }
 
 
-def tiny(**changes: Any) -> ViT:
-    options: dict[str, Any] = {"img_size": 64, "embed_dim": 16, "depth": 2, "num_heads": 2}
+def tiny(**changes):
+    options = {"img_size": 64, "embed_dim": 16, "depth": 2, "num_heads": 2}
     options |= {"pretrain_img_size": 64, "use_rel_pos": True, "window_size": 2}
     return ViT(**options | changes)
 
@@ -44,7 +39,7 @@ def tiny(**changes: Any) -> ViT:
 
 
 @pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
-def test_pickle_of_arrays_gives_their_values(tmp_path: Path, protocol: int) -> None:
+def test_pickle_of_arrays_gives_their_values(tmp_path, protocol):
     ordered = collections.OrderedDict(same=ARRAYS["rows"])
     content = {"model": ARRAYS, "ordered": ordered, "pair": (np.float64(2.5), np.bool_(True))}
     path = tmp_path / "zoo.pkl"
@@ -60,7 +55,7 @@ def test_pickle_of_arrays_gives_their_values(tmp_path: Path, protocol: int) -> N
     assert read["pair"] == (2.5, True)
 
 
-def test_pickle_of_python_2(tmp_path: Path) -> None:
+def test_pickle_of_python_2(tmp_path):
     # the array's bytes are a text of Python 2, opcode U
     array = (
         b"cnumpy.core.multiarray\n_reconstruct\ncnumpy\nndarray\nK\x00\x85U\x01b\x87R"
@@ -74,7 +69,7 @@ def test_pickle_of_python_2(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("suffix", [".pth", ".pt", ".bin", ".ckpt"])
-def test_torch_files(tmp_path: Path, suffix: str) -> None:
+def test_torch_files(tmp_path, suffix):
     """Of both formats, with what trainings leave in them beside weights."""
     content = {"state": {0: torch.ones(1), 7: {}}, None: 1, (1, "a"): 2, True: 3, 0.5: 4, b"x": 5}
     content["model"] = nn.BatchNorm2d(2).state_dict()  # has an attribute of its own
@@ -103,7 +98,7 @@ FORBIDDEN = {
 }
 
 
-def test_a_forbidden_class_is_refused_by_name(tmp_path: Path) -> None:
+def test_a_forbidden_class_is_refused_by_name(tmp_path):
     ran, path = tmp_path / "ran", tmp_path / "evil.pkl"
     for name, description in FORBIDDEN.items():
         path.write_bytes(description.replace(b"{ran}", str(ran).encode()))
@@ -120,12 +115,12 @@ def test_a_forbidden_class_is_refused_by_name(tmp_path: Path) -> None:
         assert checkpoint.read(path, trust=True)["when"].year == 2022
 
 
-def _long(number: int) -> bytes:
+def _long(number):
     data = number.to_bytes(10, "little", signed=True)
     return b"\x8a" + bytes([len(data)]) + data
 
 
-def _nested(opening: bytes, closing: bytes, count: int) -> bytes:
+def _nested(opening, closing, count):
     return opening * count + closing * count
 
 
@@ -167,7 +162,7 @@ HOSTILE = {
 }
 
 
-def _as_torch(description: bytes) -> bytes:
+def _as_torch(description):
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w") as archive:
         archive.writestr("a/data.pkl", b"\x80\x02" + description)
@@ -175,12 +170,12 @@ def _as_torch(description: bytes) -> bytes:
     return buffer.getvalue()
 
 
-def _as_old_torch(description: bytes) -> bytes:
+def _as_old_torch(description):
     head = [0x1950A86A20F9469CFC6C, 1001, {"little_endian": True}]
     return b"".join(pickle.dumps(each, 2) for each in head) + b"\x80\x02" + description
 
 
-def _as_script(description: bytes) -> bytes:
+def _as_script(description):
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w") as archive:
         archive.writestr("a/data.pkl", b"\x80\x02" + description)
@@ -197,7 +192,7 @@ CONTAINERS = {
 
 
 @pytest.mark.parametrize("file", CONTAINERS)
-def test_hostile_pickle_is_one_line_in_bounded_time(tmp_path: Path, file: str) -> None:
+def test_hostile_pickle_is_one_line_in_bounded_time(tmp_path, file):
     path, started = tmp_path / file, time.process_time()
     for description in HOSTILE.values():
         path.write_bytes(CONTAINERS[file](description))
@@ -207,7 +202,7 @@ def test_hostile_pickle_is_one_line_in_bounded_time(tmp_path: Path, file: str) -
     assert time.process_time() - started < 100  # a few; torch.load needs hours, or crashes
 
 
-def test_what_is_read_is_as_the_checksums_say(tmp_path: Path) -> None:
+def test_what_is_read_is_as_the_checksums_say(tmp_path):
     """Also of an archive with something behind it or before it."""
     values, path = torch.linspace(1, 2, 64), tmp_path / "a.pth"
     torch.save({"w": values}, path)
@@ -222,7 +217,7 @@ def test_what_is_read_is_as_the_checksums_say(tmp_path: Path) -> None:
             checkpoint.read(path)
 
 
-def test_wrong_paths(tmp_path: Path) -> None:
+def test_wrong_paths(tmp_path):
     (tmp_path / "weights.onnx").write_bytes(b"x")
     torch.save([torch.ones(1)], tmp_path / "list.pth")
     for name, message in {
@@ -244,12 +239,12 @@ def test_wrong_paths(tmp_path: Path) -> None:
     assert len(list(tmp_path.iterdir())) == 2
 
 
-def _pickled(path: Path, content: dict[str, Any]) -> None:
+def _pickled(path, content):
     arrays = {name: tensor.numpy() for name, tensor in content["model"].items()}
     path.write_bytes(pickle.dumps({"model": arrays}, protocol=2))
 
 
-WRITERS: dict[str, Callable[[Path, dict[str, Any]], None]] = {
+WRITERS = {
     "a.pth": checkpoint.write,
     "a.safetensors": checkpoint.write,
     "a.pkl": _pickled,
@@ -257,7 +252,7 @@ WRITERS: dict[str, Callable[[Path, dict[str, Any]], None]] = {
 
 
 @pytest.mark.parametrize("name", WRITERS)
-def test_damaged_files_are_read_or_refused_in_one_line(tmp_path: Path, name: str) -> None:
+def test_damaged_files_are_read_or_refused_in_one_line(tmp_path, name):
     path, choose, refused = tmp_path / name, random.Random(0), 0
     WRITERS[name](path, {"model": {"w": torch.arange(64.0), "v": torch.ones(3)}})
     whole = path.read_bytes()
@@ -280,7 +275,7 @@ def test_damaged_files_are_read_or_refused_in_one_line(tmp_path: Path, name: str
 
 
 @pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
-def test_written_content_comes_back(tmp_path: Path, suffix: str) -> None:
+def test_written_content_comes_back(tmp_path, suffix):
     base = torch.arange(12.0).view(3, 4)
     model = {"whole": base, "view": base[1:], "turned": base.t(), "half": base.half()}
     about = {"format": 1, "source_format": "mae", "initialised": ["a.b", "c"]}
@@ -298,7 +293,7 @@ def test_written_content_comes_back(tmp_path: Path, suffix: str) -> None:
 
 @pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
 @pytest.mark.parametrize("size", [10_000, 3_000_000])  # within torch's buffer and beyond it
-def test_a_file_that_grows_too_large_is_one_line(tmp_path: Path, suffix: str, size: int) -> None:
+def test_a_file_that_grows_too_large_is_one_line(tmp_path, suffix, size):
     path = tmp_path / f"weights{suffix}"
     checkpoint.write(path, {"model": {"w": torch.ones(1)}})
     before = path.read_bytes()
@@ -317,12 +312,12 @@ def test_a_file_that_grows_too_large_is_one_line(tmp_path: Path, suffix: str, si
 
 
 class _Heads(nn.Module):
-    def __init__(self, classes: int) -> None:
+    def __init__(self, classes):
         super().__init__()
         self.box_predictor = nn.ModuleDict({"cls_score": nn.Linear(4, classes + 1)})
 
 
-def test_load_weights_copies_every_value_but_what_it_was_told_to_leave() -> None:
+def test_load_weights_copies_every_value_but_what_it_was_told_to_leave():
     source, model = tiny(), tiny()
     for parameter in source.parameters():
         nn.init.normal_(parameter)
@@ -359,7 +354,7 @@ def test_load_weights_copies_every_value_but_what_it_was_told_to_leave() -> None
         ({"layer_scale": True}, r"4 unexpected \(blocks\.0\.ls1\.gamma"),
     ],
 )
-def test_load_weights_names_the_cause(changes: dict[str, Any], message: str) -> None:
+def test_load_weights_names_the_cause(changes, message):
     model = tiny()
     before = {name: value.clone() for name, value in model.state_dict().items()}
     with pytest.raises(InputError, match=message) as error:
@@ -369,14 +364,14 @@ def test_load_weights_names_the_cause(changes: dict[str, Any], message: str) -> 
         assert torch.equal(value, before[name])
 
 
-def test_load_weights_names_class_counts_and_other_formats() -> None:
+def test_load_weights_names_class_counts_and_other_formats():
     with pytest.raises(InputError, match=r"x\.pth: file has 80 classes, model 1203\. "):
         checkpoint.load_weights(_Heads(1203), _Heads(80).state_dict(), source="x.pth")
     with pytest.raises(InputError, match=r"Convert it first: python converter\.py"):
         checkpoint.load_weights(tiny(), {"encoder.w": torch.ones(1)}, source="x.pth")
 
 
-def test_weights_of_finds_the_state_dict() -> None:
+def test_weights_of_finds_the_state_dict():
     weights = {"w": torch.ones(1)}
     assert checkpoint.weights_of(weights, source="x") == (weights, [])
     assert checkpoint.weights_of({"model": weights, "epoch": 3}, source="x") == (weights, [])
@@ -386,7 +381,7 @@ def test_weights_of_finds_the_state_dict() -> None:
 
 # --- values ------------------------------------------------------------------------------------
 
-ODD_VALUES: dict[str, tuple[Callable[[torch.Tensor], torch.Tensor], str]] = {
+ODD_VALUES = {
     "not a number": (lambda t: t * float("nan"), "expected finite weights, got 16 values that"),
     "int8": (lambda t: t.to(torch.int8), "floating point numbers as the model's, got int8"),
     "complex": (lambda t: t.to(torch.complex64), "expected .*, got complex64"),
@@ -395,7 +390,7 @@ ODD_VALUES: dict[str, tuple[Callable[[torch.Tensor], torch.Tensor], str]] = {
 
 
 @pytest.mark.parametrize("name", ODD_VALUES)
-def test_weights_are_finite_numbers_or_refused(name: str) -> None:
+def test_weights_are_finite_numbers_or_refused(name):
     change, message = ODD_VALUES[name]
     model, key = tiny(), "blocks.0.norm1.weight"
     before = {name: value.clone() for name, value in model.state_dict().items()}
@@ -407,7 +402,7 @@ def test_weights_are_finite_numbers_or_refused(name: str) -> None:
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
 
-def test_other_precisions_and_counters_load() -> None:
+def test_other_precisions_and_counters_load():
     model = nn.BatchNorm2d(3)
     for dtype in (torch.float16, torch.bfloat16, torch.float64):
         state = {k: v.to(dtype) if v.ndim else v + 4 for k, v in model.state_dict().items()}
@@ -420,7 +415,7 @@ def test_other_precisions_and_counters_load() -> None:
 
 
 @pytest.mark.parametrize("number", [99, 0, "1", None, [1]])
-def test_a_file_of_another_format_is_named(number: object) -> None:
+def test_a_file_of_another_format_is_named(number):
     content = {"model": {"w": torch.ones(1)}, "vitdet": {"format": number}}
     with pytest.raises(InputError, match=r"x\.pth: expected format 1, got format"):
         checkpoint.weights_of(content, source="x.pth")

@@ -1,9 +1,6 @@
 """The models of recipes: what no value of a recipe tells, and what a README counted."""
 
-from __future__ import annotations
-
 from copy import deepcopy
-from typing import Any
 
 import pytest
 import torch
@@ -43,8 +40,8 @@ def test_norms_of_pyramid_and_heads(name, kind, eps, in_rpn, between):
 
 
 @pytest.mark.parametrize("size", ["b", "l", "h"])
-def test_retinanet_has_five_levels(size: str):
-    model: Any = model_of(f"paper/fig5_retinanet_{size}")
+def test_retinanet_has_five_levels(size):
+    model = model_of(f"paper/fig5_retinanet_{size}")
     strides = {name: shape.stride for name, shape in model.backbone.output_shape().items()}
     assert strides == {f"p{i}": 2**i for i in range(3, 8)}
     assert model.head_in_features == list(strides)
@@ -87,7 +84,7 @@ VIL = {
 
 
 @pytest.mark.parametrize("name", VIL)
-def test_parameters_of_vil_with_the_published_classifier(name: str):
+def test_parameters_of_vil_with_the_published_classifier(name):
     """The README counted all rows with absolute positions, those with relative ones too."""
     published, millions, _ = VIL[name]
     node = deepcopy(recipe(f"vil/{name}").model)
@@ -99,7 +96,7 @@ def test_parameters_of_vil_with_the_published_classifier(name: str):
     assert f"{count(build_model(node, 'meta')) / 1e6:.{len(millions) - 3}f}" == millions
 
 
-def multiply_adds(model: nn.Module, modules: list[tuple[nn.Module, Any]]) -> float:
+def multiply_adds(model, modules):
     """Return 10^9 multiply-adds of convolutions and matrix products, 5 a number for LayerNorms."""
     numbers = []
     for module in model.modules():
@@ -112,7 +109,7 @@ def multiply_adds(model: nn.Module, modules: list[tuple[nn.Module, Any]]) -> flo
 
 
 @pytest.mark.parametrize("name", VIL)
-def test_multiply_adds_of_vil(name: str, monkeypatch):
+def test_multiply_adds_of_vil(name, monkeypatch):
     """Within 3 % of the README's.
 
     Their definition, as it comes out of their numbers: multiply-adds for 800 x 1344 pixels of
@@ -122,7 +119,7 @@ def test_multiply_adds_of_vil(name: str, monkeypatch):
     """
     node = deepcopy(recipe(f"vil/{name}").model)
     node.backbone.bottom_up.attention_backend = "eager"
-    model: Any = build_model(node, "meta").eval()
+    model = build_model(node, "meta").eval()
     monkeypatch.setattr(
         attention_module, "sliding_chunk_attention", lambda q, k, v, *_, **__: torch.zeros_like(q)
     )
@@ -132,7 +129,7 @@ def test_multiply_adds_of_vil(name: str, monkeypatch):
     image = torch.zeros(1, 3, 800, 1344, device="meta")
     with torch.no_grad():
         levels = list(model.backbone(image).values())
-    modules: list[tuple[nn.Module, Any]] = [(model.backbone, image)]
+    modules = [(model.backbone, image)]
     if name.startswith("retinanet"):
         modules.append((model.head, levels))
     else:

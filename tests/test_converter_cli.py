@@ -1,13 +1,8 @@
 """converter.py: what it writes, prints and answers, and that nothing is left behind."""
 
-from __future__ import annotations
-
 import datetime
 import json
 import pickle
-from collections.abc import Callable
-from pathlib import Path
-from typing import Any
 
 import pytest
 import safetensors.torch
@@ -20,12 +15,11 @@ from vitdet.config import build_model, load_config
 from vitdet.convert import convert, detect
 from vitdet.convert.names import shapes_of
 
-Run = Callable[..., int]
 CLASS = {"cls_token": "class token: a detector's backbone has none"}
 
 
 @pytest.fixture
-def folder(tmp_path: Path) -> Path:
+def folder(tmp_path):
     """A folder with a recipe, a file of MAE and one of ours, and an empty folder for outputs."""
     (tmp_path / "recipe.py").write_text(RECIPE)
     torch.save({"model": mae(), "epoch": 800}, tmp_path / "mae.pth")
@@ -37,10 +31,10 @@ def folder(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def run(folder: Path) -> Run:
+def run(folder):
     """Return a function that runs converter.py in the folder, with the recipe or without."""
 
-    def call(*words: str, source: str = "mae.pth", output: Any = "vit.pth", recipe: Any = 1) -> int:
+    def call(*words, source="mae.pth", output="vit.pth", recipe=1):
         files = ["--source-model", str(folder / source), "--output-model"]
         files.append(str(folder / "out" / output))
         files += ["--config-file", str(folder / "recipe.py")] if recipe else []
@@ -49,14 +43,12 @@ def run(folder: Path) -> Run:
     return call
 
 
-def outputs(folder: Path) -> list[str]:
+def outputs(folder):
     return sorted(path.name for path in (folder / "out").iterdir())
 
 
 @pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
-def test_a_converted_file_loads_into_the_recipes_model(
-    folder: Path, run: Run, capsys: pytest.CaptureFixture[str], suffix: str
-) -> None:
+def test_a_converted_file_loads_into_the_recipes_model(folder, run, capsys, suffix):
     output, report = folder / "out" / f"vit{suffix}", folder / "out" / "report.json"
     assert run("--report", str(report), output=output) == 0
     assert outputs(folder) == sorted([output.name, "report.json"])
@@ -85,7 +77,7 @@ def test_a_converted_file_loads_into_the_recipes_model(
     assert f"wrote        {output}: 27 tensors" in printed.out
 
 
-def test_options(folder: Path, run: Run) -> None:
+def test_options(folder, run):
     # underscores are dashes, overrides change the model
     assert run("--source_format=mae", "model.net.pretrain_img_size=96") == 0
     weights = checkpoint.read(folder / "out" / "vit.pth")["model"]
@@ -97,7 +89,7 @@ def test_options(folder: Path, run: Run) -> None:
     assert torch.equal(weights["net.pos_embed"], mae()["pos_embed"] + 1)
 
 
-def test_other_containers(folder: Path, run: Run) -> None:
+def test_other_containers(folder, run):
     safetensors.torch.save_file(mae(), folder / "model.safetensors")  # of others: weights alone
     assert run(source="model.safetensors") == 0
     assert checkpoint.read(folder / "out" / "vit.pth")["vitdet"]["source_format"] == "timm"
@@ -115,9 +107,7 @@ def test_other_containers(folder: Path, run: Run) -> None:
     assert run("--trust", source="dated.pth") == 0
 
 
-def test_what_is_left_over_gives_status_1_and_a_report(
-    folder: Path, run: Run, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_what_is_left_over_gives_status_1_and_a_report(folder, run, capsys):
     torch.save({"model": mae() | {"blocks.0.extra": torch.ones(1)}}, folder / "odd.pth")
     report = folder / "out" / "report.json"
     assert run("--report", str(report), source="odd.pth") == 1
@@ -143,9 +133,7 @@ def test_what_is_left_over_gives_status_1_and_a_report(
 
 @pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
 @pytest.mark.parametrize(("target", "nested"), [("hf_vitdet", ""), ("detectron2", "model")])
-def test_another_projects_file(
-    suffix: str, target: str, nested: str, folder: Path, run: Run, capsys: Any
-) -> None:
+def test_another_projects_file(suffix, target, nested, folder, run, capsys):
     report, output = folder / "out" / "report.json", folder / "out" / f"other{suffix}"
     words = ["--target-format", target, "--report", str(report)]
     assert run(*words, source="ours.pth", output=output, recipe=None) == 0
@@ -162,7 +150,7 @@ def test_another_projects_file(
     assert f"format       vitdet (under 'model') to {target}" in capsys.readouterr().out
 
 
-def test_both_steps_are_in_the_account(folder: Path, run: Run) -> None:
+def test_both_steps_are_in_the_account(folder, run):
     report = folder / "out" / "report.json"
     words = ["--target-format", "sam", "--backbone-only", "--report", str(report)]
     words.append("model.net.pretrain_img_size=96")
@@ -188,7 +176,7 @@ def test_both_steps_are_in_the_account(folder: Path, run: Run) -> None:
 
 # --- wrong commands ------------------------------------------------------------------------------
 
-WRONG: dict[str, str] = {
+WRONG = {
     "expected a file, got nothing there": "--source-model absent.pth",
     "expected a file of its own, got an input": "--output-model mae.pth",
     "expected a file of its own, got an input. ": "--output-model out/../mae.pth",
@@ -208,9 +196,7 @@ WRONG: dict[str, str] = {
 
 
 @pytest.mark.parametrize("message", WRONG)
-def test_wrong_commands(
-    message: str, folder: Path, run: Run, monkeypatch: pytest.MonkeyPatch, capsys: Any
-) -> None:
+def test_wrong_commands(message, folder, run, monkeypatch, capsys):
     monkeypatch.chdir(folder)
     before = (folder / "mae.pth").read_bytes()
     words = WRONG[message].split()

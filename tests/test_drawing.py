@@ -1,9 +1,6 @@
 """Pictures of instances: what is drawn where, every size and name, and files that are whole."""
 
-from __future__ import annotations
-
 import resource
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -18,11 +15,11 @@ GREY = 90
 BOX = {"bbox": [40, 60, 160, 160], "bbox_mode": BoxMode.XYXY_ABS, "category_id": 0}
 
 
-def picture(height: int = 240, width: int = 320) -> np.ndarray:
+def picture(height=240, width=320):
     return np.full((height, width, 3), GREY, np.uint8)
 
 
-def predictions() -> Instances:
+def predictions():
     """A box with a mask in its left half, and another box in the corner of score 0.2."""
     masks = torch.zeros(2, 240, 320, dtype=torch.bool)
     masks[0, 60:160, 40:100] = True
@@ -36,13 +33,13 @@ def predictions() -> Instances:
     )
 
 
-def changed(image: np.ndarray, y: int, x: int) -> bool:
+def changed(image, y, x):
     """Whether the 5 x 5 pixels around a place are no longer grey."""
     patch = image[y - 2 : y + 3, x - 2 : x + 3].astype(int)
     return bool((abs(patch - GREY) > 20).any())
 
 
-def drawn(instances, threshold: float = 0.5, names=("cup", "ball")) -> np.ndarray:
+def drawn(instances, threshold=0.5, names=("cup", "ball")):
     return draw_instances(picture(), instances, names, threshold, min_side=240)
 
 
@@ -89,7 +86,7 @@ def test_ground_truth_with_polygons_crowd_regions_and_without_masks():
     ],
 )
 def test_labels_stay_in_the_picture(box):
-    def ground(box) -> int:
+    def ground(box):
         """Pixels of the label's black ground."""
         return int((drawn([BOX | {"bbox": box}], names=["a long name"]) < 60).all(-1).sum())
 
@@ -132,7 +129,7 @@ def test_other_images_are_refused(image, got):
         draw_instances(image, [], [])
 
 
-def test_saved_images_are_whole_or_not_there(tmp_path: Path):
+def test_saved_images_are_whole_or_not_there(tmp_path):
     for name in ("a.png", "b.jpg"):
         save_image(picture(), tmp_path / name)
         assert np.asarray(Image.open(tmp_path / name)).shape == (240, 320, 3)

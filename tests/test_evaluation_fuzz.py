@@ -1,12 +1,9 @@
 """AP of random small sets against the originals: pycocotools' COCOeval and lvis-api's LVISEval."""
 
-from __future__ import annotations
-
 import copy
 import json
 import math
 from collections import Counter
-from typing import Any
 
 import numpy as np
 import pycocotools.mask as mask_util
@@ -16,11 +13,10 @@ from pycocotools.cocoeval import COCOeval
 
 from vitdet.scores import evaluate_results
 
-Json = dict[str, Any]
 SETS = 40
 
 
-def _mask(box: list[float], image: Json, rng: np.random.Generator) -> Json:
+def _mask(box, image, rng):
     """A rectangle, half of the time with holes; empty where the box has no pixel."""
     pixels = np.zeros((image["height"], image["width"]), np.uint8, order="F")
     x, y, w, h = box
@@ -30,13 +26,13 @@ def _mask(box: list[float], image: Json, rng: np.random.Generator) -> Json:
     return {"size": list(pixels.shape), "counts": encoded["counts"].decode("ascii")}
 
 
-def _as_numbers(mask: Json) -> Json:
+def _as_numbers(mask):
     pixels = mask_util.decode(mask).ravel(order="F")
     ends = np.flatnonzero(np.diff(pixels, prepend=0))
     return {"size": mask["size"], "counts": np.diff([0, *ends, pixels.size]).tolist()}
 
 
-def _objects(image: Json, cats: list[int], rng: np.random.Generator, lvis: bool) -> list[Json]:
+def _objects(image, cats, rng, lvis):
     found = []
     for _ in range(int(rng.integers(0, 9)) if rng.random() > 0.2 else 0):
         w, h = (float(rng.choice([32, 96, round(rng.uniform(1, 100), 1)])) for _ in range(2))
@@ -55,9 +51,7 @@ def _objects(image: Json, cats: list[int], rng: np.random.Generator, lvis: bool)
     return found
 
 
-def _results(
-    image: Json, objects: list[Json], cats: list[int], rng: np.random.Generator, many: bool
-) -> list[Json]:
+def _results(image, objects, cats, rng, many):
     found = []
     for _ in range(int(rng.integers(*((100, 400) if many else (0, 30))))):
         w, h = rng.uniform(0, 100, 2)
@@ -77,12 +71,12 @@ def _results(
     return found
 
 
-def made(seed: int, lvis: bool) -> tuple[Json, list[Json]]:
+def made(seed, lvis):
     """Truth with gaps in ids, crowds, areas on the edges of the sizes; results with ties."""
     rng = np.random.default_rng(seed)
     cats = rng.choice(np.arange(1, 400), int(rng.integers(1, 6)), replace=False).tolist()
     ids = rng.choice(np.arange(1, 10**6), int(rng.integers(1, 6)), replace=False).tolist()
-    truth: Json = {"images": [], "annotations": [], "info": {}}
+    truth = {"images": [], "annotations": [], "info": {}}
     results = []
     for number in ids:
         sides = rng.integers(110, 200, 2).tolist()
@@ -104,12 +98,12 @@ def made(seed: int, lvis: bool) -> tuple[Json, list[Json]]:
     return truth, results
 
 
-def _mean(values: np.ndarray) -> float:
+def _mean(values):
     counted = values[values > -1]
     return float(counted.mean()) if counted.size else math.nan
 
 
-def _pycocotools(truth: Json, results: list[Json], iou_type: str, limit: int) -> Json:
+def _pycocotools(truth, results, iou_type, limit):
     indexed = COCO()
     indexed.dataset = copy.deepcopy(truth)
     indexed.createIndex()
@@ -127,9 +121,7 @@ def _pycocotools(truth: Json, results: list[Json], iou_type: str, limit: int) ->
     return {name: _mean(values) for name, values in found.items()}
 
 
-def _lvis_api(
-    truth: Json, results: list[Json], iou_type: str, limit: int, monkeypatch, tmp_path
-) -> Json:
+def _lvis_api(truth, results, iou_type, limit, monkeypatch, tmp_path):
     lvis = pytest.importorskip("lvis")
     monkeypatch.setattr(np, "float", float, raising=False)  # it was written for NumPy 1.19
     (tmp_path / "truth.json").write_text(json.dumps(truth))

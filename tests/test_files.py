@@ -1,12 +1,9 @@
 """vitdet.utils.files: files whole or not at all, folders for one process."""
 
-from __future__ import annotations
-
 import errno
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
@@ -14,7 +11,7 @@ from vitdet.utils.checks import InputError
 from vitdet.utils.files import link_or_copy, locked, read_small, replacing, tidy
 
 
-def test_a_failure_leaves_the_old_file(tmp_path: Path) -> None:
+def test_a_failure_leaves_the_old_file(tmp_path):
     target = tmp_path / "x"
     target.write_text("old")
     with pytest.raises(UnicodeEncodeError), replacing(target) as partial:
@@ -23,7 +20,7 @@ def test_a_failure_leaves_the_old_file(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == [target]
 
 
-def test_tidy_removes_what_kills_left_and_nothing_else(tmp_path: Path) -> None:
+def test_tidy_removes_what_kills_left_and_nothing_else(tmp_path):
     for name in (".m.pth.12.partial", ".hidden", "x.12.partial", ".x.partial"):
         (tmp_path / name).touch()
     tidy(tmp_path)
@@ -32,10 +29,8 @@ def test_tidy_removes_what_kills_left_and_nothing_else(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("links", [True, False])
-def test_a_second_name_outlives_the_first(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, links: bool
-) -> None:
-    def no_links(*_: object) -> None:
+def test_a_second_name_outlives_the_first(tmp_path, monkeypatch, links):
+    def no_links(*_):
         raise OSError(errno.EPERM, "Operation not permitted")
 
     if not links:
@@ -48,9 +43,7 @@ def test_a_second_name_outlives_the_first(
 
 
 @pytest.mark.parametrize("kind", ["text", "latin", "folder", "fifo"])
-def test_a_small_file_that_cannot_be_read_costs_itself(
-    tmp_path: Path, kind: str, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_small_file_that_cannot_be_read_costs_itself(tmp_path, kind, caplog):
     path = tmp_path / "n"
     assert read_small(path, int, 7) == 7
     path.write_text("8")
@@ -78,7 +71,7 @@ with locked(Path(sys.argv[1])):
 """
 
 
-def test_a_folder_is_held_until_its_process_ends(tmp_path: Path) -> None:
+def test_a_folder_is_held_until_its_process_ends(tmp_path):
     (tmp_path / "a").mkdir()
     (tmp_path / "link").symlink_to("a")
     with locked(tmp_path / "a"):

@@ -11,9 +11,7 @@ import os
 import shutil
 import sys
 import tempfile
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -41,16 +39,16 @@ class Seen:
 
     now: Seen | None = None
 
-    def __enter__(self) -> Seen:
-        self.written: set[Path] = set()
-        self.asked: list[str] = []
+    def __enter__(self):
+        self.written = set()
+        self.asked = []
         Seen.now = self
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, *_):
         Seen.now = None
 
-    def note(self, event: str, given: tuple[Any, ...]) -> None:
+    def note(self, event, given):
         paths = [given[place] for place in _CHANGES.get(event, ())]
         if event == "open":
             path, mode, flags = given
@@ -68,33 +66,17 @@ class Seen:
 
 
 @pytest.fixture(scope="module", autouse=True)
-def _audited() -> None:
+def _audited():
     sys.addaudithook(lambda *event: Seen.now and Seen.now.note(*event))  # for good
 
 
-def test_the_watch_sees_what_is_done(tmp_path: Path) -> None:
-    with Seen() as seen:
-        (tmp_path / "a").write_text("x")
-        (tmp_path / "a").rename(tmp_path / "b")
-        os.close(os.open(tmp_path / "c", os.O_CREAT | os.O_WRONLY))
-        os.link(tmp_path / "b", tmp_path / "d")
-        shutil.copyfile(tmp_path / "b", tmp_path / "e")
-        (tmp_path / "b").read_text()
-        (tmp_path / "f").mkdir()
-        (tmp_path / "d").unlink()
-        for host in ("127.0.0.1", "192.0.2.7"):
-            sys.audit("socket.connect", None, (host, 80))
-    assert seen.written == {tmp_path / name for name in "abcdef"}
-    assert seen.asked == ["socket.connect ('192.0.2.7', 80)"]
-
-
 @pytest.fixture(scope="module")
-def given(drawn_run, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def given(drawn_run, tmp_path_factory):
     """A folder of all that commands are given: data with a fault in it, images, weights, a run."""
     folder = tmp_path_factory.mktemp("given")
     draw = np.random.default_rng(0)
     for part in ("train", "valid"):
-        content: dict[str, Any] = {"images": [], "annotations": []}
+        content = {"images": [], "annotations": []}
         (folder / "data" / part).mkdir(parents=True)
         for number in range(1, 5):
             pixels = draw.integers(0, 255, (64, 80, 3), dtype=np.uint8)
@@ -120,12 +102,12 @@ def given(drawn_run, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def _bytes(folder: Path) -> dict[Path, tuple[bytes, int]]:
+def _bytes(folder):
     files = (path for path in folder.rglob("*") if path.is_file())
     return {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in files}
 
 
-def _train_net(words: list[str]) -> int:
+def _train_net(words):
     train_net.main(train_net.parse(words))
     return 0
 
@@ -133,7 +115,7 @@ def _train_net(words: list[str]) -> int:
 _SMALL = "train.device=cpu dataloader.train.num_workers=0 dataloader.test.num_workers=0"
 _SHAPES = CONFIGS / "mini" / "mask_rcnn_eva02_shapes.py"
 _RUN = "--weights GIVEN/run/model_final.pth --device cpu --out OUT"
-COMMANDS: list[tuple[Callable[[list[str]], int], str]] = [
+COMMANDS = [
     (cli.main, "data check GIVEN/data --out OUT/page.html"),
     (cli.main, "data check GIVEN/data --fix OUT/fixed"),
     (cli.main, f"predict GIVEN/images {_RUN} --save-json"),
@@ -170,13 +152,7 @@ COMMANDS: list[tuple[Callable[[list[str]], int], str]] = [
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("run", "line"), COMMANDS, ids=[line[:20] for _, line in COMMANDS])
-def test_a_command_writes_where_it_is_told_and_asks_nobody(
-    given: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    run: Callable[[list[str]], int],
-    line: str,
-) -> None:
+def test_a_command_writes_where_it_is_told_and_asks_nobody(given, tmp_path, monkeypatch, run, line):
     out, cwd = tmp_path / "out", tmp_path / "cwd"
     out.mkdir()
     cwd.mkdir()
@@ -190,11 +166,12 @@ def test_a_command_writes_where_it_is_told_and_asks_nobody(
     assert seen.asked == []
     assert not [path for path in seen.written if path.is_relative_to(given)]
     assert [path for path in out.rglob("*") if path.is_file()] or words[0] == "inspect"
+    assert [path for path in seen.written if path.is_relative_to(out)] or words[0] == "inspect"
     assert not [p for p in seen.written if not p.is_relative_to(out) and not _is_private(p)]
     assert list(cwd.iterdir()) == []
 
 
-def _is_private(path: Path) -> bool:
+def _is_private(path):
     """Whether it is a cache of Python or of a library, or a temporary file outside of pytest's."""
     if path == Path(os.devnull) or {"__pycache__", ".cache", ".config"} & set(path.parts):
         return True

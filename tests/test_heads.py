@@ -1,7 +1,4 @@
-from __future__ import annotations
-
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -9,7 +6,6 @@ from detectron2.config import LazyConfig
 from detectron2.modeling import roi_heads as detectron2_heads
 from detectron2.structures import Boxes, Instances
 from detectron2.utils.events import EventStorage
-from omegaconf import DictConfig
 
 from vitdet import heads
 from vitdet.config import instantiate
@@ -27,9 +23,9 @@ THEIRS = {
 }
 
 
-def tiny_node(kind: str) -> DictConfig:
+def tiny_node(kind):
     """The heads of the project's recipes with 4 channels and 3 classes."""
-    node: Any = LazyConfig.load(str(MODELS / "mask_rcnn.py"), "model").roi_heads
+    node = LazyConfig.load(str(MODELS / "mask_rcnn.py"), "model").roi_heads
     node.num_classes = 3
     node.box_head.update(conv_dims=[], fc_dims=[16])
     node.box_head.input_shape.channels = node.mask_head.input_shape.channels = 4
@@ -37,12 +33,12 @@ def tiny_node(kind: str) -> DictConfig:
     node.box_predictor.test_score_thresh = 0.0
     node.mask_head.conv_dims = [4, 4]
     if kind == "cascade":
-        cascade: Any = LazyConfig.load(str(MODELS / "cascade.py"), "cascade")
+        cascade = LazyConfig.load(str(MODELS / "cascade.py"), "cascade")
         node = cascade(node)
     return node
 
 
-def built(node: DictConfig, target: Any, **options: Any) -> Any:
+def built(node, target, **options):
     """Build heads in evaluation mode; equal weights whatever the class and the options."""
     torch.manual_seed(0)
     node = node.copy()
@@ -56,7 +52,7 @@ def built(node: DictConfig, target: Any, **options: Any) -> Any:
     return module
 
 
-def inputs() -> tuple[dict[str, torch.Tensor], list[Instances]]:
+def inputs():
     """Feature maps of two images of 64 x 96 pixels, and 40 proposals each."""
     generator = torch.Generator().manual_seed(2)
     features = {
@@ -72,14 +68,14 @@ def inputs() -> tuple[dict[str, torch.Tensor], list[Instances]]:
 
 
 @torch.no_grad()
-def run(module: Any) -> list[Instances]:
+def run(module):
     features, proposals = inputs()
     found, losses = module(None, features, proposals)
     assert losses == {}
     return found
 
 
-def assert_same(first: list[Instances], second: list[Instances]) -> None:
+def assert_same(first, second):
     for a, b in zip(first, second, strict=True):
         assert len(a) > 5
         assert torch.equal(a.pred_boxes.tensor, b.pred_boxes.tensor)

@@ -1,7 +1,5 @@
 """Optimizer groups and schedules. The published lr tables are checked in tests/golden."""
 
-from __future__ import annotations
-
 import inspect
 
 import pytest

@@ -1,5 +1,3 @@
-from __future__ import annotations
-
 import math
 import random
 from functools import partial
@@ -14,7 +12,7 @@ from vitdet.utils.checks import InputError
 METHODS = ("linear", "gaussian", "hard")
 
 
-def iou(a: list[float], b: list[float]) -> float:
+def iou(a, b):
     width = min(a[2], b[2]) - max(a[0], b[0])
     height = min(a[3], b[3]) - max(a[1], b[1])
     if width <= 0 or height <= 0:
@@ -41,7 +39,7 @@ def by_definition(boxes, scores, classes, method, threshold, sigma, min_score):
     return [(place, score) for place, score in kept if score >= min_score]
 
 
-def random_set(seed: int):
+def random_set(seed):
     """Boxes of one random set: far apart or crowded, some equal, some without area, ties."""
     dice = random.Random(seed)
     count, size = dice.choice([0, 1, 2, 5, 12, 25]), dice.choice([15, 60, 400])
@@ -62,7 +60,7 @@ def random_set(seed: int):
     return boxes, torch.tensor(scores), torch.tensor(classes, dtype=torch.int64), options
 
 
-def assert_by_definition(boxes, scores, classes, options) -> int:
+def assert_by_definition(boxes, scores, classes, options):
     expected = by_definition(boxes, scores, classes, *options.values())
     kept, new = soft_nms(boxes, scores.double(), classes, **options)
     assert new.dtype == torch.float64

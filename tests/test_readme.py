@@ -1,7 +1,5 @@
 """The README's and the docs' commands, files and keys exist."""
 
-from __future__ import annotations
-
 import re
 import shlex
 from pathlib import Path
@@ -18,7 +16,7 @@ PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 PARSERS = {"train_net.py": train_net.parse, "converter.py": convert.parse}
 
 
-def commands() -> list[list[str]]:
+def commands():
     """Return the train_net and converter commands of all pages, split into words."""
     texts = [page.read_text().replace("\\\n", " ") for page in PAGES]
     pattern = re.compile(r"^\s*python ((?:train_net|converter)\.py .*)$", re.MULTILINE)

@@ -1,10 +1,7 @@
 """docs/recipes.md lists every recipe with published numbers, and says what they are."""
 
-from __future__ import annotations
-
 import importlib.util
 import re
-from types import ModuleType
 
 import pytest
 
@@ -13,7 +10,7 @@ from tests.recipes import PUBLISHED, ROOT
 PAGE = (ROOT / "docs/recipes.md").read_text()
 
 
-def row(name: str) -> str:
+def row(name):
     """Return the line of the page that begins with the recipe."""
     link = rf"`{re.escape(name)}`|\[[^]]+\]\(\.\./configs/{re.escape(name)}\.py\)"
     found = re.findall(rf"^\| (?:{link}) .*$", PAGE, re.MULTILINE)
@@ -21,7 +18,7 @@ def row(name: str) -> str:
     return found[0]
 
 
-def flops() -> ModuleType:
+def flops():
     spec = importlib.util.spec_from_file_location("flops", ROOT / "benchmarks/flops.py")
     assert spec is not None
     assert spec.loader is not None
@@ -30,7 +27,7 @@ def flops() -> ModuleType:
     return module
 
 
-def test_every_recipe_has_a_row_with_its_numbers() -> None:
+def test_every_recipe_has_a_row_with_its_numbers():
     for name, published in PUBLISHED.items():
         line = row(name)
         assert f"| {published.parameters / 1e6:.2f} |" in line, name
@@ -48,12 +45,12 @@ def test_every_recipe_has_a_row_with_its_numbers() -> None:
         "paper/t1_pyramid_none_b",
     ],
 )
-def test_multiply_adds_are_counted(name: str) -> None:
+def test_multiply_adds_are_counted(name):
     parameters, total = flops().count(ROOT / "configs" / f"{name}.py")
     assert f"| {parameters / 1e6:.2f} | {total:.2f} |" in row(name)
 
 
-def test_counted_multiply_adds_are_those_of_the_paper() -> None:
+def test_counted_multiply_adds_are_those_of_the_paper():
     """Table 9: ViT-B 0.8 T with Mask R-CNN, 1.1 T with Cascade Mask R-CNN."""
     for kind, expected in (("mask", 0.8), ("cascade_mask", 1.1)):
         name = f"COCO/{kind}_rcnn_vitdet_b_100ep"

@@ -1,7 +1,5 @@
 """Run lengths are pycocotools' own, and only those that fit their image are handed to it."""
 
-from __future__ import annotations
-
 import numpy as np
 import pycocotools.mask as mask_util
 import pytest
@@ -9,12 +7,12 @@ import pytest
 from vitdet.utils.run_lengths import covers, decode, encode
 
 
-def _theirs(masks: np.ndarray) -> list[dict]:
+def _theirs(masks):
     found = mask_util.encode(np.asfortranarray(masks.transpose(1, 2, 0), dtype=np.uint8))
     return [{"size": each["size"], "counts": each["counts"].decode("ascii")} for each in found]
 
 
-def _cases() -> dict[str, np.ndarray]:
+def _cases():
     """Masks, (N, height, width), whose runs begin, end and go on at all edges."""
     places = {
         "nothing": (),

@@ -1,10 +1,7 @@
 """What a file says reaches neither terminal nor log raw: no escape code, no line of its own."""
 
-from __future__ import annotations
-
 import json
 import logging
-from pathlib import Path
 
 from vitdet import checkpoint
 from vitdet.app import cli
@@ -16,11 +13,11 @@ from vitdet.utils.checks import InputError, one_line, printable
 ODD = ["\x1b[2Jclear", "\x1b]0;title\x07", "back\r\b\b", "\u202eright", "\udc80half", "a\nerror: b"]
 
 
-def _is_safe(text: str) -> bool:
+def _is_safe(text):
     return all(character.isprintable() or character == "\n" for character in text)
 
 
-def test_one_line_and_printable() -> None:
+def test_one_line_and_printable():
     for text in ODD:
         assert one_line(text).isprintable()
         assert _is_safe(printable(text))
@@ -30,7 +27,7 @@ def test_one_line_and_printable() -> None:
     assert printable("ü 字") == "ü 字"
 
 
-def test_names_of_classes_and_files(drawn_run, tmp_path: Path, capsys) -> None:
+def test_names_of_classes_and_files(drawn_run, tmp_path, capsys):
     content = checkpoint.read(drawn_run.weights)
     weights = tmp_path / "a\x1b[31m\nerror: b.pth"
     note = {**content["vitdet"], "class_names": ODD, "class_ids": [1, 2, 3, 4, 5, 6]}
@@ -51,7 +48,7 @@ def test_names_of_classes_and_files(drawn_run, tmp_path: Path, capsys) -> None:
     assert {each["class"] for each in json.loads(result.to_json())["detections"]} <= set(ODD)
 
 
-def test_the_log(tmp_path: Path, capsys) -> None:
+def test_the_log(tmp_path, capsys):
     with logging_to() as log_to:
         log_to(tmp_path / "log.txt")
         for text in ODD:

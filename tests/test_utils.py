@@ -1,7 +1,5 @@
 """Room 0: errors, seeds, warnings."""
 
-from __future__ import annotations
-
 import errno
 import random
 import shlex
@@ -9,7 +7,6 @@ import signal
 import subprocess
 import sys
 import warnings
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -20,8 +17,8 @@ from vitdet.utils import env
 from vitdet.utils.checks import InputError, exit_status, quiet_dependencies
 
 
-def _raise(error: BaseException) -> Callable[[], int]:
-    def run() -> int:
+def _raise(error):
+    def run():
         raise error
 
     return run
@@ -39,6 +36,7 @@ LOOK = "Look at the path, its rights and the space of its disk."
         (OSError(errno.EXDEV, "Far", "a", None, "b"), 2, f"error: a -> b: Far. {LOOK}"),
         (OSError("odd"), 2, f"error: a file or device: odd. {LOOK}"),
         (KeyboardInterrupt(), 130, "interrupted"),
+        (KeyboardInterrupt("before it began"), 130, "interrupted before it began"),
         (BrokenPipeError(errno.EPIPE, "Broken pipe"), 0, ""),
     ],
 )  # fmt: skip
@@ -90,7 +88,7 @@ def test_seeds_are_the_same_everywhere_and_differ_with_each_number():
 
 
 def test_random_state_repeats_inside_and_restores_outside():
-    def draw() -> tuple[float, float, float]:
+    def draw():
         return random.random(), float(np.random.rand()), torch.rand(1).item()
 
     env.seed_all(3)

@@ -6,11 +6,9 @@ import hashlib
 import json
 import sys
 import threading
-from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
 
 import pytest
 import torch
@@ -35,12 +33,12 @@ class Server(SimpleNamespace):
 
 
 @pytest.fixture
-def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
+def server(tmp_path, monkeypatch):
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
     there = Server(files={}, asked=[])
 
     class Handler(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
+        def do_GET(self):
             there.asked.append(self.path)
             data = there.files.get(self.path)
             self.send_response(404 if data is None else 302 if self.path == "/moved.pth" else 200)
@@ -51,7 +49,7 @@ def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
             self.end_headers()
             self.wfile.write(data or b"")
 
-        def log_message(self, *args: Any) -> None:
+        def log_message(self, *args):
             pass
 
     with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as running:
@@ -64,12 +62,12 @@ def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
 
 
 @pytest.fixture
-def data(tmp_path: Path) -> bytes:
+def data(tmp_path):
     checkpoint.write(tmp_path / "small.pth", SMALL)
     return (tmp_path / "small.pth").read_bytes()
 
 
-def test_an_address_is_fetched_once(server: Server, data: bytes, tmp_path: Path, capsys) -> None:
+def test_an_address_is_fetched_once(server, data, tmp_path, capsys):
     server.files["/a%20b/small.pth"] = data
     url = f"{server.url}a%20b/small.pth?download=true"
     server.files["/a%20b/small.pth?download=true"] = data
@@ -87,7 +85,7 @@ def test_an_address_is_fetched_once(server: Server, data: bytes, tmp_path: Path,
     assert json.loads(capsys.readouterr().out)["file_bytes"] == len(data)
 
 
-def test_a_checksum_in_the_name_holds(server: Server, data: bytes, tmp_path: Path) -> None:
+def test_a_checksum_in_the_name_holds(server, data, tmp_path):
     right = f"b-16-{hashlib.sha256(data).hexdigest()[:8]}.pth"
     server.files = {f"/{right}": data, "/a-00000000.pth": data, "/b-16.pth": data}
     assert weights.locate(server.url + right).read_bytes() == data
@@ -98,7 +96,7 @@ def test_a_checksum_in_the_name_holds(server: Server, data: bytes, tmp_path: Pat
     assert names == sorted([right, f"{right}.from", "b-16.pth", "b-16.pth.from"])
 
 
-def test_what_cannot_be_fetched_is_one_line(server: Server, data: bytes, tmp_path: Path) -> None:
+def test_what_cannot_be_fetched_is_one_line(server, data, tmp_path):
     server.files = {"/short.pth": data, "/moved.pth": b"", "/a.pth": data}
     place = tmp_path / "torch/hub/checkpoints"
     short = rf"fetched \(only {len(data)} of {len(data) + 7} bytes came\)\. Download {server.url}s"
@@ -119,7 +117,7 @@ def test_what_cannot_be_fetched_is_one_line(server: Server, data: bytes, tmp_pat
     assert list(place.iterdir()) == []
 
 
-def test_what_is_there_is_a_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_there_is_a_path(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     row = next(iter(published.ROWS))
     for name in ("hf:a", row):
@@ -138,14 +136,14 @@ def test_what_is_there_is_a_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
 
 @pytest.fixture
-def snapshots(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, ...]]:
+def snapshots(tmp_path, monkeypatch):
     """A hub with one repository, of shards and a config; what was asked of it."""
-    calls: list[tuple[Any, ...]] = []
+    calls = []
     folder = tmp_path / "snapshot"
     folder.mkdir()
     (folder / "config.json").write_text('{"hidden_size": 3}')
 
-    def snapshot(repository: str, *, revision: str | None, allow_patterns: list[str]) -> str:
+    def snapshot(repository, *, revision, allow_patterns):
         calls.append((repository, revision, allow_patterns))
         if "pytorch_model-*-of-*" in allow_patterns and repository != "o/none":
             places = {"weight_map": {"layer.weight": "pytorch_model-1-of-1.bin"}}
@@ -161,7 +159,7 @@ def snapshots(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any
     return calls
 
 
-def test_a_repository_gives_its_best_weights_alone(snapshots: list[tuple[Any, ...]]) -> None:
+def test_a_repository_gives_its_best_weights_alone(snapshots):
     with pytest.raises(
         InputError, match=r"expected one of model\.s.* none\. Name .*: hf:o/none/FILE"
     ):
@@ -184,17 +182,17 @@ def test_a_repository_gives_its_best_weights_alone(snapshots: list[tuple[Any, ..
         weights.locate("hf:o/n/two.pth")
 
 
-def test_timm_names_are_those_of_timm(snapshots: list[tuple[Any, ...]], monkeypatch) -> None:
+def test_timm_names_are_those_of_timm(snapshots, monkeypatch):
     assert weights.read("timm:vit_small_patch14_dinov2").config == {"hidden_size": 3}
     assert snapshots[0][0] == "timm/vit_small_patch14_dinov2.lvd142m"
-    asked: list[str] = []
+    asked = []
     monkeypatch.setattr(weights, "_download", lambda url, *_: asked.append(url))
     with pytest.raises(InputError, match=r"got \S*\.tar"):  # timm has these from an address alone
         weights.locate("timm:vit_huge_patch14_gap_224.in1k_ijepa")
     assert asked == []
 
 
-def test_offline_a_name_says_what_to_put_where(tmp_path: Path, monkeypatch) -> None:
+def test_offline_a_name_says_what_to_put_where(tmp_path, monkeypatch):
     monkeypatch.setattr(hub.constants, "HF_HUB_OFFLINE", True)
     monkeypatch.setattr(hub.constants, "HF_HUB_CACHE", str(tmp_path))
     page = "https://huggingface.co/o/n"
@@ -221,7 +219,7 @@ def test_offline_a_name_says_what_to_put_where(tmp_path: Path, monkeypatch) -> N
 # --- the table --------------------------------------------------------------------------------
 
 
-def test_the_table_is_that_of_the_page_of_recipes() -> None:
+def test_the_table_is_that_of_the_page_of_recipes():
     page = (ROOT / "docs/recipes.md").read_text()
     for row in published.ROWS.values():
         assert row.address.startswith(("https://", "hf:"))
@@ -244,7 +242,7 @@ def test_the_table_is_that_of_the_page_of_recipes() -> None:
     assert len(published.ROWS) > 45
 
 
-def test_the_command_lists_the_names(capsys) -> None:
+def test_the_command_lists_the_names(capsys):
     assert cli.main(["weights", "CASCADE", "vitdet_h"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].split()[:4] == ["name", "kind", "box", "AP"]
@@ -255,9 +253,7 @@ def test_the_command_lists_the_names(capsys) -> None:
     assert "mae:mae_pretrain_vit_base" in capsys.readouterr().out
 
 
-def test_recipe_and_names_come_with_a_name(
-    server: Server, drawn_run, tmp_path: Path, monkeypatch, capsys
-) -> None:
+def test_recipe_and_names_come_with_a_name(server, drawn_run, tmp_path, monkeypatch, capsys):
     """A detector in detectron2's names finds what the run of the same weights finds."""
     state = checkpoint.read(drawn_run.weights)["model"]
     checkpoint.write(tmp_path / "tiny.pth", {"model": state, "iteration": 3})
@@ -290,9 +286,9 @@ def test_recipe_and_names_come_with_a_name(
         Predictor.from_checkpoint(name)
 
 
-def test_commands_take_names(server: Server, data: bytes, tmp_path: Path, monkeypatch) -> None:
+def test_commands_take_names(server, data, tmp_path, monkeypatch):
     server.files["/small.pth"] = data
-    seen: list[Path] = []
+    seen = []
     monkeypatch.setattr(train, "_run", lambda args, _: seen.append(args.weights))
     out = ["--out", str(tmp_path / "out")]
     assert cli.main(["train", "--data", "d", "--weights", f"{server.url}small.pth", *out]) == 0

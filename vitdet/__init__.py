@@ -7,20 +7,11 @@ starts at `vitdet.engine`.
 from __future__ import annotations
 
 import importlib
-import importlib.util
 from typing import TYPE_CHECKING, Any
 
-from vitdet.utils.checks import quiet_dependencies
+from vitdet.utils.checks import missing_text, quiet_dependencies
 
 __version__ = "0.1.0"
-
-if importlib.util.find_spec("detectron2") is None:
-    raise ImportError(
-        "vitdet needs detectron2, which has no package of its own name: run "
-        "`python .ci/bootstrap.py --here` in the vitdet checkout, or build the official one with "
-        "`pip install --no-build-isolation "
-        "'detectron2 @ git+https://github.com/facebookresearch/detectron2.git'`."
-    )
 
 quiet_dependencies()
 
@@ -36,4 +27,7 @@ def __getattr__(name: str) -> Any:
     if name not in __all__:
         raise AttributeError(f"module 'vitdet' has no attribute {name!r}")
     home = "vitdet.predict.predictor" if name == "Predictor" else "vitdet.config"
-    return getattr(importlib.import_module(home), name)
+    try:
+        return getattr(importlib.import_module(home), name)
+    except ModuleNotFoundError as error:
+        raise ImportError(missing_text(error)) from error

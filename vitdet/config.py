@@ -24,15 +24,9 @@ from vitdet.utils.checks import InputError, nearest
 from vitdet.utils.files import write_text
 
 KEYS = ("model", "dataloader", "optimizer", "schedule", "train")  # of a recipe to train
-
-
-@dataclass
-class EarlyStopping:
-    """`train.early_stopping`: stop after evaluations in a row without improvement."""
-
-    metric: str = MISSING  # such as "bbox/AP"
-    patience: int = MISSING  # evaluations
-    min_delta: float = 0.0  # less than so much above the best (percent for AP) is no improvement
+_HERE = Path(__file__).resolve().parent
+# the recipes: in a wheel they are inside the package, in a checkout beside it
+CONFIGS = (_HERE if (_HERE / "configs").is_dir() else _HERE.parent) / "configs"
 
 
 @dataclass
@@ -50,11 +44,10 @@ class Train:
     reference_batch: int | None = None  # the batch that optimizer.lr is for; the run says so
     checkpoint_every: Any = 5000 * 64  # images, "10%" of the training, "500 iterations"
     eval_every: Any = 5000 * 64  # the same
-    log_every: int = 20  # iterations
+    log_every: int | None = None  # iterations; left out: 20, or fewer for twenty lines a run
     keep_checkpoints: int = 5
-    async_checkpoints: bool = True  # written during the next steps from a copy on the CPU
-    best_metric: str | None = None  # such as "bbox/AP": keep the best weights, model_best.pth
-    early_stopping: EarlyStopping | None = None
+    best_metric: str | None = "auto"  # what model_best.pth is best in, as "bbox/AP"; auto: first AP
+    patience: int | None = None  # evaluations in a row without a new best, then the training ends
     clip_grad_norm: float | None = None
     ema_decay: float | None = None  # of a moving average of the weights, evaluated too
     eval_weights: str = "model"  # what --eval-only takes of a file: "model" or "ema"
@@ -66,7 +59,6 @@ class Train:
     lora_alpha: float = 16.0  # they are added with the factor alpha / rank
     on_bad_step: str = "stop"  # a loss or gradient that is not finite: "stop" or "skip"
     max_bad_steps: int = 10  # then the run stops all the same
-    loggers: list[str] | None = field(default_factory=list)  # "wandb" (an extra of the package)
     allow_changed_data: bool = False  # let --resume go on with other data than the run's
     parallel: str = "ddp"  # or "fsdp": weights and optimizer sharded over the processes
     step_timeout: float | None = 1800.0  # seconds a step may take before the run ends; None: never
@@ -77,6 +69,10 @@ class Train:
 
 # Of recipes that earlier versions saved; they changed no weights, and are passed over.
 _FORMER_KEYS = ("looks_every", "sharded_checkpoints", "hash_images", "tags", "first_step_timeout")
+_FORMER_KEYS += ("async_checkpoints",)
+_FORMER_SWITCHES = ("loggers", "early_stopping")  # the same where they are off
+# Images that a person types are images of the training, of whatever length: kept as "N images".
+_PERIODS = ("train.checkpoint_every", "train.eval_every", "schedule.warmup", "schedule.milestones")
 
 
 def complete(train: DictConfig) -> DictConfig:
@@ -90,7 +86,7 @@ def complete(train: DictConfig) -> DictConfig:
     if train.get("ddp") is not None:
         made.ddp = {}  # what is given takes its place and does not join it
     for key in map(str, train):
-        if key in _FORMER_KEYS:
+        if key in _FORMER_KEYS or (key in _FORMER_SWITCHES and not train[key]):
             continue
         if key not in known:
             raise InputError(f"train.{key}: there is no such key. {_hint(key, known)}")
@@ -121,7 +117,8 @@ def load_config(
 
     Args:
         path: a LazyConfig `.py` file, which is run; or a `.yaml` file that `save_config` wrote,
-            which is plain data (`vitdet.plain_recipes`).
+            which is plain data (`vitdet.plain_recipes`). configs/... where there is no such file
+            is that of this package.
         overrides: "dotted.key=value" each; the value is YAML ("1e-4", "[1, 2]", "null", "true").
             A key must exist, or be an argument of the callable that its node describes.
         trust: build what a .yaml names outside this project, too: it may run code of its author.
@@ -132,10 +129,17 @@ def load_config(
     Raises:
         InputError: no such file, it does not load, an unknown key, a value of another type.
     """
-    cfg = change(_read(Path(path), trust), overrides)
+    cfg = change(_read(_ours(Path(path).expanduser()), trust), overrides)
     if isinstance(cfg.get("train"), DictConfig):
         cfg.train = complete(cfg.train)
     return cfg
+
+
+def _ours(path: Path) -> Path:
+    tables = (each.with_name(f"{each.name}.py") for each in path.parents if each.name)
+    if path.parts[:1] != ("configs",) or any(each.is_file() for each in (path, *tables)):
+        return path
+    return CONFIGS.parent / path
 
 
 def _read(path: Path, trust: bool) -> DictConfig:
@@ -189,7 +193,23 @@ def change(cfg: DictConfig, overrides: Sequence[str]) -> DictConfig:
     """Return a recipe with values changed as in `load_config`."""
     for override in overrides:
         _override(cfg, override)
+    typed = [override.partition("=")[0] for override in overrides]
+    for key in _PERIODS:
+        if key in typed and not (key.startswith("schedule.") and "schedule.num_images" in typed):
+            part, _, last = key.partition(".")
+            cfg[part][last] = _in_images(cfg[part][last])
+    if "train.num_images" in typed and cfg.train.get("epochs") is not None:
+        if "train.epochs" in typed:
+            text = "expected train.num_images or train.epochs, got both. Leave one of them out."
+            raise InputError(f"length of the training: {text}")
+        cfg.train.epochs = None
     return cfg
+
+
+def _in_images(value: Any) -> Any:
+    if isinstance(value, ListConfig):
+        return [_in_images(each) for each in value]
+    return f"{value} images" if type(value) in (int, float) and value else value
 
 
 def _override(cfg: DictConfig, override: str) -> None:
@@ -231,7 +251,7 @@ def _child(node: Any, part: str, where: str, key: str, unset: Iterable[str] = ()
 def _typed(key: str, old: Any, text: str) -> Any:
     """Read `text` as YAML and check it against the type of the value that it replaces."""
     value = _value(text)
-    if isinstance(value, str) and key in ("train.checkpoint_every", "train.eval_every"):
+    if isinstance(value, str) and key in _PERIODS:
         return value  # a share of the training, or iterations (engine/recipe.py)
     if isinstance(old, str) and value is not None and not old.startswith("${"):
         return value if isinstance(value, str) else text

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from collections import Counter, OrderedDict
 from collections.abc import Iterable, Sequence
@@ -11,10 +10,9 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from vitdet.scores import Json, evaluated, metrics, read_truth
+from vitdet.scores import Json, best_thresholds, evaluated, metrics, read_truth
 from vitdet.utils import distributed
 from vitdet.utils.checks import InputError
-from vitdet.utils.files import write_text
 from vitdet.utils.run_lengths import RunLengths, encode
 
 logger = logging.getLogger(__name__)
@@ -38,7 +36,6 @@ class CocoEvaluator:
         max_dets: detections that count, the best by score: of an image and category by COCO's
             rules (usual value 100), of an image by LVIS's (300).
         iou_types: of "bbox" and "segm"; None for bbox, and segm when the model predicts masks.
-        output_dir: folder for the predictions, `coco_instances_results.json`, or None.
 
     Raises:
         InputError: the data set does not say what evaluation needs, or has no annotation file.
@@ -50,7 +47,6 @@ class CocoEvaluator:
         *,
         max_dets: int = 100,
         iou_types: Sequence[str] | None = None,
-        output_dir: str | Path | None = None,
     ) -> None:
         if missing := [name for name in _OF_DATA if not hasattr(dataset, name)]:
             text = f"the data set, a {type(dataset).__name__}, has no {', '.join(missing)}"
@@ -59,7 +55,6 @@ class CocoEvaluator:
         if not Path(dataset.json_file).is_file():
             text = f"no annotation file {dataset.json_file} to evaluate by"
             raise InputError(f"{dataset.name}: {text}")
-        self._output_dir = output_dir
         self._dataset = dataset
         self._max_dets = max_dets
         self._iou_types = iou_types
@@ -107,6 +102,8 @@ class CocoEvaluator:
         Returns:
             {"bbox": metrics, "segm": metrics}, metrics in percent: AP, AP50, AP75, APs, APm, APl,
             AR..., for LVIS APr, APc, APf, and `per_class` {name: AP}; nan where nothing counts.
+            The first also has `thresholds`, the scores with the largest F1 as fractions:
+            {"over_all": score, "by_class": {name: score}}.
             Empty in processes other than the main one, and for files without annotations.
 
         Raises:
@@ -120,28 +117,34 @@ class CocoEvaluator:
         if not distributed.is_main():
             return OrderedDict()
         self.predictions = results = list(chain.from_iterable(gathered))
-        if self._output_dir is not None:
-            Path(self._output_dir).mkdir(parents=True, exist_ok=True)
-            text = json.dumps(results)
-            write_text(Path(self._output_dir) / "coco_instances_results.json", text)
         truth = self._dataset.truth or read_truth(self._dataset.json_file)
         if "annotations" not in truth:
             logger.warning("%s has no annotations: nothing to score", self._dataset.json_file)
             return OrderedDict()
         masks = any(flag for _, flag in seen)
         iou_types = self._iou_types or (("bbox", "segm") if masks else ("bbox",))
-        return OrderedDict((kind, self._score(truth, results, kind)) for kind in iou_types)
+        return OrderedDict(
+            (kind, self._score(truth, results, kind, find_threshold=not place))
+            for place, kind in enumerate(iou_types)
+        )
 
-    def _score(self, truth: Json, results: list[Json], iou_type: str) -> Json:
+    def _score(
+        self, truth: Json, results: list[Json], iou_type: str, *, find_threshold: bool
+    ) -> Json:
         data = self._dataset
         images = {record["image_id"] for record in data.records}
         rules = (iou_type, self._max_dets, data.style, images)
         made = evaluated(truth, results, *rules, encoded_here=True)
         scores = metrics(made, truth, data.style)
         by_id = scores.pop("per_category_AP")
-        classes = zip(data.class_names, data.class_ids, strict=True)
-        per_class = {name: 100 * by_id[category] for name, category in classes}
-        return {name: 100 * value for name, value in scores.items()} | {"per_class": per_class}
+        classes = dict(zip(data.class_names, data.class_ids, strict=True))
+        made_of = {name: 100 * value for name, value in scores.items()}
+        made_of["per_class"] = {name: 100 * by_id[category] for name, category in classes.items()}
+        if find_threshold:
+            over_all, own = best_thresholds(made)
+            by_class = {name: own[category] for name, category in classes.items()}
+            made_of["thresholds"] = {"over_all": over_all, "by_class": by_class}
+        return made_of
 
     def _check_seen(self, seen: list[int]) -> None:
         wanted = Counter({record["image_id"]: 1 for record in self._dataset.records})

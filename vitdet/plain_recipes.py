@@ -75,9 +75,6 @@ _MAX_NUMBERS = (  # the first whose expression is the path
 _WORD = re.compile(r"[\w.-]{0,100}", re.ASCII)
 _PATHS = ("json", "images", "root", "name", "names", "output_dir")
 
-# Recipes saved before a part moved: its name then, its name now.
-MOVED: dict[str, str] = {}
-
 _REMEDY = (
     "Only if you trust its author: --trust (trust=True) builds it, and may run code of theirs. A "
     "recipe of your own with parts of your own is a .py file."
@@ -147,8 +144,6 @@ def _parsed(text: str, source: str, trust: bool) -> dict[str, Any]:
     try:
         if len(text) > _MAX_CHARACTERS:
             raise ValueError(f"it has {len(text)} characters")
-        for name, now in MOVED.items():
-            text = re.sub(rf"\b{re.escape(name)}\b", now, text)
         content = yaml.load(text, yaml.SafeLoader if trust else _Loader)
         if not isinstance(content, dict):
             raise ValueError(f"{type(content).__name__} at the top, not a mapping")

@@ -185,8 +185,8 @@ def _strides(of_maps: Sequence[int], scale_factors: Sequence[float]) -> list[int
         listed = ", ".join(f"{stride:g}" for stride in strides)
         raise InputError(
             f"scale_factors: expected levels whose strides are powers of two, each twice the one "
-            f"before, got strides of {listed} pixels. Set scale_factors, or patch_size=16 "
-            "(--resize-patch-embed when the weights are converted)."
+            f"before, got strides of {listed} pixels. Leave patch_size at 16: the kernel of "
+            "weights with other patches is resampled."
         )
     return [int(stride) for stride in strides]
 

@@ -15,6 +15,7 @@ from typing import Any, Literal
 import numpy as np
 from faster_coco_eval import COCO, COCOeval_faster
 
+from vitdet.utils import thresholds
 from vitdet.utils.checks import InputError
 from vitdet.utils.run_lengths import covers, encode_segmentation, mask_util
 
@@ -130,6 +131,43 @@ def metrics(evaluator: COCOeval_faster, truth: Json, style: Style) -> Json:
             parts[f"AP{key}"] = precision[:, :, chosen, 0, -1]
     by_category = {c: _mean(precision[:, :, k, 0, -1]) for k, c in enumerate(order)}
     return {name: _mean(part) for name, part in parts.items()} | {"per_category_AP": by_category}
+
+
+def match(evaluator: COCOeval_faster, iou: float = 0.5) -> None:
+    """Match once more, at one IoU and for all sizes: `cocoDt`'s entries get the `gt_id` they found.
+
+    COCO lets the detection with the highest score choose its object first, so the matches of all
+    are also those of the detections with at least some score.
+    """
+    evaluator.params.iouThrs = np.array([iou])
+    evaluator.params.areaRng, evaluator.params.areaRngLbl = [[0, 1e10]], ["all"]
+    evaluator.evaluate()
+    evaluator.accumulate()
+    evaluator.math_matches()
+
+
+def best_thresholds(evaluator: COCOeval_faster) -> tuple[float, dict[int, float]]:
+    """Return the score with the largest F1 over all (`vitdet.utils.thresholds`), of each category.
+
+    That over all holds for a category with few objects, or of which none was found. What is neither
+    right nor wrong does not count. The evaluator's matches change.
+    """
+    match(evaluator)
+    objects = {n: each for n, each in evaluator.cocoGt.anns.items() if not each["ignore"]}
+    counts = Counter(each["category_id"] for each in objects.values())
+    found: dict[int, list[tuple[float, bool]]] = {int(c): [] for c in evaluator.params.catIds}
+    for each in evaluator.cocoDt.anns.values():
+        right = each.get("gt_id") in objects
+        if right or ("gt_id" not in each and not each.get("lvis_mark")):
+            found[each["category_id"]].append((each["score"], right))
+
+    def best(pairs: list[tuple[float, bool]], total: int) -> float:
+        scores, right = np.array(pairs).reshape(-1, 2).T
+        return thresholds.best(scores, right > 0, total)
+
+    over_all = best([pair for pairs in found.values() for pair in pairs], len(objects))
+    own = {c: best(p, counts[c]) for c, p in found.items() if counts[c] >= thresholds.FEWEST}
+    return over_all, {c: over_all if math.isnan(own.get(c, math.nan)) else own[c] for c in found}
 
 
 def _mean(values: np.ndarray) -> float:

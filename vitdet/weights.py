@@ -82,7 +82,7 @@ def read(path: str | Path, *, trust: bool = False) -> Weights:
 
 
 def _in_folder(folder: Path) -> Path:
-    for name in _NAMES:
+    for name in (*_NAMES, "model_best.pth", "model_final.pth"):  # the last two: of a run
         if (folder / name).is_file():
             return folder / name
     there = sorted(each.name for each in folder.iterdir())

@@ -14,7 +14,6 @@ Change = Callable[[SimpleNamespace], None]
 
 MAE_B, MAE_L = "mae_pretrain_vit_base.pth", "mae_pretrain_vit_large.pth"
 MAE_H = "mae_pretrain_vit_huge_p14to16.pth"  # MAE's, with its patches of 14 pixels resized to 16
-
 PE_CORE_G, PE_SPATIAL_G = "PE-Core-G14-448.pt", "PE-Spatial-G14-448.pt"
 
 

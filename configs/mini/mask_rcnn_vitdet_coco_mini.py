@@ -54,4 +54,4 @@ dataloader.test.mapper.augmentations = _resize
 optimizer.lr = 5e-4
 schedule.num_images = 8000
 schedule.warmup = 100 * 8
-train.update(output_dir="output/coco_mini", num_images=8000, checkpoint_every=2000, log_every=50)
+train.update(output_dir="output/coco_mini", num_images=8000, checkpoint_every=2000)

@@ -72,7 +72,6 @@ train.update(
     reference_batch=4,
     checkpoint_every=5000,
     eval_every=0,
-    log_every=100,
     keep_checkpoints=2,
     clip_grad_norm=1.0,
     ddp=dict(gradient_as_bucket_view=True),

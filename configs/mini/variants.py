@@ -83,8 +83,6 @@ CHANGES = {
     "vitae_b": ("ViTAE-Transformer/ViTDet", (vitae_b,)),
     "vitae_s": ("ViTAE-Transformer/ViTDet", (vitae_s,)),
 }
-
-
 ROWS = {
     name: Row("", 0, source, (*changes, training(output_dir=f"output/variants/{name}")), start="")
     for name, (source, changes) in CHANGES.items()

@@ -16,6 +16,7 @@ from PIL import Image
 from vitdet.app.serve import answering
 from vitdet.app.serve.server import Limits, Server, Uploads, Worker, build_app, listen
 from vitdet.predict.results import Picture, Result
+from vitdet.utils.thresholds import Thresholds
 
 CLASSES = ("red", "green", "blue")
 SCORES = (0.9, 0.6, 0.3)
@@ -27,6 +28,7 @@ class Colours:
     class_names = CLASSES
     class_ids = (1, 5, 7)
     device = "cpu"
+    threshold = Thresholds(0.5, {})
 
     def __call__(self, image: np.ndarray) -> Result:
         found = []

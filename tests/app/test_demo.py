@@ -1,7 +1,5 @@
 """The demo end to end, shortened: what it leaves on disk and what it says."""
 
-from __future__ import annotations
-
 import json
 
 import numpy as np

@@ -1,10 +1,6 @@
 """`vitdet export`: from a checkpoint to a file, its report and the exit status."""
 
-from __future__ import annotations
-
 import json
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import onnxruntime
@@ -28,7 +24,7 @@ from vitdet.predict.predictor import Predictor
 
 
 @pytest.fixture(scope="module")
-def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def weights(tmp_path_factory):
     """A checkpoint of a tiny detector, as a run writes it, and a folder of photographs."""
     resize = L(resize_shortest_edge)(size=64, max_size=64)
     mapper = L(Mapper)(augmentations=resize, is_train=False, image_format="RGB")
@@ -38,6 +34,7 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
         flags={"allow_objects": True},
     )
     about = {"class_names": ["dark", "light"], "class_ids": [1, 7], "config": config_text(cfg)}
+    about["thresholds"] = {"model": {"over_all": 0.4, "by_class": {"dark": 0.3}}}
     folder = tmp_path_factory.mktemp("run")
     state = with_objects(build_model(cfg.model)).state_dict()
     checkpoint.write(folder / "model_final.pth", {"model": state, "vitdet": about})
@@ -48,12 +45,12 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "model_final.pth"
 
 
-def arguments(weights: Path, out: Path, *more: object) -> list[str]:
+def arguments(weights, out, *more):
     # --trust: the tiny model has parts that no recipe of configs/ has
     return ["export", "--weights", *map(str, (weights, "--trust", "--out", out, *more))]
 
 
-def test_onnx_from_a_checkpoint(weights: Path, tmp_path: Path, capsys) -> None:
+def test_onnx_from_a_checkpoint(weights, tmp_path, capsys):
     """A file that another program can use with what it says of itself."""
     out, photographs = tmp_path / "detector.onnx", weights.parent / "photographs"
     assert main(arguments(weights, out, "--images", photographs, "--masks", "boxes")) == 0
@@ -64,16 +61,15 @@ def test_onnx_from_a_checkpoint(weights: Path, tmp_path: Path, capsys) -> None:
     session = onnxruntime.InferenceSession(str(out))
     note = session.get_modelmeta().custom_metadata_map
     assert json.loads(note["class_names"]) == ["dark", "light"]
+    assert json.loads(note["thresholds"]) == [0.3, 0.4]
     assert json.loads(note["category_ids"]) == [1, 7]
     assert "resize_shortest_edge" in note["preprocessing"]
     assert "_target_: vitdet.backbones.vit.ViT" in note["recipe"]
-    found: Any = session.run(None, {"image": np.asarray(draw(0)["image"])})
+    found = session.run(None, {"image": np.asarray(draw(0)["image"])})
     assert len(found[0]) > 0
 
 
-def test_drawn_images_one_size_and_a_file_that_differs(
-    weights: Path, tmp_path: Path, capsys, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_drawn_images_one_size_and_a_file_that_differs(weights, tmp_path, capsys, monkeypatch):
     """Exit status 1, nothing at the place of the file, and the reason in words."""
     out = tmp_path / "backbone.onnx"
     words = ("--part", "backbone", "--size", "48", "64", "--num-images", "2", "--format", "onnx")
@@ -104,7 +100,7 @@ def test_drawn_images_one_size_and_a_file_that_differs(
         ("model.roi_heads.box_predictor.test_score_thresh=1.0", "no object is found on the 5"),
     ],
 )
-def test_wrong_input(weights: Path, tmp_path: Path, capsys, monkeypatch, words, text) -> None:
+def test_wrong_input(weights, tmp_path, capsys, monkeypatch, words, text):
     monkeypatch.chdir(tmp_path)
     assert main([*arguments(weights, tmp_path / "a.onnx"), *words.split()]) == 2
     printed = capsys.readouterr()
@@ -113,7 +109,7 @@ def test_wrong_input(weights: Path, tmp_path: Path, capsys, monkeypatch, words, 
     assert list(tmp_path.iterdir()) == []
 
 
-def test_images_are_fitted(weights: Path) -> None:
+def test_images_are_fitted(weights):
     """Into one size without distortion, the rest black; else by the recipe's rule."""
     predictor = Predictor.from_checkpoint(weights, device="cpu", trust=True)
     folder = weights.parent / "photographs"

@@ -1,10 +1,6 @@
 """What `vitdet inspect` reads off a file, and the command that it names."""
 
-from __future__ import annotations
-
 import json
-from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -16,12 +12,12 @@ from vitdet.app.describe import describe
 from vitdet.convert.recipes import COMMANDS
 
 
-def as_json(path: Path, *words: str, capsys: pytest.CaptureFixture[str]) -> dict[str, Any]:
+def as_json(path, *words, capsys):
     assert cli.main(["inspect", str(path), "--json", *words]) == 0
     return json.loads(capsys.readouterr().out)
 
 
-def test_a_file_of_ours(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_file_of_ours(tmp_path, capsys):
     weights = random(pyramid(vit()))
     average = {name: value.half() for name, value in weights.items()}
     about = {"format": 1, "source_format": "mae", "initialised": ["simfp_4.0.weight"]}
@@ -50,7 +46,7 @@ def test_a_file_of_ours(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> N
 
 
 # published file: some of what its names and shapes say
-ARCHITECTURES: dict[str, dict[str, Any]] = {
+ARCHITECTURES = {
     "mask_rcnn_vitdet_b.lvis": {
         **{"embed_dim": 768, "depth": 12, "num_heads": 12, "window_size": 14, "img_size": 1024},
         **{"global_block_indexes": [2, 5, 8, 11], "use_rel_pos": True},
@@ -76,7 +72,7 @@ HEADS = {
 
 
 @needs_manifests
-def test_architectures_and_heads_of_published_files() -> None:
+def test_architectures_and_heads_of_published_files():
     for name, expected in ARCHITECTURES.items():
         found = describe(find(name).content())["backbone"]
         assert {key: found.get(key) for key in expected} == expected, name
@@ -90,9 +86,7 @@ def test_architectures_and_heads_of_published_files() -> None:
 @pytest.mark.parametrize(
     "name", ["mask_rcnn_vitdet_b.coco", "mae_pretrain_vit_huge", "vil_tiny_retinanet"]
 )
-def test_the_command_for_a_published_file(
-    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
-) -> None:
+def test_the_command_for_a_published_file(name, tmp_path, monkeypatch, capsys):
     path = tmp_path / "file.pth"
     path.touch()
     monkeypatch.setattr(checkpoint, "read", lambda *_, **__: find(name).content())
@@ -102,4 +96,8 @@ def test_the_command_for_a_published_file(
     assert (first["initialised"] == 0) == (command.format in ("detectron2", "vil_det"))
     assert cli.main(["inspect", str(path)]) == 0
     words = f"--source-model {path} --output-model OUT.pth --config-file {first['recipe']}"
-    assert f"\n             python converter.py {words}" in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert f"\n             python converter.py {words}" in shown
+    train = f"python train_net.py --config-file {first['recipe']} --weights {path}\n"
+    assert train in shown
+    assert ("vitdet train --data" in shown) == (command.format == "mae")

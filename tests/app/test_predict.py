@@ -1,12 +1,9 @@
 """`vitdet predict` and `vitdet strip`: what they write, say and return."""
 
-from __future__ import annotations
-
 import json
 import os
 import shutil
 import unicodedata
-from pathlib import Path
 
 import cv2
 import numpy as np
@@ -22,7 +19,7 @@ from vitdet.utils.files import RESULT_MARKER
 
 
 @pytest.fixture
-def photos(drawn_run, tmp_path) -> Path:
+def photos(drawn_run, tmp_path):
     """A folder of four images in three formats."""
     folder = tmp_path / "photos"
     folder.mkdir()
@@ -33,13 +30,13 @@ def photos(drawn_run, tmp_path) -> Path:
     return folder
 
 
-def written(folder: Path) -> set[str]:
+def written(folder):
     """The names of results in a folder, which is marked."""
     assert (folder / RESULT_MARKER).is_file()
     return {path.name for path in folder.iterdir()} - {RESULT_MARKER}
 
 
-def predict(drawn_run, *words: object) -> int:
+def predict(drawn_run, *words):
     weights = ["--weights", str(drawn_run.weights), "--device", "cpu", "--precision", "fp32"]
     return cli.main(["predict", *map(str, words), *weights])
 
@@ -55,7 +52,8 @@ def test_a_folder_gives_pictures_json_and_a_line_each(drawn_run, photos, tmp_pat
     assert cv2.imread(str(out / "0.jpg")).shape == (480, 480, 3)
     said = capsys.readouterr()
     assert said.err == ""
-    lines = said.out.splitlines()
+    first, *lines = said.out.splitlines()
+    assert first == "threshold 0"
     assert [line.split("  ")[0] for line in lines[:-1]] == sorted(map(str, photos.iterdir()))
     assert lines[-1] == f"pictures in {out}"
     options = {"threshold": 0.0, "device": "cpu", "precision": "fp32", "batch_size": 2}
@@ -120,9 +118,9 @@ def test_an_image_on_which_a_batch_fails_is_left_out_alone():
             raise MemoryError
         return [picture.name for picture in batch]
 
-    bad: list[str] = []
+    bad = []
     batch = [Picture(name) for name in ("a", "large", "b")]
-    assert predict_batch(predictor, batch, bad) == ["a", "b"]  # pyright: ignore[reportArgumentType]
+    assert predict_batch(predictor, batch, bad) == ["a", "b"]
     assert bad == ["large"]
 
 
@@ -234,7 +232,7 @@ def test_options_reach_the_predictor(drawn_run, photos, tmp_path, capsys):
         (["--tta-scales", "1,big"], "--tta-scales: expected numbers such as 1,1.25, got 1,big"),
         (["--overlap", "0.2"], "--overlap: expected --slices beside it, got none"),
         (["--slices", "0"], "slices: expected a size of at least 1 pixel"),
-        (["--threshold", "2"], "predictor: expected a threshold of 0 to 1"),
+        (["--threshold", "2"], "threshold: expected a score of 0 to 1, got 2"),
         (["--device", "gpu"], "device gpu: torch cannot use it ("),
         (["--class-names", "no.json"], "no.json: No such file"),
     ],

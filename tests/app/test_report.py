@@ -1,7 +1,5 @@
 """`vitdet report`: the page of a run, against the run's own numbers."""
 
-from __future__ import annotations
-
 import base64
 import html
 import io
@@ -14,6 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from vitdet import checkpoint
 from vitdet.app import cli
 from vitdet.app.report.page import lines
 from vitdet.config import load_config, save_config
@@ -25,7 +24,7 @@ RECIPE = Path(__file__).resolve().parents[2] / "configs/mini/mask_rcnn_eva02_sha
 KEPT = "coco_instances_results.json"
 
 
-def recipe(folder: Path, data: Path):
+def recipe(folder, data):
     changes = [f"dataloader.{part}.dataset.root={data}" for part in ("train", "test")]
     changes += ["dataloader.train.dataset.num_images=4", "dataloader.test.dataset.num_images=6"]
     head = "model.roi_heads.box_predictor"
@@ -35,7 +34,7 @@ def recipe(folder: Path, data: Path):
 
 
 @pytest.fixture(scope="module")
-def good(tmp_path_factory) -> Path:
+def good(tmp_path_factory):
     """The folder of a run with predictions: the truth, some of it shifted or renamed."""
     place = tmp_path_factory.mktemp("good")
     folder = place / "r<un>"
@@ -57,6 +56,7 @@ def good(tmp_path_factory) -> Path:
     by_id = scores.pop("per_category_AP")
     results = {name: None if np.isnan(v) else 100 * v for name, v in scores.items()}
     results["per_class"] = {name: 100 * by_id[i] for i, name in enumerate(CLASSES, 1)}
+    results["thresholds"] = {"over_all": 0.6, "by_class": {CLASSES[0]: 0.7}}
     content = {"checkpoint": "model_final.pth", "results": {"bbox": results}}
     (folder / "results.json").write_text(json.dumps(content))
     seen = [{"images_seen": n, "total_loss": 1 / n, "lr": 0.1, "bbox/AP": n} for n in (4, 8)]
@@ -69,23 +69,23 @@ def good(tmp_path_factory) -> Path:
 class Page:
     """A page that was written, and the cells of its tables."""
 
-    def __init__(self, folder: Path, *options: str) -> None:
+    def __init__(self, folder, *options):
         assert cli.main(["report", str(folder), *options]) == 0
         self.text = (folder / "report.html").read_text()
         rows = [re.findall(r"<t[hd].*?>(.*?)</t[hd]>", row) for row in self.text.split("<tr>")]
         self.rows = [[html.unescape(cell) for cell in row] for row in rows if row]
 
-    def row(self, first: str) -> list[str]:
+    def row(self, first):
         """The first row that begins with a text."""
         return next(row for row in self.rows if row[0] == first)
 
-    def pictures(self, kind: str) -> list[bytes]:
+    def pictures(self, kind):
         return list(
             map(base64.b64decode, re.findall(rf'"data:image/{kind};base64,(.*?)"', self.text))
         )
 
 
-def test_the_page_has_the_numbers_of_the_run_and_needs_nothing_from_outside(good: Path) -> None:
+def test_the_page_has_the_numbers_of_the_run_and_needs_nothing_from_outside(good):
     page = Page(good, "--images", "3")
     results = json.loads((good / "results.json").read_text())["results"]["bbox"]
     assert 20 < results["AP"] < 90
@@ -95,31 +95,34 @@ def test_the_page_has_the_numbers_of_the_run_and_needs_nothing_from_outside(good
     assert shown["APl"] == "-"  # no such object
     rows = {name: page.row(name) for name in CLASSES}
     assert all(row[2] == f"{results['per_class'][name]:.1f}" for name, row in rows.items())
+    counts = [int(row[1]) for row in page.rows if row[0] in CLASSES and len(row) == 9]
+    assert counts == sorted(counts, reverse=True)
     ap50 = np.mean([float(row[4]) for row in rows.values()])
     assert ap50 == pytest.approx(results["AP50"], abs=0.05)
-    assert page.row("images")[1] == "6"
-    objects = sum(int(row[1]) for row in rows.values())
-    assert page.row("objects")[1].startswith(f"{objects}, ")
+    verdict = rf"\d+ of {sum(counts)} objects are found, and \d+ detections are wrong; what costs"
+    assert re.search(verdict, page.text)
+    assert f"threshold 0.60 ({CLASSES[0]} 0.70)" in page.text  # the run's own, by class
+    assert [row[-1] for row in rows.values()] == ["0.70", *["0.60"] * 5]
     assert "results.json says" not in page.text  # nothing disagrees
     # mistakes are counted, and stand beside the worst images
     assert int(page.row("classification")[1]) >= 1
     assert page.row("duplicate")[1] == "0"
-    assert re.search(rf"<li>missed: ({'|'.join(CLASSES)})</li>", page.text)
-    assert re.search(r"<li>classification: \w+ \d+%, is a \w+</li>", page.text)
+    assert re.search(rf"</i>missed: ({'|'.join(CLASSES)})</li>", page.text)
+    assert re.search(r"</i>classification: \w+ \d+%, is a \w+</li>", page.text)
     # names cannot become markup, and nothing is fetched
     assert "r&lt;un&gt;" in page.text
     assert not re.search(r"r<un>|<script", page.text)
     references = re.findall(r'\b(?:src|href|action|data)="(.*?)"', page.text)
     anchors = [each[1:] for each in references if not each.startswith("data:")]
-    assert len(anchors) == 9
+    assert len(anchors) == 8
     assert all(f'id="{each}"' in page.text for each in anchors)
-    # three images, each twice; two plots of recall, losses, lr, AP
+    # three images; two plots of recall, losses, lr, AP
     pictures = page.pictures("jpeg")
-    assert [min(Image.open(io.BytesIO(each)).size) for each in pictures] == [420] * 6
+    assert [min(Image.open(io.BytesIO(each)).size) for each in pictures] == [420] * 3
     assert ["<svg" in each.decode() for each in page.pictures(r"svg\+xml")] == [True] * 5
 
 
-def test_other_predictions_are_remarked(good: Path, tmp_path: Path) -> None:
+def test_other_predictions_are_remarked(good, tmp_path):
     found = json.loads((good / KEPT).read_text())
     half = tmp_path / "half.json"
     half.write_text(json.dumps(found[: len(found) // 2]))
@@ -127,7 +130,7 @@ def test_other_predictions_are_remarked(good: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_run_keeps_its_predictions_and_without_them_is_evaluated(tmp_path: Path) -> None:
+def test_a_run_keeps_its_predictions_and_thresholds(tmp_path):
     run = tmp_path / "run"
     train(recipe(run, tmp_path / "data"))
     kept = json.loads((run / KEPT).read_text())
@@ -140,11 +143,9 @@ def test_a_run_keeps_its_predictions_and_without_them_is_evaluated(tmp_path: Pat
     assert sum(int(page.row(kind)[1]) for kind in ("background", "both", "classification")) > 10
     assert "vitdet.backbones.eva02.EVA02ViT" in page.text
     assert page.row("torch")[1]
-    (run / KEPT).unlink()
-    before = {path.name: path.read_bytes() for path in run.iterdir() if path.is_file()}
-    assert Page(run, *options).text == page.text
-    after = {path.name: path.read_bytes() for path in run.iterdir() if path.is_file()}
-    assert after == before  # the run is as it was, and so is its page
+    kept = checkpoint.read(run / "model_final.pth")["vitdet"].get("thresholds", {})
+    said = results["bbox"]["thresholds"]["over_all"]
+    assert kept == ({} if said is None else {"model": results["bbox"]["thresholds"]})
 
 
 @pytest.mark.parametrize(
@@ -152,6 +153,7 @@ def test_a_run_keeps_its_predictions_and_without_them_is_evaluated(tmp_path: Pat
     [
         ("results.json", [None], "it has no results.json"),
         ("config.yaml", [None], "it has no config.yaml"),
+        (KEPT, [None], f"it has no {KEPT}"),
         ("results.json", ["{", "\udcff", "[" * 100_000], "results.json: it is no json file"),
         ("results.json", ["[]"], "expected a dict, got a list"),
         (
@@ -170,7 +172,7 @@ def test_a_run_keeps_its_predictions_and_without_them_is_evaluated(tmp_path: Pat
         (KEPT, ["[3]", '[{"image_id": 1}]'], "result 0"),
     ],
 )
-def test_a_damaged_run_is_one_line(good, tmp_path, name: str, contents, text, capsys) -> None:
+def test_a_damaged_run_is_one_line(good, tmp_path, name, contents, text, capsys):
     copy = shutil.copytree(good, tmp_path / "copy")
     for content in contents:
         (copy / name).unlink(missing_ok=True)
@@ -182,7 +184,7 @@ def test_a_damaged_run_is_one_line(good, tmp_path, name: str, contents, text, ca
         assert error.count("\n") == 1
 
 
-def test_a_run_that_missed_everything_and_numbers_that_are_none(good: Path, tmp_path: Path) -> None:
+def test_a_run_that_missed_everything_and_numbers_that_are_none(good, tmp_path):
     """No detection, losses that cannot be drawn, an image that is damaged: there is a page."""
     copy = shutil.copytree(good, tmp_path / "copy")
     (copy / KEPT).write_text("[]")
@@ -197,7 +199,7 @@ def test_a_run_that_missed_everything_and_numbers_that_are_none(good: Path, tmp_
     page = Page(copy)
     image.write_bytes(before)
     assert f"Not shown: image {image}" in page.text
-    assert len(page.pictures("jpeg")) == 10
+    assert len(page.pictures("jpeg")) == 5
     assert page.row("background")[1] == "0"
     assert page.row("bbox")[1:] == ["0.0", "-"]
     assert [page.row("circle")[place] for place in (2, 4)] == ["-", "0.0"]
@@ -206,10 +208,10 @@ def test_a_run_that_missed_everything_and_numbers_that_are_none(good: Path, tmp_
     assert not [plot for plot in plots if b"mathdefault" in plot]
 
 
-def test_a_wrong_option_is_one_line(good: Path, capsys) -> None:
+def test_a_wrong_option_is_one_line(good, capsys):
     wrong = {
-        ("--threshold", "2"): "--threshold 2 --images 12: a score is from 0 to 1",
-        ("--images", "-1"): "images are 0 or more",
+        ("--threshold", "2"): "threshold: expected a score of 0 to 1, got 2",
+        ("--images", "-1"): "--images -1: expected 0 or more",
         ("--out", "/nowhere/x.html"): "there is no folder /nowhere",
         ("--predictions", "no.json"): "no.json: No such file",
     }
@@ -218,7 +220,7 @@ def test_a_wrong_option_is_one_line(good: Path, capsys) -> None:
         assert text in capsys.readouterr().err
 
 
-def test_names_of_classes_are_no_formulas() -> None:
+def test_names_of_classes_are_no_formulas():
     x = [0.0, 1.0]
     plots = [base64.b64decode(lines({n: (x, x)})[26:]) for n in (r"$\frac$", "x")]
     assert plots[0].count(b"<use") > plots[1].count(b"<use") + 4

@@ -1,27 +1,26 @@
 """The report's numbers: curves give the AP of the evaluation; errors and confusion by hand."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 
-from vitdet.app.report.numbers import Judged, confusion, judge
+from vitdet.app.report.numbers import confusion, costs, judge
 from vitdet.scores import evaluate_results
 from vitdet.utils.run_lengths import encode
 
 SIDE = 256
+LEAST = dict.fromkeys((1, 2, 5, 7), 0.0)
 A, B, FAR = [0, 0, 100, 100], [120, 120, 100, 100], [0, 130, 60, 60]
 HALF = [0, 0, 100, 40]  # an IoU of 0.4 with A
 
 
-def box_mask(box: list[int]) -> dict:
+def box_mask(box):
     x, y, width, height = box
     mask = np.zeros((1, SIDE, SIDE), dtype=bool)
     mask[0, y : y + height, x : x + width] = True
     return encode(mask)[0]
 
 
-def random_data(lvis: bool) -> tuple[dict, list[dict]]:
+def random_data(lvis):
     """Twelve images with objects of all sizes, crowds, and detections near and far."""
     draw = np.random.default_rng(1)
     categories = [{"id": i, "name": f"c{i}", "frequency": "f"} for i in (1, 2, 5, 7)]
@@ -48,12 +47,12 @@ def random_data(lvis: bool) -> tuple[dict, list[dict]]:
 
 @pytest.mark.parametrize("iou_type", ["bbox", "segm"])
 @pytest.mark.parametrize("style", ["coco", "lvis"])
-def test_curves_are_those_of_the_evaluation(iou_type: str, style: str) -> None:
+def test_curves_are_those_of_the_evaluation(iou_type, style):
     """And the matches, of which nobody counts twice, are those behind its recall."""
     truth, results = random_data(style == "lvis")
     rules = {"max_dets": 300 if style == "lvis" else 3, "style": style}
     expected = evaluate_results(truth, results, iou_type, **rules)
-    precision, judged = judge(truth, results, iou_type, **rules)
+    precision, judged = judge(truth, results, iou_type, LEAST, **rules)
     assert expected["AP"] > 0.1
     for place, name in enumerate(("AP", "APs", "APm", "APl")):
         known = [each[..., place] for each in precision.values()]
@@ -63,7 +62,7 @@ def test_curves_are_those_of_the_evaluation(iou_type: str, style: str) -> None:
         ap = expected["per_category_AP"][category]
         assert each[..., 0].mean() == pytest.approx(ap, abs=1e-12, nan_ok=True)
     mine = [each for each in results if each["image_id"] == 3]
-    alone = judge(truth, mine, iou_type, image_ids=[3], style=style)[1]
+    alone = judge(truth, mine, iou_type, LEAST, image_ids=[3], style=style)[1]
     assert [each.image["id"] for each in alone] == [3]
     for each in judged:
         for side in (0, 1):
@@ -74,7 +73,7 @@ def test_curves_are_those_of_the_evaluation(iou_type: str, style: str) -> None:
     assert confusion(judged, [1, 2, 5, 7])[:4].sum() == sum(len(each.objects) for each in judged)
 
 
-def one_image(truth: list, found: list, threshold: float = 0.0, crowd: int = 0) -> Judged:
+def one_image(truth, found, threshold=0.0, crowd=0):
     """Judge (category, box) objects and (category, box, score) detections; the first are crowds."""
     content = {
         "images": [{"id": 1, "height": SIDE, "width": SIDE}],
@@ -86,7 +85,7 @@ def one_image(truth: list, found: list, threshold: float = 0.0, crowd: int = 0) 
         ],
     }
     results = [{"image_id": 1, "category_id": c, "bbox": b, "score": s} for c, b, s in found]
-    return judge(content, results, "bbox", threshold)[1][0]
+    return judge(content, results, "bbox", dict.fromkeys((1, 2), threshold))[1][0]
 
 
 @pytest.mark.parametrize(
@@ -104,11 +103,22 @@ def one_image(truth: list, found: list, threshold: float = 0.0, crowd: int = 0) 
         ([(2, A, 0.9), (2, A, 0.8), (2, B, 0.7)], ["classification", "classification"]),
     ],
 )
-def test_kinds_of_errors(found: list, expected: list[str]) -> None:
+def test_kinds_of_errors(found, expected):
     assert [each.kind for each in one_image([(1, A), (2, B)], found).mistakes] == expected
 
 
-def test_crowds_and_low_scores_are_no_mistakes() -> None:
+def test_what_an_error_costs():
+    """One of two objects found and two wrong: F1 is 2 / 5, and without each kind by hand."""
+    image = one_image([(1, A), (2, B)], [(1, A, 0.9), (1, FAR, 0.8), (1, B, 0.7)])
+    found = {kind: each for kind, each in costs([image]).items() if each[0]}
+    assert found == {
+        "background": (1, pytest.approx(200 / 4 - 200 / 5)),
+        "classification": (1, pytest.approx(400 / 5 - 200 / 5)),  # it would find the other object
+    }
+    assert costs([one_image([(1, A)], [])])["missed"] == (1, pytest.approx(100.0))
+
+
+def test_crowds_and_low_scores_are_no_mistakes():
     found = [(1, [10, 10, 20, 20], 0.9), (1, [20, 20, 9, 9], 0.8)]
     crowded = one_image([(1, A), (1, B)], found, crowd=1)
     assert crowded.right == 0
@@ -118,7 +128,7 @@ def test_crowds_and_low_scores_are_no_mistakes() -> None:
     assert [each.kind for each in one_image([(1, A)], found, 0.4).mistakes] == ["background"]
 
 
-def test_confusion_by_hand() -> None:
+def test_confusion_by_hand():
     found = [(1, A, 0.9), (1, B, 0.8), (1, FAR, 0.7), (2, FAR, 0.2)]
     truth = [(1, A), (2, B), (2, [200, 0, 40, 40])]
     expected = [[1, 0, 0], [1, 0, 1], [1, 0, 0]]

@@ -1,7 +1,5 @@
 """`vitdet serve` over HTTP: answers, limits, bad files, and requests of others than its page."""
 
-from __future__ import annotations
-
 import base64
 import io
 import multiprocessing
@@ -38,11 +36,11 @@ def url():
         yield address
 
 
-def post(url: str, content: bytes, **headers: str) -> httpx.Response:
+def post(url, content, **headers):
     return httpx.post(f"{url}/predict", content=content, headers=headers, timeout=60)
 
 
-def refused(answer: httpx.Response, status: int) -> str:
+def refused(answer, status):
     """The one line of an error."""
     assert answer.status_code == status, answer.text
     content = answer.json()
@@ -51,12 +49,12 @@ def refused(answer: httpx.Response, status: int) -> str:
     return content["error"]
 
 
-def connection(url: str) -> socket.socket:
+def connection(url):
     host, port = url.removeprefix("http://").split(":")
     return socket.create_connection((host, int(port)), timeout=60)
 
 
-def everything(sent: socket.socket) -> str:
+def everything(sent):
     answer = b""
     try:
         while part := sent.recv(65536):
@@ -66,7 +64,7 @@ def everything(sent: socket.socket) -> str:
     return answer.decode()
 
 
-def until(true) -> None:
+def until(true):
     end = time.monotonic() + 60
     while not true():
         assert time.monotonic() < end
@@ -76,7 +74,7 @@ def until(true) -> None:
 # --- answers -----------------------------------------------------------------------------------
 
 
-def test_an_upload_is_answered_in_pixels_of_the_picture(url: str) -> None:
+def test_an_upload_is_answered_in_pixels_of_the_picture(url):
     content = post(url, stored(scene())).json()
     assert (content["width"], content["height"]) == (160, 120)
     found = content["detections"]
@@ -92,7 +90,7 @@ def test_an_upload_is_answered_in_pixels_of_the_picture(url: str) -> None:
     assert corners.max(axis=0) == pytest.approx([64, 48], abs=0.1)
 
 
-def test_every_kind_of_file(url: str) -> None:
+def test_every_kind_of_file(url):
     for kind in ("JPEG", "WEBP", "BMP", "PNG"):
         for mode in {"JPEG": ["CMYK"], "PNG": ["RGBA", "P", "L", "1"]}.get(kind, ["RGB"]):
             found = post(url, stored(scene().convert(mode), kind)).json()["detections"]
@@ -100,7 +98,7 @@ def test_every_kind_of_file(url: str) -> None:
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "WEBP"])
-def test_a_picture_is_turned_upright_and_sent_along(url: str, kind: str) -> None:
+def test_a_picture_is_turned_upright_and_sent_along(url, kind):
     exif = Image.Exif()
     exif[0x0112] = 6  # stored lying: to be turned by a quarter to the right
     lying = scene().transpose(Image.Transpose.ROTATE_90)
@@ -112,7 +110,7 @@ def test_a_picture_is_turned_upright_and_sent_along(url: str, kind: str) -> None
     assert "picture" not in post(url, stored(scene(), kind)).json()
 
 
-def test_large_pictures_are_looked_at_smaller(monkeypatch) -> None:
+def test_large_pictures_are_looked_at_smaller(monkeypatch):
     monkeypatch.setattr(serve, "WORK_PIXELS", 160 * 120)
     seen = []
 
@@ -122,7 +120,7 @@ def test_large_pictures_are_looked_at_smaller(monkeypatch) -> None:
             return super().__call__(image)
 
     large = scene().resize((640, 480), Image.Resampling.NEAREST)
-    content = describe(Watching(), large)  # pyright: ignore[reportArgumentType]
+    content = describe(Watching(), large)
     assert seen == [(120, 160, 3)]
     assert (content["width"], content["height"]) == (640, 480)
     red = content["detections"][0]
@@ -132,7 +130,7 @@ def test_large_pictures_are_looked_at_smaller(monkeypatch) -> None:
     assert max(red["outlines"][0]) == pytest.approx(4 * 64, abs=4)
 
 
-def test_outlines_have_holes() -> None:
+def test_outlines_have_holes():
     mask = np.zeros((40, 50), dtype=np.uint8)
     mask[5:30, 10:40] = 1
     mask[10:20, 20:30] = 0
@@ -145,7 +143,7 @@ def test_outlines_have_holes() -> None:
 # --- bad files ---------------------------------------------------------------------------------
 
 
-def header_of_png(width: int, height: int) -> bytes:
+def header_of_png(width, height):
     """A PNG that says how large it is, and has next to no pixels."""
     size = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
     chunks = [b"IHDR" + size, b"IDAT" + zlib.compress(b"\0" * 100), b"IEND"]
@@ -153,7 +151,7 @@ def header_of_png(width: int, height: int) -> bytes:
     return b"\x89PNG\r\n\x1a\n" + b"".join(parts)
 
 
-def scans(count: int) -> bytes:
+def scans(count):
     """A progressive JPEG whose last scan comes again and again."""
     whole = stored(scene(), "JPEG", progressive=True)
     last = whole.rindex(b"\xff\xda")
@@ -173,13 +171,13 @@ def scans(count: int) -> bytes:
         (b"x" * 200_001, 413, "The file is too large: 0.190735 MiB at most."),
     ],
 )
-def test_a_bad_file_gets_a_message(url: str, content: bytes, status: int, text: str) -> None:
+def test_a_bad_file_gets_a_message(url, content, status, text):
     assert text in refused(post(url, content), status)
     assert post(url, stored(scene())).status_code == 200  # it goes on
 
 
-def test_whatever_bytes_come_there_is_a_picture_or_a_message() -> None:
-    _, answer = answering(Colours(), "", 1_000_000)  # pyright: ignore[reportArgumentType]
+def test_whatever_bytes_come_there_is_a_picture_or_a_message():
+    _, answer = answering(Colours(), "", 1_000_000)
     exif, draw, outcomes = Image.Exif(), random.Random(1), set()
     exif[0x0112] = 3
     for turn in range(400):
@@ -191,7 +189,7 @@ def test_whatever_bytes_come_there_is_a_picture_or_a_message() -> None:
     assert {200, 400, 415} <= outcomes <= {200, 400, 413, 415}
 
 
-def test_the_limit_holds_whatever_the_header_says(url: str) -> None:
+def test_the_limit_holds_whatever_the_header_says(url):
     """Chunks without a length: reading stops at the limit."""
     sent = []
 
@@ -216,7 +214,7 @@ def test_the_limit_holds_whatever_the_header_says(url: str) -> None:
 class Held(Colours):
     """Waits until it is told to go on, and dies of some pictures."""
 
-    def __init__(self) -> None:
+    def __init__(self):
         self.go = multiprocessing.RawValue("b", 0)  # an Event waits for waiters that were killed
 
     def __call__(self, image):
@@ -226,7 +224,7 @@ class Held(Colours):
         return super().__call__(image)
 
 
-def test_uploads_wait_their_turn_and_more_than_may_wait_are_sent_away() -> None:
+def test_uploads_wait_their_turn_and_more_than_may_wait_are_sent_away():
     held = Held()
     pictures = []
     for place in range(8):
@@ -250,7 +248,7 @@ def test_uploads_wait_their_turn_and_more_than_may_wait_are_sent_away() -> None:
 
 
 @pytest.mark.parametrize("seconds", [1.0, 300.0])
-def test_what_no_one_waits_for_is_ended(seconds: float, monkeypatch) -> None:
+def test_what_no_one_waits_for_is_ended(seconds, monkeypatch):
     """A client that has waited too long, or leaves, does not hold the others up."""
     monkeypatch.setattr(Worker, "GRACE", 0.1)
     content, held = stored(scene()), Held()
@@ -270,7 +268,7 @@ def test_what_no_one_waits_for_is_ended(seconds: float, monkeypatch) -> None:
         until(lambda: post(url, content).status_code == 200)
 
 
-def test_the_server_ends_whatever_is_worked_on() -> None:
+def test_the_server_ends_whatever_is_worked_on():
     with ThreadPoolExecutor(1) as pool:
         with serving(Held()) as url:
             process = url.worker.process
@@ -280,7 +278,7 @@ def test_the_server_ends_whatever_is_worked_on() -> None:
         assert "The server failed." in refused(answer.result(), 500)
 
 
-def test_slow_and_idle_clients_are_sent_away_and_hold_nobody_up(monkeypatch) -> None:
+def test_slow_and_idle_clients_are_sent_away_and_hold_nobody_up(monkeypatch):
     monkeypatch.setattr(Connection, "SECONDS", 0.5)
     with serving(limits=Limits(body_seconds=0.5, waiting=2)) as url:
         idle = [connection(url) for _ in range(70)]
@@ -298,7 +296,7 @@ def test_slow_and_idle_clients_are_sent_away_and_hold_nobody_up(monkeypatch) -> 
             each.close()
 
 
-def test_uploads_on_their_way_do_not_fill_the_memory() -> None:
+def test_uploads_on_their_way_do_not_fill_the_memory():
     with serving(limits=Limits(max_bytes=1000, waiting=2)) as url:
         head = HEAD + b"Content-Length: 999\r\n\r\n"
         with connection(url) as first, connection(url) as second, connection(url) as third:
@@ -314,7 +312,7 @@ def test_uploads_on_their_way_do_not_fill_the_memory() -> None:
 # --- who asks, and for what --------------------------------------------------------------------
 
 
-def raw(url: str, path: str, *headers: str) -> tuple[int, str]:
+def raw(url, path, *headers):
     """Ask for a path as it is: clients would normalise it."""
     given = headers or (f"Host: {url.removeprefix('http://')}",)
     lines = [f"GET {path} HTTP/1.1", *given, "Connection: close", "", ""]
@@ -324,7 +322,7 @@ def raw(url: str, path: str, *headers: str) -> tuple[int, str]:
     return int(answer.split()[1]), answer
 
 
-def test_no_other_file_can_be_reached(url: str) -> None:
+def test_no_other_file_can_be_reached(url):
     up = ("/../../../etc/passwd", "/..%2f..%2fetc%2fpasswd", "/%2e%2e/%2e%2e/etc/passwd", "/%00")
     inside = ("/serve.css/../server.py", "/templates/report.html", "/report.html", "/server.py")
     other = ("//etc/passwd", "/..\\..\\etc\\passwd", "/docs", "/openapi.json", "/model/")
@@ -334,7 +332,7 @@ def test_no_other_file_can_be_reached(url: str) -> None:
         assert '{"error":"Not Found"}' in answer
 
 
-def test_the_page_and_its_files(url: str) -> None:
+def test_the_page_and_its_files(url):
     kinds = {"/": "text/html", "/serve.css": "text/css", "/serve.js": "text/javascript"}
     for path, kind in kinds.items():
         answer = httpx.get(f"{url}{path}")
@@ -350,7 +348,7 @@ def test_the_page_and_its_files(url: str) -> None:
     assert refused(httpx.get(f"{url}/predict"), 405) == "Method Not Allowed"
 
 
-def test_other_names_and_sites_are_sent_away(url: str) -> None:
+def test_other_names_and_sites_are_sent_away(url):
     # a forwarded port; a name that points here; no web sockets: a request as any other
     good = ("127.0.0.1:80", "localhost:9000", "[::1]:80", "localhost\r\nOrigin: http://localhost")
     good += ("localhost:81\r\nOrigin: http://localhost:81", "localhost\r\nSec-Fetch-Site: none")
@@ -369,7 +367,7 @@ def test_other_names_and_sites_are_sent_away(url: str) -> None:
         assert is_explained == (host in bad)
 
 
-def test_a_server_for_the_network_goes_by_addresses_and_given_names() -> None:
+def test_a_server_for_the_network_goes_by_addresses_and_given_names():
     with serving(loopback_only=False, names=["Vision.Lab"]) as url:
         assert raw(url, "/model", "Host: 192.168.0.7:80")[0] == 200
         assert raw(url, "/model", "Host: vision.lab")[0] == 200
@@ -381,7 +379,7 @@ def test_a_server_for_the_network_goes_by_addresses_and_given_names() -> None:
 # --- the command -------------------------------------------------------------------------------
 
 
-def test_a_wrong_option_is_one_line(capsys, monkeypatch) -> None:
+def test_a_wrong_option_is_one_line(capsys, monkeypatch):
     words = ["serve", "--weights", "no_such.pth", "--host"]
     wrong = {
         ("0.0.0.0",): "--host 0.0.0.0: other machines reach this address",
@@ -407,7 +405,7 @@ def test_a_wrong_option_is_one_line(capsys, monkeypatch) -> None:
 
 
 @pytest.mark.slow
-def test_the_command_serves_and_ends_at_an_interrupt(drawn_run) -> None:
+def test_the_command_serves_and_ends_at_an_interrupt(drawn_run):
     # A shell starts background jobs with ^C ignored, and what they start inherits that.
     interruptible = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); "
     code = interruptible + "import sys; from vitdet.app.cli import main; sys.exit(main())"

@@ -1,13 +1,8 @@
 """The page in a browser: upload, threshold, classes, downloads, messages; all without a network."""
 
-from __future__ import annotations
-
 import io
 import json
 import shutil
-from collections.abc import Iterator
-from pathlib import Path
-from typing import Any
 from urllib.parse import urlsplit
 
 import numpy as np
@@ -34,7 +29,7 @@ pytestmark = [
 class Tab:
     """A browser tab, and what its user does there."""
 
-    def __init__(self, downloads: Path) -> None:
+    def __init__(self, downloads):
         self.downloads = downloads
         options = webdriver.ChromeOptions()
         options.binary_location = str(PROGRAMS["chromium"])
@@ -49,39 +44,39 @@ class Tab:
         options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
         self.driver = webdriver.Chrome(options, Service(PROGRAMS["chromedriver"]))
 
-    def open(self, url: str) -> None:
+    def open(self, url):
         self.driver.get(url)
         self.until("return document.body.dataset.ready === 'yes'")
 
-    def js(self, script: str, *values: Any) -> Any:
+    def js(self, script, *values):
         return self.driver.execute_script(script, *values)
 
-    def wait(self, true: Any) -> None:
+    def wait(self, true):
         WebDriverWait(self.driver, 60, poll_frequency=0.05).until(true)
 
-    def until(self, script: str) -> None:
+    def until(self, script):
         self.wait(lambda _: self.js(script))
 
-    def element(self, name: str) -> Any:
+    def element(self, name):
         return self.driver.find_element("css selector", name)
 
-    def click(self, name: str) -> None:
+    def click(self, name):
         self.element(name).click()
 
-    def text(self, name: str) -> str:
+    def text(self, name):
         return self.element(name).text
 
-    def upload(self, path: Path, content: bytes) -> None:
+    def upload(self, path, content):
         path.write_bytes(content)
         self.element("#file").send_keys(str(path))
         self.until("return ['done', 'failed'].includes(document.body.dataset.state)")
 
-    def rows(self) -> list[str]:
+    def rows(self):
         """The classes in the table of detections."""
         script = "return [...document.querySelectorAll('#rows td:first-child')]"
         return self.js(f"{script}.map((cell) => cell.textContent)")
 
-    def colour_at(self, x: float, y: float) -> list[int]:
+    def colour_at(self, x, y):
         """RGB on the canvas at a pixel of the picture, which has 160 x 120."""
         return self.js(
             "const c = document.getElementById('canvas');"
@@ -91,19 +86,19 @@ class Tab:
             *(x / 160, y / 120),
         )
 
-    def hosts(self) -> set[str]:
+    def hosts(self):
         """Everything that the tab asked for since it was last looked at."""
         logged = [json.loads(each["message"]) for each in self.driver.get_log("performance")]
         sent = [e["message"] for e in logged if e["message"]["method"].endswith("WillBeSent")]
         parts = [urlsplit(each["params"]["request"]["url"]) for each in sent]
         return {part.netloc or part.scheme for part in parts}
 
-    def downloaded(self, name: str) -> bytes:
+    def downloaded(self, name):
         path = self.downloads / name
         self.wait(lambda _: path.is_file() and path.stat().st_size)
         return path.read_bytes()
 
-    def complaints(self) -> list[str]:
+    def complaints(self):
         found = [entry["message"] for entry in self.driver.get_log("browser")]
         # answers that are errors; advice about `colour_at`, which is no part of the page
         known = ("Failed to load resource", "willReadFrequently")
@@ -111,7 +106,7 @@ class Tab:
 
 
 @pytest.fixture(scope="module")
-def tab(tmp_path_factory) -> Iterator[Tab]:
+def tab(tmp_path_factory):
     made = Tab(tmp_path_factory.mktemp("downloads"))
     try:
         with serving(limits=Limits(max_bytes=300_000)) as url:
@@ -123,7 +118,7 @@ def tab(tmp_path_factory) -> Iterator[Tab]:
         made.driver.quit()
 
 
-def test_a_bad_file_gets_a_message_and_the_last_picture_stays(tab: Tab, tmp_path: Path) -> None:
+def test_a_bad_file_gets_a_message_and_the_last_picture_stays(tab, tmp_path):
     tab.upload(tmp_path / "text.jpg", b"no picture at all")
     assert tab.text("#error").startswith("no JPEG, PNG, WebP or BMP")
     tab.upload(tmp_path / "good.png", stored(scene()))
@@ -135,7 +130,7 @@ def test_a_bad_file_gets_a_message_and_the_last_picture_stays(tab: Tab, tmp_path
     assert tab.text("#error") == "The file is too large: 0.286 MiB at most."
 
 
-def test_a_picture_is_shown_filtered_and_saved(tab: Tab, tmp_path: Path) -> None:
+def test_a_picture_is_shown_filtered_and_saved(tab, tmp_path):
     assert tab.text("#about") == "colours.pth, 3 classes, on cpu"
     tab.upload(tmp_path / "three <b>colours.png", stored(scene()))
     assert tab.text("#status") == "2 of 3 detections shown: 1 red, 1 green."
@@ -184,7 +179,7 @@ def test_a_picture_is_shown_filtered_and_saved(tab: Tab, tmp_path: Path) -> None
     assert saved[90 * 6, 120 * 6, :3].tolist() != [0, 255, 0]
 
 
-def test_boxes_lie_on_a_picture_that_was_turned(tab: Tab, tmp_path: Path) -> None:
+def test_boxes_lie_on_a_picture_that_was_turned(tab, tmp_path):
     exif = Image.Exif()
     exif[0x0112] = 6
     lying = scene().transpose(Image.Transpose.ROTATE_90)
@@ -199,7 +194,7 @@ def test_boxes_lie_on_a_picture_that_was_turned(tab: Tab, tmp_path: Path) -> Non
         assert np.diag(colours).min() > 200
 
 
-def test_a_dropped_file_is_looked_at_and_a_server_that_is_gone_is_missed(tab, tmp_path) -> None:
+def test_a_dropped_file_is_looked_at_and_a_server_that_is_gone_is_missed(tab, tmp_path):
     tab.hosts()
     with serving() as url:
         tab.open(url)

@@ -80,6 +80,7 @@ def _error(capsys: Capture, data: Path, *words: str) -> str:
     [
         ("tiny", True, 192, 256, 5e-4),
         ("tiny", False, 192, 256, 5e-4),
+        ("light", True, 384, 320, 2e-4),
         ("small", False, 384, 512, 1e-4 * 8 / 16),
         ("base", True, 768, 1024, 2.5e-5 * 8 / 16),
         ("large", False, 1024, 1024, 2.5e-5 * 8 / 16),
@@ -147,22 +148,50 @@ def test_paths_that_yaml_would_read_as_something_else() -> None:
     [
         ("--epochs 0", "--epochs: expected more than 0, got 0.0"),
         ("--epochs 2 train.num_images=9", "got --epochs 2 and train.num_images. Leave one"),
+        ("--batch 2 dataloader.train.total_batch_size=4", "expected one word, got --batch 2 and"),
         ("--batch 3 --num-gpus 2", "--batch: expected a multiple of 2 processes"),
         ("--val-fraction 2", "--val-fraction: expected a number between 0 and 1, got 2.0"),
         ("--format coco", "expected json files with images, annotations and categories"),
         ("train.lr=1", "override 'train.lr': expected a key of train"),
         ("--weights none.pth", "none.pth"),
+        ("dataloader.train.mapper.preset=cell", "got 'cell'. Did you mean cells?"),
     ],
 )
 def test_wrong_options_are_one_line(capsys: Capture, data: Path, words: str, text: str) -> None:
     assert text in _error(capsys, data, *words.split())
 
 
-def test_under_torchrun_and_without_recipes_it_says_what_to_do(
-    capsys: Capture, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_an_interrupt_while_data_are_prepared_says_how_to_go_on(data, tmp_path, monkeypatch):
+    def told(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("vitdet.app.train.prepare_data", told)
+    words = ["train", "--data", str(data), "--out", str(tmp_path / "out")]
+    args = cli.parse(words)
+    with pytest.raises(KeyboardInterrupt, match=r"before the first step: .* command again"):
+        args.run(args)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_preset_is_a_value_of_the_recipe(capsys: Capture, data: Path) -> None:
+    text = _printed(capsys, data, "--augment", "aerial")
+    assert _recipe(text).dataloader.train.mapper.preset == "aerial"
+    assert "augment      aerial: mosaic 25 %, copy_paste 50 %, orientation 100 %, col" in text
+    (data / "labels" / "0.txt").write_text("0 0.5 0.5 0.2 0.2\n")  # a box: boxes only
+    text = _printed(capsys, data, "--augment", "cells", "--seed", "1")
+    assert " noise 10 %; no copy_paste, which needs masks\n" in text
+    assert "\naugment " not in _printed(capsys, data)
+    # of a run that is resumed it is the one that it began with
+    run = data.parent / "run"
+    _printed(capsys, data, "--out", str(run))
+    (run / "config.yaml").write_text("dataloader: {train: {mapper: {preset: light}}}")
+    text = _printed(capsys, data, "--out", str(run), "--resume")
+    assert _recipe(text).dataloader.train.mapper.preset == "light"
+
+
+def test_under_torchrun_it_says_what_to_do(
+    capsys: Capture, data: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(train, "CONFIGS", tmp_path / "site-packages/configs/own")
-    assert "install vitdet from it by `pip install --editable .`" in _error(capsys, data)
     monkeypatch.setenv("LOCAL_RANK", "0")
     assert "it prints the train_net.py command that torchrun can run" in _error(capsys, data)
 

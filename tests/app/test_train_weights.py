@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import json
+import os
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -10,8 +12,10 @@ from typing import Any
 import pytest
 import torch
 
+import train_net
 from vitdet import checkpoint
-from vitdet.app import train
+from vitdet.app import follow, train
+from vitdet.app.start import from_weights
 from vitdet.backbones.vit import ViT
 from vitdet.config import backbone_settings, load_config
 from vitdet.convert import convert
@@ -50,13 +54,14 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 def start(path: Path, out: Path) -> tuple[list[str], dict[str, torch.Tensor]]:
     """The changes to the recipe, and the weights that the training begins with."""
-    args = arguments("--weights", str(path), "--out", str(out))
+    args = arguments("--weights", str(path), "--size", "small", "--out", str(out))
     changes = train._following(args, out)
     args.overrides[:0] = changes
     recipe = train.recipe_of(args.size, masks=False)
     return changes, checkpoint.read(train._start(args, out, recipe, DATA))["model"]
 
 
+@pytest.mark.slow
 def test_both_layouts_of_the_same_weights_start_alike(
     weights: dict[str, Path], tmp_path: Path
 ) -> None:
@@ -72,16 +77,57 @@ def test_both_layouts_of_the_same_weights_start_alike(
     assert all(torch.equal(value, other[name]) for name, value in state.items())
 
 
+@pytest.mark.skipif("VITDET_DINOV2" not in os.environ, reason="VITDET_DINOV2: no trained DINOv2")
+def test_a_trained_dinov2_starts_alike_from_both_layouts(tmp_path: Path) -> None:
+    """VITDET_DINOV2 names the folder that shared/weights/make_dinov2_small.py wrote."""
+    folder = Path(os.environ["VITDET_DINOV2"])
+    layouts = "dinov2_vits14_pretrain.pth", "hf_dinov2_small"
+    (changes, state), (more, other) = (start(folder / x, tmp_path / x) for x in layouts)
+    assert [each for each in changes if each not in more] == []
+    assert state.keys() == other.keys()
+    assert all(torch.equal(value, other[name]) for name, value in state.items())
+
+
 def test_a_run_that_is_resumed_has_the_same_backbone(
     weights: dict[str, Path], tmp_path: Path
 ) -> None:
     changes = train._following(arguments("--weights", str(weights["hub"])), tmp_path)
     args = arguments("--out", str(tmp_path), "--resume")
+    (tmp_path / "last_checkpoint").write_text("checkpoint_8.pth")
     assert train._following(args, tmp_path) == changes
-    assert args.size == "small"
+    assert args.size == ("small" if torch.cuda.is_available() else "light")
     (tmp_path / "start.json").write_text('{"size": "small"}')
     with pytest.raises(InputError, match=r"start\.json: it cannot be read \(KeyError"):
         train._following(args, tmp_path)
+
+
+@pytest.mark.slow
+def test_a_run_that_ended_before_its_first_checkpoint_leaves_nothing_that_counts(
+    weights: dict[str, Path], tmp_path: Path
+) -> None:
+    """Resumed it begins with its weights again, or with others; a new run begins as ever."""
+    record, hub, own = tmp_path / "start.json", weights["hub"], weights["own"]
+    for words, named in (((), hub), (("--weights", str(own)), own)):
+        train._following(arguments("--weights", str(hub)), tmp_path)
+        args = arguments("--out", str(tmp_path), "--resume", *words)
+        assert follow.begun(args, tmp_path) is None
+        assert args.weights == named
+        assert not train._goes_on(args)
+    train._following(arguments("--out", str(tmp_path)), tmp_path)
+    assert not record.exists()
+
+    recipe = f"{train.OWN}/faster_rcnn_vitdet_s.py"
+    words = ["--config-file", recipe, f"train.output_dir={tmp_path}"]
+    with from_weights(train_net.parse([*words, "--weights", str(hub)])) as first:
+        assert f"train.init_checkpoint={tmp_path / 'start.pth'}" in first
+    with from_weights(train_net.parse([*words, "--resume"])) as again:
+        assert again == first
+    assert json.loads(record.read_text())["weights"] == str(hub)
+    with from_weights(train_net.parse([*words, "--weights", str(own), "--resume"])):
+        assert json.loads(record.read_text())["weights"] == str(own)
+    with from_weights(train_net.parse(words)) as plain:
+        assert plain == words[-1:]
+    assert not record.exists()
 
 
 def test_sizes(weights: dict[str, Path], tmp_path: Path) -> None:
@@ -89,8 +135,28 @@ def test_sizes(weights: dict[str, Path], tmp_path: Path) -> None:
     assert train._following(args, tmp_path) == []
     assert args.size == ("base" if torch.cuda.is_available() else "tiny")
     args = arguments("--weights", str(weights["hub"]), "--size", "tiny")
-    with pytest.raises(InputError, match=r"--size: expected small, base or large .*: small is th"):
+    with pytest.raises(InputError, match=r"--size: expected light, small, .*: (light|small) is th"):
         train._following(args, tmp_path)
     args = arguments("--weights", str(weights["hub"]), "--size", "base")
     train._following(args, tmp_path)
     assert args.size == "base"
+
+
+def test_what_is_tuned_goes_into_the_recipe_and_stays(
+    weights: dict[str, Path], tmp_path: Path
+) -> None:
+    """Adapters: ten times the rate, but not of one that is typed; a resumed run has them again."""
+    words = ("--weights", str(weights["hub"]), "--size", "small")
+    told = train._following(arguments(*words, "--tune", "lora"), tmp_path)
+    cfg = load_config(train.recipe_of("small", masks=False), told)
+    assert (cfg.train.tune, cfg.optimizer.layer_decay_rate) == ("lora", None)
+    assert (cfg.optimizer.lr, cfg.optimizer.backbone_lr_multiplier) == (1e-4, 10)
+    assert (cfg.optimizer.no_decay[-1], cfg.model.backbone.net.drop_path_rate) == ("lora_", 0)
+    (tmp_path / "last_checkpoint").write_text("checkpoint_8.pth")
+    assert train._following(arguments("--out", str(tmp_path), "--resume"), tmp_path) == told
+    told = train._following(arguments(*words, "--tune", "lora", "optimizer.lr=3e-4"), tmp_path)
+    assert not [word for word in told if "backbone_lr_multiplier" in word]
+    told = train._following(arguments(*words, "--tune", "head"), tmp_path)
+    assert [word for word in told if word.startswith(("train.", "optimizer."))] == [
+        "train.tune=head"
+    ]

@@ -1,11 +1,7 @@
 """`vitdet val`: the numbers of `train_net.py --eval-only`, also through augmentation and slices."""
 
-from __future__ import annotations
-
 import json
 import shutil
-from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -13,7 +9,7 @@ from vitdet.app import cli
 from vitdet.engine.run import evaluate
 
 
-def val(drawn_run, out: Path, *words: object) -> dict[str, Any]:
+def val(drawn_run, out, *words):
     """Run the command and return what it wrote."""
     given = ["--weights", drawn_run.weights, "--device", "cpu", "--out", out, *words]
     assert cli.main(["val", *map(str, given)]) == 0
@@ -21,7 +17,7 @@ def val(drawn_run, out: Path, *words: object) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module")
-def wanted(drawn_run, tmp_path_factory) -> dict[str, Any]:
+def wanted(drawn_run, tmp_path_factory):
     """What the engine writes."""
     cfg, out = drawn_run.cfg.copy(), tmp_path_factory.mktemp("wanted")
     cfg.train.output_dir, cfg.train.init_checkpoint = str(out), str(drawn_run.weights)

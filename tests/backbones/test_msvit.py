@@ -1,7 +1,5 @@
 """The Vision Longformer: what was broken in the published one, its stages and attention kinds."""
 
-from __future__ import annotations
-
 from itertools import pairwise
 
 import pytest

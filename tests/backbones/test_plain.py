@@ -1,9 +1,6 @@
 """What the golden cases do not show of ViT, EVA-01, EVA-02, ViTAE-B and ViTAE-S."""
 
-from __future__ import annotations
-
 from functools import partial
-from typing import Any
 
 import pytest
 import torch
@@ -19,11 +16,11 @@ from vitdet.engine import parallel
 from vitdet.layers.rope import Dinov3Rope, RotaryTables, rotate
 from vitdet.utils.checks import InputError
 
-SMALL: dict[str, Any] = {"img_size": 64, "patch_size": 8, "embed_dim": 16, "depth": 4}
+SMALL = {"img_size": 64, "patch_size": 8, "embed_dim": 16, "depth": 4}
 SMALL |= {"num_heads": 2, "pretrain_img_size": 64, "window_size": 4}
-REL: dict[str, Any] = {**SMALL, "use_rel_pos": True}
-TOKENS: dict[str, Any] = {**SMALL, "use_cls_token": True, "num_register_tokens": 2}
-STAGES: dict[str, Any] = {"img_size": 64, "embed_dims": [4, 4, 8], "token_dims": [8, 8, 16]}
+REL = {**SMALL, "use_rel_pos": True}
+TOKENS = {**SMALL, "use_cls_token": True, "num_register_tokens": 2}
+STAGES = {"img_size": 64, "embed_dims": [4, 4, 8], "token_dims": [8, 8, 16]}
 STAGES |= {"depths": [0, 1, 3], "num_heads": [1, 1, 2], "groups": [1, 2, 4], "window_size": 3}
 STAGES |= {"global_block_indexes": [3]}
 NETS = {
@@ -37,7 +34,7 @@ NETS = {
 }
 
 
-def filled(net: Any) -> Any:
+def filled(net):
     torch.manual_seed(0)
     for parameter in net.parameters():
         if parameter.requires_grad:
@@ -45,12 +42,12 @@ def filled(net: Any) -> Any:
     return net.eval()
 
 
-def made(name: str, **changes: Any) -> Any:
+def made(name, **changes):
     torch.manual_seed(0)  # ViTAE-S draws features that do not learn
     return filled(NETS[name](**changes))
 
 
-def image_of(*size: int) -> torch.Tensor:
+def image_of(*size):
     return torch.randn(2, 3, *size, generator=torch.Generator().manual_seed(5))
 
 
@@ -85,7 +82,7 @@ def image_of(*size: int) -> torch.Tensor:
         (ViTAES, {"reduction_kinds": ["x"] * 3}, "reduction_kinds: expected one of performer, "),
     ],
 )
-def test_wrong_choices(build: Any, changes: dict[str, Any], text: str) -> None:
+def test_wrong_choices(build, changes, text):
     with pytest.raises(InputError, match=text):
         build(**{**(STAGES if build is ViTAES else SMALL), **changes})
 
@@ -94,7 +91,7 @@ def test_wrong_choices(build: Any, changes: dict[str, Any], text: str) -> None:
 
 
 @pytest.mark.parametrize("name", NETS)
-def test_linear_layers_are_called_and_units_run_in_order(name: str, monkeypatch: Any) -> None:
+def test_linear_layers_are_called_and_units_run_in_order(name, monkeypatch):
     """Hooks and adapters count; FSDP2 shards every unit, which hold all but the embeddings."""
     net = made(name)
     linear = {key for key, each in net.named_modules() if isinstance(each, nn.Linear)}
@@ -110,7 +107,7 @@ def test_linear_layers_are_called_and_units_run_in_order(name: str, monkeypatch:
     outside = [key for key, p in net.named_parameters() if id(p) not in inside]
     embeddings = ("patch_embed.", "pos_embed", "cls_token", "reg_token", "norm.")
     assert all(key.startswith(embeddings) for key in outside)
-    sharded: list[nn.Module] = []
+    sharded = []
     monkeypatch.setattr(parallel, "world_size", lambda: 2)
     monkeypatch.setattr(parallel, "init_device_mesh", lambda *_: None)
     monkeypatch.setattr(parallel, "fully_shard", lambda each, **_: sharded.append(each))
@@ -120,7 +117,7 @@ def test_linear_layers_are_called_and_units_run_in_order(name: str, monkeypatch:
 
 
 @pytest.mark.parametrize("name", [name for name in NETS if name != "vil"])
-def test_activation_checkpointing_changes_no_gradient(name: str) -> None:
+def test_activation_checkpointing_changes_no_gradient(name):
     gradients = []
     for blocks in ((), (0, 1, 2)):
         net = made(name, checkpoint_blocks=blocks, drop_path_rate=0.3).train()
@@ -132,7 +129,7 @@ def test_activation_checkpointing_changes_no_gradient(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["vit", "eva02", "vitae", "vitae_s"])
 @pytest.mark.parametrize("size", [(96, 48), (67, 50), (32, 32)], ids=str)
-def test_images_of_any_shape(name: str, size: tuple[int, int]) -> None:
+def test_images_of_any_shape(name, size):
     """The published code stops at anything but its square, or loses pixels."""
     net = made(name)
     image = image_of(*size).requires_grad_()
@@ -147,7 +144,7 @@ def test_images_of_any_shape(name: str, size: tuple[int, int]) -> None:
     assert (mixed - out).norm() / out.norm() < 0.05
 
 
-def test_layers_of_parameters() -> None:
+def test_layers_of_parameters():
     ids = {
         "pos_embed": 0,
         "patch_embed.proj.weight": 0,
@@ -168,7 +165,7 @@ def test_layers_of_parameters() -> None:
     assert {name: net.layer_id(name) for name in stages} == stages
 
 
-def test_initial_weights_and_published_counts() -> None:
+def test_initial_weights_and_published_counts():
     torch.manual_seed(0)
     net = ViT(img_size=64, patch_size=8, embed_dim=128, depth=1, num_heads=2, use_rel_pos=True)
     attn = net.units()[0].attn
@@ -210,7 +207,7 @@ def test_initial_weights_and_published_counts() -> None:
         ({"depth": 1, "parallel_branch": True, "window_size": 1}, 9),
     ],
 )
-def test_how_far_information_reaches(changes: dict[str, Any], seen: int) -> None:
+def test_how_far_information_reaches(changes, seen):
     net, image = filled(ViT(**{**REL, **changes})), image_of(64, 64)
     changed = image.clone()
     changed[..., :8, :8] += 1
@@ -219,7 +216,7 @@ def test_how_far_information_reaches(changes: dict[str, Any], seen: int) -> None
 
 
 @pytest.mark.parametrize("rope", ["none", "dinov3", "eva02"])
-def test_one_window_over_the_whole_map_is_global_attention(rope: Any) -> None:
+def test_one_window_over_the_whole_map_is_global_attention(rope):
     options = {**TOKENS, "window_size": 8, "rope": rope, "residual_block_indexes": [1]}
     windows, whole = filled(ViT(**options)), filled(ViT(**options, global_block_indexes=range(4)))
     got, size = windows.forward_tokens(image_of(64, 64))
@@ -228,7 +225,7 @@ def test_one_window_over_the_whole_map_is_global_attention(rope: Any) -> None:
     torch.testing.assert_close(got, expected, rtol=0, atol=1e-5)
 
 
-def test_maps_of_blocks_are_outputs_too() -> None:
+def test_maps_of_blocks_are_outputs_too():
     net = filled(ViT(**REL, out_block_indexes=[3, 0], final_norm=True))
     outputs = net(image_of(64, 64))
     assert list(net.output_shape()) == list(outputs) == ["last_feat", "block0", "block3"]
@@ -241,7 +238,7 @@ def test_maps_of_blocks_are_outputs_too() -> None:
 # --- positions ---------------------------------------------------------------------------------
 
 
-def test_tables_of_a_rectangle_are_those_of_the_square_it_is_cut_from() -> None:
+def test_tables_of_a_rectangle_are_those_of_the_square_it_is_cut_from():
     """Positions and offsets of 8 x 5 places, once alone and once as a part of 8 x 8."""
     both = {**REL, "pretrain_use_cls_token": False, "global_block_indexes": [1], "depth": 2}
     sides = {"img_size": (64, 40), "pretrain_img_size": (64, 40)}
@@ -257,7 +254,7 @@ def test_tables_of_a_rectangle_are_those_of_the_square_it_is_cut_from() -> None:
     torch.testing.assert_close(net(image)["last_feat"], whole(image)["last_feat"])
 
 
-def test_resized_beit_tables_do_not_learn() -> None:
+def test_resized_beit_tables_do_not_learn():
     net = filled(ViT(**REL, rel_pos_resize="beit", global_block_indexes=[3]))
     net(image_of(64, 80))["last_feat"].square().sum().backward()
     assert net.get_parameter("blocks.3.attn.rel_pos_w").grad is None  # 10 columns, table of 8
@@ -265,7 +262,7 @@ def test_resized_beit_tables_do_not_learn() -> None:
         assert net.get_parameter(name).grad.any()
 
 
-def test_dinov3_windows_keep_the_offsets_of_the_map() -> None:
+def test_dinov3_windows_keep_the_offsets_of_the_map():
     """Attention in a window is attention of the map to those places: rope knows offsets alone."""
     net = filled(ViT(**{**SMALL, "rope": "dinov3", "depth": 1, "use_abs_pos": False}))
     block, x = net.units()[0], net.patch_embed(image_of(64, 64))
@@ -281,14 +278,14 @@ def test_dinov3_windows_keep_the_offsets_of_the_map() -> None:
     torch.testing.assert_close(got, expected, rtol=0, atol=1e-5)
 
 
-def cosines(net: Any, number: int, size: tuple[int, int]) -> torch.Tensor:
+def cosines(net, number, size):
     """The rotary cosines of a block on a map of `size`."""
     block = net.units()[number]
     attends = (block.window_size,) * 2 if block.window_size else size
     return block.rope(attends, size, torch.device("cpu")).cos
 
 
-def test_eva02_positions_of_a_rectangle_continue_those_of_the_square() -> None:
+def test_eva02_positions_of_a_rectangle_continue_those_of_the_square():
     build = partial(EVA02ViT, **SMALL, rope_pretrain_grid=4, global_block_indexes=[3])
     net, plain = build(), build(rope_interpolate=False)
     square, wide = cosines(net, 3, (8, 8)), cosines(net, 3, (6, 12))  # the training image is 8 x 8
@@ -304,7 +301,7 @@ def test_eva02_positions_of_a_rectangle_continue_those_of_the_square() -> None:
 # --- further choices ---------------------------------------------------------------------------
 
 
-def test_what_is_frozen() -> None:
+def test_what_is_frozen():
     net = ViT(**SMALL, freeze_patch_embed=True)
     frozen = [name for name, value in net.named_parameters() if not value.requires_grad]
     assert frozen == ["patch_embed.proj.weight", "patch_embed.proj.bias"]
@@ -312,7 +309,7 @@ def test_what_is_frozen() -> None:
 
 
 @pytest.mark.slow
-def test_compiles_as_one_graph() -> None:
+def test_compiles_as_one_graph():
     net = filled(EVA02ViT(**SMALL | {"depth": 2}, global_block_indexes=[1]))
     torch.compiler.reset()
     compiled = torch.compile(net, backend="eager", fullgraph=True)
@@ -320,7 +317,7 @@ def test_compiles_as_one_graph() -> None:
     torch.testing.assert_close(compiled(image)["last_feat"], net(image)["last_feat"])
 
 
-def test_reduction_cells_round_sizes_up() -> None:
+def test_reduction_cells_round_sizes_up():
     prm = PyramidReduction(3, 2, kernel_size=7, stride=4, dilations=(1, 2, 3, 4))
     for height in range(32, 41):
         assert prm(torch.zeros(1, 3, height, 64)).shape == (1, -(-height // 4), 16, 8)

@@ -1,7 +1,5 @@
 """Sliding chunks: every kernel equals a brute-force list of what each query sees."""
 
-from __future__ import annotations
-
 import itertools
 
 import pytest

@@ -1,10 +1,7 @@
 """A head for other classes: rows go by name, the rest starts anew and is listed."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -28,20 +25,20 @@ MASKS = "roi_heads.mask_head.predictor"
 # --- lists ---------------------------------------------------------------------------------------
 
 
-def written(folder: Path, content: object) -> Path:
+def written(folder, content):
     path = folder / "list.json"
     path.write_bytes(content if isinstance(content, bytes) else json.dumps(content).encode())
     return path
 
 
-def test_names_of_a_coco_file_are_in_the_order_of_their_ids(tmp_path: Path) -> None:
+def test_names_of_a_coco_file_are_in_the_order_of_their_ids(tmp_path):
     categories = [{"id": 7, "name": "cat"}, {"id": 3, "name": "dog"}, {"id": 90, "name": "cow"}]
     path = written(tmp_path, {"images": [], "categories": categories})
     assert list(read_classes(path).items()) == [(3, "dog"), (7, "cat"), (90, "cow")]
     assert read_classes(written(tmp_path, ["b", "a"])) == {1: "b", 2: "a"}
 
 
-WRONG_LISTS: list[tuple[object, str]] = [
+WRONG_LISTS = [
     ({"images": []}, "got none"),
     ("person", "got none"),
     ([], 'a list of names, or COCO\'s "categories" with an "id" and a "name" each, got none'),
@@ -57,12 +54,12 @@ WRONG_LISTS: list[tuple[object, str]] = [
 
 
 @pytest.mark.parametrize(("content", "message"), WRONG_LISTS)
-def test_wrong_lists(tmp_path: Path, content: object, message: str) -> None:
+def test_wrong_lists(tmp_path, content, message):
     with pytest.raises(InputError, match=message):
         read_classes(written(tmp_path, content))
 
 
-def test_names_are_equal_or_paired_by_a_table() -> None:
+def test_names_are_equal_or_paired_by_a_table():
     found = match(("cat", "Dog", "cell phone"), ("cell_phone", "dog", "cat"))
     assert found.as_dict() == {
         "carried": {"cat": "cat"},
@@ -88,7 +85,7 @@ def test_names_are_equal_or_paired_by_a_table() -> None:
         (("a",), ("b",), {"b": "a", "B": "a"}, "class table: expected each once"),
     ],
 )
-def test_ambiguous_names(source: Any, target: Any, table: Any, message: str) -> None:
+def test_ambiguous_names(source, target, table, message):
     with pytest.raises(InputError, match=message):
         match(source, target, table)
 
@@ -96,7 +93,7 @@ def test_ambiguous_names(source: Any, target: Any, table: Any, message: str) -> 
 # --- rows ----------------------------------------------------------------------------------------
 
 
-def detector(classes: int, *, cascade: bool = False, agnostic: bool = False) -> nn.Module:
+def detector(classes, *, cascade=False, agnostic=False):
     """Return modules with the names and shapes of a detector's head and a bit of backbone."""
     boxes = 4 if agnostic else 4 * classes
     predictors = [
@@ -109,15 +106,15 @@ def detector(classes: int, *, cascade: bool = False, agnostic: bool = False) -> 
     return nn.ModuleDict({"backbone": nn.Linear(2, 2), "roi_heads": heads})
 
 
-def state(classes: int, **kind: bool) -> dict[str, torch.Tensor]:
+def state(classes, **kind):
     return random(detector(classes, **kind))
 
 
-def shapes(classes: int, **kind: bool) -> dict[str, tuple[int, ...]]:
+def shapes(classes, **kind):
     return shapes_of(detector(classes, **kind).state_dict())
 
 
-def test_rows_of_classifier_regressor_and_mask_predictor() -> None:
+def test_rows_of_classifier_regressor_and_mask_predictor():
     before, target = state(4), shapes(3)
     after, initialised = carry(before, target, match(OLD, NEW, {}))
     assert shapes_of(after) == target
@@ -150,7 +147,7 @@ def test_rows_of_classifier_regressor_and_mask_predictor() -> None:
             checkpoint.load_weights(model, after, source="x", initialised=[odd])
 
 
-def test_cascade_with_shared_regressor_and_one_class() -> None:
+def test_cascade_with_shared_regressor_and_one_class():
     shared = {"cascade": True, "agnostic": True}
     before = state(4, **shared)
     after, _ = carry(before, shapes(3, **shared), match(OLD, NEW, {}))
@@ -168,7 +165,7 @@ def test_cascade_with_shared_regressor_and_one_class() -> None:
     assert torch.equal(after[name], before[name])
 
 
-def test_retinanet_and_the_federated_loss() -> None:
+def test_retinanet_and_the_federated_loss():
     before = {"head.cls_score.weight": torch.arange(8.0).view(8, 1)}  # 2 anchors, 4 classes
     after, initialised = carry(before, {"head.cls_score.weight": (6, 1)}, match(OLD, NEW, {}))
     assert after["head.cls_score.weight"].flatten().tolist() == [3, 0, 1, 7, 0, 5]
@@ -181,7 +178,7 @@ def test_retinanet_and_the_federated_loss() -> None:
         assert (name in initialised) == (name in target)
 
 
-def test_wrong_heads() -> None:
+def test_wrong_heads():
     classes = match(OLD, NEW, {})
     with pytest.raises(InputError, match="expected a detector with a classifier, got names like w"):
         carry({"w": torch.ones(1)}, {"w": (1,)}, classes)
@@ -189,7 +186,7 @@ def test_wrong_heads() -> None:
         carry(state(5), shapes(3), classes)
 
 
-def test_shapes_with_another_number_of_classes() -> None:
+def test_shapes_with_another_number_of_classes():
     for kind in ({}, {"cascade": True, "agnostic": True}):
         assert with_classes(shapes(3, **kind), 3, 7) == shapes(7, **kind)
     fed = {f"{BOXES}.fed_loss_cls_weights": (3,), "head.cls_score.bias": (9 * 3,)}
@@ -202,7 +199,7 @@ MINI = Path(__file__).parents[2] / "configs/mini/mask_rcnn_vitdet_shapes.py"
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def trained(tmp_path_factory):
     """A folder with a detector of 4 classes as training leaves it, and lists of classes."""
     folder = tmp_path_factory.mktemp("classes")
     cfg = load_config(MINI)
@@ -218,13 +215,13 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def run(folder: Path, output: Path, line: str) -> int:
+def run(folder, output, line):
     source, *words = line.replace("@", f"{folder}/").split()
     files = ["--source-model", source, "--output-model", str(output)]
     return converter.main([*files, "--config-file", str(MINI), *words])
 
 
-def test_command(trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_command(trained, tmp_path, capsys):
     output, report = tmp_path / "new.pth", tmp_path / "report.json"
     words = "--target-classes @new.json --class-table @table.json"
     assert run(trained, output, f"@trained.pth {words} --report {report}") == 0
@@ -250,7 +247,7 @@ def test_command(trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[st
     assert checkpoint.read(again)["vitdet"]["initialised"] == initialised
 
 
-def test_command_with_both_lists_and_one_new_class(trained: Path, tmp_path: Path) -> None:
+def test_command_with_both_lists_and_one_new_class(trained, tmp_path):
     output = tmp_path / "one.pth"
     words = "--source-classes @old.json --target-classes @one.json"
     assert run(trained, output, f"@bare.pth {words}") == 0
@@ -275,9 +272,7 @@ WRONG = {
 
 
 @pytest.mark.parametrize("message", WRONG)
-def test_wrong_commands(
-    trained: Path, tmp_path: Path, message: str, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_wrong_commands(trained, tmp_path, message, capsys):
     assert run(trained, tmp_path / "x.pth", WRONG[message]) == 2
     error = capsys.readouterr().err
     assert message in error

@@ -1,7 +1,5 @@
 """Damaged files and what each is told: one line, no code run, nothing left behind."""
 
-from __future__ import annotations
-
 import collections
 import datetime
 import io
@@ -9,11 +7,7 @@ import json
 import pickle
 import struct
 import zipfile
-from collections.abc import Callable
-from pathlib import Path
-from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -30,13 +24,13 @@ from .manifests import RECIPE, mae, vit
 MAE = mae()
 
 
-def saved(content: Any, *, legacy: bool = False) -> bytes:
+def saved(content, *, legacy=False):
     buffer = io.BytesIO()
     torch.save(content, buffer, _use_new_zipfile_serialization=not legacy)
     return buffer.getvalue()
 
 
-def edited(change: Callable[[dict[str, bytes]], object], method: int = zipfile.ZIP_STORED) -> bytes:
+def edited(change, method=zipfile.ZIP_STORED):
     """Return a torch file with other parts and right checksums."""
     with zipfile.ZipFile(io.BytesIO(saved({"model": MAE}))) as archive:
         parts = {each.filename: archive.read(each) for each in archive.infolist()}
@@ -44,7 +38,7 @@ def edited(change: Callable[[dict[str, bytes]], object], method: int = zipfile.Z
     return zipped(parts, method)
 
 
-def zipped(parts: dict[str, bytes], method: int = zipfile.ZIP_STORED) -> bytes:
+def zipped(parts, method=zipfile.ZIP_STORED):
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w", method) as archive:
         for name, data in parts.items():
@@ -52,32 +46,32 @@ def zipped(parts: dict[str, bytes], method: int = zipfile.ZIP_STORED) -> bytes:
     return buffer.getvalue()
 
 
-def flipped(data: bytes, place: int) -> bytes:
+def flipped(data, place):
     return data[:place] + bytes([data[place] ^ 4]) + data[place + 1 :]
 
 
-def header(length: int | None = None, **changes: Any) -> bytes:
+def header(length=None, **changes):
     """Return a safetensors file of one tensor whose header lies."""
     text = json.dumps({"w": {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}} | changes)
     return struct.pack("<Q", length or len(text)) + text.encode() + bytes(8)
 
 
-def call(name: str) -> bytes:
+def call(name):
     """Return a pickle that would call something, deep in an innocent content."""
     lines = "\n".join(name.rsplit(".", 1)).encode()
     return b"\x80\x02}X\x05\x00\x00\x00model}X\x01\x00\x00\x00wc" + lines + b"\n(Vtouch ran\ntRss."
 
 
-def script(description: bytes) -> bytes:
+def script(description):
     """Return an archive as torch.jit.save writes them, with one storage of two numbers."""
     parts = {"net/data/0": bytes(8), "net/data.pkl": b"\x80\x02" + description + b"."}
     return zipped(parts | {"net/constants.pkl": b"\x80\x02)."})
 
 
-def tensor(key: str = "0", count: int = 2, size: Any = (2,), stride: Any = (1,)) -> bytes:
+def tensor(key="0", count=2, size=(2,), stride=(1,)):
     """Return the pickle of a tensor in a storage."""
 
-    def put(value: object) -> bytes:
+    def put(value):
         return pickle.dumps(value, protocol=2)[2:-1]
 
     storage = b"(" + put("storage") + b"ctorch\nFloatStorage\n" + put(key) + put("cpu") + put(count)
@@ -85,12 +79,12 @@ def tensor(key: str = "0", count: int = 2, size: Any = (2,), stride: Any = (1,))
     return b"ctorch._utils\n_rebuild_tensor_v2\n(" + storage + rest
 
 
-def module(attributes: bytes) -> bytes:
+def module(attributes):
     """Return the pickle of a module with one attribute, `w`."""
     return b"c__torch__\nNet\n)\x81}(X\x01\x00\x00\x00w" + attributes + b"ub"
 
 
-def endless() -> bytes:
+def endless():
     """Return modules each of which holds the next one twice: 2 ** 40 names."""
     text = module(tensor()) + b"q\x00"
     for i in range(40):
@@ -100,26 +94,26 @@ def endless() -> bytes:
     return text
 
 
-def changed(**changes: Any) -> bytes:
+def changed(**changes):
     """Return MAE's file with other weights, None takes one away; `bias` is one of them."""
     names = {"bias": "blocks.0.mlp.fc1.bias"}
     weights = MAE | {names.get(name, name): value for name, value in changes.items()}
     return saved({"model": {name: value for name, value in weights.items() if value is not None}})
 
 
-def ours(**about: Any) -> bytes:
+def ours(**about):
     weights = {f"net.{name}": value for name, value in MAE.items() if "cls" not in name}
     return saved({"model": weights, "vitdet": about})
 
 
-RING: list[Any] = []
+RING = []
 RING.append(RING)
-LOOP: dict[str, Any] = {}
+LOOP = {}
 LOOP["model"] = {"model": LOOP}
 WHOLE, BIAS = saved({"model": MAE}), MAE["blocks.0.mlp.fc1.bias"]
 READ, CLASS = "it cannot be read", "expected tensors and plain values only, got the class "
 # what is wrong, the file's suffix, what it holds, and some of the line
-DAMAGED: list[tuple[str, str, bytes, str]] = [
+DAMAGED = [
     ("nothing", ".pth", b"", f"{READ} (it is empty)"),
     ("a text", ".pth", b"<html>404</html>", READ),
     ("cut", ".pth", WHOLE[:-2000], READ),
@@ -138,20 +132,7 @@ DAMAGED: list[tuple[str, str, bytes, str]] = [
     ("a date", ".pth", saved({"model": MAE, "day": datetime.date(2022, 3, 30)}), "--trust opens"),
     ("a layer", ".pth", saved({"model": nn.Linear(1, 1)}), f"{CLASS}torch.nn.modules.linear."),
     ("a deque", ".pkl", pickle.dumps({"x": collections.deque([1])}), f"{CLASS}collections.deque"),
-    ("objects", ".pkl", pickle.dumps({"x": np.array([1, "a"], dtype=object)}), READ),
-    ("a string of gigabytes", ".pkl", b"\x80\x04\x8e\x00\x00\x00\x00\x10\x00\x00\x00abc.", READ),
-    (
-        "a memo of gigabytes",
-        ".pkl",
-        b"\x80\x04Nr\xff\xff\xff\x7f.",
-        "expected a dictionary, got None",
-    ),
-    ("deep tuples", ".pkl", b"\x80\x04" + b"(" * 5000 + b"t" * 5000 + b".", READ),
     ("endless digits", ".pkl", b"}X\x01\x00\x00\x00wL" + b"9" * 200_000 + b"L\ns.", READ),
-    *(
-        (name, ".pkl", call(name), CLASS + name)
-        for name in ("posix.system", "builtins.eval", "torch.load", "functools.partial")
-    ),
     ("code", ".pth", edited(lambda p: p.update({"archive/data.pkl": call("posix.system")})), CLASS),
     ("code in a script", ".pt", script(module(call("os.system")[2:-3])), f"{CLASS}os.system"),
     ("no module", ".pt", script(tensor()), READ),
@@ -186,12 +167,8 @@ DAMAGED: list[tuple[str, str, bytes, str]] = [
     ("a note that is no JSON", ".safetensors", header(__metadata__={"vitdet": "{"}), READ),
     ("no tensors", ".pth", saved({"model": {"a": 1}}), "expected tensors, got other things: a"),
     ("nothing known", ".pth", saved({"a": BIAS}), "format: expected one of vitdet, "),
-    ("inf", ".pth", changed(bias=BIAS / 0), "blocks.0.mlp.fc1.bias: expected finite numbers"),
-    ("complex", ".pth", changed(bias=BIAS.cfloat()), "expected float64, float32, bfloat16 or"),
     ("another shape", ".pth", changed(bias=BIAS[:3]), "expected (64,) (model), got (3,) (file)"),
     ("no dimension", ".pth", changed(pos_embed=torch.ones(())), "shape of net.pos_embed"),
-    ("a missing weight", ".pth", changed(bias=None), "1 of its weights are not in the file"),
-    ("another width", ".pth", saved({"model": mae(embed_dim=32)}), "32 channels"),
     ("a name with a line", ".pth", changed(**{"blocks.0.a\nb": BIAS}), "(blocks.0.a b)"),
     ("a wrong list", ".pth", ours(initialised=3), "initialised: expected a list of names"),
 ]
@@ -200,9 +177,7 @@ DAMAGED: list[tuple[str, str, bytes, str]] = [
 @pytest.mark.parametrize(
     ("suffix", "data", "line"), [case[1:] for case in DAMAGED], ids=[case[0] for case in DAMAGED]
 )
-def test_damaged_files(
-    suffix: str, data: bytes, line: str, tmp_path: Path, monkeypatch: Any, capsys: Any
-) -> None:
+def test_damaged_files(suffix, data, line, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)  # where code of a file would leave one named "ran"
     path, recipe = tmp_path / f"a{suffix}", tmp_path / "recipe.py"
     path.write_bytes(data)
@@ -225,7 +200,7 @@ def test_damaged_files(
 class Clip(nn.Module):
     """The names of a CLIP with an image tower of one block, and some of all a file can hold."""
 
-    def __init__(self) -> None:
+    def __init__(self):
         super().__init__()
         torch.manual_seed(0)
         tower, block = nn.Module(), nn.Module()
@@ -244,12 +219,12 @@ class Clip(nn.Module):
         self.register_buffer("input_resolution", torch.tensor(64))
         self.sizes, self.names = [1, 2], {"a": 1}
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+    def forward(self, x):
         return x * self.logit_scale
 
 
 @pytest.mark.slow
-def test_a_clip_archive_is_read_and_converts(tmp_path: Path) -> None:
+def test_a_clip_archive_is_read_and_converts(tmp_path):
     path, expected = tmp_path / "ViT.pt", Clip().state_dict()
     torch.jit.script(Clip()).save(str(path))
     content = checkpoint.read(path)

@@ -1,13 +1,10 @@
 """How much memory a conversion takes: at most 2.2 times the file."""
 
-from __future__ import annotations
-
 import json
 import pickle
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -34,13 +31,13 @@ print(int(peak[1]) * 1024)
 """
 
 
-def shapes(model: Any, depth: int, **changes: Any) -> dict[str, tuple[int, ...]]:
+def shapes(model, depth, **changes):
     """Return shapes of a model of 28 MB a block."""
     with torch.device("meta"):
         return shapes_of(model(**SIZES, depth=depth, **changes).state_dict())
 
 
-def peak(depth: int, folder: Path) -> tuple[int, int]:
+def peak(depth, folder):
     """Return the largest resident size of a conversion and the size of the file, in bytes.
 
     The file is a pickle of arrays, with q, k and v apart as timm has them.
@@ -58,7 +55,7 @@ def peak(depth: int, folder: Path) -> tuple[int, int]:
 
 @pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="no /proc to measure with")
-def test_a_conversion_takes_at_most_two_and_a_fifth_of_the_file(tmp_path: Path) -> None:
+def test_a_conversion_takes_at_most_two_and_a_fifth_of_the_file(tmp_path):
     small, small_file = peak(1, tmp_path)
     size, file = peak(5, tmp_path)
     assert file > 130e6

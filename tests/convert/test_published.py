@@ -1,7 +1,5 @@
 """Every published file by the command of docs/conversion.md, with its exact account."""
 
-from __future__ import annotations
-
 import hashlib
 import importlib.util
 import json
@@ -9,7 +7,6 @@ import re
 from collections import Counter
 from functools import cache
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -18,7 +15,7 @@ import vitdet.config
 from vitdet import checkpoint
 from vitdet.convert import FORMATS, convert, detect, transformers
 from vitdet.convert.names import shapes_of
-from vitdet.convert.recipes import COMMANDS, WITHOUT_REL_POS, Command
+from vitdet.convert.recipes import COMMANDS, WITHOUT_REL_POS
 from vitdet.utils.checks import InputError
 
 from .manifests import find, needs_manifests, published
@@ -36,20 +33,20 @@ _load, _build = vitdet.config.load_config, vitdet.config.build_model
 
 
 @cache
-def _loaded(path: Path, overrides: tuple[str, ...]) -> Any:
+def _loaded(path, overrides):
     return _load(path, overrides)
 
 
-_MODELS: dict[int, Any] = {}
+_MODELS = {}
 
 
-def _built(node: Any, device: str) -> Any:
+def _built(node, device):
     if id(node) not in _MODELS:  # the node stays alive in the cache of recipes
         _MODELS[id(node)] = _build(node, device)
     return _MODELS[id(node)]
 
 
-def _recipe(name: str, overrides: tuple[str, ...] = ()) -> tuple[Any, dict[str, Any]]:
+def _recipe(name, overrides=()):
     """Return the shapes of a recipe's model and the settings that no shape tells."""
     cfg = _loaded(Path(f"configs/{name}.py"), overrides)
     model = _built(cfg.model, "meta")
@@ -59,8 +56,8 @@ def _recipe(name: str, overrides: tuple[str, ...] = ()) -> tuple[Any, dict[str, 
 class Run:
     """converter.py on a published file without data."""
 
-    def __init__(self, monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
-        self.written: dict[str, Any] = {}
+    def __init__(self, monkeypatch, folder):
+        self.written = {}
         self.output = folder / "out.pth"
         patch = monkeypatch.setattr
         patch(vitdet.config, "load_config", lambda p, changes, **_: _loaded(p, tuple(changes)))
@@ -68,23 +65,23 @@ class Run:
         patch(checkpoint, "read", lambda path, **_: find(path.name).content())
         patch(checkpoint, "write", lambda _, content: self.written.update(content))
 
-    def __call__(self, name: str, *words: str) -> int:
+    def __call__(self, name, *words):
         self.written.clear()
         return converter.main(["--source-model", name, "--output-model", str(self.output), *words])
 
 
 @pytest.fixture(autouse=True)
-def _at_home(monkeypatch: pytest.MonkeyPatch) -> None:
+def _at_home(monkeypatch):
     monkeypatch.chdir(ROOT)
 
 
 @pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Run:
+def run(monkeypatch, tmp_path):
     """Return a function that runs a command; what it would write is in `written`."""
     return Run(monkeypatch, tmp_path)
 
 
-def _account(report: dict[str, Any]) -> dict[str, Any]:
+def _account(report):
     """Sum a report up: counts, rules, and a hash of all of it."""
     of_run = ("source_model", "output_model", "config_file", "overrides")
     report = {key: value for key, value in report.items() if key not in of_run}
@@ -98,7 +95,7 @@ def _account(report: dict[str, Any]) -> dict[str, Any]:
     return found | {"sha256": hashlib.sha256(text).hexdigest()[:16]}
 
 
-def test_every_published_file_and_format_has_one_command() -> None:
+def test_every_published_file_and_format_has_one_command():
     assert sorted(name for _, name in FILES) == sorted(published())
     # a file of ours goes into its own recipe; no published names of EVA-01's pretraining and of
     # timm's Perception Encoder are here
@@ -116,7 +113,7 @@ RUNS = [
 
 
 @pytest.mark.parametrize(("command", "name"), RUNS)
-def test_commands(command: Command, name: str, run: Run, tmp_path: Path) -> None:
+def test_commands(command, name, run, tmp_path):
     """The one account of every published file is kept in accounts.json."""
     report = tmp_path / "report.json"
     assert run(name, *command.words(), "--report", str(report)) == 0
@@ -138,14 +135,14 @@ def test_commands(command: Command, name: str, run: Run, tmp_path: Path) -> None
 @pytest.mark.parametrize(
     "name", [fmt.name for fmt in FORMATS.values() if not fmt.makes and fmt.name != "vitdet"]
 )
-def test_formats_that_need_no_recipe(name: str, run: Run) -> None:
+def test_formats_that_need_no_recipe(name, run):
     command = next(each for each in COMMANDS if each.format == name)
     assert run(command.files[0], "--target-format", "detectron2", "--allow-inexact") == 0
     assert run.written["model"]
 
 
 @pytest.mark.slow
-def test_the_page_is_up_to_date() -> None:
+def test_the_page_is_up_to_date():
     path = ROOT / "docs/conversion_tables.py"
     spec = importlib.util.spec_from_file_location("conversion_tables", path)
     assert spec is not None
@@ -156,7 +153,7 @@ def test_the_page_is_up_to_date() -> None:
     assert module.with_tables(page) == page
 
 
-def test_objects365_starts_coco(run: Run, tmp_path: Path, capsys: Any) -> None:
+def test_objects365_starts_coco(run, tmp_path, capsys):
     lists = {"old": [f"Class {i}" for i in range(365)], "new": [f"class_{i}" for i in range(80)]}
     for name, content in (lists | {"table": {}}).items():
         (tmp_path / f"{name}.json").write_text(json.dumps(content))
@@ -200,7 +197,7 @@ REFUSED = {
 
 @pytest.mark.slow
 @pytest.mark.parametrize("case", REFUSED)
-def test_another_recipe_is_refused_in_one_line(case: str) -> None:
+def test_another_recipe_is_refused_in_one_line(case):
     name, recipe = case.split()
     target, settings = _recipe(recipe)
     with pytest.raises(InputError) as error:
@@ -209,7 +206,7 @@ def test_another_recipe_is_refused_in_one_line(case: str) -> None:
     assert REFUSED[case] in str(error.value)
 
 
-def test_buffer_of_the_federated_loss() -> None:
+def test_buffer_of_the_federated_loss():
     name = "roi_heads.box_predictor.fed_loss_cls_weights"
     lvis = find("mask_rcnn_vitdet_b.lvis")
     plain = {key: shape for key, shape in lvis.shapes().items() if key != name}
@@ -221,7 +218,7 @@ def test_buffer_of_the_federated_loss() -> None:
 
 
 @pytest.mark.parametrize("fmt", ["timm", "dinov2", "dinov3", "clip", "mae", "beit"])
-def test_where_in_the_file_the_weights_lie_makes_no_difference(fmt: str) -> None:
+def test_where_in_the_file_the_weights_lie_makes_no_difference(fmt):
     # MAE's encoders alone have timm's names: that they lie under "model" is what tells them
     for name in (name for command, name in FILES if command.format == fmt):
         tensors = find(name).tensors

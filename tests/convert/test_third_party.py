@@ -3,41 +3,37 @@
 For formats that no golden case (tests/golden) has: SwiGLU, files of the projects' own repositories.
 """
 
-from __future__ import annotations
-
 import re
-from collections.abc import Mapping
 from functools import partial
-from typing import Any
 
 import pytest
 import torch
 from torch import nn
 
 from vitdet.backbones.vit import ViT
-from vitdet.convert import Report, convert, detect
+from vitdet.convert import convert, detect
 from vitdet.convert.names import shapes_of
 
 pytestmark = pytest.mark.slow  # their imports
-SMALL: dict[str, Any] = {"img_size": 64, "patch_size": 16, "embed_dim": 32, "depth": 3}
+SMALL = {"img_size": 64, "patch_size": 16, "embed_dim": 32, "depth": 3}
 SMALL |= {"num_heads": 2}
-CLASS: dict[str, Any] = {"use_cls_token": True}
+CLASS = {"use_cls_token": True}
 NO_ROW = CLASS | {"pretrain_use_cls_token": False}
 SWIGLU = {"ffn_layer": "swiglu", "mlp_ratio": 2.0}
 
 
-def timm(module: str, name: str) -> Any:
+def timm(module, name):
     return getattr(pytest.importorskip(f"timm.{module}"), name)
 
 
-def timm_vit(*, gated: bool = False, **options: Any) -> Any:
+def timm_vit(*, gated=False, **options):
     if gated:
         packed = timm("layers", "SwiGLUPacked")
         options |= {"mlp_layer": packed, "act_layer": nn.SiLU, "mlp_ratio": 4.0}
     return timm("models.vision_transformer", "VisionTransformer")(**SMALL | options)
 
 
-def randomised(model: nn.Module) -> Any:
+def randomised(model):
     """Give every weight of a model a value that matters."""
     torch.manual_seed(0)
     with torch.no_grad():
@@ -47,23 +43,17 @@ def randomised(model: nn.Module) -> Any:
     return model.eval()
 
 
-def image(height: int = 64, width: int = 64) -> torch.Tensor:
+def image(height=64, width=64):
     generator = torch.Generator().manual_seed(1)
     return torch.randn(2, 3, height, width, generator=generator)
 
 
-def tokens_of(model: Any, picture: torch.Tensor | None = None) -> torch.Tensor:
+def tokens_of(model, picture=None):
     with torch.no_grad():
         return model.eval().forward_features(image() if picture is None else picture)
 
 
-def same(
-    content: Mapping[str, Any],
-    expected: str,
-    theirs: torch.Tensor,
-    picture: torch.Tensor | None = None,
-    **options: Any,
-) -> Report:
+def same(content, expected, theirs, picture=None, **options):
     """Convert for our ViT with these options: its tokens are theirs, its format is recognised."""
     allow = options.pop("allow_inexact", False)
     vit = ViT(**SMALL | {"pretrain_img_size": 64, "final_norm": True} | options).eval()
@@ -85,13 +75,41 @@ def same(
     ("options", "ours"),
     [({"gated": True}, CLASS | SWIGLU), ({"qkv_bias": False}, CLASS | {"qkv_bias": False})],
 )
-def test_timm(options: dict[str, Any], ours: dict[str, Any]) -> None:
+def test_timm(options, ours):
     model = randomised(timm_vit(**options))
     report = same(model.state_dict(), "timm", tokens_of(model), **ours)
     assert set(report.dropped.values()) <= {"classifier"}
 
 
-def test_deit3_of_its_own_repository_and_mae_with_its_decoder() -> None:
+EVA = {"qkv_fused": False, "mlp_ratio": 8 / 3, "swiglu_mlp": True, "scale_mlp": True}
+EVA |= {"use_rot_pos_emb": True, "use_fc_norm": False}
+EVA_OURS = {"ffn_layer": "swiglu_norm", "mlp_ratio": 8 / 3, "rope": "eva02"}
+
+
+@pytest.mark.parametrize(
+    ("grid", "model_size", "size"),
+    [
+        *(([12, 12], 64, (96, 160)), (None, 64, (64, 64)), ([7, 11], (64, 96), (64, 96))),
+        *(("vit", (64, 96), (64, 96)), ("vit", (64, 96), (80, 112))),
+    ],
+)
+def test_timm_on_rectangles(grid, model_size, size):
+    """Rotary positions of an EVA-02 and tables of a ViT are stretched, as timm does."""
+    options = {"img_size": model_size, "num_classes": 0, "global_pool": ""}
+    options |= {"dynamic_img_size": True}
+    ours = CLASS | {"pretrain_img_size": model_size, "img_size": model_size}
+    ours |= {"pos_embed_resize": "bicubic_antialias", "patch_size": 16}
+    if grid == "vit":
+        model = randomised(timm_vit(**options))
+    else:
+        ours |= EVA_OURS | {"rope_pretrain_grid": grid, "rope_resize": "stretch"}
+        options |= EVA | {"ref_feat_shape": grid}
+        model = randomised(timm("models.eva", "Eva")(**SMALL | options))
+    picture, fmt = image(*size), "timm" if grid == "vit" else "timm_eva"
+    assert not same(model.state_dict(), fmt, tokens_of(model, picture), picture, **ours).dropped
+
+
+def test_deit3_of_its_own_repository_and_mae_with_its_decoder():
     model = randomised(timm_vit(no_embed_class=True, init_values=1.0))
     state = {re.sub(r"\.ls(\d)\.gamma", r".gamma_\1", n): v for n, v in model.state_dict().items()}
     same({"model": state}, "timm", tokens_of(model), **NO_ROW, layer_scale=True)
@@ -102,7 +120,7 @@ def test_deit3_of_its_own_repository_and_mae_with_its_decoder() -> None:
 
 
 @pytest.mark.parametrize(("registers", "gated"), [(0, True), (4, False)])
-def test_dinov2_of_its_own_repository(registers: int, gated: bool) -> None:
+def test_dinov2_of_its_own_repository(registers, gated):
     # timm's own converter reads the original names: it is the witness
     theirs = {"init_values": 1.0, "num_classes": 0, "reg_tokens": registers, "gated": gated}
     witness = timm_vit(**theirs, no_embed_class=registers > 0)
@@ -126,7 +144,7 @@ def test_dinov2_of_its_own_repository(registers: int, gated: bool) -> None:
 
 
 @pytest.mark.parametrize("gated", [False, True])
-def test_dinov3_of_its_own_repository(gated: bool) -> None:
+def test_dinov3_of_its_own_repository(gated):
     theirs = {"qkv_fused": True, "use_rot_pos_emb": True, "class_token": True, "init_values": 1.0}
     theirs |= {"rope_type": "dinov3", "rope_temperature": 100, "rope_rotate_half": True}
     theirs |= {"use_abs_pos_emb": False, "num_reg_tokens": 4, "use_fc_norm": False}
@@ -158,7 +176,7 @@ def test_dinov3_of_its_own_repository(gated: bool) -> None:
     assert sorted(report.dropped) == ["mask_token", "rope_embed.periods"]
 
 
-def test_beit_but_for_its_bias_table() -> None:
+def test_beit_but_for_its_bias_table():
     theirs = {"use_abs_pos_emb": False, "use_rel_pos_bias": True, "init_values": 1.0}
     model = randomised(timm("models.beit", "Beit")(**SMALL, **theirs, global_pool=""))
     state = {name: value.clone() for name, value in model.state_dict().items()}
@@ -170,14 +188,14 @@ def test_beit_but_for_its_bias_table() -> None:
     assert len(report.inexact) == 3
 
 
-def test_eva01() -> None:
+def test_eva01():
     model = randomised(timm("models.eva", "Eva")(**SMALL, global_pool="", num_classes=5))
     report = same(model.state_dict(), "eva01_pretrain", tokens_of(model), **CLASS)
     assert set(report.dropped) == {"head.weight", "head.bias"}
 
 
 @pytest.mark.parametrize("quick", [False, True])
-def test_open_clip(quick: bool) -> None:
+def test_open_clip(quick):
     module = pytest.importorskip("open_clip.transformer", reason="open_clip_torch is not installed")
     layers = {"act_layer": module.QuickGELU} if quick else {}
     sizes = {"image_size": 64, "patch_size": 16, "width": 32, "layers": 3, "heads": 2}

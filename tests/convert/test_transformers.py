@@ -216,6 +216,9 @@ def test_jsons_beside_the_weights(tmp_path: Path) -> None:
     assert pixels({}, {}) == {}
     with pytest.raises(InputError, match=r"says hidden_size 48, the weights have 32: they are not"):
         net_settings(found.content, {"hidden_size": 48})
+    for key, value in (("num_attention_heads", 0), ("layer_norm_eps", None), ("hidden_act", [])):
+        with pytest.raises(InputError, match=rf"json: {key}: expected \w+, got .*\. Fetch it anew"):
+            net_settings(found.content, {key: value})
     with pytest.raises(InputError, match=r"hidden_act: expected one of gelu, .*, got relu\. Our"):
         net_settings(found.content, found.config | {"hidden_act": "relu"})
 

@@ -1,9 +1,5 @@
 """A view shows what detectron2's transforms leave, for the same random numbers."""
 
-from __future__ import annotations
-
-from typing import Any
-
 import cv2
 import numpy as np
 import pycocotools.mask as mask_util
@@ -33,7 +29,7 @@ CASES = [
 ]
 
 
-def _noise(height: int, width: int, seed: int = 0) -> np.ndarray:
+def _noise(height, width, seed=0):
     """A picture with edges and texture."""
     rng = np.random.default_rng(seed)
     coarse = rng.integers(0, 255, (height // 16 + 1, width // 16 + 1, 3), dtype=np.uint8)
@@ -42,7 +38,7 @@ def _noise(height: int, width: int, seed: int = 0) -> np.ndarray:
     return (blocks.astype(int) + grain).clip(0, 255).astype(np.uint8)
 
 
-def _polygons(size: tuple[int, int], seed: int) -> list[Any]:
+def _polygons(size, seed):
     """Stars, polygons that cross themselves, objects of two parts, and one beyond the edge."""
     rng = np.random.default_rng(seed)
     objects = []
@@ -61,7 +57,7 @@ def _polygons(size: tuple[int, int], seed: int) -> list[Any]:
     return objects
 
 
-def _expected_mask(segmentation: Any, transforms: Any, size: tuple[int, int]) -> np.ndarray:
+def _expected_mask(segmentation, transforms, size):
     annotation = {"segmentation": segmentation, "bbox": [0, 0, 1, 1], "bbox_mode": 0}
     moved = detection_utils.transform_instance_annotations(annotation, transforms, size)
     moved["category_id"] = 0
@@ -69,7 +65,7 @@ def _expected_mask(segmentation: Any, transforms: Any, size: tuple[int, int]) ->
     return instances.gt_masks.tensor[0].numpy().astype(bool)
 
 
-def _got_mask(drawn: Any, size: tuple[int, int]) -> np.ndarray:
+def _got_mask(drawn, size):
     mask = np.zeros(size, dtype=bool)
     (left, top, right, bottom), pixels = drawn
     mask[top:bottom, left:right] = pixels
@@ -85,7 +81,7 @@ def _got_mask(drawn: Any, size: tuple[int, int]) -> np.ndarray:
 def test_a_view_is_what_the_transforms_leave(augmentations, size, seed):
     listed = T.AugmentationList(augmentations)
     with random_state(seed):
-        view, _ = draw_view(listed, size)
+        view = draw_view(listed, size)
     with random_state(seed):
         transforms = listed(T.AugInput(np.zeros((*size, 3), dtype=np.uint8)))
     image = _noise(*size, seed=seed)

@@ -1,5 +1,3 @@
-from __future__ import annotations
-
 import copy
 import json
 import logging
@@ -72,9 +70,6 @@ def test_boxes_among_masks_are_a_data_set_of_boxes(tiny, caplog):
         dataset = coco_dataset(tiny.write().json_file, tiny.images)
     assert not any("segmentation" in a for r in dataset.records for a in r["annotations"])
     assert "1 of 3 objects" in caplog.text
-    dropped = coco_dataset(tiny.json_file, tiny.images, check="drop")
-    assert [len(record["annotations"]) for record in dropped.records] == [2, 0, 1]
-    assert all("segmentation" in a for r in dropped.records for a in r["annotations"])
 
 
 def test_keep_takes_what_detectron2_takes(tiny):
@@ -98,7 +93,7 @@ def test_keep_takes_what_detectron2_takes(tiny):
     ("change", "text"),
     [
         ("[1", r"instances\.json: expected json, got text that is not \(.*char \d+\)"),
-        ([1], r'expected an object with "images".*got a list\. A list is often'),
+        ([1], r"expected an object in COCO's format, got a list\. Results"),
         ({"annotations": None}, r'expected a list "annotations" of objects \(COCO .*got the keys'),
         ({"categories": []}, "got no category"),
         ({"categories": [{"id": 1}]}, r'category number 0: expected the key "name", got no such'),

@@ -1,13 +1,8 @@
 """Whatever stands in a file of labels: it is read, or one line says what is wrong."""
 
-from __future__ import annotations
-
 import copy
 import json
 import random
-from collections.abc import Callable
-from pathlib import Path
-from typing import Any
 
 import pytest
 from folders import OBJECT, content, xml
@@ -29,13 +24,13 @@ XML = xml(f"<filename>1.png</filename>{OBJECT}")["Annotations/a.xml"]
 POLYGON = {"area": 72, "segmentation": [[1, 2, 10, 2, 10, 10]]}
 
 
-def _places(node: Any) -> list[tuple[Any, Any]]:
+def _places(node):
     keys = list(node) if isinstance(node, dict) else list(range(len(node)))
     inside = [node[key] for key in keys if isinstance(node[key], dict | list)]
     return [(node, key) for key in keys] + [place for each in inside for place in _places(each)]
 
 
-def _json(draw: random.Random) -> str:
+def _json(draw):
     values = content(*(f"{i}.png" for i in range(1, 5)))
     for each in values["annotations"]:
         each.update(copy.deepcopy(POLYGON))
@@ -48,13 +43,13 @@ def _json(draw: random.Random) -> str:
     return json.dumps(values)
 
 
-def _line(draw: random.Random) -> str:
+def _line(draw):
     words = ["0"] + ["0.5"] * (draw.choice([4, 5, 5, 5, 6, 7, 9]) - 1)
     words[draw.randrange(len(words))] = draw.choice(WORDS)
     return " ".join(words) + "\n"
 
 
-def _xml(draw: random.Random) -> str:
+def _xml(draw):
     assert isinstance(XML, bytes)
     pieces = XML.decode().replace("<", "\n<").replace(">", ">\n").split("\n")
     junk = ["", "x", "nan", "-5", "1e999", "<a/>", "<a>", "&x;", "\x01"]
@@ -62,18 +57,18 @@ def _xml(draw: random.Random) -> str:
     return "".join(pieces)
 
 
-def _train(data: Path, out: Path) -> None:
+def _train(data, out):
     prepared = prepare_data(data, out / "data")
     coco_dataset(*prepared.train)
     coco_dataset(*prepared.val, check="drop")
 
 
-def _repair(data: Path, out: Path) -> None:
+def _repair(data, out):
     write_repaired(check_data(find_data(data)), out)
     assert check_data(find_data(out)).faults == []
 
 
-def _check(data: Path, _: Path) -> None:
+def _check(data, _):
     check_data(find_data(data))
 
 
@@ -86,9 +81,7 @@ def _check(data: Path, _: Path) -> None:
         ("1.xml", _xml, _check),
     ],
 )
-def test_broken_labels(
-    tmp_path: Path, name: str, broken: Callable[[random.Random], str], do: Callable[..., None]
-) -> None:
+def test_broken_labels(tmp_path, name, broken, do):
     data, draw, errors = tmp_path / "data", random.Random(0), []
     data.mkdir()
     for i in range(1, 5):

@@ -1,11 +1,8 @@
 """Data as people have them: each kind of oddity is read, and said where somebody may wonder."""
 
-from __future__ import annotations
-
 import json
 import os
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pycocotools.mask as mask_util
@@ -18,7 +15,6 @@ from folders import (
     SIZE,
     TRAIN,
     VAL,
-    Changes,
     change,
     class_names,
     coco,
@@ -34,8 +30,8 @@ from folders import (
 from PIL import Image
 
 from vitdet.data.datasets import coco_dataset
-from vitdet.data.formats import Found, find_data
-from vitdet.data.prepare import prepare_data, prepare_part
+from vitdet.data.formats import find_data
+from vitdet.data.prepare import prepare_data
 from vitdet.utils.checks import InputError
 from vitdet.utils.files import RESULT_MARKER
 
@@ -45,44 +41,44 @@ NAMES = "names: [cat, dog]\n"
 FOUND = "2 of 2 images are found by their base names"
 
 
-def _as_lvis(values: dict[str, Any]) -> None:
+def _as_lvis(values):
     for each in values["images"]:
         each["coco_url"] = f"http://x.org/train/{each.pop('file_name')}"
 
 
-def _other_ids(values: dict[str, Any]) -> None:
+def _other_ids(values):
     for key, entries in (("id", "categories"), ("category_id", "annotations")):
         for each in values[entries]:
             each[key] += 10
 
 
-def _with_owl(values: dict[str, Any]) -> None:
+def _with_owl(values):
     values["categories"][0] = {"id": 1, "name": "owl"}
     values["annotations"][0]["category_id"] = 1
 
 
-def _with_pets(values: dict[str, Any]) -> None:
+def _with_pets(values):
     for each in values["categories"]:
         each["supercategory"] = "pets"
     values["categories"].insert(0, {"id": 0, "name": "pets", "supercategory": "none"})
 
 
-def _category(**entry: Any) -> Changes:
+def _category(**entry):
     return {TRAIN: lambda values: values["categories"].append(entry)}
 
 
-def _moved(split: str, other: str) -> Changes:
+def _moved(split, other):
     return {split: f"mv:{other}/img", f"annotations/instances_{split}.json": f"mv:{other}/ann.json"}
 
 
-CAPITALS: Changes = {"images": "mv:Images", "labels": "mv:Labels", "data.yaml": None}
+CAPITALS = {"images": "mv:Images", "labels": "mv:Labels", "data.yaml": None}
 DARKNET = CAPITALS | {
     "obj.names": "cat\ndog",
     "obj.data": "train = z/train.txt\nvalid=val.txt",
     "train.txt": "z/Images/train/a.jpg\nz/Images/train/b.jpg\n",
     "val.txt": "Images/val/c.jpg",
 }
-ODD: Changes = {  # what is left out, and counted
+ODD = {  # what is left out, and counted
     "images/train/p/a.jpg": "img:",
     f"images/train/p/{RESULT_MARKER}": '{"a": "/x.jpg"}',
     "images/train/r/looks/a.jpg": "img:",
@@ -102,14 +98,17 @@ COUNTED = (
     "1 x link that leads nowhere|1 x name that is"
 )
 TWO_FOLDERS = {
-    f"{kind}/{name}.{suffix}": f"mv:{part}/1.{suffix}"
-    for kind, suffix in (("Annotations", "xml"), ("JPEGImages", "jpg"))
-    for name, part in (("a", "train"), ("b", "valid"))
-} | {"Annotations/c.xml": "mv:train/c.xml", "JPEGImages/c.jpg": "mv:train/c.jpg"}
+    "Annotations/a.xml": "mv:train/1.xml",
+    "JPEGImages/a.jpg": "mv:train/1.jpg",
+    "Annotations/b.xml": "mv:valid/1.xml",
+    "JPEGImages/b.jpg": "mv:valid/1.jpg",
+    "Annotations/c.xml": "mv:train/c.xml",
+    "JPEGImages/c.jpg": "mv:train/c.jpg",
+}
 MACHINE = f"path: /x\ntrain: /x/images/train\nval: 'D:\\y\\images\\val'\n{NAMES}"
 
 # {kind: (changes to the folder, what the notes say, parts of it separated by |)}
-READ: dict[str, dict[str, tuple[Changes, str]]] = {
+READ = {
     "yolo": {
         "as it is": ({}, "1 class without any object: cat"),
         "linked images": ({"images": "ln:../photos"}, ""),
@@ -118,7 +117,8 @@ READ: dict[str, dict[str, tuple[Changes, str]]] = {
             "",
         ),
         "key points": (labels(POSE) | described(f"kpt_shape: [3, 3]\n{NAMES}"), "key points are"),
-        "oriented boxes": (labels("0 0.45 0.4 0.6 0.41 0.6 0.6 0.45 0.59"), ""),
+        "upright rectangles": (labels("0 .45 .4 .6 .4 .6 .6 .45 .6"), ""),
+        "other quadrangles": (labels("0 .45 .4 .6 .41 .65 .6 .42 .57"), ""),
         "names are text": (
             described("names: {0: yes, 1: 010, 2: 1e3, 3: null, 4: 2026-01-02}"),
             "",
@@ -127,9 +127,51 @@ READ: dict[str, dict[str, tuple[Changes, str]]] = {
             {"data.yaml": f"train: images/train\nval: ../valid/images\n{NAMES}"},
             "data.yaml: nothing at ../valid/images, which it names as val",
         ),
-        "another machine": ({"data.yaml": MACHINE}, "D:\\y\\images\\val is found as"),
+        "another machine": (
+            {"data.yaml": MACHINE, "older/images/train/z.jpg": "img:"},
+            "D:\\y\\images\\val is found as",
+        ),
         "capital folders": (CAPITALS | {"classes.txt": "cat\r\ndog\r\n"}, ""),
-        "darknet": (DARKNET, "train.txt: 2 of 2 images are found by their paths' ends"),
+        "darknet": (DARKNET, "train.txt: 2 of 2 images are found by their base"),
+        "Roboflow, Windows": (
+            {
+                **{f"{kind}/val": f"mv:valid/{kind}" for kind in ("images", "labels")},
+                "data.yaml": f"train: ../images/train\nval: D:\\rf\\valid\\images\n{NAMES}",
+            },
+            "data.yaml: D:\\rf\\valid\\images is found as",
+        ),
+        "case of folders": ({"data.yaml": f"train: Images/Train\nval: images/VAL\n{NAMES}"}, ""),
+        "case of labels": (
+            {"labels/train/a.txt": "mv:labels/train/A.TXT", "labels/old/a.txt": LINE},
+            "train: labels of 1 image are found by their base names",
+        ),
+        "pictures": (
+            {
+                "images": "mv:JPEGImages",
+                "labels": "mv:annotations",
+                "data.yaml": f"train: JPEGImages/train\nval: JPEGImages/val\n{NAMES}",
+            },
+            "train: labels of 2 images are found|val: labels of 1 image are found",
+        ),
+        "lists": (
+            {
+                "data.yaml": f"train: t.txt\nval: /x/v.txt\n{NAMES}",
+                "t.txt": "a\r\nIMAGES/train/b.JPG\r\n",
+                "v.txt": "D:\\x\\images\\val\\c.jpg".encode("utf-16"),
+            },
+            "t.txt: 2 of 2 images are found by their base names|v.txt: 1 of 1 images",
+        ),
+        "other names of names": (
+            {
+                "data.yaml": None,
+                "x.data": "train=t.txt\nvalid = v.txt\nnames = x/my.names",
+                "my.names": "\ufeffcat\ndog\n",
+                "t.txt": "images/train/a.jpg\nimages/train/b.jpg",
+                "v.txt": "images/val/c.jpg",
+            },
+            "",
+        ),
+        "labelImg": ({"data.yaml": None, "predefined_classes.txt": "cat\ndog\n"}, ""),
         "val is train": (
             {"data.yaml": f"train: images/train\nval: images/train\n{NAMES}"},
             "2 images of val are in train, too",
@@ -141,11 +183,26 @@ READ: dict[str, dict[str, tuple[Changes, str]]] = {
     },
     "coco": {
         "linked": ({"train": "ln:store"}, ""),
-        "Windows": (named("train\\a.jpg", "C:\\pics\\b.jpg"), FOUND),
+        "Windows": (named("train\\a.jpg", "C:\\pics\\B.JPEG"), FOUND),
         "absolute, Label Studio": (named("/x/a.jpg", "/data/local-files/?d=train/b.jpg"), FOUND),
         "percent": ({"train/a.jpg": "mv:train/my a.jpg"} | named("my%20a.jpg", "b.jpg"), "1 of 2"),
         "case": ({"train/a.jpg": "mv:train/A.JPG"}, "a.jpg is train/A.JPG"),
         "NFC": ({"train/a.jpg": "mv:train/e\u0301.jpg"} | named("\u00e9.jpg", "b.jpg"), "1 of 2"),
+        "addresses": (named("s3://x/train/a.jpg", "https://x.org/b.jpg?alt=1"), FOUND),
+        "blanks, no suffix": (named(" a.jpg ", "x/b"), FOUND),
+        "far down": ({"annotations": "mv:x/y/z/annotations"}, ""),
+        "predictions beside": (
+            {"annotations/results_train.json": '[{"image_id": 1, "score": 0.5}]'},
+            "left out: 1 json file of other kinds (first: annotations/results_train.json)",
+        ),
+        "test without labels": (
+            {"annotations/image_info_test.json": '{"images": [], "categories": []}'},
+            "kinds",
+        ),
+        "spelt otherwise": (
+            _category(id=9, name="DOG"),
+            "classes that differ in their spelling alone: dog, DOG",
+        ),
         "no folders": (
             {"train/a.jpg": "mv:train/x/a.jpg", "train/b.jpg": "mv:train/y/b.jpg"},
             FOUND,
@@ -180,7 +237,29 @@ READ: dict[str, dict[str, tuple[Changes, str]]] = {
             {"ImageSets/Main/train.txt": "a.jpg\nVOC/b.jpg 1\n", "ImageSets/Main/val.txt": "c"},
             "",
         ),
-        "no list": ({"ImageSets/Main/train.txt": "a\n"}, "2 xml files that no list of ImageSets"),
+        "no list": ({"ImageSets/Main/train.txt": "a\n"}, "2 xml files that no list of a part"),
+        "lists beside": ({"train.txt": "a\nb\n", "val.txt": "C.JPG"}, ""),
+        "no images of a test": (
+            {"imagesets/main/test.txt": "x\ny\n", "imagesets/main/train.txt": "a\nb\nc"},
+            "test.txt: 2 names without xml",
+        ),
+        "rest of trainval": (
+            {"ImageSets/Main/trainval.txt": "a\nb\nc", "ImageSets/Main/train.txt": "a\nc"},
+            "",
+        ),
+        "empty list": ({"ImageSets/Main/train.txt": "a\nb\nc", "ImageSets/Main/val.txt": ""}, ""),
+        "other xml": (
+            {"annotations.xml": "<annotations><image/></annotations>"},
+            "left out: 1 xml file of other kinds (first: annotations.xml)",
+        ),
+        "percent": (
+            {
+                "JPEGImages/a.jpg": "mv:JPEGImages/a 1.png",
+                "Annotations/a.xml": "mv:Annotations/a%201.xml",
+            },
+            "",
+        ),
+        "namespace": ({"Annotations/a.xml": f'<annotation xmlns="x">{OBJECT}</annotation>'}, ""),
         "parts": (xml(OBJECT.replace("</o", f"<part><name>head</name>{BOX}</part></o")), ""),
         "image without xml": ({"JPEGImages/x.jpg": "img:"}, "1 image without xml"),
         "one name in two folders": (TWO_FOLDERS, ""),
@@ -190,9 +269,10 @@ READ: dict[str, dict[str, tuple[Changes, str]]] = {
     },
 }
 # Class names and numbers of objects where they are not those of the builders.
-EXPECTED: dict[str, tuple[tuple[str, ...], int]] = {
+EXPECTED = {
     "names are text": (("yes", "010", "1e3", "null", "2026-01-02"), 3),
     "no such val": (("cat", "dog"), 2),
+    "spelt otherwise": (("cat", "dog", "DOG"), 3),
     "val is train": (("cat", "dog"), 4),
     "image without label": (("cat", "dog"), 2),
     "val lacks a class": (("cat", "dog", "cow"), 3),
@@ -202,12 +282,12 @@ EXPECTED: dict[str, tuple[tuple[str, ...], int]] = {
 }
 
 
-def objects(found: Found) -> int:
+def objects(found):
     return sum(len(part.content["annotations"]) for part in found.parts.values())
 
 
 @pytest.mark.parametrize(("form", "kind"), [(form, kind) for form in READ for kind in READ[form]])
-def test_is_read_and_said(tmp_path: Path, form: str, kind: str) -> None:
+def test_is_read_and_said(tmp_path, form, kind):
     folder = tmp_path / "data"
     FORMS[form](folder)
     changes, notes = READ[form][kind]
@@ -235,7 +315,7 @@ def test_is_read_and_said(tmp_path: Path, form: str, kind: str) -> None:
         ("{}.json", ".", "{}"),
     ],
 )
-def test_coco_is_used_as_it_is(tmp_path: Path, json_file: str, images: str, name: str) -> None:
+def test_coco_is_used_as_it_is(tmp_path, json_file, images, name):
     for split in ("train", "val"):
         image(tmp_path / images.format(split) / f"{split}.jpg")
         text = json.dumps(content(name.format(f"{split}.jpg")))
@@ -248,7 +328,7 @@ def test_coco_is_used_as_it_is(tmp_path: Path, json_file: str, images: str, name
     assert not (tmp_path / "run").exists()
 
 
-def test_boxes_are_right(tmp_path: Path) -> None:
+def test_boxes_are_right(tmp_path):
     for form, box in (("yolo", [10, 5, 20, 10]), ("voc", [0, 1, 10, 19])):
         FORMS[form](tmp_path / form)
         part = next(iter(find_data(tmp_path / form).parts.values()))
@@ -268,8 +348,8 @@ def test_boxes_are_right(tmp_path: Path) -> None:
     assert part.content["annotations"][0]["bbox"] == [6, 12, 8, 16]
 
 
-def test_polygons_masks_and_flags(tmp_path: Path) -> None:
-    def objects_of(folder: Path) -> list[dict[str, Any]]:
+def test_polygons_masks_and_flags(tmp_path):
+    def objects_of(folder):
         return next(iter(find_data(folder).parts.values())).content["annotations"]
 
     yolo(tmp_path / "yolo")
@@ -300,7 +380,7 @@ def test_polygons_masks_and_flags(tmp_path: Path) -> None:
         find_data(folder)
 
 
-def test_images_elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_images_elsewhere(tmp_path, monkeypatch):
     for form, build in FORMS.items():
         build(tmp_path / form)
     image(tmp_path / "old/a.jpg")  # an absolute name does not win over the folder that was named
@@ -319,7 +399,7 @@ def test_images_elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     assert (set(found.parts), objects(found)) == ({"train", "val"}, 3)
 
 
-def test_nothing_is_guessed(tmp_path: Path) -> None:
+def test_nothing_is_guessed(tmp_path):
     coco(tmp_path)
     # an id that only another part has stays wrong
     change(tmp_path, _category(id=9, name="cow"))
@@ -344,7 +424,7 @@ def test_nothing_is_guessed(tmp_path: Path) -> None:
         find_data(tmp_path)
 
 
-def test_paths_on_the_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_paths_on_the_command_line(tmp_path, monkeypatch):
     coco(tmp_path / "data")
     yolo(tmp_path / "yolo")
     monkeypatch.setenv("HOME", str(tmp_path))
@@ -360,66 +440,8 @@ def test_paths_on_the_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         "pipe": "pipe: expected a file, got a folder, pipe or device",
         "loop": "got a link that leads nowhere",
         "x.zip": "got an archive .unpack it and give the folder",
-        "x.csv": r"expected a folder, a json in COCO's format or a data\.yaml, got another file",
+        "x.csv": r"x\.csv: expected json, got text that is not",
         "x" * 5000: "nothing at this path",
     }.items():
         with pytest.raises(InputError, match=wanted):
             find_data(Path(path))
-
-
-# --- parts, and what a training stops at ----------------------------------------------------------
-
-
-def test_parts_of_a_training_and_of_an_evaluation(tmp_path: Path) -> None:
-    coco(tmp_path)
-    run = tmp_path / "run/data"
-    bad = '{"images": [], "annotations": [], "categories": 3}'
-    change(tmp_path, {TRAIN: "mv:train.json", VAL: "mv:val.json", "test.json": bad})
-    # the test part is not read for a training
-    assert prepare_data(tmp_path, run).train[0] == str(tmp_path / "train.json")
-    Image.new("RGB", SIZE).save(tmp_path / "train/b.jpg")
-    change(tmp_path, {"test.json": json.dumps(content("a.jpg", "b.jpg"))})
-    (annotations, images), notes = prepare_part(tmp_path, run)
-    assert (annotations, images) == (str(tmp_path / "val.json"), str(tmp_path / "val"))
-    assert notes[-1] == "evaluated is val, of 1 images"
-    # images of a json are found as for a training
-    assert prepare_part(tmp_path / "train.json", run)[0][1] == str(tmp_path / "train")
-    # classes are matched by their names, in the model's order
-    annotations = prepare_part(tmp_path, run, class_names=("dog", "owl", "cat"))[0][0]
-    written = json.loads(Path(annotations).read_text())
-    assert [each["name"] for each in written["categories"]] == ["dog", "owl", "cat"]
-    assert [each["category_id"] for each in written["annotations"]] == [1]
-    assert prepare_part(tmp_path, run, class_names=("dog",))[0][0] == str(tmp_path / "val.json")
-    change(tmp_path, {"val.json": None, "train.json": None})
-    assert prepare_part(tmp_path, run)[0] == (str(run / "test.json"), str(tmp_path))
-    with pytest.raises(InputError, match="images to train on, got COCO json with test only"):
-        prepare_data(tmp_path, run)
-    # a file that the user names is what he trains on, whatever its name
-    assert prepare_data(tmp_path / "test.json", run, val_fraction=0.5).num_images == 1
-
-
-def test_a_part_without_objects_is_an_error_unless_it_is_asked_for(tmp_path: Path) -> None:
-    coco(tmp_path)
-    change(tmp_path, {VAL: lambda values: values.update(annotations=[])})
-    wanted = r"validation part .*val\.json: expected images with objects, got none in 1 image\. "
-    with pytest.raises(InputError, match=f"{wanted}.*--allow-empty"):
-        prepare_data(tmp_path, tmp_path / "run")
-    assert prepare_data(tmp_path, tmp_path / "run", allow_empty=True).num_images == 2
-    with pytest.raises(InputError, match=r"data to evaluate on .*: expected images with objects"):
-        prepare_part(tmp_path, tmp_path / "run")
-
-
-def test_faults_of_voc_stop_a_training_and_name_the_xml(tmp_path: Path) -> None:
-    voc(tmp_path)
-    size = "<size><width>{}</width><height>{}</height></size>"
-    for inside, wanted in (
-        (size.format(80, 20) + OBJECT, "the size of a.jpg, 40 x 20"),
-        (OBJECT.replace("<xmin>1<", "<xmin>11<"), "xmin below xmax .*xmin 11, .*xmax 10"),
-    ):
-        change(tmp_path, xml(inside))
-        assert len(find_data(tmp_path).parts["all"].problems) == 1  # a check goes on
-        with pytest.raises(InputError, match=rf"Annotations/a\.xml: expected {wanted}"):
-            prepare_data(tmp_path, tmp_path / "run")
-    change(tmp_path, xml(size.format(0, 0) + OBJECT) | {"JPEGImages/b.jpg": "no image"})
-    with pytest.raises(InputError, match=r"JPEGImages/b\.jpg"):
-        prepare_data(tmp_path, tmp_path / "run")

@@ -1,10 +1,7 @@
 """Data that cannot be read: one line that says where, what came, and what to do."""
 
-from __future__ import annotations
-
 import json
 import re
-from pathlib import Path
 
 import pytest
 from folders import (
@@ -13,7 +10,6 @@ from folders import (
     OBJECT,
     TRAIN,
     VAL,
-    Changes,
     change,
     content,
     described,
@@ -33,17 +29,26 @@ DTD = '<!DOCTYPE x [<!ENTITY a "aa"><!ENTITY b "&a;&a;">]>'
 OPEN = '{"images": [], "categories": '
 A_TXT, A_XML = "labels/train/a.txt", "Annotations/a.xml"
 SHAPE = described("kpt_shape: [5, 2]\nnames: [a, b]")
-TWO_YEARS = {"Annotations/a.xml": "mv:V1/Annotations/a.xml", "Annotations": "mv:V2/Annotations"}
+TWO_YEARS = {
+    "Annotations/a.xml": "mv:V1/Annotations/a.xml",
+    "Annotations": "mv:V2/Annotations",
+}
 
 
-def _yaml(text: str, **files: str) -> Changes:
+def _yaml(text, **files):
     return {"data.yaml": text, **{f"{name}.txt": lines for name, lines in files.items()}}
 
 
-WRONG: dict[str, dict[str, tuple[Changes, str]]] = {
+def _of_another_task(**values):
+    return {VAL: lambda content: [each.update(values) for each in content["annotations"]]}
+
+
+WRONG = {
     "yolo": {
         "class": (labels("2 .5 .5 .5 .5"), r"a\.txt, line 2: .*number from 0 to 1, got 2"),
         "score": (labels("0 .5 .5 .5 .5 .9"), "got 6 numbers .a sixth is a score;"),
+        "oriented boxes": (labels("0 .45 .4 .6 .41 .6 .6 .45 .59"), "look like an oriented box"),
+        "score of a polygon": (labels("0 .1 .1 .5 .1 .5 .5 .9"), "got 8 numbers"),
         "pixels": (labels("0 20 10 10 10"), "parts of the image's sides, 0 to 1, got 20 .pix"),
         "name": (labels("cat .5 .5 .5 .5"), "that of the class and not its name, got 'cat"),
         "key points": (labels(POSE.format(v="", w="")), r"3 key points.*`kpt_shape: \[3, 2\]`"),
@@ -83,10 +88,12 @@ WRONG: dict[str, dict[str, tuple[Changes, str]]] = {
         "empty": ({A_XML: ""}, r"a\.xml: expected complete xml, .*got an empty file"),
         "entities": (xml("&b;", DTD), "got declarations"),
         "unknown encoding": (xml(OBJECT, DECLARED.format("x-none")), "or what it declares.*x-none"),
-        "no image": ({"JPEGImages/a.jpg": None}, r"a\.xml: expected an image a\.\*.*got none in"),
+        "no image": ({"JPEGImages/a.jpg": None}, r"a\.xml: expected an image .* a\.\* .*got none"),
+        "dead link": ({"JPEGImages/a.jpg": "to:/nowhere"}, r"a\.xml: expected an image .*got none"),
+        "oriented boxes": (xml(OBJECT.replace("bndbox", "robndbox")), "got oriented boxes .<rob"),
         "one image twice": (
             {"JPEGImages/a.jpg": None} | xml(f"<filename>b.jpg</filename>{OBJECT}"),
-            r"\.xml: expected an image of its own, got that of .*\.xml",
+            r"a\.xml: expected an image of its own, a\.\* \(or b\.jpg, as <filename> says\)",
         ),
         "list": ({"ImageSets/Main/train.txt": "a\nq\n"}, r"train\.txt, line 2: .*got 'q'"),
         "no objects": ({"Annotations/*.xml": "<annotation/>"}, "got none in its xml files"),
@@ -101,6 +108,16 @@ WRONG: dict[str, dict[str, tuple[Changes, str]]] = {
         "pipe": ({VAL: "pipe:"}, r"val\.json: expected a file, got a folder, pipe"),
         "no list": ({TRAIN: lambda c: c.update(annotations=3)}, 'list "annotations" of .*got 3'),
         "no images": ({"*/*.jpg": None}, r"expected a folder that holds a\.jpg.*--images"),
+        "latin": (
+            {VAL: json.dumps(content("c.jpg")).replace("cat", "caf\xe9").encode("latin1")},
+            r"val\.json: expected text in UTF-8, got bytes that are none .*Save it as UTF-8",
+        ),
+        "captions": (_of_another_task(caption="a cat"), "labels of objects, got captions"),
+        "panoptic": (_of_another_task(segments_info=[]), "got panoptic segments"),
+        "turned": (_of_another_task(bbox=[20, 10, 9, 8, 0.5]), "got oriented boxes"),
+        "corners": (_of_another_task(bbox=[1, 2, 9, 2, 9, 9, 1, 9]), "got oriented boxes"),
+        "pose": (_of_another_task(keypoints=[1, 2, 2], bbox=None), "got key points without boxes"),
+        "predictions": (_of_another_task(score=0.7), r"got predictions \(each has a score"),
         "two of a part": (
             {"annotations/instances_train_2.json": json.dumps(content("a.jpg"))},
             r"one annotation file for train, got annotations/instances_train\.json and",
@@ -124,7 +141,7 @@ WRONG: dict[str, dict[str, tuple[Changes, str]]] = {
 
 
 @pytest.mark.parametrize(("form", "kind"), [(form, kind) for form in WRONG for kind in WRONG[form]])
-def test_is_an_error_of_one_line(tmp_path: Path, form: str, kind: str) -> None:
+def test_is_an_error_of_one_line(tmp_path, form, kind):
     FORMS[form](tmp_path)
     changes, wanted = WRONG[form][kind]
     change(tmp_path, changes)
@@ -134,22 +151,39 @@ def test_is_an_error_of_one_line(tmp_path: Path, form: str, kind: str) -> None:
     assert "\n" not in str(caught.value)
 
 
-FOREIGN = {
-    '{"version": "5", "shapes": [], "imagePath": "a.jpg"}': "labelme.*labelme2coco",
-    '[{"annotations": [{"result": [{"from_name": "x"}]}]}]': "Label Studio",
-    '[{"image_id": 1, "bbox": [], "score": 1}]': "results of a detector",
-    "version https://git-lfs.github.com/spec/v1": "Git LFS",
-}
+# (suffix, begin of a file, whose it is)
+FOREIGN = [
+    ("json", '{"version": "5", "shapes": [], "imagePath": "a.jpg"}', "labelme.*labelme2coco"),
+    ("json", '[{"annotations": [{"result": [{"from_name": "x"}]}]}]', "Label Studio"),
+    ("json", '[{"label": [{"x": 1, "original_width": 40}]}]', "Label Studio"),
+    ("json", '[{"image_id": 1, "bbox": [], "score": 1}]', "results of a detector"),
+    ("json", '{"a": {"regions": [{"shape_attributes": {}}]}}', "VGG Image Annotator"),
+    ("csv", "filename,region_shape_attributes\n", "VGG Image Annotator"),
+    ("csv", "filename,width,height,class,xmin,ymin\n", "a table"),
+    ("json", '{"tags": [], "objects": []}', "Supervisely"),
+    ("json", '[{"annotations": [{"coordinates": {}}]}]', "CreateML"),
+    ("ndjson", '{"data_row": {}}', "Labelbox"),
+    ("json", '{"assets": {"a": {"regions": []}}}', "VoTT"),
+    ("json", '[{"labels": [{"box2d": {}}]}]', "BDD100K"),
+    ("json", '{"categories": {"labels": []}, "items": [{"annotations": []}]}', "Datumaro"),
+    ("json", '{"imgHeight": 2, "objects": []}', "Cityscapes"),
+    ("xml", "<annotations>\n<image id='0'/></annotations>", "CVAT for images"),
+    ("xml", "<dataset><images><image file='a'/></images></dataset>", "dlib"),
+    ("txt", "10 5 20 5 20 15 10 15 plane 0\n", "DOTA, oriented boxes"),
+    ("txt", "Car 0.0 0 -1.6 587 173 614 200 1.6 1.7 3.6 -0.6 1.7 46 -1.6\n", "KITTI"),
+    ("txt", "684,8,273,116,0,0,0,0\n", "rows with commas"),
+    ("json", "version https://git-lfs.github.com/spec/v1", "Git LFS"),
+]
 
 
-@pytest.mark.parametrize("text", FOREIGN)
-def test_labels_of_other_tools_are_named(tmp_path: Path, text: str) -> None:
-    change(tmp_path, {"a.jpg": "img:", "a.json": text})
-    with pytest.raises(InputError, match=f"got 1 x .jpg, 1 x .json.*{FOREIGN[text]}"):
+@pytest.mark.parametrize(("suffix", "text", "tool"), FOREIGN)
+def test_labels_of_other_tools_are_named(tmp_path, suffix, text, tool):
+    change(tmp_path, {"a.jpg": "img:", f"a.{suffix}": text})
+    with pytest.raises(InputError, match=rf"got .*1 x .{suffix}.* a.{suffix} is .*{tool}"):
         find_data(tmp_path)
 
 
-def test_a_folder_of_no_format_says_what_was_looked_for_and_what_is_near(tmp_path: Path) -> None:
+def test_a_folder_of_no_format_says_what_was_looked_for_and_what_is_near(tmp_path):
     image(tmp_path / "a.jpg")
     change(tmp_path, {"notes/x.md": ""})
     with pytest.raises(InputError, match=r"expected json files .* got notes/, 1 x \.jpg\. Give"):
@@ -160,7 +194,7 @@ def test_a_folder_of_no_format_says_what_was_looked_for_and_what_is_near(tmp_pat
     for name, wanted in {
         ".": r"There is inside/data\.yaml: give .*inside\.",
         "zip": r"got 1 x \.zip\.",
-        "cvat": r"got 1 x \.xml\. Give the folder",
+        "cvat": r"got 1 x \.xml\. a\.xml is of CVAT for images: export it as COCO",
         "empty": "got an empty folder",
     }.items():
         with pytest.raises(InputError, match=wanted):

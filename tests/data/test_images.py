@@ -1,10 +1,7 @@
 """Opening image files: what comes is upright RGB, or one line that says why not."""
 
-from __future__ import annotations
-
 import io
 import os
-from typing import Any
 
 import numpy as np
 import pytest
@@ -23,7 +20,7 @@ from vitdet.utils.checks import InputError
 PIXELS = np.random.default_rng(0).integers(0, 255, (12, 20, 3), dtype=np.uint8)
 
 
-def _bytes(pixels: np.ndarray, kind: str, turn: int | None = None, **options: Any) -> bytes:
+def _bytes(pixels, kind, turn=None, **options):
     buffer = io.BytesIO()
     if turn is not None:
         exif = options["exif"] = Image.Exif()
@@ -59,7 +56,7 @@ def test_odd_exif_data_do_not_stop_a_sound_image():
     assert np.asarray(open_image(_bytes(PIXELS, "PNG", turn=77))).tolist() == PIXELS.tolist()
 
 
-def _scans(count: int) -> bytes:
+def _scans(count):
     data = _bytes(PIXELS, "JPEG", progressive=True)
     last = data.rindex(b"\xff\xda")
     return data[:-2] + data[last:-2] * count + data[-2:]

@@ -1,5 +1,3 @@
-from __future__ import annotations
-
 import errno
 import math
 import multiprocessing
@@ -7,7 +5,6 @@ import random
 from collections import Counter
 from itertools import islice
 from types import SimpleNamespace
-from typing import Any
 
 import numpy as np
 import pytest
@@ -33,7 +30,7 @@ def shapes(tmp_path_factory):
     return shapes_dataset(tmp_path_factory.mktemp("shapes"), "train", num_images=11, size=48)
 
 
-def _items(loader, num_batches) -> list[tuple[int, int, int, tuple[float, ...]]]:
+def _items(loader, num_batches):
     """What a training step would see: position, image, pixels, boxes; in the order it comes."""
     found = []
     for batch in islice(iter(loader), num_batches):
@@ -51,7 +48,7 @@ def _loader(dataset, **options):
     )
 
 
-def _as_process(monkeypatch, rank: int, world: int) -> None:
+def _as_process(monkeypatch, rank, world):
     monkeypatch.setattr(distributed, "rank", lambda: rank)
     monkeypatch.setattr(distributed, "world_size", lambda: world)
 
@@ -128,7 +125,7 @@ def test_wrong_arguments_are_named(shapes):
             _loader(shapes, num_workers=number)
         with pytest.raises(InputError, match=rf"dataloader\.test{text}"):
             build_test_loader(shapes, TEST, num_workers=number)
-    empty: Any = SimpleNamespace(name="none", records=[{"annotations": [{"iscrowd": 1}]}])
+    empty = SimpleNamespace(name="none", records=[{"annotations": [{"iscrowd": 1}]}])
     with pytest.raises(InputError, match="images with objects to train on, got none among 1"):
         _loader(empty)
     with pytest.raises(InputError, match=r"expected a data set with records, got a list with"):
@@ -156,7 +153,7 @@ def test_a_bad_image_is_one_line_also_from_a_worker(tiny, num_workers):
 def test_a_batch_that_shared_memory_has_no_room_for_is_one_line(shapes, monkeypatch):
     """A full /dev/shm: the worker inherits this, as it is forked."""
 
-    def full(_: object) -> None:
+    def full(_):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(loaders, "ForkingPickler", SimpleNamespace(dumps=full))
@@ -169,7 +166,7 @@ def test_a_batch_that_shared_memory_has_no_room_for_is_one_line(shapes, monkeypa
 class Stuck:
     """A mapper that waits for ever at the sixth image that its process reads."""
 
-    def __init__(self) -> None:
+    def __init__(self):
         self.read = 0
         self.waits = multiprocessing.Event()
 

@@ -1,8 +1,3 @@
-from __future__ import annotations
-
-from pathlib import Path
-from typing import Any
-
 import numpy as np
 import pycocotools.mask as mask_util
 import pytest
@@ -22,7 +17,7 @@ SIZE = (24, 32)  # height, width
 both = pytest.mark.parametrize("fast", [False, True])
 
 
-def _record(folder: Path, crowd: tuple[int, ...] = ()) -> dict[str, Any]:
+def _record(folder, crowd=()):
     """A record whose image shows exactly its masks: object i is white in channel i."""
     masks = np.zeros((*SIZE, 3), dtype=bool)  # three objects that touch no other
     masks[2:9, 3:10, 0] = True
@@ -38,11 +33,11 @@ def _record(folder: Path, crowd: tuple[int, ...] = ()) -> dict[str, Any]:
         entry = {"category_id": index, "bbox": mask_util.toBbox(encoded).tolist()}
         entry |= {"bbox_mode": BoxMode.XYWH_ABS, "segmentation": encoded}
         annotations.append({**entry, "iscrowd": int(index in crowd)})
-    record: dict[str, Any] = {"file_name": str(path), "image_id": 5, "annotations": annotations}
+    record = {"file_name": str(path), "image_id": 5, "annotations": annotations}
     return record | {"height": SIZE[0], "width": SIZE[1]}
 
 
-def _extent(mask: np.ndarray) -> list[int]:
+def _extent(mask):
     """Smallest box XYXY round the true pixels."""
     ys, xs = np.nonzero(mask)
     return [xs.min(), ys.min(), xs.max() + 1, ys.max() + 1]
@@ -105,7 +100,7 @@ def test_modes_and_channels(tmp_path, fast):
     assert result["image"].shape == (3, 48, 64)
     assert result["image"].dtype == torch.uint8
     assert (result["height"], result["width"], result["image_id"]) == (*SIZE, 5)
-    options: dict[str, Any] = {"use_masks": False, "image_format": "BGR", "fast": fast}
+    options = {"use_masks": False, "image_format": "BGR", "fast": fast}
     boxes = Mapper([], is_train=True, **options)(record)
     assert sorted(boxes["instances"].get_fields()) == ["gt_boxes", "gt_classes"]
     assert boxes["instances"].gt_boxes.tensor[0].tolist() == [3, 2, 10, 9]
@@ -120,7 +115,7 @@ def test_modes_and_channels(tmp_path, fast):
 @pytest.mark.parametrize("recompute", [False, True])
 def test_polygon_format(tiny, tmp_path, fast, recompute):
     record = coco_dataset(tiny.json_file, tiny.images).records[0]
-    options: dict[str, Any] = {"mask_format": "polygon", "recompute_boxes": recompute, "fast": fast}
+    options = {"mask_format": "polygon", "recompute_boxes": recompute, "fast": fast}
     # flipped, the first object is at x from 25 to 35, the second from 8 to 20, then twice that
     cut = [T.HFlipTransform(40), T.ResizeTransform(30, 40, 60, 80), T.CropTransform(0, 0, 38, 60)]
     instances = Mapper(cut, is_train=True, **options)(record)["instances"]
@@ -154,7 +149,7 @@ def test_same_as_detectron2s_mapper_on_real_images(size):
     except InputError as error:
         pytest.skip(str(error))
     augmentations = large_scale_jitter(size)
-    masks: Any = {"use_instance_mask": True, "instance_mask_format": "bitmask"}
+    masks = {"use_instance_mask": True, "instance_mask_format": "bitmask"}
     theirs = DatasetMapper(
         True, augmentations=augmentations, image_format="RGB", recompute_boxes=True, **masks
     )

@@ -1,24 +1,22 @@
 """Putting a validation part aside, and what is kept beside a run."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
-from typing import Any
 
 import pytest
-from folders import change
+from folders import OBJECT, SIZE, TRAIN, VAL, change, coco, content, voc, xml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
 from vitdet.data.datasets import coco_dataset
-from vitdet.data.prepare import Prepared, prepare_data, split_content
+from vitdet.data.formats import find_data
+from vitdet.data.prepare import prepare_data, prepare_part, split_content
 from vitdet.utils.checks import InputError
 from vitdet.utils.files import RESULT_MARKER
 
 
-def _content(classes: list[set[int]]) -> dict[str, Any]:
+def _content(classes):
     """Images 1, 2, ... with an object of each of the classes given."""
     annotations = [
         {"id": 100 * i + label, "image_id": i, "category_id": label, "bbox": [0, 0, 4, 4]}
@@ -32,11 +30,11 @@ def _content(classes: list[set[int]]) -> dict[str, Any]:
     }
 
 
-def _ids(part: dict[str, Any]) -> set[int]:
+def _ids(part):
     return {each["id"] for each in part["images"]}
 
 
-def _classes(part: dict[str, Any]) -> set[int]:
+def _classes(part):
     return {each["category_id"] for each in part["annotations"]}
 
 
@@ -48,9 +46,7 @@ def _classes(part: dict[str, Any]) -> set[int]:
     fraction=st.sampled_from([0.1, 0.3, 0.5, 0.9]),
     seed=st.integers(0, 5),
 )
-def test_a_split_loses_nothing(
-    tmp_path: Path, classes: list[set[int]], fraction: float, seed: int
-) -> None:
+def test_a_split_loses_nothing(tmp_path, classes, fraction, seed):
     content = _content(classes)
     train, val = split_content(content, tmp_path, fraction, seed)
     assert _ids(train) | _ids(val) == _ids(content)
@@ -67,7 +63,7 @@ def test_a_split_loses_nothing(
     assert split_content(content, tmp_path, fraction, seed) == (train, val)
 
 
-def test_every_class_of_two_images_or_more_is_in_both_parts(tmp_path: Path) -> None:
+def test_every_class_of_two_images_or_more_is_in_both_parts(tmp_path):
     content = _content([{0}] * 40 + [{1}] * 2 + [{2}] * 3 + [{3}])
     train, val = split_content(content, tmp_path, 0.1, 0)
     assert _classes(train) == {0, 1, 2, 3}
@@ -78,7 +74,7 @@ def test_every_class_of_two_images_or_more_is_in_both_parts(tmp_path: Path) -> N
         split_content(_content([{0}]), tmp_path)
 
 
-def test_copies_stay_together(tmp_path: Path) -> None:
+def test_copies_stay_together(tmp_path):
     content = _content([{0}] * 20)
     for i in range(1, 21):  # 5 to 8 have the bytes of 4
         Image.new("RGB", (8, 8), (4 if i in range(5, 9) else i, 0, 0)).save(tmp_path / f"{i}.png")
@@ -95,7 +91,7 @@ def test_copies_stay_together(tmp_path: Path) -> None:
 
 
 @pytest.fixture
-def data(tmp_path: Path) -> Path:
+def data(tmp_path):
     """Twelve images with YOLO's labels, without a validation part."""
     folder = tmp_path / "data"
     for i in range(12):
@@ -105,11 +101,11 @@ def data(tmp_path: Path) -> Path:
     return folder
 
 
-def _contents(prepared: Prepared) -> list[dict[str, Any]]:
+def _contents(prepared):
     return [json.loads(Path(part[0]).read_text()) for part in (prepared.train, prepared.val)]
 
 
-def test_the_split_is_written_beside_the_run(data: Path, tmp_path: Path) -> None:
+def test_the_split_is_written_beside_the_run(data, tmp_path):
     cache = tmp_path / "run" / "data"
     before = sorted(data.rglob("*"))
     prepared = prepare_data(data, cache)
@@ -127,9 +123,7 @@ def test_the_split_is_written_beside_the_run(data: Path, tmp_path: Path) -> None
     assert prepare_data(data, data / "data").notes[0] == prepared.notes[0]
 
 
-def test_a_new_run_reads_the_data_anew_and_a_resumed_one_goes_on_with_its_own(
-    data: Path, tmp_path: Path
-) -> None:
+def test_a_new_run_reads_the_data_anew_and_a_resumed_one_goes_on_with_its_own(data, tmp_path):
     cache = tmp_path / "run" / "data"
     change(data, {"labels": "ln:../elsewhere"})  # behind a link, which a glance does not see
     prepare_data(data, cache)
@@ -154,7 +148,7 @@ def test_a_new_run_reads_the_data_anew_and_a_resumed_one_goes_on_with_its_own(
         assert boxes.count([12, 9, 16, 12]) == 3
 
 
-def test_some_masks_are_none(data: Path, tmp_path: Path) -> None:
+def test_some_masks_are_none(data, tmp_path):
     change(data, {"labels/3.txt": "0 0.1 0.1 0.5 0.1 0.5 0.5\n"})
     prepared = prepare_data(data, tmp_path / "run")
     assert not prepared.masks
@@ -162,3 +156,61 @@ def test_some_masks_are_none(data: Path, tmp_path: Path) -> None:
     for part in (prepared.train, prepared.val):
         records = coco_dataset(*part).records
         assert not any("segmentation" in each for r in records for each in r["annotations"])
+
+
+# --- parts, and what a training stops at ----------------------------------------------------------
+
+
+def test_parts_of_a_training_and_of_an_evaluation(tmp_path):
+    coco(tmp_path)
+    run = tmp_path / "run/data"
+    bad = '{"images": [], "annotations": [], "categories": 3}'
+    change(tmp_path, {TRAIN: "mv:train.json", VAL: "mv:val.json", "test.json": bad})
+    # the test part is not read for a training
+    assert prepare_data(tmp_path, run).train[0] == str(tmp_path / "train.json")
+    Image.new("RGB", SIZE).save(tmp_path / "train/b.jpg")
+    change(tmp_path, {"test.json": json.dumps(content("a.jpg", "b.jpg"))})
+    (annotations, images), notes = prepare_part(tmp_path, run)
+    assert (annotations, images) == (str(tmp_path / "val.json"), str(tmp_path / "val"))
+    assert notes[-1] == "evaluated is val, of 1 images"
+    # images of a json are found as for a training
+    assert prepare_part(tmp_path / "train.json", run)[0][1] == str(tmp_path / "train")
+    # classes are matched by their names, in the model's order
+    annotations = prepare_part(tmp_path, run, class_names=("dog", "owl", "cat"))[0][0]
+    written = json.loads(Path(annotations).read_text())
+    assert [each["name"] for each in written["categories"]] == ["dog", "owl", "cat"]
+    assert [each["category_id"] for each in written["annotations"]] == [1]
+    assert prepare_part(tmp_path, run, class_names=("dog",))[0][0] == str(tmp_path / "val.json")
+    change(tmp_path, {"val.json": None, "train.json": None})
+    assert prepare_part(tmp_path, run)[0] == (str(run / "test.json"), str(tmp_path))
+    with pytest.raises(InputError, match="images to train on, got COCO json with test only"):
+        prepare_data(tmp_path, run)
+    # a file that the user names is what he trains on, whatever its name
+    assert prepare_data(tmp_path / "test.json", run, val_fraction=0.5).num_images == 1
+
+
+def test_a_part_without_objects_is_an_error_unless_it_is_asked_for(tmp_path):
+    coco(tmp_path)
+    change(tmp_path, {VAL: lambda values: values.update(annotations=[])})
+    wanted = r"validation part .*val\.json: expected images with objects, got none in 1 image\. "
+    with pytest.raises(InputError, match=f"{wanted}.*--allow-empty"):
+        prepare_data(tmp_path, tmp_path / "run")
+    assert prepare_data(tmp_path, tmp_path / "run", allow_empty=True).num_images == 2
+    with pytest.raises(InputError, match=r"data to evaluate on .*: expected images with objects"):
+        prepare_part(tmp_path, tmp_path / "run")
+
+
+def test_faults_of_voc_stop_a_training_and_name_the_xml(tmp_path):
+    voc(tmp_path)
+    size = "<size><width>{}</width><height>{}</height></size>"
+    for inside, wanted in (
+        (size.format(80, 20) + OBJECT, "the size of a.jpg, 40 x 20"),
+        (OBJECT.replace("<xmin>1<", "<xmin>11<"), "xmin below xmax .*xmin 11, .*xmax 10"),
+    ):
+        change(tmp_path, xml(inside))
+        assert len(find_data(tmp_path).parts["all"].problems) == 1  # a check goes on
+        with pytest.raises(InputError, match=rf"Annotations/a\.xml: expected {wanted}"):
+            prepare_data(tmp_path, tmp_path / "run")
+    change(tmp_path, xml(size.format(0, 0) + OBJECT) | {"JPEGImages/b.jpg": "no image"})
+    with pytest.raises(InputError, match=r"JPEGImages/b\.jpg"):
+        prepare_data(tmp_path, tmp_path / "run")

@@ -10,7 +10,7 @@ import signal
 import sys
 import threading
 import time
-from contextlib import redirect_stdout
+from contextlib import redirect_stdout, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -32,11 +32,10 @@ from vitdet.data.augment import fixed_resize, large_scale_jitter
 from vitdet.data.loaders import build_test_loader, build_train_loader
 from vitdet.data.mapper import Mapper
 from vitdet.data.shapes import CLASSES, shapes_dataset
-from vitdet.engine import parameters
 from vitdet.engine.checkpoints import usable
 from vitdet.engine.launch import launch
 from vitdet.engine.run import evaluate, train
-from vitdet.engine.signals import Watch
+from vitdet.engine.signals import Preempted, Watch
 from vitdet.engine.trainer import Trainer
 from vitdet.utils import files
 from vitdet.utils.checks import InputError, exit_status
@@ -64,19 +63,6 @@ def train_even_batches(
     cfg.optimizer.eps = 1e-4
     cfg.dataloader.train.update(total_batch_size=8, poison_at=poison_at)
     train(cfg, resume=resume)
-
-
-def train_with_average(folder: str, decay: float) -> None:
-    """As `train_even_batches`, and every process writes down its own average of the weights."""
-
-    class Recorded(parameters.Ema):
-        def update(self) -> None:
-            super().update()
-            torch.save(self.state, Path(folder) / f"ema{rank()}.pth")
-
-    Path(folder).mkdir(exist_ok=True)
-    parameters.Ema = Recorded
-    train_even_batches(folder, ema_decay=decay)
 
 
 def bad_gradient_of_rank_1(_: str) -> None:
@@ -173,6 +159,18 @@ def train_counted(folder: str, shapes: str, told: Any, options: dict[str, Any]) 
     Trainer.step, files._flush = counted_step, counted_flush
     with Path(os.devnull).open("w") as nowhere, redirect_stdout(nowhere):  # it is in log.txt
         train(shapes_recipe(Path(folder), Path(shapes), **options), resume=True)
+
+
+def told_in_an_evaluation(folder: str) -> None:
+    """Get SIGTERM in both processes while they evaluate."""
+
+    def told(*_: Any) -> None:
+        signal.raise_signal(signal.SIGTERM)
+        raise AssertionError("it should have left")
+
+    tiny_recipe.CountingEvaluator.process = told
+    with suppress(Preempted):
+        train(recipe(Path(folder), eval_every=12))
 
 
 # --- DDP and FSDP2 -------------------------------------------------------------------------------

@@ -1,10 +1,7 @@
 """Steps that are not finite: what is named and written, and what stop and skip do."""
 
-from __future__ import annotations
-
 import json
 import math
-from pathlib import Path
 
 import pytest
 import ranks
@@ -30,23 +27,23 @@ FC1 = "roi_heads.box_head.fc1"
 class Roots(nn.Module):
     """A loss that is 0 with a gradient that is not finite for an image of value 0."""
 
-    def __init__(self) -> None:
+    def __init__(self):
         super().__init__()
         self.slow = nn.Parameter(torch.ones(2))
         self.fast = nn.Parameter(torch.ones(2))
         self.register_buffer("calls", torch.zeros(()))
 
-    def forward(self, batch: list) -> dict[str, torch.Tensor]:
+    def forward(self, batch):
         self.calls += 1
         value = torch.tensor([record["value"] for record in batch]).mean()
         return {"loss_slow": (self.slow * value).abs().sqrt().sum(), "loss_fast": self.fast.sum()}
 
 
-def batch_of(value: float) -> list[dict]:
+def batch_of(value):
     return [{"value": value, "file_name": f"image_{value:g}.jpg", "image_id": 7, "position": 3}]
 
 
-def roots(policy: str = "stop", limit: int = 10, **options) -> Trainer:
+def roots(policy="stop", limit=10, **options):
     detector = Roots()
     groups = [{"params": [detector.slow], "lr": 0.1}, {"params": [detector.fast], "lr": 0.2}]
     optimizer = torch.optim.AdamW(groups, lr=0.1)
@@ -54,7 +51,7 @@ def roots(policy: str = "stop", limit: int = 10, **options) -> Trainer:
     return Trainer(detector, optimizer, lambda _: 1.0, bad_steps=bad_steps, **options)
 
 
-def real_trainer(variant: str = "", bad_steps: BadSteps | None = None, **options) -> Trainer:
+def real_trainer(variant="", bad_steps=None, **options):
     seed_all(0)
     node = detector_node(drop_path_rate=0.5)
     if variant:
@@ -137,7 +134,7 @@ def test_batchnorm_keeps_its_statistics_over_a_skipped_step():
     assert_same(dict(trainer.detector.state_dict()), before)
 
 
-def run_with_poison(folder: Path, *, resume: bool = False, **options) -> dict:
+def run_with_poison(folder, *, resume=False, **options):
     """6 steps of 4 images; image 9, in the third, is not a number."""
     cfg = recipe(folder, **{"checkpoint_every": 8, "ema_decay": 0.75, **options})
     cfg.dataloader.train.poison_at = 9

@@ -1,13 +1,9 @@
-from __future__ import annotations
-
 import errno
 import json
 import random
 import shutil
 import threading
-from collections.abc import Iterator
 from concurrent import futures
-from pathlib import Path
 
 import pytest
 import torch
@@ -24,7 +20,7 @@ from vitdet.engine.trainer import Trainer
 from vitdet.utils.checks import InputError
 
 
-def tiny_trainer(images_seen: int = 4, num_images: int = 100) -> Trainer:
+def tiny_trainer(images_seen=4, num_images=100):
     torch.manual_seed(0)
     detector = torch.nn.Linear(5, 3)
     trainer = Trainer(detector, torch.optim.AdamW(detector.parameters()), lambda _: 1.0)
@@ -34,12 +30,12 @@ def tiny_trainer(images_seen: int = 4, num_images: int = 100) -> Trainer:
     return trainer
 
 
-def hook(folder: Path, **changes) -> Checkpoints:
+def hook(folder, **changes):
     options = {"every": 4, "keep": 3, "total_batch_size": 4, "note": {"class_names": ["a"]}}
     return Checkpoints(folder, **{**options, **changes})
 
 
-def save(folder: Path, *images: int, **changes) -> Trainer:
+def save(folder, *images, **changes):
     """Write checkpoints after so many images, each with other weights."""
     writes, trainer = hook(folder, **changes), tiny_trainer()
     for count in images:
@@ -51,14 +47,14 @@ def save(folder: Path, *images: int, **changes) -> Trainer:
     return trainer
 
 
-def images_of_usable(folder: Path) -> int:
+def images_of_usable(folder):
     found = usable(folder)
     assert found is not None
     assert (found.content["model"]["weight"] == found.content["images_seen"]).all()
     return found.content["images_seen"]
 
 
-def damage(path: Path) -> None:
+def damage(path):
     path.write_bytes(path.read_bytes()[:-100])
 
 
@@ -154,13 +150,12 @@ def test_a_damaged_pointer_leads_to_the_newest(tmp_path, text):
 
 @pytest.mark.slow
 def test_a_run_goes_on_from_the_checkpoint_before_a_damaged_one(tmp_path):
-    """Written with and without a thread."""
     undisturbed, run = tmp_path / "undisturbed", tmp_path / "run"
     train(recipe(undisturbed, checkpoint_every=8, eval_every=16))
     shutil.copytree(undisturbed, run)
     for name in ("model_final.pth", "model_000000016.pth"):
         damage(run / name)
-    options = {"checkpoint_every": 8, "eval_every": 16, "async_checkpoints": False}
+    options = {"checkpoint_every": 8, "eval_every": 16}
     train(recipe(run, **options), resume=True)
     log = (run / "log.txt").read_text()
     assert "model_final.pth: it cannot be read" in log
@@ -180,11 +175,11 @@ def test_a_run_goes_on_from_the_checkpoint_before_a_damaged_one(tmp_path):
 
 
 @pytest.fixture
-def gate(monkeypatch) -> Iterator[threading.Event]:
+def gate(monkeypatch):
     """Checkpoints are written only once this is set."""
     opened, original = threading.Event(), checkpoint.write
 
-    def write(*args) -> None:
+    def write(*args):
         assert opened.wait(60)
         original(*args)
 
@@ -216,7 +211,7 @@ def test_the_numbers_are_those_of_the_step_at_which_it_was_due(tmp_path, gate):
 
 
 def test_an_error_of_the_thread_is_raised_after_the_next_step(tmp_path, monkeypatch):
-    def full(*_, **__) -> None:
+    def full(*_, **__):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     trainer, writes = tiny_trainer(), hook(tmp_path)

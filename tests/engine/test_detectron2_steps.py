@@ -5,14 +5,9 @@ LRScheduler. The images come in the order of our stream, and each is augmented a
 seed that ours has for it.
 """
 
-from __future__ import annotations
-
 import copy
 import sys
-from collections.abc import Iterator
 from functools import partial
-from pathlib import Path
-from typing import Any
 
 import pytest
 import tiny_recipe
@@ -43,11 +38,10 @@ from vitdet.engine.trainer import Trainer
 from vitdet.utils.env import random_state, seed_all, seed_from
 
 STEPS, WARM_UP, MILESTONES, LR, SEED = 20, 5, [12, 16], 1e-3, 3
-State = dict[str, torch.Tensor]
 
 
 @pytest.fixture
-def float64(monkeypatch) -> Iterator[None]:
+def float64(monkeypatch):
     """Let detectron2 and torchvision compute in float64 where they ask for float32."""
     roi_align = sys.modules["detectron2.layers.roi_align"]
     aligned, nms = roi_align.roi_align, torchvision.ops.boxes.nms
@@ -63,16 +57,17 @@ def float64(monkeypatch) -> Iterator[None]:
     torch.set_default_dtype(torch.float32)
 
 
-def theirs() -> nn.Module:
+def theirs():
     node = detector_node()
-    net = {key: value for key, value in node.backbone.net.items() if key != "checkpoint_blocks"}
+    ours = ("checkpoint_blocks", "norm_eps")
+    net = {key: value for key, value in node.backbone.net.items() if key not in ours}
     blocks = range(net["depth"])
     seen = net.pop("global_block_indexes")
     net["window_block_indexes"] = [block for block in blocks if block not in seen]
     node.roi_heads.num_classes = len(CLASSES)
     node.backbone._target_ = SimpleFeaturePyramid
     net |= {"_target_": ViT, "norm_layer": partial(nn.LayerNorm, eps=1e-6)}  # as in its recipes
-    node.backbone.update(net=net, in_feature="last_feat", norm="LN")
+    node.backbone.net = net
     with random_state(11):
         model = instantiate(node).train()
     for parameter in model.parameters():  # position tables begin at 0
@@ -80,11 +75,11 @@ def theirs() -> nn.Module:
     return model
 
 
-def our_steps(folder: Path, monkeypatch) -> tuple[list[State], list[dict[str, float]]]:
+def our_steps(folder, monkeypatch):
     states, rates = [], []
     step = Trainer.step
 
-    def recorded(self: Trainer, batch: list) -> None:
+    def recorded(self, batch):
         step(self, batch)
         states.append({name: value.clone() for name, value in self.detector.state_dict().items()})
         lr = {id(p): group["lr"] for group in self.optimizer.param_groups for p in group["params"]}
@@ -114,16 +109,16 @@ def our_steps(folder: Path, monkeypatch) -> tuple[list[State], list[dict[str, fl
 
 
 class Recorded(HookBase):
-    def __init__(self) -> None:
-        self.states: list[State] = []
-        self.rates: list[dict[str, float]] = []
+    def __init__(self):
+        self.states = []
+        self.rates = []
 
-    def before_step(self) -> None:
+    def before_step(self):
         groups = self.trainer.optimizer.param_groups
         lr = {id(p): group["lr"] for group in groups for p in group["params"]}
         self.rates.append({name: lr[id(p)] for name, p in self.trainer.model.named_parameters()})
 
-    def after_step(self) -> None:
+    def after_step(self):
         state = self.trainer.model.state_dict()
         self.states.append({name: value.clone() for name, value in state.items()})
 
@@ -131,7 +126,7 @@ class Recorded(HookBase):
 class Images:
     """Ours in our order: batches of one."""
 
-    def __init__(self, records: list[dict[str, Any]]) -> None:
+    def __init__(self, records):
         self.records = records
         size = {"target_height": SIZE, "target_width": SIZE}
         jitter = [
@@ -144,7 +139,7 @@ class Images:
             is_train=True, augmentations=jitter, image_format="RGB", recompute_boxes=True, **masks
         )
 
-    def __iter__(self) -> Iterator[list[dict[str, Any]]]:
+    def __iter__(self):
         for position, index in ImageStream(len(self.records), SEED).positions():
             seed_all(seed_from(SEED, position))
             image = self.mapper(copy.deepcopy(self.records[index]))
@@ -155,11 +150,11 @@ class Images:
 
 
 class Loop(SimpleTrainer):
-    def _write_metrics(self, *_: Any, **__: Any) -> None:
+    def _write_metrics(self, *_, **__):
         pass
 
 
-def their_steps(model: nn.Module, data: Any) -> Recorded:
+def their_steps(model, data):
     records = load_coco_json(
         str(data.json_file), str(data.json_file.parent / "images"), "their_steps"
     )

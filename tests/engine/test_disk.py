@@ -1,11 +1,7 @@
 """Disks that take nothing more: full ones, limits on sizes, folders that are not to be written."""
 
-from __future__ import annotations
-
 import resource
 import subprocess
-from collections.abc import Callable, Iterator
-from pathlib import Path
 
 import pytest
 from test_run import assert_same
@@ -17,16 +13,15 @@ from vitdet.engine.run import train
 from vitdet.utils.checks import InputError
 
 pytestmark = pytest.mark.slow
-Mount = Callable[[str], None]
 
 
 @pytest.fixture
-def small_disk(tmp_path) -> Iterator[tuple[Path, Mount]]:
+def small_disk(tmp_path):
     """A disk in memory, and what mounts it again with other options."""
     folder = tmp_path / "disk"
     folder.mkdir()
 
-    def mount(options: str) -> None:
+    def mount(options):
         command = ["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(folder)]
         try:
             done = subprocess.run(command, capture_output=True, text=True, check=False)
@@ -40,7 +35,7 @@ def small_disk(tmp_path) -> Iterator[tuple[Path, Mount]]:
     subprocess.run(["umount", str(folder)], check=True)
 
 
-def check_goes_on(folder: Path, tmp_path: Path, stopped_with: str, errors: str) -> None:
+def check_goes_on(folder, tmp_path, stopped_with, errors):
     """There is one clear line and nothing half-written; the run resumes to the same bits."""
     assert "\n" not in stopped_with
     assert not [word for word in ("Traceback", "Logging error") if word in errors]

@@ -1,11 +1,8 @@
 """`--dry-run`: what it says, what it refuses, and that nothing stays."""
 
-from __future__ import annotations
-
 import re
 import shutil
 from collections import namedtuple
-from pathlib import Path
 from unittest.mock import Mock
 
 import pytest
@@ -29,12 +26,12 @@ EXPECTED = [
 ]
 
 
-def files(folder: Path) -> dict[Path, tuple[int, bytes]]:
+def files(folder):
     found = [path for path in folder.rglob("*") if path.is_file()]
     return {path: (path.stat().st_mtime_ns, path.read_bytes()) for path in found}
 
 
-def page(text: str) -> list[str]:
+def page(text):
     """The printed lines; times and memory as letters, after a look at them."""
     seconds = re.search(r", ([\d.e-]+) s, images read included", text)
     memory = re.search(r"memory       ([\d.]+) GiB in a process, at the most", text)
@@ -47,7 +44,7 @@ def page(text: str) -> list[str]:
     return [line for line in text.splitlines() if not line.startswith("[")]  # of the log
 
 
-def test_a_page_and_nothing_else(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_page_and_nothing_else(tmp_path, capsys):
     out = tmp_path / "out"
     config = write_recipe(tmp_path / "recipe.yaml", out, ema_decay=0.9)
     before = files(tmp_path)
@@ -67,7 +64,7 @@ def test_a_page_and_nothing_else(tmp_path: Path, capsys: pytest.CaptureFixture[s
 
 
 @pytest.mark.slow
-def test_two_processes(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_two_processes(tmp_path, capfd):
     """One page, of the slower process."""
     config = write_recipe(tmp_path / "recipe.yaml", tmp_path / "out")
     words = ["--config-file", str(config), "--num-gpus", "2", "--dry-run"]
@@ -77,16 +74,14 @@ def test_two_processes(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> Non
     assert not (tmp_path / "out").exists()
 
 
-def test_what_is_wrong_is_one_line(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_is_wrong_is_one_line(tmp_path, capsys, monkeypatch):
     """Loss, weights, folder, disk: status 2, and no file of a run."""
     config = write_recipe(tmp_path / "recipe.yaml", tmp_path / "out", ema_decay=0.9)
     (tmp_path / "file").write_text("")
     usage = namedtuple("usage", "total used free")
     before = files(tmp_path)
 
-    def said(*words: str) -> str:
+    def said(*words):
         assert train_net.run(["--config-file", str(config), "--dry-run", *words]) == 2
         error = capsys.readouterr().err
         assert error.startswith("error: ")
@@ -102,7 +97,7 @@ def test_what_is_wrong_is_one_line(
     assert re.search(r"disk of .*: 7 checkpoints of 0\.00 GiB do not fit into 0\.00 GiB", text)
 
 
-def test_a_step_that_does_not_fit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_step_that_does_not_fit(tmp_path, monkeypatch):
     text = r"a step with 4 images a process does not fit .*train\.accumulate=2"
     for error in (
         torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 9 GiB"),

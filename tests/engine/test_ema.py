@@ -1,11 +1,7 @@
 """The moving average of the weights: its values, its way through a run, its names."""
 
-from __future__ import annotations
-
 import pytest
-import ranks
 import torch
-from pair import in_pair
 from test_run import assert_same, numbers, results_of
 from tiny_recipe import recipe
 from torch import nn
@@ -20,7 +16,7 @@ DECAY = 0.75
 
 
 class Model(nn.Module):
-    def __init__(self) -> None:
+    def __init__(self):
         super().__init__()
         self.weight = nn.Parameter(torch.zeros(2))
         self.frozen = nn.Parameter(torch.full((2,), 0.1), requires_grad=False)
@@ -68,10 +64,10 @@ def test_a_run_averages_every_step_and_nothing_else_changes(tmp_path, monkeypatc
     options = {"checkpoint_every": 8, "eval_every": 16}
     train(recipe(tmp_path / "with", **options, ema_decay=DECAY))
     train(recipe(tmp_path / "without", **options))
-    history: list[dict[str, torch.Tensor]] = []
+    history = []
     original = Trainer.step
 
-    def step(self: Trainer, batch: list) -> None:
+    def step(self, batch):
         if not history:
             history.append({k: v.clone() for k, v in self.detector.state_dict().items()})
         original(self, batch)
@@ -116,16 +112,3 @@ def test_the_average_begins_with_the_weights_that_the_run_begins_with_and_goes_o
     ):
         with pytest.raises(InputError, match=r"train\.ema_decay for resuming .*" + text):
             train(recipe(tmp_path / folder, num_images=8, ema_decay=decay), resume=True)
-
-
-@pytest.mark.slow
-def test_two_processes_have_the_average_of_one(tmp_path):
-    one, two = tmp_path / "one", tmp_path / "two"
-    ranks.train_even_batches(str(one), ema_decay=DECAY)
-    in_pair(ranks.train_with_average, str(two), DECAY)
-    ours, theirs = (checkpoint.read(folder / "model_final.pth") for folder in (one, two))
-    for name, average in ours["ema_state"].items():
-        torch.testing.assert_close(theirs["ema_state"][name], average, rtol=0, atol=1e-6, msg=name)
-    states = [torch.load(two / f"ema{rank}.pth") for rank in range(2)]
-    assert_same(states[0], states[1])
-    assert_same(states[0], dict(theirs["ema_state"]))

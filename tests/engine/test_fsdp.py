@@ -1,7 +1,5 @@
 """Sharded weights train to those of copies; processes save and evaluate the same statistics."""
 
-from __future__ import annotations
-
 import json
 from types import SimpleNamespace
 
@@ -28,11 +26,11 @@ def runs(tmp_path_factory):
     return folder
 
 
-def final(folder) -> dict:
+def final(folder):
     return checkpoint.read(folder / "model_final.pth")
 
 
-def assert_close(ours: dict, theirs: dict, atol: float) -> None:
+def assert_close(ours, theirs, atol):
     assert ours["images_seen"] == theirs["images_seen"]
     for part in ("model", "ema_state"):
         assert ours[part].keys() == theirs[part].keys()
@@ -114,7 +112,7 @@ def test_gradients_travel_in_the_precision_of_the_run(monkeypatch, dtype, compre
     registered = []
     wrapped = SimpleNamespace(register_comm_hook=lambda state, hook: registered.append(hook))
 
-    def fake(module: nn.Module, *, device_ids: list[int], forward_sync_buffers=True) -> object:
+    def fake(module, *, device_ids, forward_sync_buffers=True):
         assert (device_ids, forward_sync_buffers) == ([0], False)
         return wrapped
 

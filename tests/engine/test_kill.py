@@ -1,17 +1,11 @@
 """Runs that are killed, or told to leave, at any moment end as one that nobody disturbed."""
 
-from __future__ import annotations
-
 import contextlib
 import os
 import random
 import signal
 import time
 from collections import Counter
-from collections.abc import Iterator
-from multiprocessing.process import BaseProcess
-from pathlib import Path
-from typing import Any
 
 import pytest
 import ranks
@@ -28,12 +22,12 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(3000)]
 class Runs:
     """Processes that train in a folder."""
 
-    def __init__(self, folder: Path, shapes: Path, **options: Any) -> None:
+    def __init__(self, folder, shapes, **options):
         self.folder, self.shapes, self.options = folder, shapes, options
         self.start_seconds = 1.0  # until the first step, of the last process that took one
-        self.helpers: set[tuple[int, str]] = set()  # process id and start time
+        self.helpers = set()  # process id and start time
 
-    def start(self, **options: Any) -> BaseProcess:
+    def start(self, **options):
         self.told = fork_server().RawArray("i", 2)
         arguments = (str(self.folder), str(self.shapes), self.told, {**self.options, **options})
         process = fork_server().Process(target=ranks.train_counted, args=arguments)
@@ -42,39 +36,39 @@ class Runs:
         return process
 
     @property
-    def steps(self) -> int:
+    def steps(self):
         """Steps of the last process."""
         return self.told[0]
 
-    def wait_for(self, process: BaseProcess, steps: int, flushes: int = 0) -> None:
+    def wait_for(self, process, steps, flushes=0):
         """Wait for steps of a process, then for so many parts of what it writes."""
         for which, count in ((0, steps), (1, flushes)):
             goal = which * self.told[which] + count
             wait_until(lambda w=which, g=goal: self.told[w] >= g, process.is_alive, 0.0005)
 
-    def note_helpers(self, process: BaseProcess) -> None:
+    def note_helpers(self, process):
         """Remember the reading processes."""
         with contextlib.suppress(FileNotFoundError):
             self.helpers |= {(pid, born(pid)) for pid in children(process.pid)}
 
-    def left(self) -> list[int]:
+    def left(self):
         """Reading processes that are still there."""
         return [pid for pid, start in self.helpers if start and born(pid) == start]
 
 
 @pytest.fixture(scope="module")
-def shapes(tmp_path_factory) -> Path:
+def shapes(tmp_path_factory):
     return tmp_path_factory.mktemp("shapes")
 
 
 @pytest.fixture
-def runs(tmp_path, shapes) -> Iterator[Runs]:
+def runs(tmp_path, shapes):
     found = Runs(tmp_path / "run", shapes)
     yield found
     wait_until(lambda: found.left() == [])  # no orphan
 
 
-def check_folder(folder: Path, pid: int | None) -> int:
+def check_folder(folder, pid):
     """Everything that is there is whole; return the images of the last checkpoint.
 
     Half-written files may only be those of process `pid`; of any for None.
@@ -89,7 +83,7 @@ def check_folder(folder: Path, pid: int | None) -> int:
     return checkpoint.read(folder / (folder / LAST).read_text().strip())["images_seen"]
 
 
-def kill_at(runs: Runs, process: BaseProcess, moment: str, choose: random.Random) -> None:
+def kill_at(runs, process, moment, choose):
     """Wait for a random moment of a kind, and kill."""
     if moment == "start":
         process.join(choose.random() * runs.start_seconds)
@@ -105,7 +99,7 @@ def kill_at(runs: Runs, process: BaseProcess, moment: str, choose: random.Random
     process.join()
 
 
-def check_against_undisturbed(runs: Runs, undisturbed: Runs, goal: int) -> None:
+def check_against_undisturbed(runs, undisturbed, goal):
     """Train both to the goal: they end with the same bits."""
     for each in (runs, undisturbed):
         process = each.start(num_images=goal)

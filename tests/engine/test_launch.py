@@ -1,14 +1,10 @@
 """Processes of a run: started, ended, told to end; by `launch`, the command line and torchrun."""
 
-from __future__ import annotations
-
-import contextlib
 import os
 import signal
 import subprocess
 import sys
 from datetime import timedelta
-from pathlib import Path
 
 import pytest
 import ranks
@@ -126,10 +122,10 @@ def test_a_signal_ends_both_processes(tmp_path, sent):
     assert left in (out / "log.txt").read_text()
 
 
-# --- torchrun and SLURM --------------------------------------------------------------------------
+# --- torchrun ------------------------------------------------------------------------------------
 
 
-def torchrun(config: Path, *arguments: str, restarts: int) -> subprocess.Popen[str]:
+def torchrun(config, *arguments, restarts):
     start = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     script = [str(PROJECT / "train_net.py"), "--config-file", str(config), *arguments]
     words = [sys.executable, *start, "--max-restarts", str(restarts), *script]
@@ -138,15 +134,15 @@ def torchrun(config: Path, *arguments: str, restarts: int) -> subprocess.Popen[s
     )
 
 
-def wait_for_steps(out: Path, process: subprocess.Popen) -> None:
+def wait_for_steps(out, process):
     metrics = out / "metrics.json"
     wait_until(lambda: metrics.exists() and metrics.read_text(), lambda: process.poll() is None)
 
 
-def mortal(folder: Path, dies_at: int):
+def mortal(folder, dies_at):
     """A recipe whose rank 1 is killed once; there is a checkpoint after 8 images."""
     folder.mkdir()
-    options = {"checkpoint_every": 8, "async_checkpoints": False, "ema_decay": 0.9}
+    options = {"checkpoint_every": 8, "ema_decay": 0.9}
     cfg = recipe(folder / "out", **options)
     cfg.dataloader.train = L(ranks.MortalLoader)(
         dataset=L(rectangles)(), total_batch_size=4, folder=str(folder), dies_at=dies_at, seed=3
@@ -210,37 +206,3 @@ def test_a_signal_under_torchrun_saves_and_ends_the_run(tmp_path, to):
     assert f"after {images} images: saved {last.name}, leaving with status 75" in log
     assert log.count("starting from random weights") == 1  # it was not started again
     assert "(4 images seen)" not in log
-
-
-SRUN = """#!/bin/bash
-# as SLURM: one task on one machine
-export SLURM_NNODES=1 SLURM_NODEID=0
-exec "${@:2}"
-"""
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(1800)
-def test_the_script_for_slurm_queues_a_preempted_run_again(tmp_path):
-    out, tools = tmp_path / "out", tmp_path / "tools"
-    tools.mkdir()
-    scontrol = f'#!/bin/bash\ntest $1 = show && echo 127.0.0.1 || echo "$@" > {tools}/asked\n'
-    python = f'#!/bin/bash\nexec {sys.executable} "$@"\n'
-    for name, text in (("srun", SRUN), ("scontrol", scontrol), ("python", python)):
-        (tools / name).write_text(text)
-        (tools / name).chmod(0o755)
-    config = write_recipe(tmp_path / "recipe.yaml", out, num_images=100_000, log_every=1)
-    env = {**environment(), "PATH": f"{tools}:{os.environ['PATH']}", "SLURM_GPUS_ON_NODE": "1"}
-    env |= {"SLURM_JOB_ID": "77", "SLURM_JOB_NODELIST": "here"}
-    script = ["bash", str(PROJECT / "docs/train.sbatch"), "--config-file", str(config)]
-    with subprocess.Popen(script, env=env, cwd=PROJECT, start_new_session=True) as job:
-        try:
-            wait_for_steps(out, job)
-            (step,) = children(job.pid)
-            os.kill(step, signal.SIGTERM)  # `--signal=TERM@120` is for the steps
-            assert job.wait(2 * PATIENCE) == 75
-        finally:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(job.pid, signal.SIGKILL)
-    assert (tools / "asked").read_text() == "requeue 77\n"
-    assert last_checkpoint(out) is not None

@@ -1,7 +1,5 @@
 """Whole runs: what they leave, how they go on, and what stops them."""
 
-from __future__ import annotations
-
 import errno
 import json
 import os
@@ -25,12 +23,12 @@ from vitdet.utils.checks import InputError
 from vitdet.utils.distributed import PREEMPTION
 
 
-def stop_after(monkeypatch: pytest.MonkeyPatch, steps: int) -> None:
+def stop_after(monkeypatch, steps):
     """Interrupt the next training in its step number `steps` (from 0), as ^C would."""
     original = Trainer.step
     done = []
 
-    def step(self: Trainer, batch: list) -> None:
+    def step(self, batch):
         if len(done) == steps:
             monkeypatch.setattr(Trainer, "step", original)
             raise KeyboardInterrupt
@@ -40,7 +38,7 @@ def stop_after(monkeypatch: pytest.MonkeyPatch, steps: int) -> None:
     monkeypatch.setattr(Trainer, "step", step)
 
 
-def assert_same(a: object, b: object, where: str = "") -> None:
+def assert_same(a, b, where=""):
     if isinstance(a, torch.Tensor):
         assert torch.equal(a, b), where
     elif isinstance(a, dict):
@@ -55,18 +53,18 @@ def assert_same(a: object, b: object, where: str = "") -> None:
         assert a == b, where
 
 
-def numbers(folder: Path) -> list[dict]:
+def numbers(folder):
     """The lines of metrics.json without what depends on the clock."""
     clock = {"images_per_second", "data_seconds", "max_memory_mb"}
     lines = (folder / "metrics.json").read_text().splitlines()
     return [{k: v for k, v in json.loads(line).items() if k not in clock} for line in lines]
 
 
-def results_of(folder: Path) -> dict:
+def results_of(folder):
     return json.loads((folder / "results.json").read_text())["results"]
 
 
-KINDS: dict[str, dict] = {
+KINDS = {
     "plain": {"checkpoint_every": 8, "eval_every": 16},
     "parts": {"checkpoint_every": 8, "eval_every": 16, "accumulate": 2},
     "best": {"checkpoint_every": 8, "eval_every": 4, "keep_checkpoints": 1, "ema_decay": 0.75}
@@ -75,7 +73,7 @@ KINDS: dict[str, dict] = {
 
 
 @pytest.fixture(scope="module")
-def runs(tmp_path_factory) -> dict[str, Path]:
+def runs(tmp_path_factory):
     """The folders of whole runs of 6 steps of 4 images."""
     folders = {kind: tmp_path_factory.mktemp(kind) / "run" for kind in KINDS}
     for kind, folder in folders.items():
@@ -84,15 +82,15 @@ def runs(tmp_path_factory) -> dict[str, Path]:
 
 
 @pytest.fixture(scope="module")
-def undisturbed(runs) -> Path:
+def undisturbed(runs):
     return runs["plain"]
 
 
 def test_a_run_leaves_its_record(undisturbed):
     assert {path.name for path in undisturbed.iterdir() if "tfevents" not in path.name} == {
         *("config.yaml", "environment.json", "last_checkpoint", "log.txt", "metrics.json"),
-        *("model_000000008.pth", "model_000000016.pth", FINAL, "results.json", "run.json"),
-        "run.lock",
+        *("model_000000008.pth", "model_000000016.pth", BEST, FINAL, "results.json"),
+        *("run.json", "run.lock"),
     }
     assert len(list(undisturbed.glob("events.out.tfevents.*"))) == 1
     assert (undisturbed / "last_checkpoint").read_text() == "model_final.pth\n"
@@ -123,7 +121,7 @@ def test_metrics_hold_each_loss_and_learning_rate_and_the_log_its_lines(undistur
     log = (undisturbed / "log.txt").read_text()
     for text in ("starting from random weights", "24/24 images  eta 0:00:00  loss", "AP    AP50"):
         assert text in log
-    assert "lr 0.0001 lowest 3.43e-05" in log
+    assert "lr 0.0001 " in log
 
 
 # --- going on ------------------------------------------------------------------------------------
@@ -152,7 +150,7 @@ def test_a_finished_run_is_continued_when_it_gets_longer(tmp_path):
         train(recipe(tmp_path, **options), resume=True)
     assert checkpoint.read(tmp_path / FINAL)["images_seen"] == 20
     names = sorted(path.name for path in tmp_path.glob("*model_*"))
-    assert names == ["model_000000008.pth", "model_000000012.pth", FINAL]
+    assert names == ["model_000000008.pth", "model_000000012.pth", BEST, FINAL]
 
 
 def test_a_folder_that_holds_a_run_is_not_overwritten(undisturbed):
@@ -171,12 +169,12 @@ def test_resume_without_a_checkpoint_starts_anew_and_says_so(tmp_path, undisturb
     assert f"loaded {start} (0 images seen)" in log
 
 
-def with_data(cfg, count: int):
+def with_data(cfg, count):
     cfg.dataloader.train.dataset = {"_target_": "test_run.filled", "count": count}
     return cfg
 
 
-def filled(count: int) -> SimpleNamespace:
+def filled(count):
     records = [{"file_name": f"{i}.jpg", "annotations": [{"id": i}]} for i in range(count)]
     names = {"class_names": ("dark", "light"), "class_ids": (3, 1)}
     return SimpleNamespace(name="filled", records=records, **names)
@@ -226,7 +224,7 @@ def test_evaluation_alone_gives_the_results_of_the_training(runs, tmp_path, whic
 # --- refused before anything is written ----------------------------------------------------------
 
 
-def rename_classes(cfg, *names: str):
+def rename_classes(cfg, *names):
     for part in (cfg.dataloader.train, cfg.dataloader.test):
         part.dataset.class_names = list(names)
     return cfg
@@ -304,7 +302,7 @@ def test_no_checkpoint_is_written_after_a_nan(tmp_path):
 def test_an_evaluation_that_is_cut_off_has_a_checkpoint_of_its_step(tmp_path, monkeypatch):
     options = {"eval_every": 12, "checkpoint_every": 8}
 
-    def cut_off(_: object) -> dict:
+    def cut_off(_):
         raise OSError(errno.ENOSPC, "No space left on device", "predictions.json")
 
     with monkeypatch.context() as patched:
@@ -320,17 +318,18 @@ def test_an_evaluation_that_is_cut_off_has_a_checkpoint_of_its_step(tmp_path, mo
 
 
 def test_signals_during_an_evaluation_leave_at_once(tmp_path, monkeypatch):
-    def told(_: object) -> dict:
+    def told(_):
         signal.raise_signal(number)
         raise AssertionError("it should have left")
 
     monkeypatch.setattr(CountingEvaluator, "evaluate", told)
     for number, status in ((signal.SIGTERM, 75), (signal.SIGINT, 130)):
+        name = "SIGTERM" if number is signal.SIGTERM else "^C"
         with pytest.raises(Preempted) as caught:
             train(recipe(tmp_path / str(status), eval_every=12))
         assert caught.value.code == status
-        said = f"{number.name} after 12 images: saved before this evaluation, leaving with status"
-        assert str(caught.value) == f"{said} {status}; --resume goes on from here"
+        said = f"{name} after 12 images: saved before this evaluation, leaving with status {status}"
+        assert str(caught.value) == f"{said}; the same command with --resume goes on from here"
         assert last_checkpoint(tmp_path / str(status)).name == "model_000000012.pth"
         for each in PREEMPTION:  # a scheduler's repetitions do not change the status
             signal.raise_signal(each)
@@ -339,25 +338,25 @@ def test_signals_during_an_evaluation_leave_at_once(tmp_path, monkeypatch):
 def test_interrupts_while_data_are_read_and_while_training(tmp_path, monkeypatch):
     with monkeypatch.context() as patched:
         patched.setattr(run, "build_dataset", lambda _: signal.raise_signal(signal.SIGINT))
-        with pytest.raises(KeyboardInterrupt):
+        with pytest.raises(KeyboardInterrupt, match="before the first step: nothing was lost"):
             train(recipe(tmp_path / "out"))
     assert not (tmp_path / "out").exists()
     original = Trainer.step
 
-    def told(self: Trainer, batch: list) -> None:
+    def told(self, batch):
         signal.raise_signal(signal.SIGINT)
         original(self, batch)
 
     monkeypatch.setattr(Trainer, "step", told)
-    with pytest.raises(Preempted, match=r"SIGINT after 4 images: saved model_000000004\.pth,.*130"):
+    with pytest.raises(Preempted, match=r"\^C after 4 images: saved model_000000004\.pth,.*130"):
         train(recipe(tmp_path / "out"))
 
-    def told_twice(*_: object) -> None:
+    def told_twice(*_):
         signal.raise_signal(signal.SIGINT)
         signal.raise_signal(signal.SIGINT)
 
     monkeypatch.setattr(Trainer, "step", told_twice)
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(KeyboardInterrupt, match="at once; --resume goes on from the last"):
         train(recipe(tmp_path / "out"), resume=True)
     assert last_checkpoint(tmp_path / "out").name == "model_000000004.pth"
 

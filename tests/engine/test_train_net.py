@@ -1,7 +1,5 @@
 """The command line of training, as a user types it."""
 
-from __future__ import annotations
-
 import subprocess
 import sys
 
@@ -13,7 +11,7 @@ import train_net
 from vitdet import checkpoint
 
 
-def said(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, str, str]:
+def said(capsys, *arguments):
     """Run the command line in this process; return status, stdout and stderr."""
     try:
         status = train_net.run([str(each) for each in arguments])

@@ -94,6 +94,14 @@ def test_what_a_person_types_wins(dinov2, recipe, typed, follows) -> None:
 
 
 @pytest.mark.parametrize(
+    ("img_size", "window", "fits"),
+    [(1024, 14, 16), (512, 16, 16), (1024, 24, 32), (640, 16, 20), (592, 16, 16), (224, 14, 7)],
+)
+def test_windows_divide_the_map_where_a_divisor_is_near(img_size, window, fits) -> None:
+    assert follow._dividing(window, {"img_size": img_size, "patch_size": 16}) == fits
+
+
+@pytest.mark.parametrize(
     ("words", "error"),
     [
         ((f"{NET}layer_scale=false",), "8 keys have no place in the model"),
@@ -128,7 +136,7 @@ def test_train_net_begins_with_any_file_and_goes_on(dinov2, recipe, tmp_path, ca
     assert (status, error) == (0, "")
     lines = [*(NET + each for each in FOLLOWED), f"train.init_checkpoint={out}/start.pth"]
     record = (out / "start.json").read_bytes()
-    assert json.loads(record) == {"overrides": lines}
+    assert json.loads(record) == {"overrides": lines, "weights": str(dinov2)}
     assert f"loaded {out}/start.pth (0 images seen)" in text
     net = backbone_settings(load_config(out / "config.yaml", trust=True).model)
     assert (net["depth"], net["layer_scale"], net["pretrain_img_size"]) == (4, True, 80)

@@ -2,38 +2,27 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 import torch
 from detectron2.config import LazyCall as L
+from detectron2.config import LazyConfig
 from detectron2.layers import ShapeSpec
-from detectron2.modeling import GeneralizedRCNN
-from detectron2.modeling.anchor_generator import DefaultAnchorGenerator
-from detectron2.modeling.backbone.fpn import LastLevelMaxPool
-from detectron2.modeling.box_regression import Box2BoxTransform
-from detectron2.modeling.matcher import Matcher
-from detectron2.modeling.poolers import ROIPooler
-from detectron2.modeling.proposal_generator import RPN
-from detectron2.modeling.proposal_generator.rpn import StandardRPNHead
-from detectron2.modeling.roi_heads import (
-    FastRCNNConvFCHead,
-    FastRCNNOutputLayers,
-    MaskRCNNConvUpsampleHead,
-    StandardROIHeads,
-)
 from detectron2.structures import BitMasks, Boxes, Instances
 from omegaconf import DictConfig, OmegaConf
 
-from vitdet.backbones.vit import ViT
 from vitdet.config import save_config
 from vitdet.optim import MultiStep, adamw
-from vitdet.pyramid import SimpleFeaturePyramid
 from vitdet.utils.distributed import rank, world_size
 from vitdet.utils.env import random_state, seed_from
 
 SIZE = 64
+MODELS = Path(__file__).resolve().parents[2] / "configs/common/models"
+MASK_RCNN = LazyConfig.load(str(MODELS / "mask_rcnn_vitdet.py"), "model")
+cascade = LazyConfig.load(str(MODELS / "cascade.py"), "cascade")
 
 
 @dataclass
@@ -131,83 +120,33 @@ class CountingEvaluator:
 
     def evaluate(self) -> dict:
         values = {"AP": float(self.images), "AP50": self.scores, "APs": float("nan")}
-        return {"bbox": {**values, "per_class": dict.fromkeys(self.dataset.class_names, 1.0)}}
-
-
-def pooler():
-    return L(ROIPooler)(
-        output_size=4,
-        scales=(1 / 4, 1 / 8, 1 / 16, 1 / 32),
-        sampling_ratio=0,
-        pooler_type="ROIAlignV2",
-    )
-
-
-def matcher(thresholds: list[float], labels: list[int], low: bool):
-    return L(Matcher)(thresholds=thresholds, labels=labels, allow_low_quality_matches=low)
+        found = {"over_all": self.images / 100, "by_class": {}}
+        per_class = dict.fromkeys(self.dataset.class_names, 1.0)
+        return {"bbox": {**values, "per_class": per_class, "thresholds": found}}
 
 
 def detector_node(drop_path_rate: float = 0.0, checkpoint_blocks: tuple[int, ...] = ()):
-    net = L(ViT)(
-        **dict(img_size=SIZE, patch_size=16, embed_dim=32, depth=2, num_heads=2, window_size=2),
-        **dict(global_block_indexes=(1,), use_rel_pos=True, pretrain_img_size=SIZE),
-        drop_path_rate=drop_path_rate,
+    """The Mask R-CNN of the recipes, without norms in its heads."""
+    node = deepcopy(MASK_RCNN)
+    node.update(pixel_mean=[120.0] * 3, pixel_std=[60.0] * 3)
+    node.backbone.update(in_feature="last_feat", out_channels=32, square_pad=SIZE)
+    node.backbone.net.update(
+        **dict(img_size=SIZE, pretrain_img_size=SIZE, embed_dim=32, depth=2, num_heads=2),
+        **dict(window_size=2, global_block_indexes=(1,), drop_path_rate=drop_path_rate),
         checkpoint_blocks=checkpoint_blocks,
     )
-    backbone = L(SimpleFeaturePyramid)(
-        net=net,
-        out_channels=32,
-        scale_factors=(4.0, 2.0, 1.0, 0.5),
-        top_block=L(LastLevelMaxPool)(),
-        square_pad=SIZE,
-    )
-    rpn = L(RPN)(
-        in_features=["p2", "p3", "p4", "p5", "p6"],
-        head=L(StandardRPNHead)(in_channels=32, num_anchors=3),
-        anchor_generator=L(DefaultAnchorGenerator)(
-            sizes=[[8], [16], [32], [48], [64]],
-            aspect_ratios=[0.5, 1.0, 2.0],
-            strides=[4, 8, 16, 32, 64],
-            offset=0.0,
-        ),
-        anchor_matcher=matcher([0.3, 0.7], [0, -1, 1], True),
-        box2box_transform=L(Box2BoxTransform)(weights=[1.0, 1.0, 1.0, 1.0]),
-        batch_size_per_image=32,
-        positive_fraction=0.5,
-        pre_nms_topk=(100, 50),
-        post_nms_topk=(50, 20),
-        nms_thresh=0.7,
-    )
+    rpn, heads = node.proposal_generator, node.roi_heads
+    rpn.head.update(in_channels=32, conv_dims=[-1])
+    rpn.anchor_generator.sizes = [[8], [16], [32], [48], [64]]
+    rpn.update(batch_size_per_image=32, pre_nms_topk=(100, 50), post_nms_topk=(50, 20))
+    heads.update(num_classes=2, batch_size_per_image=16)
+    heads.box_pooler.output_size = heads.mask_pooler.output_size = 4
     shape = L(ShapeSpec)(channels=32, height=4, width=4)
-    roi_heads = L(StandardROIHeads)(
-        num_classes=2,
-        batch_size_per_image=16,
-        positive_fraction=0.25,
-        proposal_matcher=matcher([0.5], [0, 1], False),
-        box_in_features=["p2", "p3", "p4", "p5"],
-        box_pooler=pooler(),
-        box_head=L(FastRCNNConvFCHead)(input_shape=shape, conv_dims=[], fc_dims=[32]),
-        box_predictor=L(FastRCNNOutputLayers)(
-            input_shape=L(ShapeSpec)(channels=32),
-            test_score_thresh=0.0,
-            test_topk_per_image=10,
-            box2box_transform=L(Box2BoxTransform)(weights=(10, 10, 5, 5)),
-            num_classes="${..num_classes}",
-        ),
-        mask_in_features=["p2", "p3", "p4", "p5"],
-        mask_pooler=pooler(),
-        mask_head=L(MaskRCNNConvUpsampleHead)(
-            input_shape=shape, num_classes="${..num_classes}", conv_dims=[16, 16]
-        ),
-    )
-    return L(GeneralizedRCNN)(
-        backbone=backbone,
-        proposal_generator=rpn,
-        roi_heads=roi_heads,
-        pixel_mean=[120.0, 120.0, 120.0],
-        pixel_std=[60.0, 60.0, 60.0],
-        input_format="RGB",
-    )
+    heads.box_head.update(input_shape=shape, conv_dims=[], fc_dims=[32], conv_norm="")
+    heads.mask_head.update(input_shape=shape, conv_dims=[16, 16], conv_norm="")
+    heads.box_predictor.update(test_score_thresh=0.0, test_topk_per_image=10)
+    heads.box_predictor.input_shape.channels = 32
+    return node
 
 
 def recipe(output_dir: Path, **train):

@@ -1,12 +1,7 @@
 """The wrapper and its files find what the models find; what differs is seen, and not written."""
 
-from __future__ import annotations
-
 import json
 import re
-from collections.abc import Callable
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import onnx
@@ -21,7 +16,7 @@ from torchvision.ops import batched_nms
 import vitdet.export as exporting
 from tests.export.tiny_models import KINDS, images, model
 from vitdet import heads, postprocess
-from vitdet.export import Report, compare, export, table
+from vitdet.export import compare, export, table
 from vitdet.export import graph as graphs
 from vitdet.export.graph import Graph, example_image, exportable
 from vitdet.utils.checks import InputError
@@ -31,13 +26,13 @@ IMAGE = torch.zeros(3, 64, 64, dtype=torch.uint8)
 Found = list[torch.Tensor]
 
 
-def boxes(count: int, side: float = 60.0) -> torch.Tensor:
+def boxes(count, side=60.0):
     generator = torch.Generator().manual_seed(0)
     corner = torch.rand(count, 2, generator=generator) * side
     return torch.cat([corner, corner + 2 + torch.rand(count, 2, generator=generator) * side], 1)
 
 
-def session_of(path: Path) -> onnxruntime.InferenceSession:
+def session_of(path):
     return onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
 
 
@@ -45,13 +40,13 @@ def session_of(path: Path) -> onnxruntime.InferenceSession:
 
 
 @pytest.mark.parametrize("kind", [*KINDS, "boxes inside", "no masks"])
-def test_detector(kind: str) -> None:
+def test_detector(kind):
     """Detections are those of the model's own code, on images of several sizes, also none."""
     masks = {"boxes inside": "boxes", "no masks": "none"}.get(kind, "pasted")
-    made: Any = model(kind if kind in KINDS else "mask")
+    made = model(kind if kind in KINDS else "mask")
     graph = Graph(made, masks=masks)
 
-    def run(image: torch.Tensor) -> list[torch.Tensor]:
+    def run(image):
         with exportable(graph), torch.no_grad():
             return list(graph(image))
 
@@ -67,13 +62,13 @@ def test_detector(kind: str) -> None:
     if masks == "boxes":
         assert found[3].shape == (len(found[0]), 8, 8)
     if kind in ("mask", "soft", "dense"):  # nothing is found
-        scores: Any = made if kind == "dense" else made.roi_heads.box_predictor
+        scores = made if kind == "dense" else made.roi_heads.box_predictor
         scores.test_score_thresh = 1.0
         shapes = [tuple(each.shape) for each in run(images()[1])]
         assert shapes == [(0, 4), (0,), (0,), *[(0, 50, 64)] * (kind != "dense")]
 
 
-def test_sizes() -> None:
+def test_sizes():
     """Another size, or one beyond the square, stops; the example pads every way."""
     fixed = Graph(model("no_square"), size=(50, 64))
     assert fixed(images()[1])[0].shape[1] == 4
@@ -86,9 +81,9 @@ def test_sizes() -> None:
     assert all(side % 16 and -(-side // 16) % 7 for side in (height, width))
 
 
-def test_all_comes_back() -> None:
+def test_all_comes_back():
     """Kernels and functions are replaced for an export only."""
-    graph: Any = Graph(model("mask"))
+    graph = Graph(model("mask"))
     block, before = graph.model.backbone.net.blocks[1], fast_rcnn.batched_nms
     with exportable(graph):
         assert block.attn.backend == "eager"
@@ -97,8 +92,8 @@ def test_all_comes_back() -> None:
     assert fast_rcnn.batched_nms is before
 
 
-def test_refused_models() -> None:
-    made: Any = model("mask")
+def test_refused_models():
+    made = model("mask")
     own = made.roi_heads
     made.roi_heads = Res5ROIHeads.__new__(Res5ROIHeads)
     nn.Module.__init__(made.roi_heads)
@@ -112,7 +107,7 @@ def test_refused_models() -> None:
         Graph(made, "backbone", (65, 64))
 
 
-def test_paste() -> None:
+def test_paste():
     """The same pixels as detectron2, where rounding does not decide; also beyond the image."""
     masks = torch.rand(20, 28, 28, generator=torch.Generator().manual_seed(1))
     expected = paste_masks_in_image(masks, boxes(20) - 10, (70, 90))
@@ -122,7 +117,7 @@ def test_paste() -> None:
     assert expected.any(2).any(1).all()
 
 
-def test_nms_of_many_classes() -> None:
+def test_nms_of_many_classes():
     """As exact with 1203 classes as class by class; boxes may be outside the image."""
     where, scores = boxes(300) - 40, torch.rand(300, generator=torch.Generator().manual_seed(3))
     for classes in (torch.arange(300) % 1203, 903 + torch.arange(300) // 4):
@@ -134,11 +129,11 @@ def test_nms_of_many_classes() -> None:
 
 @pytest.mark.parametrize("by_class", [False, True], ids=["", "by_class"])
 @pytest.mark.parametrize("method", ["linear", "gaussian", "hard"])
-def test_soft_nms(method: str, by_class: bool) -> None:
+def test_soft_nms(method, by_class):
     """The first places and scores are those of the project's own, also of fewer than may be."""
     where, scores = boxes(60), torch.rand(60, generator=torch.Generator().manual_seed(4))
     classes = torch.arange(60) % 3 if by_class else None
-    rules: Any = {"method": method, "iou_threshold": 0.3, "sigma": 0.5, "min_score": 0.2}
+    rules = {"method": method, "iou_threshold": 0.3, "sigma": 0.5, "min_score": 0.2}
     expected, new = postprocess.soft_nms(where, scores, classes, **rules)
     for most in (5, 100):
         places, got = graphs._soft_nms(where, scores, classes, **rules, most=most)
@@ -150,7 +145,7 @@ def test_soft_nms(method: str, by_class: bool) -> None:
 # --- the comparison -----------------------------------------------------------------------------
 
 
-def found() -> Found:
+def found():
     """Three detections: boxes, scores, classes, masks."""
     where = torch.tensor([[0.0, 0, 20, 20], [30, 30, 60, 60], [1, 0, 21, 20]])
     masks = torch.zeros(3, 64, 64, dtype=torch.bool)
@@ -160,18 +155,18 @@ def found() -> Found:
 
 
 @pytest.fixture
-def judged(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Report]:
+def judged(monkeypatch):
     """Compare two lists of detections, at most 10, above 0.05."""
     graph = Graph(model("mask"))
 
-    def compared(wanted: Found, got: Found) -> Report:
+    def compared(wanted, got):
         monkeypatch.setattr(exporting, "outputs_of", lambda *_: wanted)
         return compare(graph, lambda _: got, [IMAGE])
 
     return compared
 
 
-def test_equal_also_in_another_order(judged) -> None:
+def test_equal_also_in_another_order(judged):
     wanted = found()
     wanted[1] = torch.tensor([0.9, 0.9, 0.9])
     report = judged(wanted, [each[[2, 0, 1]] for each in wanted])
@@ -191,7 +186,7 @@ def test_equal_also_in_another_order(judged) -> None:
         (3, (0, 0), True, r"largest mask difference 0.0991 > 0.01"),
     ],
 )
-def test_differences(judged, part: int, place: tuple, value: float, fault: str) -> None:
+def test_differences(judged, part, place, value, fault):
     got = found()
     got[part][place] = value
     report = judged(found(), got)
@@ -200,7 +195,7 @@ def test_differences(judged, part: int, place: tuple, value: float, fault: str) 
     assert report.faults[0] in table(report)[-1]
 
 
-def test_detections_of_one_alone_and_at_the_edge(judged) -> None:
+def test_detections_of_one_alone_and_at_the_edge(judged):
     """By rounding a score falls on either side of the threshold, and the last of equal ones go."""
     report = judged(found(), [each[:2] for each in found()])
     assert report.faults == ["detections of one alone 1 > 0"]
@@ -221,7 +216,7 @@ def test_detections_of_one_alone_and_at_the_edge(judged) -> None:
     assert (report.faults, report.at_the_edge) == ([], 2)
 
 
-def test_one_pixel_is_rounding(judged) -> None:
+def test_one_pixel_is_rounding(judged):
     """On a small mask a pixel is more than a hundredth; two are a difference."""
     wanted, got = found(), found()
     for parts in (wanted, got):
@@ -233,10 +228,10 @@ def test_one_pixel_is_rounding(judged) -> None:
     assert judged(wanted, got).largest["mask"] == pytest.approx(2 / 25)
 
 
-def test_levels_and_a_file_that_cannot_run() -> None:
+def test_levels_and_a_file_that_cannot_run():
     graph = Graph(model("no_square"), "backbone")
 
-    def run(image: torch.Tensor) -> Found:
+    def run(image):
         levels = list(graph(image))
         levels[1] = levels[1] + 2e-4
         return levels
@@ -245,7 +240,7 @@ def test_levels_and_a_file_that_cannot_run() -> None:
     short = compare(graph, lambda x: [y[..., :1] for y in graph(x)], [IMAGE])
     assert "a level is (1, 32, 16, 1) and not (1, 32, 16, 16)" in short.faults
 
-    def fails(_: torch.Tensor) -> Found:
+    def fails(_):
         raise InputError("sizes do not agree\n at some place")
 
     expected = "an image of 64x64 cannot be run: sizes do not agree at some place"
@@ -257,7 +252,7 @@ def test_levels_and_a_file_that_cannot_run() -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["no_square", "soft", "cascade", "dense"])
-def test_any_size(tmp_path: Path, kind: str) -> None:
+def test_any_size(tmp_path, kind):
     """Images of any size, also such that there are fewer proposals than where it was followed."""
     out, made = tmp_path / "model.onnx", model(kind)
     report = export(made, out, [*images(), images()[0][:, :3, :5].contiguous()], about=ABOUT)
@@ -267,7 +262,7 @@ def test_any_size(tmp_path: Path, kind: str) -> None:
     names = ["boxes", "scores", "classes", *["masks"] * (kind != "dense")]
     assert [each.name for each in session.get_outputs()] == names
     assert session.get_inputs()[0].shape == [3, "height", "width"]
-    found: Any = session.run(None, {"image": np.zeros((3, 33, 47), np.uint8)})
+    found = session.run(None, {"image": np.zeros((3, 33, 47), np.uint8)})
     assert len({len(each) for each in found}) == 1
     assert [each.shape[1:] for each in found[3:]] == [(33, 47)] * (kind != "dense")
     assert {node.domain for node in onnx.load(str(out)).graph.node} == {""}
@@ -282,9 +277,9 @@ def test_any_size(tmp_path: Path, kind: str) -> None:
     assert before["largest"] == (None if kind == "no_square" else [64, 64])
 
 
-def test_a_window_that_does_not_divide(tmp_path: Path) -> None:
+def test_a_window_that_does_not_divide(tmp_path):
     """Padding to windows, relative positions and embeddings follow the size of the image."""
-    net: Any = model("no_square")
+    net = model("no_square")
     for block, window in zip(net.backbone.net.blocks, (3, 0), strict=True):
         block.window_size = window
     net.backbone.net.blocks[0].attn.rel_pos_h = nn.Parameter(torch.randn(5, 16))
@@ -295,16 +290,16 @@ def test_a_window_that_does_not_divide(tmp_path: Path) -> None:
     assert len(set(report.sizes)) == 5
     assert report.largest["level"] < 1e-5
     given = {"image": np.zeros((3, 40, 64), np.uint8)}
-    levels: Any = session_of(tmp_path / "a.onnx").run(None, given)
+    levels = session_of(tmp_path / "a.onnx").run(None, given)
     assert [each.shape[1] for each in levels] == [32] * 5
 
 
 @pytest.mark.slow
-def test_one_size_and_external_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_one_size_and_external_data(tmp_path, monkeypatch):
     """From some size on weights stand in a file beside, and belong to it under its name."""
     out, given = tmp_path / "a.onnx", [image[:, :48, :40] for image in images()[:2]]
     data = tmp_path / "a.onnx.data"
-    options: Any = {"size": (48, 40), "masks": "none", "opset": 18}
+    options = {"size": (48, 40), "masks": "none", "opset": 18}
     monkeypatch.setattr(exporting, "EXTERNAL_FROM", 1000)
     assert export(model("no_square"), out, given, **options).faults == []
     entry = session_of(out).get_inputs()[0]
@@ -321,11 +316,11 @@ def test_one_size_and_external_data(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 
 @pytest.mark.slow
-def test_another_weight_is_no_export(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_another_weight_is_no_export(tmp_path, monkeypatch):
     """Changed weights are found, the file is not there, and what was there stays."""
     write = exporting.write
 
-    def changed(graph: Any, *rest: Any) -> None:
+    def changed(graph, *rest):
         weight = graph.model.backbone.net.blocks[1].mlp.fc1.weight
         with torch.no_grad():
             weight[:4] *= -1
@@ -353,16 +348,14 @@ def test_another_weight_is_no_export(tmp_path: Path, monkeypatch: pytest.MonkeyP
         ({"package": 1}, "a.onnx", r"onnx and onnxruntime is not installed\. Run `pip install onn"),
     ],
 )
-def test_what_stops_an_export(
-    tmp_path: Path, options: Any, name: str, text: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_stops_an_export(tmp_path, options, name, text, monkeypatch):
     """Nothing of a file is left."""
 
-    def full(*_: Any) -> None:
+    def full(*_):
         raise OSError(28, "No space left on device")
 
     (tmp_path / "b.onnx").mkdir()
-    made: Any = model("mask")
+    made = model("mask")
     made.roi_heads.box_predictor.test_score_thresh = options.pop("score", 0.05)
     if options.pop("full", 0):
         monkeypatch.setattr(exporting, "_finish", full)
@@ -373,7 +366,7 @@ def test_what_stops_an_export(
     assert [path.name for path in tmp_path.iterdir()] == ["b.onnx"]
 
 
-def test_a_file_that_onnxruntime_does_not_take(tmp_path: Path) -> None:
+def test_a_file_that_onnxruntime_does_not_take(tmp_path):
     """As of some sizes of a Vision Longformer."""
     node = onnx.helper.make_node("Add", ["image"], ["x"])  # of one addend
     made = onnx.helper.make_model(onnx.helper.make_graph([node], "g", [], []))

@@ -12,10 +12,9 @@ from detectron2.modeling.anchor_generator import DefaultAnchorGenerator
 from detectron2.modeling.box_regression import Box2BoxTransform
 from detectron2.modeling.matcher import Matcher
 from detectron2.modeling.meta_arch.retinanet import RetinaNet, RetinaNetHead
-from detectron2.modeling.roi_heads import FastRCNNConvFCHead, FastRCNNOutputLayers
 from torch import nn
 
-from tests.engine.tiny_recipe import detector_node, draw
+from tests.engine.tiny_recipe import cascade, detector_node, draw
 from vitdet.heads import CascadeROIHeads, StandardROIHeads
 
 SOFT = {"use_soft_nms": True, "iou_threshold": 0.6, "maskness_thresh": 0.5}
@@ -54,7 +53,8 @@ def node(kind: str, **backbone: Any) -> Any:
     if kind == "no_square":
         made.backbone.square_pad = 0
     elif kind == "cascade":
-        _make_cascade(made)
+        made.roi_heads = cascade(made.roi_heads)
+        made.roi_heads._target_ = CascadeROIHeads
     elif kind == "soft":
         made.roi_heads._target_ = StandardROIHeads
         made.roi_heads.update(SOFT)
@@ -69,36 +69,6 @@ def node(kind: str, **backbone: Any) -> Any:
     elif kind == "bgr":
         made.update(input_format="BGR", pixel_mean=[100.0, 120.0, 140.0])
     return made
-
-
-def _make_cascade(made: Any) -> None:
-    heads = made.roi_heads
-    for name in ("box_head", "box_predictor", "proposal_matcher"):
-        heads.pop(name)
-    heads.update(
-        _target_=CascadeROIHeads,
-        box_heads=[
-            L(FastRCNNConvFCHead)(
-                input_shape=L(ShapeSpec)(channels=32, height=4, width=4), conv_dims=[], fc_dims=[32]
-            )
-            for _ in range(2)
-        ],
-        box_predictors=[
-            L(FastRCNNOutputLayers)(
-                input_shape=L(ShapeSpec)(channels=32),
-                test_score_thresh=0.05,
-                test_topk_per_image=10,
-                box2box_transform=L(Box2BoxTransform)(weights=weights),
-                cls_agnostic_bbox_reg=True,
-                num_classes=2,
-            )
-            for weights in ((10, 10, 5, 5), (20, 20, 10, 10))
-        ],
-        proposal_matchers=[
-            L(Matcher)(thresholds=[t], labels=[0, 1], allow_low_quality_matches=False)
-            for t in (0.5, 0.6)
-        ],
-    )
 
 
 def _dense(made: Any) -> Any:

@@ -106,13 +106,9 @@ def run(built: Built, case: Case, mode: Mode, change: Change | None = None) -> C
 
 
 def given(options: Options, *same: str, of: Any = ViT, **renamed: str) -> dict[str, Any]:
-    """Take the keys that a config has, under our names; a switch must be a bool.
+    """Take the keys that a config has, under our names (`renamed`: ours=theirs).
 
-    Args:
-        options: the config.
-        same: keys that have our names.
-        of: our builder, whose defaults tell which arguments are switches.
-        renamed: our names and theirs.
+    A switch must be a bool; the defaults of our builder `of` tell which arguments are switches.
     """
     defaults = inspect.signature(of).parameters
     found = {}
@@ -132,10 +128,7 @@ SHARED += ("pretrain_img_size", "pretrain_use_cls_token", "residual_block_indexe
 def vit_options(options: Options, *more: str, eps: float = 1e-5) -> dict[str, Any]:
     """Translate the arguments of detectron2's ViT, from which the others descend, to ours.
 
-    Args:
-        options: the config.
-        more: further keys that have our names.
-        eps: of a norm that the config does not name.
+    `eps` is that of a norm that the config does not name.
     """
     arguments = given(options, *SHARED, "use_rel_pos", *more)
     arguments["global_block_indexes"] = global_blocks(options, "window_block_indexes")
@@ -217,13 +210,8 @@ def load(
 ) -> Weights:
     """Put the case's weights through `vitdet.convert` into the model.
 
-    Args:
-        case: the case.
-        model: ours.
-        source_format: name of the format.
-        prefix: put before the case's names, to make them those of a detector.
-        beside: weights of other parts, that a file needs and the case lacks, by the file's names.
-        prepare: changes a weight of the case, given its name, before the conversion.
+    `prefix` makes the case's names those of a detector, `beside` are weights of other parts that a
+    file needs, and `prepare` changes a weight of the case, given its name, before the conversion.
     """
     leaves = leaves_of(case)
     source = {prefix + n: prepare(n, value) if prepare else value for n, value in leaves.items()}

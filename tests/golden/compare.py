@@ -86,13 +86,8 @@ def compare(
 ) -> Comparison:
     """Compare one run with everything the case stores; a stored key that is not compared fails.
 
-    Args:
-        case: the case.
-        outputs: by the case's names.
-        extra: intermediate results by the case's names, without "extra/".
-        gradients: of every parameter, by the case's names; None where there is none.
-        input_gradients: of the inputs, in order.
-        not_offered: names in the case's `extra` that vitdet has no counterpart of.
+    All have the case's names, `extra` without "extra/"; `input_gradients` are in order, and
+    `not_offered` are names of `extra` that vitdet has no counterpart of.
     """
     result = Comparison(case.name)
     left = set(case.arrays) - {f"grad_norm/{name}" for name in gradients}

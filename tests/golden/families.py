@@ -19,7 +19,7 @@ Builder = Callable[[Case, Mode], Built]
 BUILDERS: dict[str, dict[str, Builder]] = {
     "detectron2": {
         "ViT": plain.detectron2_vit,
-        "SimpleFeaturePyramid": plain.detectron2_pyramid,
+        "SimpleFeaturePyramid": plain.detectron2_vit,
         "GeneralizedRCNN": detectors.detector,
     },
     "sam": {"ImageEncoderViT": plain.sam_encoder},

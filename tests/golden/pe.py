@@ -10,7 +10,6 @@ import torch
 from vitdet.backbones.vit import PlainViT, ViT
 from vitdet.convert import convert
 from vitdet.layers.rope import EvaRope, Size
-from vitdet.pyramid import SimpleFeaturePyramid
 
 from .build import (
     BOTH,
@@ -23,10 +22,9 @@ from .build import (
     global_blocks,
     load,
     norm_eps,
-    pyramid_options,
 )
 from .cases import Case, Options, UnsupportedCase
-from .plain import built
+from .plain import alone_or_under_pyramid
 
 _SHARED = ("img_size", *SIZES, "drop_path_rate", "use_abs_pos", "window_size", "pretrain_img_size")
 _SHARED += ("pretrain_use_cls_token",)
@@ -75,22 +73,13 @@ def _tables(vit: PlainViT, window: int, size: Size, first: int = 1) -> dict[str,
 
 def pe_det_vit(case: Case, mode: Mode) -> Built:
     """Build PEv1_det, alone or under its SimpleFeaturePyramid."""
-    config = case.config()
-    with_pyramid = "net" in config.values
-    arguments = pe_det_options(config.section("net") if with_pyramid else config)
-    vit, model = ViT(**mode.of(arguments)), None
-    if with_pyramid:
-        model = SimpleFeaturePyramid(vit, **pyramid_options(config.section("pyramid")))
-        config.done()
-    before, side = _Before(vit), arguments["img_size"] // vit.patch_size
-    window = arguments["window_size"]
-    return built(
-        case,
-        vit,
-        "pe",
-        model,
-        lambda: before.kept | (_tables(vit, window, (side, side)) if window else {}),
-    )
+
+    def tables(vit: PlainViT, arguments: dict[str, Any]) -> Any:
+        before, side = _Before(vit), arguments["img_size"] // vit.patch_size
+        window = arguments["window_size"]
+        return lambda: before.kept | (_tables(vit, window, (side, side)) if window else {})
+
+    return alone_or_under_pyramid(case, mode, pe_det_options, "pe", tables)
 
 
 def conversion(case: Case) -> dict[str, torch.Tensor]:

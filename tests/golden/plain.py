@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -57,18 +58,28 @@ def built(
     return Built(model or vit, call, load(case, model or vit, source_format), neck)
 
 
+def alone_or_under_pyramid(
+    case: Case,
+    mode: Mode,
+    translate: Callable[[Options], dict[str, Any]],
+    source_format: str,
+    tables: Callable[[PlainViT, dict[str, Any]], Callable[[], Any]] = lambda *_: dict,
+    make: Callable[..., PlainViT] = ViT,
+) -> Built:
+    """Build a ViT, under a SimpleFeaturePyramid where the case has one."""
+    config, model = case.config(), None
+    with_pyramid = "net" in config.values
+    arguments = translate(config.section("net") if with_pyramid else config)
+    vit = make(**mode.of(arguments))
+    if with_pyramid:
+        model = SimpleFeaturePyramid(vit, **pyramid_options(config.section("pyramid")))
+        config.done()
+    return built(case, vit, source_format, model, tables(vit, arguments))
+
+
 def detectron2_vit(case: Case, mode: Mode) -> Built:
-    """Build detectron2's ViT."""
-    return built(case, ViT(**mode.of(vit_options(case.config()))), "detectron2")
-
-
-def detectron2_pyramid(case: Case, mode: Mode) -> Built:
-    """Build detectron2's SimpleFeaturePyramid over its ViT."""
-    config = case.config()
-    vit = ViT(**mode.of(vit_options(config.section("net"))))
-    model = SimpleFeaturePyramid(vit, **pyramid_options(config.section("pyramid")))
-    config.done()
-    return built(case, vit, "detectron2", model)
+    """Build detectron2's ViT, alone or under its SimpleFeaturePyramid."""
+    return alone_or_under_pyramid(case, mode, vit_options, "detectron2")
 
 
 def sam_encoder(case: Case, mode: Mode) -> Built:
@@ -153,14 +164,8 @@ def _tables(vit: PlainViT, arguments: dict[str, Any]) -> dict[str, torch.Tensor]
 
 def eva02_vit(case: Case, mode: Mode) -> Built:
     """Build EVA-02/det's ViT, alone or under its SimpleFeaturePyramid."""
-    config = case.config()
-    with_pyramid = "net" in config.values
-    arguments = eva02_options(config.section("net") if with_pyramid else config)
-    vit, model = EVA02ViT(**mode.of(arguments)), None
-    if with_pyramid:
-        model = SimpleFeaturePyramid(vit, **pyramid_options(config.section("pyramid")))
-        config.done()
-    return built(case, vit, "eva02", model, lambda: _tables(vit, arguments))
+    tables = partial(partial, _tables)
+    return alone_or_under_pyramid(case, mode, eva02_options, "eva02", tables, EVA02ViT)
 
 
 def eva01_vit(case: Case, mode: Mode) -> Built:

@@ -1,12 +1,8 @@
 """vitdet computes what the published implementations computed, forward and backward."""
 
-from __future__ import annotations
-
-from pathlib import Path
-
 import pytest
 
-from .build import MODES, Mode
+from .build import MODES
 from .cases import ABSENT, discover, folders, not_built, read_info
 from .families import compare_case, modes
 
@@ -22,14 +18,14 @@ for _root, _name in ((root, name) for root in ROOTS for name in discover(root)):
 
 
 @pytest.mark.parametrize("root", ROOTS, ids=["golden", "golden2"][: len(ROOTS)])
-def test_there_are_cases(root: Path | None) -> None:
+def test_there_are_cases(root):
     if root is None:
         pytest.skip(ABSENT)
     assert any(case.values[0] == root for case in CASES), f"no case under {root} that is built"
 
 
 @pytest.mark.parametrize(("root", "name", "mode"), CASES)
-def test_case(root: Path, name: str, mode: Mode) -> None:
+def test_case(root, name, mode):
     if reason := not_built(name):
         pytest.skip(reason)
     comparison = compare_case(root, name, mode)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import fnmatch
 import re
-from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ import pytest
 from omegaconf import DictConfig
 from torch import nn
 
+from tests.recipes import rows
 from vitdet.backbones.eva02 import EVA02ViT
 from vitdet.config import build_model, load_config
 from vitdet.convert.formats import FORMATS
@@ -53,37 +53,23 @@ class Table:
 
 # --- detectron2 and EVA-02 ---------------------------------------------------------------------
 
-_EVA02 = "cascade_mask_rcnn_eva02"
-# file name of a published config: recipe of this project, where the two differ
-RECIPES = {
-    "mask_rcnn_PEcore_G_coco75ep": "COCO/mask_rcnn_pe_core_g_75ep",
-    "mask_rcnn_PEspatial_G_coco36ep": "COCO/mask_rcnn_pe_spatial_g_36ep",
-    "mask_rcnn_PEcore_G_lvis75ep": "LVIS/mask_rcnn_pe_core_g_75ep",
-    "mask_rcnn_PEspatial_G_lvis75ep": "LVIS/mask_rcnn_pe_spatial_g_75ep",
-    "eva2_coco_cascade_mask_rcnn_vitdet_b_4attn_1024_lrd0p7": f"COCO/{_EVA02}_b_bsl",
-    "eva2_coco_cascade_mask_rcnn_vitdet_l_4attn_1024_lrd0p8": f"COCO/{_EVA02}_l_bsl",
-    "eva2_coco_cascade_mask_rcnn_vitdet_b_6attn_win32_1536_lrd0p7": f"COCO/{_EVA02}_b_sys",
-    "eva2_coco_cascade_mask_rcnn_vitdet_l_8attn_win32_1536_lrd0p8": f"COCO/{_EVA02}_l_sys",
-    "eva2_o365_to_coco_cascade_mask_rcnn_vitdet_l_8attn_1536_lrd0p8": f"COCO/{_EVA02}_l_sys_o365",
-    "eva2_lvis_cascade_mask_rcnn_vitdet_b_4attn_1024_lrd0p7": f"LVIS/{_EVA02}_b_bsl",
-    "eva2_lvis_cascade_mask_rcnn_vitdet_l_4attn_1024_lrd0p8": f"LVIS/{_EVA02}_l_bsl",
-    "eva2_lvis_cascade_mask_rcnn_vitdet_l_8attn_win32_1536_lrd0p8": f"LVIS/{_EVA02}_l_sys",
-    "eva2_o365_to_lvis_cascade_mask_rcnn_vitdet_l_8attn_1536_lrd0p8": f"LVIS/{_EVA02}_l_sys_o365",
-    "eva2_o365_cascade_mask_rcnn_vitdet_l_8attn_1536_lrd0p8": "O365/cascade_rcnn_eva02_l",
-}
 
-
-def _recipe(name: str) -> DictConfig:
+def _recipe(name):
     try:
         return load_config(PROJECT / f"configs/{name}.py")
     except ValueError as error:
         raise UnsupportedCase(f"no recipe {name}") from error
 
 
-def _vitdet(config: Options, _: Iterable[str]) -> Table:
+def _vitdet(config, _):
     published = Path(config.take("config_file"))
-    same = f"{published.parent.name}/{published.stem}"
-    cfg = _recipe(RECIPES.get(published.stem, same))
+    named = [  # the sources of rows tell which published config they are
+        f"{family}/{name}"
+        for family in ("COCO", "LVIS", "O365")
+        for name, row in rows(family).items()
+        if re.search(rf"\b{published.stem}\.py", row.source)
+    ]
+    cfg = _recipe(*(named or [f"{published.parent.name}/{published.stem}"]))
     depth = config.take("depth")
     config.only("num_layers", (depth,))  # vitdet asks the backbone for its number of layers
     _put_sizes(cfg, depth, config.take("embed_dim"))
@@ -101,7 +87,7 @@ def _vitdet(config: Options, _: Iterable[str]) -> Table:
     return Table(build_model(cfg.model, "meta"), arguments, {}, cfg, more)
 
 
-def _pe_det(config: Options, keys: Iterable[str]) -> Table:
+def _pe_det(config, keys):
     table = _vitdet(config, keys)
     target = {name: tuple(value.shape) for name, value in table.model.state_dict().items()}
     names = find_names(FORMATS["pe"], dict.fromkeys(keys, ()), target, config.place)
@@ -109,7 +95,7 @@ def _pe_det(config: Options, keys: Iterable[str]) -> Table:
     return table
 
 
-def _put_sizes(cfg: DictConfig, depth: int, width: int) -> None:
+def _put_sizes(cfg, depth, width):
     net = cfg.model.backbone.net
     net.depth, net.embed_dim = depth, width
     net.num_heads = 1  # names do not depend on it, and it divides every width
@@ -120,9 +106,7 @@ def _put_sizes(cfg: DictConfig, depth: int, width: int) -> None:
 # --- MMDetection's families --------------------------------------------------------------------
 
 
-def _mmdet(
-    cfg: DictConfig, rules: dict[str, Any], source_format: str, config: Options, keys: Iterable[str]
-) -> Table:
+def _mmdet(cfg, rules, source_format, config, keys):
     model = build_model(cfg.model, "meta")
     target = {name: tuple(value.shape) for name, value in model.state_dict().items()}
     names = find_names(FORMATS[source_format], dict.fromkeys(keys, ()), target, config.place)
@@ -131,7 +115,7 @@ def _mmdet(
     return Table(model, rules, ours, cfg, {"lr": config.take("base_lr")})
 
 
-def _vit(cfg: DictConfig, options: Options) -> int:
+def _vit(cfg, options):
     """Put the sizes of a case into the recipe's ViT or ViTAE-B; return its depth."""
     net, depth = cfg.model.backbone.net, options.take("depth")
     _put_sizes(cfg, depth, options.take("embed_dim"))
@@ -150,7 +134,7 @@ def _vit(cfg: DictConfig, options: Options) -> int:
     return depth
 
 
-def _vitae(config: Options, keys: Iterable[str]) -> Table:
+def _vitae(config, keys):
     options, rule = config.section("backbone"), config.section("paramwise_cfg")
     num_layers = rule.take("num_layers")
     if "token_dims" in options.values:
@@ -179,7 +163,7 @@ def _vitae(config: Options, keys: Iterable[str]) -> Table:
     return _mmdet(cfg, rules, "vitae", config, keys)
 
 
-def _easycv(config: Options, keys: Iterable[str]) -> Table:
+def _easycv(config, keys):
     """Build a detector of EasyCV, or of before v0.7, whose rule knows no layers."""
     options, rule = config.section("backbone"), config.section("paramwise_options")
     neck, old = config.section("neck"), "num_layers" not in rule.values
@@ -205,7 +189,7 @@ def _easycv(config: Options, keys: Iterable[str]) -> Table:
     return _mmdet(cfg, rules, "easycv_old" if old else "easycv", config, keys)
 
 
-def _mmdet3(config: Options, keys: Iterable[str]) -> Table:
+def _mmdet3(config, keys):
     cfg = _recipe("mmdetection/mask_rcnn_vitdet_b_100ep")
     options, rule = config.section("backbone"), config.section("paramwise_cfg")
     rule.only("num_layers", (_vit(cfg, options),))
@@ -223,14 +207,14 @@ def _mmdet3(config: Options, keys: Iterable[str]) -> Table:
 class _Head(nn.Module):
     """The head of the case: one parameter of each kind."""
 
-    def __init__(self) -> None:
+    def __init__(self):
         super().__init__()
         self.query_embed = nn.Embedding(2, 2)
         self.fc = nn.Linear(2, 2)
         self.norm = nn.LayerNorm(2)
 
 
-def _streampetr(config: Options, keys: Iterable[str]) -> Table:
+def _streampetr(config, keys):
     """Build a backbone and a head as StreamPETR names them.
 
     The published constructor names a group after the layer alone. Where the backbone holds the
@@ -244,7 +228,7 @@ def _streampetr(config: Options, keys: Iterable[str]) -> Table:
     arguments = given(options, *names, rope_pretrain_grid="pt_hw_seq_len")
     arguments["global_block_indexes"] = global_blocks(options, "window_block_indexes")
     options.inert("drop_path_rate", "with_cp", "flash_attn")  # no parameter depends on them
-    net: nn.Module = EVA02ViT(**arguments)
+    net = EVA02ViT(**arguments)
     if options.take("sim_fpn") is not None:
         levels = options.section("sim_fpn")
         levels.only("in_channels", (arguments["embed_dim"],))
@@ -279,7 +263,7 @@ def _streampetr(config: Options, keys: Iterable[str]) -> Table:
     finest = min((int(level) for level in re.findall(r"simfp_(\d)", text)), default=2)
     root = "img_backbone.net." if isinstance(net, SimpleFeaturePyramid) else "img_backbone."
 
-    def ours(key: str) -> str:
+    def ours(key):
         level = re.match(r"img_backbone\.adapter\.simfp_(\d)(.*)", key)
         if level:
             return f"img_backbone.simfp_{int(level[1]) + finest - 2}{level[2]}"
@@ -288,7 +272,7 @@ def _streampetr(config: Options, keys: Iterable[str]) -> Table:
     return Table(detector, rules, {key: ours(key) for key in keys})
 
 
-def _vil(config: Options, _: Iterable[str]) -> Table:
+def _vil(config, _):
     """Build a detector with the stages of the case, and the classifier that ours leave out."""
     file = config.take("config_file")
     cfg = _recipe(f"vil/{'retinanet' if 'retina' in file else 'mask_rcnn'}_vil_small_3x")
@@ -320,7 +304,7 @@ WITHOUT_RECIPE = (
 )
 
 # name of a table after "lr_decay/", as in fnmatch: how it is built
-TABLES: dict[str, Callable[[Options, Iterable[str]], Table]] = {
+TABLES = {
     "detectron2_*": _vitdet,
     "eva02_*": _vitdet,
     "pe_det_*": _pe_det,
@@ -333,7 +317,7 @@ TABLES: dict[str, Callable[[Options, Iterable[str]], Table]] = {
 
 
 @pytest.mark.parametrize(("root", "name"), NAMES)
-def test_table_and_the_optimizer_of_the_recipe(root: Path, name: str) -> None:
+def test_table_and_the_optimizer_of_the_recipe(root, name):
     info = read_info(root, name)
     if set(info) - _KEYS or info["columns"] != _COLUMNS:
         raise UnsupportedCase(f"{name}: keys {sorted(info)}, columns {info['columns']}")

@@ -1,7 +1,5 @@
 """On a GPU: every attention kernel against eager, and a backbone as one CUDA graph."""
 
-from __future__ import annotations
-
 import sys
 from pathlib import Path
 
@@ -64,7 +62,7 @@ def test_compiled_in_one_graph():
 
 
 @pytest.mark.parametrize("recipe", ["mask_rcnn_vitdet_shapes", "mask_rcnn_eva02_shapes"])
-def test_a_replay_computes_new_images(recipe: str) -> None:
+def test_a_replay_computes_new_images(recipe):
     model = load_config(MINI / f"{recipe}.py").model.backbone
     backbone = build_model(model, device="cuda").eval()
     images = torch.randn(1, 3, 128, 128, device="cuda")
@@ -84,7 +82,7 @@ def test_a_replay_computes_new_images(recipe: str) -> None:
             torch.testing.assert_close(captured[name], expected)
 
 
-def test_a_pass_never_waits() -> None:
+def test_a_pass_never_waits():
     backbone = build_model(load_config(MINI / "mask_rcnn_vitdet_shapes.py").model.backbone)
     backbone.cuda().eval()
     images = torch.randn(1, 3, 128, 128, device="cuda")

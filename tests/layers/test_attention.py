@@ -1,11 +1,8 @@
 """The kernels against the definition, values and gradients."""
 
-from __future__ import annotations
-
 import sys
 import types
 from importlib.machinery import ModuleSpec
-from typing import Any
 
 import kernel_cases
 import pytest
@@ -86,7 +83,7 @@ def test_joined_vectors_are_a_multiple_of_eight(sides, monkeypatch):
 
 # --- optional packages -------------------------------------------------------------------------
 
-SMALL: Any = {"depth": 1, "embed_dim": 16, "num_heads": 2}
+SMALL = {"depth": 1, "embed_dim": 16, "num_heads": 2}
 
 
 def test_unknown_backend_names_the_nearest():

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-from typing import Any
 
 import pytest
 import torch
@@ -95,7 +94,7 @@ def test_feed_forward_layers_by_their_formulas():
         ("bottleneck", "BN", [(2, 8, 1), (2, 2, 3), (8, 2, 1)]),
     ],
 )
-def test_propagation_starts_as_the_identity(kind: Any, norm: Any, shapes: list[Any]) -> None:
+def test_propagation_starts_as_the_identity(kind, norm, shapes):
     block, x = ConvPropagation(8, kind, norm), torch.randn(2, 4, 5, 8)
     found = [conv.weight.shape for conv in block.modules() if isinstance(conv, nn.Conv2d)]
     assert [(out, into, side) for out, into, side, _ in found] == shapes
@@ -113,12 +112,12 @@ class Seen(TorchDispatchMode):
 
     names: set[str]
 
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         self.names.add(str(func).split(".")[1])
         return func(*args, **(kwargs or {}))
 
 
-def is_convolution(layer: Linear, x: torch.Tensor) -> bool:
+def is_convolution(layer, x):
     with Seen() as seen:
         seen.names = set()
         assert layer(x).shape == (*x.shape[:-1], layer.out_features)
@@ -126,14 +125,14 @@ def is_convolution(layer: Linear, x: torch.Tensor) -> bool:
 
 
 @pytest.fixture
-def small_products_count_as_large(monkeypatch: pytest.MonkeyPatch) -> None:
+def small_products_count_as_large(monkeypatch):
     monkeypatch.setattr("vitdet.layers.parts._WORK", 512 * 12 * 8)
 
 
 @pytest.mark.usefixtures("small_products_count_as_large")
 @pytest.mark.parametrize("shape", [(2, 16, 24, 12), (700, 12), (3, 5, 12)])
 @pytest.mark.parametrize("bias", [True, False])
-def test_values_and_gradients_are_those_of_torch(shape: tuple[int, ...], bias: bool) -> None:
+def test_values_and_gradients_are_those_of_torch(shape, bias):
     torch.manual_seed(0)
     x, layer = torch.randn(shape, requires_grad=True), Linear(12, 20, bias=bias)
     got, expected = layer(x), F.linear(x, layer.weight, layer.bias)
@@ -145,9 +144,7 @@ def test_values_and_gradients_are_those_of_torch(shape: tuple[int, ...], bias: b
 
 
 @pytest.mark.usefixtures("small_products_count_as_large")
-def test_many_float32_tokens_are_a_convolution_and_nothing_else(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_many_float32_tokens_are_a_convolution_and_nothing_else(monkeypatch):
     layer, x = Linear(12, 8), torch.randn(600, 12)
     assert is_convolution(layer, torch.randn(8, 8, 8, 12))
     turned = torch.randn(12, 40, 20).permute(1, 2, 0)
@@ -165,7 +162,7 @@ def test_many_float32_tokens_are_a_convolution_and_nothing_else(
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("small_products_count_as_large")
-def test_an_exported_product_is_a_plain_one() -> None:
+def test_an_exported_product_is_a_plain_one():
     graph = torch.export.export(Linear(12, 8), (torch.randn(600, 12),)).graph
     called = {str(node.target) for node in graph.nodes}
     assert "aten.linear.default" in called

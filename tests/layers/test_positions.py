@@ -1,7 +1,5 @@
 """Positions, absolute, relative and rotary, against their definitions."""
 
-from __future__ import annotations
-
 import cmath
 
 import numpy as np
@@ -173,10 +171,10 @@ def test_heads_must_split_into_rows_columns_and_pairs():
 
 
 @pytest.mark.parametrize("rope", [EvaRope(8, (4, 4), (4, 4)), Dinov3Rope(8)])
-def test_a_trace_follows_the_size_of_the_map(rope: EvaRope | Dinov3Rope) -> None:
+def test_a_trace_follows_the_size_of_the_map(rope):
     """One exported file is for maps of any size."""
 
-    def cosines(x: torch.Tensor) -> torch.Tensor:
+    def cosines(x):
         size = (x.shape[0], x.shape[1])
         return rope(size, size, x.device).cos
 

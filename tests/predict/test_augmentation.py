@@ -1,11 +1,8 @@
 """Test-time augmentation: neutral it is the plain path, and its views agree with each other."""
 
-from __future__ import annotations
-
 import pytest
 import torch
-from detectron2.structures import Instances, pairwise_iou
-from torch import nn
+from detectron2.structures import pairwise_iou
 
 from tests.engine.tiny_recipe import draw
 from tests.export.tiny_models import model
@@ -20,17 +17,17 @@ SINGLE = TestTimeAugmentation((1.0,), flip=False)
 
 
 @pytest.fixture(scope="module")
-def detectors() -> dict[str, nn.Module]:
+def detectors():
     return {name: model(name) for name in ("mask", "soft", "boxes", "cascade")}
 
 
-def predictor(detector: nn.Module, tta: TestTimeAugmentation | None = None) -> Predictor:
+def predictor(detector, tta=None):
     options = {"threshold": 0.0, "precision": "fp32", "tta": tta}
     resize = fixed_resize(height=64, width=64)
     return Predictor(detector, ["dark", "light"], augmentations=resize, **options)
 
 
-def same(found: Instances, wanted: Instances, tolerance: float) -> None:
+def same(found, wanted, tolerance):
     assert len(found) == len(wanted) > 5
     boxes, other = found.pred_boxes.tensor, wanted.pred_boxes.tensor
     torch.testing.assert_close(boxes, other, atol=tolerance, rtol=0)

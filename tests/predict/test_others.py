@@ -1,16 +1,12 @@
 """Detectors of other projects straight from their file, and the lines of docs/detector.md."""
 
-from __future__ import annotations
-
 import pickle
 import re
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from detectron2.structures import Instances
 
 from tests.conftest import RECIPE
 from tests.convert.manifests import find, needs_manifests
@@ -35,7 +31,7 @@ dataloader.test.dataset = {{
 
 
 @pytest.fixture
-def theirs(tmp_path, monkeypatch) -> Path:
+def theirs(tmp_path, monkeypatch):
     """A file as detectron2's model zoo has them, which sees people, and the table that knows it."""
     (tmp_path / "tiny.py").write_text(TINY)
     with random_state(0):
@@ -49,11 +45,11 @@ def theirs(tmp_path, monkeypatch) -> Path:
     return path
 
 
-def row(recipe: str, fmt: str = "eva02") -> Command:
+def row(recipe, fmt="eva02"):
     return Command(fmt, ("file",), 64, recipe)
 
 
-def of_detector(predictor: Predictor, image: np.ndarray) -> Instances:
+def of_detector(predictor, image):
     """What detectron2's model gives for an image, masks and all."""
     with torch.inference_mode():
         return predictor.detector([predictor.model_input(image)])[0]["instances"]
@@ -62,7 +58,7 @@ def of_detector(predictor: Predictor, image: np.ndarray) -> Instances:
 def test_the_lines_of_the_page(theirs, drawn_run, monkeypatch):
     monkeypatch.chdir(theirs.parent)
     block = re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.DOTALL)[0]
-    scope: dict[str, Any] = {"image": open_image(str(drawn_run.images[0]))}
+    scope = {"image": open_image(str(drawn_run.images[0]))}
     exec(block, scope)
     predictor, boxes = scope["detector"], scope["boxes"]
     predictor.precision = "fp32"

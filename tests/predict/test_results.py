@@ -1,7 +1,5 @@
 """What a result tells: its detections as numbers, COCO results, JSON, pictures, other packages."""
 
-from __future__ import annotations
-
 import json
 import sys
 
@@ -20,7 +18,7 @@ MASKS = torch.zeros(3, 60, 80, dtype=torch.bool)
 MASKS[0, 10:30, 5:25] = MASKS[1, 40:50, 60:75] = MASKS[2, 12:20, 6:16] = True
 
 
-def instances(with_masks: bool = True) -> Instances:
+def instances(with_masks=True):
     boxes = [[5.0, 10, 25, 30], [60, 40, 75, 50], [6, 12, 16, 20]]
     found = Instances((60, 80), pred_boxes=Boxes(torch.tensor(boxes)))
     found.scores = torch.tensor([0.75, 0.5, 0.25])
@@ -30,7 +28,7 @@ def instances(with_masks: bool = True) -> Instances:
     return found
 
 
-def result(with_masks: bool = True, **given) -> Result:
+def result(with_masks=True, **given):
     picture = Picture("x.png", array=np.full((60, 80, 3), 90, np.uint8))
     return Result(picture, instances(with_masks), NAMES, **given)
 

@@ -1,7 +1,5 @@
 """Sliced inference: parts cover the image, each object is found once, memory stays small."""
 
-from __future__ import annotations
-
 import cv2
 import numpy as np
 import pytest
@@ -14,10 +12,10 @@ from vitdet.predict.slicing import Slices, detect_sliced, keep
 from vitdet.utils.run_lengths import decode
 
 SMALLEST = 8  # pixels: an object that is smaller after the resize is not found by the stand-in
-SIZES: list[tuple[int, int]] = []  # of the images that it saw
+SIZES = []  # of the images that it saw
 
 
-def find_bright(images: list[np.ndarray], side: int = 128) -> list[Instances]:
+def find_bright(images, side=128):
     """A detector that knows its job: bright rectangles, seen after a resize to `side` pixels.
 
     What a part cuts is a smaller rectangle to it. The score is a little higher for smaller ones, so
@@ -43,21 +41,21 @@ def find_bright(images: list[np.ndarray], side: int = 128) -> list[Instances]:
     return outputs
 
 
-def without_masks(images: list[np.ndarray]) -> list[Instances]:
+def without_masks(images):
     found = find_bright(images)
     for each in found:
         each.remove("pred_masks")
     return found
 
 
-def drawn(size: tuple[int, int], *rectangles: tuple[int, int, int, int]) -> np.ndarray:
+def drawn(size, *rectangles):
     image = np.zeros((*size, 3), np.uint8)
     for x1, y1, x2, y2 in rectangles:
         image[y1:y2, x1:x2] = 255
     return image
 
 
-def boxes_of(found: Instances) -> set[tuple[int, ...]]:
+def boxes_of(found):
     return {tuple(round(v) for v in box) for box in found.pred_boxes.tensor.tolist()}
 
 
@@ -144,7 +142,7 @@ def test_which_of_two_detections_stays():
     classes, owner = torch.tensor([0, 0, 0, 0]), torch.tensor([0, 1, 2, 1])
     cut = torch.tensor([False, False, True, False])
 
-    def kept(**changes: torch.Tensor) -> list[int]:
+    def kept(**changes):
         given = {"boxes": boxes, "scores": scores, "classes": classes, "cut": cut, "owner": owner}
         return sorted(keep(**{**given, **changes}).tolist())
 
@@ -164,7 +162,7 @@ def test_through_a_predictor(drawn_run):
     assert torch.equal(found.pred_masks, wanted.pred_masks)
     sizes, forward = [], cut.detector.forward
 
-    def noted(batch: list) -> list:
+    def noted(batch):
         sizes.extend((tuple(each["image"].shape), each["height"]) for each in batch)
         return forward(batch)
 

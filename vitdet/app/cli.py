@@ -11,6 +11,8 @@ import importlib
 import sys
 from collections.abc import Sequence
 
+from vitdet import __version__
+from vitdet.app.words import translated
 from vitdet.utils.checks import exit_status
 
 # Command -> one line for people, and what exit status 1 means, if anything. The module of the same
@@ -38,6 +40,7 @@ COMMANDS = {
         "the file does not find what the model finds, and is not written",
     ),
     "report": ("write a page about a run: AP, curves, errors and the worst images",),
+    "setup": ("bring detectron2, and what it imports, where they are missing",),
     "serve": ("serve a page to which one gives an image, and sees what is found",),
 }
 _MODULES = {"data": "data_check"}
@@ -51,19 +54,22 @@ def parse(words: Sequence[str]) -> argparse.Namespace:
     ends = "Exit status: 0 done{}; 2 an input is wrong."
     whole = argparse.ArgumentParser(
         prog="vitdet",
+        allow_abbrev=False,
         description="Plain-ViT object detection and instance segmentation.",
         epilog=ends.format("; 1 done and the answer is no"),
     )
+    whole.add_argument("--version", action="version", version=f"vitdet {__version__}")
     parts = whole.add_subparsers(dest="command", metavar="COMMAND", required=True)
     for name, (what, *no) in COMMANDS.items():
         text = f"{what[0].upper()}{what[1:]}."
         epilog = ends.format("".join(f"; 1 {each}" for each in no))
-        part = parts.add_parser(name, help=what, description=text, epilog=epilog)
+        about = {"help": what, "description": text, "epilog": epilog}
+        part = parts.add_parser(name, allow_abbrev=False, **about)
         if words and words[0] == name:
             module = importlib.import_module(f"vitdet.app.{_MODULES.get(name, name)}")
             module.add_arguments(part)
             part.set_defaults(run=module.run)
-            return part.parse_intermixed_args(words[1:])
+            return part.parse_intermixed_args(translated(part, words[1:]))
     return whole.parse_args(words)  # prints the help, or what is wrong
 
 

@@ -20,9 +20,11 @@ from omegaconf import DictConfig
 
 from vitdet import checkpoint
 from vitdet.app import follow
+from vitdet.app.describe import about_of
 from vitdet.convert import FORMATS, TARGETS, Report, UnaccountedError, convert, export
 from vitdet.convert import classes as heads
 from vitdet.convert.names import shapes_of
+from vitdet.utils import thresholds
 from vitdet.utils.checks import InputError, printable
 from vitdet.utils.files import write_text
 from vitdet.utils.state_dicts import some
@@ -39,7 +41,7 @@ _NEEDED = {
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
     """Return the command line; underscores in option names are read as dashes."""
-    parser = argparse.ArgumentParser(description=_WHAT)
+    parser = argparse.ArgumentParser(description=_WHAT, allow_abbrev=False)
     add_arguments(parser)
     dashed = [re.sub("^--[^=]+", lambda name: name[0].replace("_", "-"), word) for word in argv]
     return parser.parse_intermixed_args(dashed)
@@ -107,6 +109,10 @@ def convert_file(args: argparse.Namespace) -> list[str]:
     else:
         weights, report = convert(found.content, None, **source)
     written: dict[str, Any] = {"model": weights, "vitdet": _about(args, report)}
+    if not args.target_classes:
+        which = "ema" if str(args.weights).startswith("ema") else "model"
+        kept = thresholds.chosen(None, about_of(found.content), which, source["source"])
+        written["vitdet"] |= kept.note()
     if args.target_format:
         how = {"backbone_only": args.backbone_only, "allow_inexact": args.allow_inexact}
         how |= {"after": report, "source": source["source"]}

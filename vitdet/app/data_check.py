@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-import json
+import math
 import sys
 from collections import Counter
 from pathlib import Path
@@ -12,20 +12,27 @@ from typing import Any, get_args
 import numpy as np
 from PIL import Image, ImageDraw
 
+from vitdet.app.augmented import sheet
 from vitdet.app.pages import jpeg, render
 from vitdet.data.clean import Checked, check_data, check_output, write_repaired
+from vitdet.data.files import Found
 from vitdet.data.findings import KINDS, Finding, by_kind
 from vitdet.data.formats import FORMATS, find_data
 from vitdet.data.images import open_image
 from vitdet.data.labels import Boxes
 from vitdet.data.masks import read_box
+from vitdet.data.presets import PRESETS
 from vitdet.utils.checks import InputError, one_line
 from vitdet.utils.files import write_text
 
-_EXAMPLES, _IN_JSON, _PICTURES = 3, 20, 6  # of a kind, in the text, in json and on the page
-_CLASSES = 40  # on the page, the most frequent
+_EXAMPLES, _PICTURES = 3, 6  # of a kind, in the text and on the page
+_CLASSES = 40  # on the page, the rarest
+_TINY, _CROPS = 32, 12  # pixels, side of an object up to which it is tiny; how many are shown
+_TINY_TEXT = f"Those with the square root of their area up to {_TINY} pixels, one of an image"
+_FEW = 30  # objects of a class that is rare
 _SIDE = 240  # pixels of a picture's longer side
 _MARGIN = 16  # pixels round it, where boxes that stick out are seen
+_RED = "#e00020"
 _STEP = 200  # images between two lines of progress
 
 
@@ -45,7 +52,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="how boxes are written: x y width height, corners x1 y1 x2 y2, or fractions of the "
         "sides; left out: x y width height, unless they look otherwise",
     )
-    add("--json", action="store_true", help="print JSON, for machines")
+    what = "add training images to the page as this preset of a training augments them"
+    add("--augmented", choices=list(PRESETS), metavar="PRESET", help=f"{what} (with --out)")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -57,25 +65,17 @@ def run(args: argparse.Namespace) -> int:
     data = find_data(args.data, args.format, args.images)
     if args.fix:  # before the work rather than after it
         check_output(data, args.fix)
-    if args.out:  # never a file of the data, or one that is no page
-        folders = [data.folder, *(part.images for part in data.parts.values())]
-        inside = any(args.out.resolve().is_relative_to(folder.resolve()) for folder in folders)
-        if inside or (args.out.exists() and args.out.suffix.lower() not in (".html", ".htm")):
-            got = "one inside the data" if inside else "a file that is no page"
-            raise InputError(
-                f"--out {args.out}: expected a new file apart from the data, got {got}."
-            )
-    checked = check_data(data, None if args.json else _progress, boxes=args.boxes)
+    _check_page(args, data)
+    checked = check_data(data, _progress, boxes=args.boxes)
     if args.out:
-        write_text(args.out, _page(checked))
-    print(json.dumps(_as_json(checked), indent=1) if args.json else _text(checked), flush=True)
-    beside = sys.stderr if args.json else sys.stdout
+        write_text(args.out, _page(checked, args.augmented))
+    print(_text(checked), flush=True)
     if args.out:
-        print(f"page         {args.out}", file=beside)
+        print(f"page         {args.out}")
     if not args.fix:
         return 1 if checked.faults else 0
     lost = write_repaired(checked, args.fix)
-    print(f"repaired     all changes are listed in {args.fix / 'repairs.json'}", file=beside)
+    print(f"repaired     all changes are listed in {args.fix / 'repairs.json'}")
     gone = [each for each in checked.findings if each.done == "left out with its objects"]
     images = Counter(each.kind for each in gone)
     masks = {kind: lost.pop(kind) for kind in ("wrong mask", "empty mask") if kind in lost}
@@ -83,11 +83,25 @@ def run(args: argparse.Namespace) -> int:
     for what, kinds in losses:
         if kinds:
             reasons = ", ".join(f"{count} x {kind}" for kind, count in kinds.items())
-            print(f"lost         {sum(kinds.values())} {what} ({reasons})", file=beside)
+            print(f"lost         {sum(kinds.values())} {what} ({reasons})")
     again = check_data(find_data(args.fix))
     for kind, count in Counter(each.kind for each in again.faults).items():
-        print(f"still        {count} x {kind}", file=beside)
+        print(f"still        {count} x {kind}")
     return 1 if again.faults or any(kinds for _, kinds in losses) else 0
+
+
+def _check_page(args: argparse.Namespace, data: Found) -> None:
+    """Raise an InputError where the page would be a file of the data, or one that is no page."""
+    if args.augmented and not args.out:
+        raise InputError("--augmented: expected --out page.html, where its sheet is, got none.")
+    if args.out:
+        folders = [data.folder, *(part.images for part in data.parts.values())]
+        inside = any(args.out.resolve().is_relative_to(folder.resolve()) for folder in folders)
+        if inside or (args.out.exists() and args.out.suffix.lower() not in (".html", ".htm")):
+            got = "one inside the data" if inside else "a file that is no page"
+            raise InputError(
+                f"--out {args.out}: expected a new file apart from the data, got {got}."
+            )
 
 
 def _by_kind(checked: Checked) -> dict[str, list[Finding]]:
@@ -95,29 +109,6 @@ def _by_kind(checked: Checked) -> dict[str, list[Finding]]:
     found = by_kind(checked.findings)
     order = sorted(found, key=lambda kind: (KINDS[kind].severity != "fault", -len(found[kind])))
     return {kind: found[kind] for kind in order}
-
-
-def _as_json(checked: Checked) -> dict[str, Any]:
-    return {
-        "folder": str(checked.data.folder),
-        "format": checked.data.format,
-        "notes": list(checked.data.notes),
-        "parts": {
-            split: {key: len(part.content[key]) for key in ("images", "annotations")}
-            for split, part in checked.data.parts.items()
-        },
-        "faults": len(checked.faults),
-        "classes": {split: _class_counts(checked, split) for split in checked.data.parts},
-        "findings": {
-            kind: {
-                "severity": KINDS[kind].severity,
-                "text": KINDS[kind].text,
-                "count": len(found),
-                "examples": [each._asdict() for each in found[:_IN_JSON]],
-            }
-            for kind, found in _by_kind(checked).items()
-        },
-    }
 
 
 def _text(checked: Checked) -> str:
@@ -149,25 +140,46 @@ def _progress(seen: int, total: int) -> None:
 # --- the page -----------------------------------------------------------------------------------
 
 
-def _page(checked: Checked) -> str:
+def _page(checked: Checked, preset: str | None) -> str:
     """Return the page as HTML."""
     kinds = _by_kind(checked)
     rows = [
         (KINDS[kind].severity, len(found), kind, KINDS[kind].text) for kind, found in kinds.items()
     ]
     found = (("", "count", "kind", "what it means"), rows, (2, 3))
-    sections: list[dict[str, Any]] = [
-        {"title": "What was found", "tables": [found]},
-        {"title": "Parts and sizes", "tables": [_parts(checked)]},
-        {"title": "Classes", "tables": [_classes(checked)]},
-    ]
+    classes = _classes(checked)
+    sections: list[dict[str, Any]] = [{"title": "What was found", "tables": [found]}]
     for kind, each in kinds.items():
         examples = [_example(checked, finding) for finding in each[:_PICTURES]]
         sections.append({"title": kind, "text": KINDS[kind].text, "examples": examples})
+    sections += [
+        {"title": "Classes", "tables": [classes], "text": f"The rarest first, up to {_CLASSES}"},
+        {"title": "Images", "examples": sheet(checked, None)},
+        {"title": "Smallest objects", "examples": _tiny(checked), "text": _TINY_TEXT},
+        {"title": "Parts and sizes", "tables": [_parts(checked)]},
+    ]
+    if preset:
+        sections.append({"title": f"Augmented: {preset}", "examples": sheet(checked, preset)})
     faults = len(checked.faults)
     title = f"{f'{faults} faults' if faults else 'No faults'}: {checked.data.folder}"
     about = "; ".join((checked.data.format, *checked.data.notes))
-    return render("check.html", title=title, about=about, sections=sections)
+    shown = [each for each in sections if each.get("tables") or each.get("examples")]
+    verdict = _verdict(checked)
+    return render("check.html", title=title, verdict=verdict, about=about, sections=shown)
+
+
+def _verdict(checked: Checked) -> str:
+    """Say in a sentence how much there is, and what there is little of."""
+    images = sum(len(each.content["images"]) for each in checked.cleaned.values())
+    total = sum((Counter(_class_counts(checked, each)) for each in checked.cleaned), Counter())
+    names = list(_class_counts(checked, next(iter(checked.cleaned))))
+    text = f"{total.total()} objects of {len(names)} classes in {images} images"
+    rare = sorted((total[name], name) for name in names if total[name] < _FEW)
+    if rare:
+        listed = ", ".join(f"{one_line(name)} ({count})" for count, name in rare[:_EXAMPLES])
+        text += f"; {len(rare)} classes have fewer than {_FEW}: {listed}"
+        text += " and others" if len(rare) > _EXAMPLES else ""
+    return f"{text}."
 
 
 def _class_counts(checked: Checked, split: str) -> dict[str, int]:
@@ -192,15 +204,48 @@ def _parts(checked: Checked) -> tuple[Any, ...]:
 
 
 def _classes(checked: Checked) -> tuple[Any, ...]:
-    """Return the objects of each class, the most frequent first."""
-    counts = {split: Counter(_class_counts(checked, split)) for split in checked.cleaned}
-    total = sum(counts.values(), Counter())
-    most = max(total.values(), default=1)
+    """Return the objects of each class, the rarest first."""
+    counts = {split: _class_counts(checked, split) for split in checked.cleaned}
+    names = dict.fromkeys(name for of_split in counts.values() for name in of_split)
+    total = {name: sum(each.get(name, 0) for each in counts.values()) for name in names}
+    most = max(total.values(), default=0) or 1
     rows = [
-        (name, *(of_split[name] for of_split in counts.values()), 100 * count // most)
-        for name, count in total.most_common(_CLASSES)
+        (name, *(each.get(name, 0) for each in counts.values()), 100 * total[name] // most)
+        for name in sorted(total, key=lambda name: total[name])[:_CLASSES]
     ]
     return ("class", *counts, ""), rows, (), len(counts) + 1
+
+
+def _tiny(checked: Checked) -> list[tuple[str, str]]:
+    """Return crops of the smallest objects, of one an image, three times their side around them."""
+    found = []
+    for split, cleaned in checked.cleaned.items():
+        names = {each["id"]: each["file_name"] for each in cleaned.content["images"]}
+        classes = {each["id"]: each["name"] for each in cleaned.content["categories"]}
+        smallest: dict[int, Any] = {}
+        for each in sorted(cleaned.content["annotations"], key=lambda x: math.prod(x["bbox"][2:])):
+            header = checked.files[split][names[each["image_id"]]].header
+            if not each.get("iscrowd") and header and not header.deep:
+                smallest.setdefault(each["image_id"], each)
+        for number, each in smallest.items():
+            found.append((each["bbox"], classes[each["category_id"]], split, names[number]))
+    found.sort(key=lambda each: math.prod(each[0][2:]))
+    shown = []
+    for (x, y, width, height), label, split, name in found[:_CROPS]:
+        if width * height > _TINY**2:
+            break
+        image = open_image(checked.data.parts[split].images / name)
+        side = 3 * max(width, height, 8)
+        side = min(side, *image.size)
+        left = min(max(x + width / 2 - side / 2, 0), image.width - side)
+        top = min(max(y + height / 2 - side / 2, 0), image.height - side)
+        crop = image.crop((round(left), round(top), round(left + side), round(top + side)))
+        scale = _SIDE / crop.width
+        crop = crop.resize((_SIDE, _SIDE), Image.Resampling.BICUBIC)
+        corners = np.array([x - left, y - top, x - left + width, y - top + height]) * scale
+        ImageDraw.Draw(crop).rectangle(corners.tolist(), outline=_RED, width=2)
+        shown.append((jpeg(crop), f"{label}, {width:.0f} x {height:.0f} pixels, {name}"))
+    return shown
 
 
 def _example(checked: Checked, finding: Finding) -> tuple[str | None, str]:
@@ -227,5 +272,5 @@ def _example(checked: Checked, finding: Finding) -> tuple[str | None, str]:
     for box in filter(None, found):
         corners = np.array([box[:2], np.add(box[:2], np.maximum(box[2:], 0))]) * scale + _MARGIN
         ends = np.clip(corners, 0, limit).ravel().tolist()
-        ImageDraw.Draw(canvas).rectangle(ends, outline="#e00020", width=2)
+        ImageDraw.Draw(canvas).rectangle(ends, outline=_RED, width=2)
     return jpeg(canvas), caption

@@ -61,6 +61,8 @@ def run(args: argparse.Namespace) -> int:
     options: dict[str, Any] = {"part": args.part, "masks": args.masks, "opset": args.opset}
     about = {"class_names": predictor.class_names, "category_ids": predictor.class_ids}
     about["weights"] = args.weights.name
+    if predictor.threshold.found:
+        about["thresholds"] = predictor.threshold.of(predictor.class_names)
     if isinstance(predictor.cfg, DictConfig):
         about["recipe"] = recipe = config_text(predictor.cfg)
         about["resize"] = yaml.safe_load(recipe)["dataloader"]["test"]["mapper"]["augmentations"]

@@ -5,6 +5,7 @@ Sizes come from the shapes, what no shape tells from config.json, or from the fo
 
 from __future__ import annotations
 
+import argparse
 import json
 import re
 from collections.abc import Mapping, Sequence
@@ -15,17 +16,22 @@ from omegaconf import DictConfig, OmegaConf
 
 from vitdet.app.describe import about_of, backbone_shapes, describe, is_foundation
 from vitdet.convert import FORMATS
+from vitdet.engine.checkpoints import LAST
 from vitdet.utils.checks import InputError
 from vitdet.utils.files import replacing
 from vitdet.weights import Weights
 
 NET = "model.backbone.net"
-_RECORD = "start.json"  # in the folder of a run that began with such a file
+RECORD = "start.json"  # in the folder of a run that began with such a file
 # what a file may ask of a recipe: numbers and words, nothing that is called
 _HARMLESS = re.compile(r"model(\.[a-z]\w*)+=[\w.+, \"\[\]-]*$")
 
 # Heads whose channels are not 64, by width: ViT-H, EVA-g, SigLIP-so400m, ViT-G
 _HEADS = {1280: 16, 1408: 16, 1152: 16, 1664: 16}
+_TOLD = {  # what is read of config.json, where it is there
+    **dict.fromkeys(("hidden_size", "num_hidden_layers", "num_attention_heads"), int),
+    **{"layer_norm_eps": float, "hidden_act": str},
+}
 _ACTIVATIONS = {
     **{"gelu": "gelu", "quick_gelu": "quick_gelu", "silu": "gelu"},  # silu is that of a SwiGLU
     **dict.fromkeys(("gelu_new", "gelu_pytorch_tanh", "gelu_fast"), "gelu_tanh"),
@@ -63,6 +69,10 @@ def net_settings(
     if not is_foundation(found):
         return {}
     config = vision if isinstance(vision := config.get("vision_config"), Mapping) else config
+    for key, kind in _TOLD.items():
+        if key in config and not (type(value := config[key]) is kind and value):
+            text = f"{key}: expected {kind.__name__}, got {value!r}. Fetch it anew."
+            raise InputError(f"{source}: config.json: {text}")
     for ours, theirs in (("embed_dim", "hidden_size"), ("depth", "num_hidden_layers")):
         if config.get(theirs, sizes[ours]) != sizes[ours]:
             raise InputError(
@@ -196,6 +206,7 @@ def changes(
     weights: str | None = None,
     source_format: str | None = None,
     source: str = "source",
+    divide: bool = False,
 ) -> list[str] | None:
     """Return key=value for each setting of a recipe's plain ViT that a file has otherwise.
 
@@ -203,7 +214,8 @@ def changes(
         cfg: a recipe with the changes that a person typed.
         found: a file, or a folder of the hub.
         typed: those changes, which win: none of their keys is returned.
-        weights: as of `net_settings`, like the others.
+        weights: as of `net_settings`, like the next two.
+        divide: make windows divide the training map, but where the file has tables for them.
 
     Returns:
         None where nothing follows: the recipe has no plain ViT at `NET`, or `net_settings` is {}.
@@ -222,7 +234,7 @@ def changes(
     if not net or now["parallel_branch"]:
         return None
     keys = {word.partition("=")[0] for word in typed}
-    new = {key: value for key, value in net.items() if now[key] != value}
+    new = dict(net)
     if int(net["embed_dim"] * now["mlp_ratio"]) == int(net["embed_dim"] * net["mlp_ratio"]):
         new.pop("mlp_ratio", None)
     theirs = describe(found.content, **how)["backbone"]
@@ -232,6 +244,11 @@ def changes(
         new.pop("pretrain_use_cls_token", None)  # its row, or zeros for it, nobody reads
     if "depth" in new and f"{NET}.depth" not in keys:
         new = _of_depth(now, net["depth"]) | new
+    if divide and "window_size" not in theirs:
+        new["window_size"] = _dividing(new.get("window_size", now["window_size"]), now)
+    elif "window_size" in theirs:
+        new["window_size"] = theirs["window_size"]
+    new = {key: value for key, value in new.items() if now[key] != value}
     told = {f"{NET}.{key}": value for key, value in new.items()}
     if "pixel_mean" in cfg.model:
         told |= {f"model.{key}": v for key, v in pixels(found.config, found.preprocessor).items()}
@@ -270,6 +287,13 @@ def tuned(cfg: DictConfig, how: str, typed: Sequence[str] = ()) -> list[str]:
     return [setting(key, value) for key, value in told.items() if key not in keys]
 
 
+def _dividing(window: int, now: Mapping[str, Any]) -> int:
+    """Return the side nearest to a window's, the larger of two, that divides the training map."""
+    side = now["img_size"] // now["patch_size"] if isinstance(now["img_size"], int) else 0
+    fitting = [n for n in range(2, side) if side % n == 0 and window <= 2 * n <= 4 * window]
+    return min(fitting, key=lambda n: (abs(n - window), -n), default=window)
+
+
 def setting(key: str, value: Any) -> str:
     """Return key=value; what YAML could read as something else than text stands in quotes."""
     text = (
@@ -299,21 +323,28 @@ def of_model(overrides: Sequence[str]) -> list[str]:
 def keep(folder: Path, record: Mapping[str, Any]) -> None:
     """Write what a run began with beside its checkpoints, for --resume."""
     folder.mkdir(parents=True, exist_ok=True)
-    with replacing(folder / _RECORD) as partial:
+    with replacing(folder / RECORD) as partial:
         partial.write_text(json.dumps(record) + "\n")
 
 
-def kept(folder: Path) -> dict[str, Any] | None:
-    """Return what `keep` wrote, its "overrides" a list of text; None where it wrote nothing.
+def begun(args: argparse.Namespace, folder: Path) -> dict[str, Any] | None:
+    """Return what `keep` wrote where a run is resumed, its "overrides" a list of text, or None.
+
+    A run that ended before its first checkpoint has none: it begins again, with its own weights
+    where --weights names no others.
 
     Raises:
-        InputError: it is damaged.
+        InputError: the record is damaged.
     """
-    path = folder / _RECORD
-    if not path.is_file():
+    path, goes_on = folder / RECORD, (folder / LAST).exists()
+    if not args.resume or not path.is_file() or (args.weights and not goes_on):
         return None
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
-        return record | {"overrides": [str(each) for each in record["overrides"]]}
+        record |= {"overrides": [str(each) for each in record["overrides"]]}
     except (ValueError, LookupError, TypeError) as error:
         raise InputError(f"{path}: it cannot be read ({error!r}). Start the run anew.") from error
+    if goes_on:
+        return record
+    args.weights = Path(record["weights"]) if "weights" in record else None
+    return None

@@ -43,6 +43,8 @@ def run(args: argparse.Namespace) -> int:
     size = sum(part.stat().st_size for part in (place, *place.glob("*")) if part.is_file())
     found: dict[str, Any] = {"file": str(args.file), "file_bytes": size}
     found |= describe(held.content, weights=args.weights, source=str(args.file))
+    how = {"weights": args.weights, "source": str(args.file)}
+    follow.net_settings(held.content, held.config, **how)  # one that training would refuse
     tried = [] if args.no_recipes else _rows(held.content, found)
     fits = [fit for row in tried if (fit := _fit(row, held, args.weights))]
     found["recipes"] = sorted(fits, key=lambda fit: fit["initialised"])
@@ -70,9 +72,9 @@ def _rows(content: Mapping[str, Any], found: Mapping[str, Any]) -> list[Command]
 def _fit(row: Command, held: Weights, weights: str | None) -> dict[str, Any] | None:
     """Return how the file goes into a row's recipe, None where it does not."""
     from vitdet import config  # detectron2 takes seconds to import
-    from vitdet.predict.others import ALLOWED, CONFIGS, converted
+    from vitdet.predict.others import ALLOWED, converted
 
-    path = CONFIGS / f"{row.recipe}.py"
+    path = config.CONFIGS / f"{row.recipe}.py"
     allowed: dict[str, Any] = {name: flag in row.options for name, flag in ALLOWED.items()}
     try:
         cfg = config.load_config(path, row.overrides)
@@ -94,11 +96,14 @@ def _recipe_lines(content: Mapping[str, Any], found: Mapping[str, Any]) -> list[
     if isinstance(about_of(content).get("config"), str):
         return ["recipe       in the file: vitdet predict, val, export need no --config-file"]
     lines = []
-    if is_foundation(found):
-        fit = found["recipes"][0]["recipe"] if found["recipes"] else _USUAL
-        words = f"--weights {shlex.quote(found['file'])}"
-        lines.append(f"train        vitdet train --data FOLDER {words}")
-        lines.append(f"             python train_net.py --config-file {fit} {words}")
+    usual = [{"recipe": _USUAL, "options": []}] if is_foundation(found) else []
+    best = next(iter([*found["recipes"], *usual]), None)
+    if best and not any(word.startswith("--") for word in best["options"]):
+        words = ["--weights", found["file"], *best["options"]]
+        own = f"vitdet train --data FOLDER {shlex.join(words)}" if is_foundation(found) else ""
+        line = f"python train_net.py --config-file {best['recipe']} {shlex.join(words)}"
+        heads = ("train        ", " " * 13)
+        lines += [head + text for head, text in zip(heads, filter(None, (own, line)), strict=False)]
     file = ["--source-model", found["file"], "--output-model", "OUT.pth"]
     for fit in found["recipes"]:
         counts = [f"{fit[word]} {word}" for word in ("resized", "dropped", "initialised")]

@@ -47,6 +47,12 @@ def add_weights_arguments(parser: argparse.ArgumentParser) -> None:
     add_file_arguments(parser)
 
 
+def add_threshold_argument(parser: argparse.ArgumentParser) -> None:
+    """Add the score from which a detection counts."""
+    text = "least score; left out: by class what the evaluation found (0.5 where there was none)"
+    parser.add_argument("--threshold", type=float, metavar="SCORE", help=text)
+
+
 def add_predictor_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options that say which detector computes, and how."""
     add_weights_arguments(parser)

@@ -20,7 +20,7 @@ import cv2
 import numpy as np
 import torch
 
-from vitdet.app.options import add_predictor_arguments, load_predictor
+from vitdet.app.options import add_predictor_arguments, add_threshold_argument, load_predictor
 from vitdet.predict.predictor import (
     VIDEO_SUFFIXES,
     Predictor,
@@ -28,7 +28,7 @@ from vitdet.predict.predictor import (
     passed_over_text,
     video_frames,
 )
-from vitdet.predict.results import Picture, Result, class_indexes, split_names
+from vitdet.predict.results import Picture, Result, class_indexes, found_text, split_names
 from vitdet.utils.checks import InputError, one_line
 from vitdet.utils.files import RESULT_MARKER, replacing, write_text
 from vitdet.utils.precision import PRECISIONS
@@ -46,7 +46,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("inputs", nargs="+", metavar="IMG", help=what)
     folder = "folder for the pictures (default %(default)s)"
     add("--out", type=Path, default=Path("predictions"), metavar="DIR", help=folder)
-    add("--threshold", type=float, default=0.5, help="least score (default %(default)s)")
+    add_threshold_argument(parser)
     only = "only these, by name; may be given several times"
     add("--classes", action="append", default=[], metavar="A,B", help=only)
     faster = "leave out the masks, which are then not computed"
@@ -85,12 +85,14 @@ def run(args: argparse.Namespace) -> int:
         class_indexes(names, predictor.class_names)  # an unknown name is told
         predictor.classes = tuple(names) or None
         note_names(args.out, outputs)
+        print(f"threshold {predictor.threshold.text()}", flush=True)
         images = [path for path in files if path.suffix.lower() not in VIDEO_SUFFIXES]
         try:
             for path, result, seconds in _results(predictor, images, bad):
                 with _going_on(path, bad):
                     _write(result, outputs[path], args)
-                    print(_line(path, result.size, result.counts(), f"{seconds:.2f} s"), flush=True)
+                    text = found_text(result.counts(), result.best)
+                    print(_line(path, result.size, text, f"{seconds:.2f} s"), flush=True)
                     done, left_out = done + 1, left_out + result.left_out
             for path in sorted(set(files) - set(images)):
                 with _going_on(path, bad):
@@ -213,9 +215,8 @@ def _write(result: Result, output: Path, args: argparse.Namespace) -> None:
         result.save(output.with_name(f"{output.name}.{'png' if png else 'jpg'}"))
 
 
-def _line(path: Path, size: tuple[int, int], counts: dict[str, int], took: str) -> str:
-    found = ", ".join(f"{count} {one_line(name)}" for name, count in counts.items()) or "nothing"
-    return f"{one_line(str(path))}  {size[0]} x {size[1]}  {found}  ({took})"
+def _line(path: Path, size: tuple[int, int], found: str, took: str) -> str:
+    return f"{one_line(str(path))}  {size[0]} x {size[1]}  {one_line(found)}  ({took})"
 
 
 def _video(
@@ -224,7 +225,7 @@ def _video(
     """Predict on a video frame by frame; return the line about it, and how many are left out."""
     started = time.perf_counter()
     counts: Counter[str] = Counter()
-    size, frames, left_out = (0, 0), 0, 0
+    size, frames, left_out, best = (0, 0), 0, 0, None
     with ExitStack() as stack:
         sinks: list[Callable[[Result], object]] = []
         if not args.no_pictures:
@@ -240,8 +241,9 @@ def _video(
             counts.update(result.counts())
             size, frames = result.size, frames + 1
             left_out += result.left_out
+            best = max(filter(None, (best, result.best)), key=lambda each: each[1], default=None)
     took = f"{frames} frames, {time.perf_counter() - started:.1f} s"
-    return _line(path, size, dict(counts.most_common()), took), left_out
+    return _line(path, size, found_text(dict(counts.most_common()), best), took), left_out
 
 
 def _property(path: Path, name: int) -> float:

@@ -60,21 +60,30 @@ def from_weights(args: argparse.Namespace) -> Iterator[list[str]]:
     Raises:
         InputError: the file, or a launch of several that would each convert it.
     """
+    trains = not (args.dry_run or args.eval_only or args.print_groups)
     with ExitStack() as stack:
         lines: list[str] = []
-        if args.weights or args.resume:
+        if args.weights or args.resume or trains:
             place = Path(load_config(args.config_file, args.overrides).train.output_dir)
-            record = follow.kept(place) if args.resume else None
-            if record:
+            if record := follow.begun(args, place):
                 lines = record["overrides"]
-            elif args.weights:
-                if args.dry_run or args.eval_only or args.print_groups:
+            elif args.weights or trains:
+                if not trains:
                     place = Path(stack.enter_context(TemporaryDirectory()))
                 check_new(place, args.resume)
-                lines = _begun(args, place)
+                _forget(args, place)
+                lines = _begun(args, place) if args.weights else []
         if args.tune:
             lines += follow.tuned(load_config(args.config_file), args.tune, args.overrides)
         yield [*lines, *args.overrides]
+
+
+def _forget(args: argparse.Namespace, place: Path) -> None:
+    """Remove the record of a run that ended before its first checkpoint."""
+    record, is_main = place / follow.RECORD, os.environ.get("RANK", "0") == "0"
+    if is_main and not args.machine_rank and record.is_file():
+        with alone_in(place):
+            record.unlink()
 
 
 def _begun(args: argparse.Namespace, place: Path) -> list[str]:
@@ -96,5 +105,5 @@ def _begun(args: argparse.Namespace, place: Path) -> list[str]:
             start, changed = converted(args.weights, place, recipe, typed, fits)
             lines = changed[: len(changed) - len(typed)]
         lines = [*lines, follow.setting("train.init_checkpoint", start)]
-        follow.keep(place, {"overrides": lines})
+        follow.keep(place, {"overrides": lines, "weights": str(args.weights.absolute())})
     return lines

@@ -15,22 +15,31 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from vitdet import weights
 from vitdet.app import follow
 from vitdet.app.start import converted
-from vitdet.config import load_config
+from vitdet.config import CONFIGS, load_config
 from vitdet.data.formats import FORMATS
 from vitdet.data.prepare import Prepared, prepare_data
+from vitdet.data.presets import PRESETS, steps_of
+from vitdet.engine.checkpoints import LAST
 from vitdet.engine.dry_run import DoesNotFitError
 from vitdet.engine.launch import launch
 from vitdet.engine.run import alone_in, train
-from vitdet.utils.checks import InputError
+from vitdet.utils.checks import InputError, before_first_step
 
-CONFIGS = Path(__file__).resolve().parents[2] / "configs" / "own"
-SIZES = {"tiny": "eva02_tiny", "small": "vitdet_s", "base": "vitdet_b", "large": "vitdet_l"}
+OWN = CONFIGS / "own"
+SIZES = {
+    "tiny": "eva02_tiny",
+    "light": "vitdet_s_light",
+    "small": "vitdet_s",
+    "base": "vitdet_b",
+    "large": "vitdet_l",
+}
 _EPOCHS = 50
+_PRESET = "dataloader.train.mapper.preset"
 _BATCH = "dataloader.train.total_batch_size"
 
 
@@ -48,6 +57,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     what = "what of the backbone learns: all of it, adapters (lora), nothing (head)"
     add("--tune", choices=("all", "lora", "head"), help=what)
     add("--epochs", type=float, metavar="N", help=f"rounds of the data (default {_EPOCHS})")
+    what = "more augmentation, for the kind of images (docs/data.md; default: scale, crop, flip)"
+    add("--augment", choices=list(PRESETS), help=what)
     add("--batch", type=int, metavar="N", help="images a step; left out: what fits")
     empty = "train with a validation part without objects"
     add("--allow-empty", action="store_true", help=empty)
@@ -70,7 +81,8 @@ def run(args: argparse.Namespace) -> int:
         InputError: data, weights or an option that a user can repair.
     """
     _check(args)
-    if args.weights and not args.resume:
+    follow.begun(args, args.out)  # where the run begins anew, --weights becomes that of its record
+    if args.weights and not _goes_on(args):
         args.weights = weights.locate(args.weights)
     if not args.dry_run:
         _run(args, args.out)
@@ -82,7 +94,7 @@ def run(args: argparse.Namespace) -> int:
 
 def _run(args: argparse.Namespace, place: Path) -> None:
     """Write data and weights to start from into `place`, and train."""
-    with alone_in(place):  # another run's data are not to be written over
+    with before_first_step(), alone_in(place):  # another run's data are not to be written over
         data = prepare_data(
             args.data,
             place / "data",
@@ -94,12 +106,12 @@ def _run(args: argparse.Namespace, place: Path) -> None:
             allow_changed="train.allow_changed_data=true" in map(str.lower, args.overrides),
             allow_empty=args.allow_empty,
         )
-    print(*(f"data         {note}" for note in data.notes), sep="\n", flush=True)
-    args.overrides[:0] = _following(args, place)
+        print(*(f"data         {note}" for note in data.notes), sep="\n", flush=True)
+        args.overrides[:0] = _following(args, place)
     recipe = recipe_of(args.size, masks=data.masks)
     cfg = load_config(recipe, args.overrides)
     changes = _choices(args, cfg, data)
-    if args.weights and not args.resume:
+    if args.weights and not _goes_on(args):
         changes["train.init_checkpoint"] = _start(args, place, recipe, data)
     if not args.batch and _BATCH not in _keys(args) and cfg.train.device != "cpu":
         changes |= _that_fits(args, cfg, recipe, changes)
@@ -108,13 +120,17 @@ def _run(args: argparse.Namespace, place: Path) -> None:
     launch(_train, args.num_gpus, args=(str(recipe), overrides, args.resume, args.dry_run))
 
 
+def _goes_on(args: argparse.Namespace) -> bool:
+    return args.resume and (args.out / LAST).exists()
+
+
 def _following(args: argparse.Namespace, place: Path) -> list[str]:
     """Set the size, and return the changes by which the recipe's backbone is that of the weights.
 
     A run that is resumed has both from its first start.
     """
-    usual = "base" if torch.cuda.is_available() else "tiny"
-    if args.resume and (record := follow.kept(args.out)):
+    usual, small = ("base", "small") if torch.cuda.is_available() else ("tiny", "light")
+    if record := follow.begun(args, args.out):
         args.size = record.get("size") or args.size or usual
         return [*record["overrides"], *_tuned(args)]
     found = weights.read(args.weights) if args.weights else weights.Weights({})
@@ -122,19 +138,22 @@ def _following(args: argparse.Namespace, place: Path) -> list[str]:
     if args.weights:
         net = follow.net_settings(found.content, found.config, source=source)
     width = net.get("embed_dim", 0)
-    fitting = "small" if width <= 384 else "base" if width <= 768 else "large"
+    fitting = small if width <= 384 else "base" if width <= 768 else "large"
     args.size = args.size or (fitting if net else usual)
     if net and args.size == "tiny":
-        sizes = "small, base or large for the weights of a foundation model"
+        sizes = "light, small, base or large for the weights of a foundation model"
         raise InputError(f"--size: expected {sizes}, got tiny. Leave it out: {fitting} is theirs.")
     lines = follow.remembered(found.content, source=source)
     if net:
         typed = [word for word in args.overrides if word.startswith(follow.NET)]
         cfg = load_config(recipe_of(args.size, masks=False), typed)
-        lines = follow.changes(cfg, found, typed, source=source) or []
+        lines = follow.changes(cfg, found, typed, source=source, divide=True) or []
     lines += _tuned(args)
-    if net or lines:
-        follow.keep(place, {"size": args.size, "overrides": lines})
+    if args.weights:
+        start = {"size": args.size, "overrides": lines, "weights": str(args.weights.absolute())}
+        follow.keep(place, start)
+    elif not args.resume:  # another's, which ended before its first checkpoint
+        (place / follow.RECORD).unlink(missing_ok=True)
     return lines
 
 
@@ -146,14 +165,8 @@ def _tuned(args: argparse.Namespace) -> list[str]:
 
 
 def recipe_of(size: str, *, masks: bool) -> Path:
-    """Return the recipe of a size, with or without masks; an InputError where it is not there."""
-    path = CONFIGS / f"{'mask' if masks else 'faster'}_rcnn_{SIZES[size]}.py"
-    if not CONFIGS.with_suffix(".py").is_file():  # the table of which it is a row
-        raise InputError(
-            f"recipes of vitdet train: expected the file {path}, got nothing. They are part of the "
-            "project's checkout: install vitdet from it by `pip install --editable .`."
-        )
-    return path
+    """Return the recipe of a size, with or without masks."""
+    return OWN / f"{'mask' if masks else 'faster'}_rcnn_{SIZES[size]}.py"
 
 
 def _check(args: argparse.Namespace) -> None:
@@ -166,6 +179,9 @@ def _check(args: argparse.Namespace) -> None:
         value = getattr(args, name)
         if value is not None and value <= 0:
             raise InputError(f"--{name.replace('_', '-')}: expected more than 0, got {value}.")
+    if args.batch and _BATCH in _keys(args):
+        got = f"--batch {args.batch} and {_BATCH}. Leave one of them out."
+        raise InputError(f"images a step: expected one word, got {got}")
     again = not args.resume and not args.dry_run  # refused before data are written
     if again and (args.out / "last_checkpoint").exists():
         raise InputError(
@@ -181,7 +197,8 @@ def _choices(args: argparse.Namespace, cfg: DictConfig, data: Prepared) -> dict[
     """Return the changes to the recipe that data and options ask for."""
     usual = cfg.dataloader.train.total_batch_size
     batch = args.batch or usual
-    while not args.batch and batch > max(data.num_images, args.num_gpus):
+    free = not args.batch and _BATCH not in _keys(args)
+    while free and batch > max(data.num_images, args.num_gpus):
         if batch % (2 * args.num_gpus):
             break
         batch //= 2
@@ -195,6 +212,11 @@ def _choices(args: argparse.Namespace, cfg: DictConfig, data: Prepared) -> dict[
         "train.output_dir": str(args.out.absolute()),
         "train.seed": args.seed,
     }
+    began = args.out / "config.yaml"
+    if args.resume and not args.augment and began.is_file():
+        args.augment = OmegaConf.select(OmegaConf.load(began), _PRESET)
+    if args.augment:
+        found[_PRESET] = args.augment
     if "train.num_images" not in _keys(args):
         found["train.epochs"] = args.epochs or _EPOCHS
     elif args.epochs is not None:
@@ -279,12 +301,14 @@ def _print_choices(
     words += ["--resume"] if args.resume else []
     tune = f", train.tune={cfg.train.tune}" * (cfg.train.tune != "all")
     lines = [
-        f"recipe       {recipe.relative_to(CONFIGS.parents[1])} ({args.size}): {what}",
+        f"recipe       {recipe.relative_to(CONFIGS.parent)} ({args.size}): {what}",
         f"start        {start}",
         f"length       {length}, {batch} a step, learning rate {cfg.optimizer.lr:g}{tune}",
         f"results      {cfg.train.output_dir}",
         f"the same     {shlex.join([*words, *overrides])}",
     ]
+    if preset := cfg.dataloader.train.mapper.get("preset"):
+        lines.insert(2, f"augment      {steps_of(preset, masks=data.masks)}")
     # of a dry run: where the files will be
     print(*(line.replace(str(place), str(args.out)) for line in lines), sep="\n", flush=True)
 

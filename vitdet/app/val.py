@@ -18,6 +18,7 @@ from vitdet.engine.evaluate import TestSet, write_results
 from vitdet.engine.log import logging_to
 from vitdet.predict.loading import building, check_test_data
 from vitdet.predict.predictor import Predictor
+from vitdet.utils import thresholds
 from vitdet.utils.precision import PRECISIONS
 
 
@@ -65,6 +66,8 @@ def run(args: argparse.Namespace) -> int:
         with building(predictor.source):
             results = test.evaluate(detector, predictor.precision, prefix)
     write_results(args.out, test, str(args.weights), results)
+    found = thresholds.chosen(None, thresholds.of_results(results), args.use)
+    print(f"threshold {found.text()}")
     print(f"results in {args.out / 'results.json'}")
     return 0
 

@@ -25,7 +25,7 @@ from vitdet.utils.run_lengths import mask_util
 Drawn = tuple[tuple[int, int, int, int], np.ndarray]  # a tight box XYXY; uint8 pixels inside it
 
 _TOLERANCE = 1 / 64  # pixels that an enlarged image may be out of place
-_NOTHING: Drawn = ((0, 0, 0, 0), np.zeros((0, 0), dtype=np.uint8))
+NOTHING: Drawn = ((0, 0, 0, 0), np.zeros((0, 0), dtype=np.uint8))
 
 
 class ResizeScale(T.ResizeScale):
@@ -114,6 +114,16 @@ class View:
     def shrink(self) -> float:
         """How many times smaller the result shows the image; below 1 where it is enlarged."""
         return min(old / new for old, new in zip(self.source, self.resized, strict=True))
+
+    def halved(self) -> View:
+        """Return the same view at half the size."""
+        height, width = (max(1, side // 2) for side in self.resized)
+        if self.crop is None:
+            return replace(self, resized=(height, width))
+        top, left, *sides = (value // 2 for value in self.crop)
+        rows, columns = (max(1, side) for side in sides)
+        crop = (min(top, height - 1), min(left, width - 1), rows, columns)
+        return replace(self, resized=(height, width), crop=crop)
 
     def then(self, transform: T.Transform) -> View:
         """Return the view after one more transform; another kind or order is an InputError."""
@@ -217,9 +227,9 @@ class View:
         down = np.flatnonzero((rows >= top) & (rows < top + height))
         across = np.flatnonzero((columns >= left) & (columns < left + width))
         if not down.size or not across.size:
-            return _NOTHING
+            return NOTHING
         pixels = mask_util.decode(encoded)[np.ix_(rows[down], columns[across])]
-        return _tight(int(down[0]), int(across[0]), np.ascontiguousarray(pixels))
+        return tight(int(down[0]), int(across[0]), np.ascontiguousarray(pixels))
 
 
 class _Sizes:
@@ -236,14 +246,14 @@ class _Sizes:
         self.view = self.view.then(transform)
 
 
-def draw_view(augmentations: T.AugmentationList, source: Size) -> tuple[View, T.TransformList]:
+def draw_view(augmentations: T.AugmentationList, source: Size) -> View:
     """Let augmentations draw the same random numbers as for an image of (height, width) `source`.
 
     Anything but flip, resize and crop, in this order, is an InputError.
     """
     sizes: Any = _Sizes(source)
-    transforms: Any = augmentations(sizes)
-    return sizes.view, transforms
+    augmentations(sizes)
+    return sizes.view
 
 
 def _cropped(polygon: np.ndarray, crop: tuple[int, int, int, int]) -> list[np.ndarray]:
@@ -270,20 +280,20 @@ def _cropped(polygon: np.ndarray, crop: tuple[int, int, int, int]) -> list[np.nd
 def _drawn(polygons: list[np.ndarray], size: Size) -> Drawn:
     """Fill polygons (points, 2) as pycocotools fills them on a canvas of `size`."""
     if not polygons:
-        return _NOTHING
+        return NOTHING
     low = np.min([polygon.min(axis=0) for polygon in polygons], axis=0)
     high = np.max([polygon.max(axis=0) for polygon in polygons], axis=0)
     # corners are rounded to a fifth of a pixel, hence the margin of one
     left, top = (max(0, int(value) - 1) for value in low)
     width, height = (min(int(end) + 2, side) for end, side in zip(high, size[::-1], strict=True))
     if width <= left or height <= top:
-        return _NOTHING
+        return NOTHING
     # the canvas ends where the object ends; if it began where the object begins, sums would be
     # rounded otherwise, and now and then a pixel with them
     flat = [polygon.ravel() for polygon in polygons]
     encoded = mask_util.merge(mask_util.frPyObjects(flat, height, width))
     columns = mask_util.decode(_without_columns(encoded, left)).T  # (width, height) in memory
-    return _tight(top, left, cv2.transpose(columns[:, top:]))
+    return tight(top, left, cv2.transpose(columns[:, top:]))
 
 
 def _without_columns(encoded: Any, number: int) -> Any:
@@ -300,11 +310,11 @@ def _without_columns(encoded: Any, number: int) -> Any:
     return {"size": [height, width - number], "counts": first + counts[digits:]}
 
 
-def _tight(top: int, left: int, pixels: np.ndarray) -> Drawn:
+def tight(top: int, left: int, pixels: np.ndarray) -> Drawn:
     """Cut a mask to the smallest rectangle round its pixels."""
     x, y, width, height = cv2.boundingRect(pixels)
     if not width:
-        return _NOTHING
+        return NOTHING
     left, top = left + x, top + y
     return (left, top, left + width, top + height), pixels[y : y + height, x : x + width]
 

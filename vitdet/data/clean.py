@@ -17,13 +17,13 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import combinations
 from pathlib import Path, PurePosixPath
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from PIL import Image
 
 from vitdet.data.files import Found
-from vitdet.data.findings import BOXES, KINDS, Finding, Json, Log, check_lists
+from vitdet.data.findings import BOXES, KINDS, Cleaned, Finding, Json, check_lists
 from vitdet.data.images import TURN, ImageError, header_of, open_file, open_image, opened
 from vitdet.data.labels import (
     Boxes,
@@ -42,15 +42,6 @@ _LONG = 32  # times as long as high, or higher
 _LONGEST_NAME = 200  # bytes of a file name, which may be given a number too
 
 
-@dataclass
-class Cleaned:
-    """The result of a pass."""
-
-    content: Json  # what was given where nothing had to change, else a copy
-    findings: list[Finding] = field(default_factory=list)
-    changed: bool = False  # whether the content says something else than what was given
-
-
 def clean(
     content: Json,
     images: Path,
@@ -58,7 +49,6 @@ def clean(
     *,
     style: Style = "coco",
     boxes: Boxes = "ask",
-    without_mask: Literal["keep", "drop"] = "keep",
     files: Mapping[str, ImageFile] | None = None,
 ) -> Cleaned:
     """Read the lists of a COCO content; say and mend what is wrong with them.
@@ -72,7 +62,6 @@ def clean(
         source: where the content comes from, for messages.
         style: "lvis" where file names are in `coco_url`.
         boxes: how they are written; "ask": x, y, width, height, unless they look otherwise.
-        without_mask: "drop" leaves out objects without a mask, where others have one.
         files: {file name: what its file is}, for a closer look at everything; None opens only files
             of images without a size, and leaves alone what a training does not stop at.
 
@@ -80,19 +69,19 @@ def clean(
         InputError: what is no COCO content at all.
     """
     check_lists(content, source)
-    log = Log()
+    log = Cleaned(content)
     try:
         classes = Classes(content["categories"], log)
         found = Images(content["images"], images, style, files, log)
     except InputError as error:
         raise InputError(f"annotation file {source}, {error}") from error
     labels = Labels(found, classes, log, boxes=boxes, closer=files is not None)
-    annotations = labels.read(content["annotations"], without_mask)
+    annotations = labels.read(content["annotations"])
     if log.changed:
         images_kept = [image for image, _ in found.kept.values()]
-        content = {**content, "images": images_kept, "categories": classes.kept}
-        content["annotations"] = annotations
-    return Cleaned(content, log.found, log.changed)
+        lists = {"images": images_kept, "categories": classes.kept, "annotations": annotations}
+        log.content = {**content, **lists}
+    return log
 
 
 # --- the check of a whole data set: labels, image files, and one part against another -------------
@@ -188,8 +177,6 @@ def _of_file(image: Json, file: ImageFile) -> Iterator[tuple[str, str, str]]:
         yield "elongated image", f"{sides[0]} x {sides[1]} (height x width)", ""
     if header is None:
         return
-    if Path(image["file_name"]).suffix.lower() not in header.suffixes:
-        yield "wrong extension", f"a {header.format} file", f"renamed to {header.suffixes[0]}"
     if header.orientation != 1 and (sides == header.upright or sides != header.stored):
         yield "turned by EXIF", f"stored {header.stored[0]} x {header.stored[1]}", ""
     if header.deep:
@@ -343,12 +330,10 @@ def _wanted(image: Json, file: ImageFile) -> PurePosixPath:
     fits = all(
         len(os.fsencode(part)) <= _LONGEST_NAME and part.isprintable() for part in name.parts
     )
-    suffixes = file.header.suffixes if file.header else [name.suffix[:8]]
     if name.is_absolute() or ".." in name.parts or not fits:
-        name = PurePosixPath(f"{image['id']}{suffixes[0]}")
-    if file.header is not None and (file.header.deep or _is_turned(image, file)):
-        suffixes = [".png"]
-    return name if name.suffix.lower() in suffixes else name.with_suffix(suffixes[0])
+        name = PurePosixPath(f"{image['id']}{name.suffix[:8]}")
+    made = file.header is not None and (file.header.deep or _is_turned(image, file))
+    return name.with_suffix(".png") if made else name
 
 
 def _is_turned(image: Json, file: ImageFile) -> bool:

@@ -17,9 +17,9 @@ from detectron2.data.datasets import builtin
 from detectron2.data.detection_utils import get_fed_loss_cls_weights
 from detectron2.structures import BoxMode
 
-from vitdet.data.clean import Cleaned, clean
+from vitdet.data.clean import clean
 from vitdet.data.files import read_json
-from vitdet.data.findings import Json, check_lists, notes_on, stop_at_faults
+from vitdet.data.findings import Cleaned, Json, check_lists, notes_on, stop_at_faults
 from vitdet.data.labels import Style, file_name
 from vitdet.data.masks import is_polygon
 from vitdet.utils.checks import InputError, nearest
@@ -85,7 +85,7 @@ def coco_dataset(
     try:
         categories = sorted(found.content["categories"], key=lambda each: each["id"])
         names = tuple(category["name"] for category in categories)
-        records = _records(found, image_root, style, json_file)
+        records = records_of(found, image_root, style, json_file)
     except KeyError as error:  # where nothing was looked at
         text = f"annotation file {json_file}: an entry has no key {error}. Convert it to COCO's"
         raise InputError(f"{text} format.") from error
@@ -95,17 +95,11 @@ def coco_dataset(
 
 def _read(json_file: Path, images: Path, style: Style, check: Check) -> Cleaned:
     content, _ = read_json(json_file)
-    if not isinstance(content, dict):
-        raise InputError(
-            f'annotation file {json_file}: expected an object with "images", "annotations" and '
-            f'"categories", got a {type(content).__name__}. A list is often a file of results.'
-        )
     if check == "keep":
-        content = {"annotations": [], **content}
+        content = {"annotations": [], **content} if isinstance(content, dict) else content
         check_lists(content, json_file)
         return Cleaned(content)
-    without_mask = "drop" if check == "drop" else "keep"
-    found = clean(content, images, json_file, style=style, without_mask=without_mask)
+    found = clean(content, images, json_file, style=style)
     if check == "error":
         stop_at_faults(json_file, found.findings)
     for line in notes_on(found.findings):
@@ -113,12 +107,12 @@ def _read(json_file: Path, images: Path, style: Style, check: Check) -> Cleaned:
     return found
 
 
-def _records(found: Cleaned, image_root: Path, style: Style, json_file: Path) -> list[Json]:
+def records_of(found: Cleaned, image_root: Path, style: Style, json_file: Path) -> list[Json]:
     """Turn annotations into detectron2 dataset dicts, ordered by image id.
 
     Where some objects have no mask, none has one in the records: only boxes can be trained.
     """
-    mixed = any(each.kind == "object without mask" and not each.done for each in found.findings)
+    mixed = any(each.kind == "object without mask" for each in found.findings)
     ids = sorted(category["id"] for category in found.content["categories"])
     class_index = {category: index for index, category in enumerate(ids)}
     by_image: dict[int, list[Json]] = defaultdict(list)

@@ -13,13 +13,13 @@ import re
 import stat
 import unicodedata
 from collections import Counter, defaultdict
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from itertools import takewhile
 from pathlib import Path
 from typing import Any, TypeVar
-from urllib.parse import unquote
+from urllib.parse import unquote, unquote_plus
 
 from vitdet.data.findings import Json
 from vitdet.data.images import IMAGE_SUFFIXES, UNREADABLE_SUFFIXES, ImageError, Size, read_header
@@ -43,6 +43,28 @@ _STARTS = {  # of files, in lower case
         "an archive (unpack it and give the folder)"
     ),
     (b"\x89png", b"\xff\xd8\xff"): "an image",
+}
+_EXPORT = "export it as COCO"
+_TOOLS = {  # labels of other tools and tasks: patterns that are all in the file
+    (rb'"shapes"', rb'"imagePath"'): "labelme: convert it by labelme's labelme2coco.py",
+    (rb'"tags"', rb'"objects"'): f"Supervisely: {_EXPORT}",
+    (rb'"?(shape_attributes|region_shape_attributes)"?',): f"VGG Image Annotator: {_EXPORT}",
+    (rb'"coordinates"', rb'"annotation'): f"CreateML: {_EXPORT}",
+    (rb'"from_name"|"original_width"',): f"Label Studio: {_EXPORT}",
+    (rb'"Labeled Data"|"data_row"',): f"Labelbox: {_EXPORT}",
+    (rb'"assets"', rb'"regions"'): f"VoTT: {_EXPORT}",
+    (rb'"box2d"|"poly2d"',): "BDD100K: convert it to COCO",
+    (rb'"items"', rb'"categories"', rb'"label_id"|"labels"'): f"Datumaro: {_EXPORT}",
+    (rb'"imgHeight"', rb'"objects"'): "Cityscapes: convert it to COCO",
+    (rb"<annotations>", rb"<image[\s/]"): f"CVAT for images: {_EXPORT}",
+    (rb"<dataset>", rb"<image\s"): "dlib: convert it to Pascal VOC",
+    (rb"\A\s*\[", rb'"score"', rb'"image_id"'): "results of a detector: give the annotations",
+    (
+        rb"\A(imagesource|gsd)|\A(\S+ ){8}[A-Za-z]",
+    ): "DOTA, oriented boxes: only upright ones are read",
+    (rb"\A[A-Za-z]\w* ([-\d.]+ ){13}",): "KITTI: convert it to COCO",
+    (rb"\A(-?[\d.]+,){5}",): "rows with commas (MOT, VisDrone): convert them to COCO",
+    (rb"(?i)\A[^\n{\[]*,[^\n{\[]*(x_?min|bbox)",): "a table: convert it to COCO",
 }
 # Files that belong to a data set or to its tools and are no images that somebody may miss.
 _NO_IMAGES = {
@@ -73,22 +95,26 @@ def read_bytes(path: Path, limit: float = math.inf) -> bytes:
     raise InputError(f"{path}: expected a file, got {got}. Check the path.")
 
 
-def read_text(path: Path, limit: int = MAX_TEXT) -> str:
-    """Return the text of a small file in UTF-8 or UTF-16, or raise an InputError."""
-    data = read_bytes(path, limit)
+def read_text(path: Path, limit: float = MAX_TEXT) -> str:
+    """Return the text of a file in UTF-8 or UTF-16, or raise an InputError."""
+    return _decoded(path, read_bytes(path, limit))[0]
+
+
+def _decoded(path: Path, data: bytes) -> tuple[str, str]:
+    encoding = json.detect_encoding(data[:4])
     try:
-        return data.decode("utf-16" if data[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig")
+        return data.decode(encoding), encoding
     except UnicodeDecodeError as error:
-        got = kind_of(data) or f"bytes that are none (at {error.start})"
-        raise InputError(f"{path}: expected text in UTF-8, got {got}. Save it as UTF-8.") from error
+        got = kind_of(data) or f"bytes that are none (at {error.start}). Save it as UTF-8"
+        raise InputError(f"{path}: expected text in UTF-8, got {got}.") from error
 
 
 def read_json(path: Path) -> tuple[Any, str]:
     """Return what a json file holds, and its encoding: "utf-8" where any program reads it."""
     data = read_bytes(path)
-    encoding = json.detect_encoding(data[:4])
+    text, encoding = _decoded(path, data)
     try:
-        return json.loads(data.decode(encoding, "surrogatepass")), encoding
+        return json.loads(text), encoding
     except (ValueError, RecursionError) as error:
         reason = "nested too deep" if isinstance(error, RecursionError) else f"not ({error})"
         got = kind_of(data) or f"text that is {reason}; check that it was written completely"
@@ -101,6 +127,12 @@ def kind_of(data: bytes) -> str | None:
     if not start.strip(b"\x00"):
         return "only zero bytes (an incomplete copy)" if start else "an empty file"
     return next((kind for starts, kind in _STARTS.items() if start.startswith(starts)), None)
+
+
+def tool_of(data: bytes) -> str | None:
+    """Return whose labels a file has, and what to do with them; None where that is not known."""
+    found = (tool for keys, tool in _TOOLS.items() if all(re.search(key, data) for key in keys))
+    return next(found, None)
 
 
 # --- the files of a folder ------------------------------------------------------------------------
@@ -305,13 +337,15 @@ def real_paths(paths: Iterable[Path]) -> list[str]:
 def spellings(name: str) -> list[tuple[str, ...]]:
     """Return the parts of a path as they may be meant, the likeliest first.
 
-    Backslashes, drive letters, `file://` and what Label Studio puts before the name are understood,
+    Backslashes, drive letters, addresses and what Label Studio puts before the name are understood,
     and percent signs are decoded where the name as it stands is not there.
     """
     found = []
-    for text in (name, unquote(name)):
-        path = text.rpartition("?d=")[2].rpartition("://")[2].replace("\\", "/")
-        parts = tuple(each for each in path.split("/") if each not in ("", ".", ".."))
+    for text in (name, unquote(name), unquote_plus(name)):
+        _, address, path = text.rpartition("?d=")[2].rpartition("://")
+        path = path.partition("?")[0] if address else path
+        parts = tuple(each.strip() for each in path.replace("\\", "/").split("/"))
+        parts = tuple(each for each in parts if each not in ("", ".", ".."))
         parts = parts[1:] if parts and parts[0].endswith(":") else parts
         if parts and parts not in found:
             found.append(parts)
@@ -319,45 +353,56 @@ def spellings(name: str) -> list[tuple[str, ...]]:
 
 
 def by_names(
-    names: Iterable[str], paths: Iterable[Path], split: str | None = None
-) -> dict[str, list[Path]]:
-    """Return the files that names may mean: none, one, or several that are as good.
+    names: Iterable[str],
+    paths: Iterable[Path],
+    taken: Iterable[Path] = (),
+    split: str | None = None,
+) -> dict[str, Path]:
+    """Return the files, or folders, that names mean where they are not as written.
 
-    The longest common end of two paths tells which is meant.
+    The base name tells (of a name without suffix all of a file's but its suffix); then the longest
+    common end of the folders, then their common begin, then the part (`split`, or what the name
+    says). A name that may mean several is not guessed, and none is meant twice, or is `taken`.
     """
-    known: dict[str, list[Path]] = defaultdict(list)
+    by_name: dict[str, list[Path]] = defaultdict(list)
+    by_stem: dict[str, list[Path]] = defaultdict(list)
     for path in paths:
-        known[plain(path.name)].append(path)
+        by_name[plain(path.name)].append(path)
+        by_stem[plain(path.stem)].append(path)
 
     def find(name: str) -> list[Path]:
-        named = ((parts, known.get(plain(parts[-1]), [])) for parts in spellings(name))
-        parts, hits = next((each for each in named if each[1]), (("",), []))
+        spelt = [(known, parts) for known in (by_name, by_stem) for parts in spellings(name)]
+        hits, parts = next(
+            ((known[key], parts) for known, parts in spelt if (key := plain(parts[-1])) in known),
+            ([], ("",)),
+        )
+        said = (split_of(folder) for folder in reversed(parts[:-1]))
+        wanted = split or next(filter(None, said), None)
 
-        def rank(path: Path) -> tuple[int, bool, bool]:
-            common = in_common(reversed(path.parts), reversed(parts))
-            return common, path.name == parts[-1], split in map(split_of, path.parts[:-1])
+        def rank(path: Path) -> tuple[int, int, bool, bool]:
+            folders = path.absolute().parts[1:-1]
+            end = _in_common(reversed(folders), reversed(parts[:-1]))
+            of_part = wanted in map(split_of, folders)
+            return end, _in_common(folders, parts), of_part, path.name == parts[-1]
 
-        return best(hits, rank)
+        ranks = list(map(rank, hits))
+        return [path for path, its in zip(hits, ranks, strict=True) if its == max(ranks)]
 
-    return {name: find(name) for name in names}
+    found = {name: hits[0] for name in names if len(hits := find(name)) == 1}
+    uses = Counter(map(os.path.normpath, (*found.values(), *taken)))
+    return {name: path for name, path in found.items() if uses[os.path.normpath(path)] == 1}
 
 
 def plain(name: str) -> str:
-    """A name to compare by: one form of Unicode (NFC), no difference of case."""
-    return unicodedata.normalize("NFC", name).casefold()
+    """A name to compare by: one form of Unicode (NFC), no difference of case, .jpeg is .jpg."""
+    text = unicodedata.normalize("NFC", name).casefold()
+    return f"{text[:-5]}.jpg" if text.endswith(".jpeg") else text
 
 
-def in_common(first: Iterable[str], second: Iterable[str]) -> int:
+def _in_common(first: Iterable[str], second: Iterable[str]) -> int:
     """Return how many names at the begin of two paths are the same."""
     pairs = zip(map(plain, first), map(plain, second), strict=False)
     return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
-
-
-def best(items: list[T], rank: Callable[[T], Any]) -> list[T]:
-    """Return the items of the highest rank."""
-    ranks = [rank(each) for each in items]
-    highest = max(ranks, default=None)
-    return [each for each, its in zip(items, ranks, strict=True) if its == highest]
 
 
 # --- for people -----------------------------------------------------------------------------------

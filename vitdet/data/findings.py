@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -76,7 +77,6 @@ KINDS: dict[str, Kind] = {
     "too many scans": Kind("a progressive JPEG that takes minutes to decode", stops=True),
     # image files
     "more than 8 bits": Kind("would be cut off at 255"),
-    "wrong extension": Kind("the file's name says another format"),
     "wrong size": Kind("another size than the labels say"),
     "EXIF rotation": Kind("labelled as stored, but shown turned by EXIF"),
     "same image twice": Kind("two entries of one file, or files of the same bytes"),
@@ -90,25 +90,40 @@ KINDS: dict[str, Kind] = {
     "tiny object": Kind("a side of less than 2 pixels", "note"),
     "turned by EXIF": Kind("read as it is shown, as labels should be", "note"),
 }
+_SAMPLE = 1000  # annotations that are looked at
+_TASKS: dict[str, Callable[[Json], bool]] = {  # others than detection, by what all annotations have
+    "captions": lambda each: "caption" in each,
+    "panoptic segments": lambda each: "segments_info" in each,
+    "oriented boxes (5 or 8 numbers)": lambda each: (
+        isinstance(box := each.get("bbox"), list) and len(box) in (5, 8)
+    ),
+    "key points without boxes": lambda each: (
+        "keypoints" in each and not each.get("bbox") and not each.get("segmentation")
+    ),
+    "predictions (each has a score; if they are labels, remove it)": lambda each: (
+        type(each.get("score")) is float and each["score"] < 1
+    ),
+}
 BOXES = {"corner boxes": "corners", "fraction boxes": "fractions"}  # kind: answer of --boxes
 
 
-class Log:
-    """The findings of a pass, and what is looked at: where, image_id and place of `Finding`."""
+@dataclass
+class Cleaned:
+    """A pass and its result; where, image_id and place (as of `Finding`) are what it looks at."""
 
-    def __init__(self) -> None:
-        self.found: list[Finding] = []
-        self.changed = False  # whether the cleaned content says something else than what was given
-        self.where = ""
-        self.image_id: Any = None
-        self.place: int | None = None
+    content: Json  # what was given where nothing had to change, else a copy
+    findings: list[Finding] = field(default_factory=list)
+    changed: bool = False  # whether the content says something else than what was given
+    where: str = ""
+    image_id: Any = None
+    place: int | None = None
 
     def say(
         self, kind: str, got: str, done: str = "", *, lost: int = 0, same: bool = False
     ) -> None:
         """Note a finding; `done` is a change of the content, unless it is the `same`."""
         self.changed |= bool(done) and not same
-        self.found.append(Finding(kind, self.where, got, done, self.image_id, self.place, lost))
+        self.findings.append(Finding(kind, self.where, got, done, self.image_id, self.place, lost))
 
     def put(self, entry: Json, key: str, value: int) -> None:
         """Set a number of an entry; say so where it was written otherwise."""
@@ -152,8 +167,21 @@ def stop_at_faults(source: Path, findings: Iterable[Finding]) -> None:
     )
 
 
-def check_lists(content: Json, source: Path) -> None:
-    """Raise an InputError where one of COCO's three lists is not there, or is none of objects."""
+def check_lists(content: Any, source: Path) -> None:
+    """Raise an InputError where one of COCO's three lists is not there, or is of another task."""
+    if not isinstance(content, dict):
+        got = f"a {type(content).__name__}. Results of a detector are a list: give annotations."
+        raise InputError(
+            f"annotation file {source}: expected an object in COCO's format, got {got}"
+        )
+    labels = content.get("annotations")
+    labels = labels[:: max(1, len(labels) // _SAMPLE)] if isinstance(labels, list) else []
+    for task, is_of in _TASKS.items():
+        if labels and all(isinstance(each, dict) and is_of(each) for each in labels):
+            raise InputError(
+                f"annotation file {source}: expected labels of objects, got {task}. Give those of "
+                "the objects, each with its class and box."
+            )
     for key in ("images", "annotations", "categories"):
         entries = content.get(key)
         if not isinstance(entries, list) or not all(isinstance(each, dict) for each in entries):

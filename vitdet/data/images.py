@@ -54,9 +54,9 @@ _SPECIAL = {stat.S_IFDIR: "a folder", stat.S_IFIFO: "a pipe", stat.S_IFSOCK: "a 
 _SPARE = 2.0
 
 Image.init()  # registers all readers
-_REGISTERED = Image.registered_extensions()
+_REGISTERED = Image.registered_extensions().items()
 # in lower case, with the dot
-IMAGE_SUFFIXES = frozenset(key for key, name in _REGISTERED.items() if name in (*FORMATS, "MPO"))
+IMAGE_SUFFIXES = frozenset(key for key, name in _REGISTERED if name in (*FORMATS, "MPO"))
 
 
 class ImageError(InputError):
@@ -80,14 +80,6 @@ class Header(NamedTuple):
     def deep(self) -> bool:
         """Whether there are more than 8 bits a channel, which RGB would cut off at 255."""
         return self.mode.partition(";")[0] in ("I", "F")
-
-    @property
-    def suffixes(self) -> list[str]:
-        """Suffixes of files of the format, the usual one first."""
-        name = "JPEG" if self.format == "MPO" else self.format
-        usual = {"JPEG": [".jpg", ".jpeg"], "TIFF": [".tif", ".tiff"]}.get(name, [])
-        found = (key for key, each in _REGISTERED.items() if each in (name, self.format))
-        return list(dict.fromkeys([*usual, *found]))
 
 
 def open_image(

@@ -13,7 +13,7 @@ from typing import Any, Literal
 import numpy as np
 
 from vitdet.data.files import is_file
-from vitdet.data.findings import Json, Log
+from vitdet.data.findings import Cleaned, Json
 from vitdet.data.images import Header, ImageError, Size, read_header
 from vitdet.data.masks import Mask, as_text, number, read_box, read_mask, shown, whole
 from vitdet.utils.checks import InputError
@@ -98,7 +98,7 @@ class Classes(Ids):
     `first` is {id of a class: id of the first class of that name}.
     """
 
-    def __init__(self, given: list[Json], log: Log) -> None:
+    def __init__(self, given: list[Json], log: Cleaned) -> None:
         super().__init__(given)
         self.first: dict[int, int] = {}
         names: dict[str, int] = {}
@@ -140,7 +140,7 @@ class Images(Ids):
         folder: Path,
         style: Style,
         files: Mapping[str, ImageFile] | None,
-        log: Log,
+        log: Cleaned,
     ) -> None:
         super().__init__(given)
         kept: dict[int, tuple[Json, Size]] = {}
@@ -154,7 +154,7 @@ class Images(Ids):
             try:
                 size = _size(entry, folder / name, None if files is None else files[name], log)
             except ImageError as error:
-                self.left_out[key] = len(log.found)
+                self.left_out[key] = len(log.findings)
                 log.say(error.kind, str(error), "left out with its objects")
             else:
                 read = {**entry, "height": size[0], "width": size[1]}
@@ -163,7 +163,7 @@ class Images(Ids):
         self.kept = dict(sorted(kept.items()))
 
 
-def _size(entry: Json, path: Path, file: ImageFile | None, log: Log) -> Size:
+def _size(entry: Json, path: Path, file: ImageFile | None, log: Cleaned) -> Size:
     """Return the size that holds, of the file in a closer look, else of the labels.
 
     Raises:
@@ -208,7 +208,7 @@ class Labels:
     """One pass over annotations; with `closer` also what a training does not stop at is mended."""
 
     def __init__(
-        self, images: Images, classes: Classes, log: Log, *, boxes: Boxes, closer: bool
+        self, images: Images, classes: Classes, log: Cleaned, *, boxes: Boxes, closer: bool
     ) -> None:
         self.images, self.classes, self.log = images, classes, log
         self.boxes, self.closer = boxes, closer
@@ -217,7 +217,7 @@ class Labels:
         self.seen: set[str] = set()
         self.lie: list[tuple[Box, Size]] = []  # the boxes that were read, in images of these sizes
 
-    def read(self, given: list[Json], without_mask: Literal["keep", "drop"]) -> list[Json]:
+    def read(self, given: list[Json]) -> list[Json]:
         """Return the annotations that stay."""
         self.free = count(max((whole(each.get("id")) or 0 for each in given), default=0) + 1)
         found = list(self._read(given))
@@ -226,11 +226,7 @@ class Labels:
         bare = sum(not each.get("segmentation") for each in objects)
         if 0 < bare < len(objects):
             self.log.where = f"{bare} of {len(objects)} objects"
-            drop = without_mask == "drop"
-            done = "left out" if drop else ""
-            self.log.say("object without mask", "no segmentation", done, lost=bare * drop)
-            if drop:
-                found = [each for each in found if each.get("segmentation") or each.get("iscrowd")]
+            self.log.say("object without mask", "no segmentation")
         self._fit_of_boxes()
         for key, objects_of in self.counts.items() if self.closer else ():
             if objects_of > _MANY:
@@ -248,7 +244,7 @@ class Labels:
             key = images.find(entry.get("image_id"))
             if key in images.left_out:
                 at = images.left_out[key]
-                log.found[at] = log.found[at]._replace(lost=log.found[at].lost + 1)
+                log.findings[at] = log.findings[at]._replace(lost=log.findings[at].lost + 1)
             elif key is None or key not in images.kept:
                 log.say("unknown image id", shown(entry.get("image_id")), "left out", lost=1)
             else:

@@ -28,7 +28,7 @@ from vitdet.utils.env import random_state, seed_from
 logger = logging.getLogger(__name__)
 
 Record = dict[str, Any]
-MapFunction = Callable[[Record], Record]
+MapFunction = Callable[..., Record]  # of a record; of all records too where it has a `preset`
 TIMEOUT = 600.0  # seconds within which the processes that read bring the next batch
 _EPOCH = 1  # keeps the seeds of epochs apart from those of positions
 
@@ -81,7 +81,8 @@ class Mapped(data.Dataset):
         record = self._records[index]
         try:
             with random_state(seed_from(self._seed, position)):
-                result = self._mapper(record)
+                more = (self._records,) if getattr(self._mapper, "preset", None) else ()
+                result = self._mapper(record, *more)
         except InputError as error:
             return error
         result["position"] = position

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any, Literal
 
 import cv2
@@ -12,8 +13,9 @@ from detectron2.data import detection_utils
 from detectron2.data import transforms as T
 from detectron2.structures import BitMasks, Boxes, BoxMode, Instances, PolygonMasks
 
-from vitdet.data.augment import View, draw_view
+from vitdet.data.augment import draw_view
 from vitdet.data.images import Size, read_image, read_reduced
+from vitdet.data.presets import Scene, augment, find_preset
 from vitdet.utils.checks import InputError
 
 _KEPT_KEYS = ("file_name", "image_id", "height", "width")
@@ -38,6 +40,7 @@ class Mapper:
             the same up to rounding, but in JPEG images of which less than a quarter of each side's
             pixels is wanted: these are decoded at a reduced size. The augmentations may flip
             horizontally, resize and crop, in this order.
+        preset: more augmentation, by a name of `vitdet.data.presets.PRESETS`; needs `fast`.
     """
 
     def __init__(
@@ -50,15 +53,26 @@ class Mapper:
         mask_format: Literal["bitmask", "polygon"] = "bitmask",
         recompute_boxes: bool = True,
         fast: bool = False,
+        preset: str | None = None,
     ) -> None:
-        self.augmentations = T.AugmentationList(list(augmentations))
+        self.preset = find_preset(preset) if preset else None
+        if preset and not (fast and mask_format == "bitmask"):
+            got = f"mapper.preset={preset} and mapper.fast={fast}, mapper.mask_format={mask_format}"
+            raise InputError(f"{got}: expected fast=True and bitmask with a preset. Set them.")
+        kept = [each for each in augmentations if not isinstance(each, T.RandomFlip)]
+        listed = kept if self.preset and not self.preset.flip else list(augmentations)
+        self.augmentations = T.AugmentationList(listed)
         self.is_train, self.image_format = is_train, image_format
         self.use_masks, self.mask_format = use_masks, mask_format
         self.recompute_boxes = recompute_boxes and use_masks
         self.fast = fast
 
-    def __call__(self, record: dict[str, Any]) -> dict[str, Any]:
+    def __call__(
+        self, record: dict[str, Any], others: Sequence[dict[str, Any]] = ()
+    ) -> dict[str, Any]:
         """Map one record, which is not changed; an image or mask that cannot be is an InputError.
+
+        `others` are the records of the data set, which a preset may take pictures and objects from.
 
         Returns:
             `image` uint8 (3, height, width) after augmentation, `height` and `width` of the image
@@ -67,24 +81,47 @@ class Mapper:
         """
         result = {key: record[key] for key in _KEPT_KEYS if key in record}
         wanted = self.is_train and "annotations" in record
-        annotations = self._annotations(record) if wanted else None
-        if self.fast:
-            view, transforms = draw_view(self.augmentations, (record["height"], record["width"]))
-            picture, reduction = read_reduced(record, view.shrink)
-            planes = np.empty((3, *view.size), dtype=np.uint8)
-            order = 1 if self.image_format == "RGB" else -1
-            cv2.split(view.image(picture, reduction), list(planes)[::order])
+        if self.fast and not (wanted and self.mask_format == "polygon"):
+            draw = partial(self._scene, record, others if len(others) else [record])
+            scene = augment(self.preset, draw) if self.preset and wanted else draw()
+            planes = np.empty((3, *scene.size), dtype=np.uint8)
+            cv2.split(scene.image, list(planes)[:: 1 if self.image_format == "RGB" else -1])
+            if wanted:
+                result["instances"] = self._seen(scene)
         else:
+            annotations = self._annotations(record) if wanted else None
             inputs = T.AugInput(read_image(record, self.image_format))
-            view, transforms = None, self.augmentations(inputs)
+            transforms = self.augmentations(inputs)
             planes = np.ascontiguousarray(np.asarray(inputs.image).transpose(2, 0, 1))
-        if annotations is not None and view is not None and self.mask_format == "bitmask":
-            result["instances"] = self._seen(annotations, view)
-        elif annotations is not None:
-            size = (planes.shape[1], planes.shape[2])
-            result["instances"] = self._transformed(annotations, transforms, size)
+            if annotations is not None:
+                size = (planes.shape[1], planes.shape[2])
+                result["instances"] = self._transformed(annotations, transforms, size)
         result["image"] = torch.from_numpy(planes)
         return result
+
+    def _scene(
+        self,
+        record: dict[str, Any],
+        others: Sequence[dict[str, Any]],
+        other: bool = False,
+        half: bool = False,
+    ) -> Scene:
+        """Read one picture, or another one at random, with what a view shows of its objects."""
+        record = others[np.random.randint(len(others))] if other else record
+        wanted = self.is_train and "annotations" in record
+        annotations = self._annotations(record) if wanted else []
+        view = draw_view(self.augmentations, (record["height"], record["width"]))
+        view = view.halved() if half else view
+        picture, reduction = read_reduced(record, view.shrink)
+        given = ((each["bbox"], each["bbox_mode"], BoxMode.XYXY_ABS) for each in annotations)
+        boxes = np.array([BoxMode.convert(*box) for box in given], dtype=np.float64)
+        masks = [each["segmentation"] for each in annotations] if self.use_masks else None
+        return Scene(
+            view.image(picture, reduction),
+            view.boxes(boxes.reshape(-1, 4)),
+            np.array([each["category_id"] for each in annotations], dtype=np.int64),
+            None if masks is None else view.masks(masks),
+        )
 
     def _transformed(
         self, annotations: list[dict[str, Any]], transforms: T.TransformList, size: Size
@@ -101,17 +138,13 @@ class Mapper:
             instances.gt_boxes = instances.gt_masks.get_bounding_boxes()
         return _not_empty(instances)
 
-    def _seen(self, annotations: list[dict[str, Any]], view: View) -> Instances:
-        """Return what the view shows of the objects, of those of which it shows anything."""
-        instances = Instances(view.size)
-        given = ((each["bbox"], each["bbox_mode"], BoxMode.XYXY_ABS) for each in annotations)
-        boxes = np.array([BoxMode.convert(*box) for box in given], dtype=np.float64)
-        instances.gt_boxes = Boxes(torch.from_numpy(view.boxes(boxes.reshape(-1, 4))))
-        classes = [each["category_id"] for each in annotations]
-        instances.gt_classes = torch.tensor(classes, dtype=torch.int64)
-        if not self.use_masks:
+    def _seen(self, scene: Scene) -> Instances:
+        """Return the objects of which a scene shows anything."""
+        instances, drawn = Instances(scene.size), scene.masks
+        instances.gt_boxes = Boxes(torch.from_numpy(scene.boxes))
+        instances.gt_classes = torch.from_numpy(scene.classes)
+        if drawn is None:
             return _not_empty(instances)
-        drawn = view.masks([each["segmentation"] for each in annotations])
         if self.recompute_boxes:
             sides = np.array([box for box, _ in drawn], dtype=np.float32)
             instances.gt_boxes = Boxes(torch.from_numpy(sides.reshape(-1, 4)))
@@ -119,7 +152,7 @@ class Mapper:
         shown = instances.gt_boxes.nonempty(threshold=_MIN_SIDE).tolist()
         places: Any = [n for n, (_, pixels) in enumerate(drawn) if shown[n] and pixels.size]
         instances = instances[places]
-        filled = np.zeros((len(places), *view.size), dtype=bool)  # only objects are written to
+        filled = np.zeros((len(places), *scene.size), dtype=bool)  # only objects are written to
         for mask, place in zip(filled, places, strict=True):
             (left, top, right, bottom), pixels = drawn[place]
             mask[top:bottom, left:right] = pixels

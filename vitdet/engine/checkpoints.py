@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -135,7 +135,6 @@ class Checkpoints(Hook):
         keep: how many of the newest `model_<images>.pth` stay.
         total_batch_size: images a step over all processes.
         note: stored under "vitdet": class names, the config as text, versions.
-        background: write while training goes on; else every step waits until all is written.
         resumed: checkpoint that the run goes on from, which holds this moment.
     """
 
@@ -147,7 +146,6 @@ class Checkpoints(Hook):
         keep: int,
         total_batch_size: int,
         note: dict[str, Any],
-        background: bool = True,
         resumed: Path | None = None,
     ) -> None:
         self.output_dir = output_dir
@@ -155,7 +153,6 @@ class Checkpoints(Hook):
         self.keep = max(keep, 1)
         self.total_batch_size = total_batch_size
         self.note = note
-        self.background = background
         self.newest = resumed and resumed.name  # of this very step, if there is one
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoints")
         self._jobs: list[Future[None]] = []
@@ -188,16 +185,24 @@ class Checkpoints(Hook):
         assert self.newest is not None
         return self.output_dir / self.newest
 
+    def add_note(self, found: Mapping[str, Any]) -> None:
+        """Add what its evaluation found to the note of the checkpoint of this moment."""
+        assert self.newest is not None, "an evaluation comes after a checkpoint"
+        path = self.output_dir / self.newest
+
+        def add() -> None:
+            content = checkpoint.read(path)
+            content["vitdet"] = {**content["vitdet"], **found}
+            checkpoint.write(path, content)
+
+        if found:
+            self._submit(add)
+
     def keep_best(self) -> None:
         """Give the checkpoint of this moment a second name, `model_best.pth`."""
         assert self.newest is not None, "an evaluation comes after a checkpoint"
-        name = self.newest
-
-        def link() -> None:
-            link_or_copy(self.output_dir / name, self.output_dir / BEST)
-            logger.info("%s is %s", self.output_dir / BEST, name)
-
-        self._submit(link)
+        source, best = self.output_dir / self.newest, self.output_dir / BEST
+        self._submit(lambda: link_or_copy(source, best))
 
     def save(self, trainer: Trainer, name: str) -> None:
         """Write a checkpoint under a name.
@@ -213,8 +218,6 @@ class Checkpoints(Hook):
         images_seen = trainer.images_seen
         self._submit(lambda: self._write(name, state, images_seen))
         self.newest = name
-        if not self.background:
-            self.wait()
 
     def wait(self) -> None:
         """Wait until everything is written, in every process; raise what went wrong."""
@@ -244,4 +247,4 @@ class Checkpoints(Hook):
         ages = {each: age for each, age in _ages(self.output_dir).items() if age <= images_seen}
         for old in sorted(ages, key=ages.__getitem__)[: -self.keep]:
             (self.output_dir / old).unlink(missing_ok=True)
-        logger.info("saved %s", self.output_dir / name)
+        logger.info("saved %s", name)

@@ -5,21 +5,22 @@ from __future__ import annotations
 import json
 import logging
 import math
-from collections.abc import Callable, Mapping
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from numbers import Real
 from pathlib import Path
 from typing import Any
 
 import torch
 from detectron2.structures import Instances
-from detectron2.utils.logger import log_every_n_seconds
 from omegaconf import DictConfig
 from tabulate import tabulate
 from torch import nn
 
 from vitdet.config import instantiate
-from vitdet.engine.checkpoints import Checkpoints, due
-from vitdet.engine.log import IMAGES, read_metrics
+from vitdet.engine.checkpoints import BEST, Checkpoints, due
+from vitdet.engine.log import IMAGES, bar, on_terminal, read_metrics
 from vitdet.engine.losses import check_image_sizes
 from vitdet.engine.parallel import gathered
 from vitdet.engine.trainer import Hook, Trainer
@@ -27,6 +28,7 @@ from vitdet.utils.checks import InputError, nearest
 from vitdet.utils.distributed import broadcast_object, is_main
 from vitdet.utils.files import write_text
 from vitdet.utils.precision import autocast_dtype
+from vitdet.utils.thresholds import of_results
 
 logger = logging.getLogger(__name__)
 
@@ -117,21 +119,38 @@ def run_evaluator(detector: nn.Module, loader: Any, evaluator: Any, precision: s
     device = next(detector.parameters()).device
     dtype = autocast_dtype(precision, device)
     was_training = detector.training
-    total = len(loader) if hasattr(loader, "__len__") else "?"  # one of your own may not know
     detector.eval()
     evaluator.reset()
     try:
-        with gathered(detector):
-            for number, batch in enumerate(loader, start=1):
+        with gathered(detector), _watched(loader) as batches:
+            for batch in batches:
                 evaluator.process(batch, infer(detector, batch, dtype))
-                far = f"evaluated {number}/{total} batches"
-                log_every_n_seconds(logging.INFO, far, _PROGRESS_EVERY, name=__name__)
     finally:
         detector.train(was_training)
     found = _numbers(evaluator.evaluate() or {})
     flat = {name: value for name, value in found.items() if not isinstance(value, dict)}
     tasks = {name: value for name, value in found.items() if isinstance(value, dict)}
     return tasks | ({"results": flat} if flat else {})
+
+
+@contextmanager
+def _watched(loader: Any) -> Iterator[Iterable[Any]]:
+    """Show how far a loader is: in a bar on a terminal, or in a line now and then."""
+    total = len(loader) if hasattr(loader, "__len__") else None  # one of your own may not know
+
+    def said() -> Iterator[Any]:
+        last = time.monotonic()
+        for number, batch in enumerate(loader, start=1):
+            yield batch
+            if time.monotonic() - last > _PROGRESS_EVERY:
+                last = time.monotonic()
+                logger.info("evaluated %d/%s batches", number, total or "?")
+
+    if on_terminal():
+        with bar("evaluate", total, loader) as batches:
+            yield batches
+    else:
+        yield said()
 
 
 def _numbers(values: Mapping[Any, Any]) -> dict[str, Any]:
@@ -203,6 +222,9 @@ class Evaluations(Hook):
     all results in metrics.json: a resumed run decides as one that never stopped. The higher a
     metric the better; none (no object of that kind) is no improvement.
 
+    Attributes:
+        values: images seen -> {"bbox/AP": ...} of each evaluation.
+
     Args:
         train: the recipe's, periods in images.
         total_batch_size: images a step over all processes.
@@ -221,7 +243,7 @@ class Evaluations(Hook):
         self.total_batch_size = total_batch_size
         self.checkpoints = checkpoints
         self.evaluate = evaluate
-        self.values: dict[int, dict[str, float]] = {}  # images seen -> {"bbox/AP": ...}
+        self.values: dict[int, dict[str, float]] = {}
         self._latest: Results | None = None  # of the last step, if it was evaluated
 
     def before_train(self, trainer: Trainer) -> int:
@@ -252,55 +274,55 @@ class Evaluations(Hook):
         if self._latest is None:
             self.checkpoints.ensure(trainer)
             self._latest = self.evaluate()
+            self.checkpoints.add_note(of_results(self._latest))
             # Only the main process has numbers, and all must decide alike.
             self.values[trainer.images_seen] = broadcast_object(flatten(self._latest))
             self._keep_best(trainer.images_seen)
         return self._latest
 
+    @property
+    def metric(self) -> str | None:
+        """What decides; None where there is none, or nothing yet."""
+        if self.train.best_metric != "auto":
+            return self.train.best_metric
+        names = [name for each in self.values.values() for name in each]
+        return next((name for name in names if name.rpartition("/")[2] == "AP"), None)
+
+    def best(self, until: float = math.inf) -> tuple[int, float]:
+        """Return images seen and value of the best evaluation up to there; (0, -inf) for none."""
+        found = {n: each.get(self.metric or "", -math.inf) for n, each in self.values.items()}
+        found = {n: value for n, value in sorted(found.items()) if n <= until}
+        images = max(found, key=found.__getitem__, default=0)  # the first of equals
+        value = found.get(images, -math.inf)
+        return (images, value) if value > -math.inf else (0, value)
+
     def _keep_best(self, images: int) -> None:
         """Keep the weights of this moment if their evaluation is above all before it."""
-        metric = self.train.best_metric
-        if metric is None:
-            return
-        found = {n: each.get(metric, -math.inf) for n, each in self.values.items()}
-        before = max((other for n, other in found.items() if n < images), default=-math.inf)
-        if found[images] == -math.inf:
+        metric = self.metric
+        if metric is not None and metric not in self.values[images]:
             text = "train.best_metric=%s: the evaluation after %d images gives no number for it"
             logger.warning(f"{text}, so these weights are not the best", metric, images)
-        elif found[images] > before:
-            text = "best %s so far: %.4f after %d images (before: %s)"
-            said = "none" if before == -math.inf else f"{before:.4f}"
-            logger.info(text, metric, found[images], images, said)
+        if (best := self.best(images))[0] == images:
+            logger.info("best %s so far: %.2f after %d images: %s", metric, best[1], images, BEST)
             self.checkpoints.keep_best()
 
     def _stop(self) -> bool:
         """Whether to stop after these results, which is said."""
-        stopping = self.train.early_stopping
-        if stopping is None:
+        best_at, best = self.best()
+        since = sum(images > best_at for images in self.values)
+        if self.train.patience is None or since < self.train.patience:
             return False
-        best, best_at, since = -math.inf, 0, 0
-        for images, values in sorted(self.values.items()):
-            value = values.get(stopping.metric, -math.inf)
-            since += 1
-            if value > best + stopping.min_delta:
-                best, best_at, since = value, images, 0
-        if since < stopping.patience:
-            return False
-        text = "early stopping: %d evaluations without %s more than %g above %s"
-        above = f"{best:.4f} (after {best_at} images)" if best_at else "nothing: none had a number"
-        logger.warning(text, since, stopping.metric, stopping.min_delta, above)
+        above = f"{best:.2f} (after {best_at} images)" if best_at else "nothing: none had a number"
+        logger.warning("early end: %d evaluations without %s above %s", since, self.metric, above)
         return True
 
 
-def check_metrics(train: Any, evaluator: object) -> None:
-    """Raise an InputError for metrics of a recipe that an evaluator says it does not give."""
+def check_metric(train: Any, evaluator: object) -> None:
+    """Raise an InputError for a train.best_metric that an evaluator says it does not give."""
     names = list(getattr(evaluator, "metric_names", ()))
     names += [f"ema/{name}" for name in names if train.ema_decay is not None]
-    wanted = {"best_metric": train.best_metric}
-    if train.early_stopping is not None:
-        wanted["early_stopping.metric"] = train.early_stopping.metric
-    for key, name in wanted.items():
-        if name is not None and names and name not in names:
-            text = f"expected a metric of the evaluation ({', '.join(names)}), got {name}"
-            close = nearest(name, names) or names[0]
-            raise InputError(f"train.{key}: {text}. Did you mean {close}?")
+    name = train.best_metric
+    if name not in (None, "auto") and names and name not in names:
+        text = f"expected auto or a metric of the evaluation ({', '.join(names)}), got {name}"
+        close = nearest(name, names) or names[0]
+        raise InputError(f"train.best_metric: {text}. Did you mean {close}?")

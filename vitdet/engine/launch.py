@@ -22,6 +22,7 @@ from torch.multiprocessing.spawn import ProcessException, ProcessExitedException
 from vitdet.utils.checks import (
     INPUT_ERROR_STATUS,
     INTERRUPTED_STATUS,
+    NOTHING_YET,
     PREEMPTED_STATUS,
     InputError,
     open_streams,
@@ -217,7 +218,7 @@ def _spawn(processes: int, *words: Any) -> None:
     except ProcessException as error:
         statuses = {process.exitcode for process in context.processes}
         if interrupted.value or INTERRUPTED_STATUS in statuses:
-            raise KeyboardInterrupt from error
+            raise KeyboardInterrupt("" if errors.empty() else errors.get()) from error
         said = None if errors.empty() else errors.get()
         if said is None and passed:  # before they had learned what to do then
             sys.exit(PREEMPTED_STATUS)
@@ -268,8 +269,10 @@ def _child(
 ) -> None:
     open_streams()
     os.setpgrp()  # a terminal sends ^C to its whole group; here it comes from the launcher alone
+    mp.set_start_method(None, force=True)  # reading processes as the system's usual, not spawned
     signal.signal(signal.SIGINT, signal.default_int_handler)
     if interrupted.value:
+        errors.put(NOTHING_YET)
         sys.exit(INTERRUPTED_STATUS)
     end_after_parent(LAUNCHER_GONE_STATUS)
     if not torch.cuda.is_available():
@@ -281,5 +284,6 @@ def _child(
     except InputError as error:
         errors.put(str(error))  # before this process ends and the others lose the connection
         sys.exit(INPUT_ERROR_STATUS)
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as error:
+        errors.put(str(error) or NOTHING_YET)
         sys.exit(INTERRUPTED_STATUS)

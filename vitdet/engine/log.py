@@ -1,16 +1,15 @@
-"""What a run says: lines on the terminal and in log.txt, numbers in metrics.json and elsewhere."""
+"""What a run says: lines and a bar on the terminal, log.txt, metrics.json, TensorBoard."""
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import logging
-import os
 import resource
+import shutil
 import sys
+import threading
 import time
-import uuid
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from datetime import timedelta
 from logging.handlers import MemoryHandler
@@ -18,10 +17,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
+from tqdm import tqdm
 
 from vitdet.engine.trainer import Hook, StepRecord, Trainer, Window
-from vitdet.utils.checks import InputError, printable
+from vitdet.utils.checks import printable
 from vitdet.utils.distributed import is_main, reduce_mean
 from vitdet.utils.files import read_small, write_text
 
@@ -29,7 +28,8 @@ logger = logging.getLogger(__name__)
 
 IMAGES = "images_seen"  # x of every number
 METRICS = "metrics.json"
-_LOGGERS = "loggers.json"  # {"wandb": id of the run there}, so that a resume goes on with it
+_WAITS = 0.3  # of its time, and a run says so
+_STEPS = 20  # between two lines, where the recipe says nothing; and the least lines of a run
 
 # --- lines ---------------------------------------------------------------------------------------
 
@@ -87,6 +87,14 @@ class _LogFile(logging.FileHandler):
 class _Terminal(logging.StreamHandler):
     """Prints no more where nobody reads or the disk is full: the run goes on, and log.txt."""
 
+    def emit(self, record: logging.LogRecord) -> None:
+        """Print the line above a bar."""
+        if not on_terminal():
+            super().emit(record)
+            return
+        with tqdm.external_write_mode(file=self.stream):
+            super().emit(record)
+
     def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 (logging's)
         if isinstance(sys.exc_info()[1], OSError):
             self.setLevel(logging.CRITICAL + 1)
@@ -94,31 +102,36 @@ class _Terminal(logging.StreamHandler):
             super().handleError(record)
 
 
+# --- bars ----------------------------------------------------------------------------------------
+
+
+def on_terminal() -> bool:
+    """Whether somebody may watch a bar."""
+    return is_main() and sys.stdout.isatty()
+
+
+def bar(what: str, total: int | None, steps: Iterable[Any] | None = None, **options: Any) -> Any:
+    """Return a bar on the terminal, which goes when it is done."""
+    tqdm.monitor_interval = 0  # neither a thread nor a lock for processes: reading ones are forked
+    tqdm.set_lock(threading.RLock())
+    size = shutil.get_terminal_size()  # tqdm shows nothing where the system says 0
+    style = {"leave": False, "file": sys.stdout, "ncols": size.columns, "nrows": size.lines}
+    return tqdm(steps, what, total, **style, **options)
+
+
 # --- numbers -------------------------------------------------------------------------------------
 
 
-def check_loggers(names: Sequence[str] | None) -> None:
-    """Raise an InputError for a name in `train.loggers` that is none, or a missing package."""
-    for name in names or ():
-        if name != "wandb":
-            raise InputError(f"train.loggers: expected [wandb] or [], got {name!r}.")
-        if importlib.util.find_spec(name) is None:
-            raise InputError("train.loggers: wandb is not installed (pip install wandb).")
-
-
 class Metrics:
-    """Write lines of numbers to metrics.json and TensorBoard, and to Weights & Biases if asked for.
+    """Write lines of numbers to metrics.json and TensorBoard.
 
     x is the number of images seen. Only the main process writes. A resumed run drops what was
-    written after its checkpoint. As a context it ends the run of W&B, as failed after an error.
-    W&B gets `about`, the run's record (`vitdet.engine.recipe.write_record`).
+    written after its checkpoint.
     """
 
-    def __init__(self, options: Any, images_seen: int, *, about: Mapping[str, Any]) -> None:
-        folder = Path(options.output_dir)
+    def __init__(self, folder: Path, images_seen: int) -> None:
         self.path = folder / METRICS
         self._board: Any = None
-        self._wandb: Any = None
         if not is_main():
             return
         from torch.utils.tensorboard.writer import SummaryWriter
@@ -127,17 +140,13 @@ class Metrics:
         kept = [json.dumps(each) + "\n" for each in lines if each[IMAGES] <= images_seen]
         write_text(self.path, "".join(kept))
         self._board = SummaryWriter(str(folder), purge_step=images_seen + 1)
-        if "wandb" in (options.loggers or ()):
-            self._wandb = _open_wandb(folder, about)
 
     def __enter__(self) -> Metrics:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+    def __exit__(self, *_: object) -> None:
         if self._board is not None:
             self._board.close()
-        if self._wandb is not None:
-            self._wandb.finish(exit_code=int(kind is not None))
 
     def write(self, images_seen: int, values: Mapping[str, float]) -> None:
         """Add one line."""
@@ -147,8 +156,6 @@ class Metrics:
             file.write(json.dumps({IMAGES: images_seen, **values}) + "\n")
         for name, value in values.items():
             self._board.add_scalar(name, value, images_seen)
-        if self._wandb is not None:
-            self._wandb.log(dict(values), step=images_seen)
 
 
 def read_metrics(folder: Path) -> list[dict[str, Any]]:
@@ -160,50 +167,66 @@ def read_metrics(folder: Path) -> list[dict[str, Any]]:
     return [each for each in found if isinstance(each, dict) and isinstance(each.get(IMAGES), int)]
 
 
-def _open_wandb(folder: Path, about: Mapping[str, Any]) -> Any:
-    """Begin or go on with a run of W&B; its own environment says where (WANDB_PROJECT, ...)."""
-    import wandb
-
-    known = read_small(folder / _LOGGERS, lambda text: dict(json.loads(text)), {})
-    identity = known.get("wandb") or uuid.uuid4().hex[:12]
-    try:
-        run = wandb.init(
-            project=os.environ.get("WANDB_PROJECT", "vitdet"),
-            name=os.environ.get("WANDB_NAME", folder.resolve().name),
-            id=identity,
-            resume="allow",
-            dir=str(folder),
-            config={**yaml.safe_load(about["config"]), "environment": about["environment"]},
-            settings=wandb.Settings(console="off"),  # log.txt has the lines
-        )
-    except wandb.Error as error:
-        remedy = "Log in with `wandb login`, or set WANDB_MODE=offline and `wandb sync` it later"
-        raise InputError(f"train.loggers, wandb: {error}. {remedy}.") from error
-    write_text(folder / _LOGGERS, json.dumps({"wandb": identity}, indent=1) + "\n")
-    return run
-
-
 class Progress(Hook):
-    """One log line and one set of metrics every `every` iterations, of means over these."""
+    """A line and a set of metrics every `every` steps, of means over these; a bar on a terminal.
 
-    def __init__(self, metrics: Metrics, *, every: int) -> None:
+    The loss of the first step is said at once. As a context it takes the bar away at the end.
+
+    Args:
+        metrics: of the run.
+        every: None for as many as give a run at least twenty lines.
+        total_batch_size: images a step over all processes.
+        num_images: length of the training.
+    """
+
+    def __init__(
+        self, metrics: Metrics, every: int | None, total_batch_size: int, num_images: int
+    ) -> None:
         self.metrics = metrics
-        self.every = max(every, 1)
+        steps = -(-num_images // total_batch_size)
+        self.every = every or min(max(steps // _STEPS, 1), _STEPS)
+        self.total_batch_size = total_batch_size
+        self.goal = steps * total_batch_size
+        self._begun = False
+        self._bar: Any = None
+
+    def __enter__(self) -> Progress:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._bar is not None:
+            self._bar.close()
 
     def after_step(self, trainer: Trainer) -> None:
         """Log when enough steps have gathered, and after the last step."""
+        self._show(trainer)
         if len(trainer.window.steps) < self.every and trainer.images_seen < trainer.num_images:
             return
         window = trainer.next_window()
         if window.steps:  # none: all of them were passed over
             self._log(trainer, window)
 
+    def _show(self, trainer: Trainer) -> None:
+        """Move the bar, and say the loss of the first step."""
+        window = trainer.window
+        if not self._begun and window.steps:
+            self._begun = True
+            seconds = time.perf_counter() - window.started
+            losses = _mean_losses(window)
+            if self.every > 1:  # else its own line follows
+                text = "first step: %d images in %.3g s (%.2g s of it read), loss %s"
+                logger.info(text, window.images, seconds, window.data_seconds, _losses(losses))
+            if on_terminal():
+                self._bar = bar("train", self.goal, initial=trainer.images_seen, unit="img")
+                self._bar.set_postfix_str(f"loss {sum(losses.values()):.4g}")
+        if self._bar is not None:
+            self._bar.update(trainer.images_seen - self._bar.n)
+
     def _log(self, trainer: Trainer, window: Window) -> None:
         seconds = max(time.perf_counter() - window.started, 1e-9)
-        means = torch.stack([step.losses for step in window.steps]).mean(0)
-        losses = reduce_mean(dict(zip(window.steps[-1].names, means, strict=True)))
+        losses = _mean_losses(window)
         lrs = [group["lr"] for group in trainer.optimizer.param_groups]
-        speed = window.images / seconds
+        speed, seen = window.images / seconds, trainer.images_seen
         values = {
             "total_loss": sum(losses.values()),
             **losses,
@@ -215,18 +238,31 @@ class Progress(Hook):
             "max_memory_mb": max_memory(trainer.device) / 2**20,
         }
         heads = {name: float(v) for name, v in trainer.statistics.latest_values.items()}
-        self.metrics.write(trainer.images_seen, {**values, **heads})
+        self.metrics.write(seen, {**values, **heads})
+        if self._bar is not None:
+            self._bar.set_postfix_str(f"loss {values['total_loss']:.4g}")
+        waited = window.data_seconds / seconds
         logger.info(
-            "%d/%d images  eta %s  loss %.4g (%s)  lr %.3g lowest %.3g  %.2f img/s  "
-            "data %.3f s  %d MB",
-            trainer.images_seen,
-            trainer.num_images,
-            timedelta(seconds=round((trainer.num_images - trainer.images_seen) / speed)),
-            values["total_loss"],
-            "  ".join(f"{name.removeprefix('loss_')} {loss:.4g}" for name, loss in losses.items()),
-            *(values[name] for name in ("lr", "lr_lowest", "images_per_second", "data_seconds")),
-            values["max_memory_mb"],
+            "%d/%d images  eta %s  loss %s  lr %.3g  %.2f img/s%s",
+            seen,
+            max(self.goal, seen),
+            timedelta(seconds=round(max(self.goal - seen, 0) / speed)),
+            _losses(losses),
+            values["lr"],
+            speed,
+            f"  {waited:.0%} of the time waiting for images" if waited > _WAITS else "",
         )
+
+
+def _mean_losses(window: Window) -> dict[str, float]:
+    """Losses by name, of all processes."""
+    means = torch.stack([step.losses for step in window.steps]).mean(0)
+    return reduce_mean(dict(zip(window.steps[-1].names, means, strict=True)))
+
+
+def _losses(losses: Mapping[str, float]) -> str:
+    parts = "  ".join(f"{name.removeprefix('loss_')} {loss:.4g}" for name, loss in losses.items())
+    return f"{sum(losses.values()):.4g} ({parts})"
 
 
 def gradient_norm(steps: Sequence[StepRecord]) -> dict[str, float]:

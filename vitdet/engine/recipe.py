@@ -17,7 +17,6 @@ from omegaconf import DictConfig, OmegaConf
 from vitdet import checkpoint
 from vitdet.config import KEYS, arguments, complete, config_text
 from vitdet.engine.bad_steps import POLICIES
-from vitdet.engine.log import check_loggers
 from vitdet.engine.parallel import PARALLEL
 from vitdet.engine.tune import TUNE
 from vitdet.utils.checks import InputError
@@ -30,7 +29,7 @@ logger = logging.getLogger(__name__)
 
 Counts = dict[str, Any]  # of a data set
 
-_PERIOD = re.compile(r"(\d+(?:\.\d+)?) *(%|iteration|image)s?")
+_PERIOD = re.compile(r"(\d+(?:\.\d+)?(?:e\d+)?) *(%|iteration|image)s?")
 _PERIODS = ("checkpoint_every", "eval_every")  # of `train`
 _CHOICES = {
     "device": ("auto", "cpu", "cuda"),
@@ -41,7 +40,14 @@ _CHOICES = {
     "parallel": PARALLEL,
     "tune": TUNE,
 }
-_LEAST = {"num_images": 1, "accumulate": 1, "max_bad_steps": 0, "lora_rank": 1}
+_LEAST = {
+    "num_images": 1,
+    "accumulate": 1,
+    "max_bad_steps": 0,
+    "log_every": 1,
+    "patience": 1,
+    "lora_rank": 1,
+}
 
 
 def check_recipe(cfg: DictConfig) -> DictConfig:
@@ -59,7 +65,6 @@ def check_recipe(cfg: DictConfig) -> DictConfig:
         text = f"expected a value for {', '.join(missing)}, got ???"
         raise InputError(f"recipe: {text}. Give it as {missing[0]}=VALUE on the command line.")
     _check_train(train)
-    check_loggers(train.loggers)
     return cfg
 
 
@@ -77,20 +82,17 @@ def _check_train(train: DictConfig) -> None:
         if train[key] not in allowed:
             raise InputError(f"train.{key}: expected {' or '.join(allowed)}, got {train[key]}.")
     for key, least in _LEAST.items():
-        if train[key] < least:
+        if train[key] is not None and train[key] < least:
             raise InputError(f"train.{key}: expected {least} or more, got {train[key]}.")
     if train.parallel == "fsdp" and train.compile:
         raise InputError("train.compile: it does not go with train.parallel=fsdp: set one of them.")
     _check_tune(train)
     if train.epochs is not None and not 0 < train.epochs < math.inf:
         raise InputError(f"train.epochs: expected a number above 0 or null, got {train.epochs}.")
-    _ = [_images(key, train[key], 100, 1) for key in _PERIODS]
-    stop = train.early_stopping
-    if stop is not None and (stop.patience < 1 or not 0 <= stop.min_delta < math.inf):
-        wanted = "expected a patience of at least 1 and a min_delta of at least 0"
-        raise InputError(f"train.early_stopping: {wanted}, got {dict(stop)}.")
-    if stop is not None and train.eval_every in (0, "0%"):
-        raise InputError("train.early_stopping: no evaluation, as train.eval_every is 0.")
+    _ = [_images("train", key, train[key], 100, 1) for key in _PERIODS]
+    if train.patience is not None and (train.eval_every in (0, "0%") or train.best_metric is None):
+        text = f"eval_every={train.eval_every} and best_metric={train.best_metric}"
+        raise InputError(f"train.patience: it needs evaluations and a metric, got {text}.")
 
 
 def _check_tune(train: DictConfig) -> None:
@@ -116,23 +118,49 @@ def check_batch(cfg: DictConfig) -> None:
 def set_length(cfg: DictConfig, dataset: Any) -> None:
     """Set the images of the training and of its periods in the recipe.
 
-    With `train.epochs` the training sees the data so many times, and its periods change in
-    proportion. Schedules are shares of the training and need no change.
+    With `train.epochs` the training sees the data so many times, and the recipe's periods change in
+    proportion; schedules are shares of the training. What a person typed in images stays that.
     """
     train, batch = cfg.train, cfg.dataloader.train.total_batch_size
-    own = train.num_images
+    own, what = train.num_images, ""
     if train.epochs is not None:
         epoch = images_an_epoch(cfg, dataset)
         train.num_images = round(train.epochs * epoch)
         if train.num_images < 1:
             raise InputError(f"train.epochs: {train.epochs} of {epoch} images is no image.")
-        logger.info("%g epochs of %d images: %d images", train.epochs, epoch, train.num_images)
+        what = f" ({train.epochs:g} epochs of {epoch})"
     for key in _PERIODS:
-        images = _images(key, train[key], train.num_images, batch)
+        images = _images("train", key, train[key], train.num_images, batch)
         if not isinstance(train[key], str):
             images *= train.num_images / own
-        train[key] = max(round(images), 1) if images else 0
+        # up: four quarters of 410 images are done at the end, not just before it
+        train[key] = math.ceil(round(images, 3)) if images else 0
+    _set_schedule(cfg)
+    images, steps = train.num_images, -(-train.num_images // batch)
+    evaluated = (
+        f"every {train.eval_every} images" if 0 < train.eval_every < images else "at the end"
+    )
+    text = "length: %d images%s, %d a step, so %d steps; evaluated %s"
+    logger.info(text, images, what, batch, steps, evaluated)
     _say_lr_rules(cfg)
+
+
+def _set_schedule(cfg: DictConfig) -> None:
+    """Turn what was typed of the schedule, text, into shares of this training."""
+    node, length, batch = cfg.schedule, cfg.train.num_images, cfg.dataloader.train.total_batch_size
+
+    def share(key: str, value: Any) -> Any:
+        if not isinstance(value, str):
+            return value
+        if (images := _images("schedule", key, value, length, batch)) > length:
+            text = f"expected at most the {length} images of the training, got {value}"
+            raise InputError(f"schedule.{key}: {text}. Lower it, or train longer.")
+        return images / length * node.num_images
+
+    for key in ("warmup", "milestones"):
+        if (value := node.get(key)) is not None:
+            several = isinstance(value, Sequence) and not isinstance(value, str)
+            node[key] = [share(key, each) for each in value] if several else share(key, value)
 
 
 def images_an_epoch(cfg: DictConfig, dataset: Any) -> int:
@@ -167,7 +195,7 @@ def _say_lr_rules(cfg: DictConfig) -> None:
         logger.info(text, batch, reference, lr, lr * share, lr * math.sqrt(share))
 
 
-def _images(key: str, value: Any, length: int, batch: int) -> float:
+def _images(part: str, key: str, value: Any, length: int, batch: int) -> float:
     """Return the images of a period in a training of `length` images, `batch` a step."""
     number = value
     if isinstance(value, str) and (found := _PERIOD.fullmatch(value)):
@@ -175,7 +203,7 @@ def _images(key: str, value: Any, length: int, batch: int) -> float:
     plain = isinstance(number, int | float) and not isinstance(number, bool)
     if not plain or not 0 <= number < math.inf:
         wanted = 'expected images, "10%" of the training or "500 iterations"'
-        raise InputError(f"train.{key}: {wanted}, got {value!r}. 0 means never.")
+        raise InputError(f"{part}.{key}: {wanted}, got {value!r}. 0 means never.")
     return number
 
 

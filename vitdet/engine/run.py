@@ -19,12 +19,13 @@ from vitdet.engine import recipe, tune
 from vitdet.engine.bad_steps import BadSteps
 from vitdet.engine.checkpoints import FINAL, Checkpoints, Found, last_checkpoint, usable
 from vitdet.engine.dry_run import try_steps
+from vitdet.engine.ending import closing_lines, objects_by_class
 from vitdet.engine.evaluate import (
     Evaluations,
     Results,
     TestSet,
     build_dataset,
-    check_metrics,
+    check_metric,
     flatten,
     write_results,
 )
@@ -34,7 +35,7 @@ from vitdet.engine.parameters import compile_blocks
 from vitdet.engine.signals import Signals, Watch
 from vitdet.engine.trainer import Trainer
 from vitdet.utils.checks import InputError, os_error_text
-from vitdet.utils.distributed import main_only
+from vitdet.utils.distributed import is_main, main_only
 from vitdet.utils.env import seed_all
 from vitdet.utils.files import locked
 from vitdet.utils.precision import pick_device
@@ -71,7 +72,7 @@ def train(cfg: DictConfig, *, resume: bool = False, dry_run: bool = False) -> Re
             stack.enter_context(alone_in(output_dir))
         dataset = build_dataset(cfg.dataloader.train.dataset)
         test = TestSet(cfg, expected_classes=tuple(dataset.class_names))
-        check_metrics(options, test.evaluator)
+        check_metric(options, test.evaluator)
         recipe.set_length(cfg, dataset)
         set_num_classes(cfg, len(dataset.class_names))
         recipe.set_absolute_paths(cfg)
@@ -89,22 +90,23 @@ def train(cfg: DictConfig, *, resume: bool = False, dry_run: bool = False) -> Re
             check_new(output_dir, resume)
         log_to(output_dir / "log.txt")
         note = recipe.write_record(cfg, output_dir, dataset, data)
+        objects = objects_by_class(dataset)
         del dataset  # the loader has its own copy, in one piece
-        metrics = stack.enter_context(Metrics(options, trainer.images_seen, about=note))
+        metrics = stack.enter_context(Metrics(output_dir, trainer.images_seen))
         checkpoints = Checkpoints(
             output_dir,
             every=options.checkpoint_every,
             keep=options.keep_checkpoints,
             total_batch_size=batch,
             note=note,
-            background=options.async_checkpoints,
             resumed=previous,
         )
         signals.save = checkpoints.save_now
         evaluate_now = partial(_evaluated, trainer, test, options, metrics, signals)
         evaluations = Evaluations(options, batch, checkpoints, evaluate_now)
         watch = Watch(output_dir, options.step_timeout)
-        progress = Progress(metrics, every=options.log_every)
+        progress = Progress(metrics, options.log_every, batch, options.num_images)
+        stack.enter_context(progress)
         # A checkpoint before all that takes long, so that a signal finds its work done.
         hooks = [watch, progress, checkpoints, signals, evaluations]
         try:
@@ -115,6 +117,9 @@ def train(cfg: DictConfig, *, resume: bool = False, dry_run: bool = False) -> Re
             watch.stop()
             checkpoints.close()
         write_results(output_dir, test, FINAL, results)
+        if is_main():
+            lines = closing_lines(cfg, trainer, evaluations, test, results, data, objects)
+            logger.info("%s", "\n".join(lines))
     return results
 
 

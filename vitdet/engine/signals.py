@@ -14,18 +14,22 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, TypeVar
 
+from detectron2.utils import comm
+
 from vitdet.engine.trainer import Hook, Trainer
 from vitdet.utils.checks import (
     INPUT_ERROR_STATUS,
     INTERRUPTED_STATUS,
+    NOTHING_YET,
     PREEMPTED_STATUS,
     one_line,
 )
-from vitdet.utils.distributed import PREEMPTION, any_rank, rank, world_size
+from vitdet.utils.distributed import PREEMPTION, any_rank, is_main, rank, world_size
 
 logger = logging.getLogger(__name__)
 
 Batches = TypeVar("Batches")
+_WAIT = 30  # seconds, doubled each time, after which a first step that goes on is said
 
 
 class Preempted(SystemExit):
@@ -75,46 +79,62 @@ class Signals(Hook):
         """Handle a signal."""
         again = self.signal is signal.SIGINT
         self.signal = signal.Signals(number)
-        if number == signal.SIGINT and (again or self.save is None):
-            raise KeyboardInterrupt
+        if number == signal.SIGINT and self.save is None:
+            raise KeyboardInterrupt(NOTHING_YET)
+        if number == signal.SIGINT and again:
+            raise KeyboardInterrupt("at once; --resume goes on from the last checkpoint")
         if self._saved is not None:
             self._saved()
+        elif is_main():  # not by print or logging, which it may have come into
+            again = " (^C again: end at once)" if number == signal.SIGINT else ""
+            os.write(2, f"\n{_called(number)}: saving after this step{again}\n".encode())
 
     def after_step(self, trainer: Trainer) -> None:
         """Raise Preempted, with a checkpoint, if any process was told and training would go on."""
         if trainer.images_seen < trainer.num_images and any_rank(self.signal is not None):
             assert self.save is not None, "set before the training"
-            self._leave(trainer, f"saved {self.save(trainer).name}")
+            interrupted = any_rank(self.signal is signal.SIGINT)
+            self._leave(trainer, f"saved {self.save(trainer).name}", interrupted)
 
     def after_train(self, trainer: Trainer) -> None:
         """Raise Preempted before the evaluation; the last checkpoint was just written."""
         if any_rank(self.signal is not None):
-            self._leave(trainer, "saved the last checkpoint")
+            interrupted = any_rank(self.signal is signal.SIGINT)
+            self._leave(trainer, "saved the last checkpoint", interrupted)
 
     @contextmanager
     def evaluating(self, trainer: Trainer) -> Iterator[None]:
-        """Within the block, of which nothing is lost, a process alone leaves at once."""
-        if world_size() == 1:
-            self._saved = lambda: self._leave(trainer, "saved before this evaluation")
+        """Within the block, of which nothing is lost, the processes of one machine leave at once.
+
+        Those of several would leave without those of a machine that nobody told.
+        """
+        if world_size() == 1 or world_size() == comm.get_local_size():
+            what = "saved before this evaluation"
+            self._saved = lambda: self._leave(trainer, what, self.signal is signal.SIGINT)
         try:
             yield
         finally:
             self._saved = None
 
-    def _leave(self, trainer: Trainer, what: str) -> None:
-        told = "a signal" if self.signal is None else self.signal.name
-        interrupted = any_rank(self.signal is signal.SIGINT)
+    def _leave(self, trainer: Trainer, what: str, interrupted: bool) -> None:
+        told = "a signal" if self.signal is None else _called(self.signal)
         status = INTERRUPTED_STATUS if interrupted else PREEMPTED_STATUS
         text = (
             f"{told} after {trainer.images_seen} images: {what}, leaving with status {status}; "
-            "--resume goes on from here"
+            "the same command with --resume goes on from here"
         )
         logger.info("%s", text)
         raise Preempted(text, status)
 
 
+def _called(number: int) -> str:
+    return "^C" if number == signal.SIGINT else signal.Signals(number).name
+
+
 class Watch(Hook):
     """A hook that ends the run when a step is not done within a time limit.
+
+    A first step that takes long is said.
 
     A file system that hangs, a process that is lost, a network that lets no data through: without
     it all ranks wait in silence. With it each writes the stacks of its threads to
@@ -130,6 +150,7 @@ class Watch(Hook):
         self.output_dir = output_dir
         self.limit = limit
         self._step = 0  # even between steps
+        self._reads = True
         self._done = threading.Event()
 
     def over(self, batches: Iterator[Batches]) -> Iterator[Batches]:
@@ -138,8 +159,9 @@ class Watch(Hook):
             threading.Thread(target=self._watch, args=(self.limit,), daemon=True).start()
         self._step += 1
         for batch in batches:
+            self._reads = False
             yield batch
-            self._step += 1
+            self._step, self._reads = self._step + 1, True
 
     def after_step(self, trainer: Trainer) -> None:  # noqa: ARG002
         """End the step; the first hook to be called."""
@@ -151,10 +173,14 @@ class Watch(Hook):
 
     def _watch(self, limit: float) -> None:
         tick = min(1.0, limit / 4)
-        step, waited = 0, 0.0
+        step, waited, said = 0, 0.0, _WAIT
         while not self._done.wait(tick):
             waited = waited + tick if step == self._step and step % 2 else 0.0
             step = self._step
+            if step == 1 and waited >= said:
+                what = "its images are read" if self._reads else "it is computed"
+                logger.info("first step: %d s so far, %s", waited, what)
+                said *= 2
             if waited >= limit:
                 self._end(limit)
 

@@ -17,6 +17,7 @@ from torch.nn.modules import module as registration
 
 from vitdet import checkpoint
 from vitdet.config import (
+    CONFIGS,
     build_model,
     change,
     config_text,
@@ -27,6 +28,7 @@ from vitdet.config import (
 from vitdet.data.shapes import CLASSES, drawn_folder
 from vitdet.plain_recipes import recipe_of_file
 from vitdet.predict import others
+from vitdet.utils import thresholds
 from vitdet.utils.checks import InputError
 from vitdet.weights import read
 
@@ -82,11 +84,11 @@ def load(
     note = content.get("vitdet")
     note = note if isinstance(note, dict) else {}
     if found.row and found.row.recipe and config is None:
-        config = others.CONFIGS.parent / found.row.recipe
+        config = CONFIGS.parent / found.row.recipe
     if config is None and not isinstance(note.get("config"), str):
         row = others.find_recipe(content, source)
         if row is not None:
-            config, overrides = others.CONFIGS / f"{row.recipe}.py", (*row.overrides, *overrides)
+            config, overrides = CONFIGS / f"{row.recipe}.py", (*row.overrides, *overrides)
     cfg = _recipe(note, source, config, overrides, trust)
     names, ids = _classes(cfg, note, class_names, source)
     wanted = checkpoint.chosen(content, weights, source=source)
@@ -137,6 +139,7 @@ def save_for_inference(source: str | Path, output: str | Path, **options: Any) -
         "config": config_text(loaded["cfg"]),
         "weights": options.get("weights", "model"),
     }
+    about |= thresholds.chosen(None, note, about["weights"], str(source)).note()
     versions = note.get("environment")
     if isinstance(versions, dict) and all(isinstance(each, str) for each in versions.values()):
         about["environment"] = versions

@@ -6,7 +6,6 @@ Nothing is written: the file is converted in memory, with the account of `vitdet
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,7 +17,6 @@ from vitdet.convert.names import shapes_of
 from vitdet.convert.recipes import COMMANDS, Command
 from vitdet.utils.checks import InputError
 
-CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 # what a row may have to allow
 ALLOWED = {"resize_patch_embed": "--resize-patch-embed", "allow_inexact": "--allow-inexact"}
 
@@ -53,7 +51,7 @@ def account(row: Command, content: Mapping[str, Any], weights: str | None = None
 
     `weights` is the key of the file that holds them, None to find it.
     """
-    cfg = config.load_config(CONFIGS / f"{row.recipe}.py", row.overrides)
+    cfg = config.load_config(config.CONFIGS / f"{row.recipe}.py", row.overrides)
     allowed: dict[str, Any] = {name: flag in row.options for name, flag in ALLOWED.items()}
     try:
         return converted(content, cfg.model, weights=weights, **allowed)[1]

@@ -25,8 +25,10 @@ from vitdet.predict import augmentation, loading
 from vitdet.predict.augmentation import TestTimeAugmentation
 from vitdet.predict.results import Picture, Result, class_indexes
 from vitdet.predict.slicing import Slices, detect_sliced
+from vitdet.utils import thresholds
 from vitdet.utils.checks import InputError
 from vitdet.utils.precision import autocast_dtype, pick_device
+from vitdet.utils.thresholds import Thresholds
 
 VIDEO_SUFFIXES = frozenset(
     {".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg", ".wmv", ".flv", ".ts"}
@@ -45,7 +47,8 @@ class Predictor:
         class_ids: number of each class in COCO results; by default 1, 2, ...
         device: where to compute, None for where the detector is, else see `pick_device`.
         precision: "fp32", "bf16", "fp16", or "auto" for bf16 where the device has it.
-        threshold: detections with a lower score are left out; 0 leaves out nothing.
+        threshold: detections with a lower score are left out; 0 leaves out nothing. None for those
+            that the file's evaluation found, class by class, and 0.5 where there are none.
         classes: names of the only classes to report, None for all.
         boxes_only: compute no masks; boxes and scores are the same to the bit. Where a recipe makes
             scores of masks (maskness_thresh), they are computed and left out.
@@ -68,7 +71,7 @@ class Predictor:
         class_ids: Sequence[int] | None = None,
         device: str | torch.device | None = None,
         precision: str = "auto",
-        threshold: float = 0.5,
+        threshold: float | Thresholds | None = None,
         classes: Sequence[str] | None = None,
         boxes_only: bool = False,
         tta: TestTimeAugmentation | None = None,
@@ -76,10 +79,10 @@ class Predictor:
         batch_size: int = 1,
         cfg: DictConfig | None = None,
     ) -> None:
-        if not 0 <= threshold <= 1 or batch_size < 1 or image_format not in ("RGB", "BGR"):
+        if batch_size < 1 or image_format not in ("RGB", "BGR"):
             raise InputError(
-                "predictor: expected a threshold of 0 to 1, batch_size of 1 or more, RGB or BGR, "
-                f"got threshold={threshold}, batch_size={batch_size}, image_format={image_format}."
+                "predictor: expected a batch_size of 1 or more, RGB or BGR, "
+                f"got batch_size={batch_size}, image_format={image_format}."
             )
         class_indexes(classes or (), class_names)  # said before anything is computed
         if tta is not None:
@@ -93,7 +96,8 @@ class Predictor:
         self.augmentations = T.AugmentationList(list(augmentations))
         self.image_format = image_format
         self.precision = precision
-        self.threshold = threshold
+        known = isinstance(threshold, Thresholds)
+        self.threshold = threshold if known else thresholds.chosen(threshold, {})
         self.classes = None if classes is None else tuple(classes)
         self.boxes_only = boxes_only
         self.tta = tta
@@ -114,6 +118,7 @@ class Predictor:
         weights: str = "model",
         trust: bool = False,
         device: str | torch.device = "auto",
+        threshold: float | None = None,
         **options: Any,
     ) -> Predictor:
         """Return a predictor with everything that a checkpoint tells.
@@ -121,13 +126,14 @@ class Predictor:
         Args:
             path, config, overrides, class_names, weights, trust: see `vitdet.predict.loading.load`.
             device: "auto", "cpu", "cuda", "cuda:1", "mps".
-            options: precision, threshold, classes, boxes_only, tta, slices, batch_size: see the
+            threshold: of all classes; None for what the file's evaluation found.
+            options: precision, classes, boxes_only, tta, slices, batch_size: see the
                 class.
 
         Raises:
             InputError: no such file, nothing known of the recipe, weights of another size.
         """
-        detector, about, _ = loading.load(
+        detector, about, note = loading.load(
             path,
             device=pick_device(device),
             config=config,
@@ -136,7 +142,8 @@ class Predictor:
             weights=weights,
             trust=trust,
         )
-        predictor = cls(detector, **about, **options)
+        least = thresholds.chosen(threshold, note, weights, str(path))
+        predictor = cls(detector, **about, threshold=least, **options)
         predictor.source = None if config is not None or trust else str(path)
         return predictor
 
@@ -171,8 +178,11 @@ class Predictor:
                 found = [detect_sliced(self.detect, x, cut, self.batch_size) for x in images]
             for picture, (instances, masks) in zip(batch, found, strict=True):
                 result = Result(picture, instances, self.class_names, self.class_ids, masks)
-                result = result.above(self.threshold)
-                yield result if classes is None else result.of_classes(classes)
+                kept = result.above(self.threshold.of(self.class_names))
+                if classes is not None:
+                    kept, result = kept.of_classes(classes), result.of_classes(classes)
+                kept.best = result.best
+                yield kept
 
     def detect(self, images: Sequence[np.ndarray]) -> list[Instances]:
         """Return all detections in images uint8 RGB (height, width, 3) that are taken whole.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -48,6 +48,7 @@ class Result:
         names: class name of each detection.
         masks: in COCO's encoding; None where the detector predicts boxes only.
         left_out: number of detections that `of_classes` left out.
+        best: class name and score of the best detection before a threshold; None without any.
 
     Args:
         picture: the image.
@@ -79,6 +80,8 @@ class Result:
         self.names = [self.class_names[index] for index in self.classes]
         self.masks = masks if pixels is None else encode(pixels.numpy())
         self.left_out = 0
+        top = int(self.scores.argmax()) if len(self.scores) else None
+        self.best = None if top is None else (self.names[top], float(self.scores[top]))
 
     @property
     def has_masks(self) -> bool:
@@ -105,17 +108,18 @@ class Result:
         return len(self._found)
 
     def __repr__(self) -> str:
-        found = ", ".join(f"{count} {name}" for name, count in self.counts().items())
-        size = f"{self.size[0]} x {self.size[1]}"
-        return one_line(f"Result({self.name}, {size}: {found or 'nothing'})")
+        size, found = f"{self.size[0]} x {self.size[1]}", found_text(self.counts(), self.best)
+        return one_line(f"Result({self.name}, {size}: {found})")
 
     def counts(self) -> dict[str, int]:
         """Return how many of each class there are, the most frequent first."""
         return dict(Counter(self.names).most_common())
 
-    def above(self, threshold: float) -> Result:
-        """Return the detections with at least this score."""
-        return self._part(self._found.scores >= threshold)
+    def above(self, threshold: float | Sequence[float]) -> Result:
+        """Return the detections with at least this score, or that of their class index."""
+        least = np.asarray(threshold, dtype=np.float64)
+        least = least[self.classes] if least.ndim else least
+        return self._part(self._found.scores >= torch.from_numpy(np.asarray(least)))
 
     def of_classes(self, names: Sequence[str]) -> Result:
         """Return the detections of these classes.
@@ -185,6 +189,13 @@ class Result:
             class_id=np.array(self.classes, dtype=int),
             data={"class_name": np.array(self.names, dtype=str)},
         )
+
+
+def found_text(counts: Mapping[str, int], best: tuple[str, float] | None) -> str:
+    """Say what was found; where that is nothing, what came nearest."""
+    if counts:
+        return ", ".join(f"{count} {name}" for name, count in counts.items())
+    return f"nothing (the best score is {best[1]:.2f}, of {best[0]})" if best else "nothing"
 
 
 def class_indexes(names: Sequence[str], class_names: Sequence[str]) -> list[int]:

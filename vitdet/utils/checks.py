@@ -10,7 +10,8 @@ import signal
 import sys
 import threading
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from inspect import Parameter, signature
 from pathlib import Path
 from typing import Any, TypeVar
@@ -20,6 +21,16 @@ _Function = TypeVar("_Function", bound=Callable[..., Any])
 INPUT_ERROR_STATUS = 2
 PREEMPTED_STATUS = 75  # stopped by a signal after saving; what sysexits.h calls "try again"
 INTERRUPTED_STATUS = 130  # what shells give for ^C: 128 + SIGINT
+NOTHING_YET = "before the first step: nothing was lost, give the same command again"
+
+
+@contextmanager
+def before_first_step() -> Iterator[None]:
+    """Have ^C within the block say that a training can be started again."""
+    try:
+        yield
+    except KeyboardInterrupt as error:
+        raise KeyboardInterrupt(str(error) or NOTHING_YET) from None
 
 
 class InputError(ValueError):
@@ -77,16 +88,18 @@ def exit_status(run: Callable[[], int]) -> int:
         return status
     except InputError as error:
         return _say(f"error: {error}", INPUT_ERROR_STATUS)
+    except ModuleNotFoundError as error:
+        return _say(f"error: {missing_text(error)}", INPUT_ERROR_STATUS)
     except BrokenPipeError:
         _drop_stdout()
         return 0
     except OSError as error:
         _drop_stdout()
         return _say(f"error: {os_error_text(error)}", INPUT_ERROR_STATUS)
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as error:
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGINT, signal.SIG_DFL)
-        return _say("interrupted", INTERRUPTED_STATUS)
+        return _say(f"interrupted {error}".rstrip(), INTERRUPTED_STATUS)
 
 
 def open_streams() -> None:
@@ -97,6 +110,16 @@ def open_streams() -> None:
     for stream in (sys.stdout, sys.stderr):  # names of files may hold what no encoding knows
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
+
+
+def missing_text(error: ModuleNotFoundError) -> str:
+    """Return how to bring a package that is not here."""
+    package = str(error.name).partition(".")[0]
+    return (
+        f"vitdet needs {package}, which is not installed: run `vitdet setup`, which brings what is "
+        "missing (or build the official detectron2 with `pip install --no-build-isolation "
+        "'detectron2 @ git+https://github.com/facebookresearch/detectron2.git'`)."
+    )
 
 
 def os_error_text(error: OSError) -> str:

@@ -34,13 +34,15 @@ def _has_bfloat16(device: torch.device) -> bool:
 
 
 def pick_device(name: str | torch.device = "auto") -> torch.device:
-    """Return a device that is here: "cpu", "cuda", "cuda:1", "mps", "auto" for CUDA's or the CPU.
+    """Return a device that is here: "cpu", "cuda", "cuda:1" or "1", "mps", "auto" (CUDA or CPU).
 
     Raises:
         InputError: torch has no such device, or none on this machine.
     """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
+    if str(name).isdigit():
+        name = f"cuda:{name}"
     try:
         device = torch.zeros(1, device=name).device
         if device.type == "meta":

@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from vitdet.app.options import add_threshold_argument
+from vitdet.utils import thresholds
 from vitdet.utils.checks import InputError
 
 
@@ -15,14 +17,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--out", type=Path, help="the page; left out: report.html in the folder")
     what = "what curves, errors and confusion are about: boxes or masks (default bbox)"
     add("--iou-type", choices=["bbox", "segm"], default="bbox", help=what)
-    what = "score that counts in errors, pictures and confusion matrix (default 0.5)"
-    add("--threshold", type=float, default=0.5, help=what)
+    add_threshold_argument(parser)
     add("--images", type=int, default=12, help="worst images shown (default 12)")
-    what = "results in COCO's format; left out: those of the run, which is evaluated if it has none"
+    what = "results in COCO's format; left out: those of the run"
     add("--predictions", type=Path, help=what)
     what = "build parts of the run's recipe from outside vitdet"
     add("--trust", action="store_true", help=what)
-    add("--device", choices=["auto", "cpu", "cuda"], default="auto")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -31,22 +31,26 @@ def run(args: argparse.Namespace) -> int:
     Raises:
         InputError: a wrong option; a folder without a run; data that is not there.
     """
-    if not 0 <= args.threshold <= 1 or args.images < 0:
-        got = f"--threshold {args.threshold:g} --images {args.images}"
-        raise InputError(f"{got}: a score is from 0 to 1, and images are 0 or more.")
+    thresholds.chosen(args.threshold, {})  # said before the work
+    if args.images < 0:
+        raise InputError(f"--images {args.images}: expected 0 or more.")
     folder = args.run_folder.parent if args.run_folder.is_file() else args.run_folder
     out = args.out or folder / "report.html"
     if not out.parent.is_dir():
         raise InputError(f"--out {out}: there is no folder {out.parent}. Make it first.")
     # matplotlib and the engine are slow to import, and --help needs neither
     from vitdet.app.pages import render
-    from vitdet.app.report.page import NAMES, read_run, sections
+    from vitdet.app.report.page import MARKS, NAMES, read_run, sections
     from vitdet.utils.files import write_text
 
-    found = read_run(folder, args.predictions, args.device, trust=args.trust)
-    parts = sections(found, args.iou_type, args.threshold, args.images)
-    values = {"about": f"{found.checkpoint} on {found.dataset.name}", "sections": parts}
-    values |= {"kind": NAMES[args.iou_type], "threshold": f"{args.threshold:g}"}
+    found = read_run(folder, args.predictions, trust=args.trust)
+    source = str(folder / "results.json")
+    which = min(found.note.get(thresholds.KEY, ["model"]))  # those of "ema" are evaluated last
+    least = thresholds.chosen(args.threshold, found.note, which, source)
+    verdict, parts = sections(found, args.iou_type, least, args.images)
+    about = f"{found.checkpoint} on {found.dataset.name}, threshold {least.text()}"
+    values = {"about": about, "verdict": verdict, "kind": NAMES[args.iou_type], "marks": MARKS}
+    values["sections"] = parts
     write_text(out, render("report.html", title=folder.resolve().name, **values))
     print(f"report: {out} ({out.stat().st_size / 1e6:.1f} MB)")
     return 0

@@ -7,12 +7,12 @@ tidecv/quantify.py.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from vitdet.scores import evaluated
+from vitdet.scores import evaluated, match
 from vitdet.utils.run_lengths import encode_segmentation, mask_util
 
 Json = dict[str, Any]
@@ -50,13 +50,12 @@ class Judged(NamedTuple):
 
 
 def judge(
-    truth: Json, results: list[Json], iou_type: str, threshold: float = 0.0, **rules: Any
+    truth: Json, results: list[Json], iou_type: str, least: Mapping[int, float], **rules: Any
 ) -> tuple[dict[int, np.ndarray], list[Judged]]:
     """Return the precision of every class, and every image in the order of the ids.
 
-    COCO lets the detection with the highest score choose its object first, so the matches of all
-    are also those of the detections with at least the score `threshold`, which alone are judged.
-    The other arguments are those of `vitdet.scores.evaluated`.
+    Detections with at least the score that `least` has for their category are judged. The other
+    arguments are those of `vitdet.scores.evaluated`.
 
     Returns:
         {category id: (IoU 0.50 to 0.95, 101 recalls, all / small / medium / large)}, nan without
@@ -66,15 +65,11 @@ def judge(
     values = evaluator.eval["precision"][..., -1]  # IoU, recall, category, size
     values = np.where(values < 0, np.nan, values)
     precision = {int(c): values[:, :, k] for k, c in enumerate(evaluator.params.catIds)}
-    # once more for the matches, which then are of one IoU and of all sizes
-    evaluator.params.iouThrs = np.array([FOREGROUND])
-    evaluator.params.areaRng, evaluator.params.areaRngLbl = [[0, 1e10]], ["all"]
-    evaluator.evaluate()
-    evaluator.accumulate()
-    evaluator.math_matches()
+    match(evaluator, FOREGROUND)
     judged = []
     for number, image in sorted(evaluator.cocoGt.imgs.items()):
-        found = [e for e in evaluator.cocoDt.imgToAnns[number] if e["score"] >= threshold]
+        found = evaluator.cocoDt.imgToAnns[number]
+        found = [each for each in found if each["score"] >= least[each["category_id"]]]
         found.sort(key=lambda each: -each["score"])
         judged.append(_judge(image, evaluator.cocoGt.imgToAnns[number], found, iou_type))
     return precision, judged
@@ -132,6 +127,29 @@ def _mistake(found: Json, overlaps: np.ndarray, objects: list[Json]) -> Mistake:
     if others[beside] < BACKGROUND:
         return Mistake("background", found, None)
     return Mistake("both", found, objects[beside], others[beside])
+
+
+def costs(judged: Sequence[Judged]) -> dict[str, tuple[int, float]]:
+    """Return how many mistakes there are of each kind, and what F1 (percent) gains without them.
+
+    What is only badly placed, or of another class, would find its object.
+    """
+    objects, right = sum(len(each.objects) for each in judged), sum(each.right for each in judged)
+    mistakes = [each for image in judged for each in image.mistakes]
+    wrong = sum(each.kind != "missed" for each in mistakes)
+    had = {a["id"] for each in judged for a, _ in each.pairs[: each.right] if a}
+
+    def f1(right: int, wrong: int) -> float:
+        return 200 * right / max(1, right + wrong + objects)
+
+    found = {}
+    for kind in KINDS:
+        mine = [each for each in mistakes if each.kind == kind]
+        ids = {each.truth["id"] for each in mine if each.truth} - had
+        more = len(ids) if kind in ("localisation", "classification", "missed") else 0
+        less = wrong if kind == "missed" else wrong - len(mine)
+        found[kind] = (len(mine), f1(right + more, less) - f1(right, wrong))
+    return found
 
 
 def confusion(judged: Sequence[Judged], class_ids: Sequence[int]) -> np.ndarray:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import json
 import math
-import tempfile
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -13,30 +12,27 @@ from typing import Any, NamedTuple
 
 import matplotlib as mpl
 import numpy as np
-import torch
-from detectron2.structures import Boxes, Instances
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogFormatter
 from omegaconf import DictConfig
 from PIL import Image, ImageDraw, ImageFont
 
-from vitdet import checkpoint
 from vitdet.app.pages import address, jpeg
-from vitdet.app.report.numbers import KINDS, Json, Judged, Mistake, confusion, judge
+from vitdet.app.report.numbers import KINDS, Json, Judged, Mistake, confusion, costs, judge
 from vitdet.config import load_config
 from vitdet.data.images import read_image
-from vitdet.drawing import draw_instances
 from vitdet.engine.evaluate import PREDICTIONS, TestSet
-from vitdet.engine.run import evaluate
-from vitdet.predict.loading import building, check_size, check_test_data
+from vitdet.predict.loading import building, check_test_data
 from vitdet.scores import read_truth
 from vitdet.utils.checks import InputError
-from vitdet.utils.run_lengths import decode
+from vitdet.utils.thresholds import Thresholds, of_results
 
 _MOST = 12  # classes in a plot, those with the lowest AP
 _MATRIX = 80  # classes of a confusion matrix
 NAMES = {"bbox": "boxes", "segm": "masks"}
 _AGREE = 0.05  # points of AP by which another machine may differ without a remark
+_FELL = 1.0  # points of AP below its best from which a training got worse
+_WIDE = (20, 1e4)  # times the least value, from and up to which an axis is logarithmic
 _RECALLS = np.linspace(0.0, 1.0, 101)  # COCO's
 # "Color Universal Design" (Okabe and Ito 2008), without black and the pale yellow
 _COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
@@ -51,8 +47,17 @@ _STYLE: dict[Any, Any] = {
     "svg.hashsalt": "vitdet",  # the same file for the same numbers
     "text.parse_math": False,  # names of classes are no formulas
 }
-_SIDE = 420  # pixels, shorter side of a picture
+_SHORT, _LONG = 420, 1280  # pixels: a picture's shorter side at least, its longer side at most
 _DISC = 11  # pixels, radius of a number's disc
+# what a picture shows of the kinds of errors, and its colours
+_SHOWN: dict[str, str] = dict.fromkeys(("background", "duplicate", "both"), "false")
+_SHOWN |= {"missed": "missed", "classification": "wrong class", "localisation": "badly placed"}
+MARKS = {
+    "missed": "#e8590c",
+    "false": "#d6336c",
+    "wrong class": "#4c9ffe",
+    "badly placed": "#f2b705",
+}
 
 Curves = dict[str, np.ndarray]  # class -> precision (IoU, recall, size)
 
@@ -72,18 +77,18 @@ class Run(NamedTuple):
     versions: Json
     dataset: Any  # of the test
     predictions: list[Json]  # in COCO's format
+    note: Json  # the thresholds that the evaluation found
 
 
-def read_run(folder: Path, predictions: Path | None, device: str, *, trust: bool) -> Run:
-    """Read a run's folder; evaluate its weights once more where it has no predictions.
-
-    Arguments are those of the command.
+def read_run(folder: Path, predictions: Path | None, *, trust: bool) -> Run:
+    """Read a run's folder. Arguments are those of the command.
 
     Raises:
         InputError: a file that is missing or damaged, or data that is not there.
     """
+    kept = predictions or folder / PREDICTIONS
     config, results = folder / "config.yaml", folder / "results.json"
-    for path in (config, results):
+    for path in (config, results, *([] if predictions else [kept])):
         if not path.is_file():
             raise InputError(
                 f"run {folder}: it has no {path.name}. Give train.output_dir of a run that was "
@@ -94,31 +99,12 @@ def read_run(folder: Path, predictions: Path | None, device: str, *, trust: bool
         check_test_data(cfg, str(config))
     with building(str(config)):
         dataset = TestSet(cfg).dataset
-    weights, scores, classes = _results(results)
+    weights, scores, classes, note = _results(results)
     environment = folder / "environment.json"
     versions = _json(environment, dict) if environment.is_file() else {}
-    kept = predictions or folder / PREDICTIONS
-    if predictions or kept.is_file():
-        found = _json(kept, list)
-    else:  # a training names a file of the folder
-        inside = folder / weights
-        found = _predict(cfg, inside if inside.is_file() else weights, device)
     recipe, metrics = config.read_text(encoding="utf-8"), _metrics(folder / "metrics.json")
-    return Run(cfg, recipe, str(weights), scores, classes, metrics, versions, dataset, found)
-
-
-def _predict(cfg: DictConfig, weights: Path, device: str) -> list[Json]:
-    """Evaluate as the run did, in a folder of its own: nothing in the run's folder changes."""
-    cfg = cfg.copy()
-    state, _ = checkpoint.weights_of(checkpoint.read(weights), source=str(weights))
-    with building(str(weights)):
-        check_size(cfg.model, state, str(weights))
-    with tempfile.TemporaryDirectory(prefix="vitdet-report-") as temporary:
-        cfg.train.output_dir = temporary
-        cfg.train.init_checkpoint = str(weights)
-        cfg.train.device = device
-        evaluate(cfg)
-        return _json(Path(temporary) / PREDICTIONS, list)
+    found = _json(kept, list)
+    return Run(cfg, recipe, str(weights), scores, classes, metrics, versions, dataset, found, note)
 
 
 def _json(path: Path, kind: type) -> Any:
@@ -132,8 +118,8 @@ def _json(path: Path, kind: type) -> Any:
     return content
 
 
-def _results(path: Path) -> tuple[Path, dict[str, dict[str, float]], dict[str, dict[str, float]]]:
-    """Return the weights that were evaluated, {task: numbers}, {task: AP of classes}."""
+def _results(path: Path) -> tuple[Path, Json, Json, Json]:
+    """Return the weights evaluated, {task: numbers}, {task: AP of classes}, and the thresholds."""
     content = _json(path, dict)
     try:
         weights, tasks = Path(content["checkpoint"]), content["results"].items()
@@ -144,11 +130,11 @@ def _results(path: Path) -> tuple[Path, dict[str, dict[str, float]], dict[str, d
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         text = 'no AP under "results", as an evaluation writes it'
         raise InputError(f"{path}: {text}. Evaluate the run again.") from error
-    return weights, scores, classes
+    return weights, scores, classes, of_results(content["results"])
 
 
 def _numbers(given: Json) -> dict[str, float]:
-    found = {name: value for name, value in given.items() if name != "per_class"}
+    found = {n: v for n, v in given.items() if n not in ("per_class", "thresholds")}
     return {name: math.nan if value is None else float(value) for name, value in found.items()}
 
 
@@ -174,37 +160,63 @@ def _metrics(path: Path) -> list[dict[str, float]]:
 # --- sections ------------------------------------------------------------------------------------
 
 
-def sections(run: Run, iou_type: str, threshold: float, images: int) -> list[Json]:
-    """Return what there is to show of a run, {} of what it has not; arguments as on the command.
+def sections(run: Run, iou_type: str, threshold: Thresholds, images: int) -> tuple[str, list[Json]]:
+    """Return a sentence and what there is to show of a run, {} of what it has not.
+
+    Arguments are those of the command.
 
     Raises:
         InputError: predictions that are none.
     """
     data = run.dataset
+    least = dict(zip(data.class_ids, threshold.of(data.class_names), strict=True))
     precision, judged = judge(
         data.truth or read_truth(data.json_file),
         run.predictions,
         iou_type,
-        threshold,
+        least,
         max_dets=run.cfg.dataloader.evaluator.get("max_dets", 100),
         style=data.style,
         image_ids=[record["image_id"] for record in data.records],
     )
     curves = {n: precision[i] for n, i in zip(data.class_names, data.class_ids, strict=True)}
+    lost = costs(judged)
+    rows = [[kind, *lost[kind], meaning] for kind, meaning in KINDS.items()]
+    table = (("kind", "count", "F1 lost", "a detection that is"), rows, (3,))
     found = [
         _ap(run, curves, iou_type),
-        _classes(run, judged, curves),
-        _curves(curves),
-        _errors(judged),
-        _confusion(run, judged),
+        {"title": "Kinds of errors", "tables": [table]},
         _worst(run, judged, images),
+        _classes(run, judged, curves, least),
+        _confusion(run, judged),
+        _curves(curves),
         _training(run.metrics),
-        _data(run, judged),
         {"title": "Recipe and versions", "recipe": run.recipe},
     ]
     if run.versions:
         found[-1]["tables"] = [(("", "version"), run.versions.items(), (1,))]
-    return [section for section in found if len(section) > 1]
+    verdict = _verdict(run, judged, lost, iou_type)
+    return verdict, [section for section in found if len(section) > 1]
+
+
+def _verdict(
+    run: Run, judged: Sequence[Judged], lost: Mapping[str, tuple[int, float]], iou_type: str
+) -> str:
+    """Say in a sentence how good it is, what costs most, and whether a training got worse."""
+    names = dict(zip(run.dataset.class_ids, run.dataset.class_names, strict=True))
+    objects, right = sum(len(each.objects) for each in judged), sum(each.right for each in judged)
+    wrong = sum(len(each.mistakes) for each in judged) - lost["missed"][0]
+    text = f"{right} of {objects} objects are found, and {wrong} detections are wrong"
+    kind = max(lost, key=lambda each: (lost[each][1], lost[each][0]))
+    if count := lost[kind][0]:
+        sides = [m.truth or m.found for each in judged for m in each.mistakes if m.kind == kind]
+        of, most = Counter(names[side["category_id"]] for side in sides if side).most_common(1)[0]
+        text += f"; what costs most is {kind} ({count}), {most} of them {of}"
+    name = f"{iou_type}/AP"
+    aps = [(line[name], line["images_seen"]) for line in run.metrics if line.get(name, -1) >= 0]
+    if aps and (best := max(aps, key=lambda each: each[0]))[0] - aps[-1][0] >= _FELL:
+        text += f"; AP was {best[0]:.1f} after {best[1]:g} images and fell to {aps[-1][0]:.1f}"
+    return f"{text}."
 
 
 def _ap(run: Run, curves: Curves, iou_type: str) -> Json:
@@ -229,21 +241,23 @@ def _ap(run: Run, curves: Curves, iou_type: str) -> Json:
     return section
 
 
-def _classes(run: Run, judged: Sequence[Judged], curves: Curves) -> Json:
+def _classes(
+    run: Run, judged: Sequence[Judged], curves: Curves, least: Mapping[int, float]
+) -> Json:
+    """Return the classes by the number of their objects."""
     objects = Counter(each["category_id"] for image in judged for each in image.objects)
     head = ["class", "objects", *(f"AP of {NAMES.get(task, task)}" for task in run.results)]
-    head += ["", "AP50", "AP small", "AP medium", "AP large"]
+    head += ["", "AP50", "AP small", "AP medium", "AP large", "threshold"]
     rows = []
     for name, category in zip(run.dataset.class_names, run.dataset.class_ids, strict=True):
         said = [values.get(name, math.nan) for values in run.classes.values()]
         ap, *sizes = (100 * curves[name].mean(axis=(0, 1))).tolist()
         ap50 = float(100 * curves[name][0, :, 0].mean())
         bar = 0 if math.isnan(ap) else round(ap)
-        row = [name, objects[category], *said, bar, ap50, *sizes]
-        rows.append((math.inf if math.isnan(ap) else ap, row))
-    rows.sort(key=lambda row: row[0])
-    table = (head, [row for _, row in rows], (), 2 + len(run.results))
-    return {"title": "Classes", "tables": [table]}
+        row = [name, objects[category], *said, bar, ap50, *sizes, f"{least[category]:.2f}"]
+        rows.append(row)
+    rows.sort(key=lambda row: -row[1])
+    return {"title": "Classes", "tables": [(head, rows, (), 2 + len(run.results))]}
 
 
 def _curves(curves: Curves) -> Json:
@@ -262,25 +276,15 @@ def _curves(curves: Curves) -> Json:
     return {"title": "Precision and recall", "figures": drawn}
 
 
-def _errors(judged: Sequence[Judged]) -> Json:
-    counts = Counter(mistake.kind for image in judged for mistake in image.mistakes)
-    rows = [[kind, counts[kind], meaning] for kind, meaning in KINDS.items()]
-    table = (("kind", "count", "a detection that is"), rows, (2,))
-    return {"title": "Kinds of errors", "tables": [table]}
-
-
 def _confusion(run: Run, judged: Sequence[Judged]) -> Json:
     names = [*run.dataset.class_names, "background"]
+    if len(names) > _MATRIX + 1:
+        return {}
     counts = confusion(judged, run.dataset.class_ids)
-    wrong = [(n, i, j) for (i, j), n in np.ndenumerate(counts) if n and i != j]
-    wrong.sort(key=lambda each: (-each[0], names[each[1]], names[each[2]]))
-    rows = [[names[i], names[j], n] for n, i, j in wrong[:10]]
-    section: Json = {"title": "Confusion"}
-    if len(names) <= _MATRIX + 1:
-        shares = 80 * counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
-        cells = np.stack([counts, shares.round()], axis=2).astype(int).tolist()
-        section["matrix"] = {"names": names, "rows": list(zip(names, cells, strict=True))}
-    return section | {"tables": [(("true", "found", "most often"), rows, (1,))] if rows else []}
+    shares = 80 * counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+    cells = np.stack([counts, shares.round()], axis=2).astype(int).tolist()
+    matrix = {"names": names, "rows": list(zip(names, cells, strict=True))}
+    return {"title": "Confusion", "matrix": matrix}
 
 
 def _worst(run: Run, judged: Sequence[Judged], images: int) -> Json:
@@ -310,31 +314,21 @@ def _training(metrics: Sequence[dict[str, float]]) -> Json:
             continue  # the evaluation at the end alone is no curve
         axis: Any = {"xlabel": "images seen", "ylabel": title.lower(), "xlim": (0, None)}
         if curves:
-            drawn.append((title, lines(curves, log=title == "Losses", **axis)))
+            drawn.append((title, lines(curves, **axis)))
     return {"title": "Training"} | ({"figures": drawn} if drawn else {})
-
-
-def _data(run: Run, judged: Sequence[Judged]) -> Json:
-    areas = np.array([each["area"] for image in judged for each in image.objects])
-    sizes = np.bincount(np.digitize(areas, [32**2, 96**2]), minlength=3).tolist()
-    sides = Counter((each.image["height"], each.image["width"]) for each in judged).most_common(3)
-    rows = {
-        "images": len(judged),
-        "without an object": sum(not each.objects for each in judged),
-        "objects": f"{len(areas)}, {len(areas) / max(len(judged), 1):.1f} an image",
-        "small, medium, large": ", ".join(map(str, sizes)),
-        "classes": len(run.dataset.class_names),
-        "commonest sizes": ", ".join(f"{h} x {w} ({n})" for (h, w), n in sides),
-        "annotations": run.dataset.json_file,
-    }
-    return {"title": "Data", "tables": [(("test data", run.dataset.name), rows.items(), (1,))]}
 
 
 # --- plots and pictures --------------------------------------------------------------------------
 
 
-def lines(curves: Mapping[str, tuple[Any, Any]], *, log: bool = False, **axis: Any) -> str:
-    """Return a plot of {name: (x, y)} as an address; `axis` is matplotlib's xlabel and so on."""
+def lines(curves: Mapping[str, tuple[Any, Any]], **axis: Any) -> str:
+    """Return a plot of {name: (x, y)} as an address; `axis` is matplotlib's xlabel and so on.
+
+    Where values that are all above 0 lie far apart, their axis is logarithmic.
+    """
+    values = np.concatenate([np.asarray(y, dtype=float) for _, y in curves.values()])
+    known = values[np.isfinite(values)]
+    low = known.min(initial=np.inf) if known.size else 0.0
     with mpl.rc_context(_STYLE):
         figure = Figure(figsize=(5.4, 3.2), layout="constrained")
         axes = figure.subplots()
@@ -343,7 +337,7 @@ def lines(curves: Mapping[str, tuple[Any, Any]], *, log: bool = False, **axis: A
             marker = "o" if len(x) < 12 else None
             axes.plot(x, y, label=name, color=colour, linestyle=dash, marker=marker, ms=4)
         axes.set(**axis)
-        if log:
+        if low > 0 and _WIDE[0] * low <= known.max() <= _WIDE[1] * low and "ylim" not in axis:
             axes.set_yscale("log")
             axes.yaxis.set_major_formatter("{x:g}")  # matplotlib's own are formulas
             axes.yaxis.set_minor_formatter(LogFormatter(minor_thresholds=(1, 0.4)))
@@ -354,38 +348,15 @@ def lines(curves: Mapping[str, tuple[Any, Any]], *, log: bool = False, **axis: A
 
 
 def _exhibit(judged: Judged, record: Json, dataset: Any) -> Json:
-    """Return truth and predictions of an image as addresses, and a text for each mistake."""
+    """Return an image with what is wrong in it as an address, and a text for each mistake."""
     name = str(judged.image["file_name"])
     try:
-        image = read_image(record)
+        image = Image.fromarray(read_image(record))
     except InputError as error:  # of this image alone
         return {"name": name, "error": str(error)}
-    found = _instances(judged, list(dataset.class_ids))
-    pictures = []
-    for what, shown in (("truth", record["annotations"]), ("prediction", found)):
-        drawn = draw_instances(image, shown, dataset.class_names, 0.0, min_side=_SIDE)
-        marks = {
-            number: (mistake.found or mistake.truth or {})["bbox"]
-            for number, mistake in enumerate(judged.mistakes, 1)
-            if (mistake.found is None) == (what == "truth")
-        }
-        pictures.append((what, jpeg(_marked(drawn, marks, drawn.shape[0] / image.shape[0]))))
     names = dict(zip(dataset.class_ids, dataset.class_names, strict=True))
-    notes = [_note(mistake, names) for mistake in judged.mistakes]
-    return {"name": name, "pictures": pictures, "notes": notes}
-
-
-def _instances(judged: Judged, class_ids: list[int]) -> Instances:
-    boxes = torch.tensor([each["bbox"] for each in judged.found]).reshape(-1, 4)
-    boxes[:, 2:] += boxes[:, :2]
-    found = Instances((judged.image["height"], judged.image["width"]), pred_boxes=Boxes(boxes))
-    found.scores = torch.tensor([each["score"] for each in judged.found])
-    places = [class_ids.index(each["category_id"]) for each in judged.found]
-    found.pred_classes = torch.tensor(places, dtype=torch.int64)
-    if judged.found and all("segmentation" in each for each in judged.found):
-        masks = [decode(each["segmentation"]) for each in judged.found]
-        found.pred_masks = torch.from_numpy(np.stack(masks))
-    return found
+    notes = [(MARKS[_SHOWN[each.kind]], _note(each, names)) for each in judged.mistakes]
+    return {"name": name, "picture": jpeg(_marked(image, judged)), "notes": notes}
 
 
 def _note(mistake: Mistake, names: Mapping[int, str]) -> str:
@@ -404,17 +375,30 @@ def _note(mistake: Mistake, names: Mapping[int, str]) -> str:
     return f"{kind}: {names[found['category_id']]} {found['score']:.0%}, {texts[kind]}"
 
 
-def _marked(picture: np.ndarray, marks: Mapping[int, Sequence[float]], scale: float) -> Image.Image:
-    """Put a number at the upper right corner of each box XYWH, below those that are there."""
-    image = Image.fromarray(picture)
-    pen, font = ImageDraw.Draw(image), ImageFont.load_default(15)
+def _marked(image: Image.Image, judged: Judged) -> Image.Image:
+    """Draw the mistakes with their numbers, the right detections faintly, an object as it is."""
+    scale = min(max(1.0, _SHORT / min(image.size)), _LONG / max(image.size))
+    image = image.resize([max(1, round(side * scale)) for side in image.size])
+    pen, font = ImageDraw.Draw(image, "RGBA"), ImageFont.load_default(15)
     taken: list[tuple[float, float]] = []
-    for number, (x, y, width, _) in marks.items():
-        right = min(max((x + width) * scale, _DISC), image.width - _DISC)
-        top = min(max(y * scale, _DISC), image.height - _DISC)
+
+    def box(each: Json, colour: str, width: int) -> tuple[float, float]:
+        x, y, wide, high = (scale * value for value in each["bbox"])
+        pen.rectangle((x, y, x + max(wide, 1), y + max(high, 1)), outline=colour, width=width)
+        return x + wide, y
+
+    for _, found in judged.pairs[: judged.right]:
+        box(found or {}, "#ffffff80", 1)
+    for number, each in enumerate(judged.mistakes, 1):
+        colour = MARKS[_SHOWN[each.kind]]
+        if each.found and each.truth:  # where it should be
+            box(each.truth, f"{colour}90", 1)
+        right, top = box(each.found or each.truth or {}, colour, 3)
+        right = min(max(right, _DISC), image.width - _DISC)
+        top = min(max(top, _DISC), image.height - _DISC)
         while any(abs(right - a) < 2 * _DISC and abs(top - b) < 2 * _DISC for a, b in taken):
             top += 2 * _DISC
         taken.append((right, top))
-        pen.circle((right, top), _DISC, fill="#1f2933", outline="white", width=2)
+        pen.circle((right, top), _DISC, fill="#1f2933", outline=colour, width=2)
         pen.text((right, top), str(number), fill="white", font=font, anchor="mm")
     return image

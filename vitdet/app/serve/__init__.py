@@ -16,10 +16,11 @@ import cv2
 import numpy as np
 from PIL import Image
 
-from vitdet.app.options import add_weights_arguments, file_options
+from vitdet.app.options import add_threshold_argument, add_weights_arguments, file_options
 from vitdet.data.images import ImageError, open_image, read_header
 from vitdet.utils.checks import InputError
 from vitdet.utils.run_lengths import encode, mask_util
+from vitdet.utils.thresholds import Thresholds
 
 if TYPE_CHECKING:  # slow to import, and the server needs no detector
     from vitdet.predict.predictor import Predictor
@@ -37,6 +38,7 @@ _STATUS |= {"too many pixels": 413, "too many scans": 413}
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's options."""
     add_weights_arguments(parser)
+    add_threshold_argument(parser)
     add = parser.add_argument
     add("--device", default="auto", help="auto, cpu, cuda, mps (default auto)")
     add("--host", default="127.0.0.1", help="address (default 127.0.0.1)")
@@ -95,7 +97,7 @@ def _start(args: argparse.Namespace) -> Any:
     """Load the model, in the worker's process."""
     from vitdet.predict.predictor import Predictor
 
-    options = {**file_options(args), "device": args.device, "threshold": 0.0}
+    options = {**file_options(args), "device": args.device, "threshold": args.threshold}
     predictor = Predictor.from_checkpoint(args.weights, **options)
     return answering(predictor, args.weights.name, args.max_pixels)
 
@@ -126,6 +128,9 @@ def answering(
         return status, json.dumps(found).encode()
 
     about = {"name": name, "device": str(predictor.device), "classes": list(predictor.class_names)}
+    least = predictor.threshold
+    about |= {"threshold": least.over_all, "thresholds": list(least.of(predictor.class_names))}
+    predictor.threshold = Thresholds(0.0, {})  # the page has them
     return about | {"class_ids": list(predictor.class_ids)}, answer
 
 

@@ -9,6 +9,7 @@ let model = null;    // what /model says
 let picture = null;  // ImageBitmap, upright
 let name = "";       // of the file
 let answer = null;   // what /predict says
+let moved = false;   // the threshold, by hand: one for all classes
 let request = null;  // AbortController of the upload under way
 
 function setState(state, status, error = "") {
@@ -25,7 +26,8 @@ function least() {
 
 function shown() {
   const classes = new Set(classBoxes().filter((box) => box.checked).map((box) => box.value));
-  return answer.detections.filter((each) => each.score >= least() && classes.has(each.class));
+  const enough = (each) => each.score >= (moved ? least() : model.thresholds[model.classes.indexOf(each.class)]);
+  return answer.detections.filter((each) => enough(each) && classes.has(each.class));
 }
 
 // --- drawing -----------------------------------------------------------------------------------
@@ -100,7 +102,8 @@ function made(tag, ...children) {
 }
 
 function refresh() {
-  byId("least").textContent = `${byId("threshold").value} %`;
+  const mixed = !moved && new Set(model.thresholds).size > 1;
+  byId("least").textContent = `${byId("threshold").value} %${mixed ? " (its own for each class)" : ""}`;
   if (!answer) return;
   const list = shown(), counts = new Map();
   for (const each of list) counts.set(each.class, (counts.get(each.class) || 0) + 1);
@@ -184,7 +187,7 @@ function saveJson() {
   const image = { id: 1, file_name: name, width: answer.width, height: answer.height };
   const annotations = shown().map(({ class: _, outlines, ...each }, place) => ({ id: place + 1, image_id: 1, iscrowd: 0, ...each }));
   const categories = model.classes.map((label, place) => ({ id: model.class_ids[place], name: label }));
-  const info = { description: `vitdet, ${model.name}, score at least ${least()}` };
+  const info = { description: `vitdet, ${model.name}, score at least ${moved ? least() : [...new Set(model.thresholds)].join(", ")}` };
   save(new Blob([JSON.stringify({ info, images: [image], annotations, categories }, null, 1)]), "_detections.json");
 }
 
@@ -201,7 +204,10 @@ for (const kind of ["dragenter", "dragover", "dragleave", "drop"])
     if (kind === "drop") open(event.dataTransfer.files[0]);
   });
 document.addEventListener("paste", (event) => open(event.clipboardData.files[0]));
-byId("threshold").oninput = refresh;
+byId("threshold").oninput = () => {
+  moved = true;
+  refresh();
+};
 for (const id of ["boxes", "masks", "labels"]) byId(id).onchange = draw;
 for (const id of ["all", "none"])
   byId(id).onclick = () => {
@@ -214,6 +220,8 @@ window.onresize = draw;
 
 setState("empty", "No picture yet.");
 model = await (await fetch("/model")).json();
+byId("threshold").value = Math.round(100 * model.threshold);
+refresh();
 byId("about").textContent = `${model.name}, ${model.classes.length} classes, on ${model.device}`;
 byId("limits").textContent =
   `JPEG, PNG, WebP or BMP, up to ${megabytes(model.max_bytes)} and ${model.max_pixels / 1e6} megapixels. ` +

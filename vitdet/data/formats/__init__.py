@@ -22,15 +22,8 @@ from vitdet.utils.checks import InputError
 __all__ = ["FORMATS", "Found", "Part", "find_data"]
 
 FORMATS = {"coco": coco, "yolo": yolo, "voc": voc}
-_MAX_LOOKED_AT = 20  # files of other tools, to name the tool
-_TOOLS = {  # labels of other tools, by keys of their json
-    (b'"shapes"', b'"imagePath"'): "labelme: convert it by labelme's labelme2coco.py",
-    (b'"objects"', b'"tags"'): "Supervisely: export it as COCO",
-    (b'"shape_attributes"',): "VGG Image Annotator: export it as COCO",
-    (b'"coordinates"', b'"annotation'): "CreateML: export it as COCO",
-    (b'"result"', b'"from_name"'): "Label Studio: export it as COCO",
-    (b'"score"', b'"image_id"'): "results of a detector: give the annotations",
-}
+_MAX_LOOKED_AT = 20  # files of a suffix, to name the tool that wrote them
+_SUFFIXES = (".json", ".ndjson", ".jsonl", ".xml", ".csv", ".txt")
 
 
 def find_data(
@@ -61,13 +54,6 @@ def find_data(
     elif folder.suffix.lower() in (".yaml", ".yml") and form in (None, "yolo"):
         found = yolo.read(Listing(folder.parent), [folder], images, splits)
     else:
-        data = files.read_bytes(folder)
-        begin = data[:2000].strip(b"\xff\xfe\xef\xbb\xbf\x00 \r\n\t")[:1]
-        if (kind := files.kind_of(data)) or begin not in (b"{", b"["):
-            raise InputError(
-                f"data {folder}: expected a folder, a json in COCO's format or a data.yaml, got "
-                f"{kind or 'another file'}. Give the folder of the data."
-            )
         found = coco.read(Listing(folder.parent), [folder], images, SPLITS)
     if WHOLE in found.parts and {"train", "val"} & set(found.parts):
         got = ", ".join(os.path.relpath(each.source, folder) for each in found.parts.values())
@@ -126,13 +112,15 @@ def _hints(listing: Listing) -> Iterator[str]:
     for path in listing.of(".yaml", ".yml"):
         if path.parent != folder and path.stem.lower() in ("data", "dataset"):
             yield f"There is {path.relative_to(folder)}: give {path.parent}."
-    for path in listing.of(".json")[:_MAX_LOOKED_AT]:
+            return
+    found = [path for suffix in _SUFFIXES for path in listing.of(suffix)[:_MAX_LOOKED_AT]]
+    for path in found:
         data = files.read_bytes(path)
-        if (kind := files.kind_of(data)) is not None:
+        if (kind := files.kind_of(data)) and path.suffix.lower() == ".json":
             yield f"{path.name} is {kind}."
-        for keys, tool in _TOOLS.items():
-            if all(key in data for key in keys):
-                yield f"The json files are of {tool}."
+        if tool := files.tool_of(data):
+            yield f"{path.name} is of {tool}."
+            return
     for place, count in Counter(path.parent for path in listing.of(".txt")).most_common(1):
         yield (
             f"There are {count} x .txt in {place.relative_to(folder)}/, and no names of classes: "
@@ -151,6 +139,9 @@ def _common(parts: dict[str, Part]) -> Iterator[str]:
     bare = [name for key, name in names.items() if not any(each[key] for each in counts.values())]
     if bare and len(bare) < len(names):
         yield f"{counted(len(bare), 'class')} without any object: {listed(bare)}"
+    spelt = Counter(coco.letters(name) for name in names.values())
+    if twins := [name for name in names.values() if spelt[coco.letters(name)] > 1]:
+        yield f"classes that differ in their spelling alone: {listed(twins)}"
     if "train" in parts and "val" in parts:
         untrained = [names[k] for k in names if counts["val"][k] and not counts["train"][k]]
         if untrained:

@@ -5,8 +5,6 @@ Ids, sizes and annotations are handed on as they stand; `vitdet.data.clean` read
 
 from __future__ import annotations
 
-import os
-from collections import Counter
 from collections.abc import Collection
 from pathlib import Path
 
@@ -23,17 +21,18 @@ LOOKED_FOR = (
 )
 _LISTS = (b'"images"', b'"annotations"', b'"categories"')
 _PLACES = ("{}", "images/{}", "{}/images", "images", ".")  # of the images of a part
+_DEEPEST = 8  # folders above an annotation file
 _PROBES = 50  # names that are looked for to find the folder of the images
 
 
 def find(listing: Listing) -> list[Path]:
-    """Return the annotation files of a folder: in it, and one or two folders below.
+    """Return the annotation files of a folder: in it and one folder below, or where the first are.
 
     COCO has other json files beside those of instances (captions, keypoints): where there is an
     instances_*.json, its neighbours of other names are not taken.
     """
     above, found = len(listing.folder.parts), []
-    for depth in (2, 3):
+    for depth in range(2, _DEEPEST):
         near = (path for path in listing.of(".json") if len(path.parts) - above <= depth)
         found = found or [path for path in near if _looks_right(path, listing.folder)]
     exact = {path.parent for path in found if path.name.startswith("instances_")}
@@ -50,7 +49,8 @@ def _looks_right(path: Path, folder: Path) -> bool:
         return files.split_of_path(path, folder) is not None
     if b"\x00" in data[:4]:  # UTF-16
         data = data.replace(b"\x00", b"")
-    return sum(key in data for key in _LISTS) >= 2
+    lists = sum(key in data for key in _LISTS)
+    return lists == 3 or (lists == 2 and files.tool_of(data) is None)
 
 
 def read(
@@ -73,9 +73,6 @@ def read(
     contents, as_it_is = {}, {}
     for split, path in wanted.items():
         content, encoding = files.read_json(path)
-        if not isinstance(content, dict):
-            got = "got another value. Results of a detector are a list: give annotations."
-            raise InputError(f"annotation file {path}: expected an object in COCO's format, {got}")
         check_lists(content, path)
         lvis = [x for x in content["images"] if "file_name" not in x and "coco_url" in x]
         for image in lvis:  # folder and name of the file stand in a URL only
@@ -89,6 +86,9 @@ def read(
     if surplus:
         notes.append(f"left out: the category {listed(surplus)}, which no object is of")
     _unite(wanted, contents, notes)
+    others = [path for path in listing.of(".json") if files.split_of(path.stem)]
+    others = [path for path in others if path not in paths]
+    notes += files.left_out("json file", "of other kinds", others, folder)
     parts = {}
     for split, path in wanted.items():
         root, content = _located(path, split, contents[split], folder, images, notes)
@@ -133,7 +133,7 @@ def _located(
     if not missing:
         return root, content
     paths = {name: root / name for name in set(names).difference(missing)}
-    found = _by_ends(missing, paths.values(), below, split)
+    found = files.by_names(missing, files.list_files(below).images(), paths.values(), split)
     if not found and not paths:
         raise InputError(
             f"images of {source}: expected a folder that holds {missing[0]}, got none of "
@@ -159,16 +159,6 @@ def _located(
         for name in [image.get("file_name")]
     ]
     return below, {**content, "images": images}
-
-
-def _by_ends(
-    names: list[str], others: Collection[Path], below: Path, split: str
-) -> dict[str, Path]:
-    """Return the files that names mean by their ends; each is for one image."""
-    hits = files.by_names(names, files.list_files(below).images(), split)
-    found = {name: paths[0] for name, paths in hits.items() if len(paths) == 1}
-    taken = Counter(map(os.path.normpath, (*found.values(), *others)))
-    return {name: path for name, path in found.items() if taken[os.path.normpath(path)] == 1}
 
 
 # --- categories -----------------------------------------------------------------------------------
@@ -208,10 +198,10 @@ def _unite(sources: dict[str, Path], contents: dict[str, Json], notes: list[str]
     ids = {name: number for number, name in tables[first].items()}
     entries = list(contents[first]["categories"])
     for split in others:
-        spelt = {_letters(name): name for name in ids}
+        spelt = {letters(name): name for name in ids}
         new = {name: number for number, name in tables[split].items() if name not in ids}
         for name, number in new.items():
-            alike = spelt.get(_letters(name))
+            alike = spelt.get(letters(name))
             if alike or len(new) == len(tables[split]):
                 raise InputError(
                     f"{sources[split]}: expected the categories of {sources[first]}, got {name!r} "
@@ -237,7 +227,8 @@ def _unite(sources: dict[str, Path], contents: dict[str, Json], notes: list[str]
             contents[split] = {**contents[split], **lists}
 
 
-def _letters(name: str) -> str:
+def letters(name: str) -> str:
+    """Return what tells a class from others, however it is spelt."""
     return "".join(filter(str.isalnum, name.lower()))
 
 

@@ -16,7 +16,7 @@ import re
 from collections import defaultdict
 from collections.abc import Collection, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 from xml.etree import ElementTree
 from xml.etree.ElementTree import Element
 
@@ -34,6 +34,7 @@ LOOKED_FOR = "xml files (Annotations/*.xml with JPEGImages/, or beside the image
 _XML_FOLDERS = ("annotation", "xml", "label", "ann")  # how their names begin
 _SIDES = ("xmin", "ymin", "xmax", "ymax")
 _SUFFIXES = (*IMAGE_SUFFIXES, ".xml")
+_LISTS = ("train", "val", "test", "trainval")
 _MASKS = ("SegmentationObject", "SegmentationClass")
 _DECLARED = re.compile(rb"""<\?xml[^>]{0,200}?encoding\s*=\s*["']([A-Za-z0-9._-]+)["']""")
 _ENCODINGS = {"utf-8": "utf-8-sig", "utf8": "utf-8-sig", "gb2312": "gb18030", "gbk": "gb18030"}
@@ -55,8 +56,7 @@ class _Document(NamedTuple):
 
 def find(listing: Listing) -> list[Path]:
     """Return the xml files of a folder, [] where there is none of this format."""
-    paths = listing.of(".xml")
-    return paths if any(map(_is_voc, paths[:3])) else []
+    return list(filter(_is_voc, listing.of(".xml")))
 
 
 def _is_voc(path: Path) -> bool:
@@ -70,7 +70,9 @@ def read(
 ) -> Found:
     """Read the parts of a data set: see `coco.read`. A file that is wrong is named."""
     folder, notes = listing.folder, listing.notes()
-    by_split = _lists(folder, paths, notes)
+    others = set(listing.of(".xml")).difference(paths)
+    notes += files.left_out("xml file", "of other kinds", others, folder)
+    by_split = _lists(listing, paths, notes)
     wanted = files.only_wanted(by_split, splits)
     pictures = listing if images is None else files.list_files(images)
     photos = [path for path in pictures.images() if path.parent.name not in _MASKS]
@@ -110,34 +112,31 @@ def read(
 # --- parts, and the images of xml files -----------------------------------------------------------
 
 
-def _split(path: Path, folder: Path) -> str | None:
-    return files.split_of_path(path.parent / "-", folder)
-
-
-def _lists(folder: Path, paths: list[Path], notes: list[str]) -> dict[str, list[Path]]:
-    """Return the xml files of each part: as ImageSets/Main says, else as their folders say."""
+def _lists(listing: Listing, paths: list[Path], notes: list[str]) -> dict[str, list[Path]]:
+    """Return the xml files of each part: as lists in text files say, else as their folders say."""
+    folder = listing.folder
     by_split: dict[str, list[Path]] = defaultdict(list)
     for path in paths:
-        by_split[_split(path, folder) or WHOLE].append(path)
+        by_split[files.split_of_path(path.parent / "-", folder) or WHOLE].append(path)
     bases = {_base(path, folder) for path in by_split.get(WHOLE, [])}
     if len(bases) > 1:
         got = " and ".join(os.path.relpath(base, folder) for base in sorted(bases)[:3])
         raise InputError(f"data folder {folder}: expected one data set, got {got}. Name one.")
     if set(by_split) != {WHOLE}:
         return dict(by_split)
-    sets = bases.pop() / "ImageSets"
-    sets = sets / "Main" if (sets / "Main").is_dir() else sets
-    lists = {
-        name: list(_listed(path, paths))
-        for name in ("train", "val", "test", "trainval")
-        if (path := sets / f"{name}.txt").exists()
-    }
+    base = bases.pop()
+    places = ("", "imagesets", "imagesets/main")
+    texts = [path for path in listing.of(".txt") if path.is_relative_to(base)]
+    texts = [x for x in texts if x.parent.relative_to(base).as_posix().lower().strip(".") in places]
+    lists = {name: list(_listed(x, paths, notes)) for x in texts if (name := x.stem) in _LISTS}
+    lists = {name: lists[name] for name in _LISTS if lists.get(name)}
     rest = set(paths).difference(*lists.values()) if lists else set()
     both = lists.pop("trainval", None)
-    if both and "train" not in lists:
-        lists["train" if lists else WHOLE] = both
-    notes += files.left_out("xml file", "that no list of ImageSets names", rest, folder)
-    return lists or dict(by_split)
+    if both and {"train", "val"} - set(lists):
+        other = [path for path in both if path not in lists.get("train", lists.get("val", []))]
+        lists["val" if "train" in lists else "train" if lists else WHOLE] = other
+    notes += files.left_out("xml file", "that no list of a part names", rest, folder)
+    return {name: part for name, part in lists.items() if part} or dict(by_split)
 
 
 def _base(path: Path, folder: Path) -> Path:
@@ -147,56 +146,51 @@ def _base(path: Path, folder: Path) -> Path:
     return next(named, path.parent.parent)
 
 
-def _listed(path: Path, paths: list[Path]) -> Iterator[Path]:
-    """Yield the xml files that a list names, by lines such as `a`, `a 1`, `a.jpg` or a path."""
-    by_stem = {files.plain(each.stem): each for each in paths}
+def _listed(path: Path, paths: list[Path], notes: list[str]) -> Iterator[Path]:
+    """Yield the xml files that a list names, by lines such as `a`, `a 1`, `a.jpg` or a path.
+
+    Images of a test often have none.
+    """
+    lost, by_stem = 0, {files.plain(each.stem): each for each in paths}
     for count, line in enumerate(files.read_text(path).splitlines(), 1):
         text = line.strip().replace("\\", "/")
         names = [each.rpartition("/")[2].strip() for each in (text, text.rpartition(" ")[0])]
         names += [Path(name).stem for name in names if Path(name).suffix.lower() in _SUFFIXES]
         found = [by_stem[files.plain(name)] for name in names if files.plain(name) in by_stem]
         yield from found[:1]
-        if text and not found:
+        if text and not found and path.stem != "test":
             raise InputError(f"{path}, line {count}: expected the name of an xml, got {text!r}.")
+        lost += bool(text and not found)
+    if lost:
+        notes.append(f"{path.name}: {counted(lost, 'name')} without xml left out")
 
 
 def _documents(
     folder: Path, parts: dict[str, list[Path]], images: list[Path]
 ) -> dict[str, list[_Document]]:
     """Read the xml files, and find the image of each: of its own name, else as <filename> says."""
-    stems: dict[str, list[Path]] = defaultdict(list)
-    for each in images:
-        stems[files.plain(each.stem)].append(each)
-    used: dict[Path, Path] = {}
-
-    def document(path: Path) -> _Document:
-        root = _read_xml(path)
-        given = [(path.stem,), *files.spellings(_word(root, "filename"))]
-        names = (files.plain(Path(each[-1]).stem) for each in (path.parts, *given))
-        hits = next((stems[name] for name in names if name in stems), [])
-        split = _split(path, folder)
-
-        def rank(image: Path) -> tuple[Any, ...]:
-            return (
-                files.in_common(reversed(image.parent.parts), reversed(path.parent.parts)),
-                files.in_common(image.parent.parts, path.parent.parts),
-                split is not None and split in map(files.split_of, image.parent.parts),
-                image.stem == path.stem,
-                files.in_common(reversed(image.parts), reversed(given[-1])),
-            )
-
-        hits = files.best(hits, rank)
-        if len(hits) != 1:
-            got = " and ".join(map(str, hits[:2])) or "none in the data folder"
-            raise InputError(
-                f"{path}: expected an image {path.stem}.* (or {given[-1][-1]}, as <filename> says)"
-                f", got {got}. Add the image, or name its folder by --images."
-            )
-        if (other := used.setdefault(hits[0], path)) != path:
-            raise InputError(f"{path}: expected an image of its own, got that of {other}.")
-        return _Document(path, root, hits[0])
-
-    return {split: [document(path) for path in paths] for split, paths in parts.items()}
+    roots = {path: _read_xml(path) for paths in parts.values() for path in paths}
+    given = {path: _word(root, "filename") for path, root in roots.items()}
+    found: dict[Path, Path] = {}
+    for form in (
+        lambda path: str(path.absolute().with_suffix("")),
+        lambda path: f"{path.absolute().parent}/{given[path]}",
+        lambda path: f"{path.absolute().parent}/{os.path.splitext(given[path])[0]}",  # noqa: PTH122
+    ):
+        names = {form(path): path for path in roots if path not in found}
+        hits = files.by_names(names, images, found.values())
+        found |= {names[name]: image for name, image in hits.items()}
+    lost = next((path for path in roots if path not in found), None)
+    if lost is not None:
+        raise InputError(
+            f"{lost}: expected an image of its own, {lost.stem}.* (or {given[lost] or 'none'}, as "
+            f"<filename> says), got none below {folder}, or several. Add the image, or name its "
+            "folder by --images."
+        )
+    return {
+        split: [_Document(path, roots[path], found[path]) for path in paths]
+        for split, paths in parts.items()
+    }
 
 
 # --- contents -------------------------------------------------------------------------------------
@@ -269,7 +263,8 @@ def _read_xml(path: Path) -> Element:
         text = data.decode(_ENCODINGS.get(encoding, encoding))
         if "<!DOCTYPE" in text or "<!ENTITY" in text:
             raise InputError(f"{path}: expected plain xml, got declarations (<!DOCTYPE ...>).")
-        return ElementTree.fromstring(re.sub(r"^\s*<\?xml[^>]*\?>", "", text))
+        text = re.sub(r"^\s*<\?xml[^>]*\?>", "", text)
+        return ElementTree.fromstring(re.sub(r"\sxmlns(:\w+)?=[\"'][^\"'<>]*[\"']", "", text))
     except (ElementTree.ParseError, LookupError, UnicodeError) as error:
         got = files.kind_of(data) or f"text that is not ({error})"
         expected = "complete xml, in UTF-8 or what it declares"

@@ -11,8 +11,7 @@ import math
 import os
 import re
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Iterator
-from itertools import chain
+from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -27,11 +26,12 @@ from vitdet.utils.checks import InputError
 
 NAME = "YOLO text labels"
 LOOKED_FOR = "a data.yaml or classes.txt with images/ and labels/ (YOLO)"
-_NAME_FILES = ("classes.txt", "obj.names", "labels.txt", "names.txt", "_darknet.labels")
+_NAME_FILES = ("classes.txt", "predefined_classes.txt", "labels.txt", "names.txt")
 _YAML_PARTS = {"train": "train", "val": "val", "valid": "val", "test": "test"}
 _MAX_YAML = 4 << 20  # bytes
 _SLACK = 0.01  # how far a number may lie outside 0 to 1; what sticks out of the image is checked
 _BOX, _POLYGON = 4, 6  # numbers after the class
+_SQUARE = 0.02  # how far, of its sides, a corner of an oriented box may lie off
 _FEW = 3  # lines that may look like key points by chance
 
 Places = dict[str, list[Path]]
@@ -55,7 +55,8 @@ def find(listing: Listing) -> list[Path]:
             f"data folder {listing.folder}: expected one yaml of a data set, got "
             f"{listed([path.name for path in yamls])}. Name the one to use instead of the folder."
         )
-    names = [path for path in listing.files if path.name.lower() in _NAME_FILES]
+    names = [path for path in listing.of(".txt") if path.name.lower() in _NAME_FILES]
+    names += listing.of(".names", ".labels")
     if len(names) == len(listing.of(".txt", ".names", ".labels")):
         names = []  # without any label
     return yamls or sorted(names, key=lambda path: len(path.parts))[:1]
@@ -75,15 +76,13 @@ def read(
     folder, notes = listing.folder, list[str]()
     if path.suffix.lower() in (".yaml", ".yml"):
         about = _read_yaml(path)
-        places = _named_places(path, about, images, notes)
+        places = _named_places(path, about, listing, images, notes)
     else:
         about = {"names": list(filter(None, map(str.strip, files.read_text(path).splitlines())))}
         places = _places(listing, images, notes)
     names, shape = _names(path, about), _key_point_shape(path, about)
     wanted = files.only_wanted(places, splits)
-    labels = {
-        split: _labels(split, where, folder, images, notes) for split, where in wanted.items()
-    }
+    labels = {split: _labels(split, where, listing, notes) for split, where in wanted.items()}
     used = {label for part in labels.values() for label in part.values()}
     lines = {label: list(_lines(label)) if label else [] for label in used}
     if shape is None:
@@ -158,32 +157,33 @@ def _key_point_shape(path: Path, content: dict[str, Any]) -> tuple[int, int] | N
 
 
 def _named_places(
-    path: Path, content: dict[str, Any], images: Path | None, notes: list[str]
+    path: Path, content: dict[str, Any], listing: Listing, images: Path | None, notes: list[str]
 ) -> Places:
     """Return the folders or lists of images that a data.yaml names.
 
-    They are relative to its `path`, or to itself. What another machine wrote is found by its end,
-    as long as the name of the part stands in it; Roboflow writes ../train/images for what lies
-    beside it, and names parts that an export does not have.
+    They are relative to its `path`, to itself, or to the folder above. What another machine wrote
+    is found by its end, as long as the name of the part stands in it; Roboflow writes
+    ../train/images for what lies beside it, and names parts that an export does not have.
     """
-    root = content.get("path")
-    bases = [] if images is None else [images]
-    if isinstance(root, str) and root:
-        bases += [path.parent / each for each in (files.home(root), *_ends(root))]
-    bases = [base for base in dict.fromkeys((*bases, path.parent)) if base.is_dir()]
+    root = str(content.get("path") or "")
+    bases = (images or path.parent, path.parent / files.home(root), path.parent, path.parent.parent)
     places = Places()
     for key, split in _YAML_PARTS.items():
         values = content.get(key) or []
         for value in map(str, values if isinstance(values, list) else [values]):
-            place, as_written = _resolved(bases, value, files.exists, split)
-            if place is None and isinstance(values, list):
-                raise InputError(f"{path}: {key}: nothing at {value}. Correct or remove it.")
+            parts = files.spellings(value)[:1]
+            forms = (files.home(value), *(Path(*each) for each in parts))
+            here = (base / form for form in forms for base in bases)
+            place = next(filter(files.exists, here), None)
             if place is None:
+                place = _by_end(f"{root}/{value}", listing, split)
+                notes += [f"{path.name}: {value} is found as {place}"] if place else []
+            if place is not None:
+                places.setdefault(split, []).append(files.written(place))
+            elif isinstance(values, list):
+                raise InputError(f"{path}: {key}: nothing at {value}. Correct or remove it.")
+            else:
                 notes.append(f"{path.name}: nothing at {value}, which it names as {key}")
-                continue
-            places.setdefault(split, []).append(place)
-            if not as_written and not value.startswith("../"):
-                notes.append(f"{path.name}: {value} is found as {place}")
     if not places:
         raise InputError(
             f"{path}: train: expected a folder of images, or a text file that lists them, got "
@@ -192,24 +192,27 @@ def _named_places(
     return places
 
 
-def _ends(value: str, split: str | None = None) -> Iterator[Path]:
-    """Yield ways to read a path, the longest first; its end alone only with the part's name."""
-    for parts in files.spellings(value):
-        for first in range(len(parts)):
-            lost, kept = map(files.split_of, parts[:first]), map(files.split_of, parts[first:])
-            if split and split in lost and split not in kept:
-                break
-            yield Path(*parts[first:])
+def _by_end(name: str, listing: Listing, split: str) -> Path | None:
+    """Return the folder of images, or list, that the end of a path means.
+
+    Where the path says the part, that end has to say it.
+    """
+    folder, parts = listing.folder, files.spellings(name)[0]
+    ends = (folder.joinpath(*parts[first:]) for first in range(1, len(parts)))
+    place = next(filter(files.exists, ends), None)
+    if place is None:
+        below = _below(listing)
+        folders = {each for path in below.images() for each in path.relative_to(folder).parents}
+        choice = [*(folder / each for each in sorted(folders)), *below.of(".txt")]
+        place = files.by_names([name], choice, split=split).get(name)
+    if place is None or split not in map(files.split_of, parts):
+        return place
+    return place if split in map(files.split_of, place.relative_to(folder).parts) else None
 
 
-def _resolved(
-    bases: list[Path], value: str, test: Callable[[Path], bool], split: str | None = None
-) -> tuple[Path | None, bool]:
-    """Return what a path means below one of the folders, and whether it lies there as written."""
-    as_written = ((base / files.home(value), True) for base in bases)
-    by_ends = ((base / end, False) for end in _ends(value, split) for base in bases)
-    tried = ((files.written(path), how) for path, how in chain(as_written, by_ends) if test(path))
-    return next(tried, (None, False))
+def _below(listing: Listing) -> Listing:
+    """Return what lies in a folder, also where the user named a file in it."""
+    return listing if listing.files else files.list_files(listing.folder)
 
 
 def _places(listing: Listing, images: Path | None, notes: list[str]) -> Places:
@@ -218,7 +221,7 @@ def _places(listing: Listing, images: Path | None, notes: list[str]) -> Places:
         lines = (line.partition("=") for line in files.read_text(path).splitlines())
         about = {key.strip(): value.strip() for key, _, value in lines if value}
         if not about.keys().isdisjoint(_YAML_PARTS):
-            return _named_places(path, about, images, notes)
+            return _named_places(path, about, listing, images, notes)
 
     def inner(folder: Path) -> Path:
         named = (each for each in folder.iterdir() if each.name.lower() == "images")
@@ -235,13 +238,13 @@ def _places(listing: Listing, images: Path | None, notes: list[str]) -> Places:
 
 
 def _labels(
-    split: str, places: list[Path], folder: Path, given: Path | None, notes: list[str]
+    split: str, places: list[Path], listing: Listing, notes: list[str]
 ) -> dict[Path, Path | None]:
     """Return the images of a part, with the label files of those that have one."""
     found: dict[Path, Path | None] = {}
     used: dict[Path, Path] = {}
-    for image in (image for place in places for image in _images(place, folder, notes)):
-        path = found[image] = _label_file(image, folder, given)
+    for image in (image for place in places for image in _images(place, listing, split, notes)):
+        path = found[image] = _label_file(image)
         other = used.setdefault(path, image) if path else image
         if other.parent == image.parent and other != image:
             raise InputError(
@@ -250,43 +253,70 @@ def _labels(
             )
     if not found:
         raise InputError(f"{places[0]}: expected images, got none. Correct the path.")
+    bare = [image for image, path in found.items() if path is None]
+    if bare and (by_end := _labels_by_end(bare, used, listing, split)):
+        found |= by_end
+        count, image = counted(len(by_end), "image"), next(iter(by_end))
+        notes.append(
+            f"{split}: labels of {count} are found by their base names: {image.name} has "
+            f"{by_end[image]}"
+        )
     if bare := sum(each is None for each in found.values()):
         notes.append(f"{split}: {bare} of {counted(len(found), 'image')} have no label file")
     return found
 
 
-def _images(place: Path, folder: Path, notes: list[str]) -> list[Path]:
+def _labels_by_end(
+    images: list[Path], used: Collection[Path], listing: Listing, split: str
+) -> dict[Path, Path]:
+    """Return the label files of images that have none where they should be.
+
+    Where others of the part have theirs (`used`), only the name may be spelt otherwise. Where none
+    has, the folder of the labels may be another, if it is not that of another part.
+    """
+    texts = [x for x in _below(listing).of(".txt") if x.name.lower() not in _NAME_FILES]
+    parts = ((x, files.split_of_path(x.parent / "-", listing.folder)) for x in texts)
+    texts = [files.written(x) for x, part in parts if part in (None, split) or split == WHOLE]
+    names = {str(files.written(image.with_suffix(".txt"))): image for image in images}
+    found = files.by_names(names, texts, used, split).items()
+    pairs = ((names[name], path) for name, path in found)
+    return {
+        image: path
+        for image, path in pairs
+        if not used or path.parent in (image.parent, *_label_folders(image))
+    }
+
+
+def _images(place: Path, folder: Listing, split: str, notes: list[str]) -> list[Path]:
     """Return the images of a folder, or those that a text file lists."""
     if place.is_dir():
         listing = files.list_files(files.written(place))
         notes += listing.notes()
         return listing.images()
-    found, moved = [], 0
-    for number, line in enumerate(files.read_text(place).splitlines(), 1):
-        if text := line.strip():
-            path, as_written = _resolved([place.parent, folder], text, files.is_file)
-            if path is None:
-                raise InputError(f"{place}, line {number}: expected an image file, got {text}.")
-            found.append(path)
-            moved += not as_written
-    if moved:
-        notes.append(f"{place.name}: {moved} of {len(found)} images are found by their paths' ends")
-    return found
+    lines = [line.strip() for line in files.read_text(place).splitlines()]
+    bases = (place.parent, folder.folder)
+    found = {
+        line: next((x / line for x in bases if files.is_file(x / line)), None) for line in lines
+    }
+    missing = [line for line, path in found.items() if line and path is None]
+    if missing:
+        taken = filter(None, found.values())
+        found |= files.by_names(missing, _below(folder).images(), taken, split)
+        lost = next((line for line in missing if found[line] is None), None)
+        if lost is not None:
+            number = lines.index(lost) + 1
+            raise InputError(f"{place}, line {number}: expected an image file, got {lost}.")
+        count = f"{len(missing)} of {len(found)} images"
+        notes.append(f"{place.name}: {count} are found by their base names, not as written")
+    return [files.written(path) for path in found.values() if path]
 
 
-def _label_file(image: Path, folder: Path, given: Path | None) -> Path | None:
-    """Return the label file of an image, whose path is as it is written; None where it has none.
-
-    The folder of the data has the labels where the user named (`given`) another for the images.
-    """
+def _label_file(image: Path) -> Path | None:
+    """Return the label file of an image, whose path is as it is written; None where it has none."""
     places = [each / image.stem for each in _label_folders(image)]
     if not places:
         real = Path(os.path.realpath(image)).with_suffix("")
         places = [image.with_suffix(""), *(x / real.name for x in _label_folders(real)), real]
-    if given is not None and image.is_relative_to(given):
-        inside = image.parent.relative_to(given)
-        own = [folder / name / inside / image.stem for name in ("labels", "Labels", ".")]
-        places = [*own, *places]
     paths = (place.with_name(f"{place.name}.txt") for place in places)
     return next((path for path in paths if files.exists(path) or files.is_link(path)), None)
 
@@ -331,6 +361,13 @@ def _check_for_key_points(names: Path, lines: Iterable[_Line]) -> None:
     counts = {len(line.values) for line in lines}
     count = counts.pop() if len(counts) == 1 else 0
     if count == 2 * _BOX and all(_is_convex(line.values) for line in lines):
+        turned = [_is_turned(line.values) for line in lines]
+        if sum(each is not None for each in turned) >= 0.9 * len(lines) and any(turned):
+            raise InputError(
+                f"{lines[0].where}: expected boxes or polygons, got four corners that look like an "
+                "oriented box, as in all lines. Only upright boxes are read: write x y width "
+                "height; if they are polygons, write `kpt_shape: none` into a data.yaml."
+            )
         return
     for numbers in (3, 2):
         points, rest = divmod(count - _BOX, numbers)
@@ -354,6 +391,19 @@ def _is_pose(values: list[float], numbers: int) -> bool:
     inside = min(centre - half) >= -2 * _SLACK and max(centre + half) <= 1 + 2 * _SLACK
     seen = points[(points[:, :2] != 0).any(axis=1), :2]
     return bool(min(half) > 0 and inside and (np.abs(seen - centre) <= 1.1 * half + _SLACK).all())
+
+
+def _is_turned(values: list[float]) -> bool | None:
+    """Whether four corners are a rectangle that is not upright; None where they are none.
+
+    In parts of the sides of an image a rectangle is a parallelogram.
+    """
+    points = np.array(values).reshape(-1, 2)
+    slack = _SQUARE * np.ptp(points, axis=0)
+    if (np.abs(points[0] + points[2] - points[1] - points[3]) > slack).any():
+        return None
+    at_edge = np.minimum(points - points.min(axis=0), points.max(axis=0) - points) <= slack
+    return not at_edge.all()
 
 
 def _is_convex(values: list[float]) -> bool:
