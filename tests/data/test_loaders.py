@@ -218,3 +218,10 @@ def test_evaluation_shows_each_image_once(shapes, monkeypatch, images, world, ba
         assert all(len(batch) <= batch_size for batch in batches)
         seen += [item["image_id"] for batch in batches for item in batch]
     assert seen == list(range(1, images + 1))
+
+
+def test_no_more_processes_read_than_there_are_cores(shapes, monkeypatch):
+    """Torch would warn, and warnings are errors here; the batches are the same."""
+    whole = _items(_loader(shapes), 6)
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: {0}, raising=False)
+    assert _items(_loader(shapes, num_workers=50), 6) == whole

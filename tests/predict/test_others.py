@@ -10,12 +10,12 @@ import torch
 
 from tests.conftest import RECIPE
 from tests.convert.manifests import find, needs_manifests
-from vitdet import Predictor
+from vitdet import Predictor, config
 from vitdet.app import cli
 from vitdet.config import build_model, load_config
 from vitdet.convert.recipes import Command
 from vitdet.data.images import open_image
-from vitdet.predict import others
+from vitdet.predict import loading, others
 from vitdet.utils.checks import InputError
 from vitdet.utils.env import random_state
 
@@ -40,7 +40,8 @@ def theirs(tmp_path, monkeypatch):
     state = {name: tensor.numpy() for name, tensor in state.items()}
     path = tmp_path / "model_final_f05665.pkl"
     path.write_bytes(pickle.dumps({"model": state, "__author__": "somebody"}))
-    monkeypatch.setattr(others, "CONFIGS", tmp_path)
+    for module in (config, loading):
+        monkeypatch.setattr(module, "CONFIGS", tmp_path)
     monkeypatch.setattr(others, "COMMANDS", (row("tiny"), row("absent", "mae")))
     return path
 
@@ -140,7 +141,7 @@ def test_published_files_that_two_recipes_take():
 
 def test_a_bare_file_in_our_names_stays_as_it_is():
     """Also one whose format another project's file would have, as that of a ViTAE."""
-    model = load_config(others.CONFIGS / "vitae/mask_rcnn_vitae_s_100ep.py").model
+    model = load_config(config.CONFIGS / "vitae/mask_rcnn_vitae_s_100ep.py").model
     state = build_model(model, device="meta").state_dict()
     for content in (dict(state), {"model": state}):
         assert others.as_ours(content, model) == content

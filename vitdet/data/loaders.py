@@ -7,6 +7,7 @@ with the next image, and the stream depends neither on the number of workers nor
 from __future__ import annotations
 
 import logging
+import os
 import pickle
 from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
@@ -112,13 +113,14 @@ class Loader:
 
     def __iter__(self) -> Iterator[list[Record]]:
         """Begin anew; raise what the mapper has raised, here or in a worker."""
+        workers = min(self.num_workers, _cores())  # more only wait, and torch warns of them
         loader = data.DataLoader(
             self.mapped,
             batch_sampler=self.batches,
-            num_workers=self.num_workers,
-            collate_fn=_packed if self.num_workers else list,
+            num_workers=workers,
+            collate_fn=_packed if workers else list,
             worker_init_fn=_start_worker,
-            timeout=TIMEOUT if self.num_workers else 0,
+            timeout=TIMEOUT if workers else 0,
             # of its own, because it draws a number and must not move the training's random state
             generator=torch.Generator(),
         )
@@ -160,7 +162,8 @@ def build_train_loader(
     Args:
         dataset: has `name` and `records`, which `mapper` turns into model inputs.
         total_batch_size: images an iteration over all processes, a multiple of their number.
-        num_workers: reading processes for each training process; 0 reads in the process itself.
+        num_workers: reading processes for each training process, at most one a core; 0 reads in
+            the process itself.
         seed: of order and augmentation.
         repeat_threshold: repeat-factor sampling ("LVIS", Gupta et al. 2019, Appendix B.2): an image
             whose rarest class is in a fraction f of the images is repeated sqrt(threshold / f)
@@ -206,6 +209,12 @@ def build_test_loader(
         for first in range(0, len(mine), batch_size)
     ]
     return Loader(Mapped(dataset.records, mapper, 0), batches, num_workers)
+
+
+def _cores() -> int:
+    """How many this process may use; macOS does not tell more than how many there are."""
+    usable = getattr(os, "sched_getaffinity", None)
+    return len(usable(0)) if usable else os.cpu_count() or 1
 
 
 def _check(dataset: Any, num_workers: Any, part: str) -> None:
