@@ -70,3 +70,5 @@ def test_wrong_data_is_one_line(drawn_run, tmp_path, capsys):
         error = capsys.readouterr().err
         assert text in error
         assert error.count("\n") == 1
+    assert cli.main(["val", "--weights", str(drawn_run.weights), "--part", "test"]) == 2
+    assert "--part test: it is a part of --data, which is not given" in capsys.readouterr().err

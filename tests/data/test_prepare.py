@@ -173,6 +173,8 @@ def test_parts_of_a_training_and_of_an_evaluation(tmp_path):
     (annotations, images), notes = prepare_part(tmp_path, run)
     assert (annotations, images) == (str(tmp_path / "val.json"), str(tmp_path / "val"))
     assert notes[-1] == "evaluated is val, of 1 images"
+    (annotations, _), notes = prepare_part(tmp_path, run, split="test")
+    assert (annotations, notes[-1]) == (str(run / "test.json"), "evaluated is test, of 2 images")
     # images of a json are found as for a training
     assert prepare_part(tmp_path / "train.json", run)[0][1] == str(tmp_path / "train")
     # classes are matched by their names, in the model's order
@@ -183,6 +185,8 @@ def test_parts_of_a_training_and_of_an_evaluation(tmp_path):
     assert prepare_part(tmp_path, run, class_names=("dog",))[0][0] == str(tmp_path / "val.json")
     change(tmp_path, {"val.json": None, "train.json": None})
     assert prepare_part(tmp_path, run)[0] == (str(run / "test.json"), str(tmp_path))
+    with pytest.raises(InputError, match=f"{tmp_path}: expected a part val, found test"):
+        prepare_part(tmp_path, run, split="val")
     with pytest.raises(InputError, match="images to train on, got COCO json with test only"):
         prepare_data(tmp_path, run)
     # a file that the user names is what he trains on, whatever its name

@@ -13,12 +13,14 @@ from torch import nn
 
 from vitdet.app.options import add_predictor_arguments, load_predictor
 from vitdet.config import Train
+from vitdet.data.files import SPLITS
 from vitdet.data.prepare import prepare_part
 from vitdet.engine.evaluate import TestSet, write_results
 from vitdet.engine.log import logging_to
 from vitdet.predict.loading import building, check_test_data
 from vitdet.predict.predictor import Predictor
 from vitdet.utils import thresholds
+from vitdet.utils.checks import InputError
 from vitdet.utils.precision import PRECISIONS
 
 
@@ -27,6 +29,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     data = "COCO json, or a folder as for `vitdet train`; left out: the recipe's test set"
     add("--data", type=Path, metavar="PATH", help=data)
+    which = "of --data: train, val or test (default: val, else test, else all of it)"
+    add("--part", choices=SPLITS, help=which)
     beside = "of --data, where they are not beside it"
     add("--images", type=Path, metavar="DIR", help=beside)
     folder = "folder for results.json, the predictions and log.txt (default %(default)s)"
@@ -42,6 +46,8 @@ def run(args: argparse.Namespace) -> int:
     Raises:
         InputError: anything in options, weights or data that a user can repair.
     """
+    if args.part and args.data is None:
+        raise InputError(f"--part {args.part}: it is a part of --data, which is not given.")
     predictor = load_predictor(args, overrides=args.overrides, threshold=0.0)
     cfg: Any = predictor.cfg
     predictor.precision = args.precision or cfg.train.get("eval_precision", Train.eval_precision)
@@ -49,7 +55,11 @@ def run(args: argparse.Namespace) -> int:
     if args.data is not None:
         names = predictor.class_names or ()
         (annotations, images), notes = prepare_part(
-            args.data, args.out / "data", images=args.images, class_names=names
+            args.data,
+            args.out / "data",
+            images=args.images,
+            class_names=names,
+            split=args.part,
         )
         print(*(f"data         {note}" for note in notes), sep="\n", flush=True)
         node = {"_target_": "vitdet.data.datasets.coco_dataset"}

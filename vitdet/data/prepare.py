@@ -97,9 +97,14 @@ def prepare_data(
 
 
 def prepare_part(
-    folder: Path, cache: Path, *, images: Path | None = None, class_names: Sequence[str] = ()
+    folder: Path,
+    cache: Path,
+    *,
+    images: Path | None = None,
+    class_names: Sequence[str] = (),
+    split: str | None = None,
 ) -> tuple[tuple[str, str], tuple[str, ...]]:
-    """Find the part of a data set to evaluate on: val, else test, else all of it.
+    """Find the part of a data set to evaluate on: `split`, or val, else test, else all of it.
 
     Arguments and errors are those of `prepare_data`. Where the data have some of the classes of the
     model (`class_names`), they get all, in this order.
@@ -110,7 +115,9 @@ def prepare_part(
     found = find_data(folder, None, images)
     notes = _summary(found)
     given = next(iter(found.parts)) if folder.is_file() else "train"
-    split = next(each for each in ("val", "test", WHOLE, given) if each in found.parts)
+    split = split or next(each for each in ("val", "test", WHOLE, given) if each in found.parts)
+    if split not in found.parts:
+        raise InputError(f"{folder}: expected a part {split}, found {', '.join(found.parts)}.")
     part = _with_classes(_checked(found.parts[split], notes), class_names, notes)
     _need_objects(part, "data to evaluate on", "Add labels.")
     notes.append(f"evaluated is {split}, of {len(part.content['images'])} images")
