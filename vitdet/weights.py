@@ -106,10 +106,8 @@ def _shards(index: Path, trust: bool) -> dict[str, Any]:
     for name in sorted(set(places.values())):
         shard = index.parent / name
         if Path(name).name != name or not shard.is_file():
-            raise InputError(
-                f"weights {index}: expected the shard {name} beside it, got none. Fetch all "
-                f"{len(set(places.values()))} shards."
-            )
+            text = f"expected the shard {name} beside it, got none. Fetch all that it lists."
+            raise InputError(f"weights {index}: {text}")
         part = checkpoint.read(shard, trust=trust)
         content |= {
             key: part[key] for key, place in places.items() if place == name and key in part

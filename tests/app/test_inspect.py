@@ -8,7 +8,7 @@ import torch
 from tests.convert.manifests import find, needs_manifests, pyramid, random, vit
 from vitdet import checkpoint
 from vitdet.app import cli
-from vitdet.app.describe import describe
+from vitdet.convert.describe import describe
 from vitdet.convert.recipes import COMMANDS
 
 

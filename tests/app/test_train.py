@@ -185,9 +185,11 @@ def test_a_preset_is_a_value_of_the_recipe(capsys: Capture, data: Path) -> None:
     # of a run that is resumed it is the one that it began with
     run = data.parent / "run"
     _printed(capsys, data, "--out", str(run))
-    (run / "config.yaml").write_text("dataloader: {train: {mapper: {preset: light}}}")
+    began = "dataloader: {train: {mapper: {preset: light}}}\ntrain: {init_checkpoint: a.pth}"
+    (run / "config.yaml").write_text(began)
     text = _printed(capsys, data, "--out", str(run), "--resume")
     assert _recipe(text).dataloader.train.mapper.preset == "light"
+    assert "\nstart        a.pth\n" in text
 
 
 def test_under_torchrun_it_says_what_to_do(

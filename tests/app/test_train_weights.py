@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
+import shlex
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -12,11 +14,12 @@ import pytest
 import torch
 
 import train_net
+from tests.convert.manifests import find, needs_manifests
 from vitdet import checkpoint
-from vitdet.app import follow, train
+from vitdet.app import cli, follow, train
 from vitdet.app.start import from_weights
 from vitdet.backbones.vit import ViT
-from vitdet.config import backbone_settings, load_config
+from vitdet.config import backbone_settings, config_text, load_config
 from vitdet.convert import convert
 from vitdet.utils.checks import InputError
 
@@ -76,6 +79,23 @@ def test_both_layouts_of_the_same_weights_start_alike(
     assert all(torch.equal(value, other[name]) for name, value in state.items())
 
 
+@pytest.mark.slow
+def test_what_a_model_has_no_place_for_comes_with_the_command_that_goes_on(tmp_path: Path) -> None:
+    """BEiT's bias table; the command is run, and --weights takes what it writes."""
+    sizes = {"hidden_size": 128, "num_hidden_layers": 4, "num_attention_heads": 2}
+    sizes |= {"intermediate_size": 256, "image_size": 64, "use_relative_position_bias": True}
+    transformers.BeitModel(transformers.BeitConfig(**sizes)).save_pretrained(tmp_path / "beit")
+    with pytest.raises(InputError, match=r"a place for full bias table of relative pos") as error:
+        start(tmp_path / "beit", tmp_path)
+    (command,) = re.findall(r"`vitdet (.*)`", str(error.value))
+    assert command.endswith(" --allow-inexact")
+    out = tmp_path / "out.pth"
+    assert cli.main([str(out) if word == "OUT.pth" else word for word in shlex.split(command)]) == 0
+    changes, state = start(out, tmp_path)
+    assert f"{follow.NET}.embed_dim=128" in changes
+    assert state["backbone.net.blocks.3.ls1.gamma"].shape == (128,)
+
+
 def test_a_run_that_is_resumed_has_the_same_backbone(
     weights: dict[str, Path], tmp_path: Path
 ) -> None:
@@ -128,6 +148,47 @@ def test_sizes(weights: dict[str, Path], tmp_path: Path) -> None:
     args = arguments("--weights", str(weights["hub"]), "--size", "base")
     train._following(args, tmp_path)
     assert args.size == "base"
+
+
+@needs_manifests
+def test_a_detector_of_another_project_tells_its_size(tmp_path: Path, monkeypatch: Any) -> None:
+    """Its backbone is taken: windows, global blocks and position tables as in the file."""
+    monkeypatch.setattr(
+        checkpoint, "read", lambda *_, **__: find("mask_rcnn_vitdet_b.coco").content()
+    )
+    path = tmp_path / "model_final_61ccd1.pkl"
+    path.touch()
+    args = arguments("--weights", str(path))
+    told = train._following(args, tmp_path)
+    assert args.size == "base"
+    net = backbone_settings(load_config(train.recipe_of("base", masks=False), told).model)
+    assert (net["window_size"], net["pretrain_img_size"], net["use_rel_pos"]) == (14, 224, True)
+    assert "rel_pos" not in str(told)  # as the recipe has it
+    args = arguments("--weights", str(path), "--size", "light")
+    told = train._following(args, tmp_path)
+    net = backbone_settings(load_config(train.recipe_of("light", masks=False), told).model)
+    assert (net["embed_dim"], net["window_size"], net["use_rel_pos"]) == (768, 14, True)
+    assert list(net["global_block_indexes"]) == [2, 5, 8, 11]
+
+
+def test_a_run_of_ours_tells_its_recipe(tmp_path: Path) -> None:
+    """A detector that began with a foundation model is trained on without another word."""
+    keys = ("layer_scale=true", "pretrain_img_size=592", "drop_path_rate=0.3")
+    open_ = [f"dataloader.{x}.dataset.{y}=a" for x in ("train", "test") for y in ("json", "images")]
+    changes = [*(f"{follow.NET}.{key}" for key in keys), "model.pixel_mean=[1,2,3]"]
+    cfg = load_config(train.recipe_of("light", masks=False), [*changes, *open_])
+    note = {"format": 1, "class_names": ["cell"], "config": config_text(cfg)}
+    net = {"backbone.net.patch_embed.proj.weight": torch.zeros(384, 3, 16, 16)}
+    checkpoint.write(tmp_path / "run.pth", {"model": net, "vitdet": note})
+    args = arguments("--weights", str(tmp_path / "run.pth"))
+    told = train._following(args, tmp_path)
+    assert args.size == "light"
+    assert set(told) == {
+        *(f"{follow.NET}.layer_scale=True", f"{follow.NET}.pretrain_img_size=592"),
+        "model.pixel_mean=[1, 2, 3]",
+    }
+    typed = arguments("--weights", str(tmp_path / "run.pth"), f"{follow.NET}.layer_scale=false")
+    assert f"{follow.NET}.layer_scale=True" not in train._following(typed, tmp_path)
 
 
 def test_what_is_tuned_goes_into_the_recipe_and_stays(

@@ -152,6 +152,8 @@ def test_sam_and_a_whole_clip() -> None:
     [
         ("vit_small_patch16_dinov3.lvd1689m", {"num_heads": 6, "rope": "dinov3", "norm_eps": 1e-5}),
         ("openai.ViT-L-14", {"num_heads": 16, "depth": 24, "pre_norm": True, "norm_eps": 1e-5}),
+        ("openai.ViT-B-16", {"act_layer": "quick_gelu"}),  # kernels of float16 tell it
+        ("open_clip.ViT-B-16", {"act_layer": "gelu"}),
         ("sam_vit_h", {"num_heads": 16, "embed_dim": 1280, "pretrain_img_size": 1024}),
         ("dinov2_vitg14", {"num_heads": 24, "ffn_layer": "swiglu", "layer_scale": True}),
         ("mae_pretrain_vit_huge", {"num_heads": 16, "mlp_ratio": 4.0, "pretrain_img_size": 256}),
@@ -214,6 +216,13 @@ def test_jsons_beside_the_weights(tmp_path: Path) -> None:
         "pixel_std": [63.75, 127.5, 255.0],
     }
     assert pixels({}, {}) == {}
+    for values in ("half", [0.5], [0.5, "a", 0.5], [True, 0, 0]):
+        with pytest.raises(
+            InputError, match=r"image_mean: expected three numbers, got .* Fetch it"
+        ):
+            pixels({}, {"image_mean": values})
+    with pytest.raises(InputError, match=r"image_std: expected three numbers"):
+        pixels({}, means | {"image_std": [0, 1, 1]})
     with pytest.raises(InputError, match=r"says hidden_size 48, the weights have 32: they are not"):
         net_settings(found.content, {"hidden_size": 48})
     for key, value in (("num_attention_heads", 0), ("layer_norm_eps", None), ("hidden_act", [])):

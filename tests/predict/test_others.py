@@ -123,6 +123,9 @@ def test_where_several_recipes_take_it_they_are_named(theirs, tmp_path, monkeypa
     [
         ("cascade_mask_rcnn_vitdet_h.coco", "COCO/cascade_mask_rcnn_vitdet_h_75ep"),
         ("eva02_B_lvis_bsl", "LVIS/cascade_mask_rcnn_eva02_b_bsl"),
+        # the same shapes, but for the tables of windows and image
+        ("eva02_B_coco_bsl", "COCO/cascade_mask_rcnn_eva02_b_bsl"),
+        ("eva02_B_coco_sys", "COCO/cascade_mask_rcnn_eva02_b_sys"),
         ("mae_pretrain_vit_base", None),
     ],
 )
@@ -135,8 +138,19 @@ def test_the_recipe_of_a_published_file(name, recipe):
 @pytest.mark.slow
 def test_published_files_that_two_recipes_take():
     text = "2 recipes .*/cascade_mask_rcnn_eva02_b_bsl.py, .*/cascade_mask_rcnn_eva02_b_sys.py"
+    tensors = find("eva02_B_coco_sys").tensors  # without the tables that tell them apart
+    bare = {"model": {name: value for name, value in tensors.items() if "freqs_" not in name}}
     with pytest.raises(InputError, match=text):
-        others.find_recipe(find("eva02_B_coco_sys").content(), "eva02_B_coco_sys")
+        others.find_recipe(bare, "eva02_B_coco_sys")
+
+
+@needs_manifests
+@pytest.mark.parametrize("name", ["dinov2_vitb14", "eva02_B_pt_in21k_p14", "hf_vitdet_base.model"])
+def test_a_backbone_alone_is_said_to_be_one(name):
+    text = r"got a backbone alone \(.*, an? .*\)\. Train .*: vitdet train --data FOLDER --weights w"
+    with pytest.raises(InputError, match=text):
+        others.check_detector(find(name).content(), "w")
+    others.check_detector(find("mask_rcnn_vitdet_b.coco").content(), "w")
 
 
 def test_a_bare_file_in_our_names_stays_as_it_is():

@@ -20,9 +20,9 @@ from omegaconf import DictConfig
 
 from vitdet import checkpoint
 from vitdet.app import follow
-from vitdet.app.describe import about_of
 from vitdet.convert import FORMATS, TARGETS, Report, UnaccountedError, convert, export
 from vitdet.convert import classes as heads
+from vitdet.convert.describe import about_of
 from vitdet.convert.names import shapes_of
 from vitdet.utils import thresholds
 from vitdet.utils.checks import InputError, printable

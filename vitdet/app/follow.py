@@ -12,22 +12,28 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf
 
-from vitdet.app.describe import about_of, backbone_shapes, describe, is_foundation
 from vitdet.convert import FORMATS
+from vitdet.convert.describe import about_of, describe, is_plain
 from vitdet.engine.checkpoints import LAST
+from vitdet.plain_recipes import recipe_of_file
 from vitdet.utils.checks import InputError
 from vitdet.utils.files import replacing
 from vitdet.weights import Weights
 
 NET = "model.backbone.net"
 RECORD = "start.json"  # in the folder of a run that began with such a file
+_TRAINING = ("_target_", "drop_path_rate", "checkpoint_blocks", "frozen", "freeze_patch_embed")
 # what a file may ask of a recipe: numbers and words, nothing that is called
 _HARMLESS = re.compile(r"model(\.[a-z]\w*)+=[\w.+, \"\[\]-]*$")
 
 # Heads whose channels are not 64, by width: ViT-H, EVA-g, SigLIP-so400m, ViT-G
 _HEADS = {1280: 16, 1408: 16, 1152: 16, 1664: 16}
+_SHAPES = (  # what shapes tell
+    *("embed_dim", "depth", "mlp_ratio", "ffn_layer", "qkv_bias", "layer_scale", "pre_norm"),
+    *("use_abs_pos", "pretrain_use_cls_token", "residual_block_indexes"),
+)
 _TOLD = {  # what is read of config.json, where it is there
     **dict.fromkeys(("hidden_size", "num_hidden_layers", "num_attention_heads"), int),
     **{"layer_norm_eps": float, "hidden_act": str},
@@ -45,6 +51,7 @@ def net_settings(
     weights: str | None = None,
     source_format: str | None = None,
     patch_size: int = 16,
+    alone: bool = True,
     source: str = "source",
 ) -> dict[str, Any]:
     """Return {argument of `vitdet.backbones.vit.ViT`: value}, as far as a file tells them.
@@ -55,19 +62,19 @@ def net_settings(
         weights: the key of the file that holds the state dict, None to find it.
         source_format: a name in `FORMATS`, None to recognise it.
         patch_size: of the model; positions keep the file's grid.
+        alone: only where no pyramid and heads are beside it.
         source: the file, for messages.
 
     Returns:
-        {} for detectors, files of ours, unknown formats, and backbones that are no plain ViT.
+        {} for detectors (`alone`), files of ours, unknown formats, backbones that are no plain ViT.
 
     Raises:
         InputError: config.json and the weights are of two models; an activation that ours lack.
     """
-    how: dict[str, Any] = {"weights": weights, "source": source}
-    found = describe(content, source_format=source_format, **how)
-    sizes = found["backbone"]
-    if not is_foundation(found):
+    found = describe(content, weights=weights, source_format=source_format, source=source)
+    if not is_plain(found, alone=alone):
         return {}
+    sizes, fmt = found["backbone"], found["format"]
     config = vision if isinstance(vision := config.get("vision_config"), Mapping) else config
     for key, kind in _TOLD.items():
         if key in config and not (type(value := config[key]) is kind and value):
@@ -79,78 +86,42 @@ def net_settings(
                 f"{source}: config.json says {theirs} {config[theirs]}, the weights have "
                 f"{sizes[ours]}: they are not of one model. Fetch both anew."
             )
-    inside = backbone_shapes(content, found["format"], **how)
-    first = {name[9:]: shape for name, shape in inside.items() if name.startswith("blocks.0.")}
-    settings = {name: sizes[name] for name in ("embed_dim", "depth", "layer_scale")}
-    made = (make.find("blocks.0.attn.qkv.bias", inside) for make in FORMATS[found["format"]].makes)
-    settings["qkv_bias"] = sizes["qkv_bias"] or any(made)  # of zeros, where the format says so
-    settings |= _heads(sizes, config, found["format"])
-    settings |= _feed_forward(first, sizes["embed_dim"])
-    settings |= _positions(sizes, inside, patch_size)
-    settings["pre_norm"] = "norm_pre.weight" in inside
-    settings |= _untold(found["format"], content, config, settings, source)
-    if places := sizes.get("residual_block_indexes"):
-        settings["residual_block_indexes"] = places
+    settings = {name: sizes[name] for name in _SHAPES if name in sizes}
+    settings["num_heads"] = _heads(sizes, config, fmt)
+    if grid := sizes.get("pos_embed_grid"):
+        sides = [side * patch_size for side in grid]
+        settings["pretrain_img_size"] = sides[0] if grid[0] == grid[1] else sides
+    if sizes["use_rel_pos"]:
+        settings["use_rel_pos"] = True
+    openai = fmt == "clip" and ("input_resolution" in content or len(found["dtypes"]) > 1)
+    settings |= _untold(fmt, config, settings, source, openai=openai)
     if settings["rope"] == "pe":
-        grid = sizes.get("pos_embed_grid", [16])[0]
-        settings |= {"rope_pretrain_grid": grid, "pos_embed_resize": "tile"}
-        settings |= {"patch_bias": "patch_embed.proj.bias" in inside, "use_rel_pos": False}
-        settings |= {"window_size": grid} if found["format"] == "sam3" else {}
+        side = grid[0] if grid else 16
+        settings |= {"rope_pretrain_grid": side, "pos_embed_resize": "tile"}
+        settings |= {"patch_bias": sizes["patch_bias"], "use_rel_pos": False}
+        settings |= {"window_size": side} if fmt == "sam3" else {}
     if sizes["kind"] == "eva02":  # its rotary grid is that of 224 pixels, after 448 pixels too
         settings |= {"split_qkv": True, "rope": "eva02", "rope_pretrain_grid": 16}
-        settings |= {"inner_attn_norm": "attn.inner_attn_ln.weight" in first, "use_rel_pos": False}
+        settings |= {"inner_attn_norm": sizes["inner_attn_norm"], "use_rel_pos": False}
     return settings
 
 
-def _heads(sizes: Mapping[str, Any], config: Mapping[str, Any], fmt: str) -> dict[str, int]:
+def _heads(sizes: Mapping[str, Any], config: Mapping[str, Any], fmt: str) -> int:
     width = sizes["embed_dim"]
-    told = config.get("num_attention_heads", sizes.get("num_heads"))
-    usual: int = width // 64 or 1
+    usual = width // 64 or 1
     if not fmt.startswith(("dino", "hf_dino")):
-        usual = (_HEADS | {1536: 16} if ("rope", "pe") in FORMATS[fmt].settings else _HEADS).get(
-            width, usual
-        )
-    return {"num_heads": int(told or usual)}
-
-
-def _feed_forward(first: Mapping[str, tuple[int, ...]], width: int) -> dict[str, Any]:
-    width = width or 1  # of a damaged file
-    last = next((first[f"mlp.{n}.weight"] for n in ("fc2", "w3") if f"mlp.{n}.weight" in first), ())
-    hidden = last[-1] if last else 4 * width
-    gated = any(name.startswith(("mlp.w1", "mlp.w12.")) for name in first)
-    gated = gated or (first.get("mlp.fc1.weight") or (0,))[0] == 2 * hidden
-    kind = "mlp" if not gated else "swiglu_norm" if "mlp.ffn_ln.weight" in first else "swiglu"
-    ratio = hidden / width
-    if int(width * ratio) != hidden:  # the product may round down
-        ratio = (hidden + 0.5) / width
-    return {"mlp_ratio": ratio, "ffn_layer": kind}
-
-
-def _positions(
-    sizes: Mapping[str, Any], inside: Mapping[str, tuple[int, ...]], patch_size: int
-) -> dict[str, Any]:
-    if not sizes.get("use_abs_pos"):
-        return {"use_abs_pos": False}
-    grid, row = sizes.get("pos_embed_grid"), sizes.get("pretrain_use_cls_token", False)
-    if "dist_token" in inside:
-        rows = inside["pos_embed"][-2]
-        grid, row = [round((rows - 2) ** 0.5)] * 2, True
-    if grid is None:
-        return {"use_abs_pos": True}
-    size = grid[0] * patch_size
-    square = grid[0] == grid[1]
-    pretrain: Any = size if square else [side * patch_size for side in grid]
-    return {"use_abs_pos": True, "pretrain_img_size": pretrain, "pretrain_use_cls_token": row}
+        pe = {1536: 16} if ("rope", "pe") in FORMATS[fmt].settings else {}
+        usual = (_HEADS | pe).get(width, usual)
+    return int(config.get("num_attention_heads", sizes.get("num_heads")) or usual)
 
 
 def _untold(
-    fmt: str,
-    content: Mapping[str, Any],
-    config: Mapping[str, Any],
-    settings: Mapping[str, Any],
-    source: str,
+    fmt: str, config: Mapping[str, Any], settings: Mapping[str, Any], source: str, *, openai: bool
 ) -> dict[str, Any]:
-    """Return the epsilon, the activation and the rotary positions, which no shape tells."""
+    """Return the epsilon, the activation and the rotary positions, which no shape tells.
+
+    `openai` says whose CLIP it is: its archives alone have kernels of float16 and norms of float32.
+    """
     known = {key: value for key, value in FORMATS[fmt].settings if "." not in key}
     eps, act, timm = known.get("norm_eps", 1e-6), "gelu", str(config.get("architecture", ""))
     if fmt == "hf_vit" and not settings["layer_scale"]:
@@ -159,8 +130,7 @@ def _untold(
         act = "gelu_tanh"  # SigLIP
     elif fmt in ("clip", "hf_clip") or settings["pre_norm"]:
         eps = 1e-5
-        ours = {"input_resolution", "context_length"} & set(content)  # OpenAI's archives
-        act = "quick_gelu" if fmt == "hf_clip" or ours or "quickgelu" in timm else "gelu"
+        act = "quick_gelu" if fmt == "hf_clip" or openai or "quickgelu" in timm else "gelu"
     elif "siglip" in timm and "siglip2" not in timm:
         act = "gelu_tanh"
     if "hidden_act" in config:
@@ -174,12 +144,18 @@ def _untold(
     return {"norm_eps": float(eps), "act_layer": act, "rope": known.get("rope", "none")}
 
 
-def pixels(config: Mapping[str, Any], preprocessor: Mapping[str, Any]) -> dict[str, list[float]]:
+def pixels(
+    config: Mapping[str, Any], preprocessor: Mapping[str, Any], source: str = "source"
+) -> dict[str, list[float]]:
     """Return "pixel_mean" and "pixel_std" of the pretraining, {} where no json tells them.
 
     Args:
         config: config.json of timm, which has them under "pretrained_cfg".
         preprocessor: preprocessor_config.json of transformers.
+        source: the folder, for messages.
+
+    Raises:
+        InputError: there is something else than three numbers.
     """
     timm = config.get("pretrained_cfg")
     timm = timm if isinstance(timm, Mapping) else {}
@@ -188,9 +164,12 @@ def pixels(config: Mapping[str, Any], preprocessor: Mapping[str, Any]) -> dict[s
         ("mean", "pixel_mean", "image_mean"),
         ("std", "pixel_std", "image_std"),
     ):
-        values = timm.get(name, preprocessor.get(theirs))
-        if not isinstance(values, list) or len(values) != 3:
+        if (values := timm.get(name, preprocessor.get(theirs))) is None:
             return {}
+        numbers = isinstance(values, list) and all(type(each) in (int, float) for each in values)
+        if not numbers or len(values) != 3 or (name == "std" and min(values) <= 0):
+            text = f"{theirs}: expected three numbers, got {values!r:.100}. Fetch it anew."
+            raise InputError(f"{source}: preprocessor_config.json: {text}")
         found[ours] = [round(255 * float(value), 3) for value in values]
     return found
 
@@ -206,7 +185,7 @@ def changes(
     weights: str | None = None,
     source_format: str | None = None,
     source: str = "source",
-    divide: bool = False,
+    alone: bool = True,
 ) -> list[str] | None:
     """Return key=value for each setting of a recipe's plain ViT that a file has otherwise.
 
@@ -215,7 +194,7 @@ def changes(
         found: a file, or a folder of the hub.
         typed: those changes, which win: none of their keys is returned.
         weights: as of `net_settings`, like the next two.
-        divide: make windows divide the training map, but where the file has tables for them.
+        alone: as there; if not, windows divide the training map where the file has no tables.
 
     Returns:
         None where nothing follows: the recipe has no plain ViT at `NET`, or `net_settings` is {}.
@@ -230,12 +209,14 @@ def changes(
         return None
     now = backbone_settings(node)
     how: dict[str, Any] = {"weights": weights, "source_format": source_format, "source": source}
-    net = net_settings(found.content, found.config, patch_size=now["patch_size"], **how)
+    told = {"patch_size": now["patch_size"], "alone": alone}
+    net = net_settings(found.content, found.config, **told, **how)
     if not net or now["parallel_branch"]:
         return None
     keys = {word.partition("=")[0] for word in typed}
     new = dict(net)
-    if int(net["embed_dim"] * now["mlp_ratio"]) == int(net["embed_dim"] * net["mlp_ratio"]):
+    hidden = [int(net["embed_dim"] * each.get("mlp_ratio", 4.0)) for each in (now, net)]
+    if hidden[0] == hidden[1]:
         new.pop("mlp_ratio", None)
     theirs = describe(found.content, **how)["backbone"]
     if theirs.get("pretrain_img_size") == now["pretrain_img_size"]:
@@ -244,15 +225,57 @@ def changes(
         new.pop("pretrain_use_cls_token", None)  # its row, or zeros for it, nobody reads
     if "depth" in new and f"{NET}.depth" not in keys:
         new = _of_depth(now, net["depth"]) | new
-    if divide and "window_size" not in theirs:
+    if not alone and "window_size" not in theirs:
         new["window_size"] = _dividing(new.get("window_size", now["window_size"]), now)
     elif "window_size" in theirs:
-        new["window_size"] = theirs["window_size"]
+        new |= {key: theirs[key] for key in ("window_size", "global_block_indexes")}
     new = {key: value for key, value in new.items() if now[key] != value}
     told = {f"{NET}.{key}": value for key, value in new.items()}
     if "pixel_mean" in cfg.model:
-        told |= {f"model.{key}": v for key, v in pixels(found.config, found.preprocessor).items()}
+        told |= {
+            f"model.{key}": v for key, v in pixels(found.config, found.preprocessor, source).items()
+        }
     return [setting(key, value) for key, value in told.items() if key not in keys]
+
+
+def model_of_run(content: Mapping[str, Any], *, source: str) -> DictConfig | None:
+    """Return the `model` of the recipe that lies in a checkpoint of ours, None for other files."""
+    text = about_of(content).get("config")
+    if not isinstance(text, str):
+        return None
+    return OmegaConf.create(recipe_of_file(text, f"recipe in {source}")).model
+
+
+def nearest_recipe(model: DictConfig, recipes: Mapping[str, DictConfig]) -> str:
+    """Return the key of the recipe whose `model` is most like one."""
+
+    def items(node: Any, path: str = "") -> set[str]:
+        if not isinstance(node, DictConfig):
+            return {f"{path}={node}"}
+        return set().union(*(items(node[key], f"{path}.{key}") for key in node))
+
+    theirs = items(model)
+    return min(recipes, key=lambda name: len(items(recipes[name].model) ^ theirs))
+
+
+def different(cfg: DictConfig, model: DictConfig, typed: Sequence[str] = ()) -> list[str]:
+    """Return key=value for each setting that the backbone of a run has otherwise than a recipe's.
+
+    How it was trained is the recipe's own affair.
+    """
+    from vitdet.config import backbone_settings
+
+    keys = {word.partition("=")[0] for word in typed}
+    pairs = [(NET, OmegaConf.select(cfg, NET), OmegaConf.select(model, NET[6:]))]
+    settings = [(f"{key}.", *map(backbone_settings, both)) for key, *both in pairs]
+    pixels = [{k: node.get(k) for k in ("pixel_mean", "pixel_std")} for node in (cfg.model, model)]
+    return [
+        setting(f"{key}{name}", theirs[name])
+        for key, ours, theirs in (*settings, ("model.", *pixels))
+        for name in theirs
+        if name in ours and name not in _TRAINING and ours[name] != theirs[name]
+        if f"{key}{name}" not in keys
+    ]
 
 
 def _of_depth(now: Mapping[str, Any], depth: int) -> dict[str, list[int]]:
@@ -296,6 +319,7 @@ def _dividing(window: int, now: Mapping[str, Any]) -> int:
 
 def setting(key: str, value: Any) -> str:
     """Return key=value; what YAML could read as something else than text stands in quotes."""
+    value = list(value) if isinstance(value, ListConfig) else value
     text = (
         value if value is not None and re.fullmatch(r"[\w./-]+", str(value)) else json.dumps(value)
     )

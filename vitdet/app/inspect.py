@@ -14,11 +14,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from omegaconf import DictConfig
+
 from vitdet.app import follow
 from vitdet.app.convert import add_reading_arguments
-from vitdet.app.describe import about_of, describe, is_foundation
+from vitdet.convert.describe import about_of, describe, is_plain
 from vitdet.convert.recipes import COMMANDS, Command
-from vitdet.utils.checks import InputError, one_line, printable
+from vitdet.utils.checks import one_line, printable
 from vitdet.utils.state_dicts import some
 from vitdet.weights import Weights, locate, read
 
@@ -45,9 +47,7 @@ def run(args: argparse.Namespace) -> int:
     found |= describe(held.content, weights=args.weights, source=str(args.file))
     how = {"weights": args.weights, "source": str(args.file)}
     follow.net_settings(held.content, held.config, **how)  # one that training would refuse
-    tried = [] if args.no_recipes else _rows(held.content, found)
-    fits = [fit for row in tried if (fit := _fit(row, held, args.weights))]
-    found["recipes"] = sorted(fits, key=lambda fit: fit["initialised"])
+    found["recipes"] = [] if args.no_recipes else _fits(held, found, args.weights)
     if args.json:
         print(json.dumps(found, indent=1))
     else:
@@ -66,29 +66,24 @@ def _rows(content: Mapping[str, Any], found: Mapping[str, Any]) -> list[Command]
     """
     sizes, origin = found["backbone"], about_of(content).get("source_format", found["format"])
     width = sizes.get("embed_dim", next(iter(sizes.get("embed_dims", ())), 0))
-    return [row for row in COMMANDS if row.format == origin and row.width == width]
+    rows = [row for row in COMMANDS if row.format == origin and row.width == width]
+    return list({row.words(): row for row in rows}.values())
 
 
-def _fit(row: Command, held: Weights, weights: str | None) -> dict[str, Any] | None:
-    """Return how the file goes into a row's recipe, None where it does not."""
-    from vitdet import config  # detectron2 takes seconds to import
-    from vitdet.predict.others import ALLOWED, converted
+def _fits(held: Weights, found: Mapping[str, Any], weights: str | None) -> list[dict[str, Any]]:
+    """Return how the file goes into the recipes of the table, the least left open first."""
+    from vitdet.predict.others import ALLOWED, takes  # detectron2 takes seconds to import
 
-    path = config.CONFIGS / f"{row.recipe}.py"
-    allowed: dict[str, Any] = {name: flag in row.options for name, flag in ALLOWED.items()}
-    try:
-        cfg = config.load_config(path, row.overrides)
-        followed = follow.changes(cfg, held, row.overrides, weights=weights)
-        if followed is not None:
-            cfg = config.load_config(path, [*followed, *row.overrides])
-            allowed["resize_patch_embed"] = True
-        _, report = converted(held.content, cfg.model, weights=weights, **allowed)
-    except InputError:
-        return None
-    counts = {"resized": len(report.resized), "dropped": len(report.dropped | report.inexact)}
-    counts["initialised"] = len(report.initialised)
-    words = [word for word in row.options if word in ALLOWED.values()] + list(row.overrides)
-    return {"recipe": f"configs/{row.recipe}.py", "options": words, **counts}
+    def changes(cfg: DictConfig, row: Command) -> list[str] | None:
+        return follow.changes(cfg, held, row.overrides, weights=weights)
+
+    fits = []
+    for row, report in takes(_rows(held.content, found), held.content, changes, weights):
+        counts = {"resized": len(report.resized), "dropped": len(report.dropped | report.inexact)}
+        counts["initialised"] = len(report.initialised)
+        words = [word for word in row.options if word in ALLOWED.values()] + list(row.overrides)
+        fits.append({"recipe": f"configs/{row.recipe}.py", "options": words, **counts})
+    return sorted(fits, key=lambda fit: fit["initialised"])
 
 
 def _recipe_lines(content: Mapping[str, Any], found: Mapping[str, Any]) -> list[str]:
@@ -96,11 +91,11 @@ def _recipe_lines(content: Mapping[str, Any], found: Mapping[str, Any]) -> list[
     if isinstance(about_of(content).get("config"), str):
         return ["recipe       in the file: vitdet predict, val, export need no --config-file"]
     lines = []
-    usual = [{"recipe": _USUAL, "options": []}] if is_foundation(found) else []
+    usual = [{"recipe": _USUAL, "options": []}] if is_plain(found) else []
     best = next(iter([*found["recipes"], *usual]), None)
     if best and not any(word.startswith("--") for word in best["options"]):
         words = ["--weights", found["file"], *best["options"]]
-        own = f"vitdet train --data FOLDER {shlex.join(words)}" if is_foundation(found) else ""
+        own = f"vitdet train --data FOLDER {shlex.join(words)}" if is_plain(found) else ""
         line = f"python train_net.py --config-file {best['recipe']} {shlex.join(words)}"
         heads = ("train        ", " " * 13)
         lines += [head + text for head, text in zip(heads, filter(None, (own, line)), strict=False)]
@@ -129,7 +124,7 @@ def _lines(found: Mapping[str, Any]) -> list[str]:
         root = f", names after {found['backbone_root']!r}" if found["backbone_root"] else ""
         lines.append(f"backbone     {backbone['what']}{root}")
         sizes = {key: value for key, value in backbone.items() if key not in ("kind", "what")}
-        lines += [f"             {key} = {value}" for key, value in sizes.items()]
+        lines += [f"             {key} = {_short(value)}" for key, value in sizes.items()]
         if "num_heads" not in backbone:
             lines.append("             num_heads is not in the shapes")
     if found["pyramid"]:
@@ -142,6 +137,10 @@ def _lines(found: Mapping[str, Any]) -> list[str]:
     if names := found["initialised"]:
         lines.append(f"left open    {len(names)} names ({some(names)})")
     return lines + [f"note         {one_line(note)}" for note in found["notes"]]
+
+
+def _short(value: Any) -> Any:
+    return round(value, 4) if isinstance(value, float) else value
 
 
 def _bytes(count: int) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import shlex
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -11,8 +12,8 @@ from tempfile import TemporaryDirectory
 
 from vitdet import weights
 from vitdet.app import convert, follow
-from vitdet.app.describe import about_of
 from vitdet.config import load_config
+from vitdet.convert.describe import about_of
 from vitdet.engine.run import alone_in, check_new
 from vitdet.utils.checks import InputError
 
@@ -44,7 +45,9 @@ def converted(
     except InputError as error:
         why = str(error).removeprefix(f"{source}: ")
         if "--" in why:
-            why += " These options are those of `vitdet convert`, whose output --weights takes."
+            given[3:4], allow = ["OUT.pth"], ["--allow-inexact"] * ("--allow-inexact" in why)
+            command = shlex.join(["vitdet", "convert", *given, *words, *allow])
+            why += f" `{command}` has these options, and --weights OUT.pth takes what it writes."
         raise InputError(f"--weights {source}: {fits}: {why}") from error
     return output, args.overrides
 

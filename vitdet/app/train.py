@@ -21,6 +21,7 @@ from vitdet import weights
 from vitdet.app import follow
 from vitdet.app.start import converted
 from vitdet.config import CONFIGS, load_config
+from vitdet.convert.describe import describe
 from vitdet.data.formats import FORMATS
 from vitdet.data.prepare import Prepared, prepare_data
 from vitdet.data.presets import PRESETS, steps_of
@@ -134,20 +135,26 @@ def _following(args: argparse.Namespace, place: Path) -> list[str]:
         args.size = record.get("size") or args.size or usual
         return [*record["overrides"], *_tuned(args)]
     found = weights.read(args.weights) if args.weights else weights.Weights({})
-    source, net = f"--weights {args.weights}", {}
+    source, net, model, fitting = f"--weights {args.weights}", {}, None, usual
     if args.weights:
-        net = follow.net_settings(found.content, found.config, source=source)
-    width = net.get("embed_dim", 0)
-    fitting = small if width <= 384 else "base" if width <= 768 else "large"
-    args.size = args.size or (fitting if net else usual)
+        net = follow.net_settings(found.content, found.config, alone=False, source=source)
+        model = follow.model_of_run(found.content, source=source)
+        if width := describe(found.content, source=source)["backbone"].get("embed_dim"):
+            fitting = small if width <= 384 else "base" if width <= 768 else "large"
+        if model is not None:
+            recipes = {size: load_config(recipe_of(size, masks=True)) for size in SIZES}
+            fitting = follow.nearest_recipe(model, recipes)
+    args.size = args.size or fitting
     if net and args.size == "tiny":
         sizes = "light, small, base or large for the weights of a foundation model"
         raise InputError(f"--size: expected {sizes}, got tiny. Leave it out: {fitting} is theirs.")
     lines = follow.remembered(found.content, source=source)
+    typed = [word for word in args.overrides if word.startswith(follow.NET)]
+    cfg = load_config(recipe_of(args.size, masks=False), typed)
     if net:
-        typed = [word for word in args.overrides if word.startswith(follow.NET)]
-        cfg = load_config(recipe_of(args.size, masks=False), typed)
-        lines = follow.changes(cfg, found, typed, source=source, divide=True) or []
+        lines = follow.changes(cfg, found, typed, source=source, alone=False) or []
+    elif model is not None:
+        lines = follow.different(cfg, model, typed)
     lines += _tuned(args)
     if args.weights:
         start = {"size": args.size, "overrides": lines, "weights": str(args.weights.absolute())}
@@ -213,8 +220,10 @@ def _choices(args: argparse.Namespace, cfg: DictConfig, data: Prepared) -> dict[
         "train.seed": args.seed,
     }
     began = args.out / "config.yaml"
-    if args.resume and not args.augment and began.is_file():
-        args.augment = OmegaConf.select(OmegaConf.load(began), _PRESET)
+    if args.resume and began.is_file():
+        before = OmegaConf.load(began)
+        args.augment = args.augment or OmegaConf.select(before, _PRESET)
+        found["train.init_checkpoint"] = OmegaConf.select(before, "train.init_checkpoint") or ""
     if args.augment:
         found[_PRESET] = args.augment
     if "train.num_images" not in _keys(args):

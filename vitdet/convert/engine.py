@@ -381,8 +381,8 @@ def _stop_if_unaccounted(report: Report, source: str, *, allow_inexact: bool) ->
         return
     lost = [f"a place for {why} ({some(keys)})" for why, keys in by_rule(report.inexact).items()]
     lost += [f"{name}={want!r}, not {have!r}" for name, (want, have) in report.settings.items()]
-    text += f"of the model: {'; '.join(lost)}. Set that in the recipe, or --allow-inexact: numbers "
-    text += "will differ."
-    if report.source_format != "vitdet":
+    text += f"of the model: {'; '.join(lost)}. Set that in the recipe if it has such a setting, or "
+    text += "--allow-inexact: numbers will differ."
+    if report.settings and report.source_format != "vitdet":
         text += " Weights that were trained here are --source-format vitdet."
     raise UnaccountedError(text, report)

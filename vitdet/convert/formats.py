@@ -20,6 +20,7 @@ from vitdet.convert.rules import (
     renames,
 )
 from vitdet.convert.tensors import copy, join, part
+from vitdet.convert.transformers import NO_PATCH_BIAS, PRE_NORM, QKV_WEIGHT, REGISTERS, W3, packed
 
 # --- names that `vitdet.convert.out` writes, too: (ours, theirs) ---------------------------------
 
@@ -44,10 +45,9 @@ TIMM_EVA = (
 
 # --- what several entries share ------------------------------------------------------------------
 
-CLASS = Drop(r"cls_token$", "class token: a detector's backbone has none")
-REGISTERS = "register tokens: a detector's backbone has none"
-NORM = Drop(r"norm\.", "norm after the last block: a ViTDet backbone has none")
-MASK = Drop(r"mask_token$", "mask token of the pretraining")
+CLASS = Drop(r"cls_token$", transformers.NO_CLASS)
+NORM = Drop(r"norm\.", transformers.NO_NORM)
+MASK = Drop(r"mask_token$", transformers.MASK)
 HEAD = Drop(r"(fc_norm|head)\.", "classifier")
 LM_HEAD = Drop(r"lm_head\.", "head of the pretraining")
 DECODER = Drop(r"mask_token$|decoder_", "decoder of the pretraining")
@@ -61,31 +61,18 @@ _TABLES = r"(rope_win\.|rope_glb\.|((.*\.)?attn\.)?rope\.)freqs_(cos|sin)$|.*\.a
 ROPE = Drop(_TABLES, "rotary table, computed from the recipe's sizes")
 NO_REL_POS = Refuse(r".*\.rel_pos_[hw]$", "relative positions, which this format does not have")
 QK_NORM = Refuse(r".*\.attn\.[qk]_norm\.", "q and k are normalised")
-PRE_NORM = "norm before the first block (set pre_norm)"
 GAMMA = Rename(r"(blocks\.\d+)\.gamma_([12])$", r"\1.ls\2.gamma")
 UNGROUP = Rename(r"blocks\.\d+\.(\d+)\.", r"blocks.\1.")  # trainings group their blocks
 # StreamPETR's pyramid has a fifth level, and a convolution where EVA-02 pools
 MORE_LEVELS = (r"/backbone\.simfp_6\.", r"/backbone\.simfp_5\.0\.")
 
 QKV_BIAS = Make(r"(.*\.attn\.)qkv\.bias$", (r"\1q_bias", r"?\1k_bias", r"\1v_bias"), join)
-QKV_WEIGHT = Make(r"(.*\.attn\.)qkv\.weight$", tuple(rf"\1{x}_proj.weight" for x in "qkv"), join)
 # A bias of k adds the same to all logits of a query, so it changes nothing.
 NO_K_BIAS = (
     Make(r"(.*attn\.)q_bias$", (r"\1qkv.bias",), part(0)),
     Make(r"(.*attn\.)v_bias$", (r"\1qkv.bias",), part(2)),
 )
-_NO_BIAS = "patch_embed.proj.bias is zero: the file has none"
-NO_PATCH_BIAS = Make(
-    r"patch_embed\.proj\.bias$", ("patch_embed.proj.weight",), tensors.zeros, _NO_BIAS
-)
 SCALED_REL_POS = Make(r".*\.rel_pos_[hw]$", (r"\g<0>",), tensors.scaled_by_head)
-W3 = Make(r"(.*\.mlp\.)w3\.(weight|bias)$", (r"\1fc2.\2",), copy)
-
-
-def packed(source: str) -> tuple[Make, ...]:
-    """Return rules for the two inner layers of a SwiGLU that lie in one tensor."""
-    name = r"(.*\.mlp\.)w{}\.(weight|bias)$"
-    return tuple(Make(name.format(i + 1), (rf"\1{source}.\2",), part(i, 2)) for i in (0, 1))
 
 
 def norms(pyramid: object, heads: object) -> tuple[tuple[str, object], ...]:
@@ -348,8 +335,7 @@ _TABLE = (
             *(CLASS, MASK, NORM, GAMMA),
             Drop(r"(fc_norm|head|lm_head)\.", "classifier"),
             Drop(r".*relative_position_index$", "index into the bias table"),
-            Inexact(r".*relative_position_bias_table$",
-                "full bias table of relative positions, which no decomposed table equals"),
+            Inexact(r".*relative_position_bias_table$", transformers.BIAS_TABLE),
         ),
         makes=(QKV_BIAS,), settings=(("norm_eps", 1e-6),)),
     # facebookresearch/dinov3: the original keeps a bias with a mask over k's; timm those of q and v

@@ -46,7 +46,6 @@ _SHORT = {
     "EVA02_L": "COCO/cascade_mask_rcnn_eva02_l_bsl",
     "STREAMPETR": "backbones/streampetr_eva02_l_800x320",
     "BEIT": "--allow-inexact",
-    "QUICK": "model.backbone.net.act_layer=quick_gelu",
     "LINFORMER": "model.backbone.bottom_up.attention=[linformer,linformer,linformer,linformer] "
     "model.backbone.bottom_up.attention_size=[256,256,256,256] "
     "model.backbone.bottom_up.img_size=1344",
@@ -65,7 +64,7 @@ timm 768 B deit3_base_patch16_224.fb_in22k_ft_in1k,deit_base_patch16_LS
 timm 1024 L deit3_large_patch16_224.fb_in22k_ft_in1k,deit_large_patch16_LS
 timm 1280 H deit3_huge_patch14_224.fb_in22k_ft_in1k,deit_huge_patch14_LS
 timm 768 B timm.vit_base_patch16_clip_224.laion2b
-timm 1024 L timm.vit_large_patch14_clip_224.openai QUICK
+timm 1024 L timm.vit_large_patch14_clip_224.openai
 timm 768 B vit_base_patch14_dinov2.lvd142m,vit_base_patch14_reg4_dinov2.lvd142m
 timm 1024 L vit_large_patch14_dinov2.lvd142m,vit_large_patch14_reg4_dinov2.lvd142m
 timm 1536 L vit_giant_patch14_reg4_dinov2.lvd142m
@@ -76,11 +75,8 @@ dinov3 384 B vit_small_patch16_dinov3.lvd1689m
 dinov3 768 B dinov3_vitb16,vit_base_patch16_dinov3.lvd1689m
 dinov3 1024 L dinov3_vitl16,vit_large_patch16_dinov3.lvd1689m
 dinov3 1280 H dinov3_vith16plus,vit_huge_plus_patch16_dinov3.lvd1689m
-clip 768 B openai.ViT-B-16 QUICK
-clip 768 B open_clip.ViT-B-16
-clip 1024 L openai.ViT-L-14 QUICK
-clip 1024 L openai.ViT-L-14-336 QUICK
-clip 1024 L open_clip.ViT-L-14
+clip 768 B openai.ViT-B-16,open_clip.ViT-B-16
+clip 1024 L openai.ViT-L-14,openai.ViT-L-14-336,open_clip.ViT-L-14
 pe 1536 COCO/mask_rcnn_pe_core_g_75ep mask_rcnn_PEcore_G_coco75ep
 pe 1536 COCO/mask_rcnn_pe_core_g_75ep pe_core_G14_448_16patch,PE-Core-G14-448
 pe 1536 COCO/mask_rcnn_pe_spatial_g_36ep mask_rcnn_PEspatial_G_coco36ep

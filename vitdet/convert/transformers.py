@@ -33,7 +33,31 @@ _PARTS = (  # in a block: our names, and theirs
     ("ls1.gamma", r"(?:layer_scale1\.lambda1|lambda_1)$"),
     ("ls2.gamma", r"(?:layer_scale2\.lambda1|lambda_2)$"),
 )
-_BIAS_TABLE = "full bias table of relative positions, which no decomposed table equals"
+
+# --- what other projects' entries in `formats` have, too ------------------------------------------
+
+NO_CLASS = "class token: a detector's backbone has none"
+REGISTERS = "register tokens: a detector's backbone has none"
+NO_NORM = "norm after the last block: a ViTDet backbone has none"
+MASK = "mask token of the pretraining"
+PRE_NORM = "norm before the first block (set pre_norm)"
+BIAS_TABLE = "full bias table of relative positions, which no decomposed table equals"
+QKV_WEIGHT = Make(r"(.*\.attn\.)qkv\.weight$", tuple(rf"\1{x}_proj.weight" for x in "qkv"), join)
+W3 = Make(r"(.*\.mlp\.)w3\.(weight|bias)$", (r"\1fc2.\2",), copy)
+_NO_BIAS = "patch_embed.proj.bias is zero: the file has none"
+NO_PATCH_BIAS = Make(
+    r"patch_embed\.proj\.bias$", ("patch_embed.proj.weight",), tensors.zeros, _NO_BIAS
+)
+
+
+def packed(source: str) -> tuple[Make, ...]:
+    """Return rules for the two inner layers of a SwiGLU that lie in one tensor."""
+    name = r"(.*\.mlp\.)w{}\.(weight|bias)$"
+    return tuple(Make(name.format(i + 1), (rf"\1{source}.\2",), part(i, 2)) for i in (0, 1))
+
+
+# --- transformers ---------------------------------------------------------------------------------
+
 _HEADS = Drop(
     r"classifier\.|cls_classifier\.|distillation_classifier\.|pooler\.|head\.|lm_head\.|decoder|"
     r"text_model\.|text_projection|visual_projection\.|logit_(scale|bias)$|neck\.|"
@@ -44,32 +68,28 @@ _HEADS = Drop(
 _RULES: tuple[Rule, ...] = (
     *(Rename(_BLOCK + theirs, rf"blocks.\1.{ours}") for ours, theirs in _PARTS),
     Drop(r"(.*\.)?relative_position_index$", "index into the bias table"),
-    Inexact(r"(.*\.)?relative_position_bias_table$", _BIAS_TABLE),
+    Inexact(r"(.*\.)?relative_position_bias_table$", BIAS_TABLE),
     Rename(r"(?:embeddings\.)?(?:patch_embeddings?|patch_embed)\.(?:projection\.)?",
         "patch_embed.proj."),
     Rename(r"embeddings\.position_embeddings?(?:\.weight)?$", "pos_embed"),
-    Drop(r"embeddings\.(cls_token|class_embedding)$",
-        "class token: a detector's backbone has none", "cls_token"),
-    Drop(r"embeddings\.register_tokens$",
-        "register tokens: a detector's backbone has none", "reg_token"),
+    Drop(r"embeddings\.(cls_token|class_embedding)$", NO_CLASS, "cls_token"),
+    Drop(r"embeddings\.register_tokens$", REGISTERS, "reg_token"),
     Rename(r"embeddings\.distillation_token$", "dist_token"),
-    Drop(r"embeddings\.mask_token$", "mask token of the pretraining"),
-    Inexact(r"pre_la?yr?e?r?norm\.", "norm before the first block (set pre_norm)", "norm_pre."),
-    Drop(r"(layernorm|post_layernorm|norm)\.",
-        "norm after the last block: a ViTDet backbone has none", "norm."),
+    Drop(r"embeddings\.mask_token$", MASK),
+    Inexact(r"pre_la?yr?e?r?norm\.", PRE_NORM, "norm_pre."),
+    Drop(r"(layernorm|post_layernorm|norm)\.", NO_NORM, "norm."),
     _HEADS,
 )  # fmt: skip
 _MAKES = (
-    Make(r"(.*\.attn\.)qkv\.weight$", tuple(rf"\1{x}_proj.weight" for x in "qkv"), join),
+    QKV_WEIGHT,
     Make(r"(.*\.attn\.)qkv\.bias$",
         (r"\1q_proj.bias", r"?\1k_proj.bias", r"\1v_proj.bias"), join),
     Make(r"(.*\.mlp\.)fc1\.(weight|bias)$", (r"\1up.\2",), copy),
-    *(Make(rf"(.*\.mlp\.)w{i + 1}\.(weight|bias)$", (r"\1w12.\2",), part(i, 2)) for i in (0, 1)),
+    *packed("w12"),
     Make(r"(.*\.mlp\.)w2\.(weight|bias)$", (r"\1up.\2",), copy),
-    Make(r"(.*\.mlp\.)w3\.(weight|bias)$", (r"\1fc2.\2",), copy),
+    W3,
     Make(r"patch_embed\.proj\.weight$", (r"\g<0>",), tensors.kernel),
-    Make(r"patch_embed\.proj\.bias$", ("patch_embed.proj.weight",), tensors.zeros,
-        "patch_embed.proj.bias is zero: the file has none"),
+    NO_PATCH_BIAS,
     Make(r"(cls_token|pos_embed)$", (r"\1",), tensors.positions),
 )  # fmt: skip
 _ROWS = (  # name, what, the patch embedding before which the backbone's root stands, settings

@@ -87,7 +87,9 @@ def load(
         config = CONFIGS.parent / found.row.recipe
     if config is None and not isinstance(note.get("config"), str):
         row = others.find_recipe(content, source)
-        if row is not None:
+        if row is None:
+            others.check_detector(content, source)
+        else:
             config, overrides = CONFIGS / f"{row.recipe}.py", (*row.overrides, *overrides)
     cfg = _recipe(note, source, config, overrides, trust)
     names, ids = _classes(cfg, note, class_names, source)

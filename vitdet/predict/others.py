@@ -5,7 +5,7 @@ Nothing is written: the file is converted in memory, with the account of `vitdet
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -13,12 +13,14 @@ from omegaconf import DictConfig
 
 from vitdet import config
 from vitdet.convert import Report, convert, detect
+from vitdet.convert.describe import describe
 from vitdet.convert.names import shapes_of
 from vitdet.convert.recipes import COMMANDS, Command
 from vitdet.utils.checks import InputError
 
 # what a row may have to allow
 ALLOWED = {"resize_patch_embed": "--resize-patch-embed", "allow_inexact": "--allow-inexact"}
+_TABLES = ("window_size", "img_size")
 
 
 def converted(
@@ -46,17 +48,41 @@ def as_ours(content: Mapping[str, Any], model: DictConfig, **options: Any) -> di
     return {"model": state, "vitdet": {"initialised": report.initialised}}
 
 
-def account(row: Command, content: Mapping[str, Any], weights: str | None = None) -> Report | None:
-    """Return how a file goes into the recipe of a row, None where it does not; see `without_data`.
+def takes(
+    rows: Iterable[Command],
+    content: Mapping[str, Any],
+    follow: Callable[[DictConfig, Command], list[str] | None] = lambda *_: None,
+    weights: str | None = None,
+) -> list[tuple[Command, Report]]:
+    """Return the rows whose recipe takes a file, with the account of each; see `without_data`.
 
-    `weights` is the key of the file that holds them, None to find it.
+    Where tables of a file tell windows and image, only recipes with these, if there are any: EVA-02
+    calls detectors of one shape `bsl` and `sys`.
+
+    Args:
+        rows: of `vitdet.convert.recipes`.
+        content: as `vitdet.checkpoint.read` returned it.
+        follow: gives the changes by which a recipe follows a file, None where it does not.
+        weights: the key of the file that holds them, None to find it.
     """
-    cfg = config.load_config(config.CONFIGS / f"{row.recipe}.py", row.overrides)
-    allowed: dict[str, Any] = {name: flag in row.options for name, flag in ALLOWED.items()}
-    try:
-        return converted(content, cfg.model, weights=weights, **allowed)[1]
-    except InputError:
-        return None
+    told, found = describe(content, weights=weights)["backbone"], []
+    for row in rows:
+        path = config.CONFIGS / f"{row.recipe}.py"
+        allowed: dict[str, Any] = {name: flag in row.options for name, flag in ALLOWED.items()}
+        try:
+            cfg = config.load_config(path, row.overrides)
+            changes = follow(cfg, row)
+            if changes is not None:
+                cfg = config.load_config(path, [*changes, *row.overrides])
+                allowed["resize_patch_embed"] = True
+            _, report = converted(content, cfg.model, weights=weights, **allowed)
+        except InputError:
+            continue
+        now = config.backbone_settings(cfg.model)
+        same = all(told.get(key, now.get(key)) == now.get(key) for key in _TABLES)
+        found.append((same, row, report))
+    best = max((same for same, *_ in found), default=False)
+    return [(row, report) for same, row, report in found if same == best]
 
 
 def without_data(value: Any) -> Any:
@@ -79,10 +105,22 @@ def find_recipe(content: Mapping[str, Any], source: str) -> Command | None:
         return None
     exact = [row for row in COMMANDS if not set(row.options) & set(ALLOWED.values())]
     rows = {(row.recipe, row.overrides): row for row in exact if row.format == origin}
-    bare = without_data(content)
-    fits = [x for x in rows.values() if (found := account(x, bare)) and not found.initialised]
+    taken = takes(rows.values(), without_data(content))
+    fits = [row for row, report in taken if not report.initialised]
     if len(fits) > 1:
         text = f"weights {source}: {len(fits)} recipes take it. Name the one that it is of, with"
         recipes = ", ".join(f"configs/{row.recipe}.py" for row in fits)
         raise InputError(f"{text} config=... or --config-file: {recipes}.")
     return fits[0] if fits else None
+
+
+def check_detector(content: Mapping[str, Any], source: str) -> None:
+    """Raise an InputError for a backbone alone, of a format that is known."""
+    found = describe(content, source=source)
+    sizes = found["backbone"]
+    if sizes and not found["head"] and found["format"] not in ("", "vitdet"):
+        raise InputError(
+            f"weights {source}: expected a detector, got a backbone alone ({found['what']}, "
+            f"{sizes['what']}). Train a detector that begins with it: vitdet train --data FOLDER "
+            f"--weights {source}"
+        )

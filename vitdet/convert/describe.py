@@ -8,7 +8,8 @@ from collections import Counter, defaultdict
 from collections.abc import Mapping
 from typing import Any
 
-from vitdet.convert import FORMATS, detect
+from vitdet.convert.engine import detect
+from vitdet.convert.formats import FORMATS
 from vitdet.convert.names import Names, kind_of, nests, shapes_of, unnest
 from vitdet.convert.rules import KINDS, PATCH, Shape, Shapes, root_of
 from vitdet.utils.checks import InputError, check_word
@@ -77,18 +78,11 @@ def describe(
     }
 
 
-def is_foundation(found: Mapping[str, Any]) -> bool:
-    """Whether what `describe` returned is a plain ViT alone, of another project."""
+def is_plain(found: Mapping[str, Any], *, alone: bool = True) -> bool:
+    """Whether what `describe` returned is a plain ViT of another project, and nothing beside it."""
     plain = found["backbone"].get("kind") in ("vit", "eva02")
-    return plain and not (found["head"] or found["pyramid"] or found["format"] in ("", "vitdet"))
-
-
-def backbone_shapes(
-    content: Mapping[str, Any], fmt: str, *, weights: str | None = None, source: str = "source"
-) -> dict[str, Shape]:
-    """Return {name in the backbone, as ours: shape} of a file; arguments as of `describe`."""
-    inner, _ = _inner(shapes_of(unnest(content, source, weights)[0]), fmt)
-    return {name: shape for name, shape in inner.items() if not name.startswith("/")}
+    alone = alone and bool(found["head"] or found["pyramid"])
+    return plain and not alone and found["format"] not in ("", "vitdet")
 
 
 def _inner(shapes: Shapes, format_name: str) -> tuple[dict[str, Shape], str]:
@@ -119,18 +113,18 @@ def _backbone(inside: Shapes, fmt: str) -> dict[str, Any]:
         if found := _STAGE.match(name):
             stages[found[1]].append(_at(inside[name], 0))
     order = sorted(stages)
-    sizes = {"embed_dims": [stages[stage][0] for stage in order]} if stages else _plain(inside)
+    sizes = {"embed_dims": [stages[stage][0] for stage in order]} if stages else _plain(inside, fmt)
     depths = {"depths": [len(stages[stage]) for stage in order]} if stages else {}
     return {"kind": kind.name, "what": kind.what} | sizes | depths
 
 
-def _plain(inside: Shapes) -> dict[str, Any]:
+def _plain(inside: Shapes, fmt: str) -> dict[str, Any]:
     """Return the sizes of a backbone of equal blocks: ViT, EVA, ViTAE-B."""
     width, patch = _at(inside[PATCH], 0), _at(inside[PATCH], -1)
     blocks = [(int(found[1]), found[2]) for found in map(_BLOCK.match, inside) if found]
     first = {name: inside[f"blocks.0.{name}"] for block, name in blocks if block == 0}
-    # the MLP's last layer: the first one is twice as wide where SwiGLU packs its two into one
-    hidden = _at(first.get("mlp.fc2.weight", first.get("mlp.w3.weight", ())), 1)
+    biases = {"attn.qkv.bias", "attn.q_bias", "attn.q_proj.bias"}
+    made = (make.find("blocks.0.attn.qkv.bias", inside) for make in FORMATS[fmt or "vitdet"].makes)
     heads = width // (_head_dim(inside, first) or width or 1)
     if heads == 1:  # no head is as wide as the model: nothing tells
         heads = _at(first.get("attn.relative_position_bias_table", ()), 1)
@@ -140,16 +134,33 @@ def _plain(inside: Shapes) -> dict[str, Any]:
         "num_heads": heads or None,
         "patch_size": patch,
         "in_chans": _at(inside[PATCH], 1),
-        "mlp_ratio": round(hidden / width, 4) if hidden and width else None,
-        "qkv_bias": bool(first.keys() & {"attn.qkv.bias", "attn.q_bias", "attn.q_proj.bias"}),
+        "qkv_bias": bool(first.keys() & biases) or any(made),  # of zeros, where the format says so
         "layer_scale": bool(first.keys() & {"ls1.gamma", "gamma_1"}),
         "use_rel_pos": "attn.rel_pos_h" in first,
+        "pre_norm": "norm_pre.weight" in inside,
+        "patch_bias": PATCH.replace("weight", "bias") in inside,
+        "inner_attn_norm": "attn.inner_attn_ln.weight" in first,
         "residual_block_indexes": sorted({i for i, n in blocks if "residual." in n}) or None,
         "class_token": "cls_token" in inside or None,
         "num_register_tokens": _at(inside.get("reg_token", ()), 1) or None,
     }
-    sizes |= _positions(inside.get("pos_embed"), patch) | _windows(inside, patch)
+    sizes |= _feed_forward(first, width)
+    before = 2 if "dist_token" in inside else 1  # rows of its tokens
+    sizes |= _positions(inside.get("pos_embed"), patch, before) | _windows(inside, patch)
     return {name: value for name, value in sizes.items() if value is not None}
+
+
+def _feed_forward(first: Shapes, width: int) -> dict[str, Any]:
+    # the last layer: the first one is twice as wide where SwiGLU packs its two into one
+    hidden = _at(first.get("mlp.fc2.weight", first.get("mlp.w3.weight", ())), 1)
+    gated = any(name.startswith(("mlp.w1", "mlp.w12.")) for name in first)
+    gated = gated or 0 < 2 * hidden == _at(first.get("mlp.fc1.weight", ()), 0)
+    kind = "mlp" if not gated else "swiglu_norm" if "mlp.ffn_ln.weight" in first else "swiglu"
+    width = width or 1  # of a damaged file
+    ratio = hidden / width
+    if int(width * ratio) != hidden:  # the product may round down
+        ratio = (hidden + 0.5) / width
+    return {"ffn_layer": kind, "mlp_ratio": ratio or None}
 
 
 def _head_dim(inside: Shapes, first: Shapes) -> int:
@@ -160,14 +171,14 @@ def _head_dim(inside: Shapes, first: Shapes) -> int:
     return next((_at(shape, -1) for shape in (*of_blocks, *tables) if shape), 4 * periods)
 
 
-def _positions(shape: Shape | None, patch: int) -> dict[str, Any]:
+def _positions(shape: Shape | None, patch: int, before: int) -> dict[str, Any]:
     if shape is None:
         return {"use_abs_pos": False}
     rows = _at(shape, -2)  # (1, rows, C), or (rows, C), or (1, H, W, C)
     side = math.isqrt(rows)
     grid = list(shape[1:3]) if len(shape) == 4 else [side, side]
-    row = len(shape) != 4 and rows == side * side + 1
-    if len(shape) != 4 and rows - side * side > 1:
+    row = len(shape) != 4 and rows == side * side + before
+    if len(shape) != 4 and rows != side * side and not row:
         return {"use_abs_pos": True, "pos_embed_rows": rows}
     sizes = {"use_abs_pos": True, "pos_embed_grid": grid, "pretrain_img_size": grid[0] * patch}
     return sizes | {"pretrain_use_cls_token": row}
