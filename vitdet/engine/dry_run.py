@@ -60,7 +60,6 @@ def try_steps(cfg: DictConfig, trainer: Trainer, loader: Any, data: dict[str, Co
             f"({_of(trainer.device)}). Lower dataloader.train.total_batch_size, or take "
             "train.accumulate=2 or model.backbone.net.checkpoint_blocks (docs/measured.md)."
         ) from error
-    trainer.check_finite()
     found = all_gather_object((max_memory(trainer.device), clock.ends[1] - clock.ends[0]))
     memory, seconds = (max(each) for each in zip(*found, strict=True))
     _check_disk(cfg, trainer)
