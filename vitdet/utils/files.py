@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeVar
 
-from vitdet.utils.checks import InputError
+from vitdet.utils.checks import InputError, os_error_text
 
 logger = logging.getLogger(__name__)
 
@@ -122,7 +122,9 @@ def read_json(path: Path, kind: type[T]) -> T:
     """
     try:
         content = json.loads(path.read_text(encoding="utf-8-sig"))
-    except (OSError, ValueError, RecursionError) as error:
+    except OSError as error:
+        raise InputError(os_error_text(error)) from error
+    except (ValueError, RecursionError) as error:
         raise InputError(f"{path}: it cannot be read ({error}). Write it again.") from error
     if not isinstance(content, kind):
         got = f"got a {type(content).__name__}: {str(content)[:100]}"
