@@ -72,7 +72,7 @@ def test_a_step_that_does_not_end_is_a_line_and_a_status(tmp_path, seconds):
 
 
 def test_a_full_terminal_does_not_end_a_run(tmp_path, monkeypatch, capfd):
-    full = Path("/dev/full").open("w", buffering=1)  # noqa: SIM115  closing it fails, too
+    full = Path("/dev/full").open("w", buffering=1)  # noqa: SIM115
     monkeypatch.setattr(sys, "stdout", full)
     with logging_to() as log_to:
         log_to(tmp_path / "log.txt")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-from pathlib import Path
 
 import pytest
 import torch
@@ -29,7 +28,7 @@ NET = "backbone.net."
 FIRST = (f"{NET}pos_embed", f"{NET}patch_embed.", f"{NET}blocks.0.")
 
 
-def make_detector(variant: str = "", **options) -> nn.Module:
+def make_detector(variant="", **options):
     seed_all(0)
     node = detector_node(**options)
     if variant:
@@ -37,11 +36,11 @@ def make_detector(variant: str = "", **options) -> nn.Module:
     return build_model(node).train()
 
 
-def freeze(detector: nn.Module, blocks: int = 0, tune: str = "all", **options) -> list[str]:
+def freeze(detector, blocks=0, tune="all", **options):
     return set_up(detector, Train(freeze_blocks=blocks, tune=tune, **options))
 
 
-def gradients(detector: nn.Module) -> dict[str, torch.Tensor]:
+def gradients(detector):
     seed_all(1)
     detector.zero_grad()
     with EventStorage(0):
@@ -50,7 +49,7 @@ def gradients(detector: nn.Module) -> dict[str, torch.Tensor]:
     return {name: p.grad for name, p in detector.named_parameters() if p.grad is not None}
 
 
-def in_net(detector: nn.Module) -> set[str]:
+def in_net(detector):
     return {name for name, _ in detector.named_parameters() if name.startswith(NET)}
 
 
@@ -137,7 +136,7 @@ KINDS = {
 }
 
 
-def moved(detector: nn.Module) -> nn.Module:
+def moved(detector):
     """The same with adapters that are not zero."""
     with torch.no_grad():
         for layer in adapted(detector).values():
@@ -145,7 +144,7 @@ def moved(detector: nn.Module) -> nn.Module:
     return detector
 
 
-def build(kind: str) -> nn.Module:
+def build(kind):
     node = detector_node()
     if kind:
         sizes = {"img_size": 64, "embed_dim": 32, "depth": 2, "num_heads": 2, "window_size": 2}
@@ -217,13 +216,13 @@ def test_adapters_in_compiled_blocks():
 
 
 @pytest.fixture(scope="module")
-def start(tmp_path_factory) -> str:
+def start(tmp_path_factory):
     folder = tmp_path_factory.mktemp("start")
     train(recipe(folder / "run", num_images=4))
     return str(folder / "run" / "model_final.pth")
 
 
-def run(folder: Path, start: str, *, resume: bool = False, **options) -> dict:
+def run(folder, start, *, resume=False, **options):
     cfg = recipe(folder, **{"num_images": 12, "ema_decay": 0.5, "init_checkpoint": start} | options)
     cfg.schedule.update(num_images=12, milestones=[])
     return train(cfg, resume=resume)
