@@ -7,7 +7,9 @@ own, which would be too many at once.
 
 from __future__ import annotations
 
+import resource
 import signal
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -62,6 +64,17 @@ def drawn_run(tmp_path_factory):
     checkpoint.write(folder / "model_final.pth", content)
     images = [Path(record["file_name"]) for record in dataset.records]
     return DrawnRun(folder / "model_final.pth", images, dataset.json_file, cfg)
+
+
+@contextmanager
+def largest_file(size):
+    """Let no file grow beyond so many bytes: as good as a full disk, and it needs no rights."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 @pytest.fixture(autouse=True)

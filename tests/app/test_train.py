@@ -25,7 +25,7 @@ BOX, POLYGON = "{} 0.5 0.5 0.2 0.2\n", "{} 0.1 0.1 0.5 0.1 0.5 0.5\n"
 
 
 @cache
-def _loaded(recipe, overrides):
+def loaded(recipe, overrides):
     return load_config(recipe, overrides)
 
 
@@ -33,7 +33,7 @@ def _loaded(recipe, overrides):
 def _elsewhere(tmp_path, monkeypatch):
     """Work in another folder: recipes are found from any, and output/own is not ours."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(train, "load_config", lambda recipe, words: _loaded(recipe, tuple(words)))
+    monkeypatch.setattr(train, "load_config", lambda recipe, words: loaded(recipe, tuple(words)))
 
 
 @pytest.fixture
@@ -64,7 +64,7 @@ def _args(text):
 
 
 def _recipe(text):
-    return _loaded(Path(_args(text).config_file), tuple(_args(text).overrides))
+    return loaded(Path(_args(text).config_file), tuple(_args(text).overrides))
 
 
 def _error(capsys, data, *words):

@@ -8,6 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from test_train import loaded
 
 import train_net
 from vitdet import checkpoint
@@ -21,6 +22,11 @@ from vitdet.utils.checks import InputError
 transformers = pytest.importorskip("transformers", reason="transformers is not installed")
 transformers.logging.disable_progress_bar()
 DATA = SimpleNamespace(class_names=("cell",), train=("train.json", "images"))
+
+
+@pytest.fixture(autouse=True)
+def _recipes_once(monkeypatch):
+    monkeypatch.setattr(train, "load_config", lambda recipe, words=(): loaded(recipe, tuple(words)))
 
 
 def arguments(*words):
