@@ -8,7 +8,7 @@ import ranks
 import torch
 from pair import in_pair
 from test_variants import VARIANTS
-from tiny_recipe import detector_node, draw
+from tiny_recipe import detector_node, draw, tiny_detector
 from torch import nn
 
 from vitdet import checkpoint
@@ -17,7 +17,6 @@ from vitdet.engine.losses import DetectorLoss
 from vitdet.engine.trainer import HeadStatistics, Hook, NonFiniteLossError, Trainer
 from vitdet.optim import adamw
 from vitdet.utils.checks import InputError
-from vitdet.utils.env import seed_all
 from vitdet.utils.precision import autocast_dtype
 
 
@@ -53,11 +52,9 @@ def make_trainer(lr=0.1, **options):
 
 
 def real_trainer(lr, **options):
-    seed_all(0)
-    detector = build_model(detector_node())
-    return Trainer(
-        detector, torch.optim.SGD(detector.parameters(), lr=lr), lambda _: 1.0, **options
-    )
+    detector = tiny_detector()
+    optimizer = torch.optim.SGD(detector.parameters(), lr=lr)
+    return Trainer(detector, optimizer, lambda _: 1.0, **options)
 
 
 def test_rates_follow_the_images_seen_and_hooks_come_after_every_step():

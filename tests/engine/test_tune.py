@@ -11,12 +11,12 @@ from pair import in_pair
 from ranks import tuned
 from test_run import assert_same
 from test_variants import VARIANTS
-from tiny_recipe import detector_node, draw, recipe
+from tiny_recipe import draw, recipe, tiny_detector
 from torch import nn
 
 from vitdet import checkpoint
 from vitdet.backbones.eva02 import EVA02ViT
-from vitdet.config import Train, build_model
+from vitdet.config import Train
 from vitdet.engine.losses import DetectorLoss
 from vitdet.engine.parameters import compile_blocks
 from vitdet.engine.run import evaluate, train
@@ -26,14 +26,6 @@ from vitdet.utils.env import seed_all
 
 NET = "backbone.net."
 FIRST = (f"{NET}pos_embed", f"{NET}patch_embed.", f"{NET}blocks.0.")
-
-
-def make_detector(variant="", **options):
-    seed_all(0)
-    node = detector_node(**options)
-    if variant:
-        VARIANTS[variant](node)
-    return build_model(node).train()
 
 
 def freeze(detector, blocks=0, tune="all", **options):
@@ -57,8 +49,8 @@ def in_net(detector):
 
 
 def test_embeddings_and_first_blocks_do_not_learn_and_the_rest_is_as_before():
-    whole, detector = make_detector(drop_path_rate=0.5), make_detector(drop_path_rate=0.5)
-    checkpointed = make_detector(drop_path_rate=0.5, checkpoint_blocks=(0, 1))
+    whole, detector = tiny_detector(drop_path_rate=0.5), tiny_detector(drop_path_rate=0.5)
+    checkpointed = tiny_detector(drop_path_rate=0.5, checkpoint_blocks=(0, 1))
     assert freeze(detector, 0) == []
     names = freeze(detector, 1)
     assert set(names) == {n for n, _ in whole.named_parameters() if n.startswith(FIRST)}
@@ -73,7 +65,7 @@ def test_embeddings_and_first_blocks_do_not_learn_and_the_rest_is_as_before():
 
 @pytest.mark.parametrize("tune", ["all", "head"])
 def test_batchnorm_of_what_is_frozen_keeps_its_statistics(tune):
-    detector = make_detector("vitae_b")
+    detector = tiny_detector(VARIANTS["vitae_b"])
     names = freeze(detector, tune=tune, blocks=tune == "all")
     before = {name: value.clone() for name, value in detector.state_dict().items()}
     detector.eval()
@@ -87,7 +79,7 @@ def test_batchnorm_of_what_is_frozen_keeps_its_statistics(tune):
 
 
 def test_propagation_blocks_learn_on_but_with_head():
-    detector = make_detector("basic")
+    detector = tiny_detector(VARIANTS["basic"])
     names = freeze(detector, 2)
     assert not [name for name in names if ".residual." in name]
     found = gradients(detector)
@@ -105,7 +97,7 @@ def test_propagation_blocks_learn_on_but_with_head():
     ],
 )
 def test_blocks_that_cannot_be_frozen(options, text):
-    detector = make_detector()
+    detector = tiny_detector()
     if "Conv2d" in text:
         detector.backbone = nn.Conv2d(3, 4, 1)
     with pytest.raises(InputError, match=rf"train\.{text}"):
@@ -116,7 +108,7 @@ def test_blocks_that_cannot_be_frozen(options, text):
 
 
 def test_head_leaves_the_network_in_evaluation_mode_and_without_a_graph():
-    detector, whole = make_detector(drop_path_rate=0.9), make_detector()
+    detector, whole = tiny_detector(drop_path_rate=0.9), tiny_detector()
     assert set(freeze(detector, tune="head")) == in_net(detector)
     detector.train()
     assert detector.backbone.training
@@ -144,13 +136,13 @@ def moved(detector):
     return detector
 
 
+def eva02(node):
+    sizes = {"img_size": 64, "embed_dim": 32, "depth": 2, "num_heads": 2, "window_size": 2}
+    node.backbone.net = EVA02ViT(**sizes, pretrain_img_size=64, rope_pretrain_grid=4)
+
+
 def build(kind):
-    node = detector_node()
-    if kind:
-        sizes = {"img_size": 64, "embed_dim": 32, "depth": 2, "num_heads": 2, "window_size": 2}
-        node.backbone.net = EVA02ViT(**sizes, pretrain_img_size=64, rope_pretrain_grid=4)
-    seed_all(0)
-    return build_model(node).train()
+    return tiny_detector(eva02 if kind else None)
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -14,10 +14,10 @@ from detectron2.layers import ShapeSpec
 from detectron2.structures import BitMasks, Boxes, Instances
 from omegaconf import OmegaConf
 
-from vitdet.config import save_config
+from vitdet.config import build_model, save_config
 from vitdet.optim import MultiStep, adamw
 from vitdet.utils.distributed import rank, world_size
-from vitdet.utils.env import random_state, seed_from
+from vitdet.utils.env import random_state, seed_all, seed_from
 
 SIZE = 64
 MODELS = Path(__file__).resolve().parents[2] / "configs/common/models"
@@ -138,6 +138,15 @@ def detector_node(drop_path_rate=0.0, checkpoint_blocks=()):
     heads.box_predictor.update(test_score_thresh=0.0, test_topk_per_image=10)
     heads.box_predictor.input_shape.channels = 32
     return node
+
+
+def tiny_detector(change=None, **options):
+    """The detector for training with weights that are always the same, its node changed before."""
+    node = detector_node(**options)
+    if change is not None:
+        change(node)
+    seed_all(0)
+    return build_model(node).train()
 
 
 def recipe(output_dir, **train):
