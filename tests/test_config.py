@@ -4,7 +4,7 @@ import pytest
 from omegaconf import OmegaConf
 from torch import nn
 
-from vitdet.config import build_model, instantiate, load_config, save_config
+from vitdet.config import build_model, instantiate, load_config, save_config, set_num_classes
 from vitdet.utils.checks import InputError
 
 RECIPE = """
@@ -96,6 +96,17 @@ def test_saved_recipe_loads_again(recipe, tmp_path):
     with pytest.raises(InputError, match=r"config value train\.made: expected numbers"):
         save_config(made, tmp_path / "other.yaml")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["recipe.py", "saved.yaml"]
+
+
+def test_number_of_classes():
+    cfg = OmegaConf.create(
+        {"model": {"roi_heads": {"num_classes": 80, "again": "${.num_classes}"}}}
+    )
+    set_num_classes(cfg, 3)
+    assert cfg.model.roi_heads.again == 3
+    cfg = OmegaConf.create({"model": {"num_classes": 80, "parts": [{"num_classes": 80}]}})
+    set_num_classes(cfg, 4)
+    assert cfg.model == {"num_classes": 4, "parts": [{"num_classes": 4}]}
 
 
 class Part:
