@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import ipaddress
+import json
 import math
 import multiprocessing
 import re
 import signal
 import socket
 import time
+from collections import Counter
 from collections.abc import Awaitable, Callable, Collection
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
 from multiprocessing import connection
 from pathlib import Path
 from typing import Any
@@ -21,12 +22,13 @@ import uvicorn
 from starlette.applications import Starlette
 from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
-from starlette.requests import ClientDisconnect, Request
-from starlette.responses import JSONResponse, Response
-from starlette.routing import Route
+from starlette.requests import Request
+from starlette.responses import JSONResponse, PlainTextResponse, Response
+from starlette.routing import Mount, Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
+from vitdet.app.serve.uploads import Limits, Uploads, files_of, is_form
 from vitdet.utils.checks import InputError
 
 # The only files that are ever sent, read once; no part of an address becomes a path.
@@ -55,17 +57,6 @@ _PROXY = (
 Start = Callable[[], tuple[dict[str, Any], Callable[[bytes], tuple[int, bytes]]]]
 
 
-@dataclass(frozen=True)
-class Limits:
-    """How much a request may take."""
-
-    max_bytes: int = 32 * 2**20  # of an upload; all on their way hold `waiting` times as much
-    max_pixels: int = 50_000_000  # of its picture
-    body_seconds: float = 60.0  # for the upload to arrive
-    answer_seconds: float = 300.0  # from then on, the wait for others included
-    waiting: int = 16  # uploads that may wait while one is worked on
-
-
 # --- the process that detects --------------------------------------------------------------------
 
 
@@ -89,6 +80,8 @@ class Worker:
         self.asked: set[Future[tuple[int, bytes]]] = set()  # what waits or is worked on
         self._ended = False
         self._last = 1.0  # seconds that the latest took
+        self.seconds = 0.0  # that all took
+        self.answers: Counter[int] = Counter()  # {status: pictures}
         self.process: Any = None
         self.about = self._begin()  # what the page shows of the model
 
@@ -140,17 +133,28 @@ class Worker:
             gone.cancel()
 
     def _exchange(self, content: bytes) -> tuple[int, bytes]:
-        begun = time.perf_counter()
+        begun, status = time.perf_counter(), 500
         try:
             if self.process is None and not self._ended:
                 self._begin()
             self._mine.send_bytes(content)
-            return self._mine.recv()
+            status, answer = self._mine.recv()
+            return status, answer
         except (EOFError, OSError) as error:  # the process died, or was ended
             self._kill()
             raise HTTPException(500, "The server failed. Its log tells more.") from error
         finally:
             self._last = time.perf_counter() - begun
+            self.seconds += self._last
+            self.answers[status] += 1
+
+    def metrics(self) -> str:
+        """Return counts as Prometheus reads them."""
+        totals = [
+            f'pictures_total{{status="{key}"}} {n}' for key, n in sorted(self.answers.items())
+        ]
+        lines = [*totals, f"seconds_total {self.seconds:.3f}", f"waiting {len(self.asked)}"]
+        return "".join(f"vitdet_{line}\n" for line in lines)
 
     def _kill(self) -> None:
         process, self.process = self.process, None
@@ -185,7 +189,12 @@ def _work(start: Start, theirs: connection.Connection, parent: connection.Connec
 
 
 def build_app(
-    worker: Worker, uploads: Uploads, names: Collection[str] = (), *, loopback_only: bool = True
+    worker: Worker,
+    uploads: Uploads,
+    names: Collection[str] = (),
+    *,
+    loopback_only: bool = True,
+    root: str = "",
 ) -> ASGIApp:
     """Return the application.
 
@@ -194,6 +203,7 @@ def build_app(
         uploads: reads the files.
         names: hosts by which it may be called besides "localhost" and addresses.
         loopback_only: whether of the addresses only loopback ones count.
+        root: a path, "/detect", below which a proxy finds the same again.
     """
     limits = uploads.limits
     known = worker.about | {"max_bytes": limits.max_bytes, "max_pixels": limits.max_pixels}
@@ -202,20 +212,49 @@ def build_app(
         return JSONResponse(known)
 
     async def predict(request: Request) -> Response:
-        async def left() -> None:
-            while (await request.receive())["type"] != "http.disconnect":
-                pass
-
         content = await uploads.read(request)  # a place is taken when it has come
-        status, answer = await worker.answer(content, left)
-        return Response(answer, status, media_type="application/json")
+        if is_form(request):
+            (_, content), *others = files_of(request, content)
+            if others:
+                text = (
+                    f"Expected one file, got {1 + len(others)}. POST /predict/batch takes several."
+                )
+                raise HTTPException(400, text)
+        status, found = await _asked(worker, request, content)
+        return Response(found, status, media_type="application/json")
 
-    routes = [Route("/model", model), Route("/predict", predict, methods=["POST"])]
-    routes += [Route(address, _file(name)) for address, name in _FILES.items()]
+    async def batch(request: Request) -> JSONResponse:
+        if not is_form(request):
+            raise HTTPException(415, "Expected a form: curl -F file=@a.jpg -F file=@b.jpg ADDRESS")
+        images = []
+        for name, content in files_of(request, await uploads.read(request)):
+            status, found = await _asked(worker, request, content)
+            images.append({"name": name, "status": status} | json.loads(found))
+        return JSONResponse({"images": images})
+
+    routes: list[Route | Mount] = [
+        Route("/model", model),
+        Route("/predict", predict, methods=["POST"]),
+        Route("/predict/batch", batch, methods=["POST"]),
+        Route("/healthz", lambda _: JSONResponse({"status": "ok", "waiting": len(worker.asked)})),
+        Route("/metrics", lambda _: PlainTextResponse(worker.metrics())),
+        *(Route(address, _file(name)) for address, name in _FILES.items()),
+    ]
+    routes += [Mount(root, routes=list(routes))] if root else []
     handlers: Any = {HTTPException: _error, Exception: _error}
     app = Starlette(routes=routes, exception_handlers=handlers)
     app.router.redirect_slashes = False  # to the host that a client names
     return _guarded(app, {*map(str.lower, names)}, loopback_only)
+
+
+async def _asked(worker: Worker, request: Request, content: bytes) -> tuple[int, bytes]:
+    """Return the worker's answer, unless the client leaves before it."""
+
+    async def left() -> None:
+        while (await request.receive())["type"] != "http.disconnect":
+            pass
+
+    return await worker.answer(content, left)
 
 
 def _file(name: str) -> Callable[[Request], Response]:
@@ -229,53 +268,6 @@ def _error(_: Request, error: Exception) -> JSONResponse:
         return JSONResponse({"error": error.detail}, error.status_code, error.headers)
     # a mistake of this program; its traceback goes to the log
     return JSONResponse({"error": "The server failed. Its log tells more."}, 500)
-
-
-class Uploads:
-    """Reads the bodies of requests, up to a limit for each and one for all on their way."""
-
-    def __init__(self, limits: Limits) -> None:
-        self.limits = limits
-        self.free = limits.max_bytes * limits.waiting
-
-    async def read(self, request: Request) -> bytes:
-        """Return a body.
-
-        Raises:
-            HTTPException: it is too large, too slow or empty, or too many come at once.
-        """
-        seconds = self.limits.body_seconds
-        if request.headers.get("content-type", "").startswith("multipart/"):
-            text = "Send the file itself as the body, and no form: curl --data-binary @photo.jpg"
-            raise HTTPException(415, f"{text} ADDRESS")
-        content = bytearray()
-        try:
-            await asyncio.wait_for(self._read(request, content), seconds)
-        except asyncio.TimeoutError as error:
-            text = f"The upload did not arrive within {seconds:g} seconds."
-            raise HTTPException(408, text) from error
-        except ClientDisconnect as error:
-            raise HTTPException(400, "The upload was broken off.") from error
-        finally:
-            self.free += len(content)
-        if not content:
-            raise HTTPException(400, "The file is empty.")
-        return bytes(content)
-
-    async def _read(self, request: Request, content: bytearray) -> None:
-        """Reading stops at the limit, whatever the header announced."""
-        most = self.limits.max_bytes
-        size = int(request.headers.get("content-length", "0"))  # uvicorn lets numbers in alone
-        parts = request.stream()
-        while size <= most and (part := await anext(parts, None)) is not None:
-            content += part
-            size = max(size, len(content))
-            self.free -= len(part)
-            if self.free < 0:
-                raise HTTPException(503, "Too many uploads are on their way. Try again.")
-        if size > most:
-            text = f"The file is too large: {most / 2**20:g} MiB at most."
-            raise HTTPException(413, text, {"Connection": "close"})
 
 
 # --- who may ask ---------------------------------------------------------------------------------
