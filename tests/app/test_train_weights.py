@@ -15,6 +15,7 @@ import torch
 import train_net
 from vitdet import checkpoint
 from vitdet.app import follow, train
+from vitdet.app.options import ARGUMENTS
 from vitdet.app.start import from_weights
 from vitdet.backbones.vit import ViT
 from vitdet.config import backbone_settings, load_config
@@ -28,7 +29,7 @@ DATA: Any = SimpleNamespace(class_names=("cell",), train=("train.json", "images"
 
 def arguments(*words: str) -> argparse.Namespace:
     parser = argparse.ArgumentParser()
-    train.add_arguments(parser)
+    ARGUMENTS["train"](parser)
     return parser.parse_args(["--data", "data", *words])
 
 
