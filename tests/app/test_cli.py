@@ -107,22 +107,6 @@ def test_absent_paths_are_told_before_anything_is_imported(tmp_path, capsys, mon
         assert text in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(
-    ("words", "text"),
-    [
-        ([], "the following arguments are required: COMMAND"),
-        (["inspects"], "invalid choice: 'inspects'"),
-        (["inspect"], "the following arguments are required: file\n"),
-        (["inspect", "x.pth", "--jsn"], "unrecognized arguments: --jsn"),
-    ],
-)
-def test_a_wrong_command_line_is_status_2(words, text, capsys):
-    with pytest.raises(SystemExit) as stopped:
-        cli.main(words)
-    assert stopped.value.code == 2
-    assert text in capsys.readouterr().err
-
-
 def test_changes_to_a_recipe_may_stand_anywhere():
     args = cli.parse(["train", "a=1", "--data", "D", "b=2", "--num-gpus", "2", "c=3"])
     assert (str(args.data), args.num_gpus, args.overrides) == ("D", 2, ["a=1", "b=2", "c=3"])
