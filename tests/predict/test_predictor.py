@@ -242,6 +242,14 @@ def test_wrong_files_are_one_line(predictor, tmp_path):
 # --- options ----------------------------------------------------------------------------------
 
 
+def test_a_threshold_that_nobody_found_is_said(drawn_run, caplog):
+    Predictor.from_checkpoint(drawn_run.weights, device="cpu", threshold=0.5)
+    assert caplog.messages == []
+    Predictor.from_checkpoint(drawn_run.weights, device="cpu")
+    said = f"{drawn_run.weights}: threshold 0.5, as no evaluation found one"
+    assert caplog.messages == [said]
+
+
 @pytest.mark.parametrize(
     ("options", "text"),
     [

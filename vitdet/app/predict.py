@@ -85,7 +85,8 @@ def run(args: argparse.Namespace) -> int:
         class_indexes(names, predictor.class_names)  # an unknown name is told
         predictor.classes = tuple(names) or None
         note_names(args.out, outputs)
-        print(f"threshold {predictor.threshold.text()}", flush=True)
+        # where none was found, the predictor has said so
+        print(f"threshold {predictor.threshold.text()}\n" * predictor.threshold.found, end="")
         images = [path for path in files if path.suffix.lower() not in VIDEO_SUFFIXES]
         try:
             for path, result, seconds in _results(predictor, images, bad):

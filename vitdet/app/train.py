@@ -23,7 +23,7 @@ from vitdet.app.start import converted
 from vitdet.config import CONFIGS, load_config
 from vitdet.data.formats import FORMATS
 from vitdet.data.prepare import Prepared, prepare_data
-from vitdet.data.presets import PRESETS, steps_of
+from vitdet.data.presets import PRESETS
 from vitdet.engine.checkpoints import LAST
 from vitdet.engine.dry_run import DoesNotFitError
 from vitdet.engine.launch import launch
@@ -307,8 +307,6 @@ def _print_choices(
         f"results      {cfg.train.output_dir}",
         f"the same     {shlex.join([*words, *overrides])}",
     ]
-    if preset := cfg.dataloader.train.mapper.get("preset"):
-        lines.insert(2, f"augment      {steps_of(preset, masks=data.masks)}")
     # of a dry run: where the files will be
     print(*(line.replace(str(place), str(args.out)) for line in lines), sep="\n", flush=True)
 

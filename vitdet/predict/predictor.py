@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import glob
+import logging
 import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -29,6 +30,8 @@ from vitdet.utils import thresholds
 from vitdet.utils.checks import InputError
 from vitdet.utils.precision import autocast_dtype, pick_device
 from vitdet.utils.thresholds import Thresholds
+
+logger = logging.getLogger(__name__)
 
 VIDEO_SUFFIXES = frozenset(
     {".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg", ".wmv", ".flv", ".ts"}
@@ -143,6 +146,8 @@ class Predictor:
             trust=trust,
         )
         least = thresholds.chosen(threshold, note, weights, str(path))
+        if not least.found:
+            logger.warning("%s: threshold %s", path, least.text())
         predictor = cls(detector, **about, threshold=least, **options)
         predictor.source = None if config is not None or trust else str(path)
         return predictor
