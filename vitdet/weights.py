@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import functools
 import hashlib
-import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -23,7 +22,7 @@ from tqdm import tqdm
 from vitdet import checkpoint
 from vitdet.published import FAMILIES, ROWS, Published
 from vitdet.utils.checks import InputError, nearest, one_line
-from vitdet.utils.files import replacing, write_text
+from vitdet.utils.files import read_json, replacing, write_text
 from vitdet.utils.state_dicts import some
 
 # in this order: what huggingface's libraries write, and read first
@@ -76,7 +75,7 @@ def read(path: str | Path, *, trust: bool = False) -> Weights:
     if file.name not in _NAMES:
         return Weights(content, row=row)
     config, preprocessor = (
-        _json(folder / name) if (folder / name).is_file() else {} for name in _TOLD
+        read_json(folder / name, dict) if (folder / name).is_file() else {} for name in _TOLD
     )
     return Weights(content, config, preprocessor, row)
 
@@ -97,7 +96,7 @@ def _in_folder(folder: Path) -> Path:
 
 
 def _shards(index: Path, trust: bool) -> dict[str, Any]:
-    places = _json(index).get("weight_map")
+    places = read_json(index, dict).get("weight_map")
     if not isinstance(places, dict) or not all(isinstance(v, str) for v in places.values()):
         raise InputError(
             f"weights {index}: expected {{'weight_map': {{key: file}}}}. Fetch it anew."
@@ -117,17 +116,6 @@ def _shards(index: Path, trust: bool) -> dict[str, Any]:
     if missing := sorted(set(places) - set(content)):
         raise InputError(f"weights {index}: its shards lack {some(missing)}. Fetch them anew.")
     return content
-
-
-def _json(path: Path) -> dict[str, Any]:
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        why = " ".join(str(error).split())
-        raise InputError(f"{path}: it cannot be read ({why}). Fetch it anew.") from error
-    if not isinstance(found, dict):
-        raise InputError(f"{path}: expected a JSON object, got {type(found).__name__}.")
-    return found
 
 
 # --- names ---------------------------------------------------------------------------------------

@@ -234,7 +234,7 @@ def test_jsons_beside_the_weights(tmp_path):
     ("name", "text", "error"),
     [
         ("config.json", "{", r"config\.json: it cannot be read \(Expecting property name"),
-        ("config.json", "[]", r"config\.json: expected a JSON object, got list"),
+        ("config.json", "[]", r"config\.json: expected a dict, got a list"),
         ("model.safetensors", "junk", r"model\.safetensors: it cannot be read"),
     ],
 )

@@ -169,12 +169,6 @@ def test_an_overflow_of_fp16_is_no_bad_step_until_the_scale_is_used_up():
     with pytest.raises(NonFiniteLossError, match=rf"got 1 bad steps, .*: {text}"):
         trainer.step(batch_of(0.0))
     assert trainer.detector.slow.tolist() == [1.0, 1.0]
-    trainer = roots(precision="fp16")
-    trainer.check_each_step = False  # as on a GPU: it is seen at the log line
-    trainer.scaler = torch.amp.GradScaler("cpu", init_scale=1.0)
-    trainer.step(batch_of(0.0))
-    with pytest.raises(NonFiniteLossError, match=rf"{text} after 1 im"):
-        trainer.next_window()
 
 
 @pytest.mark.slow

@@ -171,7 +171,7 @@ def test_a_resume_drops_later_lines(tmp_path):
 def test_the_gradient_norm_is_the_mean_of_the_finite_ones():
     def step(norm):
         given = None if norm is None else torch.tensor(norm)
-        return StepRecord(torch.zeros(0), (), [], 0.1, 0, given)
+        return StepRecord(torch.zeros(0), (), [], 0.1, given)
 
     assert gradient_norm([step(1.0), step(3.0), step(float("inf"))]) == {"grad_norm": 2.0}
     assert gradient_norm([step(float("inf"))]) == gradient_norm([step(None)]) == {}
