@@ -8,12 +8,12 @@ import pytest
 
 import train_net
 from tests.recipes import NAMES
-from vitdet.app import convert
+from vitdet.app.options import parse_convert
 from vitdet.config import load_config
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-PARSERS = {"train_net.py": train_net.parse, "converter.py": convert.parse}
+PARSERS = {"train_net.py": train_net.parse, "converter.py": parse_convert}
 
 
 def commands():

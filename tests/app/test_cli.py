@@ -1,12 +1,47 @@
 """The command line: help, exit statuses, one line for an error."""
 
+import json
+import subprocess
+import sys
 from pathlib import Path
+from typing import get_args
 
 import pytest
 import torch
+from PIL import Image
 
-from vitdet.app import cli
+from vitdet import export
+from vitdet.app import cli, options, train
 from vitdet.app.words import TEXTS
+from vitdet.data.files import SPLITS
+from vitdet.data.formats import FORMATS
+from vitdet.data.labels import Boxes
+from vitdet.data.presets import PRESETS
+from vitdet.engine.tune import TUNE
+from vitdet.export import graph
+from vitdet.utils.precision import PRECISIONS
+
+# What is imported after the help of everything, a check of data, and a look into a file.
+IMPORTED = """
+import contextlib, io, json, sys
+import converter, train_net
+from vitdet.app import cli
+
+def said(main, *words):
+    with contextlib.redirect_stdout(io.StringIO()) as text, contextlib.suppress(SystemExit):
+        main(list(words))
+    found.append([text.getvalue(), sorted({name.split(".")[0] for name in sys.modules})])
+
+data, weights = sys.argv[1:]
+found = []
+for main in (cli.main, converter.main, train_net.run):
+    said(main, "--help")
+for name in cli.COMMANDS:
+    said(cli.main, name, "--help")
+said(cli.main, "data", "check", data)
+said(cli.main, "inspect", weights)
+print(json.dumps([found, "torch._dynamo" in sys.modules]))
+"""
 
 
 @pytest.mark.parametrize("command", cli.COMMANDS)
@@ -20,6 +55,56 @@ def test_help_names_the_commands_and_the_exit_statuses(command, capsys):
         assert what[1:] in text
         assert "Exit status: 0 done" in text
     assert "".join(no) in text
+
+
+def test_what_is_slow_to_import_is_imported_where_it_is_used(tmp_path):
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
+    content = {"images": [{"id": 1, "file_name": "a.png", "width": 8, "height": 8}]}
+    content |= {"categories": [{"id": 1, "name": "x"}]}
+    content["annotations"] = [{"id": 1, "image_id": 1, "category_id": 1, "bbox": [1, 1, 4, 4]}]
+    (tmp_path / "train.json").write_text(json.dumps(content))
+    torch.save({"layer.weight": torch.zeros(2, 3)}, tmp_path / "w.pth")
+    words = ["-c", IMPORTED, str(tmp_path), str(tmp_path / "w.pth")]
+    root = Path(__file__).resolve().parents[2]
+    done = subprocess.run([sys.executable, *words], cwd=root, capture_output=True, check=True)
+    (*helps, check, looked), compiler = json.loads(done.stdout)
+    assert all(text.startswith("usage: ") for text, _ in helps)
+    assert not {"torch", "numpy", "PIL", "yaml"} & {*helps[-1][1]}
+    assert "no faults" in check[0]
+    assert not {"torch", "cv2", "matplotlib"} & {*check[1]}
+    assert "format       unknown" in looked[0]
+    slow = {"detectron2", "fvcore", "matplotlib", "pkg_resources", "torchvision"}
+    assert not {*slow, "cv2", "sympy"} & {*looked[1]}
+    assert not compiler
+
+
+def test_words_of_options_are_those_of_their_tables():
+    assert get_args(Boxes) == options.BOXES
+    assert tuple(FORMATS) == options.DATA_FORMATS
+    assert tuple(PRESETS) == options.PRESETS
+    assert tuple(train.SIZES) == options.SIZES
+    assert (SPLITS, TUNE, PRECISIONS) == (options.SPLITS, options.TUNE, options.PRECISIONS)
+    assert (graph.MASKS, graph.PARTS, export.OPSETS) == (
+        options.MASKS,
+        options.PARTS,
+        options.OPSETS,
+    )
+
+
+def test_absent_paths_are_told_before_anything_is_imported(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(cli.importlib, "import_module", pytest.fail)
+    absent = str(tmp_path / "absent.pth")
+    weights, data = "expected a file, got nothing there", "got nothing at this path"
+    for words, text in {
+        f"predict a.jpg --weights {absent}": weights,
+        f"inspect {absent}": weights,
+        f"strip {absent} slim.pth": weights,
+        f"train --data {tmp_path} --weights {absent}": weights,
+        f"train --data {absent}": data,
+        f"data check {absent}": data,
+    }.items():
+        assert cli.main(words.split()) == 2
+        assert text in capsys.readouterr().err
 
 
 def test_changes_to_a_recipe_may_stand_anywhere():

@@ -165,7 +165,7 @@ def test_an_interrupt_while_data_are_prepared_says_how_to_go_on(data, tmp_path, 
     words = ["train", "--data", str(data), "--out", str(tmp_path / "out")]
     args = cli.parse(words)
     with pytest.raises(KeyboardInterrupt, match=r"before the first step: .* command again"):
-        args.run(args)
+        train.run(args)
     assert not (tmp_path / "out").exists()
 
 

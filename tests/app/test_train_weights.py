@@ -13,6 +13,7 @@ from test_train import loaded
 import train_net
 from vitdet import checkpoint
 from vitdet.app import follow, train
+from vitdet.app.options import ARGUMENTS
 from vitdet.app.start import from_weights
 from vitdet.backbones.vit import ViT
 from vitdet.config import backbone_settings, load_config
@@ -31,7 +32,7 @@ def _recipes_once(monkeypatch):
 
 def arguments(*words):
     parser = argparse.ArgumentParser()
-    train.add_arguments(parser)
+    ARGUMENTS["train"](parser)
     return parser.parse_args(["--data", "data", *words])
 
 

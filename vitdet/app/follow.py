@@ -16,7 +16,6 @@ from omegaconf import DictConfig, OmegaConf
 
 from vitdet.app.describe import about_of, backbone_shapes, describe, is_foundation
 from vitdet.convert import FORMATS
-from vitdet.engine.checkpoints import LAST
 from vitdet.utils.checks import InputError
 from vitdet.utils.files import replacing
 from vitdet.weights import Weights
@@ -336,6 +335,8 @@ def begun(args: argparse.Namespace, folder: Path) -> dict[str, Any] | None:
     Raises:
         InputError: the record is damaged.
     """
+    from vitdet.engine.checkpoints import LAST  # the engine takes seconds to import
+
     path, goes_on = folder / RECORD, (folder / LAST).exists()
     if not args.resume or not path.is_file() or (args.weights and not goes_on):
         return None

@@ -11,32 +11,20 @@ import json
 import shlex
 from collections.abc import Mapping
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 from vitdet.app import follow
-from vitdet.app.convert import add_reading_arguments
 from vitdet.app.describe import about_of, describe, is_foundation
 from vitdet.convert.recipes import COMMANDS, Command
 from vitdet.utils.checks import InputError, one_line, printable
-from vitdet.utils.state_dicts import some
+from vitdet.utils.state_dicts import some, without_data
 from vitdet.weights import Weights, locate, read
 
 _USUAL = "configs/COCO/mask_rcnn_vitdet_b_100ep.py"  # it follows any plain ViT
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the options of the sub-command."""
-    parser.add_argument("file", type=Path, help="weights, a folder of the hub, or a name")
-    parser.add_argument("--json", action="store_true", help="print one JSON object")
-    add_reading_arguments(parser)
-    parser.add_argument("--no-recipes", action="store_true", help="try no recipes")
-
-
 def run(args: argparse.Namespace) -> int:
     """Print what the file holds; return 0, or 1 when its format is none that is known."""
-    from vitdet.predict.others import without_data  # detectron2 takes seconds to import
-
     held = read(args.file, trust=args.trust)
     held = replace(held, content=without_data(held.content))
     place = locate(args.file)

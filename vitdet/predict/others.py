@@ -16,6 +16,7 @@ from vitdet.convert import Report, convert, detect
 from vitdet.convert.names import shapes_of
 from vitdet.convert.recipes import COMMANDS, Command
 from vitdet.utils.checks import InputError
+from vitdet.utils.state_dicts import without_data
 
 # what a row may have to allow
 ALLOWED = {"resize_patch_embed": "--resize-patch-embed", "allow_inexact": "--allow-inexact"}
@@ -57,13 +58,6 @@ def account(row: Command, content: Mapping[str, Any], weights: str | None = None
         return converted(content, cfg.model, weights=weights, **allowed)[1]
     except InputError:
         return None
-
-
-def without_data(value: Any) -> Any:
-    """Return tensors on the meta device, in mappings too, so that the data can go."""
-    if isinstance(value, Mapping):
-        return {name: without_data(each) for name, each in value.items()}
-    return value.to("meta") if isinstance(value, torch.Tensor) else value
 
 
 def find_recipe(content: Mapping[str, Any], source: str) -> Command | None:
