@@ -59,7 +59,7 @@ def _printed(capsys: Capture, data: Path, *words: str) -> str:
 
 
 def _args(text: str) -> Any:
-    """The train_net.py command that was printed."""
+    """The command that was printed."""
     line = next(line for line in text.splitlines() if line.startswith("the same"))
     return train_net.parse(shlex.split(line)[4:])
 
@@ -194,7 +194,7 @@ def test_under_torchrun_it_says_what_to_do(
     capsys: Capture, data: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("LOCAL_RANK", "0")
-    assert "it prints the train_net.py command that torchrun can run" in _error(capsys, data)
+    assert "`vitdet recipe` command, which torchrun --no-python can run" in _error(capsys, data)
 
 
 # --- weights to start from ------------------------------------------------------------------------

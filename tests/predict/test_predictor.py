@@ -210,7 +210,8 @@ WRONG = [
     (3, r"input image: expected a path, a PIL image, .*, got a int"),
     ([None], r"input image 0: expected a path, .*, got a NoneType"),
     (["no/such.jpg"], r"input no/such\.jpg: nothing is at this path"),
-    ("https://a.org/b.jpg", r"input https://a\.org/b\.jpg: .* addresses and cameras are not"),
+    ("http://a.org/b.jpg", r"input http://a\.org/b\.jpg: expected https://, got http:// of a\.org"),
+    ("rtsp://a.org/b", r"input rtsp:/a\.org/b: .* cameras and streams are not"),
     ("", r"input '': nothing is at this path"),
     ("x" * 300, r"nothing is at this path"),
 ]

@@ -19,6 +19,7 @@ from vitdet.utils.checks import exit_status
 # name in `vitdet.app` has `add_arguments(parser)` and `run(args)`, which returns the exit status.
 COMMANDS = {
     "train": ("train a detector on your own images",),
+    "recipe": ("train or evaluate a recipe, on one machine or several",),
     "data": ("check a data set: faults with pictures, and a repaired copy", "there are faults"),
     "predict": (
         "find objects in images, folders and videos, and draw them",

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import re
 import shlex
 import sys
 from collections.abc import Mapping, Sequence
@@ -21,6 +20,7 @@ from omegaconf import DictConfig
 from vitdet import checkpoint
 from vitdet.app import follow
 from vitdet.app.describe import about_of
+from vitdet.app.words import translated
 from vitdet.convert import FORMATS, TARGETS, Report, UnaccountedError, convert, export
 from vitdet.convert import classes as heads
 from vitdet.convert.names import shapes_of
@@ -40,11 +40,10 @@ _NEEDED = {
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
-    """Return the command line; underscores in option names are read as dashes."""
+    """Return the command line."""
     parser = argparse.ArgumentParser(description=_WHAT, allow_abbrev=False)
     add_arguments(parser)
-    dashed = [re.sub("^--[^=]+", lambda name: name[0].replace("_", "-"), word) for word in argv]
-    return parser.parse_intermixed_args(dashed)
+    return parser.parse_intermixed_args(translated(parser, argv))
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -128,7 +127,7 @@ def convert_file(args: argparse.Namespace) -> list[str]:
         return []
     start = follow.setting("train.init_checkpoint", args.output_model)
     words = ["--config-file", str(args.config_file), start, *args.overrides]
-    return [printable(f"train        python train_net.py {shlex.join(words)}")]
+    return [printable(f"train        vitdet recipe {shlex.join(words)}")]
 
 
 def _check_options(args: argparse.Namespace) -> None:
