@@ -1,32 +1,28 @@
 """Build vitdet's modules from the config of a golden case, load its weights and run it.
 
-Every key of a config is either used, or named as one that cannot change the compared numbers, or
-makes the case fail: nothing is ignored silently.
+What a config asks for and nobody reads shows in the numbers: outputs, gradients and every stored
+intermediate result are compared.
 """
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
 
 import torch
 from detectron2.modeling.backbone.fpn import LastLevelMaxPool
 from torch import nn
 
 from vitdet.backbones.base import LayeredBackbone
-from vitdet.backbones.vit import PlainViT, ViT
 from vitdet.convert import convert
 
-from .cases import Case, Options, UnsupportedCase
-from .compare import Comparison, compare, loss_of
+from .cases import UnsupportedCase
+from .compare import compare, loss_of
 
 Change = Callable[[nn.Module], None]
 Prepare = Callable[[str, torch.Tensor], torch.Tensor]
 Weights = tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]
-BOTH = (True, False)
 
 
 @dataclass(frozen=True)
@@ -36,10 +32,10 @@ class Mode:
     backend: str = "auto"
     checkpointed: bool = False
 
-    def __str__(self) -> str:
+    def __str__(self):
         return "checkpointed" if self.checkpointed else self.backend
 
-    def of(self, arguments: dict[str, Any], blocks: int = 0) -> dict[str, Any]:
+    def of(self, arguments, blocks=0):
         """Return the arguments of one of our backbones of so many blocks for this mode."""
         arguments = dict(arguments, attention_backend=self.backend)
         if self.checkpointed:
@@ -67,7 +63,7 @@ class Built:
     not_offered: frozenset[str] = frozenset()
 
 
-def run(built: Built, case: Case, mode: Mode, change: Change | None = None) -> Comparison:
+def run(built, case, mode, change=None):
     """Run a built case forward and backward and compare everything it stores.
 
     `change` is applied to the model first; the self-test spoils it with this.
@@ -105,19 +101,11 @@ def run(built: Built, case: Case, mode: Mode, change: Change | None = None) -> C
 # --- configs -----------------------------------------------------------------------------------
 
 
-def given(options: Options, *same: str, of: Any = ViT, **renamed: str) -> dict[str, Any]:
-    """Take the keys that a config has, under our names (`renamed`: ours=theirs).
-
-    A switch must be a bool; the defaults of our builder `of` tell which arguments are switches.
-    """
-    defaults = inspect.signature(of).parameters
-    found = {}
-    for ours, theirs in {**dict(zip(same, same, strict=True)), **renamed}.items():
-        is_switch = theirs in options.values and isinstance(defaults[ours].default, bool)
-        value = options.only(theirs, BOTH) if is_switch else options.take(theirs, None)
-        if value is not None:
-            found[ours] = value
-    return found
+def given(options, *same, **renamed):
+    """Take the keys that a config has, under our names (`renamed`: ours=theirs)."""
+    names = dict(zip(same, same, strict=True)) | renamed
+    found = {ours: options.get(theirs) for ours, theirs in names.items()}
+    return {name: value for name, value in found.items() if value is not None}
 
 
 SIZES = ("patch_size", "in_chans", "embed_dim", "depth", "num_heads", "mlp_ratio")
@@ -125,89 +113,53 @@ SHARED = ("img_size", *SIZES, "qkv_bias", "drop_path_rate", "use_abs_pos", "wind
 SHARED += ("pretrain_img_size", "pretrain_use_cls_token", "residual_block_indexes", "out_feature")
 
 
-def vit_options(options: Options, *more: str, eps: float = 1e-5) -> dict[str, Any]:
+def vit_options(options, *more, eps=1e-5, **renamed):
     """Translate the arguments of detectron2's ViT, from which the others descend, to ours.
 
     `eps` is that of a norm that the config does not name.
     """
-    arguments = given(options, *SHARED, "use_rel_pos", *more)
+    arguments = given(options, *SHARED, "use_rel_pos", *more, **renamed)
     arguments["global_block_indexes"] = global_blocks(options, "window_block_indexes")
     arguments["norm_eps"] = norm_eps(options, eps)
-    check_gelu(options)
-    options.inert("rel_pos_zero_init", "use_act_checkpoint")  # weights are given; a way to compute
-    options.done()
     return arguments
 
 
-def global_blocks(options: Options, key: str, depth: str = "depth") -> list[int]:
+def global_blocks(options, key, depth="depth"):
     """Return the blocks that are not among those of `key`."""
-    windows = options.take(key, ())
-    return [i for i in range(options.take(depth, 12)) if i not in windows]
+    windows = options.get(key, ())
+    return [i for i in range(options.get(depth, 12)) if i not in windows]
 
 
-def norm_eps(options: Options, default: float, names: tuple[str, ...] = ("LayerNorm",)) -> float:
+def norm_eps(options, default):
     """Return the eps of {"name": "LayerNorm", "eps": ...}; without eps it is torch's default."""
-    if options.take("norm_layer", None) is None:
-        return default
-    norm = options.section("norm_layer")
-    norm.only("name", names)
-    eps = norm.take("eps", 1e-5)
-    norm.done()
-    return eps
+    norm = options.get("norm_layer")
+    return norm.get("eps", 1e-5) if isinstance(norm, dict) else default
 
 
-def check_gelu(options: Options) -> None:
-    """Accept the exact GELU, the only activation that vitdet's ViT has."""
-    layer = options.take("act_layer", None)
-    if isinstance(layer, Mapping):
-        layer = options.section("act_layer")
-        layer.only("name", ("GELU",))
-        layer.done()
-    else:
-        options.only("act_layer", (None, "GELU", "gelu"), None)
-
-
-def pyramid_options(options: Options) -> dict[str, Any]:
+def pyramid_options(options):
     """Translate the arguments of detectron2's SimpleFeaturePyramid to ours."""
-    arguments = {
-        "in_feature": options.take("in_feature", "last_feat"),
-        "out_channels": options.take("out_channels", 256),
-        "scale_factors": options.take("scale_factors"),
-        "norm": options.only("norm", ("LN", ""), "LN"),
-        "square_pad": options.take("square_pad", 0),
-    }
-    top_block = options.only("top_block", ("LastLevelMaxPool", None), None)
-    arguments["top_block"] = None if top_block is None else LastLevelMaxPool()
-    options.done()
-    return arguments
+    top = LastLevelMaxPool() if options.get("top_block") else None
+    arguments = {"in_feature": "last_feat", "out_channels": 256, "norm": "LN", "square_pad": 0}
+    return arguments | given(options, *arguments, "scale_factors") | {"top_block": top}
 
 
 # --- weights -----------------------------------------------------------------------------------
 
 
-def leaves_of(case: Case) -> dict[str, torch.Tensor]:
+def leaves_of(case):
     """Return the case's weights as leaves that gather gradients."""
     leaves = case.weights()
     return {name: x.requires_grad_(x.is_floating_point()) for name, x in leaves.items()}
 
 
-def put(
-    model: nn.Module, leaves: dict[str, torch.Tensor], weights: dict[str, torch.Tensor]
-) -> Weights:
+def put(model, leaves, weights):
     """Put weights of our names, functions of the leaves, into the model."""
     values = {name: value.detach() for name, value in weights.items()}
     model.load_state_dict(model.state_dict() | values)
     return leaves, weights
 
 
-def load(
-    case: Case,
-    model: nn.Module,
-    source_format: str,
-    prefix: str = "",
-    beside: Mapping[str, torch.Tensor] | None = None,
-    prepare: Prepare | None = None,
-) -> Weights:
+def load(case, model, source_format, prefix="", beside=None, prepare=None):
     """Put the case's weights through `vitdet.convert` into the model.
 
     `prefix` makes the case's names those of a detector, `beside` are weights of other parts that a
@@ -232,25 +184,25 @@ def load(
 class Recorder:
     """Keeps the tokens before block 0 and after every block of a ViT."""
 
-    def __init__(self, vit: PlainViT) -> None:
+    def __init__(self, vit):
         self.clear()
         vit.blocks[0].register_forward_pre_hook(lambda _, given: self._keep(0, given[0]))
         for i, block in enumerate(vit.blocks, 1):
             block.register_forward_hook(lambda _, __, output, i=i: self._keep(i, output))
 
-    def clear(self) -> None:
+    def clear(self):
         """Forget, to record another run."""
-        self._kept: dict[int, torch.Tensor] = {}
+        self._kept = {}
 
-    def _keep(self, i: int, tokens: torch.Tensor) -> None:
+    def _keep(self, i, tokens):
         self._kept.setdefault(i, tokens)  # checkpointing calls a block again in the backward pass
 
     @property
-    def tokens(self) -> list[torch.Tensor]:
+    def tokens(self):
         """All that was kept, in order."""
         return [*self._kept.values()]
 
-    def extra(self, case: Case) -> dict[str, torch.Tensor]:
+    def extra(self, case):
         """Return the tokens by the names that the cases have, as sequences where they are."""
         found = {f"blocks.{i - 1}": tokens for i, tokens in self._kept.items()}
         found["tokens_with_pos"] = self._kept[0]
@@ -261,11 +213,11 @@ class Recorder:
         }
 
 
-def outputs_of_parts(case: Case, net: nn.Module, prefix: str = "") -> dict[str, torch.Tensor]:
+def outputs_of_parts(case, net, prefix=""):
     """Return what will hold the first output of every module that the case names in `extra`."""
-    values: dict[str, torch.Tensor] = {}
+    values = {}
 
-    def keep(name: str, _: nn.Module, __: Any, output: Any) -> None:
+    def keep(name, _, __, output):
         tokens = output[0] if isinstance(output, tuple) else output
         as_sequence = len(case.info["extra"][name]) < tokens.ndim
         # checkpointing calls a block again in the backward pass
@@ -277,7 +229,7 @@ def outputs_of_parts(case: Case, net: nn.Module, prefix: str = "") -> dict[str, 
     return values
 
 
-def whole_patches(images: torch.Tensor, patch_size: int) -> torch.Tensor:
+def whole_patches(images, patch_size):
     """Cut off what the published patch embedding drops; ours fills up the last patch instead."""
     height, width = (side - side % patch_size for side in images.shape[-2:])
     return images[..., :height, :width]

@@ -20,8 +20,6 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from .cases import Case
-
 TOLERANCE = 1e-4
 _PIXEL_TOLERANCE = 1e-5
 _NORM_TOLERANCE = 1e-5
@@ -47,7 +45,7 @@ class Difference(NamedTuple):
     tolerance: float
     place: str
 
-    def __str__(self) -> str:
+    def __str__(self):
         sizes = f"max difference {self.largest:.3g}, tolerance {self.tolerance:.3g}"
         return f"{self.key}: {sizes}, {self.place}"
 
@@ -60,30 +58,23 @@ class Comparison:
     differences: list[Difference] = field(default_factory=list)
 
     @property
-    def failures(self) -> list[Difference]:
+    def failures(self):
         """The differences above their tolerances, and NaNs; largest excess first."""
         failed = [each for each in self.differences if not each.largest <= each.tolerance]
         return sorted(failed, key=lambda each: -each.largest / max(each.tolerance, 1e-30))
 
-    def text(self) -> str:
+    def text(self):
         """Return the failures, a line each."""
         failures = self.failures
         lines = [f"golden case {self.case}: {len(failures)} of {len(self.differences)} keys differ"]
         return "\n  ".join(lines + [str(each) for each in failures])
 
-    def add(self, key: str, largest: float, tolerance: float, place: str) -> None:
+    def add(self, key, largest, tolerance, place):
         """Add a result."""
         self.differences.append(Difference(key, float(largest), tolerance, place))
 
 
-def compare(
-    case: Case,
-    outputs: Tensors,
-    extra: Tensors,
-    gradients: Mapping[str, torch.Tensor | None],
-    input_gradients: list[torch.Tensor | None],
-    not_offered: frozenset[str] = frozenset(),
-) -> Comparison:
+def compare(case, outputs, extra, gradients, input_gradients, not_offered=frozenset()):
     """Compare one run with everything the case stores; a stored key that is not compared fails.
 
     All have the case's names, `extra` without "extra/"; `input_gradients` are in order, and
@@ -114,7 +105,7 @@ def compare(
     return result
 
 
-def loss_of(case: Case, outputs: Tensors) -> torch.Tensor:
+def loss_of(case, outputs):
     """Return the sum over outputs k of (output_k * golden.image(1000 + k, its shape)).sum()."""
     loss = torch.zeros(())
     for k, name in enumerate(case.info["outputs"]):
@@ -123,7 +114,7 @@ def loss_of(case: Case, outputs: Tensors) -> torch.Tensor:
     return loss
 
 
-def _compare_array(result: Comparison, case: Case, key: str, whole: np.ndarray) -> None:
+def _compare_array(result, case, key, whole):
     expected, stats = case.arrays[key], case.arrays.get(f"stats/{key}")
     if stats is None:  # of whole numbers there are none
         assert expected.dtype.kind in "iu", f"{case.name}: no statistics of {key}"
@@ -156,9 +147,7 @@ def _compare_array(result: Comparison, case: Case, key: str, whole: np.ndarray) 
     _compare_stats(result, key, whole, stats, tolerance)
 
 
-def _compare_stats(
-    result: Comparison, key: str, value: np.ndarray, stats: np.ndarray, tolerance: float
-) -> None:
+def _compare_stats(result, key, value, stats, tolerance):
     """Compare mean, population standard deviation and largest absolute value of the full array."""
     value = value.astype(np.float64)
     got = np.array([value.mean(), value.std(), np.abs(value).max()])
@@ -168,9 +157,7 @@ def _compare_stats(
     result.add(f"stats/{key}", difference[worst], tolerance, place)
 
 
-def _compare_ranked(
-    result: Comparison, key: str, got: np.ndarray, stored: np.ndarray, stride: int, tolerance: float
-) -> None:
+def _compare_ranked(result, key, got, stored, stride, tolerance):
     """Compare rows that are sorted by score, where ties may have another order."""
     columns = got.shape[1] if got.ndim > 1 else 1
     flat, stored = got.reshape(-1).astype(np.float64), stored.reshape(-1).astype(np.float64)
@@ -187,9 +174,7 @@ def _compare_ranked(
     result.add(key, float(np.sort(nearest)[-1 - allowed]), tolerance, place)
 
 
-def _compare_norms(
-    result: Comparison, case: Case, gradients: Mapping[str, torch.Tensor | None]
-) -> None:
+def _compare_norms(result, case, gradients):
     for name, gradient in gradients.items():
         key = f"grad_norm/{name}"
         got = 0.0 if gradient is None else float(gradient.double().norm())

@@ -1,13 +1,11 @@
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
 import torch
 
 
 @pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
+def _one_thread():
     """Run on one thread, as the published code did: sums then have one order."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass
@@ -15,100 +14,79 @@ from detectron2.config import LazyCall, LazyConfig
 from detectron2.layers import ShapeSpec
 from detectron2.modeling.box_regression import Box2BoxTransform
 from detectron2.structures import Boxes, ImageList, Instances
-from omegaconf import DictConfig
 from torch import nn
 
 from vitdet.config import build_model
 from vitdet.layers.norms import channel_layer_norm
 
-from .build import Built, Mode, Recorder, load, pyramid_options, vit_options, whole_patches
-from .cases import PROJECT, Case, Options
+from .build import Built, Recorder, load, pyramid_options, vit_options, whole_patches
+from .cases import PROJECT, Case
 from .compare import TOLERANCE
 from .plain import eva02_options
 
 MODELS = PROJECT / "configs" / "common" / "models"
 
 
-def detector(case: Case, mode: Mode) -> Built:
+def detector(case, mode):
     """Build a Mask R-CNN or Cascade Mask R-CNN of detectron2 or EVA-02, called part by part."""
     config, is_eva02 = case.config(), case.family == "eva02_det"
-    recipe: Any = LazyConfig.load(str(MODELS / "mask_rcnn_vitdet.py"), "model")
+    recipe = LazyConfig.load(str(MODELS / "mask_rcnn_vitdet.py"), "model")
     if is_eva02:
-        other: Any = LazyConfig.load(str(MODELS / "cascade_mask_rcnn_eva02.py"), "model")
+        other = LazyConfig.load(str(MODELS / "cascade_mask_rcnn_eva02.py"), "model")
         recipe.backbone = other.backbone
-    if config.take("cascade") is not None:
-        cascade: Any = LazyConfig.load(str(MODELS / "cascade.py"), "cascade")
+    if config["cascade"] is not None:
+        cascade = LazyConfig.load(str(MODELS / "cascade.py"), "cascade")
         recipe.roi_heads = cascade(recipe.roi_heads)
     net_options = eva02_options if is_eva02 else vit_options
-    recipe.backbone.net.update(mode.of(net_options(config.section("net"))))
+    recipe.backbone.net.update(mode.of(net_options(config["net"])))
     _put_sizes(recipe, config)
-    config.done()
-    model: Any = build_model(recipe)
+    model = build_model(recipe)
     weights = load(case, model, "eva02" if is_eva02 else "detectron2")
     parts = Parts(case, model, config, Recorder(model.backbone.net))
     return Built(model, parts.call, weights)
 
 
-def _put_sizes(model: DictConfig, config: Options) -> None:
+def _put_sizes(model, config):
     """Put the sizes of a case into the project's model config."""
-    pyramid = pyramid_options(config.section("pyramid"))
+    pyramid = pyramid_options(config["pyramid"])
     if pyramid.pop("top_block") is None:
         model.backbone.top_block = None
     model.backbone.update(pyramid)
     channels, heads = pyramid["out_channels"], model.roi_heads
-    _proposal_generator(model.proposal_generator, config, channels)
-    heads.num_classes = config.take("num_classes")
-    heads.box_in_features = heads.mask_in_features = config.take("roi_features")
-    scales = [1 / stride for stride in config.take("roi_strides")]
+    rpn, node = config["rpn"], model.proposal_generator
+    node.in_features = config["features"]
+    node.anchor_generator.update(config["anchors"])
+    node.head.update(in_channels=channels, **config["rpn_head"])
+    node.pre_nms_topk = [rpn["pre_nms_topk_test"]] * 2  # training, inference
+    node.post_nms_topk = [rpn["post_nms_topk_test"]] * 2
+    node.update(nms_thresh=rpn["nms_thresh"], min_box_size=rpn.get("min_box_size", 0.0))
+    heads.num_classes = config["num_classes"]
+    heads.box_in_features = heads.mask_in_features = config["roi_features"]
+    scales = [1 / stride for stride in config["roi_strides"]]
     for pooler in ("box_pooler", "mask_pooler"):
-        _pooler(heads[pooler], config.section(pooler), scales)
-    options, size = config.section("mask_head"), heads.mask_pooler.output_size
+        options = dict(config[pooler], scales=scales)
+        heads[pooler].update(options | {"pooler_type": options.pop("type")})
+    size = heads.mask_pooler.output_size
     heads.mask_head.input_shape = LazyCall(ShapeSpec)(channels=channels, height=size, width=size)
-    heads.mask_head.update(conv_dims=options.take("conv_dims"), conv_norm=_norm(options))
-    options.done()
+    heads.mask_head.update(_head(config["mask_head"]))
     _box_heads(heads, config, channels)
-    model.update(config.several("pixel_mean", "pixel_std"))
+    model.update(pixel_mean=config["pixel_mean"], pixel_std=config["pixel_std"])
 
 
-def _proposal_generator(node: DictConfig, config: Options, channels: int) -> None:
-    node.in_features = config.take("features")
-    anchors, head = config.section("anchors"), config.section("rpn_head")
-    node.anchor_generator.update(anchors.several("sizes", "aspect_ratios", "strides", "offset"))
-    node.head.update(in_channels=channels, **head.several("conv_dims", "num_anchors"))
-    rpn = config.section("rpn")
-    node.pre_nms_topk = [rpn.take("pre_nms_topk_test")] * 2  # training, inference
-    node.post_nms_topk = [rpn.take("post_nms_topk_test")] * 2
-    node.nms_thresh = rpn.take("nms_thresh")
-    node.min_box_size = rpn.take("min_box_size", 0.0)
-    for options in (anchors, head, rpn):
-        options.done()
+def _head(options):
+    """Return the arguments of a head, with the norm as the project's configs write it."""
+    name = options["conv_norm"]
+    return options | {"conv_norm": LazyCall(channel_layer_norm)(eps=1e-6) if name else ""}
 
 
-def _pooler(node: DictConfig, options: Options, scales: list[float]) -> None:
-    node.update(scales=scales, pooler_type=options.take("type"))
-    node.update(options.several("output_size", "sampling_ratio"))
-    node.canonical_box_size = options.take("canonical_box_size", 224)
-    node.canonical_level = options.take("canonical_level", 4)
-    options.done()
-
-
-def _norm(options: Options) -> Any:
-    """Return the norm of a head's convolutions as the project's configs write it."""
-    name = options.only("conv_norm", ("LN", ""))
-    return LazyCall(channel_layer_norm)(eps=1e-6) if name else ""
-
-
-def _box_heads(heads: DictConfig, config: Options, channels: int) -> None:
+def _box_heads(heads, config, channels):
     """Put the sizes of a case into its box head, or those of a cascade, and their predictors."""
-    weights, agnostic = config.take("box_reg_weights"), None
+    weights, agnostic = config["box_reg_weights"], None
     stages = [(heads.get("box_head"), heads.get("box_predictor"), weights)]
-    if config.take("cascade") is not None:
-        options = config.section("cascade")
-        config.only("box_reg_weights", (None,))
-        every = options.take("box_reg_weights")
-        agnostic = options.take("cls_agnostic_bbox_reg")
-        options.only("stages", (len(every),))
-        options.done()
+    if config["cascade"] is not None:
+        options = config["cascade"]
+        every = options["box_reg_weights"]
+        agnostic = options["cls_agnostic_bbox_reg"]
         for name in ("box_heads", "box_predictors", "proposal_matchers"):
             if len(heads[name]) != len(every):
                 heads[name] = [deepcopy(heads[name][0]) for _ in every]
@@ -116,22 +94,18 @@ def _box_heads(heads: DictConfig, config: Options, channels: int) -> None:
     size = heads.box_pooler.output_size
     for head, predictor, each in stages:
         shape = {"channels": channels, "height": size, "width": size}
-        options, test = config.section("box_head"), config.section("test")
         head.input_shape = LazyCall(ShapeSpec)(**shape)
-        head.update(options.several("conv_dims", "fc_dims"), conv_norm=_norm(options))
+        head.update(_head(config["box_head"]))
         if head.fc_dims:
             shape = {"channels": head.fc_dims[-1]}
         elif head.conv_dims:
             shape["channels"] = head.conv_dims[-1]
         predictor.input_shape = LazyCall(ShapeSpec)(**shape)
-        predictor.use_sigmoid_ce = config.take("use_sigmoid_ce")
+        predictor.use_sigmoid_ce = config["use_sigmoid_ce"]
         predictor.box2box_transform = LazyCall(Box2BoxTransform)(weights=each)
         if agnostic is not None:
             predictor.cls_agnostic_bbox_reg = agnostic
-        for key, value in test.several("score_thresh", "nms_thresh", "topk_per_image").items():
-            predictor[f"test_{key}"] = value
-        options.done()
-        test.done()
+        predictor.update({f"test_{key}": value for key, value in config["test"].items()})
 
 
 @dataclass
@@ -140,10 +114,10 @@ class Parts:
 
     case: Case
     model: Any
-    config: Options
+    config: dict[str, Any]
     recorder: Recorder
 
-    def call(self, images: list[torch.Tensor]) -> Any:
+    def call(self, images):
         """Return (outputs, extra) by the names of the case."""
         kinks = Kinks(self.model)
         with in_float64(self.model), kinks.hooked(Kinks.keep):
@@ -154,7 +128,7 @@ class Parts:
         self._end_to_end(batch, features, extra)
         return outputs, extra
 
-    def _parts(self, images: list[torch.Tensor]) -> Any:
+    def _parts(self, images):
         batch = self.preprocess(images)
         patch_size = self.model.backbone.net.patch_size
         features = self.model.backbone(whole_patches(batch.tensor, patch_size))
@@ -168,14 +142,14 @@ class Parts:
             extra[f"rpn.anchors.{name}"] = values[2].tensor
         given = self.case.info["input"]["proposals"]
         boxes = [Boxes(torch.tensor(each, dtype=torch.float32)) for each in given]
-        boxes_of = self._box if self.config.take("cascade") is None else self._cascade
+        boxes_of = self._box if self.config["cascade"] is None else self._cascade
         boxes_of(features, boxes, batch, outputs, extra)
         heads = self.model.roi_heads
         pooled = heads.mask_pooler([features[f] for f in heads.mask_in_features], boxes)
         outputs["mask.logits"] = heads.mask_head.layers(pooled)
         return batch, features, outputs, extra
 
-    def preprocess(self, images: list[torch.Tensor]) -> ImageList:
+    def preprocess(self, images):
         """Normalise, pad and batch.
 
         detectron2's pyramid pads to a square or to the largest image, ours also to a multiple of
@@ -188,7 +162,7 @@ class Parts:
         )
         return ImageList(batch.tensor[..., :height, :width], batch.image_sizes)
 
-    def _box(self, features: Any, boxes: Any, batch: ImageList, outputs: Any, extra: Any) -> None:
+    def _box(self, features, boxes, batch, outputs, extra):
         heads = self.model.roi_heads
         pooled = heads.box_pooler([features[f] for f in heads.box_in_features], boxes)
         predictor = heads.box_predictor
@@ -199,9 +173,7 @@ class Parts:
         extra["box.probs"] = torch.cat(predictor.predict_probs(predictions, proposals))
         extra["box.decoded"] = torch.cat(predictor.predict_boxes(predictions, proposals))
 
-    def _cascade(
-        self, features: Any, boxes: Any, batch: ImageList, outputs: Any, extra: Any
-    ) -> None:
+    def _cascade(self, features, boxes, batch, outputs, extra):
         heads = self.model.roi_heads
         levels = [features[f] for f in heads.box_in_features]
         proposals, probabilities, predicted = _proposals(boxes, batch), [], []
@@ -218,7 +190,7 @@ class Parts:
         extra["box.mean_probs"] = sum(probabilities) / len(probabilities)
 
     @torch.no_grad()
-    def _end_to_end(self, batch: ImageList, features: Any, extra: Any) -> None:
+    def _end_to_end(self, batch, features, extra):
         proposals, _ = self.model.proposal_generator(batch, features, None)
         detections, _ = self.model.roi_heads(batch, features, proposals, None)
         for i, (proposed, detected) in enumerate(zip(proposals, detections, strict=True)):
@@ -229,7 +201,7 @@ class Parts:
             extra[f"detections.{i}.classes"] = detected.pred_classes
 
 
-def _proposals(boxes: list[Boxes], batch: ImageList) -> list[Instances]:
+def _proposals(boxes, batch):
     sizes = batch.image_sizes
     return [Instances(s, proposal_boxes=each) for s, each in zip(sizes, boxes, strict=True)]
 
@@ -238,11 +210,11 @@ def _proposals(boxes: list[Boxes], batch: ImageList) -> list[Instances]:
 
 
 @contextmanager
-def in_float64(model: nn.Module) -> Iterator[None]:
+def in_float64(model):
     """Run a block with a float32 model in float64 and with the eager attention."""
     backends = {module: module.backend for module in model.modules() if hasattr(module, "backend")}
     for module in backends:
-        module.backend = "eager"  # pyright: ignore[reportAttributeAccessIssue, reportArgumentType]
+        module.backend = "eager"
     model.double()
     with torch.no_grad():
         yield
@@ -262,8 +234,8 @@ class Kinks:
     output stay as they are.
     """
 
-    def __init__(self, model: nn.Module) -> None:
-        self._kept: dict[str, list[torch.Tensor]] = {}
+    def __init__(self, model):
+        self._kept = {}
         self.modules = {
             name: module
             for name, module in model.named_modules()
@@ -273,7 +245,7 @@ class Kinks:
         assert not any(getattr(module, "inplace", False) for module in self.modules.values())
 
     @contextmanager
-    def hooked(self, hook: Callable[[Kinks, str, nn.Module, Any, Any], Any]) -> Iterator[None]:
+    def hooked(self, hook):
         """Call a hook, `Kinks.keep` or `Kinks.decide`, after every one of them."""
         handles = [
             module.register_forward_hook(partial(hook, self, name))
@@ -283,13 +255,11 @@ class Kinks:
         for handle in handles:
             handle.remove()
 
-    def keep(self, name: str, _: nn.Module, given: Any, __: torch.Tensor) -> None:
+    def keep(self, name, _, given, __):
         """Keep the input, in the order of the calls."""
         self._kept.setdefault(name, []).append(given[0])
 
-    def decide(
-        self, name: str, module: nn.Module, given: Any, output: torch.Tensor
-    ) -> torch.Tensor:
+    def decide(self, name, module, given, output):
         """Decide ties by the kept inputs; calls beyond the kept ones are left alone."""
         if not self._kept.get(name):
             return output

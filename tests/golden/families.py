@@ -3,20 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
-from typing import Any
-
-import torch
 
 from . import detectors, mmdet_nets, pe, plain, vil
-from .build import Built, Change, Mode, run
+from .build import Built, Mode, run
 from .cases import Case, UnsupportedCase, read
-from .compare import Comparison, compare
+from .compare import compare
 from .mmdet import heads
 
 Builder = Callable[[Case, Mode], Built]
 # {family: {"model" of the JSON file: builder}}
-BUILDERS: dict[str, dict[str, Builder]] = {
+BUILDERS = {
     "detectron2": {
         "ViT": plain.detectron2_vit,
         "SimpleFeaturePyramid": plain.detectron2_vit,
@@ -57,14 +53,14 @@ BUILDERS: dict[str, dict[str, Builder]] = {
     },
 }
 # family: function from a case of a conversion to its outputs, by the case's names
-CONVERSIONS: dict[str, Callable[[Case], dict[str, torch.Tensor]]] = {
+CONVERSIONS = {
     "vitae_vitdet": mmdet_nets.vitae_loaded,
     "vil": vil.conversion,
     "pe_det": pe.conversion,
 }
 
 
-def modes(info: dict[str, Any], every: list[Mode]) -> list[Mode]:
+def modes(info, every):
     """Return the modes in which a case is run: one where it has neither blocks nor a kernel."""
     model = info.get("model")
     if model in ("slidingchunk_2d", "Long2DSCSelfAttention"):  # the two kernels of the chunks
@@ -74,7 +70,7 @@ def modes(info: dict[str, Any], every: list[Mode]) -> list[Mode]:
     return [Mode()] if alone or model == "checkpoint conversion" else every
 
 
-def compare_case(root: Path, name: str, mode: Mode, change: Change | None = None) -> Comparison:
+def compare_case(root, name, mode, change=None):
     """Build the case family/name of the folder `root`, run it and compare.
 
     `change` is applied to the finished model before it runs. Raises UnsupportedCase where the case

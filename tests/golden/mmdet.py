@@ -7,9 +7,6 @@ and the case's names into a file of theirs.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from typing import Any
-
 import torch
 from detectron2.layers import ShapeSpec
 from detectron2.modeling.backbone.fpn import LastLevelMaxPool
@@ -21,14 +18,11 @@ from detectron2.modeling.roi_heads import (
 )
 from torch import nn
 
-from vitdet.backbones.base import LayeredBackbone
 from vitdet.backbones.vit import ViT
 from vitdet.heads import rpn_head
 from vitdet.layers.norms import channel_layer_norm, group_norm
-from vitdet.pyramid import SimpleFeaturePyramid
 
-from .build import BOTH, SIZES, Built, Mode, given, load
-from .cases import Case, Options, UnsupportedCase
+from .build import SIZES, Built, given, load
 
 LEVELS = ("p2", "p3", "p4", "p5")
 # How many modules of a level of ours come before its 1x1 convolution.
@@ -41,7 +35,7 @@ class Detector(nn.Module):
     The levels are called p2 to p5 whatever the patch size, as in published files.
     """
 
-    def __init__(self, net: LayeredBackbone, pyramid: SimpleFeaturePyramid | None = None) -> None:
+    def __init__(self, net, pyramid=None):
         super().__init__()
         self.backbone = nn.Module()
         self.backbone.net = net
@@ -51,13 +45,13 @@ class Detector(nn.Module):
             for level, each in zip(LEVELS, pyramid._levels, strict=True):
                 self.backbone.add_module(f"simfp_{level[1]}", pyramid.get_submodule(each.module))
 
-    def levels(self) -> list[nn.Sequential]:
+    def levels(self):
         """Return the modules of the levels, the finest first."""
         found = [self.backbone.get_submodule(f"simfp_{level[1]}") for level in LEVELS]
         return [module for module in found if isinstance(module, nn.Sequential)]
 
 
-def toy_net(channels: int = 4) -> tuple[Any, dict[str, torch.Tensor]]:
+def toy_net(channels=4):
     """Return a backbone to stand where a case has none, and its weights as a file has them."""
     net = ViT(img_size=16, embed_dim=channels, depth=1, num_heads=1, use_abs_pos=False)
     return net, {f"backbone.{name}": value.clone() for name, value in net.state_dict().items()}
@@ -66,32 +60,26 @@ def toy_net(channels: int = 4) -> tuple[Any, dict[str, torch.Tensor]]:
 # --- options -----------------------------------------------------------------------------------
 
 
-def norm_name(options: Options, key: str = "norm_cfg") -> tuple[str, float]:
+def norm_name(options, key="norm_cfg"):
     """Return ("LN" | "GN1" | "", eps) of mmcv's `norm_cfg`; without eps it is mmcv's 1e-5."""
-    if options.take(key, None) is None:
+    if options.get(key) is None:
         return "", 1e-5
-    norm = options.section(key)
-    kind = norm.only("type", ("LN", "LN2d", "GN"))
-    if kind == "GN":
-        norm.only("num_groups", (1,))
-    eps = norm.take("eps", 1e-5)
-    norm.inert("requires_grad")
-    norm.done()
-    return ("GN1" if kind == "GN" else "LN"), eps
+    norm = options[key]
+    return ("GN1" if norm["type"] == "GN" else "LN"), norm.get("eps", 1e-5)
 
 
-def head_norm(options: Options) -> Callable[[int], nn.Module] | None:
+def head_norm(options):
     """Return the factory of a head's norms, None for none."""
     name, eps = norm_name(options)
     return {"": None, "GN1": group_norm(1, eps), "LN": channel_layer_norm(eps)}[name]
 
 
-def top_block(options: Options) -> LastLevelMaxPool | None:
+def top_block(options):
     """Return what makes the fifth level of `num_outs`."""
-    return LastLevelMaxPool() if options.only("num_outs", (4, 5)) == 5 else None
+    return LastLevelMaxPool() if options["num_outs"] == 5 else None
 
 
-def with_top(levels: list[torch.Tensor], top: LastLevelMaxPool | None) -> dict[str, torch.Tensor]:
+def with_top(levels, top):
     """Return the levels by the cases' names p2, p3, ..."""
     outputs = dict(zip(LEVELS, levels, strict=True))
     return outputs if top is None else outputs | {"p6": top(levels[-1])[0]}
@@ -100,15 +88,14 @@ def with_top(levels: list[torch.Tensor], top: LastLevelMaxPool | None) -> dict[s
 # --- heads -------------------------------------------------------------------------------------
 
 
-def heads(source_format: str) -> dict[str, Callable[[Case, Mode], Built]]:
+def heads(source_format):
     """Return the builders of MMDetection's heads, by its names, for weights of a format."""
 
-    def built(make: Callable[[Case, Options, Detector], Any], part: str) -> Any:
-        def build(case: Case, _: Mode) -> Built:
+    def built(make, part):
+        def build(case, _):
             net, beside = toy_net()
             options, model = case.config(), Detector(net)
             call = make(case, options, model)
-            options.done()
             weights = load(case, model, source_format, f"{part}.", beside)
             return Built(model, lambda images: (call(images), {}), weights)
 
@@ -121,63 +108,54 @@ def heads(source_format: str) -> dict[str, Callable[[Case, Mode], Built]]:
     }
 
 
-def _rpn(_: Case, options: Options, model: Detector) -> Any:
-    anchors = options.section("anchor_generator")
-    count = len(anchors.take("scales")) * len(anchors.take("ratios"))
-    anchors.inert("type", "strides")
-    anchors.done()
+def _rpn(_, options, model):
+    anchors = options["anchor_generator"]
+    count = len(anchors["scales"]) * len(anchors["ratios"])
     head = rpn_head(
-        in_channels=options.take("in_channels"),
+        in_channels=options["in_channels"],
         num_anchors=count,
-        conv_dims=[options.take("feat_channels", 256)] * options.take("num_convs", 1),
+        conv_dims=[options.get("feat_channels", 256)] * options.get("num_convs", 1),
         norm=head_norm(options),
     )
-    options.inert("bbox_coder", "loss_cls", "loss_bbox", "train_cfg", "test_cfg", "num_classes")
     model.proposal_generator.rpn_head = head
 
-    def call(images: list[torch.Tensor]) -> dict[str, torch.Tensor]:
+    def call(images):
         scores, deltas = head(images)
         return {"rpn_cls_score": scores[0], "rpn_bbox_pred": deltas[0]}
 
     return call
 
 
-def _box_head(_: Case, options: Options, model: Detector) -> Any:
-    channels, size = options.take("in_channels"), options.take("roi_feat_size", 7)
-    width = options.take("fc_out_channels", 1024)
-    coder = options.section("bbox_coder")
-    coder.only("target_means", ([0.0, 0.0, 0.0, 0.0],))
-    weights = [1 / std for std in coder.take("target_stds")]
-    coder.inert("type")
-    coder.done()
+def _box_head(_, options, model):
+    channels, size = options["in_channels"], options.get("roi_feat_size", 7)
+    width = options.get("fc_out_channels", 1024)
+    weights = [1 / std for std in options["bbox_coder"]["target_stds"]]
     head = FastRCNNConvFCHead(
         ShapeSpec(channels=channels, height=size, width=size),
-        conv_dims=[options.take("conv_out_channels", 256)] * 4,
+        conv_dims=[options.get("conv_out_channels", 256)] * 4,
         fc_dims=[width],
         conv_norm=head_norm(options) or "",
     )
     predictor = FastRCNNOutputLayers(
         ShapeSpec(channels=width),
         box2box_transform=Box2BoxTransform(weights=weights),
-        num_classes=options.take("num_classes", 80),
-        cls_agnostic_bbox_reg=options.only("reg_class_agnostic", BOTH, False),
+        num_classes=options.get("num_classes", 80),
+        cls_agnostic_bbox_reg=options.get("reg_class_agnostic", False),
     )
-    options.inert("loss_cls", "loss_bbox")
     model.roi_heads.box_head, model.roi_heads.box_predictor = head, predictor
     names = ("cls_score", "bbox_pred")
     return lambda images: dict(zip(names, predictor(head(images[0])), strict=True))
 
 
-def _mask_head(case: Case, options: Options, model: Detector) -> Any:
-    channels, width = options.take("in_channels", 256), options.take("conv_out_channels", 256)
+def _mask_head(case, options, model):
+    channels, width = options.get("in_channels", 256), options.get("conv_out_channels", 256)
     size = case.info["input"]["images"][0]["shape"][-1]
     head = MaskRCNNConvUpsampleHead(
         ShapeSpec(channels=channels, height=size, width=size),
-        num_classes=options.take("num_classes", 80),
-        conv_dims=[width] * (options.take("num_convs", 4) + 1),
+        num_classes=options.get("num_classes", 80),
+        conv_dims=[width] * (options.get("num_convs", 4) + 1),
         conv_norm=head_norm(options) or "",
     )
-    options.inert("loss_mask", "roi_feat_size")
     model.roi_heads.mask_head = head
     return lambda images: {"mask_pred": head.layers(images[0])}
 
@@ -193,41 +171,37 @@ class OldOptions:
     both axes, and those of the width begin with the offset 1 - width.
     """
 
-    def __init__(self, options: Options) -> None:
-        size = options.take("img_size", 224)
+    def __init__(self, options):
+        size = options.get("img_size", 224)
         sides = (size, size) if isinstance(size, int) else tuple(size)
-        self.patch_size = options.take("patch_size", 16)
+        self.patch_size = options.get("patch_size", 16)
         self.grid = (sides[0] // self.patch_size, sides[1] // self.patch_size)
-        depth, interval = options.take("depth", 12), options.take("interval", 3)
-        head_dim = options.take("embed_dim", 768) // options.take("num_heads", 12)
-        scale = options.take("qk_scale", None)
+        depth, interval = options.get("depth", 12), options.get("interval", 3)
+        head_dim = options.get("embed_dim", 768) // options.get("num_heads", 12)
+        scale = options.get("qk_scale")
         self.q_factor = 1.0 if scale is None else scale * head_dim**0.5
-        self.arguments: dict[str, Any] = {
+        self.arguments = {
             **given(options, *SIZES, "drop_path_rate"),
             "img_size": sides,
             "depth": depth,
-            "qkv_bias": options.only("qkv_bias", BOTH, False),
+            "qkv_bias": options.get("qkv_bias", False),
             "window_size": 14,
             "global_block_indexes": [i for i in range(depth) if (i + 1) % interval == 0],
         }
-        options.fixed(norm_layer=None, hybrid_backbone=None)
-        # Off in evaluation, a way to compute, or accepted without effect.
-        options.inert("drop_rate", "attn_drop_rate", "use_checkpoint", "num_classes", "pretrained")
-        options.inert("use_rel_pos_bias", "use_shared_rel_pos_bias", "out_indices")
 
-    def vit(self, options: Options, tensors: Iterable[str]) -> dict[str, Any]:
+    def vit(self, options, tensors):
         """Return the arguments of our ViT; `tensors` tell of the positions what a default hides."""
         found = any(name.endswith("pos_embed") for name in tensors)
         return self.arguments | {
-            "use_abs_pos": options.only("use_abs_pos_emb", (found,), found),
+            "use_abs_pos": options.get("use_abs_pos_emb", found),
             "use_rel_pos": True,
             "pretrain_img_size": None,
             "pretrain_use_cls_token": False,
-            "layer_scale": bool(options.take("init_values", None)),
+            "layer_scale": bool(options.get("init_values")),
             "final_norm": True,
         }
 
-    def prepare(self, name: str, value: torch.Tensor) -> torch.Tensor:
+    def prepare(self, name, value):
         """Return a published weight as ours has it."""
         block, _, last = name.rpartition("attn.")
         if last in ("qkv.weight", "qkv.bias"):
@@ -239,13 +213,8 @@ class OldOptions:
             return value[: 2 * self.grid[1] - 1]
         return value
 
-    def check(self, case: Case) -> None:
-        """Refuse what the published code cannot compute either: no rule is invented here."""
-        if self.grid[1] > self.grid[0] and self.arguments["global_block_indexes"]:
-            raise UnsupportedCase(f"{case.name}: wider than tall with global attention")
 
-
-def scaled_q(value: torch.Tensor, factor: float) -> torch.Tensor:
+def scaled_q(value, factor):
     """Return a joined projection of q, k and v with q multiplied."""
     if factor == 1.0:
         return value

@@ -2,40 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 import torch.nn.functional as F
-from torch import nn
 
-from vitdet.backbones.base import LayeredBackbone
 from vitdet.backbones.vit import ViT
 from vitdet.backbones.vitae import ViTAE
 from vitdet.backbones.vitae_s import ViTAES
 from vitdet.convert import convert
 from vitdet.pyramid import SimpleFeaturePyramid
 
-from .build import (
-    Built,
-    Mode,
-    Prepare,
-    given,
-    load,
-    outputs_of_parts,
-    vit_options,
-    whole_patches,
-)
-from .cases import Case, Options, UnsupportedCase
-from .mmdet import (
-    RESAMPLING,
-    Detector,
-    OldOptions,
-    norm_name,
-    scaled_q,
-    top_block,
-    toy_net,
-    with_top,
-)
+from . import build, mmdet
 
 # --- EasyCV and mmdetection 3.x ----------------------------------------------------------------
 
@@ -43,23 +19,18 @@ from .mmdet import (
 AGGREGATIONS = {"basicblock": "basic", "bottleneck": "bottleneck", "conv": "naive"}
 
 
-def _net(case: Case, config: Options, mode: Mode) -> tuple[Any, str, Prepare | None]:
+def _net(case, config, mode):
     """Return the backbone, its format, and what changes its weights first.
 
     Both generations of EasyCV have the same class name; the first has a norm after the last block.
     """
     if case.family == "mmdet3_vitdet":
-        name, eps = norm_name(config)
-        assert name == "LN"
-        config.only("act_cfg", (None, {"type": "GELU"}), None)
-        values = {key: value for key, value in config.values.items() if not key.endswith("_cfg")}
-        return ViT(**mode.of(vit_options(Options(values, config.place), eps=eps))), "mmdet3", None
+        arguments = build.vit_options(config, eps=mmdet.norm_name(config)[1])
+        return ViT(**mode.of(arguments)), "mmdet3", None
     if not any(name.removeprefix("backbone.") == "norm.weight" for name in case.info["tensors"]):
-        config.only("residual_block_indexes", ([],), [])  # any other fails in the published code
-        config.inert("pretrained")
-        return ViT(**mode.of(vit_options(config, eps=1e-6))), "easycv", None
-    options = OldOptions(config)
-    aggregation = config.only("aggregation", ("attn", *AGGREGATIONS), "attn")
+        return ViT(**mode.of(build.vit_options(config, eps=1e-6))), "easycv", None
+    options = mmdet.OldOptions(config)
+    aggregation = config.get("aggregation", "attn")
     if aggregation != "attn":
         options.arguments |= {
             "global_block_indexes": [],
@@ -68,116 +39,99 @@ def _net(case: Case, config: Options, mode: Mode) -> tuple[Any, str, Prepare | N
             "propagation_norm": "BN",
         }
     arguments = options.vit(config, case.info["tensors"])
-    config.done()
-    options.check(case)
     return ViT(**mode.of(arguments)), "easycv_old", options.prepare
 
 
-def backbone(case: Case, mode: Mode) -> Built:
+def backbone(case, mode):
     """Build a ViTDet alone; the output is one map."""
     net, source_format, prepare = _net(case, case.config(), mode)
-    extra, model = outputs_of_parts(case, net), Detector(net)
+    extra, model = build.outputs_of_parts(case, net), mmdet.Detector(net)
 
-    def call(images: list[torch.Tensor]) -> Any:
-        last = net(whole_patches(images[0], net.patch_size))["last_feat"]
+    def call(images):
+        last = net(build.whole_patches(images[0], net.patch_size))["last_feat"]
         return dict.fromkeys(case.info["outputs"], last), extra
 
-    return Built(model, call, load(case, model, source_format, "backbone.", prepare=prepare))
+    return build.Built(
+        model, call, build.load(case, model, source_format, "backbone.", prepare=prepare)
+    )
 
 
-def pyramid(case: Case, mode: Mode) -> Built:
+def pyramid(case, mode):
     """Build SFP of either generation or SimpleFPN, on a given map or on a backbone."""
     config = case.config()
-    alone = "backbone" not in config.values
-    neck = config if alone else config.section("neck")
+    alone = "backbone" not in config
+    neck = config if alone else config["neck"]
     old = False
     if case.family == "mmdet3_vitdet":
-        channels = neck.take("backbone_channel")
-        neck.only("in_channels", ([channels // 4, channels // 2, channels, channels],))
-        neck.inert("init_cfg")
+        channels = neck["backbone_channel"]
     else:
-        channels = neck.take("in_channels")
+        channels = neck["in_channels"]
         old = isinstance(channels, list)
         channels = channels[0] if old else channels
-        neck.only("in_channels", ([channels] * 4 if old else channels,))
-        levels = [4.0, 2.0, 1.0, 0.5]
-        if not old:
-            neck.only("scale_factors", (levels,), levels)
     formats = {"mmdet3_vitdet": "mmdet3", "easycv": "easycv_old" if old else "easycv"}
     source_format, prepare, prefix = formats[case.family], None, "neck."
-    net, beside = toy_net(channels)
+    net, beside = mmdet.toy_net(channels)
     if not alone:
-        net, source_format, prepare = _net(case, config.section("backbone"), mode)
-        assert net.output_shape()["last_feat"].channels == channels
+        net, source_format, prepare = _net(case, config["backbone"], mode)
         prefix, beside = "", {}
-    norm, eps = norm_name(neck)
-    more: dict[str, Any] = {"norm": norm, "norm_eps": eps}
+    norm, eps = mmdet.norm_name(neck)
+    more = {"norm": norm, "norm_eps": eps}
     if old:
         more |= {"halve_channels": False, "upsample_norm": "LN", "upsample_norm_eps": 1e-6}
-    ours = SimpleFeaturePyramid(net, out_channels=neck.take("out_channels"), **more)
-    top = top_block(neck)
-    neck.fixed(conv_cfg=None, act_cfg=None)
-    neck.done()
-    config.done()
-    model = Detector(net, ours)
-    extra = outputs_of_parts(case, net, "backbone.")
+    ours = SimpleFeaturePyramid(net, out_channels=neck["out_channels"], **more)
+    top = mmdet.top_block(neck)
+    model = mmdet.Detector(net, ours)
+    extra = build.outputs_of_parts(case, net, "backbone.")
 
-    def call(images: list[torch.Tensor]) -> Any:
+    def call(images):
         last = images[0]
         if not alone:
-            last = net(whole_patches(last, net.patch_size))["last_feat"]
-        return with_top([level(last) for level in model.levels()], top), extra
+            last = net(build.whole_patches(last, net.patch_size))["last_feat"]
+        return mmdet.with_top([level(last) for level in model.levels()], top), extra
 
-    return Built(model, call, load(case, model, source_format, prefix, beside, prepare))
+    return build.Built(model, call, build.load(case, model, source_format, prefix, beside, prepare))
 
 
 # --- ViTAE-Transformer/ViTDet ------------------------------------------------------------------
 
 
-def vitae_pyramid(net: LayeredBackbone, **options: Any) -> SimpleFeaturePyramid:
+def vitae_pyramid(net, **options):
     """Return the pyramid of that repository over a net."""
     options = {"norm": "LN", "norm_eps": 1e-5, "out_channels": 8} | options
     options |= {"halve_channels": False, "upsample_norm": "LN", "upsample_norm_eps": 1e-6}
     return SimpleFeaturePyramid(net, **options)
 
 
-def vitae_vit(case: Case, mode: Mode) -> Built:
+def vitae_vit(case, mode):
     """Build that repository's ViT or ViTAE-B with the deconvolutions that lie inside it."""
     config = case.config()
-    options = OldOptions(config)
+    options = mmdet.OldOptions(config)
     if case.info["model"] == "ViT":
         net = ViT(**mode.of(options.vit(config, case.info["tensors"])))
     else:
-        config.fixed(use_abs_pos_emb=True, frozen_stages=-1)  # without, the published code crashes
-        config.inert("init_values")  # accepted without effect
         net = ViTAE(**mode.of(options.arguments))
-    config.done()
-    options.check(case)
     return _vitae(case, net, options.patch_size, options.prepare)
 
 
-def vitae_s(case: Case, mode: Mode) -> Built:
+def vitae_s(case, mode):
     """Build ViTAE-S with the deconvolutions that lie inside it."""
     config = case.config()
-    stages = config.take("stages", 4)
+    stages = config.get("stages", 4)
 
-    def listed(key: str, default: Any) -> list[Any]:
-        value = config.take(key, default)
+    def listed(key, default):
+        value = config.get(key, default)
         return list(value)[:stages] if isinstance(value, list | tuple) else [value] * stages
 
-    token_dims = config.take("token_dims", 64)
+    token_dims = config.get("token_dims", 64)
     if not isinstance(token_dims, list):
         token_dims = [token_dims * 2**i for i in range(stages)]
     depths = listed("NC_depth", [2, 2, 6, 2])
-    per_stage = config.take("globalBlock")
-    heads, qk_scale = listed("NC_heads", 4), config.take("qk_scale", None)
-    window = config.take("window_size", [14, 14])
-    config.only("window_size", ([window[0], window[0]],), [14, 14])
-    kinds = set(listed("NC_tokens_type", "transformer"))
-    if kinds != {"transformer"} or set(listed("RC_heads", 1)) != {1}:
-        raise UnsupportedCase(f"{case.name}: cells of {kinds}, or reduction cells with heads")
+    per_stage = config["globalBlock"]
+    heads, qk_scale = listed("NC_heads", 4), config.get("qk_scale")
     options = {"mlp_ratio": 4.0, "img_size": 224}
-    options |= given(config, "img_size", "in_chans", "mlp_ratio", "qkv_bias", "drop_path_rate")
+    options |= build.given(
+        config, "img_size", "in_chans", "mlp_ratio", "qkv_bias", "drop_path_rate"
+    )
     arguments = options | {
         "embed_dims": listed("embed_dims", 64),
         "token_dims": token_dims[:stages],
@@ -189,66 +143,59 @@ def vitae_s(case: Case, mode: Mode) -> Built:
         "depths": depths,
         "num_heads": heads,
         "groups": listed("NC_group", [1, 32, 64, 64]),
-        "window_size": window[0],
+        "window_size": config.get("window_size", [14])[0],
         # Published: counted within every stage. Ours: through all stages.
         "global_block_indexes": [
             sum(depths[:s]) + i for s, depth in enumerate(depths) for i in per_stage if i < depth
         ],
     }
-    config.only("frozen_stages", (-1,), -1)
-    config.inert("drop_rate", "attn_drop_rate", "use_checkpoint", "load_ema", "pretrained")
-    config.inert("out_indices")
-    config.done()
 
-    def prepare(name: str, value: torch.Tensor) -> torch.Tensor:
-        # As in OldOptions: what qk_scale is more than head_dim ** -0.5 goes into the weights of q.
+    def prepare(name, value):
+        # What qk_scale is more than head_dim ** -0.5 goes into the weights of q.
         if qk_scale is None or not name.endswith(("attn.qkv.weight", "attn.qkv.bias")):
             return value
         stage = int(name.split(".")[1])
-        return scaled_q(value, qk_scale * (token_dims[stage] / heads[stage]) ** 0.5)
+        return mmdet.scaled_q(value, qk_scale * (token_dims[stage] / heads[stage]) ** 0.5)
 
     return _vitae(case, ViTAES(**mode.of(arguments, sum(depths))), 1, prepare)
 
 
-def _vitae(case: Case, net: LayeredBackbone, patch_size: int, prepare: Prepare | None) -> Built:
-    model = Detector(net, vitae_pyramid(net))
-    for i, (level, count) in enumerate(zip(model.levels(), RESAMPLING, strict=True), 2):
+def _vitae(case, net, patch_size, prepare):
+    model = mmdet.Detector(net, vitae_pyramid(net))
+    for i, (level, count) in enumerate(zip(model.levels(), mmdet.RESAMPLING, strict=True), 2):
         model.backbone.add_module(f"simfp_{i}", level[:count])
-    extra = outputs_of_parts(case, net)
+    extra = build.outputs_of_parts(case, net)
 
-    def call(images: list[torch.Tensor]) -> Any:
-        last = net(whole_patches(images[0], patch_size))["last_feat"]
+    def call(images):
+        last = net(build.whole_patches(images[0], patch_size))["last_feat"]
         levels = [level(last) for level in model.levels()]
         return {f"out{i}": level for i, level in enumerate(levels)}, extra
 
-    return Built(model, call, load(case, model, "vitae", "backbone.", prepare=prepare))
+    return build.Built(model, call, build.load(case, model, "vitae", "backbone.", prepare=prepare))
 
 
-def vitae_fpn(case: Case, _: Mode) -> Built:
+def vitae_fpn(case, _):
     """Build that repository's FPN; its detectors have no sum over levels (`use_residual`)."""
     options = case.config()
-    top_down = options.only("use_residual", (True, False), True)
-    norm, eps = norm_name(options)
-    channels = options.take("in_channels")
-    options.only("in_channels", ([channels[0]] * 4,))
-    top = top_block(options)
-    net, beside = toy_net(channels[0])
-    ours = vitae_pyramid(net, norm=norm, norm_eps=eps, out_channels=options.take("out_channels"))
-    options.fixed(start_level=0, add_extra_convs=False)
-    options.done()
-    model = Detector(net, ours)
+    top_down = options.get("use_residual", True)
+    norm, eps = mmdet.norm_name(options)
+    channels = options["in_channels"]
+    top = mmdet.top_block(options)
+    net, beside = mmdet.toy_net(channels[0])
+    ours = vitae_pyramid(net, norm=norm, norm_eps=eps, out_channels=options["out_channels"])
+    model = mmdet.Detector(net, ours)
 
-    def call(images: list[torch.Tensor]) -> Any:
-        levels: list[torch.Tensor] = []
-        coarser: torch.Tensor | None = None
-        parts = list(zip(model.levels(), RESAMPLING, images, strict=True))
+    def call(images):
+        levels = []
+        coarser = None
+        parts = list(zip(model.levels(), mmdet.RESAMPLING, images, strict=True))
         for level, count, image in reversed(parts):
             x = level[count:-1](image)
             if top_down and coarser is not None:
                 x = x + F.interpolate(coarser, size=x.shape[-2:], mode="nearest")
             coarser = x
             levels.insert(0, level[-1](x))
-        return with_top(levels, top), {}
+        return mmdet.with_top(levels, top), {}
 
     fine, middle = model.levels()[:2]  # these deconvolutions lie inside the backbone in a file
     places = {"fpn1.0": fine[0], "fpn1.1.ln": fine[1], "fpn1.3": fine[3], "fpn2.0": middle[0]}
@@ -257,22 +204,16 @@ def vitae_fpn(case: Case, _: Mode) -> Built:
         for place, module in places.items()
         for name, value in module.state_dict().items()
     }
-    return Built(model, call, load(case, model, "vitae", "neck.", beside))
+    return build.Built(model, call, build.load(case, model, "vitae", "neck.", beside))
 
 
-def vitae_loaded(case: Case) -> dict[str, torch.Tensor]:
+def vitae_loaded(case):
     """Convert the file of a case of its checkpoint loader; return the case's outputs."""
     config = case.config()
-    options, weights = OldOptions(config), case.weights()
+    options, weights = mmdet.OldOptions(config), case.weights()
     plain = not any(".PCM." in name for name in weights)
-    net: nn.Module
-    if plain:
-        net = ViT(**options.vit(config, weights))
-    else:
-        config.inert("use_abs_pos_emb", "frozen_stages", "init_values")
-        net = ViTAE(**options.arguments)
-    config.done()
-    top_level = Options(case.info["input"], f"{case.name}: input").take("top_level")
+    net = ViT(**options.vit(config, weights)) if plain else ViTAE(**options.arguments)
+    top_level = case.info["input"]["top_level"]
     # Batches seen are no part of the case, but of every file.
     counts = [name for name in net.state_dict() if name.endswith("num_batches_tracked")]
     weights |= {name: torch.zeros((), dtype=torch.int64) for name in counts}

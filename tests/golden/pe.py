@@ -3,62 +3,44 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
 
 import torch
 
-from vitdet.backbones.vit import PlainViT, ViT
+from vitdet.backbones.vit import ViT
 from vitdet.convert import convert
-from vitdet.layers.rope import EvaRope, Size
+from vitdet.layers.rope import EvaRope
 
-from .build import (
-    BOTH,
-    SIZES,
-    Built,
-    Mode,
-    Recorder,
-    check_gelu,
-    given,
-    global_blocks,
-    load,
-    norm_eps,
-)
-from .cases import Case, Options, UnsupportedCase
+from . import build
 from .plain import alone_or_under_pyramid
 
-_SHARED = ("img_size", *SIZES, "drop_path_rate", "use_abs_pos", "window_size", "pretrain_img_size")
-_SHARED += ("pretrain_use_cls_token",)
+_SHARED = ("img_size", *build.SIZES, "drop_path_rate", "use_abs_pos", "window_size")
+_SHARED += ("pretrain_img_size", "pretrain_use_cls_token")
 # Every norm has torch's eps, whatever a config says; a patch has no bias.
-_PE: dict[str, Any] = {"norm_eps": 1e-5, "patch_bias": False, "pre_norm": True, "rope": "pe"}
+_PE = {"norm_eps": 1e-5, "patch_bias": False, "pre_norm": True, "rope": "pe"}
 
 
-def pe_det_options(options: Options) -> dict[str, Any]:
+def pe_det_options(options):
     """Translate the arguments of PEv1_det; several of them it takes and does not use."""
-    arguments = _PE | given(options, *_SHARED, "out_feature", rope_interpolate="intp_freq")
-    arguments["global_block_indexes"] = global_blocks(options, "window_block_indexes")
-    arguments["rope_pretrain_grid"] = options.take("pt_hw_seq_len")
-    tiled = options.only("tile_posemb", BOTH)
-    arguments["pos_embed_resize"] = "tile" if tiled else "bicubic"
-    arguments["layer_scale"] = bool(options.take("init_values", None))
-    options.inert("norm_layer", "qkv_bias", "rope", "use_rel_pos", "rel_pos_zero_init")
-    options.inert("residual_block_indexes", "use_act_checkpoint", "xattn")
-    check_gelu(options)
-    options.done()
+    arguments = _PE | build.given(options, *_SHARED, "out_feature", rope_interpolate="intp_freq")
+    arguments["global_block_indexes"] = build.global_blocks(options, "window_block_indexes")
+    arguments["rope_pretrain_grid"] = options["pt_hw_seq_len"]
+    arguments["pos_embed_resize"] = "tile" if options["tile_posemb"] else "bicubic"
+    arguments["layer_scale"] = bool(options.get("init_values"))
     return arguments
 
 
 class _Before:
     """Keeps what goes into the norm before the first block, and what comes out."""
 
-    def __init__(self, vit: PlainViT) -> None:
-        self.kept: dict[str, torch.Tensor] = {}
+    def __init__(self, vit):
+        self.kept = {}
         vit.norm_pre.register_forward_hook(self._keep)
 
-    def _keep(self, _: object, inputs: tuple[torch.Tensor], output: torch.Tensor) -> None:
+    def _keep(self, _, inputs, output):
         self.kept = {"tokens_with_pos": inputs[0], "ln_pre": output}
 
 
-def _tables(vit: PlainViT, window: int, size: Size, first: int = 1) -> dict[str, torch.Tensor]:
+def _tables(vit, window, size, first=1):
     """Return the tables of windows and of the whole map, by the published names."""
     ropes = {bool(b.window_size): b.rope for b in vit.units() if isinstance(b.rope, EvaRope)}
     inside, cpu, found = (window, window), torch.device("cpu"), {}
@@ -71,10 +53,10 @@ def _tables(vit: PlainViT, window: int, size: Size, first: int = 1) -> dict[str,
     return found
 
 
-def pe_det_vit(case: Case, mode: Mode) -> Built:
+def pe_det_vit(case, mode):
     """Build PEv1_det, alone or under its SimpleFeaturePyramid."""
 
-    def tables(vit: PlainViT, arguments: dict[str, Any]) -> Any:
+    def tables(vit, arguments):
         before, side = _Before(vit), arguments["img_size"] // vit.patch_size
         window = arguments["window_size"]
         return lambda: before.kept | (_tables(vit, window, (side, side)) if window else {})
@@ -82,19 +64,13 @@ def pe_det_vit(case: Case, mode: Mode) -> Built:
     return alone_or_under_pyramid(case, mode, pe_det_options, "pe", tables)
 
 
-def conversion(case: Case) -> dict[str, torch.Tensor]:
+def conversion(case):
     """Convert an encoder for the detector's backbone; return what convert_d2.py writes.
 
     What the detector has no place for is copied there, and left out here by a rule.
     """
     config = case.config()
-    script = config.section("script")
-    script.only("keep_pe", BOTH)
-    script.inert("output_pixel", "output_patch_size")  # the detector has these sizes
-    script.done()
-    config.inert("encoder")  # the source's tensors are listed
-    vit = ViT(**pe_det_options(config.section("detector")))
-    config.done()
+    vit = ViT(**pe_det_options(config["detector"]))
     target = {name: tuple(value.shape) for name, value in vit.state_dict().items()}
     weights = case.weights()
     content = {case.info["input"]["top_level"]: weights}
@@ -110,16 +86,13 @@ def conversion(case: Case) -> dict[str, torch.Tensor]:
     return {name: found[name].reshape(shape) for name, shape in shapes.items()}
 
 
-def pe_encoder(case: Case, mode: Mode) -> Built:
+def pe_encoder(case, mode):
     """Build the encoder of core/vision_encoder, with all its tokens."""
     config = case.config()
-    config.fixed(output="tokens")
-    config.only("class", ("VisionTransformer",), "VisionTransformer")
-    options, forward = config.section("args"), config.section("forward")
-    config.done()
-    has_class = options.only("use_cls_token", BOTH)
-    rotary, positions = (options.only(f"use_{x}", BOTH) for x in ("rope2d", "abs_posemb"))
-    arguments = _PE | given(
+    options, forward = config["args"], config["forward"]
+    has_class = options["use_cls_token"]
+    rotary, positions = (options[f"use_{x}"] for x in ("rope2d", "abs_posemb"))
+    arguments = _PE | build.given(
         options,
         *("patch_size", "mlp_ratio"),
         embed_dim="width",
@@ -129,22 +102,18 @@ def pe_encoder(case: Case, mode: Mode) -> Built:
     )
     arguments |= {"pretrain_img_size": None, "use_abs_pos": positions}
     arguments |= {"pretrain_use_cls_token": has_class, "use_cls_token": has_class}
-    arguments |= {"pos_embed_resize": "bilinear", "pre_norm": options.only("use_ln_pre", BOTH)}
+    arguments |= {"pos_embed_resize": "bilinear", "pre_norm": options["use_ln_pre"]}
     arguments |= {"rope": "pe" if rotary else "none", "rope_pretrain_grid": None}
-    arguments["final_norm"] = options.only("use_ln_post", BOTH)
-    arguments["layer_scale"] = bool(options.take("ls_init_value", None))
-    # In training alone, or behind the tokens.
-    options.inert("drop_path", "output_dim", "pool_type", "attn_pooler_heads")
-    options.done()
-    with_norm, last = forward.only("norm", BOTH, False), forward.take("layer_idx", -1)
-    strip = forward.only("strip_cls_token", BOTH, False)
-    forward.done()
+    arguments["final_norm"] = options["use_ln_post"]
+    arguments["layer_scale"] = bool(options.get("ls_init_value"))
+    with_norm, last = forward.get("norm", False), forward.get("layer_idx", -1)
+    strip = forward.get("strip_cls_token", False)
     last %= arguments["depth"]
     vit = ViT(**mode.of(arguments), out_block_indexes=[last])
-    recorder, before = Recorder(vit), _Before(vit)
+    recorder, before = build.Recorder(vit), _Before(vit)
 
-    def call(images: list[torch.Tensor]) -> Any:
-        blocks: dict[int, torch.Tensor] = {}
+    def call(images):
+        blocks = {}
         _, size = vit.forward_tokens(images[0], blocks)
         tokens = vit.norm(blocks[last]) if with_norm else blocks[last]
         tokens = tokens if has_class else tokens.flatten(1, 2)
@@ -155,10 +124,10 @@ def pe_encoder(case: Case, mode: Mode) -> Built:
             extra["rope.angles"] = _angles(replace(rope, first=int(has_class)), size, has_class)
         return {"tokens": tokens[:, int(strip and has_class) :]}, extra
 
-    return Built(vit, call, load(case, vit, "pe"))
+    return build.Built(vit, call, build.load(case, vit, "pe"))
 
 
-def _angles(rope: EvaRope, size: Size, has_class: bool) -> torch.Tensor:
+def _angles(rope, size, has_class):
     """Return the angles of every token (P + L, D): its row and column are in the lowest ones."""
     count = torch.arange(size[0] * size[1])
     places = (count % size[1], count // size[1])
@@ -173,39 +142,29 @@ def _angles(rope: EvaRope, size: Size, has_class: bool) -> torch.Tensor:
     return torch.cat([angles.new_zeros(1, angles.shape[1]), angles]) if has_class else angles
 
 
-def sam3_trunk(case: Case, mode: Mode) -> Built:
+def sam3_trunk(case, mode):
     """Build SAM 3's trunk; its map is that of the last global block."""
     options = case.config()
-    arguments: dict[str, Any] = {"window_size": 14, "norm_eps": 1e-5}
-    arguments |= given(options, *_SHARED, "qkv_bias", global_block_indexes="global_att_blocks")
+    arguments = {"window_size": 14, "norm_eps": build.norm_eps(options, 1e-5)}
+    arguments |= build.given(
+        options, *_SHARED, "qkv_bias", global_block_indexes="global_att_blocks"
+    )
     arguments |= {
-        "patch_bias": options.only("bias_patch_embed", BOTH, True),
-        "pre_norm": options.only("ln_pre", BOTH, False),
-        "final_norm": options.only("ln_post", BOTH, False),
-        "layer_scale": bool(options.take("init_values", None)),
-        "pos_embed_resize": "tile" if options.only("tile_abs_pos", BOTH, True) else "bicubic",
-        "rope": "pe" if options.only("use_rope", BOTH, False) else "none",
-        "rope_pretrain_grid": options.take("rope_pt_size", None) or arguments["window_size"],
-        "rope_interpolate": options.only("use_interp_rope", BOTH, False),
+        "patch_bias": options.get("bias_patch_embed", True),
+        "pre_norm": options.get("ln_pre", False),
+        "final_norm": options.get("ln_post", False),
+        "layer_scale": bool(options.get("init_values")),
+        "pos_embed_resize": "tile" if options.get("tile_abs_pos", True) else "bicubic",
+        "rope": "pe" if options.get("use_rope", False) else "none",
+        "rope_pretrain_grid": options.get("rope_pt_size") or arguments["window_size"],
+        "rope_interpolate": options.get("use_interp_rope", False),
     }
-    named = "norm_layer" in options.values and isinstance(options.values["norm_layer"], str)
-    if named:
-        options.only("norm_layer", ("LayerNorm",))
-    else:
-        arguments["norm_eps"] = norm_eps(options, 1e-5)
-    options.only("rel_pos_blocks", ([], False))
-    options.fixed(retain_cls_token=False, return_interm_layers=False, dropout=0.0)
-    check_gelu(options)
-    options.inert("use_act_checkpoint", "compile_mode", "rel_pos_zero_init")
-    options.done()
-    if not arguments["global_block_indexes"]:
-        raise UnsupportedCase(f"{case.name}: a trunk without global blocks has no output")
     last, side = arguments["global_block_indexes"][-1], arguments["img_size"]
     vit = ViT(**mode.of(arguments), out_block_indexes=[last])
-    recorder, before = Recorder(vit), _Before(vit)
+    recorder, before = build.Recorder(vit), _Before(vit)
 
-    def call(images: list[torch.Tensor]) -> Any:
-        blocks: dict[int, torch.Tensor] = {}
+    def call(images):
+        blocks = {}
         vit.forward_tokens(images[0], blocks)
         places = (side // vit.patch_size,) * 2
         rotary = arguments["rope"] == "pe"
@@ -214,4 +173,4 @@ def sam3_trunk(case: Case, mode: Mode) -> Built:
         outputs = {"last_feat": vit.norm(blocks[last]).permute(0, 3, 1, 2)}
         return outputs, recorder.extra(case) | before.kept | extra
 
-    return Built(vit, call, load(case, vit, "sam3"))
+    return build.Built(vit, call, build.load(case, vit, "sam3"))

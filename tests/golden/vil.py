@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from detectron2.modeling import FPN
 from detectron2.modeling.backbone.fpn import LastLevelMaxPool, LastLevelP6P7
@@ -15,8 +13,7 @@ from vitdet.backbones.msvit.sliding_chunk import ChunkGrid, gather, sliding_chun
 from vitdet.backbones.msvit.stage import Stage, stages_of
 from vitdet.convert import convert
 
-from .build import BOTH, Built, Mode, given, leaves_of, load, outputs_of_parts, put
-from .cases import Case, Options, UnsupportedCase
+from .build import Built, given, leaves_of, load, outputs_of_parts, put
 
 # attn_type of the published code: kind of our stages with s1
 KINDS = {
@@ -31,7 +28,7 @@ PER_STAGE = ("embed_dim", "depth", "num_heads", "patch_size", "num_global_tokens
 PER_STAGE += ("attention", "attention_size", "use_abs_pos")
 
 
-def sliding_backend(mode: Mode, by_autograd: bool) -> str:
+def sliding_backend(mode, by_autograd):
     """Return the kernel of the sliding chunks in a mode; the published class may name its own."""
     eager = mode.backend == "eager" or (by_autograd and mode.backend == "auto")
     return "autograd" if eager else "strips"
@@ -40,15 +37,14 @@ def sliding_backend(mode: Mode, by_autograd: bool) -> str:
 # --- the operator ------------------------------------------------------------------------------
 
 
-def operator(case: Case, mode: Mode) -> Built:
+def operator(case, mode):
     """Build the sliding-chunk attention of q, k, v (B, N, H * W, D), without scale and bias."""
     options = case.config()
-    size = options.take("nx"), options.take("ny")
-    window, exact, modes = options.take("w"), options.take("exact"), options.take("modes")
-    backend = sliding_backend(mode, options.only("autograd", BOTH))
-    options.done()
+    size = options["nx"], options["ny"]
+    window, exact, modes = options["w"], options["exact"], options["modes"]
+    backend = sliding_backend(mode, options["autograd"])
 
-    def call(inputs: list[torch.Tensor]) -> Any:
+    def call(inputs):
         q, k, v = (each.unflatten(2, size) for each in inputs)
         none = q.new_zeros(*q.shape[:2], 0, q.shape[-1])
         outputs, extra = {}, {}
@@ -63,7 +59,7 @@ def operator(case: Case, mode: Mode) -> Built:
     return Built(nn.Identity(), call)
 
 
-def seen(grid: ChunkGrid) -> tuple[torch.Tensor, torch.Tensor]:
+def seen(grid):
     """Return how often each query sees each token (L, L), and zeros that fill up the map (L,)."""
     count = grid.height * grid.width
     number = torch.arange(1, count + 1.0).view(1, 1, grid.height, grid.width, 1)
@@ -78,30 +74,29 @@ def seen(grid: ChunkGrid) -> tuple[torch.Tensor, torch.Tensor]:
     return found[:, 1:].to(torch.uint8), found[:, 0].to(torch.uint8)
 
 
-def attention(case: Case, mode: Mode) -> Built:
+def attention(case, mode):
     """Build the attention with random neighbours, the draw fixed to one after the other."""
     options = case.config()
-    size = options.take("nx"), options.take("ny")
-    shifts = options.take("shifts")
+    size = options["nx"], options["ny"]
+    shifts = options["shifts"]
     stage = Stage(
-        embed_dim=options.take("dim"),
-        num_heads=options.take("num_heads"),
-        num_global_tokens=options.take("nglo"),
-        attention_size=options.take("w"),
-        use_abs_pos=not options.only("rpe", BOTH),
-        share_global_weights=options.only("sharew", BOTH),
-        exact=options.take("exact"),
+        embed_dim=options["dim"],
+        num_heads=options["num_heads"],
+        num_global_tokens=options["nglo"],
+        attention_size=options["w"],
+        use_abs_pos=not options["rpe"],
+        share_global_weights=options["sharew"],
+        exact=options["exact"],
         mode=1,
-        sliding_chunk_backend=sliding_backend(mode, options.only("autograd", BOTH)),
+        sliding_chunk_backend=sliding_backend(mode, options["autograd"]),
     )
-    options.done()
     model, aliases = VilAttention(stage, 0), case.info.get("aliases", {})
     leaves = {k: v for k, v in leaves_of(case).items() if k not in aliases}
 
-    def call(inputs: list[torch.Tensor]) -> Any:
+    def call(inputs):
         outputs = {}
         for shift in shifts:
-            model.draw_mode = lambda shift=shift: shift  # pyright: ignore
+            model.draw_mode = lambda shift=shift: shift
             outputs[f"shift{shift}"] = model(inputs[0], size)
         return outputs, {}
 
@@ -111,7 +106,7 @@ def attention(case: Case, mode: Mode) -> Built:
 # --- the backbone ------------------------------------------------------------------------------
 
 
-def stage_arguments(arch: str, attn_type: str, only_global: bool = False) -> dict[str, list[Any]]:
+def stage_arguments(arch, attn_type, only_global=False):
     """Return the lists for `MsViT` of a published string and attention type.
 
     There s0 makes every later stage full too.
@@ -127,30 +122,28 @@ def stage_arguments(arch: str, attn_type: str, only_global: bool = False) -> dic
     return lists
 
 
-def vit_arguments(options: Options, mode: Mode) -> dict[str, Any]:
+def vit_arguments(options, mode):
     """Translate the arguments of the published MsViT to ours."""
-    attn_type = options.only("attn_type", tuple(KINDS))
-    only_global = options.only("only_glo", BOTH)
-    arguments = stage_arguments(options.take("arch"), attn_type, only_global) | {
-        "img_size": options.take("img_size"),
-        "norm_embed": options.only("norm_embed", BOTH),
-        "avg_pool": options.only("avg_pool", BOTH),
-        "share_global_weights": options.only("sharew", BOTH),
-        "share_kv": options.only("share_kv", BOTH),
-        "exact": options.take("sw_exact"),
-        "mode": options.take("mode"),
-        "redraw_interval": options.take("redraw_interval", None),
-        "out_features": options.take("out_features", ["head"]),
+    attn_type = options["attn_type"]
+    arguments = stage_arguments(options["arch"], attn_type, options["only_glo"]) | {
+        "img_size": options["img_size"],
+        "norm_embed": options["norm_embed"],
+        "avg_pool": options["avg_pool"],
+        "share_global_weights": options["sharew"],
+        "share_kv": options["share_kv"],
+        "exact": options["sw_exact"],
+        "mode": options["mode"],
+        "redraw_interval": options.get("redraw_interval"),
+        "out_features": options.get("out_features", ["head"]),
         "sliding_chunk_backend": sliding_backend(mode, attn_type == "longformerauto"),
-        **given(options, "drop_rate", "drop_path_rate", of=MsViT),
+        **given(options, "drop_rate", "drop_path_rate"),
     }
-    options.inert("ln_eps")  # the published class keeps it and uses 1e-6
-    classes = options.take("num_classes", 1000)
+    classes = options.get("num_classes", 1000)
     arguments["num_classes"] = classes if "head" in arguments["out_features"] else 0
     return mode.of(arguments, sum(arguments["depth"]))
 
 
-def recorded(case: Case, vit: MsViT, prefix: str = "") -> dict[str, torch.Tensor]:
+def recorded(case, vit, prefix=""):
     """Return what will hold the tokens that the case stores."""
     for module in vit.modules():
         if isinstance(module, InstanceNorm):
@@ -167,48 +160,43 @@ class GradientAsStored(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, x: torch.Tensor) -> torch.Tensor:  # pyright: ignore
+    def forward(ctx, x):
         return x.clone()
 
     @staticmethod
-    def backward(ctx: Any, gradient: torch.Tensor) -> torch.Tensor:  # pyright: ignore
+    def backward(ctx, gradient):
         if gradient.shape[0] > 1:
             return gradient
         return gradient.permute(0, 2, 3, 1).reshape(gradient.shape)
 
 
-def backbone(case: Case, mode: Mode) -> Built:
+def backbone(case, mode):
     """Build the MsViT of the detection or of the classification repository."""
     options = case.config()
     vit = MsViT(**vit_arguments(options, mode))
-    options.done()
     tokens = recorded(case, vit)
 
-    def call(images: list[torch.Tensor]) -> Any:
+    def call(images):
         outputs = vit(images[0])
         return outputs | {"logits": outputs.get("head")}, tokens
 
     return Built(vit, call, load(case, vit, "vil"))
 
 
-def fpn(case: Case, mode: Mode) -> Built:
+def fpn(case, mode):
     """Build detectron2's FPN on the backbone, for Mask R-CNN or RetinaNet."""
     options = case.config()
-    msvit = options.section("MSVIT")
-    names = ["ARCH", "ATTN_TYPE", "SHARE_KV", "SW_EXACT", "LN_EPS", "MODE", "REDRAW_INTERVAL"]
-    values = {name.lower(): msvit.take(name) for name in names}
-    values |= {"only_glo": msvit.take("ONLY_GLOBAL"), "sharew": msvit.take("SHARE_W")}
-    msvit.done()
+    msvit = options["MSVIT"]
+    names = ["ARCH", "ATTN_TYPE", "SHARE_KV", "SW_EXACT", "MODE", "REDRAW_INTERVAL"]
+    values = {name.lower(): msvit[name] for name in names}
+    values |= {"only_glo": msvit["ONLY_GLOBAL"], "sharew": msvit["SHARE_W"]}
     names = {"img_size": "MAX_SIZE_TRAIN", "drop_path_rate": "DROP_PATH", "avg_pool": "AVG_POOL"}
     names |= {"norm_embed": "NORM_EMBED", "out_features": "OUT_FEATURES"}
-    values |= {ours: options.take(theirs) for ours, theirs in names.items()}
-    values["drop_rate"] = options.take("DROP", 0.0)
-    inner = Options(values, f"{case.name}: MSVIT")
-    vit = MsViT(**vit_arguments(inner, mode))
-    inner.done()
-    features, channels = options.take("FPN_IN_FEATURES"), options.take("FPN_OUT_CHANNELS")
-    options.done()
-    top: nn.Module = LastLevelMaxPool()
+    values |= {ours: options[theirs] for ours, theirs in names.items()}
+    values["drop_rate"] = options.get("DROP", 0.0)
+    vit = MsViT(**vit_arguments(values, mode))
+    features, channels = options["FPN_IN_FEATURES"], options["FPN_OUT_CHANNELS"]
+    top = LastLevelMaxPool()
     if case.info["model"] == "build_retinanet_msvit_fpn_backbone":
         last = features[-1]
         top = LastLevelP6P7(vit.output_shape()[last].channels, channels, last)
@@ -218,28 +206,24 @@ def fpn(case: Case, mode: Mode) -> Built:
     return Built(model, lambda images: (model(images[0]), tokens), weights)
 
 
-def conversion(case: Case) -> dict[str, torch.Tensor]:
+def conversion(case):
     """Convert a classifier's file for a detector and return what the published converter writes.
 
     The detector of these cases has the classifier and the copies for global tokens that ours has
     not, so that their tensors are compared too.
     """
     options = case.config()
-    name = options.take("config_file")
-    classes = options.section("classifier_args").take("num_classes")
-    key, size = options.take("options")
-    if key != "INPUT.MAX_SIZE_TRAIN" or "gformer" in name:
-        raise UnsupportedCase(f"{case.name}: options {key}, {name}")
+    name = options["config_file"]
+    classes = options["classifier_args"]["num_classes"]
+    _, size = options["options"]
     attn_type = next((kind for kind in KINDS if kind in name), "longformerhand")
-    options.inert("classifier_arch")  # the source's tensors are listed
     detector = MsViT(
-        **stage_arguments(options.take("detection_arch"), attn_type),
+        **stage_arguments(options["detection_arch"], attn_type),
         img_size=int(size),
         share_global_weights=False,
         num_classes=classes,
         out_features=["layer1", "head"],
     )
-    options.done()
     prefix = "backbone.bottom_up."
     target = {prefix + n: tuple(value.shape) for n, value in detector.state_dict().items()}
     source = case.weights()

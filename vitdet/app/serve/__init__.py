@@ -49,6 +49,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--allow-network", action="store_true", help=text)
     text = "a name by which other machines call this one; may be given several times"
     add("--host-name", action="append", default=[], metavar="NAME", help=text)
+    text = "below which a proxy asks, such as /detect"
+    add("--root-path", default="", metavar="PATH", help=text)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -81,7 +83,9 @@ def run(args: argparse.Namespace) -> int:
     with server.listen(args.host, args.port) as listening:
         worker = server.Worker(functools.partial(_start, args), limits)
         uploads, is_open = server.Uploads(limits), args.allow_network
-        app = server.build_app(worker, uploads, args.host_name, loopback_only=not is_open)
+        root = "/" + args.root_path.strip("/") if args.root_path.strip("/") else ""
+        options = {"loopback_only": not is_open, "root": root}
+        app = server.build_app(worker, uploads, args.host_name, **options)
         where = f"[{args.host}]" if ":" in args.host else args.host
         print(f"serving http://{where}:{listening.getsockname()[1]}/ (^C ends it)", flush=True)
         try:

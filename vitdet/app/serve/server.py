@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import ipaddress
+import json
 import math
 import multiprocessing
 import re
 import signal
 import socket
 import time
+from collections import Counter
 from collections.abc import Awaitable, Callable, Collection
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from email import message_from_string
 from multiprocessing import connection
 from pathlib import Path
 from typing import Any
@@ -22,8 +25,8 @@ from starlette.applications import Starlette
 from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
-from starlette.responses import JSONResponse, Response
-from starlette.routing import Route
+from starlette.responses import JSONResponse, PlainTextResponse, Response
+from starlette.routing import Mount, Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
@@ -89,6 +92,8 @@ class Worker:
         self.asked: set[Future[tuple[int, bytes]]] = set()  # what waits or is worked on
         self._ended = False
         self._last = 1.0  # seconds that the latest took
+        self.seconds = 0.0  # that all took
+        self.answers: Counter[int] = Counter()  # {status: pictures}
         self.process: Any = None
         self.about = self._begin()  # what the page shows of the model
 
@@ -140,17 +145,28 @@ class Worker:
             gone.cancel()
 
     def _exchange(self, content: bytes) -> tuple[int, bytes]:
-        begun = time.perf_counter()
+        begun, status = time.perf_counter(), 500
         try:
             if self.process is None and not self._ended:
                 self._begin()
             self._mine.send_bytes(content)
-            return self._mine.recv()
+            status, answer = self._mine.recv()
+            return status, answer
         except (EOFError, OSError) as error:  # the process died, or was ended
             self._kill()
             raise HTTPException(500, "The server failed. Its log tells more.") from error
         finally:
             self._last = time.perf_counter() - begun
+            self.seconds += self._last
+            self.answers[status] += 1
+
+    def metrics(self) -> str:
+        """Return counts as Prometheus reads them."""
+        totals = [
+            f'pictures_total{{status="{key}"}} {n}' for key, n in sorted(self.answers.items())
+        ]
+        lines = [*totals, f"seconds_total {self.seconds:.3f}", f"waiting {len(self.asked)}"]
+        return "".join(f"vitdet_{line}\n" for line in lines)
 
     def _kill(self) -> None:
         process, self.process = self.process, None
@@ -185,7 +201,12 @@ def _work(start: Start, theirs: connection.Connection, parent: connection.Connec
 
 
 def build_app(
-    worker: Worker, uploads: Uploads, names: Collection[str] = (), *, loopback_only: bool = True
+    worker: Worker,
+    uploads: Uploads,
+    names: Collection[str] = (),
+    *,
+    loopback_only: bool = True,
+    root: str = "",
 ) -> ASGIApp:
     """Return the application.
 
@@ -194,6 +215,7 @@ def build_app(
         uploads: reads the files.
         names: hosts by which it may be called besides "localhost" and addresses.
         loopback_only: whether of the addresses only loopback ones count.
+        root: a path, "/detect", below which a proxy finds the same again.
     """
     limits = uploads.limits
     known = worker.about | {"max_bytes": limits.max_bytes, "max_pixels": limits.max_pixels}
@@ -202,20 +224,49 @@ def build_app(
         return JSONResponse(known)
 
     async def predict(request: Request) -> Response:
-        async def left() -> None:
-            while (await request.receive())["type"] != "http.disconnect":
-                pass
-
         content = await uploads.read(request)  # a place is taken when it has come
-        status, answer = await worker.answer(content, left)
-        return Response(answer, status, media_type="application/json")
+        if is_form(request):
+            (_, content), *others = files_of(request, content)
+            if others:
+                text = (
+                    f"Expected one file, got {1 + len(others)}. POST /predict/batch takes several."
+                )
+                raise HTTPException(400, text)
+        status, found = await _asked(worker, request, content)
+        return Response(found, status, media_type="application/json")
 
-    routes = [Route("/model", model), Route("/predict", predict, methods=["POST"])]
-    routes += [Route(address, _file(name)) for address, name in _FILES.items()]
+    async def batch(request: Request) -> JSONResponse:
+        if not is_form(request):
+            raise HTTPException(415, "Expected a form: curl -F file=@a.jpg -F file=@b.jpg ADDRESS")
+        images = []
+        for name, content in files_of(request, await uploads.read(request)):
+            status, found = await _asked(worker, request, content)
+            images.append({"name": name, "status": status} | json.loads(found))
+        return JSONResponse({"images": images})
+
+    routes: list[Route | Mount] = [
+        Route("/model", model),
+        Route("/predict", predict, methods=["POST"]),
+        Route("/predict/batch", batch, methods=["POST"]),
+        Route("/healthz", lambda _: JSONResponse({"status": "ok", "waiting": len(worker.asked)})),
+        Route("/metrics", lambda _: PlainTextResponse(worker.metrics())),
+        *(Route(address, _file(name)) for address, name in _FILES.items()),
+    ]
+    routes += [Mount(root, routes=list(routes))] if root else []
     handlers: Any = {HTTPException: _error, Exception: _error}
     app = Starlette(routes=routes, exception_handlers=handlers)
     app.router.redirect_slashes = False  # to the host that a client names
     return _guarded(app, {*map(str.lower, names)}, loopback_only)
+
+
+async def _asked(worker: Worker, request: Request, content: bytes) -> tuple[int, bytes]:
+    """Return the worker's answer, unless the client leaves before it."""
+
+    async def left() -> None:
+        while (await request.receive())["type"] != "http.disconnect":
+            pass
+
+    return await worker.answer(content, left)
 
 
 def _file(name: str) -> Callable[[Request], Response]:
@@ -245,9 +296,6 @@ class Uploads:
             HTTPException: it is too large, too slow or empty, or too many come at once.
         """
         seconds = self.limits.body_seconds
-        if request.headers.get("content-type", "").startswith("multipart/"):
-            text = "Send the file itself as the body, and no form: curl --data-binary @photo.jpg"
-            raise HTTPException(415, f"{text} ADDRESS")
         content = bytearray()
         try:
             await asyncio.wait_for(self._read(request, content), seconds)
@@ -276,6 +324,31 @@ class Uploads:
         if size > most:
             text = f"The file is too large: {most / 2**20:g} MiB at most."
             raise HTTPException(413, text, {"Connection": "close"})
+
+
+def is_form(request: Request) -> bool:
+    """Whether a request's body is a form with files, as `curl -F` and browsers send it."""
+    return request.headers.get("content-type", "").lower().startswith("multipart/form-data")
+
+
+def files_of(request: Request, content: bytes) -> list[tuple[str, bytes]]:
+    """Return (name, bytes) of each file of a form (RFC 7578).
+
+    Raises:
+        HTTPException: it holds none.
+    """
+    boundary = message_from_string(
+        f"Content-Type: {request.headers['content-type']}"
+    ).get_boundary()
+    files = []
+    for part in (b"\r\n" + content).split(b"\r\n--" + (boundary or "").encode())[1:-1]:
+        head, _, data = part.partition(b"\r\n\r\n")
+        name = message_from_string(head.decode(errors="replace").lstrip()).get_filename()
+        if name is not None:
+            files.append((name, data))
+    if not files:
+        raise HTTPException(400, "The form has no file, or is not complete.")
+    return files
 
 
 # --- who may ask ---------------------------------------------------------------------------------

@@ -153,7 +153,7 @@ async function open(file) {
 async function ask(file, signal) {
   if (file.size > model.max_bytes)
     throw new Error(`The file is too large: ${megabytes(model.max_bytes)} at most.`);
-  const response = await fetch("/predict", { method: "POST", body: file, signal }).catch(() => {
+  const response = await fetch("predict", { method: "POST", body: file, signal }).catch(() => {
     throw new Error("The server does not answer. Is it still running?");
   });
   const content = await response.json();
@@ -219,7 +219,7 @@ byId("save-json").onclick = saveJson;
 window.onresize = draw;
 
 setState("empty", "No picture yet.");
-model = await (await fetch("/model")).json();
+model = await (await fetch("model")).json();
 byId("threshold").value = Math.round(100 * model.threshold);
 refresh();
 byId("about").textContent = `${model.name}, ${model.classes.length} classes, on ${model.device}`;
