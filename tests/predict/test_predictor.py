@@ -252,6 +252,8 @@ def test_threshold_and_classes_choose_detections(drawn_run, predictor):
     assert 0 < len(part) < len(whole)
     chosen = Predictor(predictor.detector, CLASSES, threshold=0.0, classes=names, **options)
     assert_same(whole.of_classes(names), chosen(drawn_run.images[0]).instances)
+    again = chosen(drawn_run.images[0], classes=CLASSES, threshold=middle)
+    assert_same(whole.above(middle), again.instances)
 
 
 @pytest.mark.parametrize(

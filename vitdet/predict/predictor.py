@@ -148,8 +148,12 @@ class Predictor:
         predictor.source = None if config is not None or trust else str(path)
         return predictor
 
-    def __call__(self, images: Any, classes: Sequence[str] | None = None) -> Any:
-        """Find objects in what `open_inputs` takes, of `classes` if given, else of the predictor's.
+    def __call__(
+        self, images: Any, classes: Sequence[str] | None = None, threshold: float | None = None
+    ) -> Any:
+        """Find objects in what `open_inputs` takes.
+
+        `classes` and `threshold` are those of the predictor where they are not given.
 
         Returns:
             A `Result` for one image, a list of them for many (a list, folder, pattern), an iterator
@@ -160,14 +164,15 @@ class Predictor:
         """
         classes = self.classes if classes is None else classes
         class_indexes(classes or (), self.class_names)
+        least = self.threshold if threshold is None else thresholds.chosen(threshold, {})
         kind, pictures = open_inputs(images)
-        results = self._stream(pictures, classes)
+        results = self._stream(pictures, classes, least)
         if kind == "stream":
             return results
         return next(results) if kind == "one" else list(results)
 
     def _stream(
-        self, pictures: Iterable[Picture], classes: Sequence[str] | None
+        self, pictures: Iterable[Picture], classes: Sequence[str] | None, least: Thresholds
     ) -> Iterator[Result]:
         waiting = iter(pictures)
         while batch := list(islice(waiting, self.batch_size)):
@@ -179,7 +184,7 @@ class Predictor:
                 found = [detect_sliced(self.detect, x, cut, self.batch_size) for x in images]
             for picture, (instances, masks) in zip(batch, found, strict=True):
                 result = Result(picture, instances, self.class_names, self.class_ids, masks)
-                kept = result.above(self.threshold.of(self.class_names))
+                kept = result.above(least.of(self.class_names))
                 if classes is not None:
                     kept, result = kept.of_classes(classes), result.of_classes(classes)
                 kept.best = result.best
