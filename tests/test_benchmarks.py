@@ -35,30 +35,6 @@ def run(monkeypatch, tmp_path, capsys):
     return call
 
 
-def test_contenders_run_in_turn_and_ratios_are_taken_round_by_round():
-    order = []
-    now = iter(range(100))
-    todo = {name: lambda name=name: order.append(name) for name in "ab"}
-    times = common.in_turn(todo, 2, clock=lambda: float(next(now)))
-    assert order == ["a", "b"] * 3
-    assert times["a"].seconds == times["b"].seconds == (1.0, 1.0)
-    slow, fast = common.Times((2.0, 8.0, 9.0)), common.Times((1.0, 2.0, 9.0))
-    assert (slow.median, slow.ratio(fast), slow.ratio_range(fast)) == (8.0, 2.0, "1.00 to 4.00")
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="Linux only")
-def test_peak_memory_is_what_a_tensor_takes():
-    # in a process of its own: in this one malloc may hand out what an earlier test has freed
-    code = f"""
-import json, sys, torch
-sys.path.insert(0, {str(Path(common.__file__).parent)!r})
-import common
-print(json.dumps(common.peak_memory(lambda: torch.ones(64 * common.MIB, dtype=torch.uint8))))
-"""
-    assert 60 * common.MIB < common.in_own_process("-c", code) < 80 * common.MIB
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("name", peers.PEERS)
 def test_peers_compute_what_ours_does(name):

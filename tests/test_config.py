@@ -1,7 +1,6 @@
 """Reading, changing, saving and building recipes; test_configs.py builds the published ones."""
 
 import pytest
-import torch
 from omegaconf import OmegaConf
 from torch import nn
 
@@ -108,19 +107,6 @@ def test_number_of_classes():
     cfg = OmegaConf.create({"model": {"num_classes": 80, "parts": [{"num_classes": 80}]}})
     set_num_classes(cfg, 4)
     assert cfg.model == {"num_classes": 4, "parts": [{"num_classes": 4}]}
-
-
-class Reads(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.rates = [rate.item() for rate in torch.linspace(0, 1, 3)]
-        self.layer = nn.Linear(2, 2)
-
-
-def test_meta_device_takes_constructors_that_read_a_linspace():
-    model = build_model(OmegaConf.create({"_target_": "test_config.Reads"}), "meta")
-    assert model.rates == [0, 0.5, 1]
-    assert model.layer.weight.is_meta
 
 
 class Part:

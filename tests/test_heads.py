@@ -9,7 +9,6 @@ from detectron2.utils.events import EventStorage
 
 from vitdet import heads
 from vitdet.config import instantiate
-from vitdet.layers.norms import channel_layer_norm
 from vitdet.postprocess import maskness
 from vitdet.utils.checks import InputError
 
@@ -184,15 +183,3 @@ def test_wrong_numbers_are_found_when_the_heads_are_built():
     node.update(mask_in_features=None, mask_pooler=None, mask_head=None)
     with pytest.raises(InputError, match="maskness_thresh: expected a mask head, got none"):
         built(node, OURS["cascade"], maskness_thresh=0.5)
-
-
-def test_rpn_head_with_and_without_norm():
-    plain = heads.rpn_head(in_channels=8, num_anchors=3)
-    assert "conv.conv0.bias" in plain.state_dict()
-    assert not any("norm" in name for name in plain.state_dict())
-    normed = heads.rpn_head(in_channels=8, num_anchors=3, norm=channel_layer_norm(eps=1e-5))
-    assert normed.conv.conv1.norm.eps == 1e-5
-    assert "conv.conv0.bias" not in normed.state_dict()
-    x = torch.randn(1, 8, 4, 4)
-    convolved = torch.conv2d(x, normed.conv.conv0.weight, padding=1)
-    torch.testing.assert_close(normed.conv.conv0(x), normed.conv.conv0.norm(convolved).relu())

@@ -1,6 +1,5 @@
 import math
 import random
-from functools import partial
 
 import pytest
 import torch
@@ -76,19 +75,6 @@ def test_equals_the_definition_on_random_sets(monkeypatch):
         boxes, scores, classes, options = random_set(seed)
         kept += assert_by_definition(boxes, scores, classes if seed % 3 else None, options)
     assert kept > 1400
-
-
-def test_by_hand():
-    boxes = torch.tensor([[0.0, 0, 10, 10], [0, 0, 10, 8], [50, 50, 60, 60]])  # IoU 0.8, 0
-    scores = torch.tensor([0.9, 0.8, 0.7])
-    run = partial(soft_nms, boxes, scores, iou_threshold=0.5)
-    assert run()[0].tolist() == [0, 2, 1]
-    assert run()[1].tolist() == pytest.approx([0.9, 0.7, 0.16])
-    gauss = 0.8 * math.exp(-(0.8**2) / 0.5)
-    assert run(method="gaussian")[1].tolist() == pytest.approx([0.9, 0.7, gauss])
-    assert run(method="hard")[0].tolist() == [0, 2]
-    assert run(classes=torch.tensor([4, 9, 4]))[1].tolist() == pytest.approx([0.9, 0.8, 0.7])
-    assert run(min_score=0.5)[0].tolist() == [0, 2]
 
 
 def test_many_classes_keep_their_boxes_apart():

@@ -4,7 +4,7 @@ import pytest
 import torch
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import Backbone
-from detectron2.modeling.backbone.fpn import FPN, LastLevelMaxPool, LastLevelP6P7
+from detectron2.modeling.backbone.fpn import FPN, LastLevelMaxPool
 from detectron2.structures import ImageList
 from torch import nn
 
@@ -163,15 +163,3 @@ def test_top_down_is_a_feature_pyramid_network(in_feature):
     odd = SimpleFeaturePyramid(Maps({k: v[..., :3, :5] for k, v in maps.items()}), **arguments)
     levels = odd(torch.zeros(2, 3, 48, 80))  # detectron2 doubles each level, and stops here
     assert [tuple(levels[f"p{i}"].shape[2:]) for i in (4, 5)] == [(3, 5), (1, 2)]
-
-
-def test_one_level_and_five_levels():
-    net, image = Maps({"last_feat": torch.randn(1, 8, 4, 4)}), torch.zeros(1, 3, 64, 64)
-    one = SimpleFeaturePyramid(net, out_channels=4, scale_factors=[1.0])
-    assert {k: tuple(v.shape) for k, v in one(image).items()} == {"p4": (1, 4, 4, 4)}
-    top = LastLevelP6P7(4, 4, "p5")
-    retina = SimpleFeaturePyramid(net, out_channels=4, scale_factors=[2.0, 1.0, 0.5], top_block=top)
-    assert list(retina(image)) == ["p3", "p4", "p5", "p6", "p7"]
-    assert retina.output_shape()["p7"].stride == 128
-    five = SimpleFeaturePyramid(net, out_channels=4, top_block=LastLevelMaxPool())
-    assert torch.equal(five(image)["p6"], five(image)["p5"][..., ::2, ::2])

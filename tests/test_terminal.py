@@ -1,11 +1,9 @@
 """What a file says reaches neither terminal nor log raw: no escape code, no line of its own."""
 
 import json
-import logging
 
 from vitdet import checkpoint
 from vitdet.app import cli
-from vitdet.engine.log import logging_to
 from vitdet.predict.predictor import Predictor
 from vitdet.utils.checks import InputError, one_line, printable
 
@@ -46,14 +44,3 @@ def test_names_of_classes_and_files(drawn_run, tmp_path, capsys):
     assert repr(result).isprintable()
     # ... and a program gets them as they are
     assert {each["class"] for each in json.loads(result.to_json())["detections"]} <= set(ODD)
-
-
-def test_the_log(tmp_path, capsys):
-    with logging_to() as log_to:
-        log_to(tmp_path / "log.txt")
-        for text in ODD:
-            logging.getLogger("vitdet.test").info("class %s\nAP 1", text)
-    lines = (tmp_path / "log.txt").read_text(encoding="utf-8")
-    assert "AP 1" in lines
-    assert _is_safe(lines)
-    assert _is_safe(capsys.readouterr().out)

@@ -203,20 +203,6 @@ def test_performer_features_are_drawn_again_in_training():
     assert torch.equal(features[1].projection_matrix, same)
 
 
-# of tensors of one number
-@pytest.mark.filterwarnings("ignore:Grad strides do not match bucket view strides")
-def test_distributed_training_needs_no_search(tmp_path):
-    """Fault l: DistributedDataParallel stops at the second step if a parameter got no gradient."""
-    store = torch.distributed.FileStore(str(tmp_path / "store"), 1)
-    torch.distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
-    try:
-        net = nn.parallel.DistributedDataParallel(toy(attention=["vil", "srformer", "performer"]))
-        for _ in range(2):
-            total(net(image())).backward()
-    finally:
-        torch.distributed.destroy_process_group()
-
-
 # --- options -----------------------------------------------------------------------------------
 
 

@@ -1,9 +1,9 @@
 """Every published file by the command of docs/conversion.md, with its exact account."""
 
 import hashlib
-import importlib.util
 import json
 import re
+import runpy
 from collections import Counter
 from functools import cache
 from pathlib import Path
@@ -143,14 +143,9 @@ def test_formats_that_need_no_recipe(name, run):
 
 @pytest.mark.slow
 def test_the_page_is_up_to_date():
-    path = ROOT / "docs/conversion_tables.py"
-    spec = importlib.util.spec_from_file_location("conversion_tables", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    page = module.PAGE.read_text()
-    assert module.with_tables(page) == page
+    tables = runpy.run_path(str(ROOT / "docs/conversion_tables.py"))
+    page = tables["PAGE"].read_text()
+    assert tables["with_tables"](page) == page
 
 
 def test_objects365_starts_coco(run, tmp_path, capsys):

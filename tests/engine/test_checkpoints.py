@@ -1,7 +1,5 @@
 import errno
-import json
 import random
-import shutil
 import threading
 from concurrent import futures
 
@@ -9,13 +7,11 @@ import pytest
 import torch
 from pair import in_pair
 from ranks import report_usable
-from test_run import assert_same, numbers
-from tiny_recipe import recipe
+from test_run import assert_same
 
 from vitdet import checkpoint
-from vitdet.engine.checkpoints import BEST, FINAL, LAST, Checkpoints, last_checkpoint, usable
+from vitdet.engine.checkpoints import BEST, LAST, Checkpoints, last_checkpoint, usable
 from vitdet.engine.parallel import cpu_copy
-from vitdet.engine.run import evaluate, train
 from vitdet.engine.trainer import Trainer
 from vitdet.utils.checks import InputError
 
@@ -146,29 +142,6 @@ def test_a_damaged_pointer_leads_to_the_newest(tmp_path, text):
         return
     (tmp_path / LAST).write_text(text, encoding="latin-1")
     assert images_of_usable(tmp_path) == 8
-
-
-@pytest.mark.slow
-def test_a_run_goes_on_from_the_checkpoint_before_a_damaged_one(tmp_path):
-    undisturbed, run = tmp_path / "undisturbed", tmp_path / "run"
-    train(recipe(undisturbed, checkpoint_every=8, eval_every=16))
-    shutil.copytree(undisturbed, run)
-    for name in ("model_final.pth", "model_000000016.pth"):
-        damage(run / name)
-    options = {"checkpoint_every": 8, "eval_every": 16}
-    train(recipe(run, **options), resume=True)
-    log = (run / "log.txt").read_text()
-    assert "model_final.pth: it cannot be read" in log
-    assert "model_000000008.pth (8 images seen)" in log
-    ours, theirs = (checkpoint.read(each / FINAL) for each in (run, undisturbed))
-    assert ours.keys() == theirs.keys()
-    for key in ours.keys() - {"vitdet"}:
-        assert_same(ours[key], theirs[key], key)
-    assert numbers(run) == numbers(undisturbed)
-    damage(run / FINAL)
-    assert evaluate(recipe(run), resume=True)["bbox"]["AP"] == 6.0
-    results = json.loads((run / "results.json").read_text())
-    assert results["checkpoint"].endswith("model_000000016.pth")
 
 
 # --- writing in the background -----------------------------------------------------------------

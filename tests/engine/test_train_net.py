@@ -46,16 +46,6 @@ def test_groups_are_printed_without_data(capsys):
     assert "364691690 are trained" in lines[-1]
 
 
-def test_a_typo_is_one_line_and_status_2(tmp_path, capsys):
-    config = write_recipe(tmp_path / "recipe.yaml", tmp_path / "out")
-    status, _, error = said(capsys, "--config-file", config, "train.sede=1")
-    assert status == 2
-    assert error.startswith("error: override 'train.sede'")
-    assert error.count("\n") == 1
-    assert "Did you mean train.seed?" in error
-    assert not (tmp_path / "out").exists()
-
-
 @pytest.mark.slow
 def test_two_processes_then_one_resumed_and_evaluated_from_the_command_line(tmp_path, capsys):
     config = write_recipe(tmp_path / "recipe.yaml", tmp_path / "out", checkpoint_every=8)

@@ -8,7 +8,6 @@ import onnx
 import onnxruntime
 import pytest
 import torch
-from detectron2.layers import paste_masks_in_image
 from detectron2.modeling.roi_heads import Res5ROIHeads, fast_rcnn
 from torch import nn
 from torchvision.ops import batched_nms
@@ -105,16 +104,6 @@ def test_refused_models():
         Graph(made)
     with pytest.raises(InputError, match=r"--size 65 64: .* 1 to 64 \(.*square_pad"):
         Graph(made, "backbone", (65, 64))
-
-
-def test_paste():
-    """The same pixels as detectron2, where rounding does not decide; also beyond the image."""
-    masks = torch.rand(20, 28, 28, generator=torch.Generator().manual_seed(1))
-    expected = paste_masks_in_image(masks, boxes(20) - 10, (70, 90))
-    got = graphs.paste(masks, boxes(20) - 10, (70, 90))
-    assert got.shape == expected.shape
-    assert int((got != expected).sum()) <= 2
-    assert expected.any(2).any(1).all()
 
 
 def test_nms_of_many_classes():

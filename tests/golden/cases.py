@@ -7,14 +7,14 @@ The cases lie outside the project: in the folders VITDET_GOLDEN and VITDET_GOLDE
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
+import runpy
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from functools import cache
 from pathlib import Path
-from types import ModuleType
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -75,12 +75,7 @@ def discover(root):
 def reader(root):
     """Import golden.py, which makes weights and images, from beside the cases."""
     found = next(p for p in (root / "golden.py", DEFAULT_FOLDER / "golden.py") if p.is_file())
-    spec = importlib.util.spec_from_file_location("golden_reader", found)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return SimpleNamespace(**runpy.run_path(str(found)))
 
 
 @dataclass(frozen=True)
@@ -93,7 +88,7 @@ class Case:
     name: str
     info: dict[str, Any]
     arrays: dict[str, np.ndarray]
-    golden: ModuleType
+    golden: SimpleNamespace
     buffers: dict[str, np.ndarray] = field(default_factory=dict)
 
     @property

@@ -1,6 +1,6 @@
 """The golden tests can fail: spoilt models and unknown families are noticed."""
 
-from types import ModuleType, SimpleNamespace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -140,8 +140,7 @@ def toy_case(arrays, **info):
     """Make a case with one output y (2, 3) = 0..5, stored whole."""
     y = np.arange(6, dtype=np.float32).reshape(2, 3)
     stored = {"y": y, "stats/y": np.array([2.5, y.std(), 5.0]), "grad_norm/w": np.float32(4.0)}
-    golden = ModuleType("toy")
-    golden.image = lambda _, shape: np.zeros(shape, np.float32)
+    golden = SimpleNamespace(image=lambda _, shape: np.zeros(shape, np.float32))
     defaults = {"outputs": {"y": [2, 3]}, "extra": {}, "subsampled": {"stride": {}}, "loss": 0.0}
     defaults |= {"parameters_without_grad": []}
     return Case("toy/case", defaults | info, {**stored, **arrays}, golden)

@@ -2,13 +2,12 @@
 
 import cmath
 
-import numpy as np
 import pytest
 import torch
 from timm.layers import resample_abs_pos_embed
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
-from vitdet.layers.positions import cubic_spline_weights, resize_pos_embed, resize_rel_pos
+from vitdet.layers.positions import resize_pos_embed, resize_rel_pos
 from vitdet.layers.rope import Dinov3Rope, EvaRope, make_ropes, rotate
 from vitdet.utils.checks import InputError
 
@@ -51,14 +50,6 @@ def test_crop_keeps_the_offsets_and_interpolation_stretches_them():
 
 
 # --- BEiT's cubic resize -----------------------------------------------------------------------
-
-
-def test_the_spline_is_scipys():
-    interpolate = pytest.importorskip("scipy.interpolate")
-    points, places = np.array([-3, -1.5, 0, 1, 2, 5, 6.5]), np.linspace(-6, 9, 31)
-    values = np.random.default_rng(0).standard_normal((7, 3))
-    expected = interpolate.CubicSpline(points, values)(places)
-    np.testing.assert_allclose(cubic_spline_weights(points, places) @ values, expected, atol=1e-10)
 
 
 def test_near_offsets_stay_and_far_ones_come_from_nearer_rows():
@@ -149,20 +140,6 @@ def test_perception_encoder_has_columns_first_and_counts_from_one():
     assert make_ropes("pe", 8, None, (8, 8))[0]((1, 3), (1, 3), CPU).sin[:, 0].tolist() == (
         pytest.approx(torch.tensor([1.0, 2.0, 3.0]).sin().tolist())
     )
-
-
-def test_products_depend_on_the_offset_alone():
-    """This is what makes it right to continue the positions over a rectangle."""
-    torch.manual_seed(0)
-    size, head_dim = (4, 9), 16
-    tables = EvaRope(head_dim, (16, 16), (4, 4))(size, size, CPU)
-    everywhere = torch.ones(1, 1, 36, 1)
-    q, k = (rotate(vector * everywhere, tables)[0, 0] for vector in torch.randn(2, head_dim))
-    products, seen = (q @ k.T).reshape(*size, *size), {}
-    for i, j, a, b in torch.cartesian_prod(*(torch.arange(side) for side in size * 2)).tolist():
-        value = products[i, j, a, b].item()
-        assert value == pytest.approx(seen.setdefault((i - a, j - b), value), abs=2e-5)
-    assert len({round(value, 3) for value in seen.values()}) > 100
 
 
 def test_heads_must_split_into_rows_columns_and_pairs():

@@ -243,17 +243,12 @@ def test_wrong_files_are_one_line(predictor, tmp_path):
 # --- options ----------------------------------------------------------------------------------
 
 
-def test_threshold_and_classes_choose_detections(drawn_run, predictor):
+def test_a_call_may_have_classes_and_a_threshold_of_its_own(drawn_run, predictor):
     whole = predictor(drawn_run.images[0])
     middle, names = float(np.median(whole.scores)), list(whole.counts())[:2]
-    options = {"augmentations": RESIZE, "precision": "fp32"}
-    part = Predictor(predictor.detector, CLASSES, threshold=middle, **options)(drawn_run.images[0])
-    assert_same(whole.above(middle), part.instances)
+    part = predictor(drawn_run.images[0], classes=names, threshold=middle)
+    assert_same(whole.above(middle).of_classes(names), part.instances)
     assert 0 < len(part) < len(whole)
-    chosen = Predictor(predictor.detector, CLASSES, threshold=0.0, classes=names, **options)
-    assert_same(whole.of_classes(names), chosen(drawn_run.images[0]).instances)
-    again = chosen(drawn_run.images[0], classes=CLASSES, threshold=middle)
-    assert_same(whole.above(middle), again.instances)
 
 
 @pytest.mark.parametrize(
