@@ -1,7 +1,5 @@
 """Pictures of instances: what is drawn where, every size and name, and files that are whole."""
 
-import resource
-
 import cv2
 import numpy as np
 import pytest
@@ -9,6 +7,7 @@ import torch
 from detectron2.structures import Boxes, BoxMode, Instances
 from PIL import Image
 
+from tests.conftest import largest_file
 from vitdet.drawing import PALETTE, colours_of, draw_instances, place_labels, save_image
 from vitdet.utils.checks import InputError
 
@@ -194,11 +193,6 @@ def test_saved_images_are_whole_or_not_there(tmp_path):
     with pytest.raises(InputError, match=r"picture .*c\.jpg: could not be written \("):
         save_image(picture(1, 66_000), tmp_path / "c.jpg")
     image = np.random.default_rng(0).integers(0, 255, (64, 64, 3), dtype=np.uint8)
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (1024, hard))  # bytes of a file: a full disk
-    try:
-        with pytest.raises(OSError, match=r"File too large: '.*/d.jpg'"):
-            save_image(image, tmp_path / "d.jpg")
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    with largest_file(1024), pytest.raises(OSError, match=r"File too large: '.*/d.jpg'"):
+        save_image(image, tmp_path / "d.jpg")
     assert {path.name for path in tmp_path.iterdir()} == {"a.png", "b.jpg"}

@@ -24,22 +24,6 @@ def test_help_names_the_commands_and_the_exit_statuses(command, capsys):
     assert "".join(no) in text
 
 
-@pytest.mark.parametrize(
-    ("words", "text"),
-    [
-        ([], "the following arguments are required: COMMAND"),
-        (["inspects"], "invalid choice: 'inspects'"),
-        (["inspect"], "the following arguments are required: file\n"),
-        (["inspect", "x.pth", "--jsn"], "unrecognized arguments: --jsn"),
-    ],
-)
-def test_a_wrong_command_line_is_status_2(words, text, capsys):
-    with pytest.raises(SystemExit) as stopped:
-        cli.main(words)
-    assert stopped.value.code == 2
-    assert text in capsys.readouterr().err
-
-
 def test_changes_to_a_recipe_may_stand_anywhere():
     args = cli.parse(["train", "a=1", "--data", "D", "b=2", "--num-gpus", "2", "c=3"])
     assert (str(args.data), args.num_gpus, args.overrides) == ("D", 2, ["a=1", "b=2", "c=3"])

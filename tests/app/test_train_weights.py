@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import argparse
 import json
-from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
 
 import pytest
 import torch
+from test_train import loaded
 
 import train_net
 from vitdet import checkpoint
@@ -22,17 +21,22 @@ from vitdet.utils.checks import InputError
 
 transformers = pytest.importorskip("transformers", reason="transformers is not installed")
 transformers.logging.disable_progress_bar()
-DATA: Any = SimpleNamespace(class_names=("cell",), train=("train.json", "images"))
+DATA = SimpleNamespace(class_names=("cell",), train=("train.json", "images"))
 
 
-def arguments(*words: str) -> argparse.Namespace:
+@pytest.fixture(autouse=True)
+def _recipes_once(monkeypatch):
+    monkeypatch.setattr(train, "load_config", lambda recipe, words=(): loaded(recipe, tuple(words)))
+
+
+def arguments(*words):
     parser = argparse.ArgumentParser()
     train.add_arguments(parser)
     return parser.parse_args(["--data", "data", *words])
 
 
 @pytest.fixture(scope="module")
-def weights(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+def weights(tmp_path_factory):
     """A DINOv2 at toy size as the hub and as its own repository have it."""
     folder = tmp_path_factory.mktemp("weights")
     sizes = {"hidden_size": 128, "num_hidden_layers": 8, "num_attention_heads": 2}
@@ -51,7 +55,7 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return {"hub": folder / "hub", "own": folder / "own.pth"}
 
 
-def start(path: Path, out: Path) -> tuple[list[str], dict[str, torch.Tensor]]:
+def start(path, out):
     """The changes to the recipe, and the weights that the training begins with."""
     args = arguments("--weights", str(path), "--size", "small", "--out", str(out))
     changes = train._following(args, out)
@@ -61,9 +65,7 @@ def start(path: Path, out: Path) -> tuple[list[str], dict[str, torch.Tensor]]:
 
 
 @pytest.mark.slow
-def test_both_layouts_of_the_same_weights_start_alike(
-    weights: dict[str, Path], tmp_path: Path
-) -> None:
+def test_both_layouts_of_the_same_weights_start_alike(weights, tmp_path):
     """At patch size 16, resampled from 14, with the file's depth, width, heads and positions."""
     changes, state = start(weights["hub"], tmp_path / "hub")
     net = backbone_settings(load_config(train.recipe_of("small", masks=False), changes).model)
@@ -76,9 +78,7 @@ def test_both_layouts_of_the_same_weights_start_alike(
     assert all(torch.equal(value, other[name]) for name, value in state.items())
 
 
-def test_a_run_that_is_resumed_has_the_same_backbone(
-    weights: dict[str, Path], tmp_path: Path
-) -> None:
+def test_a_run_that_is_resumed_has_the_same_backbone(weights, tmp_path):
     changes = train._following(arguments("--weights", str(weights["hub"])), tmp_path)
     args = arguments("--out", str(tmp_path), "--resume")
     (tmp_path / "last_checkpoint").write_text("checkpoint_8.pth")
@@ -90,9 +90,7 @@ def test_a_run_that_is_resumed_has_the_same_backbone(
 
 
 @pytest.mark.slow
-def test_a_run_that_ended_before_its_first_checkpoint_leaves_nothing_that_counts(
-    weights: dict[str, Path], tmp_path: Path
-) -> None:
+def test_a_run_that_ended_before_its_first_checkpoint_leaves_nothing_that_counts(weights, tmp_path):
     """Resumed it begins with its weights again, or with others; a new run begins as ever."""
     record, hub, own = tmp_path / "start.json", weights["hub"], weights["own"]
     for words, named in (((), hub), (("--weights", str(own)), own)):
@@ -118,7 +116,7 @@ def test_a_run_that_ended_before_its_first_checkpoint_leaves_nothing_that_counts
     assert not record.exists()
 
 
-def test_sizes(weights: dict[str, Path], tmp_path: Path) -> None:
+def test_sizes(weights, tmp_path):
     args = arguments()
     assert train._following(args, tmp_path) == []
     assert args.size == ("base" if torch.cuda.is_available() else "tiny")
@@ -130,9 +128,7 @@ def test_sizes(weights: dict[str, Path], tmp_path: Path) -> None:
     assert args.size == "base"
 
 
-def test_what_is_tuned_goes_into_the_recipe_and_stays(
-    weights: dict[str, Path], tmp_path: Path
-) -> None:
+def test_what_is_tuned_goes_into_the_recipe_and_stays(weights, tmp_path):
     """Adapters: ten times the rate, but not of one that is typed; a resumed run has them again."""
     words = ("--weights", str(weights["hub"]), "--size", "small")
     told = train._following(arguments(*words, "--tune", "lora"), tmp_path)

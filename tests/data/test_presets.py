@@ -327,16 +327,6 @@ def test_odd_data_sets(shapes):
             assert not each["instances"].has("gt_masks")
 
 
-def test_without_a_preset_nothing_changes(shapes):
-    mapper = Mapper(large_scale_jitter(64), is_train=True, fast=True)
-    for seed, record in enumerate(shapes.records):
-        results = []
-        for given in ((record,), (record, shapes.records)):
-            with random_state(seed):
-                results.append({**mapper(*given), "position": 0})
-        assert _same(*results)
-
-
 def test_documents_keep_their_side_up(tmp_path):
     """The recipe's flip is left out, and only of this preset."""
     ramp = np.tile(np.linspace(0, 255, 64).astype(np.uint8)[None, :, None], (64, 1, 3))

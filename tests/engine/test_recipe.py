@@ -56,12 +56,6 @@ def test_a_wrong_value_is_one_line_before_anything_starts(tmp_path, values, text
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")
-def test_a_gpu_that_is_not_there(tmp_path):
-    with pytest.raises(InputError, match=r"device cuda: torch cannot use it \("):
-        train(recipe(tmp_path / "out", device="cuda"))
-
-
 def test_a_part_is_no_recipe(tmp_path):
     cfg = recipe(tmp_path / "out")
     del cfg["train"], cfg["schedule"]
