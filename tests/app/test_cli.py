@@ -1,6 +1,7 @@
 """The command line: help, exit statuses, one line for an error."""
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -10,9 +11,10 @@ import pytest
 import torch
 from PIL import Image
 
+import train_net
 from vitdet import export
 from vitdet.app import cli, options, train
-from vitdet.app.words import TEXTS
+from vitdet.app.words import ALIASES, TEXTS
 from vitdet.data.files import SPLITS
 from vitdet.data.formats import FORMATS
 from vitdet.data.labels import Boxes
@@ -134,27 +136,52 @@ def test_an_unknown_format_is_status_1_and_wrong_files_are_status_2(tmp_path, ca
         assert text in found.err
 
 
-@pytest.mark.parametrize(
-    ("words", "name", "value"),
-    [
-        ("predict a.jpg --weights w.pth --conf 0.3", "threshold", 0.3),
-        ("serve --model=w.pth", "weights", Path("w.pth")),
-        ("predict a.jpg --weights w.pth --batch 4", "batch_size", 4),
-        ("train --data D --batch-size 4", "batch", 4),
-        (
-            "train --data D --lr 1e-4 --device cuda:0",
-            "overrides",
-            ["optimizer.lr=1e-4", "train.device=cuda:0"],
-        ),
-    ],
-)
-def test_words_of_other_projects_are_read(words, name, value):
-    assert getattr(cli.parse(words.split()), name) == value
+REQUIRED = {
+    "predict": "a.jpg --weights v.pth",
+    "serve": "--weights v.pth",
+    "val": "--weights v.pth",
+    "train": "--data D",
+    "convert": "--source-model v.pth --output-model o.pth",
+    "recipe": "--config-file c.py",
+    "report": "run",
+}
+FLAGS = Path(__file__).resolve().parents[2] / "docs/flags.md"
+ROWS = re.findall(r"^\| `(.+?)` \| (.+?) \|$", FLAGS.read_text(), re.MULTILINE)
 
 
-@pytest.mark.parametrize("word", [*TEXTS, "--thresh"])
-def test_other_words_are_told_what_does_it_and_nothing_is_abbreviated(word, capsys):
+def read(words):
+    command, *rest = words.split()
+    return cli.parse([command, *REQUIRED[command].split(), *rest])
+
+
+@pytest.mark.parametrize(("typed", "what"), ROWS)
+def test_words_of_other_projects_are_read_or_told_as_the_page_has_it(typed, what, capsys):
+    """The page's second column is another command, or the line that is said."""
+    if what.startswith("`"):
+        assert read(typed) == read(what.split("`")[1])
+        return
     with pytest.raises(SystemExit, match="2"):
-        cli.parse(["predict", "a.jpg", "--weights", "w.pth", word, "1"])
-    text = TEXTS.get(word, "did you mean --threshold?")
-    assert f"unrecognized arguments: {word} ({text})" in capsys.readouterr().err
+        read(typed)
+    (said,) = re.findall(r"error: unrecognized arguments: (.*)", capsys.readouterr().err)
+    assert said.startswith(f"{typed.split()[1]} (")
+    assert what in said
+
+
+def test_the_page_has_every_word():
+    """Doors of their own, train_net.py and converter.py, read them too."""
+    typed = {name.split("=")[0].replace("_", "-") for row, _ in ROWS for name in row.split()}
+    typed |= {f"--{name}" for name in typed}
+    assert {name for names in (*ALIASES, *TEXTS) for name in names.split()} <= typed
+    assert train_net.parse(["-c", "r.py", "--lr", "1"]).overrides == ["optimizer.lr=1"]
+    words = ["--model=a.pth", "-o", "b.pth", "--config_file", "r.py"]
+    assert options.parse_convert(words).output_model == Path("b.pth")
+
+
+def test_a_tilde_is_the_users_folder_wherever_a_path_begins(monkeypatch):
+    monkeypatch.setenv("HOME", "/home/of/x")
+    words = ["~/D", "--out=~/run", "--images", "~", "train.init_checkpoint=~/w.pth", "train.a=~b"]
+    args = cli.parse(["train", "--data", *words])
+    assert [str(each) for each in (args.data, args.out, args.images)] == [
+        *("/home/of/x/D", "/home/of/x/run", "/home/of/x")
+    ]
+    assert args.overrides == ["train.init_checkpoint=/home/of/x/w.pth", "train.a=~b"]

@@ -58,7 +58,7 @@ def _printed(capsys, data, *words):
 
 
 def _args(text):
-    """The train_net.py command that was printed."""
+    """The command that was printed."""
     line = next(line for line in text.splitlines() if line.startswith("the same"))
     return train_net.parse(shlex.split(line)[4:])
 
@@ -182,7 +182,7 @@ def test_a_preset_is_a_value_of_the_recipe(capsys, data):
 
 def test_under_torchrun_it_says_what_to_do(capsys, data, monkeypatch):
     monkeypatch.setenv("LOCAL_RANK", "0")
-    assert "it prints the train_net.py command that torchrun can run" in _error(capsys, data)
+    assert "`vitdet recipe` command, which torchrun --no-python can run" in _error(capsys, data)
 
 
 # --- weights to start from ------------------------------------------------------------------------

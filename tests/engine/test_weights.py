@@ -65,7 +65,7 @@ def test_converter_follows_remembers_and_says_what_trains(dinov2, recipe, capsys
     assert torch.equal(written["model"][f"backbone.net.{gamma}"], checkpoint.read(dinov2)[gamma])
     assert "note         patch_embed resampled from 14 to 16 pixels\n" in shown.out
     assert shown.out.count("follows      ") == len(lines)
-    train = f"train        python train_net.py --config-file {recipe} train.init_checkpoint={out} "
+    train = f"train        vitdet recipe --config-file {recipe} train.init_checkpoint={out} "
     assert shown.out.splitlines()[-1].startswith(train)
     (printed,) = [line for line in shown.out.splitlines() if line.startswith("train")]
     args = train_net.parse(shlex.split(printed)[3:])

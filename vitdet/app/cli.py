@@ -20,6 +20,7 @@ from vitdet.utils.checks import exit_status
 # `options.ARGUMENTS`; `run(args)` of the module of its name in `vitdet.app` returns the status.
 COMMANDS = {
     "train": ("train a detector on your own images",),
+    "recipe": ("train or evaluate a recipe, on one machine or several",),
     "data": ("check a data set: faults with pictures, and a repaired copy", "there are faults"),
     "predict": (
         "find objects in images, folders and videos, and draw them",

@@ -84,7 +84,7 @@ def convert_file(args: argparse.Namespace) -> list[str]:
         return []
     start = follow.setting("train.init_checkpoint", args.output_model)
     words = ["--config-file", str(args.config_file), start, *args.overrides]
-    return [printable(f"train        python train_net.py {shlex.join(words)}")]
+    return [printable(f"train        vitdet recipe {shlex.join(words)}")]
 
 
 def _check_options(args: argparse.Namespace) -> None:

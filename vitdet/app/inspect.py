@@ -89,7 +89,7 @@ def _recipe_lines(content: Mapping[str, Any], found: Mapping[str, Any]) -> list[
     if best and not any(word.startswith("--") for word in best["options"]):
         words = ["--weights", found["file"], *best["options"]]
         own = f"vitdet train --data FOLDER {shlex.join(words)}" if is_foundation(found) else ""
-        line = f"python train_net.py --config-file {best['recipe']} {shlex.join(words)}"
+        line = f"vitdet recipe --config-file {best['recipe']} {shlex.join(words)}"
         heads = ("train        ", " " * 13)
         lines += [head + text for head, text in zip(heads, filter(None, (own, line)), strict=False)]
     file = ["--source-model", found["file"], "--output-model", "OUT.pth"]
@@ -97,7 +97,7 @@ def _recipe_lines(content: Mapping[str, Any], found: Mapping[str, Any]) -> list[
         counts = [f"{fit[word]} {word}" for word in ("resized", "dropped", "initialised")]
         words = ["--config-file", fit["recipe"], *fit["options"]]
         lines.append(f"recipe       {', '.join(counts)}: {shlex.join(words[1:])}")
-        lines.append(f"             python converter.py {shlex.join([*file, *words])}")
+        lines.append(f"             vitdet convert {shlex.join([*file, *words])}")
     return lines or ["recipe       none of docs/conversion.md takes it as it is"]
 
 

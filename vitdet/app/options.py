@@ -7,11 +7,12 @@ called as the command does the work.
 from __future__ import annotations
 
 import argparse
-import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from vitdet.app import recipe
+from vitdet.app.words import translated
 from vitdet.utils.checks import InputError
 
 if TYPE_CHECKING:
@@ -257,6 +258,7 @@ def _serve(parser: argparse.ArgumentParser) -> None:
 
 ARGUMENTS: dict[str, Callable[[argparse.ArgumentParser], None]] = {
     "train": _train,
+    "recipe": recipe.add_arguments,
     "data": _data,
     "predict": _predict,
     "val": _val,
@@ -272,12 +274,11 @@ ARGUMENTS: dict[str, Callable[[argparse.ArgumentParser], None]] = {
 
 
 def parse_convert(argv: Sequence[str]) -> argparse.Namespace:
-    """Return converter.py's command line; underscores in option names are read as dashes."""
+    """Return converter.py's command line."""
     what = "Convert a checkpoint for a recipe, to other classes, or to another project's names."
     parser = argparse.ArgumentParser(description=what, allow_abbrev=False)
     _convert(parser)
-    dashed = [re.sub("^--[^=]+", lambda name: name[0].replace("_", "-"), word) for word in argv]
-    return parser.parse_intermixed_args(dashed)
+    return parser.parse_intermixed_args(translated(parser, argv))
 
 
 # --- what they mean ------------------------------------------------------------------------------

@@ -1,6 +1,6 @@
 """`vitdet train --data FOLDER`: a detector for your own images, from one command.
 
-Everything that is chosen is printed, with the train_net.py command that does the same.
+Everything that is chosen is printed, with the `vitdet recipe` command that does the same.
 """
 
 from __future__ import annotations
@@ -140,7 +140,7 @@ def _check(args: argparse.Namespace) -> None:
     if "LOCAL_RANK" in os.environ:
         raise InputError(
             "vitdet train: expected to start the processes itself, got torchrun. Start it on one "
-            "machine: it prints the train_net.py command that torchrun can run."
+            "machine: it prints the `vitdet recipe` command, which torchrun --no-python can run."
         )
     for name in ("epochs", "batch", "num_gpus"):
         value = getattr(args, name)
@@ -263,7 +263,7 @@ def _print_choices(
         length = f"{epochs:g} x {data.num_images} = {round(epochs * data.num_images)} images"
     what = "boxes and masks" if data.masks else "boxes"
     start = cfg.train.init_checkpoint or "random weights (--weights FILE starts from others)"
-    words = ["python", "train_net.py", "--config-file", str(recipe)]
+    words = ["vitdet", "recipe", "--config-file", str(recipe)]
     words += ["--num-gpus", str(args.num_gpus)] if args.num_gpus > 1 else []
     words += ["--resume"] if args.resume else []
     tune = f", train.tune={cfg.train.tune}" * (cfg.train.tune != "all")

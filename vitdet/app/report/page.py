@@ -92,7 +92,7 @@ def read_run(folder: Path, predictions: Path | None, *, trust: bool) -> Run:
         if not path.is_file():
             raise InputError(
                 f"run {folder}: it has no {path.name}. Give train.output_dir of a run that was "
-                "evaluated: training ends with it, and train_net.py --eval-only --resume does it."
+                "evaluated: training ends with it, and vitdet recipe --eval-only --resume does it."
             )
     cfg = load_config(config, trust=trust)
     if not trust:
