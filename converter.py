@@ -8,6 +8,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
+from vitdet.app.options import parse_convert
 from vitdet.utils.checks import exit_status
 
 
@@ -15,9 +16,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; return the exit status."""
 
     def run() -> int:
+        args = parse_convert(sys.argv[1:] if argv is None else argv)
         from vitdet.app import convert  # not above: ^C while it is imported is one line too
 
-        return convert.run(convert.parse(sys.argv[1:] if argv is None else argv))
+        return convert.run(args)
 
     return exit_status(run)
 

@@ -19,6 +19,7 @@ from typing import Any
 import cv2
 import numpy as np
 from common import Table, write
+from PIL import Image
 
 from vitdet import Predictor
 from vitdet.app import cli
@@ -67,10 +68,10 @@ def average_precision(path: Path) -> list[str]:
     return [f"{found[key]:.1f}" for key in ("AP", "AP50")]
 
 
-def outlines(rows: list[str], args: argparse.Namespace) -> np.ndarray:
-    """Draw labels, and what each row's model finds with its own threshold, of one image.
+def outlines(titles: dict[str, str], args: argparse.Namespace) -> np.ndarray:
+    """Draw labels, and what the model of each {row: title} finds with its own threshold.
 
-    It is the image of the test part with most objects.
+    The image is the one of the test part with most objects.
     """
     found = find_data(Path(args.data), splits=("test",)).parts["test"]
     objects: dict[Any, list[Any]] = defaultdict(list)
@@ -79,11 +80,11 @@ def outlines(rows: list[str], args: argparse.Namespace) -> np.ndarray:
     image = max(found.content["images"], key=lambda each: len(objects[each["id"]]))
     size = (image["width"], image["height"])
     panels = [panel("labels", size, objects[image["id"]])]
-    for row in rows:
+    for row, title in titles.items():
         predictor = Predictor.from_checkpoint(args.out / row / "model_final.pth")
         result = predictor(found.images / image["file_name"])
         sides = [[x, y, right - x, bottom - y] for x, y, right, bottom in result.boxes.tolist()]
-        panels.append(panel(row, size, list(zip(result.classes.tolist(), sides, strict=True))))
+        panels.append(panel(title, size, list(zip(result.classes, sides, strict=True))))
     return np.concatenate(panels, axis=1)
 
 
@@ -107,8 +108,9 @@ def main() -> None:
         place = args.out / row
         paths = (place / "results.json", place / "test/results.json")
         table.add(row, *(cell for path in paths for cell in average_precision(path)))
-    drawn = outlines(["all", "random"], args)
-    cv2.imwrite(str(args.out / "outlines.png"), drawn)
+    drawn = outlines({"all": "pretrained", "random": "random weights"}, args)
+    few = Image.fromarray(drawn[..., ::-1].copy()).quantize(64)  # colours
+    few.save(args.out / "outlines.png", optimize=True)
     if args.write:
         about = (
             f"Box AP after {args.epochs} epochs of `--size light`, pretrained and random weights."

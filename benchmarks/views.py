@@ -24,8 +24,9 @@ from vitdet.config import instantiate
 from vitdet.data.images import read_image
 from vitdet.predict.augmentation import TestTimeAugmentation
 from vitdet.predict.slicing import Slices
-from vitdet.scores import evaluate_results, read_truth
+from vitdet.scores import evaluate_results
 from vitdet.utils.checks import quiet_dependencies
+from vitdet.utils.files import read_json
 from vitdet.utils.run_lengths import decode, encode_patch, encode_segmentation
 
 Json = dict[str, Any]
@@ -93,7 +94,7 @@ def tables(args: argparse.Namespace) -> list[str]:
         args.run / "model_final.pth", device="cpu", precision="fp32", threshold=0.0
     )
     dataset = instantiate(predictor.cfg.dataloader.test.dataset)  # pyright: ignore
-    truth = read_truth(Path(dataset.json_file))
+    truth = read_json(Path(dataset.json_file), dict)
     records = dataset.records[: args.images]
     images = {each["image_id"]: read_image(each, "RGB") for each in records}
     first = Table("views", "box AP", "mask AP", "s")

@@ -7,8 +7,9 @@ own, which would be too many at once.
 
 from __future__ import annotations
 
+import resource
 import signal
-from collections.abc import Generator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -34,7 +35,7 @@ class DrawnRun:
 
 
 @pytest.fixture(scope="session")
-def drawn_run(tmp_path_factory: pytest.TempPathFactory) -> DrawnRun:
+def drawn_run(tmp_path_factory):
     """The detector of the drawn shapes: it finds 20 things of low score in each of six images."""
     folder = tmp_path_factory.mktemp("drawn_run")
     dataset = shapes_dataset(folder / "data", "val", num_images=6)
@@ -65,8 +66,19 @@ def drawn_run(tmp_path_factory: pytest.TempPathFactory) -> DrawnRun:
     return DrawnRun(folder / "model_final.pth", images, dataset.json_file, cfg)
 
 
+@contextmanager
+def largest_file(size):
+    """Let no file grow beyond so many bytes: as good as a full disk, and it needs no rights."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
 @pytest.fixture(autouse=True)
-def signals_as_before() -> Generator[None, None, None]:
+def signals_as_before():
     """A test that sets handlers of signals leaves none to the next."""
     numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
     before = {number: signal.getsignal(number) for number in numbers}
@@ -82,7 +94,7 @@ PROCESSES = {
 RECIPES = {"test_configs", "test_config_models", "test_published_lr", "test_recipes_page"}
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_collection_modifyitems(items):
     """Keep together what should run in one worker."""
     for item in items:
         name = item.path.stem
@@ -93,7 +105,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 @pytest.hookimpl(wrapper=True)
-def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.TestReport]:
+def pytest_runtest_makereport():
     """Let what a test printed travel between processes, whatever characters are in it."""
     report = yield
     report.sections = [

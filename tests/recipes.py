@@ -5,12 +5,11 @@ from __future__ import annotations
 import csv
 from functools import cache
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import pytest
 from detectron2.config import LazyConfig
-from omegaconf import DictConfig, OmegaConf
-from torch import nn
+from omegaconf import OmegaConf
 
 from vitdet.config import build_model, load_config
 
@@ -19,7 +18,7 @@ CONFIGS = ROOT / "configs"
 
 
 @cache
-def rows(family: str) -> dict[str, Any]:
+def rows(family):
     """{name: row} of a table of recipes, such as "paper"."""
     return LazyConfig.load(str(CONFIGS / f"{family}.py"), "recipes").rows
 
@@ -39,7 +38,7 @@ NAMES = sorted(
 _FIRST = {name.rpartition("/")[0]: name for name in reversed(NAMES)}  # of each family
 
 
-def each(names: list[str]) -> list[Any]:
+def each(names):
     """Parameters of a test: every recipe, all but the first of each family marked as slow."""
     slow = pytest.mark.slow
     return [pytest.param(n, marks=() if n in _FIRST.values() else slow) for n in names]
@@ -61,7 +60,7 @@ with (ROOT / "tests/published.csv").open(newline="") as _file:
 
 
 @cache
-def recipe(name: str) -> DictConfig:
+def recipe(name):
     """The recipe: do not change it. What its user has to give is "given"."""
     path = CONFIGS / f"{name}.py"
     missing = OmegaConf.missing_keys(load_config(path)) if name.startswith("own/") else ()
@@ -69,11 +68,11 @@ def recipe(name: str) -> DictConfig:
 
 
 @cache
-def model_of(name: str) -> nn.Module:
+def model_of(name):
     """Its model on the meta device: do not change it."""
     return build_model(recipe(name).model, device="meta")
 
 
-def count(model: nn.Module) -> int:
+def count(model):
     """Number of parameters."""
     return sum(value.numel() for value in model.parameters())

@@ -6,7 +6,6 @@ import datetime
 import io
 import pickle
 import random
-import resource
 import time
 import zipfile
 
@@ -15,6 +14,7 @@ import pytest
 import torch
 from torch import nn
 
+from tests.conftest import largest_file
 from vitdet import checkpoint
 from vitdet.backbones.vit import ViT
 from vitdet.utils.checks import InputError
@@ -297,13 +297,12 @@ def test_a_file_that_grows_too_large_is_one_line(tmp_path, suffix, size):
     path = tmp_path / f"weights{suffix}"
     checkpoint.write(path, {"model": {"w": torch.ones(1)}})
     before = path.read_bytes()
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (2 * size, hard))  # bytes: half of the tensor's
-    try:
-        with pytest.raises(InputError, match=r"^output .*: it cannot be written \(.*too large"):
-            checkpoint.write(path, {"model": {"w": torch.zeros(size)}})
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    text = r"^output .*: it cannot be written \(.*too large"
+    with (
+        largest_file(2 * size),
+        pytest.raises(InputError, match=text),
+    ):  # half of the tensor's bytes
+        checkpoint.write(path, {"model": {"w": torch.zeros(size)}})
     assert path.read_bytes() == before
     assert list(tmp_path.iterdir()) == [path]
 

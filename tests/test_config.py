@@ -1,5 +1,7 @@
 """Reading, changing, saving and building recipes; test_configs.py builds the published ones."""
 
+import sys
+
 import pytest
 from omegaconf import OmegaConf
 from torch import nn
@@ -81,6 +83,20 @@ def test_files_that_do_not_load_are_named(recipe):
     yaml_file.write_text("!!python/object/apply:os.system ['true']")
     with pytest.raises(InputError, match="could not determine a constructor"):
         load_config(yaml_file)
+
+
+def test_a_recipe_runs_once_until_it_changes(recipe):
+    """One that registers a data set of detectron2 cannot run twice."""
+    once = "import sys\nassert not hasattr(sys, 'ran'), 'ran before'\nsys.ran = True\n"
+    recipe.write_text(once + RECIPE)
+    try:
+        first, second = load_config(recipe, ["data.width=7"]), load_config(recipe)
+        assert (first.data.width, second.data.width) == (7, 3)
+        recipe.write_text(RECIPE + once)
+        with pytest.raises(InputError, match="AssertionError: ran before"):
+            load_config(recipe)
+    finally:
+        del sys.ran
 
 
 def test_saved_recipe_loads_again(recipe, tmp_path):

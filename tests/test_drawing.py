@@ -1,14 +1,14 @@
 """Pictures of instances: what is drawn where, every size and name, and files that are whole."""
 
-import resource
-
+import cv2
 import numpy as np
 import pytest
 import torch
 from detectron2.structures import Boxes, BoxMode, Instances
 from PIL import Image
 
-from vitdet.drawing import draw_instances, save_image
+from tests.conftest import largest_file
+from vitdet.drawing import PALETTE, colours_of, draw_instances, place_labels, save_image
 from vitdet.utils.checks import InputError
 
 GREY = 90
@@ -86,12 +86,66 @@ def test_ground_truth_with_polygons_crowd_regions_and_without_masks():
     ],
 )
 def test_labels_stay_in_the_picture(box):
-    def ground(box):
-        """Pixels of the label's black ground."""
-        return int((drawn([BOX | {"bbox": box}], names=["a long name"]) < 60).all(-1).sum())
+    def letters(box):
+        """Bright pixels of the label's text."""
+        return int((drawn([BOX | {"bbox": box}], names=["a long name"]) > 180).all(-1).sum())
 
     width, height = box[2] - box[0], box[3] - box[1]
-    assert ground(box) == pytest.approx(ground([80, 100, 80 + width, 100 + height]), rel=0.05)
+    assert letters(box) == letters([80, 100, 80 + width, 100 + height]) > 50
+
+
+def scattered(count, side, width=640, height=480):
+    """Boxes of a third of a side to a whole one all over an image."""
+    rng = np.random.default_rng(0)
+    corners = rng.uniform(0, (width - side, height - side), (count, 2))
+    return np.hstack([corners, corners + rng.uniform(side / 3, side, (count, 2))])
+
+
+def hidden(labels, boxes):
+    """The share (N, M) of each of M boxes that each of N labels hides."""
+    low = np.maximum(labels[:, None, :2], boxes[None, :, :2])
+    high = np.minimum(labels[:, None, 2:], boxes[None, :, 2:])
+    return np.clip(high - low, 0, None).prod(-1) / (boxes[:, 2:] - boxes[:, :2]).prod(-1)
+
+
+@pytest.mark.parametrize(("count", "side"), [(5, 200), (35, 60), (35, 250), (100, 30), (100, 200)])
+def test_labels_hide_neither_each_other_nor_objects_where_there_is_room(count, side):
+    boxes, size = scattered(count, side), np.array([64, 16])
+    corners = place_labels(boxes, np.tile(size, (count, 1)), (480, 640))
+    assert (corners >= 0).all()
+    assert (corners + size <= [640, 480]).all()
+    labels = np.hstack([corners, corners + size])
+    assert (hidden(labels, labels) == np.eye(count)).all()
+    assert (hidden(labels, boxes).max(0) < 1 / 3).all()
+
+
+def test_labels_without_room_stay_in_the_image():
+    boxes = scattered(100, 30, 60, 60)
+    corners = place_labels(boxes, np.tile([64, 16], (100, 1)), (60, 60))
+    assert (corners[:, 0] == 0).all()
+    assert (corners[:, 1] <= 60 - 16).all()
+
+
+def test_classes_of_an_image_have_colours_of_their_own_that_colour_blind_eyes_tell_apart():
+    colours = colours_of([3, 19, 35, 3])  # all three would have the fourth
+    assert colours[3] == PALETTE[3]
+    assert len(set(colours.values())) == 3
+    assert len(set(colours_of(range(40)).values())) == len(PALETTE) == len(set(PALETTE))
+    # Machado, Oliveira and Fernandes 2009: protanopia and deuteranopia, of linear RGB
+    protan = [[0.152, 1.053, -0.205], [0.115, 0.786, 0.099], [-0.004, -0.048, 1.052]]
+    deutan = [[0.367, 0.861, -0.228], [0.280, 0.673, 0.047], [-0.012, 0.043, 0.969]]
+    for eye in (np.eye(3), np.array(protan), np.array(deutan)):
+        seen = np.clip(np.array(PALETTE) / 255, 0, 1) ** 2.2 @ eye.T
+        image = (np.clip(seen, 0, 1) ** (1 / 2.2)).astype(np.float32)[None]
+        lab = cv2.cvtColor(image, cv2.COLOR_RGB2LAB)[0]
+        apart = np.linalg.norm(lab[:, None] - lab[None], axis=-1) + 1000 * np.eye(len(lab))
+        assert apart.min() > 15
+        assert np.ptp(lab[:, 0]) > 50
+
+
+def test_a_line_is_seen_on_its_own_colour():
+    image = np.full((240, 320, 3), PALETTE[0], np.uint8)
+    assert (draw_instances(image, [BOX], ["cup"], min_side=240)[110, 36:44] < 60).all(-1).any()
 
 
 @pytest.mark.parametrize(
@@ -139,11 +193,6 @@ def test_saved_images_are_whole_or_not_there(tmp_path):
     with pytest.raises(InputError, match=r"picture .*c\.jpg: could not be written \("):
         save_image(picture(1, 66_000), tmp_path / "c.jpg")
     image = np.random.default_rng(0).integers(0, 255, (64, 64, 3), dtype=np.uint8)
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (1024, hard))  # bytes of a file: a full disk
-    try:
-        with pytest.raises(OSError, match=r"File too large: '.*/d.jpg'"):
-            save_image(image, tmp_path / "d.jpg")
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    with largest_file(1024), pytest.raises(OSError, match=r"File too large: '.*/d.jpg'"):
+        save_image(image, tmp_path / "d.jpg")
     assert {path.name for path in tmp_path.iterdir()} == {"a.png", "b.jpg"}

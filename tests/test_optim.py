@@ -61,6 +61,14 @@ def test_lr_multipliers(rules, expected):
     assert [table[name].lr_multiplier for name in names] == pytest.approx(expected)
 
 
+def test_a_backbone_of_another_name_without_layers():
+    model = nn.Sequential()
+    model.add_module("img_backbone", nn.Linear(2, 2))
+    model.add_module("img_backbone_neck", nn.Linear(2, 2))
+    found = parameter_table(model, backbone="img_backbone", backbone_lr_multiplier=0.1)
+    assert [setting.lr_multiplier for setting in found.values()] == [0.1, 0.1, 1.0, 1.0]
+
+
 def test_rules_of_weight_decay_in_their_order():
     decay = {
         name: setting.weight_decay

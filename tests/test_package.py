@@ -65,6 +65,7 @@ def test_the_version_is_said(capsys):
     with pytest.raises(SystemExit, match="0"):
         cli.main(["--version"])
     assert capsys.readouterr().out == f"vitdet {vitdet.__version__}\n"
+    assert {"Predictor", "build_model", "load_config"} <= set(dir(vitdet))
 
 
 def test_a_run_stands_for_its_best_weights_and_a_number_for_a_gpu(tmp_path):

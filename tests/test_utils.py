@@ -31,6 +31,8 @@ LOOK = "Look at the path, its rights and the space of its disk."
     ("error", "status", "line"),
     [
         (InputError("x: no"), 2, "error: x: no"),
+        (InputError("x: no.. Or a.. (b).."), 2, "error: x: no. Or a. (b)."),
+        (InputError("x: ../a/.. and .. or a..."), 2, "error: x: ../a/.. and .. or a..."),
         (OSError(errno.ENOENT, "No such file", "a\nb"), 2, f"error: a b: No such file. {LOOK}"),
         (OSError(errno.EIO, "Bad disk", b"x\xff"), 2, f"error: x\\udcff: Bad disk. {LOOK}"),
         (OSError(errno.EXDEV, "Far", "a", None, "b"), 2, f"error: a -> b: Far. {LOOK}"),

@@ -296,3 +296,20 @@ def test_commands_take_names(server, data, tmp_path, monkeypatch):
     words = ["convert", "--source-model", "mae:mae_pretrain_vit_bas", "--output-model"]
     words += [str(tmp_path / "o.pth"), "--config-file", "configs/mini/mask_rcnn_eva02_shapes.py"]
     assert cli.main(words) == 2
+
+
+def test_images_are_fetched_anew_by_their_addresses(server, drawn_run, tmp_path, capsys):
+    first, second = (path.read_bytes() for path in drawn_run.images[:2])
+    server.files |= {"/a/x.jpg": first, "/b/x.jpg": second}
+    options = {"precision": "fp32", "threshold": 0.0, "device": "cpu"}
+    predictor = Predictor.from_checkpoint(drawn_run.weights, **options)
+    addresses = [f"{server.url}a/x.jpg?size=1", Path(f"{server.url}b/x.jpg")]
+    server.files["/a/x.jpg?size=1"] = first
+    found, wanted = predictor(addresses), predictor(drawn_run.images[:2])
+    assert [each.boxes.tolist() for each in found] == [each.boxes.tolist() for each in wanted]
+    server.files["/a/x.jpg"] = second
+    out = ["--out", str(tmp_path / "out"), "--weights", str(drawn_run.weights), "--device", "cpu"]
+    assert cli.main(["predict", f"{server.url}a/x.jpg", f"{server.url}none.jpg", *out]) == 1
+    assert (tmp_path / "out/x.jpg").is_file()
+    said = f"error: input {server.url}none.jpg: it cannot be fetched (HTTP Error 404: Not Found)."
+    assert said in capsys.readouterr().err

@@ -31,3 +31,8 @@ def __getattr__(name: str) -> Any:
         return getattr(importlib.import_module(home), name)
     except ModuleNotFoundError as error:
         raise ImportError(missing_text(error)) from error
+
+
+def __dir__() -> list[str]:
+    """Return the doors, which Tab completes, and what is here."""
+    return sorted({*globals(), *__all__})

@@ -31,7 +31,7 @@ FORMAT = 1  # of what this project writes beside the weights
 WEIGHTS = ("model", "ema")  # which a detector may take of a file
 AVERAGE = "ema_state"  # moving average, as in EVA's published files (EVA-02/det, modeling/ema.py)
 _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
-_CONVERT = "python converter.py --source-model {} --output-model OUT.pth --config-file YOUR_RECIPE"
+_CONVERT = "vitdet convert --source-model {} --output-model OUT.pth --config-file YOUR_RECIPE"
 
 
 def read(path: str | Path, *, trust: bool = False) -> dict[str, Any]:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import copy
+import functools
 import inspect
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, fields
@@ -180,10 +182,19 @@ def _row(path: Path) -> DictConfig:
 
 def _run(path: Path, key: str | None = None) -> Any:
     try:
-        return LazyConfig.load(str(path), key)
+        if key is not None:  # a table, whose recipes may alter its parts
+            return LazyConfig.load(str(path), key)
+        status = path.stat()
+        return copy.deepcopy(_ran(str(path.absolute()), status.st_mtime_ns, status.st_size))
     except (SyntaxError, ImportError, AssertionError, NameError) as error:
         what = f"expected a recipe that loads, got {type(error).__name__}: {error}"
         raise InputError(f"{path}: {what}. Correct the file.") from error
+
+
+@functools.cache
+def _ran(path: str, *_: int) -> Any:
+    """Run a file once, however often a command reads it: it may register data sets."""
+    return LazyConfig.load(path)
 
 
 # --- changing ------------------------------------------------------------------------------------

@@ -10,9 +10,10 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from vitdet.scores import Json, best_thresholds, evaluated, metrics, read_truth
+from vitdet.scores import Json, best_thresholds, evaluated, metrics
 from vitdet.utils import distributed
 from vitdet.utils.checks import InputError
+from vitdet.utils.files import read_json
 from vitdet.utils.run_lengths import RunLengths, encode
 
 logger = logging.getLogger(__name__)
@@ -35,19 +36,12 @@ class CocoEvaluator:
             `name`, `class_names`, `class_ids`, `records`, `json_file`, `style` and `truth`.
         max_dets: detections that count, the best by score: of an image and category by COCO's
             rules (usual value 100), of an image by LVIS's (300).
-        iou_types: of "bbox" and "segm"; None for bbox, and segm when the model predicts masks.
 
     Raises:
         InputError: the data set does not say what evaluation needs, or has no annotation file.
     """
 
-    def __init__(
-        self,
-        dataset: Any,
-        *,
-        max_dets: int = 100,
-        iou_types: Sequence[str] | None = None,
-    ) -> None:
+    def __init__(self, dataset: Any, *, max_dets: int = 100) -> None:
         if missing := [name for name in _OF_DATA if not hasattr(dataset, name)]:
             text = f"the data set, a {type(dataset).__name__}, has no {', '.join(missing)}"
             remedy = "Use vitdet.data.datasets.coco_dataset(json, images)."
@@ -57,7 +51,6 @@ class CocoEvaluator:
             raise InputError(f"{dataset.name}: {text}")
         self._dataset = dataset
         self._max_dets = max_dets
-        self._iou_types = iou_types
         self._encoder = ThreadPoolExecutor(1)  # its thread begins with the first predictions
         self.predictions: list[Json] = []
         self.reset()
@@ -69,8 +62,7 @@ class CocoEvaluator:
         kinds = ["", "50", "75", *"sml", *("rcf" if lvis else "")]
         limits = {self._max_dets} | (set() if lvis else {n for n in (1, 10) if n < self._max_dets})
         names = [f"AP{kind}" for kind in kinds] + [f"AR{n}" for n in (*sorted(limits), *"sml")]
-        tasks = self._iou_types or ("bbox", "segm")
-        return [f"{task}/{name}" for task in tasks for name in names]
+        return [f"{task}/{name}" for task in ("bbox", "segm") for name in names]
 
     def reset(self) -> None:
         """Forget all predictions."""
@@ -117,12 +109,12 @@ class CocoEvaluator:
         if not distributed.is_main():
             return OrderedDict()
         self.predictions = results = list(chain.from_iterable(gathered))
-        truth = self._dataset.truth or read_truth(self._dataset.json_file)
+        truth = self._dataset.truth or read_json(self._dataset.json_file, dict)
         if "annotations" not in truth:
             logger.warning("%s has no annotations: nothing to score", self._dataset.json_file)
             return OrderedDict()
         masks = any(flag for _, flag in seen)
-        iou_types = self._iou_types or (("bbox", "segm") if masks else ("bbox",))
+        iou_types = ("bbox", "segm") if masks else ("bbox",)
         return OrderedDict(
             (kind, self._score(truth, results, kind, find_threshold=not place))
             for place, kind in enumerate(iou_types)

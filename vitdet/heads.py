@@ -25,16 +25,13 @@ def rpn_head(
     num_anchors: int,
     conv_dims: Sequence[int] = (-1, -1),
     norm: Callable[[int], nn.Module] | None = None,
-    box_dim: int = 4,
 ) -> StandardRPNHead:
     """Build detectron2's RPN head, with a norm after each 3x3 convolution if wanted.
 
     `norm` makes one from a number of channels: the ViTDet paper (Appendix A.2) has LayerNorm here,
     detectron2's published models have none. The rest is detectron2's.
     """
-    head = StandardRPNHead(
-        in_channels=in_channels, num_anchors=num_anchors, conv_dims=conv_dims, box_dim=box_dim
-    )
+    head = StandardRPNHead(in_channels=in_channels, num_anchors=num_anchors, conv_dims=conv_dims)
     if norm is not None:
         for conv in head.conv.modules():
             if isinstance(conv, Conv2d):

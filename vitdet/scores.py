@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import json
 import logging
 import math
 from collections import Counter
@@ -17,6 +16,7 @@ from faster_coco_eval import COCO, COCOeval_faster
 
 from vitdet.utils import thresholds
 from vitdet.utils.checks import InputError
+from vitdet.utils.files import read_json
 from vitdet.utils.run_lengths import covers, encode_segmentation, mask_util
 
 logger = logging.getLogger(__name__)
@@ -56,8 +56,10 @@ def evaluate_results(
     Raises:
         InputError: unreadable file, or a result with unknown, missing or impossible values.
     """
-    truth = read_truth(Path(dataset_json)) if not isinstance(dataset_json, dict) else dataset_json
-    found = _read_json(Path(results), list) if isinstance(results, str | Path) else results
+    truth = (
+        read_json(Path(dataset_json), dict) if not isinstance(dataset_json, dict) else dataset_json
+    )
+    found = read_json(Path(results), list) if isinstance(results, str | Path) else results
     return metrics(evaluated(truth, found, iou_type, max_dets, style, image_ids), truth, style)
 
 
@@ -204,23 +206,6 @@ class _Evaluator(COCOeval_faster):
         size = (self.cocoGt.imgs[imgId]["height"], self.cocoGt.imgs[imgId]["width"])
         true = [encode_segmentation(each["segmentation"], size) for each in objects]
         return mask_util.iou(masks, true, [int(each["iscrowd"]) for each in objects])
-
-
-def read_truth(path: Path) -> Json:
-    """Read an annotation file in COCO's format, or raise an InputError."""
-    return _read_json(path, dict)
-
-
-def _read_json(path: Path, kind: type) -> Any:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8-sig"))
-    except (OSError, ValueError, RecursionError) as error:
-        content = error
-    if not isinstance(content, kind):
-        what = "results in a list" if kind is list else "an object in COCO's format"
-        text = f"expected {what}, got {type(content).__name__} {str(content)[:100]}"
-        raise InputError(f"json file {path}: {text}")
-    return content
 
 
 def _check_truth(truth: Json, style: Style) -> None:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import functools
 import hashlib
-import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -23,7 +22,7 @@ from tqdm import tqdm
 from vitdet import checkpoint
 from vitdet.published import FAMILIES, ROWS, Published
 from vitdet.utils.checks import InputError, nearest, one_line
-from vitdet.utils.files import replacing, write_text
+from vitdet.utils.files import read_json, replacing, write_text
 from vitdet.utils.state_dicts import some
 
 # in this order: what huggingface's libraries write, and read first
@@ -76,7 +75,7 @@ def read(path: str | Path, *, trust: bool = False) -> Weights:
     if file.name not in _NAMES:
         return Weights(content, row=row)
     config, preprocessor = (
-        _json(folder / name) if (folder / name).is_file() else {} for name in _TOLD
+        read_json(folder / name, dict) if (folder / name).is_file() else {} for name in _TOLD
     )
     return Weights(content, config, preprocessor, row)
 
@@ -97,7 +96,7 @@ def _in_folder(folder: Path) -> Path:
 
 
 def _shards(index: Path, trust: bool) -> dict[str, Any]:
-    places = _json(index).get("weight_map")
+    places = read_json(index, dict).get("weight_map")
     if not isinstance(places, dict) or not all(isinstance(v, str) for v in places.values()):
         raise InputError(
             f"weights {index}: expected {{'weight_map': {{key: file}}}}. Fetch it anew."
@@ -117,17 +116,6 @@ def _shards(index: Path, trust: bool) -> dict[str, Any]:
     return content
 
 
-def _json(path: Path) -> dict[str, Any]:
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        why = " ".join(str(error).split())
-        raise InputError(f"{path}: it cannot be read ({why}). Fetch it anew.") from error
-    if not isinstance(found, dict):
-        raise InputError(f"{path}: expected a JSON object, got {type(found).__name__}.")
-    return found
-
-
 # --- names ---------------------------------------------------------------------------------------
 
 
@@ -143,10 +131,10 @@ def locate(name: str | Path) -> Path:
         InputError: a name that is unknown, of a file without weights, or that cannot be fetched,
             with what to put where; a wrong checksum, a package that is missing.
     """
-    text = re.sub("^(https?):/+", r"\1://", str(name))  # a Path joins the slashes
+    text, name = _address(name), Path(name).expanduser()
     family, colon, rest = text.partition(":")
-    if not colon or family not in (*_FETCH, *FAMILIES) or _is_there(Path(name)):
-        return Path(name)
+    if not colon or family not in (*_FETCH, *FAMILIES) or _is_there(name):
+        return name
     if family in _FETCH:
         return _FETCH[family](rest, text)
     if text not in ROWS:
@@ -197,7 +185,7 @@ def _from_hub(where: str, name: str) -> Path:
             remedy = f"Download {what} of {page.format('tree')} into a folder and name that"
         row = ROWS.get(name)
         recipe = f" with --config-file {row.recipe}" if row and row.recipe else ""
-        raise _not_fetched(name, error, remedy + recipe) from error
+        raise _not_fetched(f"weights {name}", error, remedy + recipe) from error
     got = f"expected {file or 'one of ' + ', '.join(_NAMES)} in the repository, got none"
     raise InputError(f"weights {name}: {got}. Name a file of it: hf:{repository}/FILE")
 
@@ -220,10 +208,39 @@ def _from_timm(model: str, name: str) -> Path:
     return _from_address(str(found.url).partition(":")[2], name)
 
 
+def is_address(name: str | Path) -> bool:
+    """Whether a name is an address, https://... or http://..., and no path that is there."""
+    return re.match("https?:/", str(name)) is not None and not _is_there(Path(name))
+
+
+def fetch_input(address: str | Path) -> Path:
+    """Fetch an image or a video anew into a folder of torch.hub's cache that is its address's.
+
+    Raises:
+        InputError: it cannot be fetched, or not safely.
+    """
+    url = _address(address)
+    said = f"input {url}"
+    leaf = PurePosixPath(unquote(urlparse(url).path)).name or "image"
+    folder = hashlib.sha256(url.encode()).hexdigest()[:16]
+    file = Path(torch.hub.get_dir(), "inputs", folder, leaf)
+    try:
+        _check_secure(url, said)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        _download(url, file, said)
+    except (OSError, HTTPException) as error:
+        raise _not_fetched(said, error, "Download it elsewhere and name the file") from error
+    return file
+
+
+def _address(name: str | Path) -> str:
+    return re.sub("^(https?):/+", r"\1://", str(name))
+
+
 def _from_address(rest: str, name: str, scheme: str = "https") -> Path:
     """Return a file of torch.hub's cache, with the address it is from beside it."""
-    url = f"{scheme}:{rest}"
-    _check_secure(url, name)
+    url, said, row = f"{scheme}:{rest}", f"weights {name}", ROWS.get(name)
+    _check_secure(url, said)
     leaf = PurePosixPath(unquote(urlparse(url).path)).name
     file = Path(torch.hub.get_dir(), "checkpoints", leaf)
     if file.suffix not in checkpoint.SUFFIXES:
@@ -238,30 +255,29 @@ def _from_address(rest: str, name: str, scheme: str = "https") -> Path:
         return file
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        _download(url, file, name)
+        _download(url, file, said, row.md5 if row else "")
         write_text(origin, f"{url}\n")
     except (OSError, HTTPException) as error:
         remedy = f"Download {url} elsewhere and put it at {file}"
-        raise _not_fetched(name, error, remedy) from error
+        raise _not_fetched(said, error, remedy) from error
     return file
 
 
-def _check_secure(url: str, name: str) -> None:
+def _check_secure(url: str, said: str) -> None:
     parts = urlparse(url)
     if parts.scheme != "https" and parts.hostname != "127.0.0.1":
         text = f"expected https://, got {parts.scheme}:// of {parts.hostname}"
-        raise InputError(f"weights {name}: {text}. On its way anyone could change the file.")
+        raise InputError(f"{said}: {text}. On its way anyone could change the file.")
 
 
-def _download(url: str, file: Path, name: str) -> None:
+def _download(url: str, file: Path, said: str, md5: str = "") -> None:
     """Write what an address gives, whole and with the checksum that its name or our table tells."""
     told = re.search(r"-([a-f0-9]{8,})\.", file.name)  # torch.hub's convention
-    row = ROWS.get(name)
-    sums = {"sha256": told[1] if told else "", "md5": row.md5 if row else ""}
+    sums = {"sha256": told[1] if told else "", "md5": md5}
     hashes = {kind: hashlib.new(kind, usedforsecurity=False) for kind in sums if sums[kind]}
     request = Request(url, headers={"User-Agent": "vitdet"})
     with urlopen(request, timeout=_TIMEOUT) as stream, replacing(file) as partial:
-        _check_secure(stream.url, name)  # it may have been sent elsewhere
+        _check_secure(stream.url, said)  # it may have been sent elsewhere
         size = int(stream.headers.get("Content-Length") or 0)
         progress = tqdm(total=size or None, unit="B", unit_scale=True, desc=file.name)
         with progress, partial.open("wb") as out:
@@ -275,12 +291,12 @@ def _download(url: str, file: Path, name: str) -> None:
         for kind, each in hashes.items():
             if not each.hexdigest().startswith(sums[kind]):
                 text = f"expected {kind} {sums[kind]}..., got {each.hexdigest()}"
-                raise InputError(f"weights {name}: {text}. The file is damaged: try again.")
+                raise InputError(f"{said}: {text}. The file is damaged: try again.")
 
 
-def _not_fetched(name: str, error: Exception, remedy: str) -> InputError:
+def _not_fetched(said: str, error: Exception, remedy: str) -> InputError:
     why = re.sub(r"\(Request ID[^)]*\)", "", one_line(str(error))).strip("<>. ")[:240]
-    return InputError(f"weights {name}: it cannot be fetched ({why}). {remedy}.")
+    return InputError(f"{said}: it cannot be fetched ({why}). {remedy}.")
 
 
 _FETCH = {

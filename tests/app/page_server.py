@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import io
 import threading
-from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
 
 import numpy as np
 import torch
@@ -30,7 +28,7 @@ class Colours:
     device = "cpu"
     threshold = Thresholds(0.5, {})
 
-    def __call__(self, image: np.ndarray) -> Result:
+    def __call__(self, image):
         found = []
         for channel in range(3):
             others = np.delete(image, channel, axis=2).max(axis=2)
@@ -49,7 +47,7 @@ class Colours:
         return Result(Picture("image", array=image), instances, CLASSES, self.class_ids)
 
 
-def scene(width: int = 160, height: int = 120) -> Image.Image:
+def scene(width=160, height=120):
     """Grey, with a red, a green and a blue rectangle."""
     pixels = np.full((height, width, 3), 128, np.uint8)
     pixels[16:48, 16:64] = (255, 0, 0)
@@ -58,7 +56,7 @@ def scene(width: int = 160, height: int = 120) -> Image.Image:
     return Image.fromarray(pixels)
 
 
-def stored(picture: Image.Image, kind: str = "PNG", **options: Any) -> bytes:
+def stored(picture, kind="PNG", **options):
     """The bytes of a file."""
     written = io.BytesIO()
     picture.save(written, kind, **options)
@@ -73,13 +71,11 @@ class Served(str):
 
 
 @contextmanager
-def serving(
-    predictor: Any = None, limits: Limits | None = None, **options: Any
-) -> Iterator[Served]:
+def serving(predictor=None, limits=None, **options):
     """Serve in a thread; give the address, such as http://127.0.0.1:40000."""
     limits = limits or Limits()
 
-    def start() -> Any:
+    def start():
         torch.set_num_threads(1)  # a fork has no other threads
         return answering(predictor or Colours(), "colours.pth", limits.max_pixels)
 

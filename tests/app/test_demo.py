@@ -33,3 +33,10 @@ def test_demo_trains_evaluates_draws_and_goes_on_where_it_was(tmp_path, capsys):
     after = checkpoint.read(folder / "model_final.pth")
     assert after["images_seen"] == before["images_seen"] == 8
     assert all(torch.equal(after["model"][name], value) for name, value in before["model"].items())
+
+
+def test_a_wrong_override_is_one_line(capsys):
+    assert demo.main(["train.num_image=8"]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: override 'train.num_image'")
+    assert error.count("\n") == 1

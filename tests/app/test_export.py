@@ -70,8 +70,9 @@ def test_onnx_from_a_checkpoint(weights, tmp_path, capsys):
 
 
 def test_drawn_images_one_size_and_a_file_that_differs(weights, tmp_path, capsys, monkeypatch):
-    """Exit status 1, nothing at the place of the file, and the reason in words."""
+    """Exit status 1, what was there stays, and the reason in words."""
     out = tmp_path / "backbone.onnx"
+    out.write_text("of before")
     words = ("--part", "backbone", "--size", "48", "64", "--num-images", "2", "--format", "onnx")
     load = exporting.load
     with monkeypatch.context() as patch:
@@ -81,12 +82,13 @@ def test_drawn_images_one_size_and_a_file_that_differs(weights, tmp_path, capsys
     printed = capsys.readouterr().out
     assert "does not hold        largest level difference" in printed
     assert f"not written          {out}" in printed
-    assert list(tmp_path.iterdir()) == []
+    assert list(tmp_path.iterdir()) == [out]
+    assert out.read_text() == "of before"
     assert main(arguments(weights, out, *words)) == 0
     printed = capsys.readouterr().out
     assert "images               2 (48x64)" in printed
     assert "level difference" in printed
-    assert out.is_file()
+    assert out.read_bytes() != b"of before"
 
 
 @pytest.mark.parametrize(

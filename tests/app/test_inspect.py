@@ -97,7 +97,7 @@ def test_the_command_for_a_published_file(name, tmp_path, monkeypatch, capsys):
     assert cli.main(["inspect", str(path)]) == 0
     words = f"--source-model {path} --output-model OUT.pth --config-file {first['recipe']}"
     shown = capsys.readouterr().out
-    assert f"\n             python converter.py {words}" in shown
-    train = f"python train_net.py --config-file {first['recipe']} --weights {path}\n"
+    assert f"\n             vitdet convert {words}" in shown
+    train = f"vitdet recipe --config-file {first['recipe']} --weights {path}\n"
     assert train in shown
     assert ("vitdet train --data" in shown) == (command.format == "mae")

@@ -154,7 +154,7 @@ def test_a_run_keeps_its_predictions_and_thresholds(tmp_path):
         ("results.json", [None], "it has no results.json"),
         ("config.yaml", [None], "it has no config.yaml"),
         (KEPT, [None], f"it has no {KEPT}"),
-        ("results.json", ["{", "\udcff", "[" * 100_000], "results.json: it is no json file"),
+        ("results.json", ["{", "\udcff", "[" * 100_000], "results.json: it cannot be read"),
         ("results.json", ["[]"], "expected a dict, got a list"),
         (
             "results.json",

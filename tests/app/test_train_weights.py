@@ -6,17 +6,17 @@ import argparse
 import json
 import re
 import shlex
-from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
 
 import pytest
 import torch
+from test_train import loaded
 
 import train_net
 from tests.convert.manifests import find, needs_manifests
 from vitdet import checkpoint
 from vitdet.app import cli, follow, train
+from vitdet.app.options import ARGUMENTS
 from vitdet.app.start import from_weights
 from vitdet.backbones.vit import ViT
 from vitdet.config import backbone_settings, config_text, load_config
@@ -25,17 +25,22 @@ from vitdet.utils.checks import InputError
 
 transformers = pytest.importorskip("transformers", reason="transformers is not installed")
 transformers.logging.disable_progress_bar()
-DATA: Any = SimpleNamespace(class_names=("cell",), train=("train.json", "images"))
+DATA = SimpleNamespace(class_names=("cell",), train=("train.json", "images"))
 
 
-def arguments(*words: str) -> argparse.Namespace:
+@pytest.fixture(autouse=True)
+def _recipes_once(monkeypatch):
+    monkeypatch.setattr(train, "load_config", lambda recipe, words=(): loaded(recipe, tuple(words)))
+
+
+def arguments(*words):
     parser = argparse.ArgumentParser()
-    train.add_arguments(parser)
+    ARGUMENTS["train"](parser)
     return parser.parse_args(["--data", "data", *words])
 
 
 @pytest.fixture(scope="module")
-def weights(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+def weights(tmp_path_factory):
     """A DINOv2 at toy size as the hub and as its own repository have it."""
     folder = tmp_path_factory.mktemp("weights")
     sizes = {"hidden_size": 128, "num_hidden_layers": 8, "num_attention_heads": 2}
@@ -54,7 +59,7 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return {"hub": folder / "hub", "own": folder / "own.pth"}
 
 
-def start(path: Path, out: Path) -> tuple[list[str], dict[str, torch.Tensor]]:
+def start(path, out):
     """The changes to the recipe, and the weights that the training begins with."""
     args = arguments("--weights", str(path), "--size", "small", "--out", str(out))
     changes = train._following(args, out)
@@ -64,9 +69,7 @@ def start(path: Path, out: Path) -> tuple[list[str], dict[str, torch.Tensor]]:
 
 
 @pytest.mark.slow
-def test_both_layouts_of_the_same_weights_start_alike(
-    weights: dict[str, Path], tmp_path: Path
-) -> None:
+def test_both_layouts_of_the_same_weights_start_alike(weights, tmp_path):
     """At patch size 16, resampled from 14, with the file's depth, width, heads and positions."""
     changes, state = start(weights["hub"], tmp_path / "hub")
     net = backbone_settings(load_config(train.recipe_of("small", masks=False), changes).model)
@@ -80,7 +83,7 @@ def test_both_layouts_of_the_same_weights_start_alike(
 
 
 @pytest.mark.slow
-def test_what_a_model_has_no_place_for_comes_with_the_command_that_goes_on(tmp_path: Path) -> None:
+def test_what_a_model_has_no_place_for_comes_with_the_command_that_goes_on(tmp_path):
     """BEiT's bias table; the command is run, and --weights takes what it writes."""
     sizes = {"hidden_size": 128, "num_hidden_layers": 4, "num_attention_heads": 2}
     sizes |= {"intermediate_size": 256, "image_size": 64, "use_relative_position_bias": True}
@@ -96,9 +99,7 @@ def test_what_a_model_has_no_place_for_comes_with_the_command_that_goes_on(tmp_p
     assert state["backbone.net.blocks.3.ls1.gamma"].shape == (128,)
 
 
-def test_a_run_that_is_resumed_has_the_same_backbone(
-    weights: dict[str, Path], tmp_path: Path
-) -> None:
+def test_a_run_that_is_resumed_has_the_same_backbone(weights, tmp_path):
     changes = train._following(arguments("--weights", str(weights["hub"])), tmp_path)
     args = arguments("--out", str(tmp_path), "--resume")
     (tmp_path / "last_checkpoint").write_text("checkpoint_8.pth")
@@ -110,9 +111,7 @@ def test_a_run_that_is_resumed_has_the_same_backbone(
 
 
 @pytest.mark.slow
-def test_a_run_that_ended_before_its_first_checkpoint_leaves_nothing_that_counts(
-    weights: dict[str, Path], tmp_path: Path
-) -> None:
+def test_a_run_that_ended_before_its_first_checkpoint_leaves_nothing_that_counts(weights, tmp_path):
     """Resumed it begins with its weights again, or with others; a new run begins as ever."""
     record, hub, own = tmp_path / "start.json", weights["hub"], weights["own"]
     for words, named in (((), hub), (("--weights", str(own)), own)):
@@ -138,7 +137,7 @@ def test_a_run_that_ended_before_its_first_checkpoint_leaves_nothing_that_counts
     assert not record.exists()
 
 
-def test_sizes(weights: dict[str, Path], tmp_path: Path) -> None:
+def test_sizes(weights, tmp_path):
     args = arguments()
     assert train._following(args, tmp_path) == []
     assert args.size == ("base" if torch.cuda.is_available() else "tiny")
@@ -151,7 +150,7 @@ def test_sizes(weights: dict[str, Path], tmp_path: Path) -> None:
 
 
 @needs_manifests
-def test_a_detector_of_another_project_tells_its_size(tmp_path: Path, monkeypatch: Any) -> None:
+def test_a_detector_of_another_project_tells_its_size(tmp_path, monkeypatch):
     """Its backbone is taken: windows, global blocks and position tables as in the file."""
     monkeypatch.setattr(
         checkpoint, "read", lambda *_, **__: find("mask_rcnn_vitdet_b.coco").content()
@@ -171,7 +170,7 @@ def test_a_detector_of_another_project_tells_its_size(tmp_path: Path, monkeypatc
     assert list(net["global_block_indexes"]) == [2, 5, 8, 11]
 
 
-def test_a_run_of_ours_tells_its_recipe(tmp_path: Path) -> None:
+def test_a_run_of_ours_tells_its_recipe(tmp_path):
     """A detector that began with a foundation model is trained on without another word."""
     keys = ("layer_scale=true", "pretrain_img_size=592", "drop_path_rate=0.3")
     open_ = [f"dataloader.{x}.dataset.{y}=a" for x in ("train", "test") for y in ("json", "images")]
@@ -191,9 +190,7 @@ def test_a_run_of_ours_tells_its_recipe(tmp_path: Path) -> None:
     assert f"{follow.NET}.layer_scale=True" not in train._following(typed, tmp_path)
 
 
-def test_what_is_tuned_goes_into_the_recipe_and_stays(
-    weights: dict[str, Path], tmp_path: Path
-) -> None:
+def test_what_is_tuned_goes_into_the_recipe_and_stays(weights, tmp_path):
     """Adapters: ten times the rate, but not of one that is typed; a resumed run has them again."""
     words = ("--weights", str(weights["hub"]), "--size", "small")
     told = train._following(arguments(*words, "--tune", "lora"), tmp_path)

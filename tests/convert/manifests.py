@@ -7,11 +7,9 @@ import os
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
-from torch import nn
 
 from vitdet.backbones.vit import ViT
 from vitdet.convert.names import shapes_of
@@ -38,31 +36,31 @@ class Published:
     beside: tuple[str, ...]
     tensors: Weights
 
-    def content(self) -> dict[str, Any]:
+    def content(self):
         """Return what reading the file would give, on the meta device."""
         if not self.nested_under:
             return dict(self.tensors)
         return {self.nested_under: dict(self.tensors)} | dict.fromkeys(self.beside, 0)
 
-    def shapes(self) -> dict[str, tuple[int, ...]]:
+    def shapes(self):
         """Return {name: shape}."""
         return shapes_of(self.tensors)
 
 
 @cache
-def published() -> dict[str, Published]:
+def published():
     """Return every file of the manifests under its name."""
     paths = sorted(path for folder in CHECKPOINTS for path in folder.glob("*.json"))
     entries = [each for path in paths for each in json.loads(path.read_text())["checkpoints"]]
     return {entry["name"]: _expand(entry) for entry in entries}
 
 
-def find(name: str) -> Published:
+def find(name):
     """Return one file of the manifests by its name."""
     return published()[name]
 
 
-def _expand(entry: dict[str, Any]) -> Published:
+def _expand(entry):
     described = dict(entry["tensors"])
     for group in entry["blocks"]:
         for index in group["indexes"]:
@@ -80,7 +78,7 @@ def _expand(entry: dict[str, Any]) -> Published:
 
 # --- small models --------------------------------------------------------------------------------
 
-SIZES: dict[str, Any] = {"img_size": 64, "embed_dim": 16, "depth": 2, "num_heads": 2}
+SIZES = {"img_size": 64, "embed_dim": 16, "depth": 2, "num_heads": 2}
 RECIPE = f"""
 from detectron2.config import LazyCall as L
 from vitdet.backbones.vit import ViT
@@ -91,25 +89,25 @@ model = L(SimpleFeaturePyramid)(net=net, out_channels=8, scale_factors=(1.0,))
 """
 
 
-def vit(**changes: Any) -> ViT:
+def vit(**changes):
     """Return a ViT of two blocks of 16 channels for 4 x 4 patches."""
     return ViT(**SIZES | {"pretrain_img_size": 64} | changes)
 
 
-def pyramid(net: nn.Module, levels: int = 1) -> SimpleFeaturePyramid:
+def pyramid(net, levels=1):
     """Return the pyramid that `RECIPE` has, or one with more levels."""
     scales = [1.0] if levels == 1 else [4.0, 2.0, 1.0, 0.5, 0.25][:levels]
     how = {"downsample": "conv", "square_pad": 0} if levels > 1 else {}
     return SimpleFeaturePyramid(net, out_channels=8, scale_factors=scales, **how)
 
 
-def random(model: nn.Module) -> Weights:
+def random(model):
     """Return random weights for a model, a buffer's among them."""
     torch.manual_seed(0)
     return {name: torch.randn_like(value) for name, value in model.state_dict().items()}
 
 
-def mae(**changes: Any) -> Weights:
+def mae(**changes):
     """Return random weights as MAE saves them."""
     weights = random(vit(**changes))
     tokens = {"cls_token": torch.randn(1, 1, 16), "norm.weight": torch.randn(16)}

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import partial
-from typing import Any
 
 import pytest
 import torch
@@ -22,12 +20,12 @@ PROPAGATION = WINDOWS | {"residual_block_indexes": [0]}
 NO_ROW = {"pretrain_use_cls_token": False}
 
 
-def eva02(**changes: Any) -> EVA02ViT:
+def eva02(**changes):
     return EVA02ViT(**SIZES | {"pretrain_img_size": 64} | changes)
 
 
 # (target, our model, every name of which the target can hold)
-HELD: list[tuple[str, Callable[[], nn.Module]]] = [
+HELD = [
     ("detectron2", lambda: pyramid(vit(**PROPAGATION), 2)),
     ("detectron2", lambda: pyramid(eva02(inner_attn_norm=True), 2)),
     ("hf_vitdet", lambda: vit(**PROPAGATION)),
@@ -44,7 +42,7 @@ HELD: list[tuple[str, Callable[[], nn.Module]]] = [
 
 
 @pytest.mark.parametrize(("target", "make"), HELD)
-def test_out_and_in_again_is_the_identity(target: str, make: Callable[[], nn.Module]) -> None:
+def test_out_and_in_again_is_the_identity(target, make):
     weights = random(make())
     weights = {name: value.half() if "fc1" in name else value for name, value in weights.items()}
     written, report = export(weights, target)
@@ -58,7 +56,7 @@ def test_out_and_in_again_is_the_identity(target: str, make: Callable[[], nn.Mod
         assert back[name].dtype == value.dtype
 
 
-def test_forms_of_the_positions() -> None:
+def test_forms_of_the_positions():
     weights = random(vit())
     table = weights["pos_embed"]  # (1, 1 + 4 * 4, 16)
     grid, report = export(weights, "sam", allow_inexact=True)
@@ -79,7 +77,7 @@ def test_forms_of_the_positions() -> None:
 # --- what a target cannot hold -------------------------------------------------------------------
 
 # target, our model, what the line names, the option that it advises
-LOST: dict[str, tuple[str, Callable[[], nn.Module], str, str]] = {
+LOST = {
     "LayerScale": ("detectron2", lambda: vit(layer_scale=True), "ls1.gamma", "--fold-layer-scale"),
     "propagation": ("sam", lambda: vit(**PROPAGATION, **NO_ROW), "blocks.0.residual.conv1", ""),
     "relative positions": ("timm", lambda: vit(**WINDOWS, **NO_ROW), "blocks.0.attn.rel_pos", ""),
@@ -89,7 +87,7 @@ LOST: dict[str, tuple[str, Callable[[], nn.Module], str, str]] = {
 
 
 @pytest.mark.parametrize("case", LOST)
-def test_what_cannot_be_held_is_named_and_needs_the_flag(case: str) -> None:
+def test_what_cannot_be_held_is_named_and_needs_the_flag(case):
     target, make, name, option = LOST[case]
     weights = random(make())
     with pytest.raises(UnaccountedError) as error:
@@ -107,7 +105,7 @@ def test_what_cannot_be_held_is_named_and_needs_the_flag(case: str) -> None:
     assert set(report.used) & set(lost) <= {"pos_embed"}
 
 
-def test_other_backbones_and_formats() -> None:
+def test_other_backbones_and_formats():
     with pytest.raises(
         InputError, match=r"FILE as sam: backbone: expected .*a plain ViT, got names"
     ):
@@ -122,7 +120,7 @@ def test_other_backbones_and_formats() -> None:
 
 
 @needs_manifests
-def test_streampetr_file_is_the_one_its_document_makes() -> None:
+def test_streampetr_file_is_the_one_its_document_makes():
     detector = find("eva02_L_coco_det_sys_o365")
     document = find("eva02_L_coco_det_sys_o365_remapped")
     weights, first = convert(detector.content(), None)
@@ -143,11 +141,11 @@ def test_streampetr_file_is_the_one_its_document_makes() -> None:
 # --- other projects' own classes -----------------------------------------------------------------
 
 
-def as_map(tokens: torch.Tensor) -> torch.Tensor:
+def as_map(tokens):
     return tokens.transpose(1, 2).reshape(1, 16, 4, 4)
 
 
-def theirs(target: str) -> Any:
+def theirs(target):
     """Return another project's model, without what stands behind the blocks."""
     norm = partial(nn.LayerNorm, eps=1e-6)
     windows = SIZES | {"norm_layer": norm, "use_rel_pos": True, "window_size": 2}
@@ -167,7 +165,7 @@ def theirs(target: str) -> Any:
         sizes |= {"window_block_indices": [0], "residual_block_indices": [0]}
         config = transformers.VitDetConfig(**sizes, use_relative_position_embeddings=True)
         return transformers.VitDetModel(config)
-    bare: dict[str, Any] = {"class_token": False, "global_pool": "", "num_classes": 0}
+    bare = {"class_token": False, "global_pool": "", "num_classes": 0}
     if target == "timm":
         timm = pytest.importorskip("timm.models.vision_transformer")
         return timm.VisionTransformer(**SIZES, **bare, init_values=1.0, final_norm=False)
@@ -178,7 +176,7 @@ def theirs(target: str) -> Any:
     return model
 
 
-THEIRS: dict[str, tuple[Callable[[], nn.Module], Callable[[Any], Any]]] = {
+THEIRS = {
     "detectron2": (lambda: vit(**PROPAGATION), lambda found: found["last_feat"]),
     "sam": (lambda: vit(**WINDOWS, **NO_ROW), lambda found: found),
     "hf_vitdet": (lambda: vit(**PROPAGATION), lambda found: found.last_hidden_state),
@@ -189,7 +187,7 @@ THEIRS: dict[str, tuple[Callable[[], nn.Module], Callable[[Any], Any]]] = {
 
 @pytest.mark.slow  # their imports
 @pytest.mark.parametrize("target", THEIRS)
-def test_other_projects_compute_the_same(target: str) -> None:
+def test_other_projects_compute_the_same(target):
     """Our weights in their class: it computes what our model does, and they come back."""
     make, read = THEIRS[target]
     ours, model = make(), theirs(target)
@@ -199,7 +197,7 @@ def test_other_projects_compute_the_same(target: str) -> None:
     torch.manual_seed(1)
     image = torch.randn(1, 3, 64, 64)
     with torch.no_grad():
-        expected: Any = ours.eval()(image)
+        expected = ours.eval()(image)
         assert torch.allclose(read(model(image)), expected["last_feat"], atol=1e-5)
     fmt = "timm" if target == "timm" else None  # without its last norm
     back, _ = convert(model.state_dict(), shapes_of(weights), source_format=fmt)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import pytest
 import torch
 import torch.nn.functional as F
@@ -13,17 +11,17 @@ from vitdet.convert import convert, tensors
 from vitdet.convert.names import shapes_of
 from vitdet.utils.checks import InputError
 
-from .manifests import Weights, mae, pyramid, random, vit
+from .manifests import mae, pyramid, random, vit
 
 
-def shapes(**changes: Any) -> dict[str, tuple[int, ...]]:
+def shapes(**changes):
     return shapes_of(vit(**changes).state_dict())
 
 
 # --- where the weights lie, and where they go ----------------------------------------------------
 
 
-def test_backbone_weights_go_to_any_root_and_back() -> None:
+def test_backbone_weights_go_to_any_root_and_back():
     weights, bare, net = mae(), shapes(), pyramid(vit())
     in_pyramid = shapes_of(net.state_dict())
     detector = {f"backbone.{name}": shape for name, shape in in_pyramid.items()}
@@ -42,7 +40,7 @@ def test_backbone_weights_go_to_any_root_and_back() -> None:
 
 @pytest.mark.parametrize("prefix", ["module.", "model._orig_mod.", "student.module."])
 @pytest.mark.parametrize("nest", ["", "state_dict", "params", "student"])
-def test_wrappers_are_taken_off(prefix: str, nest: str) -> None:
+def test_wrappers_are_taken_off(prefix, nest):
     weights = {f"{prefix}{name}": value for name, value in mae().items()}
     content = {nest: weights, "epoch": 3} if nest else weights
     output, report = convert(content, shapes(), source_format="mae")
@@ -50,7 +48,7 @@ def test_wrappers_are_taken_off(prefix: str, nest: str) -> None:
     assert report.nested_under == nest
 
 
-def test_weights_are_chosen_among_the_nests_of_a_file() -> None:
+def test_weights_are_chosen_among_the_nests_of_a_file():
     average = {name: value + 1 for name, value in mae().items()}
     content = {"model": mae(), "ema_state": average, "iteration": 3}
     _, report = convert(content, shapes(), source_format="mae")
@@ -67,10 +65,10 @@ def test_weights_are_chosen_among_the_nests_of_a_file() -> None:
 
 
 @pytest.mark.parametrize("grid", [(5, 5), (6, 3)])
-def test_position_embedding_grows_with_its_class_row(grid: tuple[int, int]) -> None:
+def test_position_embedding_grows_with_its_class_row(grid):
     weights, size = mae(), [16 * side for side in grid]
     square = grid[0] == grid[1]
-    options: dict[str, Any] = {"pretrain_img_size": size[0] if square else size}
+    options = {"pretrain_img_size": size[0] if square else size}
     settings = None if square else options | {"patch_size": 16}
     output, report = convert({"model": weights}, shapes(**options), settings=settings)
     table = weights["pos_embed"][:, 1:].reshape(1, 4, 4, 16).permute(0, 3, 1, 2)
@@ -81,7 +79,7 @@ def test_position_embedding_grows_with_its_class_row(grid: tuple[int, int]) -> N
     assert report.resized == {"pos_embed": ((1, 17, 16), (1, 1 + grid[0] * grid[1], 16))}
 
 
-def test_class_row_dropped_or_filled_with_zeros() -> None:
+def test_class_row_dropped_or_filled_with_zeros():
     weights, no_row = mae(), {"pretrain_use_cls_token": False}
     output, report = convert({"model": weights}, shapes(**no_row))
     assert torch.equal(output["pos_embed"], weights["pos_embed"][:, 1:])
@@ -95,7 +93,7 @@ def test_class_row_dropped_or_filled_with_zeros() -> None:
     assert report.notes[0].startswith("pos_embed shrinks from 5x5 to 4x4 places: to keep all, set")
 
 
-def test_class_token_and_the_row_for_it() -> None:
+def test_class_token_and_the_row_for_it():
     weights, tokens = mae(), {"use_cls_token": True, "final_norm": True}
     output, report = convert({"model": weights}, shapes(**tokens))
     assert torch.equal(output["cls_token"], weights["cls_token"])
@@ -106,7 +104,7 @@ def test_class_token_and_the_row_for_it() -> None:
     assert report.made["cls_token"] == ["cls_token", "pos_embed"]
 
 
-def test_relative_positions_are_resized_linearly() -> None:
+def test_relative_positions_are_resized_linearly():
     source, name = random(vit(use_rel_pos=True, window_size=4)), "blocks.1.attn.rel_pos_w"
     target = shapes(use_rel_pos=True, window_size=6)
     output, report = convert({"model": source}, target, source_format="detectron2")
@@ -116,7 +114,7 @@ def test_relative_positions_are_resized_linearly() -> None:
     assert len(report.resized) == 4
 
 
-def test_patch_kernel_is_resampled_on_demand() -> None:
+def test_patch_kernel_is_resampled_on_demand():
     weights = mae(patch_size=14, pretrain_img_size=56)
     output, report = convert({"model": weights}, shapes(), resize_patch_embed=True)
     kernel = weights["patch_embed.proj.weight"]
@@ -126,10 +124,10 @@ def test_patch_kernel_is_resampled_on_demand() -> None:
     assert "patch_embed resampled from 14 to 16 pixels" in report.notes
 
 
-def test_folded_layer_scale_is_the_same_network() -> None:
+def test_folded_layer_scale_is_the_same_network():
     source, model = vit(layer_scale=True), vit()
     source.load_state_dict({name: value * 0.3 for name, value in random(source).items()})
-    options: dict[str, Any] = {"source_format": "detectron2", "fold_layer_scale": True}
+    options = {"source_format": "detectron2", "fold_layer_scale": True}
     output, report = convert({"state_dict": source.state_dict()}, shapes(), **options)
     model.load_state_dict(output)
     image = torch.randn(1, 3, 64, 64)
@@ -149,13 +147,13 @@ def test_folded_layer_scale_is_the_same_network() -> None:
 # --- ViTAE: scaled tables, split biases, kernels of another size, names of stages ----------------
 
 
-def vitae() -> dict[str, tuple[int, ...]]:
-    options: dict[str, Any] = {"img_size": 64, "patch_size": 16, "embed_dim": 8, "depth": 2}
+def vitae():
+    options = {"img_size": 64, "patch_size": 16, "embed_dim": 8, "depth": 2}
     net = ViTAE(**options, num_heads=2, window_size=2, global_block_indexes=[1])
     return shapes_of(net.state_dict())
 
 
-def vitae_file(changes: dict[str, tuple[int, ...] | None]) -> Weights:
+def vitae_file(changes):
     """Return a file without tables and with other shapes, None takes a name away."""
     found = {name: shape for name, shape in vitae().items() if "rel_pos" not in name} | changes
     torch.manual_seed(1)
@@ -166,8 +164,8 @@ def vitae_file(changes: dict[str, tuple[int, ...] | None]) -> Weights:
     }
 
 
-def test_biases_of_q_and_v_become_one_with_nothing_for_k_and_back() -> None:
-    split: Any = {f"blocks.0.attn.{x}_bias": (8,) for x in "qv"} | {"blocks.0.attn.qkv.bias": None}
+def test_biases_of_q_and_v_become_one_with_nothing_for_k_and_back():
+    split = {f"blocks.0.attn.{x}_bias": (8,) for x in "qv"} | {"blocks.0.attn.qkv.bias": None}
     split |= {f"blocks.1.attn.{x}_bias": None for x in "qv"} | {"blocks.1.attn.qkv.bias": (24,)}
     file = vitae_file(split)
     output, report = convert({"model": file}, vitae())
@@ -179,8 +177,8 @@ def test_biases_of_q_and_v_become_one_with_nothing_for_k_and_back() -> None:
     assert torch.equal(output["blocks.1.attn.v_bias"], bias[16:])
 
 
-def test_small_kernels_become_the_middle_of_larger_ones() -> None:
-    small: Any = {f"blocks.{i}.PCM.0.weight": (32, 4, 1, 1) for i in (0, 1)}
+def test_small_kernels_become_the_middle_of_larger_ones():
+    small = {f"blocks.{i}.PCM.0.weight": (32, 4, 1, 1) for i in (0, 1)}
     source = vitae_file(small | {f"blocks.{i}.PCM.3.weight": (8, 16, 1, 1) for i in (0, 1)})
     output, _ = convert({"model": source}, vitae())
     name = "blocks.1.PCM.3.weight"
@@ -191,7 +189,7 @@ def test_small_kernels_become_the_middle_of_larger_ones() -> None:
 # --- what is not let through ---------------------------------------------------------------------
 
 
-def test_propagation_blocks_and_tables_may_start_fresh_as_a_whole() -> None:
+def test_propagation_blocks_and_tables_may_start_fresh_as_a_whole():
     _, report = convert({"model": mae()}, shapes(residual_block_indexes=[1], use_rel_pos=True))
     assert len(report.initialised) == 9 + 4
     assert all(".residual." in n or ".rel_pos_" in n for n in report.initialised)
@@ -204,7 +202,7 @@ def test_propagation_blocks_and_tables_may_start_fresh_as_a_whole() -> None:
 NAN = torch.full((64,), float("nan"))
 SAM = {name.replace("fc", "lin"): value for name, value in mae().items()}
 # what the line says, what the file has otherwise, options of the model, of the conversion
-WRONG: list[tuple[str, dict[str, Any], dict[str, Any], dict[str, Any]]] = [
+WRONG = [
     ("of its weights are not in the file (blocks.1.", {"blocks.1.attn.qkv.weight": None}, {}, {}),
     ("not in the file (pos", {"pos_embed": None}, {}, {"source_format": "mae"}),
     ("set its num_register_tokens.", {}, {"num_register_tokens": 2}, {}),
@@ -226,16 +224,14 @@ WRONG: list[tuple[str, dict[str, Any], dict[str, Any], dict[str, Any]]] = [
 
 
 @pytest.mark.parametrize(("text", "changes", "options", "how"), WRONG, ids=[w[0] for w in WRONG])
-def test_wrong_files_and_models(
-    text: str, changes: dict[str, Any], options: dict[str, Any], how: dict[str, Any]
-) -> None:
+def test_wrong_files_and_models(text, changes, options, how):
     weights = {name: value for name, value in (mae() | changes).items() if value is not None}
     with pytest.raises(InputError) as error:
         convert({"model": weights}, shapes(**options), source="x", **how)
     assert text in str(error.value)
 
 
-def test_wrong_content() -> None:
+def test_wrong_content():
     for content, text in (({"epoch": 3}, "got other things: epoch"), ({}, "got nothing")):
         with pytest.raises(InputError, match=f"state dict: expected tensors, {text}"):
             convert(content, shapes())

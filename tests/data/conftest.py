@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
 
 
-def _object(number: int, image: int, category: int, box: list[int], iscrowd: int = 0) -> Any:
+def _object(number, image, category, box, iscrowd=0):
     x, y, width, height = box
     corners = [x, y, x + width, y, x + width, y + height, x, y + height]
     ids = {"id": number, "image_id": image, "category_id": category, "iscrowd": iscrowd}
@@ -21,7 +19,7 @@ def _object(number: int, image: int, category: int, box: list[int], iscrowd: int
 class TinyCoco:
     """Three 40 x 30 images (width x height) with four objects of two classes, ids with gaps."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder):
         self.json_file = folder / "instances.json"
         self.images = folder / "images"
         self.images.mkdir(parents=True)
@@ -29,7 +27,7 @@ class TinyCoco:
         for number in (1, 2, 3):
             pixels = rng.integers(0, 255, (30, 40, 3), dtype=np.uint8)
             Image.fromarray(pixels).save(self.images / f"{number}.jpg")
-        self.content: dict[str, Any] = {
+        self.content = {
             "images": [
                 {"id": n, "file_name": f"{n}.jpg", "width": 40, "height": 30} for n in (3, 1, 2)
             ],
@@ -42,11 +40,11 @@ class TinyCoco:
             ],
         }
 
-    def write(self) -> TinyCoco:
+    def write(self):
         self.json_file.write_text(json.dumps(self.content))
         return self
 
 
 @pytest.fixture
-def tiny(tmp_path: Path) -> TinyCoco:
+def tiny(tmp_path):
     return TinyCoco(tmp_path / "tiny").write()

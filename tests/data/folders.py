@@ -26,12 +26,12 @@ OBJECT = f"<object><name>cat</name>{BOX}</object>"
 TRAIN, VAL = (f"annotations/instances_{split}.json" for split in ("train", "val"))
 
 
-def image(path: Path, **save: Any) -> None:
+def image(path, **save):
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.new("RGB", SIZE, (90, 120, 30)).save(path, **save)
 
 
-def content(*names: str) -> dict[str, Any]:
+def content(*names):
     """Images of these names, each with an object of the second class."""
     size = {"width": SIZE[0], "height": SIZE[1]}
     box = {"category_id": 2, "bbox": [1, 2, 9, 8], "iscrowd": 0}
@@ -42,7 +42,7 @@ def content(*names: str) -> dict[str, Any]:
     }
 
 
-def change(folder: Path, changes: Changes) -> None:
+def change(folder, changes):
     """Change a folder as `Changes` says."""
     for name, value in changes.items():
         paths = sorted(folder.glob(name)) if "*" in name else [folder / name]
@@ -51,7 +51,7 @@ def change(folder: Path, changes: Changes) -> None:
             _change(folder, path, value)
 
 
-def _change(folder: Path, path: Path, value: Any) -> None:
+def _change(folder, path, value):
     word, _, rest = value.partition(":") if isinstance(value, str) else ("", "", "")
     if value is None or word in ("to", "pipe"):
         path.unlink(missing_ok=True)
@@ -74,21 +74,21 @@ def _change(folder: Path, path: Path, value: Any) -> None:
         path.write_bytes(value.encode() if isinstance(value, str) else value)
 
 
-def coco(folder: Path) -> None:
+def coco(folder):
     for name in ("train/a.jpg", "train/b.jpg", "val/c.jpg"):
         image(folder / name)
     texts = {TRAIN: json.dumps(content("a.jpg", "b.jpg")), VAL: json.dumps(content("c.jpg"))}
     change(folder, texts)
 
 
-def yolo(folder: Path) -> None:
+def yolo(folder):
     for name in ("train/a", "train/b", "val/c"):
         image(folder / f"images/{name}.jpg")
         change(folder, {f"labels/{name}.txt": f"\n{LINE}\n"})
     change(folder, described("names: [cat, dog]\n"))
 
 
-def voc(folder: Path) -> None:
+def voc(folder):
     for name in "abc":
         image(folder / f"JPEGImages/{name}.jpg")
         text = f"<annotation>\n{OBJECT}\n</annotation>"
@@ -98,32 +98,32 @@ def voc(folder: Path) -> None:
 FORMS = {"coco": coco, "yolo": yolo, "voc": voc}
 
 
-def named(*names: str) -> Changes:
+def named(*names):
     """Give the training images other names in the json."""
 
-    def rename(values: dict[str, Any]) -> None:
+    def rename(values):
         for each, name in zip(values["images"], names, strict=True):
             each["file_name"] = name
 
     return {TRAIN: rename}
 
 
-def described(rest: str) -> Changes:
+def described(rest):
     """Write a data.yaml that names both parts, and the rest."""
     return {"data.yaml": f"train: images/train\nval: images/val\n{rest}"}
 
 
-def labels(line: str) -> Changes:
+def labels(line):
     """Give all label files this line, after an empty one."""
     return {"labels/*/*.txt": f"\n{line}\n"}
 
 
-def xml(inside: str, head: str = "", encoding: str = "utf-8") -> Changes:
+def xml(inside, head="", encoding="utf-8"):
     """Write the xml of image a."""
     return {"Annotations/a.xml": f"{head}<annotation>{inside}</annotation>".encode(encoding)}
 
 
-def class_names(found: Any) -> tuple[str, ...]:
+def class_names(found):
     """Names of the classes of a data set, in the order of their ids."""
     categories = next(iter(found.parts.values())).content["categories"]
     return tuple(each["name"] for each in sorted(categories, key=lambda each: each["id"]))

@@ -106,6 +106,15 @@ def test_a_view_is_what_the_transforms_leave(augmentations, size, seed):
         np.testing.assert_array_equal(_got_mask(drawn, view.size), mask)
 
 
+@pytest.mark.parametrize("left", [0, 16, 990])
+def test_small_objects_anywhere_in_a_large_view(left):
+    view = View(source=(1000, 1000), resized=(1000, 1000))
+    corners = [[left + 0.3, 700.2, left + 9.6, 703.1, left + 4.4, 711.7]]
+    expected = mask_util.decode(mask_util.frPyObjects(corners, 1000, 1000))[..., 0]
+    (drawn,) = view.masks([corners])
+    np.testing.assert_array_equal(_got_mask(drawn, view.size), expected)
+
+
 TURNED = [((160, 240), 4, 2, turn) for turn in range(1, 9)]
 ODD = [((161, 243), 4, 1, turn) for turn in range(1, 9)]  # the incomplete pixel may come first
 REDUCED = [((273, 351), *each, None) for each in ((1, 1), (3, 1), (4, 2), (9, 4), (17, 8))]

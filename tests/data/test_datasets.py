@@ -64,6 +64,14 @@ def test_what_is_written_otherwise_is_read_and_evaluated_so(tiny, caplog):
     assert "6 x number in another form" in caplog.text
 
 
+def test_boxes_among_masks_are_a_data_set_of_boxes(tiny, caplog):
+    tiny.content["annotations"][2]["segmentation"] = []
+    with caplog.at_level(logging.WARNING):
+        dataset = coco_dataset(tiny.write().json_file, tiny.images)
+    assert not any("segmentation" in a for r in dataset.records for a in r["annotations"])
+    assert "1 of 3 objects" in caplog.text
+
+
 def test_keep_takes_what_detectron2_takes(tiny):
     objects = tiny.content["annotations"]
     objects[1]["bbox"] = [30, 10, 12, 12]

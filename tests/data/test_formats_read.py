@@ -237,6 +237,19 @@ READ = {
             {"ImageSets/Main/train.txt": "a.jpg\nVOC/b.jpg 1\n", "ImageSets/Main/val.txt": "c"},
             "",
         ),
+        "lists of segmentation alone": (
+            {"ImageSets/Segmentation/train.txt": "a\nb", "ImageSets/Segmentation/val.txt": "c"},
+            "",
+        ),
+        "lists of segmentation beside": (
+            {
+                "ImageSets/Main/train.txt": "a\nb",
+                "ImageSets/Main/val.txt": "c",
+                "ImageSets/Segmentation/train.txt": "a",
+                "ImageSets/Segmentation/val.txt": "b",
+            },
+            "left out: 2 lists of a part, since ImageSets/Main has such (first: ImageSets/Segm",
+        ),
         "no list": ({"ImageSets/Main/train.txt": "a\n"}, "2 xml files that no list of a part"),
         "lists beside": ({"train.txt": "a\nb\n", "val.txt": "C.JPG"}, ""),
         "no images of a test": (
@@ -354,7 +367,7 @@ def test_polygons_masks_and_flags(tmp_path):
 
     yolo(tmp_path / "yolo")
     change(tmp_path / "yolo", labels("0 .1 .1 .5 .1 .5 .5"))
-    polygon = {"bbox": [4, 2, 16, 8], "area": 64, "segmentation": [[4, 2, 20, 2, 20, 10]]}
+    polygon = {"bbox": [4, 2, 16, 8], "segmentation": [[4, 2, 20, 2, 20, 10]]}
     assert objects_of(tmp_path / "yolo")[0].items() >= polygon.items()
     folder = tmp_path / "voc"
     voc(folder)

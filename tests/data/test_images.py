@@ -5,7 +5,7 @@ import os
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageOps
 
 from vitdet.data.images import (
     MAX_SCANS,
@@ -40,6 +40,14 @@ def test_images_are_turned_upright_once(kind):
     assert upright[:, 7:].min() > 215
     header = read_header(data)
     assert (header.stored, header.upright, header.orientation) == ((12, 20), (20, 12), 6)
+
+
+def test_every_orientation_is_that_of_pillow():
+    for orientation in range(1, 9):
+        data = _bytes(PIXELS, "PNG", turn=orientation)
+        with Image.open(io.BytesIO(data)) as image:
+            expected = np.asarray(ImageOps.exif_transpose(image))
+        assert np.array_equal(np.asarray(open_image(data)), expected)
 
 
 def test_odd_exif_data_do_not_stop_a_sound_image():

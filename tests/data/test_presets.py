@@ -307,7 +307,7 @@ def test_a_batch_is_that_of_seed_and_position(shapes):
             assert box == _extent(mask)
 
 
-def test_odd_data_sets(shapes):
+def test_odd_data_sets(shapes, caplog):
     """One image, images without objects, crowd regions, boxes only."""
     records = [dict(each) for each in shapes.records[:3]]
     one = SimpleNamespace(name="one", records=records[:1])
@@ -321,20 +321,17 @@ def test_odd_data_sets(shapes):
         each["instances"].gt_masks.tensor.shape[1:] == each["image"].shape[1:] for each in found
     )
     for preset in PRESETS:
-        for each in _batches(shapes, 4, preset, use_masks=False):
+        caplog.clear()
+        with caplog.at_level("INFO", "vitdet.data.loaders"):
+            batches = _batches(shapes, 4, preset, use_masks=False)
+        (said,) = (each for each in caplog.messages if each.startswith("augment "))
+        assert said.startswith(f"augment {preset}: ")
+        lacks = "copy_paste" in PRESETS[preset].steps
+        assert ("; no copy_paste, which needs masks" in said) == lacks
+        for each in batches:
             boxes = each["instances"].gt_boxes
             assert boxes.nonempty().all()
             assert not each["instances"].has("gt_masks")
-
-
-def test_without_a_preset_nothing_changes(shapes):
-    mapper = Mapper(large_scale_jitter(64), is_train=True, fast=True)
-    for seed, record in enumerate(shapes.records):
-        results = []
-        for given in ((record,), (record, shapes.records)):
-            with random_state(seed):
-                results.append({**mapper(*given), "position": 0})
-        assert _same(*results)
 
 
 def test_documents_keep_their_side_up(tmp_path):

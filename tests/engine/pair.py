@@ -9,12 +9,10 @@ from __future__ import annotations
 import multiprocessing
 import os
 import time
-from collections.abc import Callable
 from functools import cache, partial
 from multiprocessing import forkserver
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -26,14 +24,14 @@ PROJECT = Path(__file__).resolve().parents[2]
 PATIENCE = 300.0  # seconds for what takes one on an idle machine
 
 
-def environment() -> dict[str, str]:
+def environment():
     """The environment of a new python that finds the tiny recipe."""
     paths = [str(PROJECT), str(Path(__file__).parent)]
     return {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1"}
 
 
 @cache
-def fork_server() -> Any:
+def fork_server():
     """Return a context whose processes have imported what the tests of the engine need."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["ranks"])
@@ -45,13 +43,13 @@ def fork_server() -> Any:
     return context
 
 
-def as_new() -> None:
+def as_new():
     """Make a forked process like one of its own: its helpers are forked from it, one thread."""
     multiprocessing.set_start_method("fork", force=True)
     torch.set_num_threads(1)
 
 
-def in_pair(function: Callable[..., Any], *args: Any, **options: Any) -> None:
+def in_pair(function, *args, **options):
     """Call a function of a module in two ranks (gloo); raise the InputError of one of them."""
     context = fork_server()
     errors = context.SimpleQueue()
@@ -71,7 +69,7 @@ def in_pair(function: Callable[..., Any], *args: Any, **options: Any) -> None:
     assert [each.exitcode for each in ranks] == [0, 0]
 
 
-def _rank(rank: int, store: str, errors: Any, function: Callable[[], Any]) -> None:
+def _rank(rank, store, errors, function):
     as_new()
     group = {"store": dist.FileStore(store, 2), "rank": rank, "world_size": 2}
     dist.init_process_group("gloo", **group)
@@ -83,7 +81,7 @@ def _rank(rank: int, store: str, errors: Any, function: Callable[[], Any]) -> No
     dist.destroy_process_group()
 
 
-def wait_until(condition, goes_on=lambda: True, pause: float = 0.05) -> None:
+def wait_until(condition, goes_on=lambda: True, pause=0.05):
     """Wait for a condition, as long as something else holds."""
     deadline = time.monotonic() + PATIENCE
     while not condition():
@@ -92,12 +90,12 @@ def wait_until(condition, goes_on=lambda: True, pause: float = 0.05) -> None:
         time.sleep(pause)
 
 
-def children(pid: int) -> list[int]:
+def children(pid):
     """Process ids of what a process has started."""
     return [int(each) for each in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 
 
-def born(pid: int) -> str:
+def born(pid):
     """Start time of a process that lives, in clock ticks; "" for none."""
     try:
         fields = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()

@@ -13,7 +13,6 @@ import time
 from contextlib import redirect_stdout, suppress
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import tiny_recipe
 import torch
@@ -21,7 +20,6 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 import torch.utils.tensorboard  # imported by the first run otherwise, in every process
 from detectron2.config import LazyCall as L
-from omegaconf import DictConfig
 from pair import as_new
 from tiny_recipe import SIZE, TrainLoader, detector_node, draw, recipe
 from torch.distributed.algorithms.ddp_comm_hooks import default_hooks
@@ -44,15 +42,7 @@ from vitdet.utils.distributed import barrier, gather_object, hold_back, is_main,
 # --- steps ---------------------------------------------------------------------------------------
 
 
-def train_even_batches(
-    folder: str | Path,
-    *,
-    resume: bool = False,
-    drop_path: float = 0.0,
-    blocks: tuple[int, ...] = (),
-    poison_at: int = -1,
-    **options: Any,
-) -> None:
+def train_even_batches(folder, *, resume=False, drop_path=0.0, blocks=(), poison_at=-1, **options):
     """Five steps of 8 images without stochastic depth, whatever the number of processes.
 
     AdamW divides a gradient by its own size. With the default eps of 1e-8 one that is rounding
@@ -65,21 +55,21 @@ def train_even_batches(
     train(cfg, resume=resume)
 
 
-def bad_gradient_of_rank_1(_: str) -> None:
+def bad_gradient_of_rank_1(_):
     """The loss is finite in both processes, the gradient of process 1 is not."""
     from test_bad_steps import batch_of, roots
 
     roots().step(batch_of(1.0 - rank()))
 
 
-def count_reductions(folder: str) -> None:
+def count_reductions(folder):
     """Write how many gradient buckets a step sends, of whole batches and of batches in parts."""
     counts = []
     for accumulate in (1, 2):
         detector = build_model(detector_node())
         optimizer = torch.optim.SGD(detector.parameters(), lr=0.0)
         trainer = Trainer(detector, optimizer, lambda _: 1.0, accumulate=accumulate)
-        sent: list[int] = []
+        sent = []
 
         def hook(sent, bucket):  # torch refuses annotations that are text
             sent.append(bucket.index())
@@ -94,7 +84,7 @@ def count_reductions(folder: str) -> None:
 # --- the project's own loader --------------------------------------------------------------------
 
 
-def shapes_recipe(folder: Path, shapes: Path, **options: Any) -> DictConfig:
+def shapes_recipe(folder, shapes, **options):
     """The embedded data, one reading process, two images a step, a checkpoint after each."""
     settings = {"checkpoint_every": 2, "keep_checkpoints": 2, "eval_every": 40, "log_every": 1}
     settings |= {"best_metric": "bbox/AP50", "ema_decay": 0.9, "num_images": 100_000}
@@ -118,11 +108,11 @@ def shapes_recipe(folder: Path, shapes: Path, **options: Any) -> DictConfig:
     return cfg
 
 
-def train_shapes(folder: str, data: str, num_images: int, resume: bool) -> None:
+def train_shapes(folder, data, num_images, resume):
     """Train on drawn shapes, all switches on; write down every image: `images.<rank>.jsonl`."""
     original = Trainer.step
 
-    def step(self: Trainer, batch: list) -> None:
+    def step(self, batch):
         with (Path(folder) / f"images.{rank()}.jsonl").open("a") as file:
             for record in batch:
                 name = Path(record["file_name"]).name
@@ -141,17 +131,17 @@ def train_shapes(folder: str, data: str, num_images: int, resume: bool) -> None:
         Trainer.step = original
 
 
-def train_counted(folder: str, shapes: str, told: Any, options: dict[str, Any]) -> None:
+def train_counted(folder, shapes, told, options):
     """Begin or go on; `told` counts this process's steps, and what it flushed to the disk."""
     as_new()
     os.setsid()  # with its helpers a process group of its own
     step, flush = Trainer.step, files._flush
 
-    def counted_step(self: Trainer, batch: list) -> None:
+    def counted_step(self, batch):
         step(self, batch)
         told[0] += 1
 
-    def counted_flush(path: Path) -> None:
+    def counted_flush(path):
         told[1] += 1
         time.sleep(0.005)  # a slow disk, so that a kill finds it busy
         flush(path)
@@ -161,10 +151,10 @@ def train_counted(folder: str, shapes: str, told: Any, options: dict[str, Any]) 
         train(shapes_recipe(Path(folder), Path(shapes), **options), resume=True)
 
 
-def told_in_an_evaluation(folder: str) -> None:
+def told_in_an_evaluation(folder):
     """Get SIGTERM in both processes while they evaluate."""
 
-    def told(*_: Any) -> None:
+    def told(*_):
         signal.raise_signal(signal.SIGTERM)
         raise AssertionError("it should have left")
 
@@ -176,7 +166,7 @@ def told_in_an_evaluation(folder: str) -> None:
 # --- DDP and FSDP2 -------------------------------------------------------------------------------
 
 
-def ddp_and_fsdp(folder: str) -> None:
+def ddp_and_fsdp(folder):
     """Runs of both kinds, and resumes from one to the other; two test on three and two images."""
     root = Path(folder)
     defaults = tiny_recipe.Rectangles.__init__.__defaults__
@@ -185,7 +175,7 @@ def ddp_and_fsdp(folder: str) -> None:
     even(root / "one", drop_path=0.3)
     even(root / "recomputed", drop_path=0.3, blocks=(0, 1))
     even(root / "free_ddp")
-    kinds: dict[str, dict[str, Any]] = {
+    kinds = {
         "ddp": {"clip_grad_norm": 0.1},
         "fsdp": {"clip_grad_norm": 0.1, "parallel": "fsdp", "accumulate": 2, "blocks": (0, 1)},
     }
@@ -202,7 +192,7 @@ def ddp_and_fsdp(folder: str) -> None:
         even(resumed, resume=True, **kinds[target])
 
 
-def tuned(folder: str, start: str, parallel: str) -> None:
+def tuned(folder, start, parallel):
     """Train adapters; stop and go on."""
     options = {"tune": "lora", "init_checkpoint": start, "ema_decay": 0.5, "parallel": parallel}
     for num_images in (16, 32):
@@ -212,20 +202,20 @@ def tuned(folder: str, start: str, parallel: str) -> None:
 class Gathered(tiny_recipe.CountingEvaluator):
     """Counts the images and scores of all processes, in the main one."""
 
-    def evaluate(self) -> dict:
+    def evaluate(self):
         parts = gather_object((self.images, self.scores))
         self.images, self.scores = (sum(part[place] for part in parts) for place in (0, 1))
         return super().evaluate() if is_main() else {}
 
 
-def batch_norm(folder: str) -> None:
+def batch_norm(folder):
     """Train with BatchNorm, as copies and sharded, and evaluate the last file once more.
 
     Every process writes down the buffers of what it would save.
     """
     original = Trainer.state_dict
 
-    def state_dict(self: Trainer) -> dict:
+    def state_dict(self):
         state = original(self)
         names = {name for name, _ in self.detector.named_buffers()}
         found = {
@@ -277,7 +267,7 @@ class MortalLoader(TrainLoader):
             yield batch
 
 
-def report_usable(folder: str) -> None:
+def report_usable(folder):
     """Write down what this process would go on from, and what it knows about the others."""
     try:
         found = usable(Path(folder))
@@ -287,7 +277,7 @@ def report_usable(folder: str) -> None:
     (Path(folder) / f"rank{rank()}.txt").write_text(text)
 
 
-def end_in(how: str, folder: str) -> None:
+def end_in(how, folder):
     """Let one of two ranks end in some way while the other waits."""
     (Path(folder) / f"pid{rank()}").write_text(str(os.getpid()))
     barrier()
@@ -301,12 +291,12 @@ def end_in(how: str, folder: str) -> None:
     time.sleep(3600)
 
 
-def train_config(cfg: Any) -> None:
+def train_config(cfg):
     """Train a recipe that is there."""
     train(cfg, resume=True)
 
 
-def launched(function, args: tuple, told: str) -> None:
+def launched(function, args, told):
     """Launch two forked ranks from this forked process, and end with the status of a command."""
     as_new()
     os.setpgrp()
@@ -315,11 +305,11 @@ def launched(function, args: tuple, told: str) -> None:
     sys.exit(exit_status(lambda: launch(function, 2, args=args) or 0))
 
 
-def _start(start, *args: Any, start_method: str, **options: Any) -> Any:
+def _start(start, *args, start_method, **options):
     return start(*args, start_method="fork", **options)
 
 
-def stuck(folder: str, seconds: float, told: str) -> None:
+def stuck(folder, seconds, told):
     """Ask for a batch that does not come, or comes later than the limit in none of its steps."""
     sys.stderr = Path(told).open("w", buffering=1)  # noqa: SIM115
     watch = Watch(Path(folder), 0.5)
@@ -336,7 +326,7 @@ def stuck(folder: str, seconds: float, told: str) -> None:
     (Path(folder) / "done").touch()
 
 
-def helper(pipe: Any, threads: bool) -> None:
+def helper(pipe, threads):
     """Serve the parent, with a thread as the import of a BLAS starts one; answer in the pipe."""
     if threads:
         threading.Thread(target=threading.Event().wait, daemon=True).start()
@@ -346,7 +336,7 @@ def helper(pipe: Any, threads: bool) -> None:
         pipe.recv()
 
 
-def parent_of_helpers(method: str, told: str) -> None:
+def parent_of_helpers(method, told):
     """Start helpers; they outlive signals but for those of this process. Then be killed."""
     context = multiprocessing.get_context(method)
     context.set_forkserver_preload(["ranks"])
@@ -371,7 +361,7 @@ def parent_of_helpers(method: str, told: str) -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-def send(pids: list[int], numbers: tuple[int, ...]) -> None:
+def send(pids, numbers):
     """Send signals to processes."""
     for pid in pids:
         for number in numbers:

@@ -1,12 +1,12 @@
 """Disks that take nothing more: full ones, limits on sizes, folders that are not to be written."""
 
-import resource
 import subprocess
 
 import pytest
 from test_run import assert_same
 from tiny_recipe import recipe
 
+from tests.conftest import largest_file
 from vitdet import checkpoint
 from vitdet.engine.checkpoints import FINAL, usable
 from vitdet.engine.run import train
@@ -57,14 +57,19 @@ def test_a_full_disk_is_one_line_and_the_run_goes_on_after(small_disk, tmp_path,
     check_goes_on(disk / "run", tmp_path, str(caught.value), errors)
 
 
+def test_a_disk_without_a_single_free_byte(small_disk, capfd):
+    disk, _ = small_disk
+    with pytest.raises(OSError, match="No space"):
+        (disk / "filler").write_bytes(bytes(6_000_000))
+    with pytest.raises(InputError, match=r"^[^\n]*No space left on device[^\n]*$"):
+        train(recipe(disk / "run"))
+    assert "Traceback" not in (errors := capfd.readouterr().err)
+    assert "Logging error" not in errors
+
+
 def test_a_limit_on_the_size_of_files(tmp_path, capfd):
     """No right to mount is needed for this one. Here also a write by the thread."""
     train(recipe(tmp_path / "run", num_images=4))
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, hard))
-    try:
-        with pytest.raises(InputError, match=r"cannot be written .*File too large") as caught:
-            train(recipe(tmp_path / "run", checkpoint_every=8), resume=True)
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    with largest_file(1_000_000), pytest.raises(InputError, match="File too large") as caught:
+        train(recipe(tmp_path / "run", checkpoint_every=8), resume=True)
     check_goes_on(tmp_path / "run", tmp_path, str(caught.value), capfd.readouterr().err)

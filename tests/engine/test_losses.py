@@ -5,31 +5,26 @@ import torch
 from detectron2.modeling import GeneralizedRCNN
 from detectron2.modeling.roi_heads import FastRCNNOutputLayers
 from detectron2.utils.events import EventStorage
-from tiny_recipe import cascade, detector_node, draw
+from tiny_recipe import cascade, draw, tiny_detector
 from torch import nn
 
-from vitdet.config import build_model
 from vitdet.engine.losses import DetectorLoss, by_image
 from vitdet.utils.checks import InputError
-from vitdet.utils.env import random_state, seed_all, seed_from
-
-
-def mask_rcnn(**options):
-    seed_all(0)
-    return build_model(detector_node(**options)).train()
+from vitdet.utils.env import random_state, seed_from
 
 
 def federated_cascade():
     """Three stages with class-agnostic boxes and a federated loss that draws one of two classes."""
-    seed_all(0)
-    node = detector_node()
-    node.roi_heads = cascade(node.roi_heads)
-    detector = build_model(node)
+
+    def change(node):
+        node.roi_heads = cascade(node.roi_heads)
+
+    detector = tiny_detector(change)
     for predictor in detector.roi_heads.box_predictor:
         predictor.use_sigmoid_ce = predictor.use_fed_loss = True
         predictor.fed_loss_num_classes = 1
         predictor.register_buffer("fed_loss_cls_weights", torch.ones(2))
-    return detector.train()
+    return detector
 
 
 def four_images():
@@ -68,7 +63,7 @@ def losses_and_gradients(loss, batches):
     return means, gradients, logged
 
 
-@pytest.mark.parametrize(("make", "names"), [(mask_rcnn, 5), (federated_cascade, 9)])
+@pytest.mark.parametrize(("make", "names"), [(tiny_detector, 5), (federated_cascade, 9)])
 def test_a_batch_gives_detectron2s_mean_over_its_images_however_it_is_cut(make, names):
     images = four_images()
     means, gradients, logged = losses_and_gradients(OneByOne(make()), [images])
@@ -107,10 +102,10 @@ def boxes_of_the_predictor(detector):
 
 @pytest.mark.parametrize("change", [own_forward, own_predictor, boxes_of_the_predictor])
 def test_detectors_of_another_kind_keep_detectron2s_normalisation(change):
-    assert by_image(mask_rcnn())
+    assert by_image(tiny_detector())
     results = []
     for make in (lambda detector: DetectorLoss(detector, seed=5), lambda detector: detector):
-        detector = mask_rcnn()
+        detector = tiny_detector()
         change(detector)
         assert not by_image(detector)
         with EventStorage(0), random_state(1):
@@ -120,7 +115,7 @@ def test_detectors_of_another_kind_keep_detectron2s_normalisation(change):
 
 
 def test_images_that_cannot_be_trained_on_are_named():
-    detector, record = mask_rcnn(), draw(0)
+    detector, record = tiny_detector(), draw(0)
     del record["position"]
     with pytest.raises(
         InputError, match=r"training image rectangle_0\.jpg: expected a \"position\" .*, got only"

@@ -19,7 +19,7 @@ FIRST = (f"{NET}pos_embed", f"{NET}patch_embed.", f"{NET}blocks.0.")
 # --- groups and rates ----------------------------------------------------------------------------
 
 
-def cells(lines: list[str]) -> dict[str, tuple[str, str, str]]:
+def cells(lines):
     """{name: (shape, lr, weight decay)} of a table."""
     rows = [line.rsplit(maxsplit=2) for line in lines[1:-1]]
     return {left.split()[0]: (left.split(maxsplit=1)[1], lr, wd) for left, lr, wd in rows}
@@ -58,7 +58,7 @@ def test_every_parameter_has_a_line(tmp_path):
 SIZES = ((64, 64), (48, 80), (80, 40), (96, 96))
 
 
-def build() -> ViT:
+def build():
     torch.manual_seed(0)
     sizes = {"img_size": 64, "patch_size": 8, "embed_dim": 16, "depth": 3, "num_heads": 2}
     blocks = {"window_size": 4, "global_block_indexes": (2,), "pretrain_img_size": 32}
@@ -79,7 +79,7 @@ compiles = pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor th
 @compiles
 @pytest.mark.slow
 @pytest.mark.usefixtures("fresh_compiler")
-def test_graphs_stay_few_and_gradients_are_those_of_the_plain_net() -> None:
+def test_graphs_stay_few_and_gradients_are_those_of_the_plain_net():
     net, plain = build(), build()
     counter = CompileCounterWithBackend("eager")
     assert compile_blocks(net, backend=counter) == 3

@@ -9,10 +9,12 @@ from pathlib import Path
 
 import pytest
 import ranks
+import torch
 from pair import born, fork_server, wait_until
 
 from vitdet.engine.log import logging_to
-from vitdet.engine.signals import Signals
+from vitdet.engine.signals import Preempted, Signals
+from vitdet.engine.trainer import Trainer
 
 NUMBERS = (signal.SIGTERM, signal.SIGUSR1)
 
@@ -35,6 +37,40 @@ def test_signals_only_leave_a_notice_within_the_block():
     thread.start()
     thread.join()
     assert seen == [(None, before[0])]
+
+
+def trainer_at(images_seen, num_images):
+    detector = torch.nn.Linear(1, 1)
+    trainer = Trainer(detector, torch.optim.SGD(detector.parameters(), lr=1.0), lambda _: 1.0)
+    trainer.images_seen, trainer.num_images = images_seen, num_images
+    return trainer
+
+
+def test_the_hook_saves_and_leaves(caplog):
+    saved = []
+
+    def save(trainer):
+        saved.append(trainer.images_seen)
+        return Path("x/model_000000004.pth")
+
+    with pytest.raises(KeyboardInterrupt), Signals():
+        signal.raise_signal(signal.SIGINT)  # nothing to save yet
+    hook = Signals()
+    hook.save = save
+    hook.after_step(trainer_at(4, 8))
+    hook.after_train(trainer_at(8, 8))
+    hook.take(signal.SIGUSR1, None)
+    hook.after_step(trainer_at(8, 8))  # the end saves by itself
+    assert saved == []
+    with caplog.at_level("INFO"), pytest.raises(Preempted) as caught, hook:
+        hook.after_step(trainer_at(4, 8))
+    assert (saved, caught.value.code) == ([4], 75)
+    said = "SIGUSR1 after 4 images: saved model_000000004.pth, leaving with status 75; the same com"
+    assert str(caught.value).startswith(said)
+    assert said in caplog.text
+    assert {signal.getsignal(each) for each in NUMBERS} == {signal.SIG_IGN}  # they are repeated
+    with pytest.raises(Preempted, match="SIGUSR1 after 8 images: saved the last checkpoint"):
+        hook.after_train(trainer_at(8, 8))
 
 
 @pytest.mark.slow

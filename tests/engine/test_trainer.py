@@ -8,7 +8,7 @@ import ranks
 import torch
 from pair import in_pair
 from test_variants import VARIANTS
-from tiny_recipe import detector_node, draw
+from tiny_recipe import detector_node, draw, tiny_detector
 from torch import nn
 
 from vitdet import checkpoint
@@ -17,7 +17,6 @@ from vitdet.engine.losses import DetectorLoss
 from vitdet.engine.trainer import HeadStatistics, Hook, NonFiniteLossError, Trainer
 from vitdet.optim import adamw
 from vitdet.utils.checks import InputError
-from vitdet.utils.env import seed_all
 from vitdet.utils.precision import autocast_dtype
 
 
@@ -53,11 +52,9 @@ def make_trainer(lr=0.1, **options):
 
 
 def real_trainer(lr, **options):
-    seed_all(0)
-    detector = build_model(detector_node())
-    return Trainer(
-        detector, torch.optim.SGD(detector.parameters(), lr=lr), lambda _: 1.0, **options
-    )
+    detector = tiny_detector()
+    optimizer = torch.optim.SGD(detector.parameters(), lr=lr)
+    return Trainer(detector, optimizer, lambda _: 1.0, **options)
 
 
 def test_rates_follow_the_images_seen_and_hooks_come_after_every_step():
@@ -202,6 +199,17 @@ def test_a_step_in_parts_is_that_of_the_whole_batch(accumulate):
     torch.testing.assert_close(other_step.grad_norm, step.grad_norm, rtol=1e-5, atol=0)
     norm = torch.stack([gradient.norm() for gradient in gradients.values()]).norm()
     torch.testing.assert_close(step.grad_norm, norm)
+
+
+@pytest.mark.slow
+def test_parts_have_the_weights_of_one_batch_also_in_two_processes(tmp_path):
+    """Of sharded weights test_fsdp.py says it."""
+    ranks.train_even_batches(str(tmp_path / "whole"))
+    in_pair(ranks.train_even_batches, tmp_path / "parts", accumulate=2)
+    folders = [tmp_path / "whole", tmp_path / "parts"]
+    whole, parts = (checkpoint.read(folder / "model_final.pth")["model"] for folder in folders)
+    for name, weight in whole.items():
+        torch.testing.assert_close(parts[name], weight, rtol=0, atol=1e-6, msg=name)
 
 
 @pytest.mark.slow

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shlex
-from pathlib import Path
 
 import pytest
 import torch
@@ -30,7 +29,7 @@ FOLLOWED = [
 
 
 @pytest.fixture
-def dinov2(tmp_path: Path) -> Path:
+def dinov2(tmp_path):
     """A DINOv2 of 4 blocks and patches of 14 pixels, in its own repository's names."""
     torch.manual_seed(0)
     net = ViT(
@@ -43,17 +42,17 @@ def dinov2(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def recipe(tmp_path: Path) -> Path:
+def recipe(tmp_path):
     return write_recipe(tmp_path / "recipe.yaml", tmp_path / "out", eval_every=4)
 
 
-def convert(source: Path, recipe: Path, *words: str) -> tuple[int, Path]:
+def convert(source, recipe, *words):
     out = recipe.with_name("converted.pth")
     given = ("--source-model", source, "--output-model", out, "--config-file", recipe)
     return converter.main([*map(str, given), *words]), out
 
 
-def test_converter_follows_remembers_and_says_what_trains(dinov2, recipe, capsys) -> None:
+def test_converter_follows_remembers_and_says_what_trains(dinov2, recipe, capsys):
     report = recipe.with_name("report.json")
     status, out = convert(dinov2, recipe, "train.seed=1", "--report", str(report))
     shown = capsys.readouterr()
@@ -66,7 +65,7 @@ def test_converter_follows_remembers_and_says_what_trains(dinov2, recipe, capsys
     assert torch.equal(written["model"][f"backbone.net.{gamma}"], checkpoint.read(dinov2)[gamma])
     assert "note         patch_embed resampled from 14 to 16 pixels\n" in shown.out
     assert shown.out.count("follows      ") == len(lines)
-    train = f"train        python train_net.py --config-file {recipe} train.init_checkpoint={out} "
+    train = f"train        vitdet recipe --config-file {recipe} train.init_checkpoint={out} "
     assert shown.out.splitlines()[-1].startswith(train)
     (printed,) = [line for line in shown.out.splitlines() if line.startswith("train")]
     args = train_net.parse(shlex.split(printed)[3:])
@@ -87,7 +86,7 @@ def test_converter_follows_remembers_and_says_what_trains(dinov2, recipe, capsys
         (("parallel_branch=true", "use_rel_pos=false"), None),  # a ViTAE
     ],
 )
-def test_what_a_person_types_wins(dinov2, recipe, typed, follows) -> None:
+def test_what_a_person_types_wins(dinov2, recipe, typed, follows):
     words = [NET + each for each in typed]
     found = follow.changes(load_config(recipe, words), Weights(checkpoint.read(dinov2)), words)
     assert found == (None if follows is None else [NET + each for each in follows])
@@ -97,7 +96,7 @@ def test_what_a_person_types_wins(dinov2, recipe, typed, follows) -> None:
     ("img_size", "window", "fits"),
     [(1024, 14, 16), (512, 16, 16), (1024, 24, 32), (640, 16, 20), (592, 16, 16), (224, 14, 7)],
 )
-def test_windows_divide_the_map_where_a_divisor_is_near(img_size, window, fits) -> None:
+def test_windows_divide_the_map_where_a_divisor_is_near(img_size, window, fits):
     assert follow._dividing(window, {"img_size": img_size, "patch_size": 16}) == fits
 
 
@@ -111,7 +110,7 @@ def test_windows_divide_the_map_where_a_divisor_is_near(img_size, window, fits) 
         (("--source-format", "dino"), "--source-format: expected one of"),
     ],
 )
-def test_a_contradiction_is_one_line(dinov2, recipe, capsys, words, error) -> None:
+def test_a_contradiction_is_one_line(dinov2, recipe, capsys, words, error):
     status, out = convert(dinov2, recipe, *words)
     shown = capsys.readouterr().err
     assert status in (1, 2)
@@ -120,13 +119,13 @@ def test_a_contradiction_is_one_line(dinov2, recipe, capsys, words, error) -> No
     assert not out.exists()
 
 
-def test_layer_scale_that_is_folded_is_not_followed(dinov2, recipe) -> None:
+def test_layer_scale_that_is_folded_is_not_followed(dinov2, recipe):
     status, out = convert(dinov2, recipe, "--fold-layer-scale")
     assert status == 0
     assert not any(".ls1." in name for name in checkpoint.read(out)["model"])
 
 
-def test_train_net_begins_with_any_file_and_goes_on(dinov2, recipe, tmp_path, capsys) -> None:
+def test_train_net_begins_with_any_file_and_goes_on(dinov2, recipe, tmp_path, capsys):
     words = ("--config-file", recipe, "--weights", dinov2)
     out = tmp_path / "out"
     status, text, error = said(capsys, *words, "--print-groups")
@@ -153,10 +152,10 @@ def test_train_net_begins_with_any_file_and_goes_on(dinov2, recipe, tmp_path, ca
     assert f"--weights {dinov2}: it does not fit recipe.py: file has 4 blocks" in error
 
 
-def test_a_file_that_converter_wrote_is_loaded_as_it_is(dinov2, recipe, monkeypatch) -> None:
+def test_a_file_that_converter_wrote_is_loaded_as_it_is(dinov2, recipe, monkeypatch):
     _, out = convert(dinov2, recipe)
 
-    def begun(path: Path, *words: str) -> list[str]:
+    def begun(path, *words):
         given = ("--config-file", recipe, "--weights", path, "--dry-run", *words)
         with from_weights(train_net.parse([str(each) for each in given])) as overrides:
             return overrides
@@ -181,7 +180,7 @@ def test_a_file_that_converter_wrote_is_loaded_as_it_is(dinov2, recipe, monkeypa
         "train.output_dir=elsewhere",
     ],
 )
-def test_a_file_asks_for_numbers_and_words_alone(word: str) -> None:
+def test_a_file_asks_for_numbers_and_words_alone(word):
     assert follow.of_model([word]) == []
     with pytest.raises(InputError, match=r"FILE: recipe_overrides: expected model\.key=value of"):
         follow.remembered({"vitdet": {"recipe_overrides": [word]}}, source="FILE")

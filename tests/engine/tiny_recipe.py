@@ -12,12 +12,12 @@ from detectron2.config import LazyCall as L
 from detectron2.config import LazyConfig
 from detectron2.layers import ShapeSpec
 from detectron2.structures import BitMasks, Boxes, Instances
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import OmegaConf
 
-from vitdet.config import save_config
+from vitdet.config import build_model, save_config
 from vitdet.optim import MultiStep, adamw
 from vitdet.utils.distributed import rank, world_size
-from vitdet.utils.env import random_state, seed_from
+from vitdet.utils.env import random_state, seed_all, seed_from
 
 SIZE = 64
 MODELS = Path(__file__).resolve().parents[2] / "configs/common/models"
@@ -35,13 +35,11 @@ class Rectangles:
     records: list = field(default_factory=list)
 
 
-def rectangles(
-    class_names: tuple[str, ...] = ("dark", "light"), name: str = "rectangles"
-) -> Rectangles:
+def rectangles(class_names=("dark", "light"), name="rectangles"):
     return Rectangles(name=name, class_names=tuple(class_names))
 
 
-def draw(position: int) -> dict:
+def draw(position):
     generator = np.random.default_rng(position)
     image = generator.integers(100, 120, (3, SIZE, SIZE), dtype=np.uint8)
     boxes, classes, masks = [], [], []
@@ -71,14 +69,7 @@ def draw(position: int) -> dict:
 
 
 class TrainLoader:
-    def __init__(
-        self,
-        dataset: Rectangles,
-        total_batch_size: int,
-        seed: int = 0,
-        start: int = 0,
-        poison_at: int = -1,
-    ) -> None:
+    def __init__(self, dataset, total_batch_size, seed=0, start=0, poison_at=-1):
         self.total, self.seed, self.start, self.poison_at = total_batch_size, seed, start, poison_at
 
     def __iter__(self):
@@ -97,7 +88,7 @@ class TrainLoader:
 
 
 class TestLoader:
-    def __init__(self, dataset: Rectangles) -> None:
+    def __init__(self, dataset):
         self.dataset = dataset
 
     def __iter__(self):
@@ -108,24 +99,24 @@ class TestLoader:
 class CountingEvaluator:
     """ "AP" is the number of images seen; scores go into a checksum."""
 
-    def __init__(self, dataset: Rectangles) -> None:
+    def __init__(self, dataset):
         self.dataset = dataset
 
-    def reset(self) -> None:
+    def reset(self):
         self.images, self.scores = 0, 0.0
 
-    def process(self, inputs: list, outputs: list) -> None:
+    def process(self, inputs, outputs):
         self.images += len(inputs)
         self.scores += sum(float(o["instances"].scores.numpy().sum()) for o in outputs)
 
-    def evaluate(self) -> dict:
+    def evaluate(self):
         values = {"AP": float(self.images), "AP50": self.scores, "APs": float("nan")}
         found = {"over_all": self.images / 100, "by_class": {}}
         per_class = dict.fromkeys(self.dataset.class_names, 1.0)
         return {"bbox": {**values, "per_class": per_class, "thresholds": found}}
 
 
-def detector_node(drop_path_rate: float = 0.0, checkpoint_blocks: tuple[int, ...] = ()):
+def detector_node(drop_path_rate=0.0, checkpoint_blocks=()):
     """The Mask R-CNN of the recipes, without norms in its heads."""
     node = deepcopy(MASK_RCNN)
     node.update(pixel_mean=[120.0] * 3, pixel_std=[60.0] * 3)
@@ -149,7 +140,16 @@ def detector_node(drop_path_rate: float = 0.0, checkpoint_blocks: tuple[int, ...
     return node
 
 
-def recipe(output_dir: Path, **train):
+def tiny_detector(change=None, **options):
+    """The detector for training with weights that are always the same, its node changed before."""
+    node = detector_node(**options)
+    if change is not None:
+        change(node)
+    seed_all(0)
+    return build_model(node).train()
+
+
+def recipe(output_dir, **train):
     """The whole recipe: 24 images, 4 a step."""
     milestones = [16] if train.get("num_images", 24) >= 16 else []
     return OmegaConf.create(
@@ -177,7 +177,7 @@ def recipe(output_dir: Path, **train):
     )
 
 
-def write_recipe(path: Path, output_dir: Path, **train) -> Path:
+def write_recipe(path, output_dir, **train):
     """Write the recipe to a .yaml; return the path of one in Python beside it that reads it.
 
     The parts are the tests' own, and a .yaml alone may name those of configs/ only.
@@ -185,7 +185,7 @@ def write_recipe(path: Path, output_dir: Path, **train) -> Path:
     return own_recipe(recipe(output_dir, **train), path)
 
 
-def own_recipe(cfg: DictConfig, path: Path) -> Path:
+def own_recipe(cfg, path):
     """Do so with a recipe that is there."""
     save_config(cfg, path)
     script = path.with_suffix(".py")

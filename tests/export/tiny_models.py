@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from detectron2.config import LazyCall as L
 from detectron2.config import instantiate
@@ -12,7 +10,6 @@ from detectron2.modeling.anchor_generator import DefaultAnchorGenerator
 from detectron2.modeling.box_regression import Box2BoxTransform
 from detectron2.modeling.matcher import Matcher
 from detectron2.modeling.meta_arch.retinanet import RetinaNet, RetinaNetHead
-from torch import nn
 
 from tests.engine.tiny_recipe import cascade, detector_node, draw
 from vitdet.heads import CascadeROIHeads, StandardROIHeads
@@ -21,18 +18,18 @@ SOFT = {"use_soft_nms": True, "iou_threshold": 0.6, "maskness_thresh": 0.5}
 KINDS = ("mask", "no_square", "cascade", "soft", "boxes", "agnostic", "dense", "bgr")
 
 
-def images() -> list[torch.Tensor]:
+def images():
     """Return drawn images, uint8 (3, H, W), of three sizes."""
     drawn = [draw(position)["image"] for position in range(3)]
     return [drawn[0], drawn[1][:, :50], drawn[2][:, :60, :40].contiguous()]
 
 
-def model(kind: str, **backbone: Any) -> nn.Module:
+def model(kind, **backbone):
     """Return a detector of a kind, always the same, in evaluation mode."""
     return with_objects(instantiate(node(kind, **backbone)))
 
 
-def with_objects(detector: nn.Module) -> nn.Module:
+def with_objects(detector):
     """Give a detector seeded weights: clear orders, sure classes, boxes that differ."""
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
@@ -45,7 +42,7 @@ def with_objects(detector: nn.Module) -> nn.Module:
     return detector.eval()
 
 
-def node(kind: str, **backbone: Any) -> Any:
+def node(kind, **backbone):
     """Return the config node of a kind."""
     made = detector_node()
     made.backbone.update(backbone)
@@ -71,7 +68,7 @@ def node(kind: str, **backbone: Any) -> Any:
     return made
 
 
-def _dense(made: Any) -> Any:
+def _dense(made):
     names = ["p2", "p3", "p4", "p5"]
     shapes = [L(ShapeSpec)(channels=32) for _ in names]
     return L(RetinaNet)(

@@ -19,7 +19,7 @@ class Case(NamedTuple):
     heads: int = 2
     batch: int = 1
 
-    def __str__(self) -> str:
+    def __str__(self):
         return f"{self.size[0]}x{self.size[1]}-{self.head_dim}-{self.dtype}"
 
 
@@ -39,15 +39,13 @@ CASES = [
 TOLERANCE = {"float32": (2e-6, 1e-5), "float16": (4e-3, 1e-2), "bfloat16": (3e-2, 8e-2)}
 
 
-def run(
-    case: Case, backend: str, dtype: torch.dtype, device: str, bias: bool = True
-) -> dict[str, torch.Tensor]:
+def run(case, backend, dtype, device, bias=True):
     """Return output and gradients, of tensors that are the same for every kernel and type."""
     generator = torch.Generator().manual_seed(1)
     H, W = case.size
     B, N, L, D = case.batch, case.heads, H * W, case.head_dim
 
-    def draw(*shape: int) -> torch.Tensor:
+    def draw(*shape):
         # Numbers of the case's type, so that a run in float32 is the exact answer.
         drawn = torch.randn(shape, generator=generator).to(getattr(torch, case.dtype))
         return drawn.to(device, dtype).requires_grad_()
@@ -64,9 +62,7 @@ def run(
     return found | {name: leaf.grad for name, leaf in leaves.items() if leaf.grad is not None}
 
 
-def differences(
-    case: Case, backend: str, device: str = "cpu", bias: bool = True
-) -> dict[str, float]:
+def differences(case, backend, device="cpu", bias=True):
     """Return the largest difference from eager in float32, of the output and of each gradient."""
     expected = run(case, "eager", torch.float32, device, bias)
     found = run(case, backend, getattr(torch, case.dtype), device, bias)
@@ -74,7 +70,7 @@ def differences(
     return {name: (found[name] - expected[name]).abs().max().item() for name in found}
 
 
-def check(found: dict[str, float], dtype: str, bias: bool = True) -> None:
+def check(found, dtype, bias=True):
     """Assert that differences are within the tolerance; one that is not a number never is."""
     assert set(found) == ({"out", "qkv", "h", "w"} if bias else {"out", "qkv"})
     value, gradient = TOLERANCE[dtype]

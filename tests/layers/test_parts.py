@@ -158,3 +158,12 @@ def test_many_float32_tokens_are_a_convolution_and_nothing_else(monkeypatch):
         assert not is_convolution(layer, x)
     monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
     assert not is_convolution(layer, x)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("small_products_count_as_large")
+def test_an_exported_product_is_a_plain_one():
+    graph = torch.export.export(Linear(12, 8), (torch.randn(600, 12),)).graph
+    called = {str(node.target) for node in graph.nodes}
+    assert "aten.linear.default" in called
+    assert not any("conv" in name for name in called)

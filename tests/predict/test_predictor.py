@@ -210,7 +210,8 @@ WRONG = [
     (3, r"input image: expected a path, a PIL image, .*, got a int"),
     ([None], r"input image 0: expected a path, .*, got a NoneType"),
     (["no/such.jpg"], r"input no/such\.jpg: nothing is at this path"),
-    ("https://a.org/b.jpg", r"input https://a\.org/b\.jpg: .* addresses and cameras are not"),
+    ("http://a.org/b.jpg", r"input http://a\.org/b\.jpg: expected https://, got http:// of a\.org"),
+    ("rtsp://a.org/b", r"input rtsp:/a\.org/b: .* cameras and streams are not"),
     ("", r"input '': nothing is at this path"),
     ("x" * 300, r"nothing is at this path"),
 ]
@@ -240,6 +241,22 @@ def test_wrong_files_are_one_line(predictor, tmp_path):
 
 
 # --- options ----------------------------------------------------------------------------------
+
+
+def test_a_threshold_that_nobody_found_is_said(drawn_run, caplog):
+    Predictor.from_checkpoint(drawn_run.weights, device="cpu", threshold=0.5)
+    assert caplog.messages == []
+    Predictor.from_checkpoint(drawn_run.weights, device="cpu")
+    said = f"{drawn_run.weights}: threshold 0.5, as no evaluation found one"
+    assert caplog.messages == [said]
+
+
+def test_a_call_may_have_classes_and_a_threshold_of_its_own(drawn_run, predictor):
+    whole = predictor(drawn_run.images[0])
+    middle, names = float(np.median(whole.scores)), list(whole.counts())[:2]
+    part = predictor(drawn_run.images[0], classes=names, threshold=middle)
+    assert_same(whole.above(middle).of_classes(names), part.instances)
+    assert 0 < len(part) < len(whole)
 
 
 @pytest.mark.parametrize(

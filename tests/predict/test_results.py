@@ -1,6 +1,9 @@
 """What a result tells: its detections as numbers, COCO results, JSON, pictures, other packages."""
 
+import base64
+import io
 import json
+import re
 import sys
 
 import numpy as np
@@ -105,6 +108,48 @@ def test_pictures_never_go_over_the_image_itself(tmp_path):
     assert path.read_bytes() == before
     found.save(tmp_path / "drawn.png", min_side=60)
     assert np.array_equal(np.asarray(Image.open(tmp_path / "drawn.png")), drawn)
+
+
+def test_it_is_a_row_of_detections_with_masks_crops_and_tables():
+    found = result()
+    assert [(len(each), each.names, each.scores.tolist()) for each in found] == [
+        *((1, ["dog"], [0.75]), (1, ["cup"], [0.5]), (1, ["dog"], [0.25]))
+    ]
+    assert np.array_equal(found[-1].masks, MASKS[2:].numpy())
+    with pytest.raises(IndexError):
+        found[3]
+    assert np.array_equal(found.masks, MASKS.numpy())
+    assert result(False).masks is None
+    assert found.to_yolo().splitlines()[1] == "0 0.843750 0.750000 0.187500 0.166667 0.500000"
+    pixels = np.arange(60 * 80 * 3).reshape(60, 80, 3).astype(np.uint8)
+    over = Instances(
+        (60, 80), pred_boxes=Boxes(torch.tensor([[-5.0, 10, 5.5, 90], [90, 7, 95, 7]]))
+    )
+    over.scores, over.pred_classes = torch.tensor([0.5, 0.5]), torch.tensor([0, 0])
+    first, second = Result(Picture("x", array=pixels), over, NAMES).crops()
+    assert np.array_equal(first, pixels[10:, :6])
+    assert np.array_equal(second, pixels[7:8, 79:])
+
+
+def test_a_notebook_shows_the_drawn_image_and_names_are_no_code():
+    found = Result(Picture("<b>x", array=np.zeros((60, 80, 3), np.uint8)), instances(), NAMES)
+    page = found._repr_html_()
+    data = re.fullmatch(r'<img src="data:image/jpeg;base64,(.*)"><p>(.*)</p>', page)
+    assert Image.open(io.BytesIO(base64.b64decode(data[1]))).size == (640, 480)
+    assert data[2] == "Result(&lt;b&gt;x, 60 x 80: 2 dog, 1 cup)"
+
+
+def test_pandas(monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setitem(sys.modules, "pandas", None)
+        with pytest.raises(
+            InputError, match=r"to_pandas\(\): no package pandas\. pip install pandas"
+        ):
+            result().to_pandas()
+    pytest.importorskip("pandas")
+    table = result().to_pandas()
+    assert table.columns.tolist() == ["x1", "y1", "x2", "y2", "score", "class_index", "class"]
+    assert table.iloc[1].tolist() == [60, 40, 75, 50, 0.5, 0, "cup"]
 
 
 def test_supervision(monkeypatch):

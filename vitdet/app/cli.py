@@ -12,13 +12,15 @@ import sys
 from collections.abc import Sequence
 
 from vitdet import __version__
+from vitdet.app.options import ARGUMENTS, check_paths
 from vitdet.app.words import translated
 from vitdet.utils.checks import exit_status
 
-# Command -> one line for people, and what exit status 1 means, if anything. The module of the same
-# name in `vitdet.app` has `add_arguments(parser)` and `run(args)`, which returns the exit status.
+# Command -> one line for people, and what exit status 1 means, if anything. Its options stand in
+# `options.ARGUMENTS`; `run(args)` of the module of its name in `vitdet.app` returns the status.
 COMMANDS = {
     "train": ("train a detector on your own images",),
+    "recipe": ("train or evaluate a recipe, on one machine or several",),
     "data": ("check a data set: faults with pictures, and a repaired copy", "there are faults"),
     "predict": (
         "find objects in images, folders and videos, and draw them",
@@ -47,7 +49,7 @@ _MODULES = {"data": "data_check"}
 
 
 def parse(words: Sequence[str]) -> argparse.Namespace:
-    """Return the options of a command line, and the `run` of the command that it names.
+    """Return the options of a command line, and as `module` where the `run` of its command is.
 
     What is no option may stand before, between and behind the options.
     """
@@ -66,9 +68,8 @@ def parse(words: Sequence[str]) -> argparse.Namespace:
         about = {"help": what, "description": text, "epilog": epilog}
         part = parts.add_parser(name, allow_abbrev=False, **about)
         if words and words[0] == name:
-            module = importlib.import_module(f"vitdet.app.{_MODULES.get(name, name)}")
-            module.add_arguments(part)
-            part.set_defaults(run=module.run)
+            ARGUMENTS[name](part)
+            part.set_defaults(module=f"vitdet.app.{_MODULES.get(name, name)}")
             return part.parse_intermixed_args(translated(part, words[1:]))
     return whole.parse_args(words)  # prints the help, or what is wrong
 
@@ -78,7 +79,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     def run() -> int:
         args = parse(sys.argv[1:] if argv is None else argv)
-        return args.run(args)
+        check_paths(args)
+        return importlib.import_module(args.module).run(args)
 
     return exit_status(run)
 

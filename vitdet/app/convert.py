@@ -8,11 +8,9 @@ from __future__ import annotations
 
 import argparse
 import json
-import re
 import shlex
 import sys
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -20,7 +18,7 @@ from omegaconf import DictConfig
 
 from vitdet import checkpoint
 from vitdet.app import follow
-from vitdet.convert import FORMATS, TARGETS, Report, UnaccountedError, convert, export
+from vitdet.convert import TARGETS, Report, UnaccountedError, convert, export
 from vitdet.convert import classes as heads
 from vitdet.convert.describe import about_of
 from vitdet.convert.names import shapes_of
@@ -31,53 +29,11 @@ from vitdet.utils.state_dicts import some
 from vitdet.weights import Weights
 from vitdet.weights import read as read_weights
 
-_WHAT = "Convert a checkpoint for a recipe, to other classes, or to another project's names."
 # an option, and those that mean nothing without it
 _NEEDED = {
     "config_file": ("target_classes", "fold_layer_scale", "resize_patch_embed", "overrides"),
     "target_classes": ("source_classes", "class_table", "new_classes"),
 }
-
-
-def parse(argv: Sequence[str]) -> argparse.Namespace:
-    """Return the command line; underscores in option names are read as dashes."""
-    parser = argparse.ArgumentParser(description=_WHAT, allow_abbrev=False)
-    add_arguments(parser)
-    dashed = [re.sub("^--[^=]+", lambda name: name[0].replace("_", "-"), word) for word in argv]
-    return parser.parse_intermixed_args(dashed)
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the command's options."""
-    add = parser.add_argument
-    flag: dict[str, Any] = {"action": "store_true"}
-    json_file: dict[str, Any] = {"type": Path, "metavar": "JSON"}
-    formats = "; ".join(f"{fmt.name}: {fmt.what}" for fmt in FORMATS.values())
-    targets = "; ".join(f"{target.name}: {target.what}" for target in TARGETS.values())
-    add("--source-model", type=Path, required=True, help="file or name to read")
-    add("--output-model", type=Path, required=True, help=".pth or .safetensors")
-    add("--config-file", type=Path, help="recipe to convert for; where names alone change, none")
-    add("--report", type=Path, help="JSON file: what became of every key")
-    add("--source-format", help=f"recognised when left out ({formats})")
-    add_reading_arguments(parser)
-    add("--backbone-only", **flag, help="leave out the file's pyramid and heads")
-    add("--resize-patch-embed", **flag, help="resample the patch kernel (bicubic) to the recipe's")
-    add("--fold-layer-scale", **flag, help="multiply LayerScale into the layers before it")
-    add("--allow-inexact", **flag, help="leave out parts that the model or target has no place for")
-    add("--target-classes", **json_file, help="carry the head over to these: COCO json, or names")
-    add("--new-classes", **flag, help="go on where no class is in common: all rows start anew")
-    add("--source-classes", **json_file, help="the file's classes, where it does not hold them")
-    add("--class-table", **json_file, help="{new class: class of the file}; ignores case and _")
-    add("--target-format", help=f"write another project's names ({targets})")
-    add("overrides", nargs="*", default=[], metavar="key=value", help="changes to the recipe")
-
-
-def add_reading_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the options that say how a file of any project is read."""
-    text = "key of the file that holds the state dict (ema_state)"
-    parser.add_argument("--weights", metavar="KEY", help=text)
-    text = "open a torch file that holds more than tensors: it may run code of its author"
-    parser.add_argument("--trust", action="store_true", help=text)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -128,7 +84,7 @@ def convert_file(args: argparse.Namespace) -> list[str]:
         return []
     start = follow.setting("train.init_checkpoint", args.output_model)
     words = ["--config-file", str(args.config_file), start, *args.overrides]
-    return [printable(f"train        python train_net.py {shlex.join(words)}")]
+    return [printable(f"train        vitdet recipe {shlex.join(words)}")]
 
 
 def _check_options(args: argparse.Namespace) -> None:

@@ -6,22 +6,18 @@ import argparse
 import math
 import sys
 from collections import Counter
-from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import numpy as np
 from PIL import Image, ImageDraw
 
-from vitdet.app.augmented import sheet
 from vitdet.app.pages import jpeg, render
 from vitdet.data.clean import Checked, check_data, check_output, write_repaired
 from vitdet.data.files import Found
 from vitdet.data.findings import KINDS, Finding, by_kind
-from vitdet.data.formats import FORMATS, find_data
+from vitdet.data.formats import find_data
 from vitdet.data.images import open_image
-from vitdet.data.labels import Boxes
 from vitdet.data.masks import read_box
-from vitdet.data.presets import PRESETS
 from vitdet.utils.checks import InputError, one_line
 from vitdet.utils.files import write_text
 
@@ -34,26 +30,6 @@ _SIDE = 240  # pixels of a picture's longer side
 _MARGIN = 16  # pixels round it, where boxes that stick out are seen
 _RED = "#e00020"
 _STEP = 200  # images between two lines of progress
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the command's options."""
-    add = parser.add_argument
-    add("action", choices=["check"], help="the only one so far")
-    add("data", type=Path, help="folder of the data, or an annotation file")
-    add("--format", choices=list(FORMATS), help="of the data; left out: found out")
-    add("--images", type=Path, metavar="DIR", help="images, where they are not with the labels")
-    add("--out", type=Path, metavar="HTML", help="write a page with pictures")
-    add("--fix", type=Path, metavar="DIR", help="write a repaired copy into this new folder")
-    add(
-        "--boxes",
-        choices=get_args(Boxes),
-        default="ask",
-        help="how boxes are written: x y width height, corners x1 y1 x2 y2, or fractions of the "
-        "sides; left out: x y width height, unless they look otherwise",
-    )
-    what = "add training images to the page as this preset of a training augments them"
-    add("--augmented", choices=list(PRESETS), metavar="PRESET", help=f"{what} (with --out)")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -142,6 +118,8 @@ def _progress(seen: int, total: int) -> None:
 
 def _page(checked: Checked, preset: str | None) -> str:
     """Return the page as HTML."""
+    from vitdet.app.augmented import sheet  # detectron2 draws it; the check does without
+
     kinds = _by_kind(checked)
     rows = [
         (KINDS[kind].severity, len(found), kind, KINDS[kind].text) for kind, found in kinds.items()

@@ -13,37 +13,15 @@ import yaml
 from omegaconf import DictConfig
 from PIL import Image, ImageOps
 
-from vitdet.app.options import add_weights_arguments, file_options
+from vitdet.app.options import file_options
 from vitdet.config import config_text
 from vitdet.data.shapes import draw_image
-from vitdet.export import OPSETS, check_output, export, table
-from vitdet.export.graph import MASKS, PARTS
+from vitdet.export import check_output, export, table
 from vitdet.predict.loading import building
 from vitdet.predict.predictor import Predictor, find_files, open_inputs
 from vitdet.utils.checks import InputError
 
 _DRAWN = ((256, 256), (192, 256), (256, 160), (256, 192), (160, 256))  # sizes of drawn images
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the command's options."""
-    add_weights_arguments(parser)
-    add = parser.add_argument
-    add("--format", choices=["onnx"], default="onnx", help="onnx, the only one")
-    add("--out", type=Path, required=True, metavar="FILE.onnx")
-    part = "the whole detector, or backbone and pyramid alone (default detector)"
-    add("--part", choices=PARTS, default="detector", help=part)
-    sizes = parser.add_mutually_exclusive_group()
-    one, any_size = "one size for all images", "images of any size (this is the default)"
-    sizes.add_argument("--size", type=int, nargs=2, metavar=("HEIGHT", "WIDTH"), help=one)
-    sizes.add_argument("--dynamic", action="store_true", help=any_size)
-    masks = "in the image, as probabilities inside the boxes, or none (default pasted)"
-    add("--masks", choices=MASKS, default="pasted", help=masks)
-    add("--opset", type=int, choices=OPSETS, default=OPSETS[0], help="of ONNX (default 17)")
-    images = "to compare on; left out: drawn ones"
-    add("--images", type=Path, metavar="FOLDER", help=images)
-    add("--num-images", type=int, default=5, metavar="N", help="(default 5)")
-    add("overrides", nargs="*", default=[], metavar="key=value", help="changes to the recipe")
 
 
 def run(args: argparse.Namespace) -> int:

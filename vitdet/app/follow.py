@@ -16,7 +16,6 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from vitdet.convert import FORMATS
 from vitdet.convert.describe import about_of, describe, is_plain
-from vitdet.engine.checkpoints import LAST
 from vitdet.plain_recipes import recipe_of_file
 from vitdet.utils.checks import InputError
 from vitdet.utils.files import replacing
@@ -360,6 +359,8 @@ def begun(args: argparse.Namespace, folder: Path) -> dict[str, Any] | None:
     Raises:
         InputError: the record is damaged.
     """
+    from vitdet.engine.checkpoints import LAST  # the engine takes seconds to import
+
     path, goes_on = folder / RECORD, (folder / LAST).exists()
     if not args.resume or not path.is_file() or (args.weights and not goes_on):
         return None

@@ -11,34 +11,22 @@ import json
 import shlex
 from collections.abc import Mapping
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig
 
 from vitdet.app import follow
-from vitdet.app.convert import add_reading_arguments
 from vitdet.convert.describe import about_of, describe, is_plain
 from vitdet.convert.recipes import COMMANDS, Command
 from vitdet.utils.checks import one_line, printable
-from vitdet.utils.state_dicts import some
+from vitdet.utils.state_dicts import some, without_data
 from vitdet.weights import Weights, locate, read
 
 _USUAL = "configs/COCO/mask_rcnn_vitdet_b_100ep.py"  # it follows any plain ViT
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the options of the sub-command."""
-    parser.add_argument("file", type=Path, help="weights, a folder of the hub, or a name")
-    parser.add_argument("--json", action="store_true", help="print one JSON object")
-    add_reading_arguments(parser)
-    parser.add_argument("--no-recipes", action="store_true", help="try no recipes")
-
-
 def run(args: argparse.Namespace) -> int:
     """Print what the file holds; return 0, or 1 when its format is none that is known."""
-    from vitdet.predict.others import without_data  # detectron2 takes seconds to import
-
     held = read(args.file, trust=args.trust)
     held = replace(held, content=without_data(held.content))
     place = locate(args.file)
@@ -96,7 +84,7 @@ def _recipe_lines(content: Mapping[str, Any], found: Mapping[str, Any]) -> list[
     if best and not any(word.startswith("--") for word in best["options"]):
         words = ["--weights", found["file"], *best["options"]]
         own = f"vitdet train --data FOLDER {shlex.join(words)}" if is_plain(found) else ""
-        line = f"python train_net.py --config-file {best['recipe']} {shlex.join(words)}"
+        line = f"vitdet recipe --config-file {best['recipe']} {shlex.join(words)}"
         heads = ("train        ", " " * 13)
         lines += [head + text for head, text in zip(heads, filter(None, (own, line)), strict=False)]
     file = ["--source-model", found["file"], "--output-model", "OUT.pth"]
@@ -104,7 +92,7 @@ def _recipe_lines(content: Mapping[str, Any], found: Mapping[str, Any]) -> list[
         counts = [f"{fit[word]} {word}" for word in ("resized", "dropped", "initialised")]
         words = ["--config-file", fit["recipe"], *fit["options"]]
         lines.append(f"recipe       {', '.join(counts)}: {shlex.join(words[1:])}")
-        lines.append(f"             python converter.py {shlex.join([*file, *words])}")
+        lines.append(f"             vitdet convert {shlex.join([*file, *words])}")
     return lines or ["recipe       none of docs/conversion.md takes it as it is"]
 
 

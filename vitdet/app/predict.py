@@ -20,7 +20,7 @@ import cv2
 import numpy as np
 import torch
 
-from vitdet.app.options import add_predictor_arguments, add_threshold_argument, load_predictor
+from vitdet.app.options import load_predictor
 from vitdet.predict.predictor import (
     VIDEO_SUFFIXES,
     Predictor,
@@ -31,32 +31,11 @@ from vitdet.predict.predictor import (
 from vitdet.predict.results import Picture, Result, class_indexes, found_text, split_names
 from vitdet.utils.checks import InputError, one_line
 from vitdet.utils.files import RESULT_MARKER, replacing, write_text
-from vitdet.utils.precision import PRECISIONS
 
 _FRAMES_A_SECOND = 25.0  # of a video that does not tell
 _OF_ONE_INPUT = (InputError, MemoryError, torch.OutOfMemoryError)  # errors; the others go on
 _RESULT_SUFFIXES = frozenset({".jpg", ".png", ".mp4", ".json", ".jsonl"})
 _LONGEST_NAME = 200  # bytes, of 255 that file systems take: a number and a suffix are added
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the command's options."""
-    add = parser.add_argument
-    what = 'images, folders of images, patterns ("shots/*.jpg"), videos'
-    add("inputs", nargs="+", metavar="IMG", help=what)
-    folder = "folder for the pictures (default %(default)s)"
-    add("--out", type=Path, default=Path("predictions"), metavar="DIR", help=folder)
-    add_threshold_argument(parser)
-    only = "only these, by name; may be given several times"
-    add("--classes", action="append", default=[], metavar="A,B", help=only)
-    faster = "leave out the masks, which are then not computed"
-    add("--boxes-only", action="store_true", help=faster)
-    both = "write boxes and masks, too: one .json an image, one .jsonl a video"
-    add("--save-json", action="store_true", help=both)
-    add("--no-pictures", action="store_true", help="draw nothing")
-    auto = "auto: bf16 where the device has it (default)"
-    add("--precision", choices=PRECISIONS, default="auto", help=auto)
-    add_predictor_arguments(parser)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -85,7 +64,8 @@ def run(args: argparse.Namespace) -> int:
         class_indexes(names, predictor.class_names)  # an unknown name is told
         predictor.classes = tuple(names) or None
         note_names(args.out, outputs)
-        print(f"threshold {predictor.threshold.text()}", flush=True)
+        # where none was found, the predictor has said so
+        print(f"threshold {predictor.threshold.text()}\n" * predictor.threshold.found, end="")
         images = [path for path in files if path.suffix.lower() not in VIDEO_SUFFIXES]
         try:
             for path, result, seconds in _results(predictor, images, bad):

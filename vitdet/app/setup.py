@@ -46,11 +46,6 @@ _NO_OPERATORS = (
 )
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add no option."""
-    del parser
-
-
 def run(args: argparse.Namespace) -> int:
     """Install what is missing for this Python; return 0.
 

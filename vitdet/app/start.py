@@ -11,7 +11,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from vitdet import weights
-from vitdet.app import convert, follow
+from vitdet.app import convert, follow, options
 from vitdet.config import load_config
 from vitdet.convert.describe import about_of
 from vitdet.engine.run import alone_in, check_new
@@ -39,7 +39,7 @@ def converted(
     place.mkdir(parents=True, exist_ok=True)
     output = str(place / "start.pth")
     given = ["--source-model", str(source), "--output-model", output, "--config-file", str(recipe)]
-    args = convert.parse([*given, *words])
+    args = options.parse_convert([*given, *words])
     try:
         convert.convert_file(args)
     except InputError as error:

@@ -3,20 +3,10 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 
-from vitdet.app.options import add_file_arguments, file_options
+from vitdet.app.options import file_options
 from vitdet.predict.loading import save_for_inference
 from vitdet.weights import locate
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the command's options."""
-    parser.add_argument("source", type=Path, metavar="FILE", help="a checkpoint")
-    parser.add_argument("output", type=Path, metavar="OUT", help=".safetensors or .pth")
-    add_file_arguments(parser)
-    changes = "changes to the recipe"
-    parser.add_argument("overrides", nargs="*", default=[], metavar="key=value", help=changes)
 
 
 def run(args: argparse.Namespace) -> int:

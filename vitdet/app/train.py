@@ -1,6 +1,6 @@
 """`vitdet train --data FOLDER`: a detector for your own images, from one command.
 
-Everything that is chosen is printed, with the train_net.py command that does the same.
+Everything that is chosen is printed, with the `vitdet recipe` command that does the same.
 """
 
 from __future__ import annotations
@@ -19,12 +19,11 @@ from omegaconf import DictConfig, OmegaConf
 
 from vitdet import weights
 from vitdet.app import follow
+from vitdet.app.options import EPOCHS
 from vitdet.app.start import converted
 from vitdet.config import CONFIGS, load_config
 from vitdet.convert.describe import describe
-from vitdet.data.formats import FORMATS
 from vitdet.data.prepare import Prepared, prepare_data
-from vitdet.data.presets import PRESETS, steps_of
 from vitdet.engine.checkpoints import LAST
 from vitdet.engine.dry_run import DoesNotFitError
 from vitdet.engine.launch import launch
@@ -39,40 +38,8 @@ SIZES = {
     "base": "vitdet_b",
     "large": "vitdet_l",
 }
-_EPOCHS = 50
 _PRESET = "dataloader.train.mapper.preset"
 _BATCH = "dataloader.train.total_batch_size"
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the command's options."""
-    add = parser.add_argument
-    data = "your data (COCO json, Roboflow, YOLO, Pascal VOC), or its json or yaml"
-    add("--data", type=Path, required=True, metavar="FOLDER", help=data)
-    add("--format", choices=list(FORMATS), help="of the data; left out: found out")
-    add("--images", type=Path, metavar="DIR", help="images, where they are not with the labels")
-    what = "of the model (default: that of --weights; without, tiny on a CPU, else base)"
-    add("--size", choices=list(SIZES), help=what)
-    what = "to start from: a file of any known format, a folder of the hub, a name"
-    add("--weights", type=Path, metavar="FILE", help=what)
-    what = "what of the backbone learns: all of it, adapters (lora), nothing (head)"
-    add("--tune", choices=("all", "lora", "head"), help=what)
-    add("--epochs", type=float, metavar="N", help=f"rounds of the data (default {_EPOCHS})")
-    what = "more augmentation, for the kind of images (docs/data.md; default: scale, crop, flip)"
-    add("--augment", choices=list(PRESETS), help=what)
-    add("--batch", type=int, metavar="N", help="images a step; left out: what fits")
-    empty = "train with a validation part without objects"
-    add("--allow-empty", action="store_true", help=empty)
-    aside = "put aside (default %(default)s)"
-    add("--val-fraction", type=float, default=0.1, metavar="F", help=aside)
-    add("--seed", type=int, default=0, help="of split and training (default 0)")
-    out = Path("output/own")
-    add("--out", type=Path, default=out, metavar="DIR", help="default %(default)s")
-    add("--num-gpus", type=int, default=1, metavar="N", help="default 1")
-    add("--resume", action="store_true", help="continue the run in --out")
-    steps = "build all, take two real steps, print memory, time and length, keep nothing"
-    add("--dry-run", action="store_true", help=steps)
-    add("overrides", nargs="*", default=[], metavar="key=value", help="changes to the recipe")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -180,7 +147,7 @@ def _check(args: argparse.Namespace) -> None:
     if "LOCAL_RANK" in os.environ:
         raise InputError(
             "vitdet train: expected to start the processes itself, got torchrun. Start it on one "
-            "machine: it prints the train_net.py command that torchrun can run."
+            "machine: it prints the `vitdet recipe` command, which torchrun --no-python can run."
         )
     for name in ("epochs", "batch", "num_gpus"):
         value = getattr(args, name)
@@ -227,7 +194,7 @@ def _choices(args: argparse.Namespace, cfg: DictConfig, data: Prepared) -> dict[
     if args.augment:
         found[_PRESET] = args.augment
     if "train.num_images" not in _keys(args):
-        found["train.epochs"] = args.epochs or _EPOCHS
+        found["train.epochs"] = args.epochs or EPOCHS
     elif args.epochs is not None:
         got = f"--epochs {args.epochs:g} and train.num_images. Leave one of them out."
         raise InputError(f"length of the training: expected one word, got {got}")
@@ -305,7 +272,7 @@ def _print_choices(
         length = f"{epochs:g} x {data.num_images} = {round(epochs * data.num_images)} images"
     what = "boxes and masks" if data.masks else "boxes"
     start = cfg.train.init_checkpoint or "random weights (--weights FILE starts from others)"
-    words = ["python", "train_net.py", "--config-file", str(recipe)]
+    words = ["vitdet", "recipe", "--config-file", str(recipe)]
     words += ["--num-gpus", str(args.num_gpus)] if args.num_gpus > 1 else []
     words += ["--resume"] if args.resume else []
     tune = f", train.tune={cfg.train.tune}" * (cfg.train.tune != "all")
@@ -316,8 +283,6 @@ def _print_choices(
         f"results      {cfg.train.output_dir}",
         f"the same     {shlex.join([*words, *overrides])}",
     ]
-    if preset := cfg.dataloader.train.mapper.get("preset"):
-        lines.insert(2, f"augment      {steps_of(preset, masks=data.masks)}")
     # of a dry run: where the files will be
     print(*(line.replace(str(place), str(args.out)) for line in lines), sep="\n", flush=True)
 

@@ -6,14 +6,12 @@ Without --tta and --slices it is what `train_net.py --eval-only` does, with its 
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 from typing import Any
 
 from torch import nn
 
-from vitdet.app.options import add_predictor_arguments, load_predictor
+from vitdet.app.options import load_predictor
 from vitdet.config import Train
-from vitdet.data.files import SPLITS
 from vitdet.data.prepare import prepare_part
 from vitdet.engine.evaluate import TestSet, write_results
 from vitdet.engine.log import logging_to
@@ -21,23 +19,6 @@ from vitdet.predict.loading import building, check_test_data
 from vitdet.predict.predictor import Predictor
 from vitdet.utils import thresholds
 from vitdet.utils.checks import InputError
-from vitdet.utils.precision import PRECISIONS
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the command's options."""
-    add = parser.add_argument
-    data = "COCO json, or a folder as for `vitdet train`; left out: the recipe's test set"
-    add("--data", type=Path, metavar="PATH", help=data)
-    which = "of --data: train, val or test (default: val, else test, else all of it)"
-    add("--part", choices=SPLITS, help=which)
-    beside = "of --data, where they are not beside it"
-    add("--images", type=Path, metavar="DIR", help=beside)
-    folder = "folder for results.json, the predictions and log.txt (default %(default)s)"
-    add("--out", type=Path, default=Path("val"), metavar="DIR", help=folder)
-    add("--precision", choices=PRECISIONS, help="left out: what the recipe evaluates in")
-    add("overrides", nargs="*", default=[], metavar="key=value", help="changes to the recipe")
-    add_predictor_arguments(parser)
 
 
 def run(args: argparse.Namespace) -> int:

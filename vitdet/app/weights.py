@@ -9,11 +9,6 @@ from vitdet.published import ROWS
 _TITLES = ("name", "kind", "box AP", "mask AP", "params [M]", "licence", "from")
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the command's options."""
-    parser.add_argument("words", nargs="*", help="only names with all of these in them")
-
-
 def run(args: argparse.Namespace) -> int:
     """Print a line a file; return 0."""
     lines: list[tuple[str, ...]] = [_TITLES]

@@ -292,22 +292,8 @@ def _drawn(polygons: list[np.ndarray], size: Size) -> Drawn:
     # rounded otherwise, and now and then a pixel with them
     flat = [polygon.ravel() for polygon in polygons]
     encoded = mask_util.merge(mask_util.frPyObjects(flat, height, width))
-    columns = mask_util.decode(_without_columns(encoded, left)).T  # (width, height) in memory
-    return tight(top, left, cv2.transpose(columns[:, top:]))
-
-
-def _without_columns(encoded: Any, number: int) -> Any:
-    """Cut empty columns off the left of run lengths, so that none need be decoded.
-
-    Only the first length changes. pycocotools writes it in characters from 48 on, the lowest bits
-    first; 32 more tells that another follows.
-    """
-    counts, (height, width) = encoded["counts"], encoded["size"]
-    digits = next(place for place, code in enumerate(counts, 1) if not code - 48 & 32)
-    length = sum((code - 48 & 31) << 5 * place for place, code in enumerate(counts[:digits]))
-    length -= number * height
-    first = mask_util.frPyObjects({"size": [1, length], "counts": [length]}, 1, length)["counts"]
-    return {"size": [height, width - number], "counts": first + counts[digits:]}
+    columns = mask_util.decode(encoded).T[left:, top:]  # (width, height) in memory
+    return tight(top, left, cv2.transpose(columns))
 
 
 def tight(top: int, left: int, pixels: np.ndarray) -> Drawn:

@@ -125,7 +125,7 @@ def check_data(
         others = [
             Finding("unreadable labels", split, text, "left out", lost=1)
             for text in part.problems
-            if text not in known
+            if text.rstrip(".") not in known
         ]
         every = (*found.findings, *others, *_of_images(found.content, files))
         checked.findings.extend(each._replace(split=split) for each in every)

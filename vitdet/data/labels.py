@@ -155,7 +155,7 @@ class Images(Ids):
                 size = _size(entry, folder / name, None if files is None else files[name], log)
             except ImageError as error:
                 self.left_out[key] = len(log.findings)
-                log.say(error.kind, str(error), "left out with its objects")
+                log.say(error.kind, str(error).rstrip("."), "left out with its objects")
             else:
                 read = {**entry, "height": size[0], "width": size[1]}
                 log.put(read, "id", key)
@@ -179,7 +179,7 @@ def _size(entry: Json, path: Path, file: ImageFile | None, log: Cleaned) -> Size
         if given == stored != upright:
             log.say("EXIF rotation", got, "stored without the rotation")
     elif file.error and file.error.kind == "too many pixels" and given is not None:
-        log.say(file.error.kind, str(file.error))  # sound: nothing is left out
+        log.say(file.error.kind, str(file.error).rstrip("."))  # sound: nothing is left out
         size = given
     else:
         assert file.error is not None

@@ -186,6 +186,8 @@ def build_train_loader(
             f"data set {dataset.name}: expected images with objects to train on, got none among "
             f"{len(dataset.records)} images. Check the annotation file."
         )
+    if steps := getattr(mapper, "steps", ""):
+        logger.info("augment %s", steps)
     of_records = RepeatFactorTrainingSampler.repeat_factors_from_category_frequency
     factors = None if repeat_threshold is None else of_records(records, repeat_threshold)
     batches = TrainBatches(ImageStream(len(records), seed, factors), total_batch_size, start)

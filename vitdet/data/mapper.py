@@ -15,7 +15,7 @@ from detectron2.structures import BitMasks, Boxes, BoxMode, Instances, PolygonMa
 
 from vitdet.data.augment import draw_view
 from vitdet.data.images import Size, read_image, read_reduced
-from vitdet.data.presets import Scene, augment, find_preset
+from vitdet.data.presets import Scene, augment, find_preset, steps_of
 from vitdet.utils.checks import InputError
 
 _KEPT_KEYS = ("file_name", "image_id", "height", "width")
@@ -56,6 +56,7 @@ class Mapper:
         preset: str | None = None,
     ) -> None:
         self.preset = find_preset(preset) if preset else None
+        self.steps = steps_of(preset, masks=use_masks) if preset else ""  # for people
         if preset and not (fast and mask_format == "bitmask"):
             got = f"mapper.preset={preset} and mapper.fast={fast}, mapper.mask_format={mask_format}"
             raise InputError(f"{got}: expected fast=True and bitmask with a preset. Set them.")

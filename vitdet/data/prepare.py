@@ -82,7 +82,6 @@ def prepare_data(
     objects = [*_objects(train), *_objects(val)]
     with_mask = sum(bool(each.get("segmentation")) for each in objects)
     if 0 < with_mask < len(objects):
-        train, val = _without_masks(train), _without_masks(val)
         bare = len(objects) - with_mask
         notes.append(f"{bare} of {len(objects)} objects have no mask: boxes only")
     earlier = _earlier((train, val), cache, allow_changed) if resume else {}
@@ -180,14 +179,6 @@ def _need_objects(part: Part, what: str, remedy: str) -> None:
     if not _objects(part):
         got = f"none in {counted(len(part.content['images']), 'image')}"
         raise InputError(f"{what} {part.source}: expected images with objects, got {got}. {remedy}")
-
-
-def _without_masks(part: Part) -> Part:
-    bare = [
-        {key: value for key, value in each.items() if key != "segmentation"}
-        for each in part.content["annotations"]
-    ]
-    return _changed(part, annotations=bare)
 
 
 # --- files beside the run -------------------------------------------------------------------------

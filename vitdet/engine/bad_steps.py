@@ -51,14 +51,14 @@ class BadSteps:
         self.folder = folder
         self.met: list[str] = []  # a line each; part of a run's state
 
-    def meet(self, text: str, batch: Batch, about: dict[str, Any], *, guilty: bool | None) -> None:
-        """Report a step and write its batch, then do what the policy says.
+    def meet(self, text: str, batch: Batch, about: dict[str, Any], *, guilty: bool) -> None:
+        """Report a step and write its batch, then do what the policy says; every process calls it.
 
         Args:
             text: what this process knows of it.
             batch: this process's part.
             about: {"images_seen": ..., "seed": ..., ...} for the file.
-            guilty: whether the fault was seen in this process; None if only this one reports.
+            guilty: whether the fault was seen in this process.
 
         Raises:
             NonFiniteLossError: the policy is "stop", or there were too many.
@@ -67,22 +67,22 @@ class BadSteps:
         if self.folder is not None:
             path = self.folder / f"{about['images_seen']:09d}{f'.rank{rank()}' * several}.pth"
             text += f", written to {path}"
-        flags = all_gather_object((guilty, text)) if several and guilty is not None else []
+        found = all_gather_object((guilty, text))
         # nobody's, when the sum over the processes was too large
-        named = [number for number, (flag, _) in enumerate(flags) if flag] or range(len(flags))
-        if path is not None and (not flags or rank() in named):
+        named = [number for number, (flag, _) in enumerate(found) if flag] or range(len(found))
+        if path is not None and rank() in named:
             path.parent.mkdir(parents=True, exist_ok=True)
             images = [_plain(record) for record in batch]
             checkpoint.write(path, {"reason": text, "images": images, "rank": rank(), **about})
-        if flags:
-            text = "; ".join(f"process {number}: {flags[number][1]}" for number in named)
+        if several:
+            text = "; ".join(f"process {number}: {found[number][1]}" for number in named)
         self.met.append(text)
-        if len(self.met) > self.limit:
+        number, most = len(self.met), self.limit
+        if number > most:
             if self.policy != "stop":
-                text = f"{len(self.met)} bad steps, more than train.max_bad_steps={self.limit}: "
+                text = f"{number} bad steps, more than train.max_bad_steps={most}: "
                 text += "; ".join(self.met)
             raise NonFiniteLossError(text)
-        number, most = len(self.met), self.limit
         logger.warning("bad step %d of at most %d, passed over: %s", number, most, text)
 
 

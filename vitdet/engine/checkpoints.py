@@ -208,10 +208,9 @@ class Checkpoints(Hook):
         """Write a checkpoint under a name.
 
         Raises:
-            NonFiniteLossError: losses or weights are not finite; nothing is written.
+            NonFiniteLossError: a weight is not finite; nothing is written.
             InputError: the disk refuses, this time or the last.
         """
-        trainer.check_finite()
         trainer.check_weights()
         self._finish()
         state = cpu_copy({**trainer.state_dict(), "vitdet": self.note})

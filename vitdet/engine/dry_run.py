@@ -15,7 +15,7 @@ from torch.utils._pytree import tree_leaves
 from vitdet.engine.bad_steps import BadSteps
 from vitdet.engine.log import max_memory
 from vitdet.engine.recipe import Counts
-from vitdet.engine.trainer import Hook, Trainer
+from vitdet.engine.trainer import Trainer
 from vitdet.utils.checks import InputError
 from vitdet.utils.distributed import all_gather_object, is_main, world_size
 
@@ -24,19 +24,6 @@ _GIB = 2**30
 
 class DoesNotFitError(InputError):
     """A step needs more memory than the device has."""
-
-
-class _Clock(Hook):
-    """Notes when steps end."""
-
-    def __init__(self) -> None:
-        self.ends: list[float] = []
-
-    def after_step(self, trainer: Trainer) -> None:
-        """Note the time at which the device is done."""
-        if trainer.device.type == "cuda":
-            torch.cuda.synchronize(trainer.device)
-        self.ends.append(time.perf_counter())
 
 
 def try_steps(cfg: DictConfig, trainer: Trainer, loader: Any, data: dict[str, Counts]) -> None:
@@ -48,10 +35,14 @@ def try_steps(cfg: DictConfig, trainer: Trainer, loader: Any, data: dict[str, Co
             that does not hold the checkpoints.
     """
     trainer.bad_steps = BadSteps()  # writes no file
-    batch, clock = cfg.dataloader.train.total_batch_size, _Clock()
-    start = trainer.images_seen
+    batch, start = cfg.dataloader.train.total_batch_size, trainer.images_seen
+    batches, ends = iter(loader), []
     try:
-        trainer.run(iter(loader), start + 2 * batch, [clock])
+        for step in (1, 2):
+            trainer.run(batches, start + step * batch)
+            if trainer.device.type == "cuda":
+                torch.cuda.synchronize(trainer.device)
+            ends.append(time.perf_counter())
     except RuntimeError as error:  # on a CPU torch has no class of its own for it
         if not isinstance(error, torch.OutOfMemoryError) and "allocate memory" not in str(error):
             raise
@@ -60,8 +51,7 @@ def try_steps(cfg: DictConfig, trainer: Trainer, loader: Any, data: dict[str, Co
             f"({_of(trainer.device)}). Lower dataloader.train.total_batch_size, or take "
             "train.accumulate=2 or model.backbone.net.checkpoint_blocks (docs/measured.md)."
         ) from error
-    trainer.check_finite()
-    found = all_gather_object((max_memory(trainer.device), clock.ends[1] - clock.ends[0]))
+    found = all_gather_object((max_memory(trainer.device), ends[1] - ends[0]))
     memory, seconds = (max(each) for each in zip(*found, strict=True))
     _check_disk(cfg, trainer)
     if not is_main():

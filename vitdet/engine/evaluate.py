@@ -6,8 +6,7 @@ import json
 import logging
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
 from numbers import Real
 from pathlib import Path
 from typing import Any
@@ -122,8 +121,8 @@ def run_evaluator(detector: nn.Module, loader: Any, evaluator: Any, precision: s
     detector.eval()
     evaluator.reset()
     try:
-        with gathered(detector), _watched(loader) as batches:
-            for batch in batches:
+        with gathered(detector):
+            for batch in _watched(loader):
                 evaluator.process(batch, infer(detector, batch, dtype))
     finally:
         detector.train(was_training)
@@ -133,24 +132,16 @@ def run_evaluator(detector: nn.Module, loader: Any, evaluator: Any, precision: s
     return tasks | ({"results": flat} if flat else {})
 
 
-@contextmanager
-def _watched(loader: Any) -> Iterator[Iterable[Any]]:
-    """Show how far a loader is: in a bar on a terminal, or in a line now and then."""
+def _watched(loader: Any) -> Iterator[Any]:
+    """Yield batches and show how far it is: in a bar on a terminal, or in a line now and then."""
     total = len(loader) if hasattr(loader, "__len__") else None  # one of your own may not know
-
-    def said() -> Iterator[Any]:
-        last = time.monotonic()
-        for number, batch in enumerate(loader, start=1):
+    last = time.monotonic()
+    with bar("evaluate", total, loader, disable=not on_terminal()) as batches:
+        for number, batch in enumerate(batches, start=1):
             yield batch
-            if time.monotonic() - last > _PROGRESS_EVERY:
+            if not on_terminal() and time.monotonic() - last > _PROGRESS_EVERY:
                 last = time.monotonic()
                 logger.info("evaluated %d/%s batches", number, total or "?")
-
-    if on_terminal():
-        with bar("evaluate", total, loader) as batches:
-            yield batches
-    else:
-        yield said()
 
 
 def _numbers(values: Mapping[Any, Any]) -> dict[str, Any]:

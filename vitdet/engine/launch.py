@@ -217,20 +217,24 @@ def _spawn(processes: int, *words: Any) -> None:
                 pass
     except ProcessException as error:
         statuses = {process.exitcode for process in context.processes}
-        if interrupted.value or INTERRUPTED_STATUS in statuses:
-            raise KeyboardInterrupt("" if errors.empty() else errors.get()) from error
         said = None if errors.empty() else errors.get()
-        if said is None and passed:  # before they had learned what to do then
-            sys.exit(PREEMPTED_STATUS)
-        raise _cause(error, said, statuses) from error
+        raise _cause(error, said, statuses, passed) from error
     finally:
         if passed:  # schedulers repeat them, and this process is to end with its own status
             for number in PREEMPTION:
                 signal.signal(number, signal.SIG_IGN)
 
 
-def _cause(error: ProcessException, said: str | None, statuses: set[int]) -> BaseException:
-    """Return what the end of the first process means."""
+def _cause(
+    error: ProcessException, said: str | None, statuses: set[int], passed: list[int]
+) -> BaseException:
+    """Return what the end of the first process means, after signals that were `passed` on."""
+    interrupted = INTERRUPTED_STATUS in statuses
+    if signal.SIGINT in passed or interrupted:
+        saved = said is None and interrupted  # and said so
+        return SystemExit(INTERRUPTED_STATUS) if saved else KeyboardInterrupt(said or "")
+    if said is None and passed:  # maybe before they had learned what to do then
+        return SystemExit(PREEMPTED_STATUS)
     if said is not None:  # it is the cause, whichever process ended first
         return InputError(said)
     for status in (PREEMPTED_STATUS, INPUT_ERROR_STATUS):

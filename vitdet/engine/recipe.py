@@ -86,21 +86,16 @@ def _check_train(train: DictConfig) -> None:
             raise InputError(f"train.{key}: expected {least} or more, got {train[key]}.")
     if train.parallel == "fsdp" and train.compile:
         raise InputError("train.compile: it does not go with train.parallel=fsdp: set one of them.")
-    _check_tune(train)
-    if train.epochs is not None and not 0 < train.epochs < math.inf:
-        raise InputError(f"train.epochs: expected a number above 0 or null, got {train.epochs}.")
+    if train.tune != "all" and train.freeze_blocks:
+        text = f"train.tune={train.tune} freezes every block, got train.freeze_blocks"
+        raise InputError(f"{text}={train.freeze_blocks} too. Leave one of them out.")
+    for key, wanted in (("lora_alpha", "a number above 0"), ("epochs", "a number above 0 or null")):
+        if train[key] is not None and not 0 < train[key] < math.inf:
+            raise InputError(f"train.{key}: expected {wanted}, got {train[key]}.")
     _ = [_images("train", key, train[key], 100, 1) for key in _PERIODS]
     if train.patience is not None and (train.eval_every in (0, "0%") or train.best_metric is None):
         text = f"eval_every={train.eval_every} and best_metric={train.best_metric}"
         raise InputError(f"train.patience: it needs evaluations and a metric, got {text}.")
-
-
-def _check_tune(train: DictConfig) -> None:
-    if train.tune != "all" and train.freeze_blocks:
-        text = f"train.tune={train.tune} freezes every block, got train.freeze_blocks"
-        raise InputError(f"{text}={train.freeze_blocks} too. Leave one of them out.")
-    if not 0 < train.lora_alpha < math.inf:
-        raise InputError(f"train.lora_alpha: expected a number above 0, got {train.lora_alpha}.")
 
 
 def check_batch(cfg: DictConfig) -> None:

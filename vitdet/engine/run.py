@@ -17,7 +17,7 @@ from vitdet import checkpoint
 from vitdet.config import build_model, instantiate, set_num_classes
 from vitdet.engine import recipe, tune
 from vitdet.engine.bad_steps import BadSteps
-from vitdet.engine.checkpoints import FINAL, Checkpoints, Found, last_checkpoint, usable
+from vitdet.engine.checkpoints import FINAL, Checkpoints, last_checkpoint, usable
 from vitdet.engine.dry_run import try_steps
 from vitdet.engine.ending import closing_lines, objects_by_class
 from vitdet.engine.evaluate import (
@@ -68,26 +68,16 @@ def train(cfg: DictConfig, *, resume: bool = False, dry_run: bool = False) -> Re
     output_dir = Path(options.output_dir)
     check_new(output_dir, resume)
     with _one_line_errors(), Signals() as signals, logging_to() as log_to, ExitStack() as stack:
-        if is_there := not dry_run and output_dir.is_dir():
+        if not dry_run:
             stack.enter_context(alone_in(output_dir))
-        dataset = build_dataset(cfg.dataloader.train.dataset)
-        test = TestSet(cfg, expected_classes=tuple(dataset.class_names))
-        check_metric(options, test.evaluator)
-        recipe.set_length(cfg, dataset)
-        set_num_classes(cfg, len(dataset.class_names))
-        recipe.set_absolute_paths(cfg)
-        OmegaConf.set_readonly(cfg, True)
+            check_new(output_dir, resume)  # a run may have ended there since
+        dataset, test, data = _read_data(cfg)
         trainer = _build_trainer(cfg)
-        data = {"train": recipe.counts(dataset), "test": recipe.counts(test.dataset)}
         previous = _load(trainer, cfg, data, resume=resume)
         loader = instantiate(cfg.dataloader.train, dataset=dataset, start=trainer.images_seen)
         if dry_run:
             try_steps(cfg, trainer, loader, data)
             return {}
-        # Inputs are right: only now does the run leave something on the disk.
-        if not is_there:
-            stack.enter_context(alone_in(output_dir))
-            check_new(output_dir, resume)
         log_to(output_dir / "log.txt")
         note = recipe.write_record(cfg, output_dir, dataset, data)
         objects = objects_by_class(dataset)
@@ -101,21 +91,19 @@ def train(cfg: DictConfig, *, resume: bool = False, dry_run: bool = False) -> Re
             note=note,
             resumed=previous,
         )
+        stack.callback(checkpoints.close)
         signals.save = checkpoints.save_now
         evaluate_now = partial(_evaluated, trainer, test, options, metrics, signals)
         evaluations = Evaluations(options, batch, checkpoints, evaluate_now)
-        watch = Watch(output_dir, options.step_timeout)
         progress = Progress(metrics, options.log_every, batch, options.num_images)
+        watch = Watch(output_dir, options.step_timeout)
         stack.enter_context(progress)
+        stack.callback(watch.stop)
         # A checkpoint before all that takes long, so that a signal finds its work done.
         hooks = [watch, progress, checkpoints, signals, evaluations]
-        try:
-            trainer.run(watch.over(iter(loader)), evaluations.before_train(trainer), hooks)
-            results = evaluations.now(trainer)
-            checkpoints.wait()
-        finally:
-            watch.stop()
-            checkpoints.close()
+        trainer.run(watch.over(iter(loader)), evaluations.before_train(trainer), hooks)
+        results = evaluations.now(trainer)
+        checkpoints.wait()
         write_results(output_dir, test, FINAL, results)
         if is_main():
             lines = closing_lines(cfg, trainer, evaluations, test, results, data, objects)
@@ -141,7 +129,8 @@ def evaluate(cfg: DictConfig, *, resume: bool = False) -> Results:
         set_num_classes(cfg, len(test.class_names))
         device = pick_device(cfg.train.device)
         detector = build_model(cfg.model, device=str(device))
-        source, content = previous or _read(Path(cfg.train.init_checkpoint))
+        start = Path(cfg.train.init_checkpoint or "")
+        source, content = previous or (start, checkpoint.read(start))
         content = checkpoint.chosen(content, which, source=str(source))
         checkpoint.check_trained(content, source=str(source))
         _load_weights(detector, content, str(source), test.class_names)
@@ -172,22 +161,23 @@ def _one_line_errors() -> Iterator[None]:
 def alone_in(output_dir: Path) -> Iterator[None]:
     """Make the folder of a run, and hold its lock within the block (the main process does).
 
-    A new folder that nothing has come into goes at the end.
+    New folders that nothing has come into go at the end.
 
     Raises:
         InputError: it cannot be made, or another run holds it.
     """
     with ExitStack() as held:
 
-        def remove_empty() -> None:
-            if output_dir.is_dir() and not any(output_dir.iterdir()):
-                output_dir.rmdir()
+        def remove_empty(folder: Path) -> None:
+            if folder.is_dir() and not any(folder.iterdir()):
+                folder.rmdir()
 
         def take() -> None:
             try:
-                if not output_dir.exists():
-                    output_dir.mkdir(parents=True)
-                    held.callback(remove_empty)
+                for folder in reversed((output_dir, *output_dir.parents)):
+                    if not folder.exists():
+                        folder.mkdir()
+                        held.callback(remove_empty, folder)
                 for path in output_dir.iterdir():  # opening a pipe would wait for ever
                     if path.exists() and not (path.is_file() or path.is_dir()):
                         text = "expected a file or a folder, got a pipe or a device. Move it away."
@@ -208,8 +198,16 @@ def check_new(output_dir: Path, resume: bool) -> None:
         raise InputError(f"train.output_dir={output_dir}: {text}. Add --resume, or choose another.")
 
 
-def _read(path: Path) -> Found:
-    return Found(path, checkpoint.read(path))
+def _read_data(cfg: DictConfig) -> tuple[Any, TestSet, dict[str, recipe.Counts]]:
+    """Return the data, and their numbers; the recipe gets what follows from them and is frozen."""
+    dataset = build_dataset(cfg.dataloader.train.dataset)
+    test = TestSet(cfg, expected_classes=tuple(dataset.class_names))
+    check_metric(cfg.train, test.evaluator)
+    recipe.set_length(cfg, dataset)
+    set_num_classes(cfg, len(dataset.class_names))
+    recipe.set_absolute_paths(cfg)
+    OmegaConf.set_readonly(cfg, True)
+    return dataset, test, {"train": recipe.counts(dataset), "test": recipe.counts(test.dataset)}
 
 
 def _build_trainer(cfg: DictConfig) -> Trainer:
@@ -256,7 +254,8 @@ def _load(
             raise InputError(f"train.tune={cfg.train.tune}: {text}: nothing would learn them.")
         logger.info("no train.init_checkpoint: starting from random weights")
         return None
-    source, content = previous or _read(Path(cfg.train.init_checkpoint))
+    start = Path(cfg.train.init_checkpoint or "")
+    source, content = previous or (start, checkpoint.read(start))
     if previous is not None:
         recipe.check_data(data, content, str(source), allow=cfg.train.allow_changed_data)
         content = tune.of_file(trainer.detector, content, str(source))

@@ -69,7 +69,6 @@ class StepRecord:
     names: tuple[str, ...]
     files: list[str]
     lr: float
-    images_seen: int
     grad_norm: torch.Tensor | None = None  # of the whole gradient, before it is clipped
 
 
@@ -128,9 +127,6 @@ class Trainer:
         self.detector_loss = DetectorLoss(detector, seed=seed)
         self.detector_loss.check_parts(accumulate)
         self.loss = distributed(self.detector_loss, self.device, ddp or {}, self.dtype)
-        # On other devices a look at the numbers waits for the device, so to stop, one at every log
-        # line is enough (check_finite). To pass over a step it must be known to be bad at once.
-        self.check_each_step = self.device.type == "cpu" or self.bad_steps.policy != "stop"
         self.images_seen = 0
         self.num_images = 0
         self.window = Window()
@@ -166,7 +162,7 @@ class Trainer:
         for group in self.optimizer.param_groups:
             group["lr"] = group["initial_lr"] * multiplier
         self.optimizer.zero_grad(set_to_none=True)
-        buffers = [each.clone() for each in self.detector.buffers()] if self.check_each_step else []
+        buffers = [each.clone() for each in self.detector.buffers()]
         record, fault = self._gradient(batch)
         if fault is None:
             fault = self._update(record)
@@ -174,7 +170,7 @@ class Trainer:
             self.window.steps.append(record)
         else:
             self._give_up(batch, record, fault)
-            for buffer, value in zip(self.detector.buffers(), buffers, strict=False):
+            for buffer, value in zip(self.detector.buffers(), buffers, strict=True):
                 buffer.copy_(value)  # a forward pass has moved the statistics of BatchNorm
         images = len(batch) * world_size()
         self.images_seen += images
@@ -187,16 +183,14 @@ class Trainer:
         loss.
         """
         nothing = torch.zeros((), device=self.device)
-        record = StepRecord(nothing, (), file_names(batch), self._lr(), self.images_seen)
+        record = StepRecord(nothing, (), file_names(batch), self._lr())
         parts = self._parts(batch)
         for number, part in enumerate(parts, start=1):
             with nullcontext() if number == len(parts) else without_sync(self.loss):
                 loss, fault = self._loss(part, record, share=1 / len(parts))
-                if self.check_each_step:
-                    fault = (fault or "") if any_rank(fault is not None) else None
-                if fault is not None or loss is None:
+                if any_rank(fault is not None):
                     give_up_step(self.loss)
-                    return record, fault
+                    return record, fault or ""
                 self.scaler.scale(loss).backward()
         return record, None
 
@@ -207,21 +201,20 @@ class Trainer:
 
     def _loss(
         self, part: Batch, record: StepRecord, share: float
-    ) -> tuple[torch.Tensor | None, str | None]:
+    ) -> tuple[torch.Tensor, str | None]:
         """Return the part's share in the loss of the step, and what is wrong with it."""
         try:
             with self._autocast():
                 losses = self.loss(part)
         except FloatingPointError as error:  # detectron2's proposals found a NaN before us
-            if not self.check_each_step:
-                self.check_finite()  # it may come from a step before this one
-            return None, str(error).rstrip(".")
+            return record.losses, str(error).rstrip(".")
         values = torch.stack([loss.detach().float() for loss in losses.values()])
         record.names = tuple(losses)
         record.losses = record.losses + values * share
         fault = None
-        if self.check_each_step and not bool(values.isfinite().all()):
-            fault = _terms(record.names, values)
+        if not bool(values.isfinite().all()):
+            terms = zip(record.names, values.tolist(), strict=True)
+            fault = ", ".join(f"{name}={value:.4g}" for name, value in terms)
         return torch.stack(list(losses.values())).sum() * share, fault
 
     def _update(self, record: StepRecord) -> str | None:
@@ -231,15 +224,14 @@ class Trainer:
         norm = nn.utils.get_total_norm([p.grad for p in weights if p.grad is not None])
         record.grad_norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
         # fp16 overflows now and then: its scaler passes over the step by itself.
-        fp16 = self.scaler.is_enabled()
-        if self.check_each_step and not fp16 and not bool(record.grad_norm.isfinite()):
+        if not self.scaler.is_enabled() and not bool(record.grad_norm.isfinite()):
             return ""
         if self.clip_grad_norm is not None:
             nn.utils.clip_grads_with_norm_(weights, self.clip_grad_norm, norm)
         self.scaler.step(self.optimizer)
         self.scaler.update()
-        if self.check_each_step and fp16 and (fault := self._scale_fault()):
-            return fault
+        if self.scaler.is_enabled() and (scale := self.scaler.get_scale()) < _SMALLEST_SCALE:
+            return f"gradients that overflow in fp16 again and again (loss scale {scale:.3g})"
         if self.ema is not None:
             self.ema.update()
         return None
@@ -257,32 +249,13 @@ class Trainer:
                     loss(part)
                 give_up_step(loss)
 
-        # Where not all processes know of the step, none can wait for the others' weights.
-        alone = not self.check_each_step
-        output = "" if alone and world_size() > 1 else first_bad_output(self.detector, forward)
+        output = first_bad_output(self.detector, forward)
         what, found = fault or "a gradient that is not finite", output or gradients
         what += f" ({found})" if found else ""
         text = step_text(what, self.images_seen, record.lr, record.files)
         about = {"images_seen": self.images_seen, "seed": self.seed, "accumulate": self.accumulate}
         about["autocast"] = "" if self.dtype is None else str(self.dtype).removeprefix("torch.")
-        guilty = None if alone else bool(fault or output)
-        self.bad_steps.meet(text, batch, about, guilty=guilty)
-
-    def _scale_fault(self) -> str:
-        """Say so when fp16 overflows whatever the scale of the loss; "" when it does not."""
-        scale = self.scaler.get_scale()
-        text = f"gradients that overflow in fp16 again and again (loss scale {scale:.3g})"
-        return "" if scale >= _SMALLEST_SCALE else text
-
-    def check_finite(self) -> None:
-        """Raise a NonFiniteLossError if a loss since the last log line is not finite."""
-        for record in self.window.steps:
-            if not bool(record.losses.isfinite().all()):
-                what = _terms(record.names, record.losses)
-                text = step_text(what, record.images_seen, record.lr, record.files)
-                raise NonFiniteLossError(text)
-        if self.scaler.is_enabled() and (fault := self._scale_fault()):
-            raise self._not_finite(fault)
+        self.bad_steps.meet(text, batch, about, guilty=bool(fault or output))
 
     def check_weights(self) -> None:
         """Raise a NonFiniteLossError if a weight is not finite, as after such a gradient."""
@@ -291,11 +264,12 @@ class Trainer:
             state |= {f"{AVERAGE}.{name}": value for name, value in self.ema.state.items()}
         bad = [name for name, value in state.items() if not bool(value.isfinite().all())]
         if bad:
-            raise self._not_finite(f"{len(bad)} tensors that are not ({bad[0]}, ...)")
+            what = f"{len(bad)} tensors that are not ({bad[0]}, ...)"
+            files = self.window.steps[-1].files if self.window.steps else []
+            raise NonFiniteLossError(step_text(what, self.images_seen, self._lr(), files))
 
     def next_window(self) -> Window:
-        """Return the steps since the last call, checked, and start anew."""
-        self.check_finite()
+        """Return the steps since the last call, and start anew."""
         window, self.window = self.window, Window()
         return window
 
@@ -304,10 +278,6 @@ class Trainer:
 
     def _lr(self) -> float:
         return max(group["lr"] for group in self.optimizer.param_groups)
-
-    def _not_finite(self, what: str) -> NonFiniteLossError:
-        files = self.window.steps[-1].files if self.window.steps else []
-        return NonFiniteLossError(step_text(what, self.images_seen, self._lr(), files))
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that a resume needs; random numbers follow from seed and images seen.
@@ -365,8 +335,3 @@ class Trainer:
             raise InputError(f"train.ema_decay for resuming {source}: {text}.")
         if self.ema is not None:
             self.ema.load(state[AVERAGE])
-
-
-def _terms(names: Sequence[str], losses: torch.Tensor) -> str:
-    values = zip(names, losses.tolist(), strict=True)
-    return ", ".join(f"{name}={value:.4g}" for name, value in values)

@@ -163,9 +163,13 @@ def _resize_as_beit(table: torch.Tensor, rows: int) -> torch.Tensor:
     return (weights @ table.detach().double()).to(table.dtype)
 
 
-@torch.compiler.assume_constant_result  # a compiler runs it instead of tracing it
 def _beit_weights(source_rows: int, rows: int) -> list[list[float]]:
     return _spline(source_rows, rows)
+
+
+# A compiler runs it instead of tracing it. torch.compiler.assume_constant_result sets the same, but
+# imports the compiler: seconds for every program, of which few compile.
+vars(_beit_weights)["_dynamo_marked_constant"] = True
 
 
 # Numbers, not a tensor: one made under a mode of torch (fake tensors, a meta device) must not be

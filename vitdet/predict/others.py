@@ -17,6 +17,7 @@ from vitdet.convert.describe import describe
 from vitdet.convert.names import shapes_of
 from vitdet.convert.recipes import COMMANDS, Command
 from vitdet.utils.checks import InputError
+from vitdet.utils.state_dicts import without_data
 
 # what a row may have to allow
 ALLOWED = {"resize_patch_embed": "--resize-patch-embed", "allow_inexact": "--allow-inexact"}
@@ -83,13 +84,6 @@ def takes(
         found.append((same, row, report))
     best = max((same for same, *_ in found), default=False)
     return [(row, report) for same, row, report in found if same == best]
-
-
-def without_data(value: Any) -> Any:
-    """Return tensors on the meta device, in mappings too, so that the data can go."""
-    if isinstance(value, Mapping):
-        return {name: without_data(each) for name, each in value.items()}
-    return value.to("meta") if isinstance(value, torch.Tensor) else value
 
 
 def find_recipe(content: Mapping[str, Any], source: str) -> Command | None:

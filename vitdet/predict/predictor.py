@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import glob
+import logging
 import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -29,6 +30,9 @@ from vitdet.utils import thresholds
 from vitdet.utils.checks import InputError
 from vitdet.utils.precision import autocast_dtype, pick_device
 from vitdet.utils.thresholds import Thresholds
+from vitdet.weights import fetch_input, is_address
+
+logger = logging.getLogger(__name__)
 
 VIDEO_SUFFIXES = frozenset(
     {".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg", ".wmv", ".flv", ".ts"}
@@ -143,12 +147,18 @@ class Predictor:
             trust=trust,
         )
         least = thresholds.chosen(threshold, note, weights, str(path))
+        if not least.found:
+            logger.warning("%s: threshold %s", path, least.text())
         predictor = cls(detector, **about, threshold=least, **options)
         predictor.source = None if config is not None or trust else str(path)
         return predictor
 
-    def __call__(self, images: Any, classes: Sequence[str] | None = None) -> Any:
-        """Find objects in what `open_inputs` takes, of `classes` if given, else of the predictor's.
+    def __call__(
+        self, images: Any, classes: Sequence[str] | None = None, threshold: float | None = None
+    ) -> Any:
+        """Find objects in what `open_inputs` takes.
+
+        `classes` and `threshold` are those of the predictor where they are not given.
 
         Returns:
             A `Result` for one image, a list of them for many (a list, folder, pattern), an iterator
@@ -159,14 +169,15 @@ class Predictor:
         """
         classes = self.classes if classes is None else classes
         class_indexes(classes or (), self.class_names)
+        least = self.threshold if threshold is None else thresholds.chosen(threshold, {})
         kind, pictures = open_inputs(images)
-        results = self._stream(pictures, classes)
+        results = self._stream(pictures, classes, least)
         if kind == "stream":
             return results
         return next(results) if kind == "one" else list(results)
 
     def _stream(
-        self, pictures: Iterable[Picture], classes: Sequence[str] | None
+        self, pictures: Iterable[Picture], classes: Sequence[str] | None, least: Thresholds
     ) -> Iterator[Result]:
         waiting = iter(pictures)
         while batch := list(islice(waiting, self.batch_size)):
@@ -178,7 +189,7 @@ class Predictor:
                 found = [detect_sliced(self.detect, x, cut, self.batch_size) for x in images]
             for picture, (instances, masks) in zip(batch, found, strict=True):
                 result = Result(picture, instances, self.class_names, self.class_ids, masks)
-                kept = result.above(self.threshold.of(self.class_names))
+                kept = result.above(least.of(self.class_names))
                 if classes is not None:
                     kept, result = kept.of_classes(classes), result.of_classes(classes)
                 kept.best = result.best
@@ -263,10 +274,10 @@ def open_inputs(given: Any) -> tuple[str, Iterable[Picture]]:
     """Return how pictures came, "one", "list" or "stream", and the pictures, read in their turn.
 
     Args:
-        given: one image (path, PIL image, uint8 array (height, width, 3) RGB, (height, width) grey
-            or (height, width, 4) with alpha, uint8 tensor (3, height, width) RGB, `Picture`); or
-            many: a list or tuple of these, a folder or a pattern ("shots/*.jpg") of image files; or
-            a stream: a video file, a generator.
+        given: one image (path, address, PIL image, uint8 array (height, width, 3) RGB, (height,
+            width) grey or (height, width, 4) with alpha, uint8 tensor (3, height, width) RGB,
+            `Picture`); or many: a list or tuple of these, a folder or a pattern ("shots/*.jpg") of
+            image files; or a stream: a video file, a generator.
 
     Raises:
         InputError: something else, nothing at the path, a folder without images.
@@ -277,36 +288,50 @@ def open_inputs(given: Any) -> tuple[str, Iterable[Picture]]:
         return "stream", (_picture(each, f"image {i}") for i, each in enumerate(given))
     if not isinstance(given, str | Path):
         return "one", [_picture(given, "image")]
-    if Path(given).suffix.lower() in VIDEO_SUFFIXES and os.path.isfile(given):  # noqa: PTH113
-        return "stream", video_frames(Path(given))
+    given = local(given)
+    if given.suffix.lower() in VIDEO_SUFFIXES and os.path.isfile(given):  # noqa: PTH113
+        return "stream", video_frames(given)
     files, _ = find_files(given)
     pictures = [_picture(file, "") for file in files]
     return "one" if str(given) == str(files[0]) else "list", pictures
 
 
+def local(given: str | Path) -> Path:
+    """Return the path that is meant: of an address what is fetched, with "~" the user's folder."""
+    if not str(given):  # Path's is the working folder
+        raise _nothing_at("''")
+    return fetch_input(given) if is_address(given) else Path(given).expanduser()
+
+
+def _nothing_at(text: str) -> InputError:
+    return InputError(
+        f"input {text}: nothing is at this path. Files, folders and https:// are read; cameras and "
+        "streams are not: record them first."
+    )
+
+
 def find_files(given: str | Path) -> tuple[list[Path], Counter[str]]:
     """Return the files that a path means: itself, the images of a folder, those of a pattern.
+
+    What an address gives is fetched: it is one file.
 
     Returns:
         The files by name, and what was passed over, kind -> number: a suffix, or "folder" and
         "hidden file" (as macOS leaves them, "._a.jpg").
 
     Raises:
-        InputError: nothing there, a folder without images, an address, a camera.
+        InputError: nothing there, a folder without images, a camera.
     """
-    text, suffixes = str(given), IMAGE_SUFFIXES
-    if text and os.path.isdir(text):  # noqa: PTH112 (Path's raises for names that are too long)
+    text, suffixes = str(local(given)), IMAGE_SUFFIXES
+    if os.path.isdir(text):  # noqa: PTH112 (Path's raises for names that are too long)
         paths = list(Path(text).iterdir())
-    elif text and os.path.lexists(text):
+    elif os.path.lexists(text):
         return [Path(text)], Counter()
     else:
         paths = [Path(name) for name in glob.glob(text)]  # noqa: PTH207 (Path's needs a root)
         suffixes = suffixes | VIDEO_SUFFIXES
         if not paths:
-            raise InputError(
-                f"input {text or repr(text)}: nothing is at this path. Files and folders are read; "
-                "addresses and cameras are not: download or record them first."
-            )
+            raise _nothing_at(text)
     files, others = [], Counter[str]()
     for path in sorted(paths):
         suffix = path.suffix.lower()
@@ -354,11 +379,11 @@ def _picture(given: Any, name: str) -> Picture:
     if isinstance(given, Picture):
         return given
     if isinstance(given, str | Path):
-        path = Path(given)
+        path = local(given)
         if os.path.isdir(path) or path.suffix.lower() in VIDEO_SUFFIXES:  # noqa: PTH112
             raise InputError(f"input {path}: give a folder or a video alone, not in a list.")
         if not os.path.lexists(path):
-            find_files(given)  # says what it is
+            find_files(path)  # says what it is
         return Picture(str(path), path)
     if isinstance(given, Image.Image):
         return Picture(name, array=_of_pil(given, name))

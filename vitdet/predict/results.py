@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import base64
+import html
+import importlib
+import io
 import json
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,12 +16,15 @@ from typing import Any
 import numpy as np
 import torch
 from detectron2.structures import Instances
+from PIL import Image
 
 from vitdet.data.images import open_image
-from vitdet.drawing import MIN_SIDE, draw_instances, save_image
+from vitdet.drawing import MIN_SIDE, draw, save_image
 from vitdet.evaluation import coco_results
 from vitdet.utils.checks import InputError, nearest, one_line
 from vitdet.utils.run_lengths import RunLengths, decode, encode
+
+_SHOWN = 1000  # pixels: the longer side of what a notebook shows
 
 
 @dataclass(frozen=True)
@@ -46,7 +53,7 @@ class Result:
         scores: float32 (N,).
         classes: class indexes.
         names: class name of each detection.
-        masks: in COCO's encoding; None where the detector predicts boxes only.
+        run_lengths: masks in COCO's encoding; None where the detector predicts boxes only.
         left_out: number of detections that `of_classes` left out.
         best: class name and score of the best detection before a threshold; None without any.
 
@@ -78,7 +85,7 @@ class Result:
         self.scores: np.ndarray = instances.scores.numpy()
         self.classes: list[int] = instances.pred_classes.tolist()
         self.names = [self.class_names[index] for index in self.classes]
-        self.masks = masks if pixels is None else encode(pixels.numpy())
+        self.run_lengths = masks if pixels is None else encode(pixels.numpy())
         self.left_out = 0
         top = int(self.scores.argmax()) if len(self.scores) else None
         self.best = None if top is None else (self.names[top], float(self.scores[top]))
@@ -86,7 +93,17 @@ class Result:
     @property
     def has_masks(self) -> bool:
         """Whether the detector predicts masks."""
-        return self.masks is not None
+        return self.run_lengths is not None
+
+    @property
+    def masks(self) -> np.ndarray | None:
+        """bool (N, height, width), decoded here; None where the detector predicts boxes only."""
+        if self.run_lengths is None:
+            return None
+        masks = np.zeros((len(self), *self.size), dtype=bool)
+        for mask, lengths in zip(masks, self.run_lengths, strict=True):
+            mask[:] = decode(lengths)
+        return masks
 
     @property
     def image(self) -> np.ndarray:
@@ -96,16 +113,24 @@ class Result:
     @property
     def instances(self) -> Instances:
         """detectron2's Instances; masks are made here, one byte a pixel each."""
-        if self.masks is None:
+        masks = self.masks
+        if masks is None:
             return self._found
-        masks = np.zeros((len(self.masks), *self.size), dtype=bool)
-        for mask, lengths in zip(masks, self.masks, strict=True):
-            mask[:] = decode(lengths)
         return Instances(self.size, **self._found.get_fields(), pred_masks=torch.from_numpy(masks))
 
     def __len__(self) -> int:
         """Number of detections."""
         return len(self._found)
+
+    def __getitem__(self, index: int) -> Result:
+        """Return one detection, as a result of its own."""
+        kept = torch.zeros(len(self), dtype=torch.bool)
+        kept[range(len(self))[index]] = True  # an IndexError beyond the last
+        return self._part(kept)
+
+    def __iter__(self) -> Iterator[Result]:
+        """Yield the detections one by one, the best first."""
+        return (self[index] for index in range(len(self)))
 
     def __repr__(self) -> str:
         size, found = f"{self.size[0]} x {self.size[1]}", found_text(self.counts(), self.best)
@@ -133,15 +158,37 @@ class Result:
         return part
 
     def _part(self, kept: Any) -> Result:
-        masks = self.masks
+        masks = self.run_lengths
         if masks is not None:
             masks = [each for each, keep in zip(masks, kept.tolist(), strict=True) if keep]
         return Result(self.picture, self._found[kept], self.class_names, self.class_ids, masks)
 
     def plot(self, *, min_side: int = MIN_SIDE) -> np.ndarray:
-        """Return the image with boxes, masks and labels, uint8 RGB; see `draw_instances`."""
-        found = self.instances
-        return draw_instances(self.image, found, self.class_names, 0.0, min_side=min_side)
+        """Return the image with boxes, masks and labels, uint8 RGB; see `vitdet.drawing.draw`."""
+        scores = self.scores.tolist()
+        labels = [f"{name} {score:.0%}" for name, score in zip(self.names, scores, strict=True)]
+        masks, classes = self.run_lengths, self.classes
+        return draw(self.image, self.boxes, masks, classes, labels, min_side=min_side)
+
+    def show(self) -> None:
+        """Open `plot()` in the system's viewer of images."""
+        Image.fromarray(self.plot()).show()
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows: the drawn image, and what was found."""
+        drawn, picture = io.BytesIO(), Image.fromarray(self.plot())
+        picture.thumbnail((_SHOWN, _SHOWN))
+        picture.save(drawn, "JPEG", quality=90)
+        data = base64.b64encode(drawn.getvalue()).decode()
+        return f'<img src="data:image/jpeg;base64,{data}"><p>{html.escape(repr(self))}</p>'
+
+    def crops(self) -> list[np.ndarray]:
+        """Return the pixels in each box, uint8 RGB (height, width, 3), of at least one pixel."""
+        (height, width), image = self.size, self.image
+        low = np.clip(np.floor(self.boxes[:, :2]), 0, (width - 1, height - 1)).astype(int)
+        high = np.maximum(np.ceil(self.boxes[:, 2:]).astype(int), low + 1)
+        ends = zip(low.tolist(), high.tolist(), strict=True)
+        return [image[top:bottom, left:right].copy() for (left, top), (right, bottom) in ends]
 
     def save(self, path: str | Path, *, min_side: int = MIN_SIDE) -> None:
         """Write `plot()` to a .jpg or .png file, whole or not at all.
@@ -157,7 +204,7 @@ class Result:
 
     def to_coco(self, image_id: int) -> list[dict[str, Any]]:
         """Return COCO results: image_id, category_id, bbox XYWH, score, segmentation (RLE)."""
-        return coco_results(self._found, image_id, self.class_ids, self.masks)
+        return coco_results(self._found, image_id, self.class_ids, self.run_lengths)
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values: image, height, width, and a list of detections, boxes XYXY."""
@@ -174,21 +221,45 @@ class Result:
         """Return `to_dict` as JSON: boxes XYXY in pixels, masks in COCO's encoding."""
         return json.dumps(self.to_dict())
 
+    def to_yolo(self) -> str:
+        """Return a line a detection: class index, centre, width, height (shares), score."""
+        sizes = self.boxes[:, 2:] - self.boxes[:, :2]
+        shares = np.hstack([self.boxes[:, :2] + sizes / 2, sizes]) / [
+            *self.size[::-1],
+            *self.size[::-1],
+        ]
+        rows = zip(self.classes, shares.tolist(), self.scores.tolist(), strict=True)
+        lines = (
+            f"{index} {' '.join(f'{x:.6f}' for x in (*box, score))}" for index, box, score in rows
+        )
+        return "".join(f"{line}\n" for line in lines)
+
+    def to_pandas(self) -> Any:
+        """Return a `pandas.DataFrame` of x1, y1, x2, y2 (pixels), score, class_index and class.
+
+        Raises:
+            InputError: there is no pandas.
+        """
+        boxes = dict(zip(("x1", "y1", "x2", "y2"), self.boxes.T, strict=True))
+        words = {"score": self.scores, "class_index": self.classes, "class": self.names}
+        return _package("pandas", "to_pandas").DataFrame(boxes | words)
+
     def to_supervision(self) -> Any:
         """Return `supervision.Detections`, or raise an InputError without that package."""
-        try:
-            import supervision
-        except ImportError as error:
-            text = "to_supervision(): no package supervision. pip install supervision"
-            raise InputError(text) from error
-        found = self.instances
-        return supervision.Detections(
+        return _package("supervision", "to_supervision").Detections(
             xyxy=self.boxes,
-            mask=found.pred_masks.numpy() if found.has("pred_masks") else None,
+            mask=self.masks,
             confidence=self.scores,
             class_id=np.array(self.classes, dtype=int),
             data={"class_name": np.array(self.names, dtype=str)},
         )
+
+
+def _package(name: str, method: str) -> Any:
+    try:
+        return importlib.import_module(name)
+    except ImportError as error:
+        raise InputError(f"{method}(): no package {name}. pip install {name}") from error
 
 
 def found_text(counts: Mapping[str, int], best: tuple[str, float] | None) -> str:

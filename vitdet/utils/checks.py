@@ -6,6 +6,7 @@ import difflib
 import io
 import logging
 import os
+import re
 import signal
 import sys
 import threading
@@ -21,6 +22,7 @@ _Function = TypeVar("_Function", bound=Callable[..., Any])
 INPUT_ERROR_STATUS = 2
 PREEMPTED_STATUS = 75  # stopped by a signal after saving; what sysexits.h calls "try again"
 INTERRUPTED_STATUS = 130  # what shells give for ^C: 128 + SIGINT
+_TWO_STOPS = re.compile(r"(?<=[^\s./])\.\.(?=\s|$)")  # "../", ".." and "..." mean something else
 NOTHING_YET = "before the first step: nothing was lost, give the same command again"
 
 
@@ -44,9 +46,12 @@ class InputError(ValueError):
 
 
 def one_line(text: str) -> str:
-    """Return the text in one line: control characters as escapes, endless words cut short."""
+    """Return the text in one line: control characters as escapes, endless words cut short.
+
+    Where a sentence of somebody else ends one of ours, one stop is enough.
+    """
     words = (word if len(word) <= 1000 else f"{word[:100]}..." for word in text.split())
-    return printable(" ".join(words))
+    return _TWO_STOPS.sub(".", printable(" ".join(words)))
 
 
 def printable(text: str) -> str:

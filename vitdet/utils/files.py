@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import json
 import logging
 import os
 import re
@@ -14,7 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeVar
 
-from vitdet.utils.checks import InputError
+from vitdet.utils.checks import InputError, os_error_text
 
 logger = logging.getLogger(__name__)
 
@@ -111,6 +112,24 @@ def link_or_copy(source: Path, path: Path) -> None:
             os.link(source, partial)
         except OSError:  # the file system has no links
             shutil.copyfile(source, partial)
+
+
+def read_json(path: Path, kind: type[T]) -> T:
+    """Return what a JSON file holds.
+
+    Raises:
+        InputError: it cannot be read, or holds something else than a `kind`.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8-sig"))
+    except OSError as error:
+        raise InputError(os_error_text(error)) from error
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{path}: it cannot be read ({error}). Write it again.") from error
+    if not isinstance(content, kind):
+        got = f"got a {type(content).__name__}: {str(content)[:100]}"
+        raise InputError(f"{path}: expected a {kind.__name__}, {got}. Write it again.")
+    return content
 
 
 def read_small(path: Path, parse: Callable[[str], T], default: T) -> T:

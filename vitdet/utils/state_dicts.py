@@ -374,6 +374,13 @@ _COUNTS = (
 )
 
 
+def without_data(value: Any) -> Any:
+    """Return tensors on the meta device, in mappings too, so that the data can go."""
+    if isinstance(value, Mapping):
+        return {name: without_data(each) for name, each in value.items()}
+    return value.to("meta") if isinstance(value, torch.Tensor) else value
+
+
 def some(names: Collection[str], count: int = 3) -> str:
     """Return the first names as text, with dots when there are more."""
     shown = one_line(", ".join(str(name) for name in list(names)[:count]))

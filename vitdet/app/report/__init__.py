@@ -3,26 +3,9 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 
-from vitdet.app.options import add_threshold_argument
 from vitdet.utils import thresholds
 from vitdet.utils.checks import InputError
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the command's options."""
-    add = parser.add_argument
-    add("run_folder", type=Path, help="train.output_dir of a run, evaluated, or a file of it")
-    add("--out", type=Path, help="the page; left out: report.html in the folder")
-    what = "what curves, errors and confusion are about: boxes or masks (default bbox)"
-    add("--iou-type", choices=["bbox", "segm"], default="bbox", help=what)
-    add_threshold_argument(parser)
-    add("--images", type=int, default=12, help="worst images shown (default 12)")
-    what = "results in COCO's format; left out: those of the run"
-    add("--predictions", type=Path, help=what)
-    what = "build parts of the run's recipe from outside vitdet"
-    add("--trust", action="store_true", help=what)
 
 
 def run(args: argparse.Namespace) -> int:

@@ -23,8 +23,8 @@ from vitdet.config import load_config
 from vitdet.data.images import read_image
 from vitdet.engine.evaluate import PREDICTIONS, TestSet
 from vitdet.predict.loading import building, check_test_data
-from vitdet.scores import read_truth
 from vitdet.utils.checks import InputError
+from vitdet.utils.files import read_json
 from vitdet.utils.thresholds import Thresholds, of_results
 
 _MOST = 12  # classes in a plot, those with the lowest AP
@@ -92,7 +92,7 @@ def read_run(folder: Path, predictions: Path | None, *, trust: bool) -> Run:
         if not path.is_file():
             raise InputError(
                 f"run {folder}: it has no {path.name}. Give train.output_dir of a run that was "
-                "evaluated: training ends with it, and train_net.py --eval-only --resume does it."
+                "evaluated: training ends with it, and vitdet recipe --eval-only --resume does it."
             )
     cfg = load_config(config, trust=trust)
     if not trust:
@@ -101,26 +101,15 @@ def read_run(folder: Path, predictions: Path | None, *, trust: bool) -> Run:
         dataset = TestSet(cfg).dataset
     weights, scores, classes, note = _results(results)
     environment = folder / "environment.json"
-    versions = _json(environment, dict) if environment.is_file() else {}
+    versions = read_json(environment, dict) if environment.is_file() else {}
     recipe, metrics = config.read_text(encoding="utf-8"), _metrics(folder / "metrics.json")
-    found = _json(kept, list)
+    found = read_json(kept, list)
     return Run(cfg, recipe, str(weights), scores, classes, metrics, versions, dataset, found, note)
-
-
-def _json(path: Path, kind: type) -> Any:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"{path}: it is no json file ({error}). Write it again.") from error
-    if not isinstance(content, kind):
-        got = type(content).__name__
-        raise InputError(f"{path}: expected a {kind.__name__}, got a {got}. Write it again.")
-    return content
 
 
 def _results(path: Path) -> tuple[Path, Json, Json, Json]:
     """Return the weights evaluated, {task: numbers}, {task: AP of classes}, and the thresholds."""
-    content = _json(path, dict)
+    content = read_json(path, dict)
     try:
         weights, tasks = Path(content["checkpoint"]), content["results"].items()
         scores = {task: _numbers(values) for task, values in tasks}
@@ -171,7 +160,7 @@ def sections(run: Run, iou_type: str, threshold: Thresholds, images: int) -> tup
     data = run.dataset
     least = dict(zip(data.class_ids, threshold.of(data.class_names), strict=True))
     precision, judged = judge(
-        data.truth or read_truth(data.json_file),
+        data.truth or read_json(data.json_file, dict),
         run.predictions,
         iou_type,
         least,

@@ -16,7 +16,7 @@ import cv2
 import numpy as np
 from PIL import Image
 
-from vitdet.app.options import add_threshold_argument, add_weights_arguments, file_options
+from vitdet.app.options import file_options
 from vitdet.data.images import ImageError, open_image, read_header
 from vitdet.utils.checks import InputError
 from vitdet.utils.run_lengths import encode, mask_util
@@ -33,24 +33,6 @@ _FINE = 512  # pixels: outlines of smaller objects are traced on a finer grid
 _FORMATS = ("JPEG", "PNG", "WEBP", "BMP")  # what browsers show too
 _STATUS = {"unknown format": 415, "more than 8 bits": 415}
 _STATUS |= {"too many pixels": 413, "too many scans": 413}
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the command's options."""
-    add_weights_arguments(parser)
-    add_threshold_argument(parser)
-    add = parser.add_argument
-    add("--device", default="auto", help="auto, cpu, cuda, mps (default auto)")
-    add("--host", default="127.0.0.1", help="address (default 127.0.0.1)")
-    add("--port", type=int, default=8000, help="0 for any free one (default 8000)")
-    add("--max-bytes", type=int, default=32 * 2**20, help="of an upload (default 32 MiB)")
-    add("--max-pixels", type=int, default=50_000_000, help="of a picture (default 50 million)")
-    text = "let other machines in: needed for a --host that is not this machine's own"
-    add("--allow-network", action="store_true", help=text)
-    text = "a name by which other machines call this one; may be given several times"
-    add("--host-name", action="append", default=[], metavar="NAME", help=text)
-    text = "below which a proxy asks, such as /detect"
-    add("--root-path", default="", metavar="PATH", help=text)
 
 
 def run(args: argparse.Namespace) -> int:

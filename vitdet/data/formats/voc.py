@@ -35,6 +35,7 @@ _XML_FOLDERS = ("annotation", "xml", "label", "ann")  # how their names begin
 _SIDES = ("xmin", "ymin", "xmax", "ymax")
 _SUFFIXES = (*IMAGE_SUFFIXES, ".xml")
 _LISTS = ("train", "val", "test", "trainval")
+_LIST_FOLDERS = ("imagesets/main", "imagesets", "", "imagesets/segmentation")  # the first counts
 _MASKS = ("SegmentationObject", "SegmentationClass")
 _DECLARED = re.compile(rb"""<\?xml[^>]{0,200}?encoding\s*=\s*["']([A-Za-z0-9._-]+)["']""")
 _ENCODINGS = {"utf-8": "utf-8-sig", "utf8": "utf-8-sig", "gb2312": "gb18030", "gbk": "gb18030"}
@@ -125,10 +126,15 @@ def _lists(listing: Listing, paths: list[Path], notes: list[str]) -> dict[str, l
     if set(by_split) != {WHOLE}:
         return dict(by_split)
     base = bases.pop()
-    places = ("", "imagesets", "imagesets/main")
-    texts = [path for path in listing.of(".txt") if path.is_relative_to(base)]
-    texts = [x for x in texts if x.parent.relative_to(base).as_posix().lower().strip(".") in places]
-    lists = {name: list(_listed(x, paths, notes)) for x in texts if (name := x.stem) in _LISTS}
+    texts: dict[str, list[Path]] = defaultdict(list)
+    for path in listing.of(".txt"):
+        if path.stem in _LISTS and path.is_relative_to(base):
+            texts[path.parent.relative_to(base).as_posix().lower().strip(".")].append(path)
+    used, *others = [texts[each] for each in _LIST_FOLDERS if each in texts] or [[]]
+    for rest in others:
+        why = f"of a part, since {os.path.relpath(used[0].parent, folder)} has such"
+        notes += files.left_out("list", why, rest, folder)
+    lists = {path.stem: list(_listed(path, paths, notes)) for path in used}
     lists = {name: lists[name] for name in _LISTS if lists.get(name)}
     rest = set(paths).difference(*lists.values()) if lists else set()
     both = lists.pop("trainval", None)
@@ -219,11 +225,9 @@ def _object(path: Path, item: Element, names: list[str], first: int, builder: Bu
         builder.problems.append(
             f"{path}: expected xmin below xmax and ymin below ymax, got {got}. Correct the box."
         )
-    width, height = right - left + first, bottom - top + first
     found: Json = {
         "category_id": names.index(_name(path, item)) + 1,
-        "bbox": [left - first, top - first, width, height],
-        "area": width * height,
+        "bbox": [left - first, top - first, right - left + first, bottom - top + first],
         "iscrowd": int(_word(item, "difficult").lower() in ("1", "true", "yes")),
     }
     polygon = item.find("polygon")

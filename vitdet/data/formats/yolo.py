@@ -438,12 +438,8 @@ def _object(line: _Line, names: list[str], size: Size, shape: tuple[int, int]) -
     if len(values) == _BOX:
         x, y, w, h = values
         box = [(x - w / 2) * width, (y - h / 2) * height, w * width, h * height]
-        return found | {"bbox": [round(v, 3) for v in box], "area": round(box[2] * box[3], 3)}
+        return found | {"bbox": [round(v, 3) for v in box]}
     points = np.array(values).reshape(-1, 2).clip(0, 1) * (width, height)
-    xs, ys = points.T
-    box = [xs.min(), ys.min(), xs.max() - xs.min(), ys.max() - ys.min()]
-    return found | {
-        "bbox": [round(float(v), 3) for v in box],
-        "area": round(abs(float(np.sum(xs * np.roll(ys, -1) - np.roll(xs, -1) * ys))) / 2, 3),
-        "segmentation": [[round(float(v), 3) for v in points.ravel()]],
-    }
+    box = np.concatenate([points.min(axis=0), np.ptp(points, axis=0)])
+    polygon = points.ravel().round(3).tolist()
+    return found | {"bbox": box.round(3).tolist(), "segmentation": [polygon]}
