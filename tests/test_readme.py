@@ -100,7 +100,7 @@ def test_every_command_of_the_readme_runs(places, monkeypatch, capsys):
     pytest.importorskip("onnxruntime")
     uvicorn = pytest.importorskip("uvicorn")
     started = []
-    monkeypatch.setattr(uvicorn.Server, "run", lambda self, *_: started.append("serve"))
+    monkeypatch.setattr(uvicorn.Server, "run", lambda self, **_: started.append("serve"))
     for module in (train, launch):
         monkeypatch.setattr(module, "launch", lambda *_, **__: started.append("training"))
     text = (ROOT / "README.md").read_text().replace("\\\n", " ")
