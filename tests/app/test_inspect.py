@@ -52,7 +52,11 @@ ARCHITECTURES = {
         **{"global_block_indexes": [2, 5, 8, 11], "use_rel_pos": True},
     },
     "sam_vit_h": {"embed_dim": 1280, "pos_embed_grid": [64, 64], "pretrain_img_size": 1024},
-    "dinov2_vitg14_reg": {"mlp_ratio": 2.6667, "num_register_tokens": 4, "layer_scale": True},
+    "dinov2_vitg14_reg": {
+        "mlp_ratio": pytest.approx(2.6667, abs=1e-4),
+        "num_register_tokens": 4,
+        "layer_scale": True,
+    },
     "dinov3_vitb16": {"use_abs_pos": False, "layer_scale": True, "num_heads": 12},
     "beit_base.unilm": {"num_heads": 12, "use_abs_pos": False},
     "openai.ViT-L-14-336": {"embed_dim": 1024, "patch_size": 14, "pos_embed_grid": [24, 24]},

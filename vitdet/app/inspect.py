@@ -60,13 +60,16 @@ def _rows(content: Mapping[str, Any], found: Mapping[str, Any]) -> list[Command]
 
 def _fits(held: Weights, found: Mapping[str, Any], weights: str | None) -> list[dict[str, Any]]:
     """Return how the file goes into the recipes of the table, the least left open first."""
+    rows = _rows(held.content, found)
+    if not rows:
+        return []
     from vitdet.predict.others import ALLOWED, takes  # detectron2 takes seconds to import
 
     def changes(cfg: DictConfig, row: Command) -> list[str] | None:
         return follow.changes(cfg, held, row.overrides, weights=weights)
 
     fits = []
-    for row, report in takes(_rows(held.content, found), held.content, changes, weights):
+    for row, report in takes(rows, held.content, changes, weights):
         counts = {"resized": len(report.resized), "dropped": len(report.dropped | report.inexact)}
         counts["initialised"] = len(report.initialised)
         words = [word for word in row.options if word in ALLOWED.values()] + list(row.overrides)
