@@ -198,6 +198,9 @@ def test_what_is_tuned_goes_into_the_recipe_and_stays(weights, tmp_path):
     assert (cfg.train.tune, cfg.optimizer.layer_decay_rate) == ("lora", None)
     assert (cfg.optimizer.lr, cfg.optimizer.backbone_lr_multiplier) == (1e-4, 10)
     assert (cfg.optimizer.no_decay[-1], cfg.model.backbone.net.drop_path_rate) == ("lora_", 0)
+    light = train._following(arguments(*words[:3], "light", "--tune", "lora"), tmp_path / "light")
+    cfg = load_config(train.recipe_of("light", masks=False), light)
+    assert cfg.optimizer.backbone_lr_multiplier == 1  # ten times the tenth of this recipe
     (tmp_path / "last_checkpoint").write_text("checkpoint_8.pth")
     assert train._following(arguments("--out", str(tmp_path), "--resume"), tmp_path) == told
     told = train._following(arguments(*words, "--tune", "lora", "optimizer.lr=3e-4"), tmp_path)

@@ -290,9 +290,9 @@ def _of_depth(now: Mapping[str, Any], depth: int) -> dict[str, list[int]]:
 def tuned(cfg: DictConfig, how: str, typed: Sequence[str] = ()) -> list[str]:
     """Return key=value for each setting of a recipe by which `--tune` trains it.
 
-    Adapters learn at ten times the rate of whole weights ("LoRA Without Regret", Schulman et al.
-    2025), in every layer the same and without decay; what is frozen drops no branches. What a
-    person typed wins: a learning rate of theirs is that of the adapters too.
+    Adapters learn at ten times the rate that the recipe has for the backbone's whole weights
+    ("LoRA Without Regret", Schulman et al. 2025), in every layer the same and without decay; what
+    is frozen drops no branches. What a person typed wins: a learning rate of theirs stays as it is.
     """
     from vitdet.config import arguments, backbone_settings
 
@@ -302,7 +302,7 @@ def tuned(cfg: DictConfig, how: str, typed: Sequence[str] = ()) -> list[str]:
         rules = arguments(cfg.optimizer) | dict(cfg.optimizer)
         fit = {"layer_decay_rate": None, "no_decay": [*rules.get("no_decay", ()), "lora_"]}
         if "optimizer.lr" not in keys:
-            fit["backbone_lr_multiplier"] = 10.0
+            fit["backbone_lr_multiplier"] = 10.0 * rules.get("backbone_lr_multiplier", 1.0)
         told |= {f"optimizer.{key}": value for key, value in fit.items() if key in rules}
         if "drop_path_rate" in backbone_settings(OmegaConf.select(cfg, NET)):
             told[f"{NET}.drop_path_rate"] = 0.0
