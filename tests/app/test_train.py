@@ -254,7 +254,9 @@ def test_weights_that_do_not_fit_are_a_line_that_says_so(capsys, data, tmp_path)
     error = _error(capsys, data, "--weights", str(weights))
     assert f"--weights {weights}: it does not fit" in error
     # and no option is named as if this command had it
-    assert ("--source-format" in error) == ("options are those of `vitdet convert`" in error)
+    assert ("--source-format" in error) == (
+        "has these options, and --weights OUT.pth takes" in error
+    )
 
 
 # --- steps ----------------------------------------------------------------------------------------

@@ -108,6 +108,7 @@ def _following(args: argparse.Namespace, place: Path) -> list[str]:
         model = follow.model_of_run(found.content, source=source)
         if width := describe(found.content, source=source)["backbone"].get("embed_dim"):
             fitting = small if width <= 384 else "base" if width <= 768 else "large"
+            fitting = "tiny" if width < 384 and not net else fitting  # a detector of this size
         if model is not None:
             recipes = {size: load_config(recipe_of(size, masks=True)) for size in SIZES}
             fitting = follow.nearest_recipe(model, recipes)
