@@ -54,8 +54,9 @@ def test_features_windows_parameters_and_a_saved_file(name, tmp_path):
 
 def test_the_three_lines_of_the_readme_do_what_they_say(monkeypatch):
     root = FOLDER.parents[1]
-    section = (root / "README.md").read_text().split("## A backbone for another project")[1]
-    lines = re.findall(r"^    (.+)$", section.split("\n## ")[0], re.MULTILINE)
+    text = (root / "README.md").read_text()
+    (code,) = re.findall(r"```python\n(from vitdet import build_model.*?)```", text, re.DOTALL)
+    lines = [line for line in code.splitlines() if line]
     assert len(lines) == 3
     monkeypatch.chdir(root)
     monkeypatch.setattr(vitdet, "build_model", partial(build_model, device="meta"))

@@ -347,7 +347,7 @@ def test_load_weights_copies_every_value_but_what_it_was_told_to_leave():
         (
             {"pretrain_img_size": 128},
             r"shape of pos_embed: expected \(1, 17, 16\) \(model\), got \(1, 65, 16\) \(file\)"
-            r".*python converter\.py --source-model x\.pth",
+            r".*vitdet convert --source-model x\.pth",
         ),
         ({"mlp_ratio": 2}, r"shape of blocks\.0\.mlp\.fc1\.weight"),
         ({"layer_scale": True}, r"4 unexpected \(blocks\.0\.ls1\.gamma"),
@@ -366,7 +366,7 @@ def test_load_weights_names_the_cause(changes, message):
 def test_load_weights_names_class_counts_and_other_formats():
     with pytest.raises(InputError, match=r"x\.pth: file has 80 classes, model 1203\. "):
         checkpoint.load_weights(_Heads(1203), _Heads(80).state_dict(), source="x.pth")
-    with pytest.raises(InputError, match=r"Convert it first: python converter\.py"):
+    with pytest.raises(InputError, match="Convert it first: vitdet convert"):
         checkpoint.load_weights(tiny(), {"encoder.w": torch.ones(1)}, source="x.pth")
 
 

@@ -426,12 +426,12 @@ def test_a_server_for_the_network_goes_by_addresses_and_given_names():
 
 
 def test_a_wrong_option_is_one_line(capsys, monkeypatch):
-    words = ["serve", "--weights", "no_such.pth", "--host"]
+    words = ["serve", "--weights", "no:such", "--host"]  # a name, which is looked up later
     wrong = {
         ("0.0.0.0",): "--host 0.0.0.0: other machines reach this address",
         ("example.org",): "Add --allow-network if they shall",
         ("::1", "--max-bytes", "0"): "--max-bytes 0 --max-pixels 50000000: both are 1 or more",
-        ("localhost",): "no_such.pth: there is no such file",
+        ("localhost", "--weights", "no_such.pth"): "no_such.pth: expected a file, got nothing",
     }
     for options, text in wrong.items():
         assert cli.main([*words, *options]) == 2
@@ -475,7 +475,8 @@ def test_the_command_serves_and_ends_at_an_interrupt(drawn_run):
     finally:
         process.kill()
     assert process.returncode == 0
-    assert (out, err) == ("ended\n", "")
+    said = f"{drawn_run.weights}: threshold 0.5, as no evaluation found one\n"
+    assert (out, err) == ("ended\n", said)
     # and its answer is the predictor's
     predictor = Predictor.from_checkpoint(drawn_run.weights, device="cpu", threshold=0.0)
     result = predictor(drawn_run.images[0])

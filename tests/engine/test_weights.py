@@ -23,8 +23,8 @@ from vitdet.weights import Weights
 NET = "model.backbone.net."
 # of the file below, where the recipe (32 channels, 2 blocks, positions of 64 pixels) has others
 FOLLOWED = [
-    *("global_block_indexes=[3]", "embed_dim=128", "depth=4", "layer_scale=True"),
-    *("mlp_ratio=2.0", "pretrain_img_size=80"),
+    *("global_block_indexes=[3]", "embed_dim=128", "depth=4", "mlp_ratio=2.0"),
+    *("layer_scale=True", "pretrain_img_size=80"),
 ]
 
 
