@@ -9,6 +9,7 @@ import argparse
 import sys
 
 from vitdet.app import recipe
+from vitdet.app.options import ARGUMENTS
 from vitdet.app.recipe import main
 from vitdet.app.words import translated
 from vitdet.utils.checks import exit_status
@@ -21,7 +22,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         allow_abbrev=False, description=recipe.WHAT, epilog=recipe.ENDS
     )
-    recipe.add_arguments(parser)
+    ARGUMENTS["recipe"](parser)
     words = sys.argv[1:] if arguments is None else arguments
     return parser.parse_intermixed_args(translated(parser, words))
 

@@ -291,7 +291,7 @@ def test_commands_take_names(server, data, tmp_path, monkeypatch):
     seen = []
     monkeypatch.setattr(train, "_run", lambda args, _: seen.append(args.weights))
     out = ["--out", str(tmp_path / "out")]
-    assert cli.main(["train", "--data", "d", "--weights", f"{server.url}small.pth", *out]) == 0
+    assert cli.main(["train", "--data", ".", "--weights", f"{server.url}small.pth", *out]) == 0
     assert seen == [tmp_path / "torch/hub/checkpoints/small.pth"]
     words = ["convert", "--source-model", "mae:mae_pretrain_vit_bas", "--output-model"]
     words += [str(tmp_path / "o.pth"), "--config-file", "configs/mini/mask_rcnn_eva02_shapes.py"]

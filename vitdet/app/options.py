@@ -11,7 +11,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vitdet.app import recipe
 from vitdet.app.words import translated
 from vitdet.utils.checks import InputError
 
@@ -102,6 +101,29 @@ def _train(parser: argparse.ArgumentParser) -> None:
     steps = "build all, take two real steps, print memory, time and length, keep nothing"
     add("--dry-run", action="store_true", help=steps)
     add("overrides", nargs="*", default=[], metavar="key=value", help="changes to the recipe")
+
+
+def _recipe(parser: argparse.ArgumentParser) -> None:
+    # as detectron2's tools name them
+    add = parser.add_argument
+    add("--config-file", required=True, metavar="FILE", help="recipe, .py or .yaml")
+    start = "start from it: converted first where it is another project's, the recipe follows it"
+    add("--weights", metavar="FILE", help=start)
+    what = "what of the backbone learns: all of it, adapters (lora), nothing (head)"
+    add("--tune", choices=TUNE, help=what)
+    add("--resume", action="store_true", help="continue train.output_dir's run")
+    trial = "build all, take two real steps, print memory, time and length, keep nothing"
+    add("--dry-run", action="store_true", help=trial)
+    add("--eval-only", action="store_true", help="evaluate, do not train")
+    add("--print-groups", action="store_true", help="print each parameter's lr")
+    processes = "processes on this machine (default 1)"
+    add("--num-gpus", type=int, default=1, metavar="N", help=processes)
+    add("--num-machines", type=int, default=1, metavar="N")
+    add("--machine-rank", type=int, default=0, metavar="I", help="0 to N-1")
+    address = "tcp://HOST:PORT of machine 0; auto finds a free port on one machine"
+    add("--dist-url", default="auto", help=address)
+    words = "changes, as train.seed=1"
+    add("overrides", nargs="*", default=[], metavar="key=value", help=words)
 
 
 def _data(parser: argparse.ArgumentParser) -> None:
@@ -258,7 +280,7 @@ def _serve(parser: argparse.ArgumentParser) -> None:
 
 ARGUMENTS: dict[str, Callable[[argparse.ArgumentParser], None]] = {
     "train": _train,
-    "recipe": recipe.add_arguments,
+    "recipe": _recipe,
     "data": _data,
     "predict": _predict,
     "val": _val,

@@ -13,29 +13,6 @@ ENDS = (
 )
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the options, as detectron2's tools name them."""
-    add = parser.add_argument
-    add("--config-file", required=True, metavar="FILE", help="recipe, .py or .yaml")
-    start = "start from it: converted first where it is another project's, the recipe follows it"
-    add("--weights", metavar="FILE", help=start)
-    what = "what of the backbone learns: all of it, adapters (lora), nothing (head)"
-    add("--tune", choices=("all", "lora", "head"), help=what)
-    add("--resume", action="store_true", help="continue train.output_dir's run")
-    trial = "build all, take two real steps, print memory, time and length, keep nothing"
-    add("--dry-run", action="store_true", help=trial)
-    add("--eval-only", action="store_true", help="evaluate, do not train")
-    add("--print-groups", action="store_true", help="print each parameter's lr")
-    processes = "processes on this machine (default 1)"
-    add("--num-gpus", type=int, default=1, metavar="N", help=processes)
-    add("--num-machines", type=int, default=1, metavar="N")
-    add("--machine-rank", type=int, default=0, metavar="I", help="0 to N-1")
-    address = "tcp://HOST:PORT of machine 0; auto finds a free port on one machine"
-    add("--dist-url", default="auto", help=address)
-    words = "changes, as train.seed=1"
-    add("overrides", nargs="*", default=[], metavar="key=value", help=words)
-
-
 def main(args: argparse.Namespace) -> None:
     """Run in each process."""
     from vitdet.config import load_config
