@@ -6,6 +6,7 @@ import io
 import threading
 from contextlib import contextmanager
 
+import httpx
 import numpy as np
 import torch
 from detectron2.structures import Boxes, Instances
@@ -93,3 +94,16 @@ def serving(predictor=None, limits=None, **options):
         listening.close()
         url.worker.end()
         assert not thread.is_alive()
+
+
+def post(url, content, **headers):
+    return httpx.post(f"{url}/predict", content=content, headers=headers, timeout=60)
+
+
+def refused(answer, status):
+    """The one line of an error."""
+    assert answer.status_code == status, answer.text
+    content = answer.json()
+    assert set(content) == {"error"}
+    assert "\n" not in content["error"]
+    return content["error"]
