@@ -265,12 +265,12 @@ def different(cfg: DictConfig, model: DictConfig, typed: Sequence[str] = ()) -> 
     from vitdet.config import backbone_settings
 
     keys = {word.partition("=")[0] for word in typed}
-    pairs = [(NET, OmegaConf.select(cfg, NET), OmegaConf.select(model, NET[6:]))]
-    settings = [(f"{key}.", *map(backbone_settings, both)) for key, *both in pairs]
+    nets = OmegaConf.select(cfg, NET), OmegaConf.select(model, NET.removeprefix("model."))
+    settings = map(backbone_settings, nets)
     pixels = [{k: node.get(k) for k in ("pixel_mean", "pixel_std")} for node in (cfg.model, model)]
     return [
         setting(f"{key}{name}", theirs[name])
-        for key, ours, theirs in (*settings, ("model.", *pixels))
+        for key, ours, theirs in ((f"{NET}.", *settings), ("model.", *pixels))
         for name in theirs
         if name in ours and name not in _TRAINING and ours[name] != theirs[name]
         if f"{key}{name}" not in keys
