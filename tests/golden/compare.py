@@ -7,7 +7,10 @@ Boxes and anchors in pixels: 1e-5 of the largest coordinate, because a box side 
 S * delta / 10 for a delta that may be wrong by 1e-4.
 Gradient norms: 1e-5 relative, and 2e-5 absolute for norms below 2: gradients are float32 sums of
 many terms of order 1, and one that is zero in theory (that of the bias of k) comes out with a norm
-of 4e-6 to 2e-5 in the cases of detectron2.
+of 4e-6 to 2e-5 in the cases of detectron2. That is of the float64 result: to the stored number,
+itself as far off as its case says (`float32_error`, at most 5e-5), it is so much more. In
+vil_srformer_small_values, on a processor without AVX-512, ours is 8e-6 to one side of it and the
+stored one 5e-6 to the other.
 """
 
 from __future__ import annotations
@@ -175,6 +178,8 @@ def _compare_ranked(result, key, got, stored, stride, tolerance):
 
 
 def _compare_norms(result, case, gradients):
+    errors = case.info.get("float32_error", {})
+    stored_error = max((e for key, e in errors.items() if key.startswith("grad_norm")), default=0.0)
     for name, gradient in gradients.items():
         key = f"grad_norm/{name}"
         got = 0.0 if gradient is None else float(gradient.double().norm())
@@ -186,4 +191,5 @@ def _compare_norms(result, case, gradients):
             stored = float(case.arrays[key])
             # As a relative difference, so that keys can be compared with each other.
             difference = abs(got - stored) / max(stored, _SMALL_NORM)
-            result.add(key, difference, _NORM_TOLERANCE, f"got {got:.7g}, stored {stored:.7g}")
+            tolerance = _NORM_TOLERANCE + stored_error
+            result.add(key, difference, tolerance, f"got {got:.7g}, stored {stored:.7g}")

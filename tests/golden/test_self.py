@@ -182,6 +182,11 @@ def test_stored_keys_must_be_compared():
 def test_gradient_norms_are_relative():
     assert failing(compare_toy(toy_case({}), w=torch.full((4,), 2.00001))) == []
     assert failing(compare_toy(toy_case({}), w=torch.full((4,), 2.0001))) == ["grad_norm/w"]
+    off = {"what": "against float64", "grad_norm (largest relative)": 1e-5}  # the stored one too
+    inexact = toy_case({}, float32_error=off)
+    assert failing(compare_toy(toy_case({}), w=torch.full((4,), 2.00003))) == ["grad_norm/w"]
+    assert failing(compare_toy(inexact, w=torch.full((4,), 2.00003))) == []
+    assert failing(compare_toy(inexact, w=torch.full((4,), 2.00005))) == ["grad_norm/w"]
     none_stored = toy_case({}, parameters_without_grad=["w"])
     assert failing(compare_toy(none_stored)) == ["grad_norm/w"]
 
