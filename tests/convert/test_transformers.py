@@ -53,6 +53,14 @@ CLASSES = {
     "msn": ("ViTMSN", {}, {}),
     "data2vec": ("Data2VecVision", NO_TABLE, {}),
     "dpt": ("DPT", {"is_hybrid": False}, {}),
+    "blip": ("BlipVision", {}, {}),
+    "internvl": (
+        "InternVLVision",
+        {"image_size": [32, 32], "patch_size": [8, 8], "attention_bias": True},
+        {"final_norm": False},
+    ),
+    "flava": ("FlavaImage", {}, {}),
+    "owl-vit": ("OwlViTVision", {}, {"final_norm": False}),
 }
 
 

@@ -126,7 +126,7 @@ def _untold(
     if fmt == "hf_vit" and not settings["layer_scale"]:
         eps = 1e-12
     elif fmt == "hf_clip" and not settings["pre_norm"]:
-        act = "gelu_tanh"  # SigLIP
+        act = "gelu" if settings["pretrain_use_cls_token"] else "gelu_tanh"  # BLIP; SigLIP
     elif fmt in ("clip", "hf_clip") or settings["pre_norm"]:
         eps = 1e-5
         act = "quick_gelu" if fmt == "hf_clip" or openai or "quickgelu" in timm else "gelu"

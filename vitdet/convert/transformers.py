@@ -21,7 +21,12 @@ _PARTS = (  # in a block: our names, and theirs
         )
         for ours, old in (("q", "query"), ("k", "key"), ("v", "value"))
     ),
-    ("attn.proj.", r"(?:attention\.output\.dense|(?:self_attn|attention)\.(?:o|out)_proj)\."),
+    ("attn.qkv.", r"self_attn\.qkv\."),
+    (
+        "attn.proj.",
+        r"(?:attention\.output\.dense|self_attn\.projection|"
+        r"(?:self_attn|attention)\.(?:(?:o|out)_proj|projection_layer))\.",
+    ),
     ("attn.", r"attn\."),
     ("norm1.", r"(?:norm1|layer_?norm1|layernorm_before)\."),
     ("norm2.", r"(?:norm2|layer_?norm2|layernorm_after)\."),
