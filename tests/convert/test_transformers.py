@@ -197,6 +197,47 @@ def test_timm_has_perception_encoder_too(name):
         torch.testing.assert_close(net(images)["last_feat"], theirs, rtol=0, atol=1e-4)
 
 
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [
+        ("test_vit", {"num_heads": 2}),
+        ("vit_base_patch16_gap_224", {"num_heads": 16}),  # of 48 channels
+        ("vit_base_patch32_siglip_256", {"act_layer": "gelu_tanh"}),
+        ("vit_base_patch16_siglip_224", {"act_layer": "gelu"}),  # as timm computes it
+        ("vit_base_patch16_clip_quickgelu_224", {"act_layer": "quick_gelu", "norm_eps": 1e-5}),
+    ],
+)
+def test_timm_tells_of_its_models_what_no_shape_tells(name, told):
+    timm = pytest.importorskip("timm")
+    torch.manual_seed(0)
+    model = timm.create_model(name, depth=1).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.normal_(0, 0.05)
+    patch, side = model.patch_embed.patch_size[0], model.patch_embed.img_size[0]
+    content = model.state_dict()
+    settings = net_settings(content, {"architecture": name}, patch_size=patch)
+    assert {key: settings[key] for key in told} == told
+    settings |= {"use_cls_token": "cls_token" in content}
+    net = ViT(img_size=side, patch_size=patch, **settings).eval()
+    net.load_state_dict(convert(content, shapes_of(net.state_dict()), settings=settings)[0])
+    images = torch.randn(1, 3, side, side)
+    with torch.no_grad():
+        theirs = model.forward_intermediates(images, [0], norm=False, intermediates_only=True)[0]
+        torch.testing.assert_close(net(images)["last_feat"], theirs, rtol=0, atol=1e-4)
+
+
+def test_heads_of_a_changed_timm_model_and_positions_that_are_not_known():
+    timm = pytest.importorskip("timm")
+    content = timm.create_model("test_vit").state_dict()
+    config = {"architecture": "test_vit", "model_args": {"num_heads": 4}}
+    assert net_settings(content, config)["num_heads"] == 4
+    assert net_settings(content, {"architecture": "resnet18"})["num_heads"] == 1
+    content = timm.create_model("vit_small_patch16_rope_224", depth=1).state_dict()
+    with pytest.raises(InputError, match=r"source: expected positions, got no pos_embed\. "):
+        net_settings(content, {})
+
+
 @needs_manifests
 @pytest.mark.parametrize("name", ["PE-Core-B16-224", "PE-Spatial-S16-512", "sam3.trunk"])
 def test_the_settings_take_every_weight(name):

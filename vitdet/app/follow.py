@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from vitdet.convert import FORMATS
@@ -68,23 +69,14 @@ def net_settings(
         {} for detectors (`alone`), files of ours, unknown formats, backbones that are no plain ViT.
 
     Raises:
-        InputError: config.json and the weights are of two models; an activation that ours lack.
+        InputError: config.json and the weights are of two models; an activation that ours lack; a
+            model of timm without pos_embed, whose positions no file tells.
     """
     found = describe(content, weights=weights, source_format=source_format, source=source)
     if not is_plain(found, alone=alone):
         return {}
     sizes, fmt = found["backbone"], found["format"]
-    config = vision if isinstance(vision := config.get("vision_config"), Mapping) else config
-    for key, kind in _TOLD.items():
-        if key in config and not (type(value := config[key]) is kind and value):
-            text = f"{key}: expected {kind.__name__}, got {value!r}. Fetch it anew."
-            raise InputError(f"{source}: config.json: {text}")
-    for ours, theirs in (("embed_dim", "hidden_size"), ("depth", "num_hidden_layers")):
-        if config.get(theirs, sizes[ours]) != sizes[ours]:
-            raise InputError(
-                f"{source}: config.json says {theirs} {config[theirs]}, the weights have "
-                f"{sizes[ours]}: they are not of one model. Fetch both anew."
-            )
+    config = _checked(config, sizes, source)
     settings = {name: sizes[name] for name in _SHAPES if name in sizes}
     settings["num_heads"] = _heads(sizes, config, fmt)
     if grid := sizes.get("pos_embed_grid"):
@@ -92,6 +84,9 @@ def net_settings(
         settings["pretrain_img_size"] = sides[0] if grid[0] == grid[1] else sides
     if sizes["use_rel_pos"]:
         settings["use_rel_pos"] = True
+    elif fmt == "timm" and not sizes["use_abs_pos"]:
+        text = "expected positions, got no pos_embed. Which others timm computes for this model no"
+        raise InputError(f"{source}: {text} file tells: take a model that has pos_embed.")
     openai = fmt == "clip" and ("input_resolution" in content or len(found["dtypes"]) > 1)
     settings |= _untold(fmt, config, settings, source, openai=openai)
     if settings["rope"] == "pe":
@@ -103,6 +98,44 @@ def net_settings(
         settings |= {"split_qkv": True, "rope": "eva02", "rope_pretrain_grid": 16}
         settings |= {"inner_attn_norm": sizes["inner_attn_norm"], "use_rel_pos": False}
     return settings
+
+
+def _checked(config: Mapping[str, Any], sizes: Mapping[str, Any], source: str) -> Mapping[str, Any]:
+    """Return what config.json, or timm of its model, tells of the image tower of these weights."""
+    config = vision if isinstance(vision := config.get("vision_config"), Mapping) else config
+    config = {**_told_by_timm(config), **config}
+    for key, kind in _TOLD.items():
+        if key in config and not (type(value := config[key]) is kind and value):
+            text = f"{key}: expected {kind.__name__}, got {value!r}. Fetch it anew."
+            raise InputError(f"{source}: config.json: {text}")
+    for ours, theirs in (("embed_dim", "hidden_size"), ("depth", "num_hidden_layers")):
+        if config.get(theirs, sizes[ours]) != sizes[ours]:
+            raise InputError(
+                f"{source}: config.json says {theirs} {config[theirs]}, the weights have "
+                f"{sizes[ours]}: they are not of one model. Fetch both anew."
+            )
+    return config
+
+
+def _told_by_timm(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what timm's own model of an "architecture" has and no shape tells, as config.json."""
+    if not isinstance(architecture := config.get("architecture"), str):
+        return {}
+    import timm  # takes seconds
+
+    if not timm.is_model(architecture):
+        return {}
+    with torch.device("meta"):
+        blocks = getattr(timm.create_model(architecture, num_classes=0), "blocks", None)
+    if not blocks or not hasattr(getattr(blocks[0], "attn", None), "num_heads"):
+        return {}
+    act = getattr(blocks[0].mlp, "act", None)
+    told = {"QuickGELU": "quick_gelu", "SiLU": "silu", "GELUTanh": "gelu_pytorch_tanh"}
+    name = told.get(type(act).__name__, "gelu")
+    name = "gelu_pytorch_tanh" if getattr(act, "approximate", "none") == "tanh" else name
+    changed = args if isinstance(args := config.get("model_args"), Mapping) else {}
+    heads = changed.get("num_heads", blocks[0].attn.num_heads)
+    return {"num_attention_heads": heads, "layer_norm_eps": blocks[0].norm1.eps, "hidden_act": name}
 
 
 def _heads(sizes: Mapping[str, Any], config: Mapping[str, Any], fmt: str) -> int:
@@ -122,16 +155,14 @@ def _untold(
     `openai` says whose CLIP it is: its archives alone have kernels of float16 and norms of float32.
     """
     known = {key: value for key, value in FORMATS[fmt].settings if "." not in key}
-    eps, act, timm = known.get("norm_eps", 1e-6), "gelu", str(config.get("architecture", ""))
+    eps, act = known.get("norm_eps", 1e-6), "gelu"
     if fmt == "hf_vit" and not settings["layer_scale"]:
         eps = 1e-12
     elif fmt == "hf_clip" and not settings["pre_norm"]:
         act = "gelu" if settings["pretrain_use_cls_token"] else "gelu_tanh"  # BLIP; SigLIP
     elif fmt in ("clip", "hf_clip") or settings["pre_norm"]:
         eps = 1e-5
-        act = "quick_gelu" if fmt == "hf_clip" or openai or "quickgelu" in timm else "gelu"
-    elif "siglip" in timm and "siglip2" not in timm:
-        act = "gelu_tanh"
+        act = "quick_gelu" if fmt == "hf_clip" or openai else "gelu"
     if "hidden_act" in config:
         if config["hidden_act"] not in _ACTIVATIONS:
             text = f"expected one of {', '.join(_ACTIVATIONS)}, got {config['hidden_act']}"
